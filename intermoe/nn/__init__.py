@@ -1,0 +1,1 @@
+"""Neural modules: autoencoder, denoiser, Mixture-of-Experts block, text encoders."""
