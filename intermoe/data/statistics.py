@@ -1,0 +1,128 @@
+"""Mean and standard deviation of the motion columns, stored with every model."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from intermoe.data.interhuman import InterHumanDataset
+from intermoe.data.motion import MOTION_WIDTH, Array, ArrayOrTensor
+
+# Below this a column counts as constant (rigid joints): dividing by its own deviation would only amplify rounding. The
+# smallest real deviations, of velocities in metres per frame, are several times as large.
+STD_FLOOR = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """``mean`` and ``std``, float32 numpy arrays of one shape (C,); ``std`` is positive.
+
+    Raises:
+        ValueError: shapes differ, a value is not finite or a deviation is not positive.
+    """
+
+    mean: Array
+    std: Array
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = np.array(getattr(self, name), dtype=np.float32)
+            if values.ndim != 1 or not np.isfinite(values).all():
+                raise ValueError(f"{name}: expected a vector of finite numbers, got shape {values.shape}")
+            values.setflags(write=False)
+            object.__setattr__(self, name, values)
+        if self.mean.shape != self.std.shape:
+            raise ValueError(f"std: expected the shape of mean {self.mean.shape}, got {self.std.shape}")
+        if not (self.std > 0).all():
+            raise ValueError(f"std: expected positive numbers, got a smallest of {self.std.min()}")
+
+    def normalise(self, x: ArrayOrTensor) -> ArrayOrTensor:
+        """(x - mean) / std over the last dimension; numpy in, numpy out; a tensor keeps device and dtype."""
+        mean, std = self._like(x)
+        normalised: ArrayOrTensor = (x - mean) / std
+        return normalised
+
+    def denormalise(self, x: ArrayOrTensor) -> ArrayOrTensor:
+        """x * std + mean over the last dimension, the inverse of ``normalise``."""
+        mean, std = self._like(x)
+        restored: ArrayOrTensor = x * std + mean
+        return restored
+
+    def _like(self, x: ArrayOrTensor) -> tuple[Any, Any]:
+        if x.shape[-1] != self.mean.shape[0]:
+            raise ValueError(f"x: last dimension must be {self.mean.shape[0]}, got {tuple(x.shape)}")
+        if isinstance(x, torch.Tensor):
+            return torch.tensor(self.mean).to(x), torch.tensor(self.std).to(x)
+        return self.mean, self.std
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``.json`` or ``.npz`` file, whole or not at all. Raises ``ValueError`` for another suffix."""
+        path = Path(path)
+        _check_suffix(path)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                if path.suffix == ".npz":
+                    np.savez(file, mean=self.mean, std=self.std)
+                else:
+                    values = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+                    file.write(json.dumps(values).encode())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path) -> Statistics:
+        """Read what ``save`` wrote. Raises ``ValueError`` that names the file where it holds something else."""
+        path = Path(path)
+        _check_suffix(path)
+        try:
+            if path.suffix == ".npz":
+                with np.load(path, allow_pickle=False) as values:
+                    return cls(values["mean"], values["std"])
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(np.array(values["mean"], np.float32), np.array(values["std"], np.float32))
+        except (KeyError, TypeError, ValueError, EOFError) as error:
+            raise ValueError(f"{path}: not a file of motion statistics: {error!r}") from error
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in (".json", ".npz"):
+        raise ValueError(f"path: expected a .json or .npz file, got {path}")
+
+
+def compute_statistics(
+    dataset: InterHumanDataset | Sequence[dict[str, torch.Tensor]], *, passes: int = 1
+) -> Statistics:
+    """Mean and standard deviation (262,) over all frames of both persons, deviations floored at ``STD_FLOOR``.
+
+    Takes the items as the data set yields them, augmentation included. ``passes`` > 1 goes through that many epochs,
+    for a data set that draws windows or mirrors at random, and leaves the data set at epoch 0.
+    """
+    if passes < 1:
+        raise ValueError(f"passes: must be >= 1, got {passes}")
+    count = 0
+    total = np.zeros(MOTION_WIDTH)
+    squares = np.zeros(MOTION_WIDTH)
+    for epoch in range(passes):
+        if isinstance(dataset, InterHumanDataset):
+            dataset.set_epoch(epoch)
+        for index in range(len(dataset)):
+            motion = dataset[index]["motion"].double().numpy().reshape(-1, MOTION_WIDTH)
+            count += motion.shape[0]
+            total += motion.sum(0)
+            squares += (motion**2).sum(0)
+    if isinstance(dataset, InterHumanDataset):
+        dataset.set_epoch(0)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    return Statistics(mean.astype(np.float32), np.maximum(std, STD_FLOOR).astype(np.float32))

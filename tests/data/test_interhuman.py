@@ -1,0 +1,253 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from intermoe.data import InterHumanDataset, collate, joints, process_pair
+
+
+@pytest.fixture
+def make_set(tmp_path):
+    """Writes a small set of given lengths: item "a0" has 40 frames and so on; returns its folder."""
+
+    def make(lengths=(40, 60, 30), split="train"):
+        rng = np.random.default_rng(0)
+        for folder in ("motions_processed/person1", "motions_processed/person2", "annots", "split"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        names = []
+        for i, frames in enumerate(lengths):
+            names.append(f"a{i}")
+            for person in ("person1", "person2"):
+                motion = rng.normal(size=(frames, 492)).astype(np.float32)
+                np.save(tmp_path / "motions_processed" / person / f"a{i}.npy", motion)
+            (tmp_path / "annots" / f"a{i}.txt").write_text(f"the first dancer turns left {i}\none turns right {i}\n")
+        (tmp_path / "split" / f"{split}.txt").write_text("\n".join(names))
+        return tmp_path
+
+    return make
+
+
+def same(one, other):
+    return (
+        one["name"] == other["name"]
+        and one["caption"] == other["caption"]
+        and torch.equal(one["motion"], other["motion"])
+    )
+
+
+def test_reads_the_right_columns(make_set):
+    root = make_set(split="val")
+    item = InterHumanDataset(root, "val")[0]
+    raw = [
+        np.load(root / "motions_processed" / p / "a0.npy")[:, [*range(66), *range(186, 312)]]
+        for p in ("person1", "person2")
+    ]
+    expected = np.stack(process_pair(*raw), axis=1)
+    assert item["name"] == "a0"
+    assert item["caption"] == "the first dancer turns left 0"
+    assert item["motion"].dtype == torch.float32
+    assert item["motion"].shape == (39, 2, 262)
+    np.testing.assert_array_equal(item["motion"].numpy(), expected)
+
+
+def test_evaluation_takes_the_first_frames_and_caption(make_set):
+    dataset = InterHumanDataset(make_set(split="val"), "val", max_frames=16)
+    whole = InterHumanDataset(dataset.root, "val")
+    for index in range(3):
+        assert dataset[index]["motion"].shape[0] == 16
+        assert dataset[index]["caption"] == dataset.captions(index)[0]
+        # Rotations are local, so they show which frames these are whatever the canonical frame.
+        assert torch.equal(dataset[index]["motion"][..., 132:258], whole[index]["motion"][:16, ..., 132:258])
+        dataset.set_epoch(1)
+        assert same(dataset[index], dataset[index])
+
+
+def test_windows_are_random_canonical_and_inside(make_set):
+    dataset = InterHumanDataset(make_set(), "train", window=20)
+    whole = InterHumanDataset(dataset.root, "train", training=False)
+    starts, captions = set(), set()
+    for epoch in range(40):
+        dataset.set_epoch(epoch)
+        item = dataset[0]
+        assert item["motion"].shape == (20, 2, 262)
+        assert torch.allclose(joints(item["motion"])[0, 0, 0, [0, 2]], torch.zeros(2), atol=1e-6)
+        rotations = whole[0]["motion"][..., 132:258]
+        starts |= {s for s in range(20) if torch.equal(rotations[s : s + 20], item["motion"][..., 132:258])}
+        captions.add(item["caption"])
+    assert min(starts) < 5
+    assert max(starts) > 14
+    assert len(captions) == 2
+    with pytest.warns(UserWarning, match="shorter than 33 frames: 1"):
+        assert len(InterHumanDataset(dataset.root, "train", window=32)) == 2
+
+
+@pytest.mark.parametrize(("frames", "window"), [(21, 20), (22, 20)])  # one possible window; two
+def test_every_window_can_be_drawn(make_set, frames, window):
+    dataset = InterHumanDataset(make_set((frames,)), "train", window=window)
+    rotations = InterHumanDataset(dataset.root, "train", training=False)[0]["motion"][..., 132:258]
+    starts = set()
+    for epoch in range(30):
+        dataset.set_epoch(epoch)
+        window_rotations = dataset[0]["motion"][..., 132:258]
+        starts |= {s for s in range(frames - window) if torch.equal(rotations[s : s + window], window_rotations)}
+    assert starts == set(range(frames - window))
+
+
+def test_augmentation_moves_captions_with_motion(make_set):
+    dataset = InterHumanDataset(make_set((40,)), "train", mirror=True, swap_persons=True)
+    plain = InterHumanDataset(dataset.root, "train", training=False)
+    seen = set()
+    for epoch in range(60):
+        dataset.set_epoch(epoch)
+        item = dataset[0]
+        if "dancer" not in item["caption"]:
+            continue
+        mirrored, swapped = "right" in item["caption"], "second" in item["caption"]
+        seen.add((mirrored, swapped))
+        rotations = item["motion"][..., 132:258]
+        if swapped:
+            rotations = rotations.flip(1)
+        expected = plain[0]["motion"][..., 132:258]
+        assert torch.equal(rotations, expected) is not mirrored
+        if mirrored:  # the left knee's rotation is the mirrored right knee's
+            signs = torch.tensor([1, -1, -1, 1, -1, 1.0])
+            assert torch.equal(rotations[..., 18:24], expected[..., 24:30] * signs)
+    assert len(seen) == 4
+
+
+def test_randomness_is_a_function_of_seed_epoch_and_index(make_set):
+    root = make_set()
+    options = {"window": 20, "mirror": True, "swap_persons": True}
+    dataset = InterHumanDataset(root, "train", **options, seed=3)
+    epochs = []
+    for epoch in (0, 1):
+        dataset.set_epoch(epoch)
+        epochs.append([dataset[i] for i in range(3)])
+    assert not all(map(same, *epochs))
+    other_seed = InterHumanDataset(root, "train", **options, seed=4)
+    assert not all(same(other_seed[i], epochs[0][i]) for i in range(3))
+    # Workers that stay alive over epochs, and other orders, give the same items.
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=True)
+    for epoch in (1, 0):
+        dataset.set_epoch(epoch)
+        assert all(map(same, loader, epochs[epoch]))
+        assert all(same(dataset[i], epochs[epoch][i]) for i in (2, 0, 1))
+
+
+def break_set(root):
+    """One item for each problem; "a0" stays good."""
+    person1, person2 = (root / "motions_processed" / p for p in ("person1", "person2"))
+    (person2 / "a1.npy").unlink()
+    (person1 / "a2.npy").write_bytes(b"not an array")
+    np.save(person1 / "a3.npy", np.zeros((40, 262), np.float32))
+    motion = np.load(person1 / "a4.npy")
+    motion[7, 190] = np.nan
+    np.save(person1 / "a4.npy", motion)
+    (root / "annots" / "a5.txt").write_text("\n")
+    (root / "annots" / "a6.txt").unlink()
+    np.save(person2 / "a8.npy", np.zeros((41, 492), np.float32))
+    np.save(person1 / "a9.npy", np.array([{}], dtype=object), allow_pickle=True)
+    for person in (person1, person2):
+        (person / "a10.npy").unlink()
+
+
+def test_problems_are_reported_by_name(make_set):
+    root = make_set((40,) * 7 + (16,) + (40,) * 4)
+    break_set(root)
+    (root / "ignore_list.txt").write_text("a11\n")
+    with pytest.warns(UserWarning, match="10 of 11 items cannot be used"):
+        dataset = InterHumanDataset(root, "train")
+    assert dataset.names == ["a0"]
+    assert dataset.report.ignored == 1
+    names = {
+        kind: [detail.split(":")[0].split()[0] for detail in details]
+        for kind, details in dataset.report.problems.items()
+    }
+    assert names == {
+        "missing partner": ["a1"],
+        "unreadable file": ["a2", "a9"],
+        "wrong shape": ["a3"],
+        "not finite": ["a4"],
+        "no caption": ["a5", "a6"],
+        "shorter than 17 frames": ["a7"],
+        "persons of different length": ["a8"],
+        "no motion file": ["a10"],
+    }
+    assert "no caption: 2 (a5: empty file, a6: no file in annots)" in dataset.report.summary()
+    assert "no caption: 2 (a5: empty file, and 1 more)" in dataset.report.summary(names=1)
+    assert "frame 7" in dataset.report.problems["not finite"][0]
+    with pytest.raises(ValueError, match="10 of 11 items cannot be used"):
+        InterHumanDataset(root, "train", strict=True)
+
+
+def test_nan_in_unused_columns_is_harmless(make_set):
+    root = make_set((40,))
+    path = root / "motions_processed" / "person1" / "a0.npy"
+    motion = np.load(path)
+    motion[:, 66:186] = np.nan
+    np.save(path, motion)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(InterHumanDataset(root, "train", strict=True)) == 1
+
+
+def test_sets_beyond_the_memory_limit_are_read_again(make_set, monkeypatch):
+    kept = InterHumanDataset(make_set(), "train")
+    monkeypatch.setattr("intermoe.data.interhuman._MEMORY_BYTES", 2 * 40 * 192 * 4)
+    reread = InterHumanDataset(kept.root, "train")
+    assert [pair is None for pair in reread._raw] == [False, True, True]
+    assert all(same(kept[i], reread[i]) for i in range(3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_frames": 0}, "min_frames: must be in"),
+        ({"min_frames": 400}, "min_frames: must be in"),
+        ({"window": 301}, "window: must be in"),
+        ({"seed": -1}, "seed: must be >= 0"),
+        ({"min_frames": 100}, "3 of 3 items cannot be used"),
+    ],
+)
+def test_bad_arguments(make_set, options, message):
+    with pytest.raises(ValueError, match=message):
+        InterHumanDataset(make_set(), "train", **options)
+
+
+def test_missing_split_empty_split_and_bad_index(make_set):
+    root = make_set()
+    with pytest.raises(FileNotFoundError, match=r"test\.txt"):
+        InterHumanDataset(root, "test")
+    (root / "split" / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="names no item"):
+        InterHumanDataset(root, "empty")
+    dataset = InterHumanDataset(root, "train")
+    with pytest.raises(IndexError, match="index"):
+        dataset[3]
+    with pytest.raises(ValueError, match="epoch"):
+        dataset.set_epoch(-1)
+
+
+def test_collate_pads_to_a_multiple_of_four(make_set):
+    dataset = InterHumanDataset(make_set(), "train")
+    batch = collate([dataset[i] for i in (0, 2)])
+    assert batch["motion"].shape == (2, 40, 2, 262)
+    assert batch["lengths"].tolist() == [39, 29]
+    assert batch["names"] == ["a0", "a2"]
+    assert len(batch["captions"]) == 2
+    assert torch.equal(batch["motion"][1, :29], dataset[2]["motion"])
+    assert not batch["motion"][1, 29:].any()
+    with pytest.raises(ValueError, match="items: expected at least one"):
+        collate([])
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 85), ("val", 10)])
+def test_real_data_is_complete(salsa, split, count):
+    dataset = InterHumanDataset(salsa, split, strict=True, training=False)
+    assert len(dataset) == count
+    assert dataset.report.problems == {}
+    heights = [joints(dataset[i]["motion"])[..., 15, 1].median().item() for i in range(0, count, 5)]
+    assert all(1.3 < height < 1.7 for height in heights)  # heads of two standing people
+    assert all(len(dataset.captions(i)) == 3 for i in range(count))
