@@ -1,0 +1,161 @@
+"""Training loss and sampling loop; the schedules and solvers are diffusers'.
+
+Cosine schedule (Nichol and Dhariwal 2021), the network predicts the clean latents, classifier-free guidance
+(Ho and Salimans 2022): estimate = scale * conditional + (1 - scale) * unconditional, unconditional = zero text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from intermoe.config import DiffusionConfig
+from intermoe.nn.denoiser import Denoiser
+
+if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+SCHEDULERS = ("ddim", "dpmsolver++", "unipc", "ddpm")
+
+
+def build_scheduler(name: str, config: DiffusionConfig) -> SchedulerMixin:
+    """A diffusers scheduler of the given kind on the model's noise schedule.
+
+    Args:
+        name: one of ``SCHEDULERS``. DDIM with eta 0 is the release's sampler; DDPM is stochastic.
+
+    Raises:
+        ValueError: unknown name. ModuleNotFoundError: diffusers is not installed; says how to install it.
+    """
+    if name not in SCHEDULERS:
+        raise ValueError(f"scheduler: must be one of {SCHEDULERS}, got {name!r}")
+    try:
+        import diffusers
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("diffusers is needed for diffusion: pip install 'intermoe[generate]'") from error
+    shared: dict[str, Any] = {
+        "num_train_timesteps": config.num_train_timesteps,
+        "trained_betas": _cosine_betas(config),
+        "prediction_type": "sample",
+        "timestep_spacing": "leading",
+    }
+    if name == "ddim":
+        return diffusers.DDIMScheduler(**shared, clip_sample=False, set_alpha_to_one=True)
+    if name == "dpmsolver++":
+        return diffusers.DPMSolverMultistepScheduler(**shared, algorithm_type="dpmsolver++")
+    if name == "unipc":
+        return diffusers.UniPCMultistepScheduler(**shared)
+    return diffusers.DDPMScheduler(**shared, clip_sample=False)
+
+
+def _cosine_betas(config: DiffusionConfig) -> Any:
+    from diffusers.schedulers.scheduling_ddim import betas_for_alpha_bar
+
+    return betas_for_alpha_bar(config.num_train_timesteps, max_beta=config.max_beta).numpy()
+
+
+def training_loss(
+    denoiser: Callable[..., Tensor],
+    latents: Tensor,
+    text_condition: Tensor,
+    mask: Tensor | None,
+    *,
+    scheduler: SchedulerMixin,
+    condition_dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+    timesteps: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Masked mean squared error of the clean latents' estimate at random timesteps.
+
+    Args:
+        denoiser: called as ``Denoiser.forward``.
+        latents: (B, T', P, X) clean latents.
+        text_condition: (B, C). Whole rows are zeroed with probability ``condition_dropout``.
+        mask: (B, T') bool, True = valid, or ``None``.
+        scheduler: from ``build_scheduler``; adds the noise.
+        generator: source of timesteps, noise and dropout (on the device of ``latents``).
+        timesteps: (B,) and noise: like ``latents``; given ones replace random ones.
+
+    Returns:
+        Scalar: mean over valid frames of the mean over persons and channels.
+    """
+    batch, device = latents.shape[0], latents.device
+    if timesteps is None:
+        high = int(scheduler.config.num_train_timesteps)
+        timesteps = torch.randint(high, (batch,), generator=generator, device=device)
+    if noise is None:
+        noise = torch.randn(latents.shape, generator=generator, device=device, dtype=latents.dtype)
+    if condition_dropout > 0:
+        keep = torch.rand(batch, generator=generator, device=device) >= condition_dropout
+        text_condition = text_condition * keep[:, None]
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    estimate = denoiser(noisy, timesteps, text_condition, mask)
+    per_frame = (estimate - latents).float().square().mean(dim=(-2, -1))
+    if mask is None:
+        return per_frame.mean()
+    return (per_frame * mask).sum() / mask.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    text_condition: Tensor,
+    shape: tuple[int, int, int, int],
+    *,
+    scheduler: SchedulerMixin,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 3.5,
+    mask: Tensor | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+    noise: Tensor | None = None,
+    callback: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Latents from noise. Condition and unconditional run as one doubled batch; guidance_scale 1 skips the latter.
+
+    Args:
+        text_condition: (B, C). shape: (B, T', P, X) of the latents.
+        num_inference_steps: in [1, num_train_timesteps].
+        guidance_scale: >= 1.
+        mask: (B, T') bool, True = valid, or ``None``.
+        generators: one CPU generator per sample, so that a sample does not depend on the rest of its batch.
+        noise: initial noise in place of one drawn from ``generators``.
+        callback: called as ``callback(steps_done, num_inference_steps)``.
+
+    Returns:
+        (B, T', P, X), the last estimate of the clean latents.
+    """
+    high = int(scheduler.config.num_train_timesteps)
+    if not 1 <= num_inference_steps <= high:
+        raise ValueError(f"num_inference_steps: must be in [1, {high}], got {num_inference_steps}")
+    if guidance_scale < 1:
+        raise ValueError(f"guidance_scale: must be >= 1, got {guidance_scale}")
+    device, dtype = text_condition.device, text_condition.dtype
+    if noise is None:
+        if generators is None or len(generators) != shape[0]:
+            raise ValueError(f"generators: expected one for each of the {shape[0]} samples, got {generators!r}")
+        noise = torch.cat([torch.randn((1, *shape[1:]), generator=g) for g in generators])
+    x = noise.to(device=device, dtype=dtype)
+    guided = guidance_scale > 1
+    condition = torch.cat([text_condition, torch.zeros_like(text_condition)]) if guided else text_condition
+    if guided and mask is not None:
+        mask = mask.repeat(2, 1)
+    stochastic = {"generator": list(generators)} if generators is not None and _is_stochastic(scheduler) else {}
+    scheduler.set_timesteps(num_inference_steps, device=device)
+    for step, timestep in enumerate(scheduler.timesteps):
+        batch = torch.cat([x, x]) if guided else x
+        estimate = denoiser(batch, timestep.expand(batch.shape[0]), condition, mask)
+        if guided:
+            conditional, unconditional = estimate.chunk(2)
+            estimate = guidance_scale * conditional + (1 - guidance_scale) * unconditional
+        x = scheduler.step(estimate, timestep, x, **stochastic).prev_sample
+        if callback is not None:
+            callback(step + 1, num_inference_steps)
+    return x
+
+
+def _is_stochastic(scheduler: SchedulerMixin) -> bool:
+    return type(scheduler).__name__ == "DDPMScheduler"

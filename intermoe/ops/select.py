@@ -1,0 +1,65 @@
+r"""Step 2, select: every expert takes as many tokens as deserve it (Dynamic Temporal Selection).
+
+    selected(e, s) <=> sigmoid(logits[s, e]) + selection_bias[e] > 0
+    gate(e, s)     =   softmax(logits[s, :])[e]            over ALL experts, not renormalised over the selected ones
+
+Any number of experts per token, none included. Selected pairs are ordered by expert, then by token. The selection
+itself has no gradient; the gates do, dense over the experts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from intermoe.ops.checks import check_same_device, check_tensor
+
+
+class Selection(NamedTuple):
+    """P selected (expert, token) pairs of a pool of S tokens and E experts. Indices are int64."""
+
+    token_idx: Tensor
+    """(P,) token of each pair."""
+    gates: Tensor
+    """(P,) weight of each pair's output."""
+    expert_offsets: Tensor
+    """(E + 1,) pairs of expert e are expert_offsets[e] : expert_offsets[e + 1]."""
+    slots: Tensor
+    """(S, E) pair of token s and expert e, -1 where not selected."""
+    counts: Tensor
+    """(E,) number of tokens that each expert took."""
+
+
+def check_select(logits: Tensor, selection_bias: Tensor, valid: Tensor | None) -> None:
+    """Raise ``ValueError`` or ``TypeError`` unless the arguments of ``select`` fit together."""
+    size = check_tensor("logits", logits, ("S", "E"))
+    check_tensor("selection_bias", selection_bias, (size["E"],))
+    if valid is not None:
+        check_tensor("valid", valid, (size["S"],))
+        if valid.dtype != torch.bool:
+            raise TypeError(f"valid: expected dtype torch.bool (True = valid), got {valid.dtype}")
+    check_same_device(logits=logits, selection_bias=selection_bias, valid=valid)
+
+
+def select_reference(logits: Tensor, selection_bias: Tensor, valid: Tensor | None = None) -> Selection:
+    """Choose the pairs and their gates.
+
+    Args:
+        logits: (S, E) routing logits, float32 or float64. A NaN selects nothing.
+        selection_bias: (E,) same dtype as ``logits``, inside (-1, 0).
+        valid: (S,) bool, ``False`` tokens are neither routed nor counted; ``None`` for all valid.
+    """
+    check_select(logits, selection_bias, valid)
+    num_tokens, num_experts = logits.shape
+    selected = torch.sigmoid(logits.detach()) + selection_bias.to(logits.dtype) > 0
+    if valid is not None:
+        selected = selected & valid[:, None]
+    expert_idx, token_idx = selected.T.nonzero(as_tuple=True)
+    counts = selected.sum(dim=0)
+    expert_offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    slots = torch.full((num_tokens, num_experts), -1, dtype=torch.int64, device=logits.device)
+    slots[token_idx, expert_idx] = torch.arange(token_idx.numel(), device=logits.device)
+    gates = torch.softmax(logits, dim=-1)[token_idx, expert_idx]
+    return Selection(token_idx, gates, expert_offsets, slots, counts)

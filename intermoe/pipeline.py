@@ -1,0 +1,246 @@
+"""InterMoEPipeline: prompts in, motion of several persons out; loading and saving of whole models."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from intermoe.config import PipelineConfig
+from intermoe.data.motion import joints as motion_joints
+from intermoe.data.statistics import Statistics
+from intermoe.diffusion import build_scheduler, sample
+from intermoe.nn.denoiser import Denoiser
+from intermoe.nn.text import TextEncoder, build_text_encoder
+from intermoe.nn.vae import CausalSkeletalVAE
+
+MODELS = Path(__file__).parent / "models"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+NUM_PERSONS = 2
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """Generated motion of N prompts."""
+
+    joints: Tensor
+    """(N, 2, T, 22, 3) float32 on CPU, metres, Y up, at ``fps``."""
+    motion: Tensor
+    """(N, 2, T, 262) float32 on CPU, the motion representation of ``intermoe.data.motion``."""
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    fps: int
+
+
+class InterMoEPipeline:
+    """A text encoder, a denoiser and an autoencoder that belong together.
+
+    Args:
+        config: the model's configuration. vae, denoiser, text_encoder: its parts. statistics: of its motion columns.
+    """
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        vae: CausalSkeletalVAE,
+        denoiser: Denoiser,
+        text_encoder: TextEncoder,
+        statistics: Statistics,
+    ) -> None:
+        self.config = config
+        self.vae = vae.eval()
+        self.denoiser = denoiser.eval()
+        self.text_encoder = text_encoder.eval()
+        self.statistics = statistics
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path, *, device: str | torch.device = "cpu") -> InterMoEPipeline:
+        """Load a model folder, or a model shipped with the package by its name (``"salsa"``). Never unpickles.
+
+        Raises:
+            FileNotFoundError: neither a folder with a model nor a shipped name; lists the shipped ones.
+            ValueError: a file of the model is broken or does not fit the configuration; names file and key.
+        """
+        folder = model_folder(path_or_name)
+        config = PipelineConfig.load(folder / CONFIG_FILE)
+        tokenizer = folder / TOKENIZER_FILE
+        text_encoder = build_text_encoder(
+            config.text, tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None
+        )
+        vae, denoiser = CausalSkeletalVAE(config.vae), Denoiser(config.denoiser)
+        try:
+            tensors = load_file(folder / WEIGHTS_FILE)
+        except Exception as error:
+            raise ValueError(f"{folder / WEIGHTS_FILE}: not a readable safetensors file: {error}") from error
+        for name, module in (("vae", vae), ("denoiser", denoiser), ("text", text_encoder)):
+            _load_part(module, name, tensors, folder / WEIGHTS_FILE)
+        try:
+            statistics = Statistics(tensors.pop("statistics.mean").numpy(), tensors.pop("statistics.std").numpy())
+        except KeyError as error:
+            raise ValueError(f"{folder / WEIGHTS_FILE}: missing key {error}") from error
+        if tensors:
+            raise ValueError(f"{folder / WEIGHTS_FILE}: unexpected keys {sorted(tensors)}")
+        return cls(config, vae, denoiser, text_encoder, statistics).to(device)
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write config.json, model.safetensors and, for an own tokenizer, tokenizer.json; each whole or not at all.
+
+        Args:
+            folder: made if absent. dtype: storage type of the weights (``torch.float16`` halves the file); the
+                statistics and the selection biases stay in float32. Loading gives float32 weights in any case.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            "statistics.mean": torch.tensor(self.statistics.mean),
+            "statistics.std": torch.tensor(self.statistics.std),
+        }
+        for name, module in self._parts().items():
+            for key, value in module.state_dict().items():
+                narrow = dtype is not None and value.is_floating_point() and not key.endswith("selection_bias")
+                tensors[f"{name}.{key}"] = value.detach().cpu().to(dtype if narrow else value.dtype).contiguous()
+        _write(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        tokenizer = self.text_encoder.tokenizer_json
+        if tokenizer is not None:
+            _write(folder / TOKENIZER_FILE, lambda path: path.write_text(tokenizer, encoding="utf-8"))
+        text = json.dumps(self.config.to_dict(), indent=2) + "\n"
+        _write(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def to(self, device: str | torch.device) -> InterMoEPipeline:
+        """Move all parts to a device."""
+        for module in self._parts().values():
+            module.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the denoiser."""
+        return next(self.denoiser.parameters()).device
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        num_frames: int = 210,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 3.5,
+        seed: int = 0,
+        scheduler: str = "ddim",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PipelineResult:
+        """Generate one motion for each prompt.
+
+        Args:
+            prompts: one or several descriptions, none empty.
+            num_frames: length in frames, in [min_frames, max_frames] of the model.
+            num_inference_steps: solver steps. guidance_scale: >= 1, 1 for no guidance.
+            seed: prompt i is drawn with seed + i, whatever else is in the call.
+            scheduler: one of ``intermoe.diffusion.SCHEDULERS``.
+            progress: called as ``progress(steps_done, steps)``.
+
+        Raises:
+            ValueError: a value outside its range, named.
+        """
+        prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        self.check(prompts, num_frames)
+        seeds = tuple(seed + i for i in range(len(prompts)))
+        condition = self.text_encoder(prompts)
+        latent_frames = -(-num_frames // self.vae.downsampling)
+        latents = sample(
+            self.denoiser,
+            condition,
+            (len(prompts), latent_frames, NUM_PERSONS, self.config.denoiser.input_dim),
+            scheduler=build_scheduler(scheduler, self.config.diffusion),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            generators=[torch.Generator().manual_seed(s) for s in seeds],
+            callback=progress,
+        )
+        motion = self.decode(latents)[:, :, :num_frames]
+        return PipelineResult(motion_joints(motion).contiguous(), motion.contiguous(), prompts, seeds, self.config.fps)
+
+    def encode(self, motion: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Motion (B, T, P, 262), T a multiple of 4, to latents (B, T/4, P, X): the mean, or a sample if seeded."""
+        persons = motion.shape[2]
+        normed = self.statistics.normalise(motion).transpose(1, 2).flatten(0, 1)
+        posterior = self.vae.encode(normed)
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        return latents.flatten(2).unflatten(0, (-1, persons)).transpose(1, 2)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, T', P, X) to motion (B, P, 4T', 262), float32 on CPU."""
+        persons = latents.shape[2]
+        parts = latents.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.vae.latent_joints, -1))
+        motion = self.statistics.denormalise(self.vae.decode(parts).float().cpu())
+        return motion.unflatten(0, (-1, persons))
+
+    def check(self, prompts: Sequence[str], num_frames: int) -> None:
+        """Raise ``ValueError`` for what ``__call__`` would refuse, before any work."""
+        if not prompts:
+            raise ValueError("prompts: expected at least one, got none")
+        for prompt in prompts:
+            if not prompt.strip():
+                raise ValueError(f"prompts: a prompt must not be empty, got {prompt!r}")
+        low, high = self.config.min_frames, self.config.max_frames
+        if not low <= num_frames <= high:
+            raise ValueError(f"num_frames: must be in [{low}, {high}] for this model, got {num_frames}")
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return {"vae": self.vae, "denoiser": self.denoiser, "text": self.text_encoder}
+
+
+def available_models() -> list[str]:
+    """Names of the models shipped with the package."""
+    return sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG_FILE}"))
+
+
+def model_folder(path_or_name: str | Path) -> Path:
+    """Folder of a model given by path or shipped name. Raises ``FileNotFoundError`` that says what there is."""
+    shipped = available_models()
+    if str(path_or_name) in shipped:
+        return MODELS / str(path_or_name)
+    folder = Path(path_or_name)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"model: {str(path_or_name)!r} is neither a shipped model ({', '.join(shipped) or 'none'}) nor a folder "
+                f"with {CONFIG_FILE} and {WEIGHTS_FILE}"
+            )
+    return folder
+
+
+def _load_part(module: nn.Module, name: str, tensors: dict[str, Tensor], path: Path) -> None:
+    own = {key.removeprefix(f"{name}."): tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}
+    expected = module.state_dict()
+    for key, value in expected.items():
+        if key not in own:
+            raise ValueError(f"{path}: missing key '{name}.{key}'")
+        if own[key].shape != value.shape:
+            raise ValueError(
+                f"{path}: '{name}.{key}' must have shape {tuple(value.shape)}, got {tuple(own[key].shape)}"
+            )
+    unexpected = sorted(own.keys() - expected.keys())
+    if unexpected:
+        raise ValueError(f"{path}: unexpected keys {[f'{name}.{key}' for key in unexpected]}")
+    module.load_state_dict(own)
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write to a temporary name beside ``path``, then rename."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    try:
+        write(Path(temporary))
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

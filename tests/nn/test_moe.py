@@ -1,0 +1,272 @@
+"""InterMoEBlock against the authors' arrays, its invariants, its bias update and its refusals."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from intermoe import InterMoEBlock, official
+from intermoe.nn.moe import BIAS_MARGIN
+
+TOLERANCE = 1e-5
+
+
+def golden_block(archive) -> InterMoEBlock:
+    state = {k.removeprefix("state0/"): torch.tensor(archive[k]) for k in archive.files if k.startswith("state0/")}
+    return official.load_moe_block(state, num_experts=4, capacity=1)
+
+
+def small(**changes) -> InterMoEBlock:
+    torch.manual_seed(0)
+    arguments = {"dim": 16, "num_experts": 4, "expert_dim": 12, "cond_dim": 8} | changes
+    block = InterMoEBlock(**arguments)
+    with torch.no_grad():
+        block.motion_router.mul_(60)  # from N(0, 0.006) to logits that select some experts and not others
+        if block.text_router is not None:
+            block.text_router.mul_(60)
+        if hasattr(block.norm, "modulation"):
+            nn.init.normal_(block.norm.modulation.weight, std=0.1)
+    return block
+
+
+def test_three_training_steps_equal_the_authors(golden, relative_error) -> None:
+    archive = golden("moe_block.npz")
+    block = golden_block(archive).train()
+    for step in range(3):
+        read = {k.removeprefix(f"step{step}/"): torch.tensor(archive[k]) for k in archive.files if k.startswith(f"step{step}/")}
+        if step:
+            block.update_selection_bias()
+        assert torch.equal(block.selection_bias, read["aux_bias_used"][:, 0])
+        x, emb = read["x"].requires_grad_(), read["emb"].requires_grad_()
+        block.zero_grad()
+        y = block(x, emb)
+        y.backward(read["grad_out"])
+        grads = {
+            "gate_weight": block.motion_router.grad,
+            "text_gate_weight": block.text_router.grad,
+            "norm.emb_layers.1.weight": block.norm.modulation.weight.grad,
+            "norm.emb_layers.1.bias": block.norm.modulation.bias.grad,
+        }
+        for e in range(4):
+            gate, up = block.w_gate_up.grad[e].chunk(2)
+            grads |= {
+                f"experts.{e}.gate_proj.weight": gate,
+                f"experts.{e}.up_proj.weight": up,
+                f"experts.{e}.down_proj.weight": block.w_down.grad[e],
+            }
+        assert {f"grad_{k}" for k in grads} == {k for k in read if k.startswith("grad_")} - {"grad_out", "grad_x", "grad_emb"}
+        assert relative_error(y, read["y"]) < TOLERANCE
+        assert relative_error(x.grad, read["grad_x"]) < TOLERANCE
+        assert relative_error(emb.grad, read["grad_emb"]) < TOLERANCE
+        for key, grad in grads.items():
+            assert relative_error(grad, read[f"grad_{key}"]) < TOLERANCE, key
+
+
+def test_evaluation_equals_the_authors(golden, relative_error) -> None:
+    archive = golden("moe_block.npz")
+    block = golden_block(archive).train()
+    for step in range(3):
+        if step:
+            block.update_selection_bias()
+        block(torch.tensor(archive[f"step{step}/x"]), torch.tensor(archive[f"step{step}/emb"]))
+    block.eval()
+    x, emb = torch.tensor(archive["eval/x"]), torch.tensor(archive["eval/emb"])
+    assert relative_error(block(x, emb), archive["eval/y"]) < TOLERANCE
+    logits = x.reshape(-1, 32) @ block.motion_router.T + (emb @ block.text_router.T).repeat_interleave(10, 0)
+    mask = torch.sigmoid(logits) + block.selection_bias > 0
+    assert torch.equal(mask.T, torch.tensor(archive["eval/mask"]))
+
+
+@pytest.mark.parametrize(
+    ("fusion", "cond_dim", "norm", "shared"),
+    [*itertools.product(["weighted", "sum", "learned"], [8, None], ["adaln", "none"], [0, 2])],
+)
+def test_every_kind_trains(fusion: str, cond_dim: int | None, norm: str, shared: int) -> None:
+    block = small(fusion=fusion, cond_dim=cond_dim, norm=norm, num_shared_experts=shared)
+    hidden = torch.randn(3, 5, 16, requires_grad=True)
+    condition = None if cond_dim is None else torch.randn(3, 8, requires_grad=True)
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask[1, 3:] = False
+    out = block(hidden, condition, mask)
+    assert out.shape == hidden.shape
+    assert (out[~mask] == 0).all()
+    out.square().sum().backward()
+    for name, parameter in block.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+    assert hidden.grad.abs().sum() > 0
+    assert condition is None or condition.grad.abs().sum() > 0
+
+
+def test_learned_fusion_starts_as_the_weighted_one() -> None:
+    weighted, learned = small(alpha=0.3), small(alpha=0.3, fusion="learned")
+    hidden, condition = torch.randn(2, 5, 16), torch.randn(2, 8)
+    torch.testing.assert_close(weighted(hidden, condition), learned(hidden, condition))
+
+
+def test_shared_experts_add_a_dense_network() -> None:
+    plain, shared = small(), small(num_shared_experts=2)
+    shared.load_state_dict(plain.state_dict(), strict=False)
+    hidden, condition = torch.randn(2, 5, 16), torch.randn(2, 8)
+    dense = shared.shared_experts(plain.norm(hidden, condition))
+    torch.testing.assert_close(shared(hidden, condition), plain(hidden, condition) + dense)
+
+
+def test_padding_and_batch_order_do_not_matter() -> None:
+    block = small().eval()
+    hidden, condition = torch.randn(3, 6, 16), torch.randn(3, 8)
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2, [True] + [False] * 5])
+    out = block(hidden, condition, mask)
+    garbage = torch.where(mask[..., None], hidden, torch.full_like(hidden, 1e4))
+    torch.testing.assert_close(block(garbage, condition, mask), out)
+    torch.testing.assert_close(block(hidden.flip(0), condition.flip(0), mask.flip(0)), out.flip(0))
+    torch.testing.assert_close(block(hidden[1:2, :4], condition[1:2]), out[1:2, :4])
+
+
+def test_counts_are_of_valid_tokens_in_training_only() -> None:
+    block = small()
+    hidden, condition = torch.randn(2, 6, 16), torch.randn(2, 8)
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    mask[1] = False
+    block(hidden, condition, mask)
+    alone = block.expert_counts.clone()
+    assert block.token_count == 6
+    block(hidden[:1], condition[:1])
+    assert torch.equal(block.expert_counts, alone)
+    block.eval()(hidden * 5, condition)
+    assert torch.equal(block.expert_counts, alone)
+
+
+def test_forward_never_moves_the_bias_and_the_update_follows_the_equation() -> None:
+    block = small(bias_rate=0.01, capacity=1.0)
+    before = block.selection_bias.clone()
+    block(torch.randn(2, 6, 16), torch.randn(2, 8))
+    assert torch.equal(block.selection_bias, before)
+    counts = block.expert_counts.clone()
+    block.update_selection_bias()
+    expected = before - 0.01 * torch.sign(counts.float() - 1.0 * 12 / 4)
+    assert torch.equal(block.selection_bias, expected)
+
+
+def test_recomputation_leaves_bias_and_gradients_alone() -> None:
+    block = small()
+    hidden, condition = torch.randn(2, 6, 16, requires_grad=True), torch.randn(2, 8)
+    block(hidden, condition).sum().backward()
+    plain, counts = hidden.grad.clone(), block.expert_counts.clone()
+    hidden.grad = None
+    torch.utils.checkpoint.checkpoint(block, hidden, condition, use_reentrant=False).sum().backward()
+    torch.testing.assert_close(hidden.grad, plain)
+    assert torch.equal(block.expert_counts, counts)
+    assert (block.selection_bias == -0.5).all()
+
+
+def test_bias_settles_at_the_capacity() -> None:
+    block = small(bias_rate=0.01, capacity=1.5)
+    hidden, condition = torch.randn(8, 20, 16), torch.randn(8, 8)
+    for _ in range(100):
+        block(hidden, condition)
+        block.update_selection_bias()
+    assert abs(block.expert_counts.sum().item() / 160 - 1.5) < 0.1
+    assert (block.expert_counts - 60).abs().max() < 10
+
+
+def test_bias_stays_strictly_inside() -> None:
+    block = small(bias_rate=0.3)
+    with torch.no_grad():
+        block.motion_router.zero_()
+        block.text_router.zero_()
+    for count in (100, 0):
+        for _ in range(5):
+            block.expert_counts.fill_(count)
+            block.token_count.fill_(10)
+            block.update_selection_bias()
+        assert (block.selection_bias > -1).all() and (block.selection_bias < 0).all()
+    torch.testing.assert_close(block.selection_bias, torch.full((4,), -BIAS_MARGIN))
+
+
+def test_bias_keeps_float32_through_a_change_of_dtype() -> None:
+    block = small()
+    block.selection_bias.fill_(-0.123456)
+    block.to(torch.bfloat16)
+    assert block.w_down.dtype == torch.bfloat16
+    assert (block.selection_bias == torch.tensor(-0.123456)).all()
+    out = block(torch.randn(2, 5, 16).bfloat16(), torch.randn(2, 8).bfloat16())
+    assert out.dtype == torch.bfloat16
+
+
+def test_autocast_runs_experts_in_half_and_routes_in_float32() -> None:
+    block = small()
+    hidden, condition = torch.randn(4, 8, 16), torch.randn(4, 8)
+    exact = block(hidden, condition)
+    counts = block.expert_counts.clone()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = block(hidden, condition)
+    assert torch.equal(block.expert_counts, counts)
+    assert out.dtype == torch.float32
+    error = ((out - exact).norm() / exact.norm()).item()
+    assert 0 < error < 4 * torch.finfo(torch.bfloat16).eps * (16 + 12) ** 0.5
+
+
+def test_state_round_trip() -> None:
+    block, other = small(), small()
+    block.selection_bias.uniform_(-0.9, -0.1)
+    other.load_state_dict(block.state_dict())
+    hidden, condition = torch.randn(2, 5, 16), torch.randn(2, 8)
+    assert torch.equal(block(hidden, condition), other(hidden, condition))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": 0}, "dim: must be >= 1, got 0"),
+        ({"num_experts": 0}, "num_experts"),
+        ({"cond_dim": 0}, "cond_dim"),
+        ({"capacity": 5.0}, "capacity"),
+        ({"capacity": 0.0}, "capacity"),
+        ({"fusion": "product"}, "fusion: must be one of .*'product'"),
+        ({"alpha": 1.5}, "alpha"),
+        ({"fusion": "learned", "alpha": 1.0}, "alpha: must be inside"),
+        ({"norm": "batch"}, "norm: must be one of"),
+        ({"bias_init": 0.0}, "bias_init"),
+        ({"bias_rate": -1.0}, "bias_rate"),
+        ({"num_shared_experts": -1}, "num_shared_experts"),
+    ],
+)
+def test_bad_construction_is_named(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**changes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.zeros(2, 5, 15), torch.zeros(2, 8)), ValueError, r"hidden: expected shape \(B, T, 16\), got \(2, 5, 15\)"),
+        ((torch.zeros(2, 5, 16),), ValueError, "condition: expected a tensor"),
+        ((torch.zeros(2, 5, 16), torch.zeros(3, 8)), ValueError, r"condition: expected shape \(2, 8\)"),
+        ((torch.zeros(2, 5, 16), torch.zeros(2, 8), torch.ones(2, 5)), TypeError, "mask: expected dtype torch.bool"),
+        ((torch.zeros(2, 5, 16), torch.zeros(2, 8), torch.ones(2, 4) > 0), ValueError, "mask: expected shape"),
+    ],
+)
+def test_bad_call_is_named(arguments, error, message) -> None:
+    with pytest.raises(error, match=message):
+        small()(*arguments)
+
+
+def test_condition_without_a_place_for_it_is_refused() -> None:
+    with pytest.raises(ValueError, match="condition: expected None"):
+        small(cond_dim=None)(torch.zeros(2, 5, 16), torch.zeros(2, 8))
+
+
+def test_official_block_is_strict(golden) -> None:
+    archive = golden("moe_block.npz")
+    state = {k.removeprefix("state0/"): torch.tensor(archive[k]) for k in archive.files if k.startswith("state0/")}
+    with pytest.raises(ValueError, match="unexpected keys .*'extra'"):
+        official.load_moe_block({**state, "extra": torch.zeros(1)}, num_experts=4, capacity=1)
+    with pytest.raises(ValueError, match="unexpected keys .*experts.3"):
+        official.load_moe_block({k: v[:3] if v.shape[0] == 4 else v for k, v in state.items()}, num_experts=3, capacity=1)
+    del state["experts.2.up_proj.weight"]
+    with pytest.raises(ValueError, match="missing key 'experts.2.up_proj.weight'"):
+        official.load_moe_block(state, num_experts=4, capacity=1)

@@ -1,0 +1,229 @@
+"""The step references: gradients in float64, invariants, and refusals of bad arguments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from intermoe.ops.combine import combine_reference
+from intermoe.ops.experts import experts_reference
+from intermoe.ops.moe import moe_reference
+from intermoe.ops.route import fuse, route_reference
+from intermoe.ops.select import select_reference
+
+
+def arguments(
+    tokens: int, dim: int, experts: int, expert_dim: int, rows: int = 1, seed: int = 0, bias: float = -0.5
+) -> dict[str, Tensor]:
+    """Float64 arguments of ``moe`` with logits wide enough that tokens take anything from no expert to all."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64) * scale
+
+    return {
+        "hidden": draw(tokens, dim),
+        "router_weight": draw(experts, dim, scale=1.5 * dim**-0.5),
+        "router_offset": draw(rows, experts, scale=0.5),
+        "scale": draw(rows, dim, scale=0.2),
+        "shift": draw(rows, dim, scale=0.2),
+        "selection_bias": torch.full((experts,), bias, dtype=torch.float64),
+        "w_gate_up": draw(experts, 2 * expert_dim, dim, scale=dim**-0.5),
+        "w_down": draw(experts, dim, expert_dim, scale=expert_dim**-0.5),
+    }
+
+
+def test_gradients_match_finite_differences() -> None:
+    given_ = arguments(6, 4, 3, 5, rows=2)
+    selection = select_reference(
+        route_reference(*(given_[k] for k in ("hidden", "router_weight", "router_offset", "scale", "shift")))[1],
+        given_["selection_bias"],
+    )
+    per_token = (selection.slots >= 0).sum(1)
+    assert per_token.min() == 0 or per_token.min() < per_token.max(), "routing must not be trivial"
+    leaves = {k: v.requires_grad_() for k, v in given_.items() if k != "selection_bias"}
+    names = list(leaves)
+
+    def run(*values: Tensor) -> Tensor:
+        named = dict(zip(names, values, strict=True))
+        return moe_reference(**named, selection_bias=given_["selection_bias"])[0]
+
+    assert torch.autograd.gradcheck(run, tuple(leaves.values()))
+
+
+def test_gradients_without_normalisation_and_with_padding() -> None:
+    given_ = arguments(5, 3, 2, 3)
+    valid = torch.tensor([True, False, True, True, False])
+    hidden = given_["hidden"].requires_grad_()
+    weight = given_["router_weight"].requires_grad_()
+
+    def run(h: Tensor, w: Tensor) -> Tensor:
+        return moe_reference(
+            h, w, None, None, None, given_["selection_bias"], given_["w_gate_up"], given_["w_down"],
+            valid=valid, normalise=False,
+        )[0]  # fmt: skip
+
+    assert torch.autograd.gradcheck(run, (hidden, weight))
+    out = run(hidden, weight)
+    assert (out[~valid] == 0).all()
+    out.sum().backward()
+    assert (hidden.grad[~valid] == 0).all()
+
+
+def test_moe_is_the_written_sum() -> None:
+    a = arguments(7, 4, 3, 5, rows=7)
+    out, counts = moe_reference(**a)
+    mean = a["hidden"].mean(1, keepdim=True)
+    std = (a["hidden"].var(1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    tokens = (a["hidden"] - mean) / std * (1 + a["scale"]) + a["shift"]
+    taken = torch.zeros(3, dtype=torch.int64)
+    for s in range(7):
+        logits = torch.stack([a["router_weight"][e] @ a["hidden"][s] + a["router_offset"][s, e] for e in range(3)])
+        expected = torch.zeros(4, dtype=torch.float64)
+        for e in range(3):
+            if 1 / (1 + torch.exp(-logits[e])) + a["selection_bias"][e] > 0:
+                taken[e] += 1
+                gate, up = a["w_gate_up"][e, :5] @ tokens[s], a["w_gate_up"][e, 5:] @ tokens[s]
+                mlp = a["w_down"][e] @ (gate / (1 + torch.exp(-gate)) * up)
+                expected += torch.exp(logits[e]) / torch.exp(logits).sum() * mlp
+        torch.testing.assert_close(out[s], expected)
+    assert torch.equal(counts, taken)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(0, 40),
+    experts=st.integers(1, 9),
+    bias=st.sampled_from([-0.999, -0.6, -0.5, -0.3, -0.001]),
+    padded=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_selection_invariants(tokens: int, experts: int, bias: float, padded: bool, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(tokens, experts, generator=g) * 2
+    valid = torch.rand(tokens, generator=g) > 0.3 if padded else None
+    s = select_reference(logits, torch.full((experts,), bias), valid)
+    selected = torch.sigmoid(logits) + bias > 0
+    if valid is not None:
+        selected &= valid[:, None]
+    assert torch.equal(s.slots >= 0, selected)
+    assert s.expert_offsets[0] == 0 and s.expert_offsets[-1] == s.token_idx.numel()
+    assert torch.equal(s.expert_offsets.diff(), s.counts)
+    assert torch.equal(s.slots[s.slots >= 0].sort().values, torch.arange(s.token_idx.numel()))
+    for e in range(experts):
+        mine = s.token_idx[s.expert_offsets[e] : s.expert_offsets[e + 1]]
+        assert torch.equal(mine, selected[:, e].nonzero().squeeze(1))
+        assert torch.equal(s.gates[s.slots[mine, e]], torch.softmax(logits, 1)[mine, e])
+
+
+def test_nan_selects_nothing() -> None:
+    logits = torch.tensor([[float("nan"), 1.0], [1.0, 1.0]])
+    s = select_reference(logits, torch.full((2,), -0.5))
+    assert s.slots[0, 0] == -1 and s.counts.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(("bias", "expected"), [(-0.999999, 0), (-1e-6, 24)])
+def test_no_pairs_and_all_pairs(bias: float, expected: int) -> None:
+    a = arguments(8, 4, 3, 5, bias=bias)
+    a["router_weight"] *= 0.1
+    out, counts = moe_reference(**a)
+    assert counts.sum() == expected
+    assert (out == 0).all() == (expected == 0)
+
+
+def test_permuting_tokens_permutes_the_output() -> None:
+    a = arguments(12, 6, 4, 5)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
+    out, counts = moe_reference(**a)
+    permuted, permuted_counts = moe_reference(**{**a, "hidden": a["hidden"][order]})
+    torch.testing.assert_close(permuted, out[order])
+    assert torch.equal(counts, permuted_counts)
+
+
+def test_experts_in_bfloat16_agree_with_grouped_products() -> None:
+    """An independent formulation: torch's grouped matrix product on the gathered tokens."""
+    g = torch.Generator().manual_seed(1)
+    counts = torch.tensor([5, 0, 17, 10])
+    tokens = torch.randn(20, 32, generator=g).bfloat16()
+    token_idx = torch.randint(0, 20, (32,), generator=g)
+    w_gate_up = (torch.randn(4, 96, 32, generator=g) * 32**-0.5).bfloat16()
+    w_down = (torch.randn(4, 32, 48, generator=g) * 48**-0.5).bfloat16()
+    ends = counts.cumsum(0)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
+    if not hasattr(torch.nn.functional, "grouped_mm"):
+        pytest.skip("this torch has no torch.nn.functional.grouped_mm")
+    h = torch.nn.functional.grouped_mm(tokens[token_idx], w_gate_up.transpose(1, 2), offs=ends.int())
+    gate, up = h.chunk(2, dim=-1)
+    hidden = torch.nn.functional.silu(gate) * up
+    expected = torch.nn.functional.grouped_mm(hidden, w_down.transpose(1, 2), offs=ends.int()).float()
+    actual = experts_reference(tokens, token_idx, offsets, w_gate_up, w_down).float()
+    tolerance = 4 * torch.finfo(torch.bfloat16).eps * (32 + 48) ** 0.5
+    assert ((actual - expected).norm() / expected.norm()).item() < tolerance
+
+
+def test_combine_sums_over_experts() -> None:
+    expert_out = torch.arange(8.0).reshape(4, 2)
+    slots = torch.tensor([[0, 2], [-1, 3], [-1, -1], [1, -1]])
+    gates = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    out = combine_reference(expert_out, gates, slots)
+    expected = torch.stack([expert_out[0] + 3 * expert_out[2], 4 * expert_out[3], torch.zeros(2), 2 * expert_out[1]])
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(combine_reference(expert_out, torch.ones(4), slots), combine_reference(expert_out, None, slots))
+
+
+@pytest.mark.parametrize("alpha", [None, 0.25])
+def test_fuse_weighs_motion_against_text(alpha: float | None) -> None:
+    a = arguments(6, 4, 3, 5, rows=2)
+    text_logits = a["router_offset"]
+    weight, offset = fuse(a["router_weight"], text_logits, alpha)
+    _, logits = route_reference(a["hidden"], weight, offset, None, None, normalise=False)
+    motion = a["hidden"] @ a["router_weight"].T
+    text = text_logits.repeat_interleave(3, dim=0)
+    expected = motion + text if alpha is None else alpha * motion + (1 - alpha) * text
+    torch.testing.assert_close(logits, expected)
+
+
+HIDDEN, WEIGHT = torch.zeros(6, 4), torch.zeros(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: route_reference(HIDDEN[0], WEIGHT, None, None, None), ValueError, r"hidden: expected shape \(S, D\), got \(4,\)"),
+        (lambda: route_reference("x", WEIGHT, None, None, None), TypeError, "hidden: expected a tensor"),
+        (lambda: route_reference(HIDDEN, WEIGHT[:, :3], None, None, None), ValueError, r"router_weight: .*\(3, 3\)"),
+        (lambda: route_reference(HIDDEN, WEIGHT, torch.zeros(4, 3), None, None), ValueError, "router_offset: .* divide .* 6, got 4"),
+        (lambda: route_reference(HIDDEN, WEIGHT, None, torch.zeros(1, 4), None), ValueError, "scale and shift"),
+        (lambda: select_reference(WEIGHT, torch.zeros(3)), ValueError, r"selection_bias: expected shape \(4,\)"),
+        (lambda: select_reference(WEIGHT, torch.zeros(4), torch.zeros(3)), TypeError, "valid: expected dtype torch.bool"),
+        (lambda: combine_reference(HIDDEN, None, torch.zeros(2, 2)), TypeError, "slots: expected dtype torch.int64"),
+        (lambda: combine_reference(HIDDEN, torch.zeros(5), torch.zeros(2, 2).long()), ValueError, "gates: expected shape"),
+        (
+            lambda: experts_reference(
+                HIDDEN, torch.zeros(0).long(), torch.zeros(3).long(), torch.zeros(2, 10, 4), torch.zeros(2, 4, 6)
+            ),
+            ValueError,
+            r"w_gate_up: expected shape \(2, 12, 4\), got \(2, 10, 4\)",
+        ),
+        (
+            lambda: experts_reference(
+                HIDDEN, torch.zeros(0).long(), torch.zeros(3).long(), torch.zeros(2, 12, 4).half(), torch.zeros(2, 4, 6)
+            ),
+            TypeError,
+            "w_gate_up: expected the dtype of tokens",
+        ),
+        (
+            lambda: experts_reference(
+                HIDDEN, torch.zeros(0).int(), torch.zeros(3).long(), torch.zeros(2, 12, 4), torch.zeros(2, 4, 6)
+            ),
+            TypeError,
+            "token_idx: expected dtype torch.int64",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(call, error, message) -> None:
+    with pytest.raises(error, match=message):
+        call()
