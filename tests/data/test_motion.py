@@ -80,7 +80,7 @@ def test_skeleton_tables():
 
 @pytest.mark.parametrize("mirror", [False, True])
 def test_rotations_match_positions_of_real_motion(salsa, mirror):
-    """A bone seen from its parent bone: (R_j offset_child) . offset_j, which needs no root rotation (not in the data)."""
+    """A bone seen from its parent bone: (R_j offset_child) . offset_j; the root's rotation is not in the data."""
     offsets = np.array(json.loads((salsa / "skeleton.json").read_text())["rest_offsets_m"])
     dataset = InterHumanDataset(salsa, "val", mirror=mirror)
     motion = dataset[next(i for i in range(100) if not mirror or is_mirrored(dataset, i))]["motion"].numpy()
