@@ -1,0 +1,49 @@
+"""Registration of the kernels as PyTorch custom operations, which torch.compile sees as opaque and never unrolls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "intermoe_triton"
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
+"""Whether Triton was imported with TRITON_INTERPRET=1: the kernels then run on CPU, for tests."""
+
+
+def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Define ``intermoe_triton::<schema>``, its implementation and its shapes; returns the callable operation."""
+    name = schema[: schema.index("(")]
+    qualified = f"{NAMESPACE}::{name}"
+    torch.library.define(qualified, schema[len(name) :], tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(qualified, ("cpu", "cuda"), implementation)
+    torch.library.register_fake(qualified, fake)
+    return getattr(getattr(torch.ops, NAMESPACE), name)
+
+
+def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels can't serve tensors of this device and dtype, with the remedy; ``None`` if they can."""
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"dtype {dtype} is not supported; use float32, float16 or bfloat16"
+    if INTERPRETED:
+        if dtype == torch.bfloat16:
+            return "Triton's interpreter computes bfloat16 wrongly; use float32 or float16 with it"
+        return None
+    if device.type != "cuda":
+        return f"needs a CUDA device, got {device}; set TRITON_INTERPRET=1 before starting Python to test on CPU"
+    if torch.version.hip is not None:
+        return "needs an NVIDIA device, this PyTorch is built for AMD"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"needs compute capability 8.0 or newer, got {major}.{minor}"
+    return None
+
+
+def check_usable(tensor: Tensor) -> None:
+    """Raise ``RuntimeError`` with the reason where the kernels can't serve this tensor."""
+    reason = unusable_reason(tensor.device, tensor.dtype)
+    if reason is not None:
+        raise RuntimeError(f"backend 'triton': {reason}")

@@ -1,0 +1,296 @@
+r"""Select on the GPU: two kernels that scan and scatter, without sorting, atomics or a host read in between.
+
+    selected(e, s) <=> valid[s] and sigmoid(logits[s, e]) + selection_bias[e] > 0
+    slots[s, e]     =  expert_offsets[e] + #{s' < s : selected(e, s')}
+
+The tokens are cut into at most MAX_CHUNKS chunks. ``count`` counts every expert's tokens of each chunk; in ``scatter``
+each chunk sums the counts before it and writes its pairs where they belong: ordered by expert, then by token.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .overflow import overflow_flag
+from .registry import check_usable, register
+
+MAX_EXPERTS = 64
+MAX_CHUNKS = 128
+BLOCK_S = 32
+
+# logits        (S, E) f32     routing logits
+# bias          (E,) f32       selection bias
+# valid         (S,) bool      False = padding
+# chunk_counts  (E, C) i32     tokens that each expert takes of each chunk
+# token_idx     (P_cap,) i64   token of each pair
+# gates         (P_cap,) f32   softmax over all experts, taken at the pair's
+# offsets       (E + 1,) i64   pairs of each expert, cut off at P_cap
+# slots         (S, E) i64     pair of a token and an expert, -1 = none
+# counts        (E,) i64       pairs of each expert, not cut off
+# overflow      (2,) i64       pairs needed and P_cap, written when more than P_cap are needed
+
+
+@triton.jit
+def _softmax(logits):
+    powers = tl.exp(logits - tl.max(logits, axis=1)[:, None])
+    return powers / tl.sum(powers, axis=1)[:, None]
+
+
+@triton.jit
+def _load_logits(logits_ptr, rows, experts, num_tokens, NUM_EXPERTS: tl.constexpr):
+    # rows past the end repeat the last one: finite values, never stored
+    safe_rows = tl.minimum(rows, num_tokens - 1).to(tl.int64)
+    pointers = logits_ptr + safe_rows[:, None] * NUM_EXPERTS + experts[None, :]
+    return tl.load(pointers, mask=(experts < NUM_EXPERTS)[None, :], other=float("-inf"))
+
+
+@triton.jit
+def _selected(logits, bias, valid_ptr, rows, num_tokens, HAS_VALID: tl.constexpr):
+    taken = (1 / (1 + tl.exp(-logits)) + bias[None, :] > 0) & (rows < num_tokens)[:, None]
+    if HAS_VALID:
+        valid = tl.load(valid_ptr + rows, mask=rows < num_tokens, other=0)
+        taken = taken & (valid != 0)[:, None]
+    return taken
+
+
+@triton.jit
+def count_kernel(
+    logits_ptr,
+    bias_ptr,
+    valid_ptr,
+    chunk_counts_ptr,
+    num_tokens,
+    num_chunks,
+    blocks_per_chunk,
+    NUM_EXPERTS: tl.constexpr,
+    PADDED_EXPERTS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+):
+    chunk = tl.program_id(0)
+    experts = tl.arange(0, PADDED_EXPERTS)
+    bias = tl.load(bias_ptr + experts, mask=experts < NUM_EXPERTS, other=-2.0)  # padding is never selected
+    totals = tl.zeros((PADDED_EXPERTS,), tl.int32)
+    for block in range(blocks_per_chunk):
+        rows = (chunk * blocks_per_chunk + block) * BLOCK_S + tl.arange(0, BLOCK_S)
+        logits = _load_logits(logits_ptr, rows, experts, num_tokens, NUM_EXPERTS)
+        taken = _selected(logits, bias, valid_ptr, rows, num_tokens, HAS_VALID)
+        totals += tl.sum(taken.to(tl.int32), axis=0)
+    tl.store(chunk_counts_ptr + experts * num_chunks + chunk, totals, mask=experts < NUM_EXPERTS)
+
+
+@triton.jit
+def scatter_kernel(
+    logits_ptr,
+    bias_ptr,
+    valid_ptr,
+    chunk_counts_ptr,
+    token_idx_ptr,
+    gates_ptr,
+    offsets_ptr,
+    slots_ptr,
+    counts_ptr,
+    overflow_ptr,
+    num_tokens,
+    num_chunks,
+    blocks_per_chunk,
+    max_pairs,
+    NUM_EXPERTS: tl.constexpr,
+    PADDED_EXPERTS: tl.constexpr,
+    MAX_CHUNKS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+):
+    chunk = tl.program_id(0)
+    experts = tl.arange(0, PADDED_EXPERTS)
+    real = experts < NUM_EXPERTS
+    bias = tl.load(bias_ptr + experts, mask=real, other=-2.0)
+
+    chunks = tl.arange(0, MAX_CHUNKS)
+    chunk_counts = tl.load(
+        chunk_counts_ptr + experts[:, None] * num_chunks + chunks[None, :],
+        mask=real[:, None] & (chunks < num_chunks)[None, :],
+        other=0,
+    )
+    totals = tl.sum(chunk_counts, axis=1)
+    ends = tl.cumsum(totals, axis=0)
+    position = ends - totals + tl.sum(tl.where((chunks < chunk)[None, :], chunk_counts, 0), axis=1)
+
+    if chunk == 0:
+        tl.store(counts_ptr + experts, totals.to(tl.int64), mask=real)
+        tl.store(offsets_ptr + experts, tl.minimum(ends - totals, max_pairs).to(tl.int64), mask=real)
+        needed = tl.sum(totals, axis=0)
+        tl.store(offsets_ptr + NUM_EXPERTS, tl.minimum(needed, max_pairs).to(tl.int64))
+        if needed > max_pairs:
+            tl.store(overflow_ptr, needed.to(tl.int64))
+            tl.store(overflow_ptr + 1, max_pairs)
+
+    for block in range(blocks_per_chunk):
+        rows = (chunk * blocks_per_chunk + block) * BLOCK_S + tl.arange(0, BLOCK_S)
+        logits = _load_logits(logits_ptr, rows, experts, num_tokens, NUM_EXPERTS)
+        taken = _selected(logits, bias, valid_ptr, rows, num_tokens, HAS_VALID)
+        ranks = tl.cumsum(taken.to(tl.int32), axis=0)
+        slot = position[None, :] + ranks - 1
+        kept = taken & (slot < max_pairs)
+        tl.store(token_idx_ptr + slot, rows[:, None].to(tl.int64) + tl.zeros_like(slot), mask=kept)
+        tl.store(gates_ptr + slot, _softmax(logits), mask=kept)
+        tl.store(
+            slots_ptr + rows.to(tl.int64)[:, None] * NUM_EXPERTS + experts[None, :],
+            tl.where(kept, slot, -1).to(tl.int64),
+            mask=(rows < num_tokens)[:, None] & real[None, :],
+        )
+        position += tl.sum(taken.to(tl.int32), axis=0)
+
+
+# grad_gates   (P_cap,) f32   gradient of each pair's gate
+# logits       (S, E) f32,  slots (S, E) i64: as above
+# grad_logits  (S, E) f32     p * (G - sum_e p G), p = softmax(logits), G = gradient of the softmax, 0 where not selected
+
+
+@triton.jit
+def select_backward_kernel(
+    grad_gates_ptr,
+    logits_ptr,
+    slots_ptr,
+    grad_logits_ptr,
+    num_tokens,
+    NUM_EXPERTS: tl.constexpr,
+    PADDED_EXPERTS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    rows = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    experts = tl.arange(0, PADDED_EXPERTS)
+    inside = (rows < num_tokens)[:, None] & (experts < NUM_EXPERTS)[None, :]
+    places = rows.to(tl.int64)[:, None] * NUM_EXPERTS + experts[None, :]
+    slots = tl.load(slots_ptr + places, mask=inside, other=-1)
+    grads = tl.load(grad_gates_ptr + slots, mask=slots >= 0, other=0.0)
+    probabilities = _softmax(_load_logits(logits_ptr, rows, experts, num_tokens, NUM_EXPERTS))
+    mean = tl.sum(probabilities * grads, axis=1)
+    tl.store(grad_logits_ptr + places, probabilities * (grads - mean[:, None]), mask=inside)
+
+
+def _select(
+    logits: Tensor, selection_bias: Tensor, valid: Tensor | None, max_pairs: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_usable(logits)
+    num_tokens, num_experts = logits.shape
+    _check_size(num_tokens, num_experts)
+    if max_pairs is not None and max_pairs < 0:
+        raise ValueError(f"max_pairs: must be >= 0, got {max_pairs}")
+    logits, selection_bias = logits.float().contiguous(), selection_bias.float().contiguous()
+    valid = None if valid is None else valid.contiguous()
+    flag = overflow_flag(logits.device)
+    flag.raise_if_set()
+
+    device = logits.device
+    capacity = num_tokens * num_experts if max_pairs is None else max_pairs
+    pairs = torch.empty if max_pairs is None else torch.zeros  # the static mode's unused pairs stay valid indices
+    token_idx = pairs(capacity, dtype=torch.int64, device=device)
+    gates = pairs(capacity, dtype=torch.float32, device=device)
+    whole = torch.empty if num_tokens else torch.zeros
+    offsets = whole(num_experts + 1, dtype=torch.int64, device=device)
+    slots = torch.empty(num_tokens, num_experts, dtype=torch.int64, device=device)
+    counts = whole(num_experts, dtype=torch.int64, device=device)
+    if num_tokens:
+        blocks_per_chunk = triton.cdiv(num_tokens, MAX_CHUNKS * BLOCK_S)
+        num_chunks = triton.cdiv(num_tokens, blocks_per_chunk * BLOCK_S)
+        chunk_counts = torch.empty(num_experts, num_chunks, dtype=torch.int32, device=device)
+        sizes = {"NUM_EXPERTS": num_experts, "PADDED_EXPERTS": _padded(num_experts), "HAS_VALID": valid is not None}
+        count_kernel[(num_chunks,)](
+            logits, selection_bias, valid, chunk_counts, num_tokens, num_chunks, blocks_per_chunk, BLOCK_S=BLOCK_S, **sizes
+        )  # fmt: skip
+        scatter_kernel[(num_chunks,)](
+            logits, selection_bias, valid, chunk_counts, token_idx, gates, offsets, slots, counts, flag.device_pair,
+            num_tokens, num_chunks, blocks_per_chunk, capacity, MAX_CHUNKS=MAX_CHUNKS, BLOCK_S=BLOCK_S, **sizes,
+        )  # fmt: skip
+    if max_pairs is not None:
+        flag.publish()
+        if device.type == "cpu":
+            flag.raise_if_set()
+        return token_idx, gates, offsets, slots, counts
+    num_pairs = int(offsets[-1])  # the one host read of the exact mode
+    return token_idx[:num_pairs], gates[:num_pairs], offsets, slots, counts
+
+
+def _select_fake(
+    logits: Tensor, selection_bias: Tensor, valid: Tensor | None, max_pairs: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    num_tokens, num_experts = logits.shape
+    num_pairs = torch.library.get_ctx().new_dynamic_size() if max_pairs is None else max_pairs
+    index = {"dtype": torch.int64}
+    return (
+        logits.new_empty(num_pairs, **index),
+        logits.new_empty(num_pairs, dtype=torch.float32),
+        logits.new_empty(num_experts + 1, **index),
+        logits.new_empty((num_tokens, num_experts), **index),
+        logits.new_empty(num_experts, **index),
+    )
+
+
+def _select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor:
+    check_usable(logits)
+    num_tokens, num_experts = logits.shape
+    _check_size(num_tokens, num_experts)
+    grad_gates, logits, slots = grad_gates.float().contiguous(), logits.float().contiguous(), slots.contiguous()
+    grad_logits = torch.empty_like(logits)
+    if num_tokens:
+        select_backward_kernel[(triton.cdiv(num_tokens, BLOCK_S),)](
+            grad_gates, logits, slots, grad_logits, num_tokens,
+            NUM_EXPERTS=num_experts, PADDED_EXPERTS=_padded(num_experts), BLOCK_S=BLOCK_S,
+        )  # fmt: skip
+    return grad_logits
+
+
+def _select_backward_fake(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor:
+    return logits.new_empty(logits.shape, dtype=torch.float32)
+
+
+def _padded(num_experts: int) -> int:
+    return max(2, triton.next_power_of_2(num_experts))
+
+
+def _check_size(num_tokens: int, num_experts: int) -> None:
+    if not 1 <= num_experts <= MAX_EXPERTS:
+        raise ValueError(f"logits: the number of experts must be in 1..{MAX_EXPERTS}, got {num_experts}")
+    if num_tokens * num_experts >= 2**31:
+        raise ValueError(f"logits: tokens * experts must be < 2**31, got {num_tokens} * {num_experts}")
+
+
+_select_op = register(
+    "select(Tensor logits, Tensor selection_bias, Tensor? valid, SymInt? max_pairs)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _select,
+    _select_fake,
+)
+_select_backward_op = register(
+    "select_backward(Tensor grad_gates, Tensor logits, Tensor slots) -> Tensor",
+    _select_backward,
+    _select_backward_fake,
+)
+
+
+def select(
+    logits: Tensor, selection_bias: Tensor, valid: Tensor | None = None, max_pairs: int | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The selected pairs, ordered by expert, then by token.
+
+    Args:
+        logits: (S, E) float32, E <= 64. selection_bias: (E,) float32. valid: (S,) bool or ``None``.
+        max_pairs: ``None`` is the exact mode: the host waits once for the number of pairs P. A number is the static
+            mode: buffers of that size, no host read; selecting more raises ``RuntimeError`` with the numbers at a
+            later call or at ``raise_on_overflow``, never in silence. S * E always suffices.
+
+    Returns:
+        ``token_idx`` (P,) int64, ``gates`` (P,) float32, ``expert_offsets`` (E + 1,) int64, ``slots`` (S, E) int64 with
+        -1 where not selected, ``counts`` (E,) int64. In the static mode P is ``max_pairs``; pairs from
+        ``expert_offsets[E]`` on mean nothing.
+    """
+    return _select_op(logits, selection_bias, valid, max_pairs)
+
+
+def select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor:
+    """Gradient (S, E) float32 of the logits through the softmax, dense over the experts."""
+    return _select_backward_op(grad_gates, logits, slots)
