@@ -1,0 +1,360 @@
+"""Text encoders: a prompt becomes one vector, the text part of the denoiser's condition.
+
+``TextEncoder`` is the protocol; ``build_text_encoder`` chooses by ``TextConfig.kind``:
+
+- ``wordpiece``: ``WordPieceTextEncoder``, a small transformer trained with the model, nothing to download;
+- ``huggingface``: ``HuggingFaceTextEncoder``, any pretrained encoder kept frozen, and a trainable adapter;
+- ``clip``: ``intermoe.nn.clip.ClipTextEncoder``, the tower and adapter of the authors' checkpoints.
+
+Importing this module imports neither ``transformers`` nor ``tokenizers``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from intermoe.config import TextConfig
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+PAD, UNKNOWN, END = "[PAD]", "[UNK]", "[END]"
+CONTINUATION = "##"
+
+
+class TextEncoder(nn.Module, ABC):
+    """Protocol of all text encoders.
+
+    ``output_dim`` is the width of the condition. ``tokenizer_json`` is the content of the ``tokenizer.json`` to save
+    beside the weights, or ``None`` where the tokenizer comes from elsewhere. ``state_dict()`` holds exactly what must
+    be saved to rebuild the encoder with ``build_text_encoder``.
+    """
+
+    output_dim: int
+    tokenizer_json: str | None = None
+
+    @abstractmethod
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        """Embed ``prompts`` (B strings): float32 (B, output_dim), on the device of the weights."""
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of ``prompt`` that training never showed to the encoder, in order, each once; pretrained ones: none."""
+        return []
+
+
+def check_prompts(prompts: Sequence[str]) -> list[str]:
+    """``prompts`` as a list. Raises ``TypeError`` for anything but a sequence of strings, ``ValueError`` if empty."""
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise TypeError(f"prompts: expected a sequence of strings, got {prompts!r}")
+    if len(prompts) == 0:
+        raise ValueError("prompts: expected at least one prompt, got none")
+    return list(prompts)
+
+
+def parse_tokenizer(tokenizer_json: str) -> Tokenizer:
+    """The tokenizer that the content of a ``tokenizer.json`` describes. Raises ``ValueError`` if it is malformed."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # the library raises a bare Exception for malformed JSON
+        raise ValueError(f"tokenizer_json: not a tokenizer of the tokenizers library: {error}") from error
+
+
+def pad_token_ids(rows: Sequence[Sequence[int]], device: torch.device, padding: int = 0) -> tuple[Tensor, Tensor]:
+    """Token ids (B, longest) int64 and their mask, bool with True = a token."""
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([list(row) + [padding] * (longest - len(row)) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(longest, device=device) < lengths[:, None]
+
+
+def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``states`` (B, L, D) over the positions where ``mask`` (B, L) is True: (B, D)."""
+    weights = mask.to(states.dtype).unsqueeze(-1)
+    return (states * weights).sum(1) / weights.sum(1)
+
+
+def transformer(
+    config: TextConfig, *, norm_first: bool, activation: str | Callable[[Tensor], Tensor] = "gelu"
+) -> nn.TransformerEncoder:
+    """The trainable transformer that ``config`` describes: (B, L, width) to (B, L, width)."""
+    layer = nn.TransformerEncoderLayer(
+        config.width,
+        config.num_heads,
+        config.feedforward_dim,
+        config.dropout,
+        activation,
+        batch_first=True,
+        norm_first=norm_first,
+    )
+    return nn.TransformerEncoder(layer, config.num_layers, enable_nested_tensor=False)
+
+
+class WordPieceTextEncoder(TextEncoder):
+    """Small pre-norm transformer over word pieces, trained together with the denoiser.
+
+    Token embedding + learned position -> ``num_layers`` layers -> LayerNorm -> mean over tokens -> Linear to
+    ``output_dim``. Case and punctuation carry no meaning. While training, each word is spelled in pieces with
+    probability ``dropout``, so that the pieces an unseen word is made of mean something too.
+
+    Args:
+        config: sizes; ``vocab_size`` rows are embedded, ``max_tokens`` positions (one of them the end token).
+        tokenizer_json: what ``train_tokenizer`` returned.
+
+    Raises:
+        ValueError: if the tokenizer is not one of ``train_tokenizer``'s or has more tokens than ``vocab_size``.
+    """
+
+    def __init__(self, config: TextConfig, tokenizer_json: str) -> None:
+        super().__init__()
+        self.config = config
+        self.output_dim = config.output_dim
+        self.tokenizer_json = tokenizer_json
+        self._tokenizer = parse_tokenizer(tokenizer_json)
+        self._vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        for token in (PAD, UNKNOWN, END):
+            if token not in self._vocabulary:
+                raise ValueError(f"tokenizer_json: expected a token {token}, as train_tokenizer makes it, got none")
+        if len(self._vocabulary) > config.vocab_size:
+            raise ValueError(
+                f"tokenizer_json: expected at most vocab_size={config.vocab_size} tokens, got {len(self._vocabulary)}"
+            )
+        # train_tokenizer's order: special tokens, words, continuation pieces, beginnings of words.
+        continuations = (index for token, index in self._vocabulary.items() if token.startswith(CONTINUATION))
+        words_end = min(continuations, default=len(self._vocabulary))
+        self._words = {token for token, index in self._vocabulary.items() if 3 <= index < words_end}
+        self._spellings = {
+            self._vocabulary[word]: [self._vocabulary[piece] for piece in pieces]
+            for word in self._words
+            if (pieces := _spell(word, self._vocabulary))
+        }
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width, padding_idx=self._vocabulary[PAD])
+        self.position_embedding = nn.Parameter(torch.empty(config.max_tokens, config.width))
+        self.transformer = transformer(config, norm_first=True)
+        self.norm = nn.LayerNorm(config.width)
+        self.output = nn.Linear(config.width, config.output_dim)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.01)
+        with torch.no_grad():
+            self.token_embedding.weight[self._vocabulary[PAD]].zero_()
+
+    @staticmethod
+    def train_tokenizer(captions: Iterable[str], vocab_size: int) -> str:
+        """Tokenizer of ``captions`` as JSON: every word of them is one token, so a word in pieces is one never seen.
+
+        Besides the words there are all their characters and, as far as ``vocab_size`` allows, the beginnings and
+        endings that several words share, most shared first. The result depends on the set of words only.
+
+        Raises:
+            ValueError: if there is no word, or ``vocab_size`` does not hold the words and characters.
+        """
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+        tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("removed")]
+        )
+        words = sorted({word for caption in captions for word in _split_words(tokenizer, caption)})
+        if not words:
+            raise ValueError("captions: expected at least one word, got none")
+        characters = sorted({character for word in words for character in word})
+        shared = Counter(piece for word in words for piece in _beginnings_and_endings(word))
+        pieces = sorted((p for p, count in shared.items() if count > 1), key=lambda piece: (-shared[piece], piece))
+        continuations = [CONTINUATION + character for character in characters]
+        beginnings = [character for character in characters if character not in words]
+        required = [PAD, UNKNOWN, END, *words, *continuations, *beginnings]
+        if len(required) > vocab_size:
+            raise ValueError(
+                f"vocab_size: the captions' {len(words)} words and {len(characters)} characters need at least "
+                f"{len(required)}, got {vocab_size}"
+            )
+        known = set(required)
+        extra = [piece for piece in pieces if piece not in known][: vocab_size - len(required)]
+        continuations += [piece for piece in extra if piece.startswith(CONTINUATION)]
+        beginnings += [piece for piece in extra if not piece.startswith(CONTINUATION)]
+        tokens = [PAD, UNKNOWN, END, *words, *continuations, *beginnings]
+        vocabulary = {token: index for index, token in enumerate(tokens)}
+        tokenizer.model = models.WordPiece(vocabulary, unk_token=UNKNOWN, continuing_subword_prefix=CONTINUATION)
+        tokenizer.add_special_tokens([PAD, UNKNOWN, END])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {END}", special_tokens=[(END, vocabulary[END])]
+        )
+        result: str = tokenizer.to_str(pretty=True)
+        return result
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of ``prompt``, lower-cased, that no training caption contained; in order, each once."""
+        return [word for word in dict.fromkeys(_split_words(self._tokenizer, prompt)) if word not in self._words]
+
+    def token_ids(self, prompt: str) -> list[int]:
+        """Token ids of ``prompt``, the end token last; a word with a character never seen is left out.
+
+        Raises:
+            ValueError: if there are more than ``max_tokens``.
+        """
+        unknown = self._vocabulary[UNKNOWN]
+        ids = [index for index in self._tokenizer.encode(prompt).ids if index != unknown]
+        if len(ids) > self.config.max_tokens:
+            raise ValueError(
+                f"prompts: expected at most max_tokens={self.config.max_tokens} word pieces, got {len(ids)} "
+                f"in {prompt[:60]!r}..."
+            )
+        return ids
+
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        """Embed ``prompts``: (B, output_dim) float32. Raises ``ValueError`` for a prompt that is too long."""
+        rows = [self.token_ids(prompt) for prompt in check_prompts(prompts)]
+        if self.training:
+            rows = [self._spell_at_random(row) for row in rows]
+        ids, mask = pad_token_ids(rows, self.token_embedding.weight.device, self._vocabulary[PAD])
+        states = self.token_embedding(ids) + self.position_embedding[: ids.shape[1]]
+        states = self.norm(self.transformer(states, src_key_padding_mask=~mask))
+        result: Tensor = self.output(masked_mean(states, mask)).float()
+        return result
+
+    def _spell_at_random(self, row: list[int]) -> list[int]:
+        draws = torch.rand(len(row)).tolist()
+        spelled: list[int] = []
+        for index, draw in zip(row, draws, strict=True):
+            pieces = self._spellings.get(index) if draw < self.config.dropout else None
+            spelled += pieces or [index]
+        return spelled if len(spelled) <= self.config.max_tokens else row
+
+
+def _split_words(tokenizer: Tokenizer, text: str) -> list[str]:
+    normalised = tokenizer.normalizer.normalize_str(text)
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normalised)]
+
+
+def _beginnings_and_endings(word: str) -> list[str]:
+    cuts = range(1, len(word))
+    return [word[:cut] for cut in cuts] + [CONTINUATION + word[cut:] for cut in cuts]
+
+
+def _spell(word: str, vocabulary: dict[str, int]) -> list[str]:
+    """Longest-match pieces of ``word`` as if the whole word were no token; empty for a single character."""
+    if len(word) == 1:
+        return []
+    pieces: list[str] = []
+    start = 0
+    while start < len(word):
+        prefix = CONTINUATION if start else ""
+        longest = len(word) if start else len(word) - 1
+        end = next((e for e in range(longest, start, -1) if prefix + word[start:e] in vocabulary), None)
+        if end is None:
+            return []
+        pieces.append(prefix + word[start:end])
+        start = end
+    return pieces
+
+
+class HuggingFaceTextEncoder(TextEncoder):
+    """Any pretrained Hugging Face text encoder, frozen, with a trainable adapter on its token states.
+
+    Frozen token states -> Linear to ``width`` -> ``num_layers`` post-norm transformer layers -> LayerNorm -> mean over
+    tokens -> Linear to ``output_dim``. The frozen model is always in eval mode, has no gradient, and is neither in
+    ``state_dict()`` nor in ``parameters()``: it is loaded again by ``name_or_path``. It follows ``.to()`` and the like.
+
+    Only safetensors weights are read and no code of the model's repository is run.
+
+    Raises:
+        ValueError: if ``name_or_path`` cannot be loaded as a text encoder.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.output_dim = config.output_dim
+        # Held in a list, because a module attribute would be registered, saved and switched to training mode.
+        self._frozen = [_load_frozen(str(config.name_or_path))]
+        self._tokenizer = _load_tokenizer(str(config.name_or_path))
+        self.input = nn.Linear(self._frozen[0].config.hidden_size, config.width)
+        self.transformer = transformer(config, norm_first=False)
+        self.norm = nn.LayerNorm(config.width)
+        self.output = nn.Linear(config.width, config.output_dim)
+
+    @property
+    def frozen(self) -> nn.Module:
+        """The pretrained encoder."""
+        model: nn.Module = self._frozen[0]
+        return model
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HuggingFaceTextEncoder:
+        self._frozen[0]._apply(fn, recurse)
+        moved: HuggingFaceTextEncoder = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
+
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        """Embed ``prompts``: (B, output_dim) float32. Raises ``ValueError`` for a prompt over ``max_tokens`` tokens."""
+        encoded = self._tokenizer(check_prompts(prompts), padding=True, return_tensors="pt")
+        if encoded["input_ids"].shape[1] > self.config.max_tokens:
+            lengths = encoded["attention_mask"].sum(1)
+            raise ValueError(
+                f"prompts: expected at most max_tokens={self.config.max_tokens} tokens, got {int(lengths.max())} "
+                f"in {prompts[int(lengths.argmax())][:60]!r}..."
+            )
+        encoded = encoded.to(self.output.weight.device)
+        mask = encoded["attention_mask"].bool()
+        with torch.no_grad():
+            states = self._frozen[0](**encoded).last_hidden_state
+        states = self.transformer(self.input(states), src_key_padding_mask=~mask)
+        result: Tensor = self.output(masked_mean(self.norm(states), mask)).float()
+        return result
+
+
+def _load_frozen(name_or_path: str) -> Any:
+    from transformers import AutoModel
+
+    try:
+        model = AutoModel.from_pretrained(name_or_path, trust_remote_code=False, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"name_or_path: cannot load a text encoder from {name_or_path!r}: {error}") from error
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    if not hasattr(model.config, "hidden_size"):
+        raise ValueError(
+            f"name_or_path: expected a text encoder, got a {type(model).__name__} from {name_or_path!r}; "
+            "the CLIP text tower is kind='clip'"
+        )
+    return model.float().requires_grad_(False).eval()
+
+
+def _load_tokenizer(name_or_path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"name_or_path: cannot load a tokenizer from {name_or_path!r}: {error}") from error
+
+
+def build_text_encoder(config: TextConfig, tokenizer_json: str | None) -> TextEncoder:
+    """The text encoder that ``config.kind`` names.
+
+    Args:
+        config: which encoder and its sizes.
+        tokenizer_json: content of ``tokenizer.json``: needed by ``wordpiece``, optional for ``clip`` (otherwise loaded
+            by name at the first prompt), must be ``None`` for ``huggingface``, which brings its own.
+
+    Raises:
+        ValueError: if the tokenizer is missing or not wanted, or the encoder cannot be loaded.
+    """
+    if config.kind == "wordpiece":
+        if tokenizer_json is None:
+            raise ValueError("tokenizer_json: expected the tokenizer that kind='wordpiece' was trained with, got None")
+        return WordPieceTextEncoder(config, tokenizer_json)
+    if config.kind == "huggingface":
+        if tokenizer_json is not None:
+            raise ValueError("tokenizer_json: expected None, since kind='huggingface' brings its own tokenizer")
+        return HuggingFaceTextEncoder(config)
+    from intermoe.nn.clip import ClipTextEncoder
+
+    return ClipTextEncoder(config, tokenizer_json)
