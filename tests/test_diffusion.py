@@ -1,0 +1,163 @@
+"""Schedules, training loss and sampling loop against the authors' arrays and against closed forms."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from intermoe import official
+from intermoe.config import DiffusionConfig
+from intermoe.diffusion import SCHEDULERS, build_scheduler, sample, training_loss
+
+CONFIG = DiffusionConfig()
+
+
+def persons(array) -> torch.Tensor:
+    return torch.tensor(array).unflatten(-1, (2, -1))
+
+
+@pytest.fixture
+def reference(golden):
+    archive = golden("denoiser.npz")
+    state = {k.removeprefix("state/"): torch.tensor(archive[k]) for k in archive.files if k.startswith("state/")}
+    denoiser = official.load_denoiser(state, json.loads(str(archive["config"])))
+    return denoiser, torch.tensor(archive["cond"]), torch.tensor(archive["mask"])[..., 0] > 0, golden("diffusion.npz")
+
+
+def test_schedule_equals_the_authors(golden, relative_error) -> None:
+    archive = golden("diffusion.npz")
+    scheduler = build_scheduler("ddim", CONFIG)
+    assert relative_error(scheduler.betas, archive["betas_1000"]) < 1e-6
+    assert relative_error(scheduler.alphas_cumprod, archive["alphas_cumprod_1000"]) < 1e-6
+    scheduler.set_timesteps(50)
+    assert scheduler.timesteps.flip(0).tolist() == archive["timestep_map_ddim50"].tolist()
+    used = scheduler.alphas_cumprod[scheduler.timesteps.flip(0)]
+    assert relative_error(used, archive["alphas_cumprod_ddim50"]) < 1e-6
+
+
+def test_noising_and_loss_equal_the_authors(reference, relative_error) -> None:
+    denoiser, condition, mask, archive = reference
+    scheduler = build_scheduler("ddim", CONFIG)
+    x0, noise, t = persons(archive["x0"]), persons(archive["noise"]), torch.tensor(archive["t"])
+    assert relative_error(scheduler.add_noise(x0, noise, t).flatten(2), archive["x_t"]) < 1e-5
+    loss = training_loss(denoiser, x0, condition, mask, scheduler=scheduler, timesteps=t, noise=noise)
+    assert relative_error(loss, archive["loss_total"]) < 1e-5
+
+
+def test_fifty_guided_steps_equal_the_authors(reference, relative_error) -> None:
+    denoiser, condition, mask, archive = reference
+    noise = persons(archive["init_noise"])
+    out = sample(
+        denoiser,
+        condition,
+        tuple(noise.shape),
+        scheduler=build_scheduler("ddim", CONFIG),
+        guidance_scale=float(archive["cfg_scale"]),
+        mask=mask,
+        noise=noise,
+    )
+    assert relative_error(out.flatten(2)[mask], archive["ddim50_sample"][mask.numpy()]) < 1e-4
+
+
+class Oracle:
+    """Knows the clean latents; its unconditional estimate is zero."""
+
+    def __init__(self, clean: torch.Tensor) -> None:
+        self.clean = clean
+        self.calls = 0
+
+    def __call__(self, x, timesteps, text, mask=None):
+        self.calls += 1
+        estimate = self.clean.repeat(x.shape[0] // self.clean.shape[0], 1, 1, 1)
+        return estimate * (text.abs().sum(1) > 0)[:, None, None, None]
+
+
+def seeds(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(i) for i in range(count)]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("steps", [1, 10])
+def test_every_scheduler_ends_at_the_guided_estimate(name: str, steps: int) -> None:
+    clean = torch.randn(2, 3, 2, 4)
+    oracle = Oracle(clean)
+    done = []
+    out = sample(
+        oracle, torch.ones(2, 5), tuple(clean.shape), scheduler=build_scheduler(name, CONFIG),
+        num_inference_steps=steps, guidance_scale=2.0, generators=seeds(2), callback=lambda i, n: done.append((i, n)),
+    )  # fmt: skip
+    torch.testing.assert_close(out, 2.0 * clean, atol=2e-2, rtol=0)
+    assert oracle.calls == steps
+    assert done == [(i + 1, steps) for i in range(steps)]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_sample_depends_on_its_own_seed_only(name: str, reference) -> None:
+    denoiser, condition, _, _ = reference
+    shape = (3, 4, 2, 42)
+    run = lambda index, generators: sample(  # noqa: E731
+        denoiser, condition[index], (len(index), *shape[1:]), scheduler=build_scheduler(name, CONFIG),
+        num_inference_steps=4, generators=generators,
+    )  # fmt: skip
+    together = run([0, 1, 2], seeds(3))
+    alone = run([1], [torch.Generator().manual_seed(1)])
+    torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=1e-4)
+    assert torch.equal(together, run([0, 1, 2], seeds(3)))
+
+
+def test_loss_counts_valid_frames_only() -> None:
+    latents = torch.randn(2, 4, 2, 3)
+    mask = torch.tensor([[True] * 4, [True, False, False, False]])
+    off_by_one = lambda x, t, c, m: latents + torch.where(mask, 1.0, 100.0)[..., None, None]  # noqa: E731
+    scheduler = build_scheduler("ddpm", CONFIG)
+    assert training_loss(off_by_one, latents, torch.ones(2, 5), mask, scheduler=scheduler) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_condition_is_dropped_by_whole_rows_with_the_given_probability() -> None:
+    seen = []
+
+    def spy(x, t, c, m):
+        seen.append(c)
+        return x
+
+    latents, generator = torch.zeros(500, 1, 1, 1), torch.Generator().manual_seed(0)
+    scheduler = build_scheduler("ddim", CONFIG)
+    for probability in (0.0, 0.3, 1.0):
+        training_loss(
+            spy, latents, torch.ones(500, 5), None, scheduler=scheduler, condition_dropout=probability, generator=generator
+        )
+        rows = seen[-1]
+        assert ((rows == 0).all(1) | (rows == 1).all(1)).all()
+        assert (rows == 0).all(1).float().mean() == pytest.approx(probability, abs=0.06)
+
+
+def test_the_generator_decides_the_loss(reference) -> None:
+    denoiser, condition, mask, archive = reference
+    x0, scheduler = persons(archive["x0"]), build_scheduler("ddim", CONFIG)
+    losses = [
+        training_loss(denoiser, x0, condition, mask, scheduler=scheduler, condition_dropout=0.5, generator=g).item()
+        for g in (*(torch.Generator().manual_seed(5) for _ in range(2)), torch.Generator().manual_seed(6))
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_inference_steps": 0}, r"num_inference_steps: must be in \[1, 1000\], got 0"),
+        ({"num_inference_steps": 1001}, "num_inference_steps"),
+        ({"guidance_scale": 0.5}, "guidance_scale: must be >= 1, got 0.5"),
+        ({"generators": seeds(1)}, "generators: expected one for each of the 2 samples"),
+    ],
+)
+def test_bad_sampling_is_named(changes, message) -> None:
+    arguments = {"scheduler": build_scheduler("ddim", CONFIG), "generators": seeds(2)} | changes
+    with pytest.raises(ValueError, match=message):
+        sample(Oracle(torch.zeros(2, 3, 2, 4)), torch.ones(2, 5), (2, 3, 2, 4), **arguments)
+
+
+def test_unknown_scheduler_is_named() -> None:
+    with pytest.raises(ValueError, match="scheduler: must be one of .*'euler'"):
+        build_scheduler("euler", CONFIG)
