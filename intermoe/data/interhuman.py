@@ -130,9 +130,13 @@ class InterHumanDataset(Dataset[MotionItem]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> MotionItem:
+        return self.draw(index, int(self._epoch))
+
+    def draw(self, index: int, epoch: int) -> MotionItem:
+        """Item ``index`` as it is drawn in ``epoch``, whatever ``set_epoch`` said last."""
         if not 0 <= index < len(self):
             raise IndexError(f"index: must be in [0, {len(self)}), got {index}")
-        rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        rng = np.random.default_rng((self.seed, epoch, index))
         draw_caption, draw_start, draw_mirror, draw_swap = rng.random(4)
         raw1, raw2 = self._raw_pair(index)
         frames = min(self.max_frames, len(raw1) - 1) if self.window is None else self.window
