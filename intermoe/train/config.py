@@ -1,0 +1,142 @@
+"""Configuration of a training run: one validated file, copied to ``config.json`` in the run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from intermoe.config import Config, DenoiserConfig, DiffusionConfig, TextConfig, VAEConfig, _require
+
+SCHEDULES = ("cosine", "constant")
+CLIPS = ("value", "norm", "none")
+PRECISIONS = ("no", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class DataConfig(Config):
+    """Which motion is read and how it is batched. ``root`` is a folder in InterHuman's layout.
+
+    ``batch_size`` counts items (pairs of persons) per process and micro-step.
+    """
+
+    root: str | None = None
+    batch_size: int = 64
+    min_frames: int = 16
+    max_frames: int = 300
+    mirror: bool = True
+    swap_persons: bool = True
+    num_workers: int = 0
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
+        _require(4 <= self.min_frames <= self.max_frames, "min_frames", "in [4, max_frames]", self.min_frames)
+        _require(self.num_workers >= 0, "num_workers", ">= 0", self.num_workers)
+
+
+@dataclass(frozen=True)
+class OptimConfig(Config):
+    """AdamW, learning-rate schedule, gradient clipping, precision and the average of the weights.
+
+    ``steps`` counts optimiser steps, each of ``accumulation_steps`` micro-batches. ``ema_decay`` is approached as
+    min(ema_decay, (1 + n) / (10 + n)) after n steps; 0 turns the average off (the last weights are kept).
+    """
+
+    steps: int = 10_000
+    learning_rate: float = 2e-4
+    weight_decay: float = 2e-5
+    betas: tuple[float, ...] = (0.9, 0.999)
+    schedule: str = "cosine"
+    warmup_steps: int = 200
+    clip: str = "value"
+    clip_limit: float = 1.0
+    accumulation_steps: int = 1
+    mixed_precision: str = "no"
+    ema_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "steps", ">= 1", self.steps)
+        _require(self.learning_rate > 0.0, "learning_rate", "> 0", self.learning_rate)
+        _require(self.weight_decay >= 0.0, "weight_decay", ">= 0", self.weight_decay)
+        ok = len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas)
+        _require(ok, "betas", "two values in [0, 1)", self.betas)
+        _require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", self.schedule)
+        _require(0 <= self.warmup_steps < self.steps, "warmup_steps", "in [0, steps)", self.warmup_steps)
+        _require(self.clip in CLIPS, "clip", f"one of {CLIPS}", self.clip)
+        _require(self.clip_limit > 0.0, "clip_limit", "> 0", self.clip_limit)
+        _require(self.accumulation_steps >= 1, "accumulation_steps", ">= 1", self.accumulation_steps)
+        ok = self.mixed_precision in PRECISIONS
+        _require(ok, "mixed_precision", f"one of {PRECISIONS} (quoted in YAML)", self.mixed_precision)
+        _require(0.0 <= self.ema_decay < 1.0, "ema_decay", "in [0, 1)", self.ema_decay)
+
+
+@dataclass(frozen=True)
+class RunConfig(Config):
+    """How often things are logged, validated and saved, in optimiser steps. May differ when a run is resumed."""
+
+    log_every: int = 20
+    validate_every: int = 500
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class TrainConfig(Config):
+    """What the training of the VAE and of the denoiser have in common."""
+
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**32, "seed", "in [0, 2**32)", self.seed)
+
+
+@dataclass(frozen=True)
+class VAELossConfig(Config):
+    """Weights of the terms of ``intermoe.train.losses.vae_losses``."""
+
+    reconstruction: float = 1.0
+    position: float = 0.5
+    velocity: float = 0.5
+    rotation: float = 0.5
+    kl: float = 0.02
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            _require(getattr(self, f.name) >= 0.0, f.name, ">= 0", getattr(self, f.name))
+
+
+@dataclass(frozen=True)
+class VAETrainConfig(TrainConfig):
+    """Training of the Causal-Skeletal VAE on windows of ``window`` frames, a multiple of the VAE's 4."""
+
+    window: int = 64
+    model: VAEConfig = field(default_factory=VAEConfig)
+    losses: VAELossConfig = field(default_factory=VAELossConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ok = self.window % 4 == 0 and 4 <= self.window <= self.data.max_frames
+        _require(ok, "window", "a multiple of 4 frames in [4, data.max_frames]", self.window)
+        _require(self.model.layout == "interhuman", "model.layout", "'interhuman'", self.model.layout)
+
+
+@dataclass(frozen=True)
+class DenoiserTrainConfig(TrainConfig):
+    """Training of denoiser and text encoder on the latents of a trained VAE. ``name`` goes into the saved pipeline."""
+
+    name: str = "intermoe"
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = f"denoiser.text_dim={self.denoiser.text_dim}"
+        _require(self.text.output_dim == self.denoiser.text_dim, "text.output_dim", expected, self.text.output_dim)

@@ -1,0 +1,316 @@
+"""The training loop that VAE and denoiser share, on accelerate.
+
+Everything random in step s is drawn from (seed, s, rank), and step s takes items [s * G, (s + 1) * G) of an endless
+stream of shuffled epochs, G being the global batch. So a run's position, its data order and its noise are all functions
+of the step number, and a resumed run continues bit for bit without saved generator states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from intermoe.data.batching import collate
+from intermoe.train import checkpoint
+from intermoe.train.config import OptimConfig, TrainConfig
+from intermoe.train.ema import WeightAverage
+from intermoe.train.routing import Routing
+from intermoe.train.stream import DrawnDataset, Draws, StreamSampler
+
+Batch = Mapping[str, Any]
+FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+class Objective(nn.Module):
+    """What a run optimises: the trained modules, and their loss as ``forward``, so that wrappers (DDP, FSDP) apply."""
+
+    def forward(self, batch: Batch, generator: torch.Generator, validating: bool = False) -> dict[str, Tensor]:
+        """Scalars by name. In training ``"loss"`` is minimised; in validation every value is a mean over the batch."""
+        raise NotImplementedError
+
+
+def fit(
+    objective: Objective,
+    config: TrainConfig,
+    train: DrawnDataset,
+    validation: DrawnDataset | None,
+    output_dir: Path,
+    *,
+    resume: bool,
+) -> dict[str, Tensor] | None:
+    """Train ``objective`` and return its state dict with averaged weights (on the main process; ``None`` elsewhere).
+
+    Checkpoints go to ``output_dir/checkpoints``, tensorboard's events to ``output_dir/logs``.
+
+    Raises:
+        FloatingPointError: at a non-finite loss, naming the step and the items of the batch.
+        ValueError: if ``train`` is empty, or on ``resume`` from a checkpoint that does not fit.
+    """
+    return Trainer(objective, config, train, validation, output_dir).run(resume)
+
+
+class Trainer:
+    """State of one run on one process."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: TrainConfig,
+        train: DrawnDataset,
+        validation: DrawnDataset | None,
+        output_dir: Path,
+    ) -> None:
+        if len(train) == 0:
+            raise ValueError("data: the training split holds no usable item")
+        self.config, self.optim, self.folder = config, config.optim, output_dir / "checkpoints"
+        # buffers are equal on all ranks by construction (the bias update sums counts), so nothing is broadcast
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+        self.accelerator = Accelerator(
+            mixed_precision=self.optim.mixed_precision,
+            log_with="tensorboard",
+            project_dir=output_dir,
+            kwargs_handlers=[ddp],
+        )
+        self.train, self.validation = train, validation
+        parameters = [p for p in objective.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=self.optim.learning_rate,
+            weight_decay=self.optim.weight_decay,
+            betas=(self.optim.betas[0], self.optim.betas[1]),
+        )
+        self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.average = WeightAverage(self.parameters, self.optim.ema_decay)
+        self.scheduler = warmup_schedule(self.optimizer.optimizer, self.optim)
+        self.routing = Routing(objective)
+        self.global_batch = config.data.batch_size * self.optim.accumulation_steps * self.accelerator.num_processes
+        self.step = 0
+
+    def run(self, resume: bool) -> dict[str, Tensor] | None:
+        if resume and (path := checkpoint.latest_checkpoint(self.folder)):
+            self._load(path)
+        self.accelerator.init_trackers("logs")
+        batches = self._batches()
+        with progress_bar(self.optim.steps, self.step, shown=self.accelerator.is_main_process) as advance:
+            started, done = time.perf_counter(), 0
+            while self.step < self.optim.steps:
+                losses = self._optimise(batches)
+                self.step, done = self.step + 1, done + 1
+                rate = done * self.global_batch / (time.perf_counter() - started)
+                advance(self.step, losses["loss"].item(), rate)
+                if self._due(self.config.run.log_every):
+                    self._log_training(losses, rate)
+                if self.validation is not None and self._due(self.config.run.validate_every):
+                    self._log("validation", self._validate(self.validation))
+                    started, done = time.perf_counter(), 0
+                if self._due(self.config.run.checkpoint_every):
+                    self._save()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        with self.average.applied():
+            state = self._weights()
+        return state if self.accelerator.is_main_process else None
+
+    def _optimise(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
+        """One optimiser step; returns the losses, averaged over its micro-steps."""
+        generator = self._seed(0, self.step)
+        self.model.train()
+        self.routing.start(probe=self._due(self.config.run.log_every, self.step + 1))
+        self.optimizer.zero_grad()
+        micro_steps = self.optim.accumulation_steps
+        totals: dict[str, Tensor] = {}
+        for micro in range(micro_steps):
+            batch = next(batches)
+            last = micro == micro_steps - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                losses = self.model(batch, generator)
+                self._require_finite(losses, batch)
+                self.accelerator.backward(losses["loss"] / micro_steps)
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + value.detach() / micro_steps
+            self.routing.count()
+        self._clip()
+        self.optimizer.step()
+        self.scheduler.step()
+        self.routing.update()
+        self.average.update()
+        return totals
+
+    def _clip(self) -> None:
+        if self.optim.clip == "norm":
+            self.accelerator.clip_grad_norm_(self.parameters, self.optim.clip_limit)
+        elif self.optim.clip == "value":
+            self.accelerator.unscale_gradients()
+            nn.utils.clip_grad_value_(self.parameters, self.optim.clip_limit)
+
+    def _require_finite(self, losses: dict[str, Tensor], batch: Batch) -> None:
+        if torch.isfinite(losses["loss"]):
+            return
+        parts = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
+        raise FloatingPointError(
+            f"non-finite loss at step {self.step} ({parts}); items of the batch: {', '.join(batch['names'])}"
+        )
+
+    @torch.no_grad()
+    def _validate(self, dataset: DrawnDataset) -> dict[str, float]:
+        """Means over ``dataset`` with averaged weights. Every rank takes every n-th batch."""
+        size, ranks = self.config.data.batch_size, self.accelerator.num_processes
+        starts = list(range(0, len(dataset), size))
+        sums: dict[str, float] = {}
+        self.model.eval()
+        with self.average.applied():
+            for turn in range(0, len(starts), ranks):
+                # a sharded model needs every rank in every call: ranks without a batch of their own repeat the last
+                number = turn + self.accelerator.process_index
+                start = starts[min(number, len(starts) - 1)]
+                items = [dataset.draw(i, 0) for i in range(start, min(start + size, len(dataset)))]
+                values = self.model(self._on_device(collate(items)), self._seed(1, start, rank=0), validating=True)
+                weight = float(len(items) if number < len(starts) else 0)
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + weight * value.item()
+        totals = self.accelerator.reduce(torch.tensor(list(sums.values()), device=self.accelerator.device)).tolist()
+        return {name: total / len(dataset) for name, total in zip(sums, totals, strict=True)}
+
+    def _batches(self) -> Iterator[Batch]:
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        micro_steps, size = self.optim.accumulation_steps, self.config.data.batch_size
+        micro_batches = range(self.step * micro_steps * ranks + rank, self.optim.steps * micro_steps * ranks, ranks)
+        sampler = StreamSampler(len(self.train), size, micro_batches, self.config.seed)
+        workers = self.config.data.num_workers
+        loader = DataLoader(Draws(self.train), batch_sampler=sampler, num_workers=workers, collate_fn=collate)
+        return (self._on_device(batch) for batch in loader)
+
+    def _on_device(self, batch: Batch) -> Batch:
+        device = self.accelerator.device
+        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+    def _seed(self, *key: int, rank: int | None = None) -> torch.Generator:
+        """Seed torch (dropout) and a new generator from (the run's seed, ``key``, this rank)."""
+        rank = self.accelerator.process_index if rank is None else rank
+        own, shared = np.random.SeedSequence((self.config.seed, *key, rank)).generate_state(2, np.uint64)
+        torch.manual_seed(int(shared))
+        return torch.Generator(self.accelerator.device).manual_seed(int(own))
+
+    def _due(self, every: int, step: int | None = None) -> bool:
+        step = self.step if step is None else step
+        return step % every == 0 or step == self.optim.steps
+
+    def _log_training(self, losses: dict[str, Tensor], rate: float) -> None:
+        means = self.accelerator.reduce(torch.stack(list(losses.values())), "mean").tolist()
+        values = dict(zip(losses, means, strict=True))
+        self._log("train", values | {"items_per_second": rate, "learning_rate": self.scheduler.get_last_lr()[0]})
+        if self.routing.blocks:
+            self._log("routing", self.routing.health(self.accelerator.reduce))
+
+    def _log(self, group: str, values: Mapping[str, float]) -> None:
+        self.accelerator.log({f"{group}/{name}": value for name, value in values.items()}, step=self.step)
+
+    def _save(self) -> None:
+        model = self._weights()
+        with self.average.applied():
+            average = self._weights()
+        optimizer = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=FULL_STATE)
+        if self.accelerator.is_main_process:
+            checkpoint.write_checkpoint(
+                self.folder,
+                self.step,
+                model=model,
+                average=average,
+                optimizer=optimizer,
+                state=self._counters(),
+                keep=self.config.run.keep_checkpoints,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _counters(self) -> dict[str, Any]:
+        scaler = self.accelerator.scaler
+        return {
+            "updates": self.average.updates,
+            "global_batch": self.global_batch,
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def _load(self, path: Path) -> None:
+        state = checkpoint.read_state(path)
+        if state["global_batch"] != self.global_batch:
+            raise ValueError(
+                f"resume: {path} was written with {state['global_batch']} items per step over all processes, "
+                f"this run has {self.global_batch}"
+            )
+        model, average = checkpoint.read_weights(path)
+        self._set_weights(average, path)
+        self.average = WeightAverage(self.parameters, self.optim.ema_decay, updates=state["updates"])
+        self._set_weights(model, path)
+        optimizer = self.optimizer.optimizer
+        set_optimizer_state_dict(self.model, optimizer, checkpoint.read_optimizer(path), options=FULL_STATE)
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+
+    def _weights(self) -> dict[str, Tensor]:
+        """All weights and buffers on the CPU; empty on other ranks where the model is sharded."""
+        state = get_model_state_dict(self.model, options=FULL_STATE)
+        return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+    def _set_weights(self, weights: dict[str, Tensor], path: Path) -> None:
+        expected = get_model_state_dict(self.model).keys()
+        if weights.keys() != expected:
+            raise ValueError(f"resume: {path} holds other weights than this model: {sorted(weights.keys() ^ expected)}")
+        set_model_state_dict(self.model, dict[str, Any](weights), options=FULL_STATE)
+
+
+def warmup_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig) -> LambdaLR:
+    """Linear rise over ``warmup_steps``, then half a cosine to 0 at ``steps`` (or constant)."""
+
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / (config.warmup_steps + 1)
+        if config.schedule == "constant":
+            return 1.0
+        done = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    return LambdaLR(optimizer, factor)
+
+
+@contextlib.contextmanager
+def progress_bar(steps: int, done: int, *, shown: bool) -> Iterator[Callable[[int, float, float], None]]:
+    """A bar with loss, items per second and time left; yields ``advance(step, loss, rate)``."""
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[rate]:.1f} items/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not shown) as progress:
+        task = progress.add_task("train", total=steps, completed=done, loss=math.nan, rate=0.0)
+
+        def advance(step: int, loss: float, rate: float) -> None:
+            progress.update(task, completed=step, loss=loss, rate=rate)
+
+        yield advance

@@ -1,0 +1,130 @@
+"""Training of the Causal-Skeletal VAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from intermoe.config import VAEConfig
+from intermoe.data.interhuman import InterHumanDataset, MotionItem
+from intermoe.data.motion import joints
+from intermoe.data.statistics import Statistics, compute_statistics
+from intermoe.nn.vae import CausalSkeletalVAE
+from intermoe.train import run
+from intermoe.train.config import VAETrainConfig
+from intermoe.train.loop import Batch, Objective, fit
+from intermoe.train.losses import vae_losses
+
+STATISTICS_PASSES = 4
+"""Epochs of the training set that the statistics are taken from: mirrored and exchanged items belong in them."""
+
+
+class VAEObjective(Objective):
+    """The VAE and its losses on batches of ``intermoe.data.collate``."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: VAETrainConfig, statistics: Statistics) -> None:
+        super().__init__()
+        self.vae = CausalSkeletalVAE(config.model)
+        self.weights = config.losses
+        self.register_buffer("mean", torch.tensor(statistics.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(statistics.std), persistent=False)
+
+    def forward(self, batch: Batch, generator: torch.Generator, validating: bool = False) -> dict[str, Tensor]:
+        """Training: the terms of ``vae_losses``. Validation: ``joint_error_cm`` of the mode's reconstruction."""
+        motion = ((batch["motion"] - self.mean) / self.std).transpose(1, 2).flatten(0, 1)
+        if not validating:
+            output, posterior = self.vae(motion, generator)
+            return vae_losses(output, motion, posterior, self.std, self.weights)
+        output = self.vae.decode(self.vae.encode(motion).mode())
+        distance = torch.linalg.vector_norm(joints((output - motion) * self.std), dim=-1).mean(dim=-1)
+        # frames beyond the last full group of 4 were encoded together with padding
+        whole = batch["lengths"] // self.vae.downsampling * self.vae.downsampling
+        valid = (torch.arange(motion.shape[1], device=motion.device) < whole[:, None]).repeat_interleave(2, dim=0)
+        per_person = (distance * valid).sum(dim=1) / valid.sum(dim=1)
+        return {"joint_error_cm": 100 * per_person.mean()}
+
+
+class Windows:
+    """Random windows of whole converted items.
+
+    They are cut after the conversion, so that positions are spread as in the whole items that the trained model is used
+    on, instead of every window starting at the origin.
+    """
+
+    def __init__(self, dataset: InterHumanDataset, frames: int) -> None:
+        self.dataset, self.frames = dataset, frames
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def draw(self, index: int, epoch: int) -> MotionItem:
+        """Item ``index`` of ``epoch``, cut to a window that depends on (seed, epoch, index) alone."""
+        item = self.dataset.draw(index, epoch)
+        room = item["motion"].shape[0] - self.frames
+        start = int(np.random.default_rng((self.dataset.seed, epoch, index, self.frames)).integers(room + 1))
+        return {**item, "motion": item["motion"][start : start + self.frames]}
+
+
+def run_vae(
+    config_path: str | Path, output_dir: str | Path, resume: bool = False, data: str | Path | None = None
+) -> Path:
+    """Train a VAE as the file says and return ``output_dir/model``, the folder that ``load_vae_folder`` reads.
+
+    Args:
+        config_path: YAML or JSON of ``VAETrainConfig``.
+        output_dir: gets ``config.json``, ``statistics.json``, ``checkpoints/``, ``logs/`` and, at the end, ``model/``.
+        resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
+        data: folder of the data in place of the configured one.
+
+    Raises:
+        ValueError: a wrong configuration or unusable data, named. FileExistsError: ``output_dir`` holds a run already.
+        FloatingPointError: the loss is not finite; names step and items.
+    """
+    config = run.with_data(VAETrainConfig.load(config_path), data)
+    output_dir = Path(output_dir)
+    run.prepare_folder(config, output_dir, resume=resume)
+    train = run.open_split(config, "train", min_frames=max(config.window, config.data.min_frames))
+    validation = run.open_split(config, "val", min_frames=config.data.min_frames)
+    statistics = run.keep_statistics(output_dir, lambda: compute_statistics(train, passes=STATISTICS_PASSES))
+    torch.manual_seed(config.seed)
+    objective = VAEObjective(config, statistics)
+    state = fit(objective, config, Windows(train, config.window), validation, output_dir, resume=resume)
+    folder = output_dir / "model"
+    if state is not None:
+        weights = {key.removeprefix("vae."): value for key, value in state.items()}
+        save_vae_folder(folder, config, weights, statistics)
+    return folder
+
+
+def save_vae_folder(folder: Path, config: VAETrainConfig, weights: dict[str, Tensor], statistics: Statistics) -> None:
+    """Write config.json (``VAEConfig``), model.safetensors, statistics.json and training.json (how it was trained)."""
+    with run.new_folder(folder) as temporary:
+        run.write_config(temporary / "config.json", config.model)
+        run.write_config(temporary / "training.json", run.without_paths(config))
+        statistics.save(temporary / "statistics.json")
+        save_file(weights, temporary / "model.safetensors")
+
+
+def load_vae_folder(folder: str | Path) -> tuple[CausalSkeletalVAE, Statistics]:
+    """The VAE that ``run_vae`` saved, in eval mode and frozen, and the statistics of its motion.
+
+    Raises:
+        FileNotFoundError: a file is missing. ValueError: a file does not fit the configuration; names the key.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors", "statistics.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"vae: {folder} holds no {name}")
+    vae = CausalSkeletalVAE(VAEConfig.load(folder / "config.json"))
+    try:
+        vae.load_state_dict(load_file(folder / "model.safetensors"))
+    except RuntimeError as error:
+        raise ValueError(f"{folder / 'model.safetensors'}: does not fit config.json: {error}") from error
+    return vae.eval().requires_grad_(False), Statistics.load(folder / "statistics.json")
