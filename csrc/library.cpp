@@ -1,0 +1,76 @@
+// What does not belong to a step: version, errors, instruction set.
+#include <cstdarg>
+#include <cstdio>
+
+#include "common.h"
+
+#if defined(INTERMOE_X86) && defined(_MSC_VER)
+#include <immintrin.h>
+#include <intrin.h>
+#endif
+
+namespace intermoe {
+
+static thread_local char message[512] = "";
+
+int32_t fail(const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(message, sizeof message, format, arguments);
+  va_end(arguments);
+  return 1;
+}
+
+static InstructionSet detect() {
+#if defined(INTERMOE_X86) && defined(_MSC_VER)
+  int leaf1[4], leaf7[4];
+  __cpuid(leaf1, 1);
+  __cpuidex(leaf7, 7, 0);
+  const bool saved = (leaf1[2] >> 27) & 1;
+  const uint64_t state = saved ? _xgetbv(0) : 0;
+  const bool fma_f16c = (leaf1[2] >> 12 & 1) && (leaf1[2] >> 29 & 1);
+  const bool avx2 = fma_f16c && (leaf7[1] >> 5 & 1) && (state & 0x6) == 0x6;
+  const bool avx512 = (leaf7[1] >> 16 & 1) && (leaf7[1] >> 17 & 1) && (leaf7[1] >> 30 & 1) && (leaf7[1] >> 31 & 1);
+  if (avx2 && avx512 && (state & 0xe6) == 0xe6) return InstructionSet::avx512;
+  if (avx2) return InstructionSet::avx2;
+#elif defined(INTERMOE_X86)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx2 && avx512) return InstructionSet::avx512;
+  if (avx2) return InstructionSet::avx2;
+#endif
+  return InstructionSet::baseline;
+}
+
+InstructionSet instruction_set() {
+  static const InstructionSet found = detect();
+  return found;
+}
+
+}  // namespace intermoe
+
+extern "C" {
+
+int32_t intermoe_abi_version(void) { return INTERMOE_ABI_VERSION; }
+
+int32_t intermoe_has_cuda(void) {
+#ifdef INTERMOE_CUDA
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+const char* intermoe_instruction_set(void) {
+  switch (intermoe::instruction_set()) {
+    case intermoe::InstructionSet::avx512: return "avx512";
+    case intermoe::InstructionSet::avx2: return "avx2";
+    default: return "baseline";
+  }
+}
+
+const char* intermoe_last_error(void) { return intermoe::message; }
+
+}  // extern "C"

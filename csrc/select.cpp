@@ -1,0 +1,103 @@
+// Step 2, select: which experts take which token, without sort or atomics. Counts per block of tokens and expert, an
+// exclusive scan in (expert, block) order, then a stable scatter: pairs come out ordered by expert, then token.
+#include <math.h>
+
+#include "common.h"
+
+namespace intermoe {
+
+constexpr int64_t kBlock = 512;  // tokens per block: fixed, so that results do not depend on the number of threads
+
+static inline int64_t num_blocks(int64_t S) { return (S + kBlock - 1) / kBlock; }
+
+namespace INTERMOE_VARIANT {
+
+// logits (S, E), bias (E,), valid (S,) or NULL -> slots (S, E) of 1 or -1, block_counts (num_blocks, E)
+void select_mark(const float* logits, const float* bias, const uint8_t* valid, int64_t S, int64_t E, int64_t* slots,
+                 int64_t* block_counts, int64_t block) {
+  const int64_t first = block * kBlock, last = first + kBlock < S ? first + kBlock : S;
+  int64_t* counts = block_counts + block * E;
+  for (int64_t e = 0; e < E; ++e) counts[e] = 0;
+  for (int64_t s = first; s < last; ++s) {
+    const bool open = valid == nullptr || valid[s] != 0;
+    for (int64_t e = 0; e < E; ++e) {
+      const float chance = 1.0f / (1.0f + expf(-logits[s * E + e]));
+      const bool selected = open && chance + bias[e] > 0.0f;
+      slots[s * E + e] = selected ? 1 : -1;
+      counts[e] += selected;
+    }
+  }
+}
+
+// position (num_blocks, E): first pair of that block and expert, moved past its last one
+void select_scatter(const float* logits, int64_t S, int64_t E, int64_t* slots, int64_t* token_idx, float* gates,
+                    int64_t* positions, int64_t block) {
+  const int64_t first = block * kBlock, last = first + kBlock < S ? first + kBlock : S;
+  int64_t* position = positions + block * E;
+  for (int64_t s = first; s < last; ++s) {
+    const float* row = logits + s * E;
+    float top = row[0], sum = 0.0f;
+    for (int64_t e = 1; e < E; ++e) top = row[e] > top ? row[e] : top;
+    for (int64_t e = 0; e < E; ++e) sum += expf(row[e] - top);
+    for (int64_t e = 0; e < E; ++e) {
+      if (slots[s * E + e] < 0) continue;
+      const int64_t pair = position[e]++;
+      slots[s * E + e] = pair;
+      token_idx[pair] = s;
+      gates[pair] = expf(row[e] - top) / sum;
+    }
+  }
+}
+
+}  // namespace INTERMOE_VARIANT
+}  // namespace intermoe
+
+#ifdef INTERMOE_VARIANT_baseline
+
+namespace intermoe {
+INTERMOE_DECLARE(void select_mark(const float*, const float*, const uint8_t*, int64_t, int64_t, int64_t*, int64_t*,
+                                  int64_t))
+INTERMOE_DECLARE(void select_scatter(const float*, int64_t, int64_t, int64_t*, int64_t*, float*, int64_t*, int64_t))
+}  // namespace intermoe
+
+using namespace intermoe;
+
+extern "C" {
+
+int64_t intermoe_select_scratch(int64_t S) { return num_blocks(S); }
+
+int32_t intermoe_select_count_cpu(const float* logits, const float* bias, const uint8_t* valid, int64_t S, int64_t E,
+                                  int64_t* slots, int64_t* counts, int64_t* offsets, int64_t* scratch,
+                                  int32_t num_threads) {
+  if (S < 0 || E < 1) return fail("expected S >= 0 and E >= 1, got S=%lld, E=%lld", (long long)S, (long long)E);
+  const int64_t blocks = num_blocks(S);
+  parallel_for(blocks, 1, num_threads, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) INTERMOE_CALL(select_mark, logits, bias, valid, S, E, slots, scratch, b);
+  });
+  int64_t next = 0;
+  for (int64_t e = 0; e < E; ++e) {
+    offsets[e] = next;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t count = scratch[b * E + e];
+      scratch[b * E + e] = next;
+      next += count;
+    }
+    counts[e] = next - offsets[e];
+  }
+  offsets[E] = next;
+  return 0;
+}
+
+int32_t intermoe_select_fill_cpu(const float* logits, int64_t S, int64_t E, int64_t* scratch, int64_t* slots,
+                                 int64_t* token_idx, float* gates, int32_t num_threads) {
+  if (S < 0 || E < 1) return fail("expected S >= 0 and E >= 1, got S=%lld, E=%lld", (long long)S, (long long)E);
+  parallel_for(num_blocks(S), 1, num_threads, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b)
+      INTERMOE_CALL(select_scatter, logits, S, E, slots, token_idx, gates, scratch, b);
+  });
+  return 0;
+}
+
+}  // extern "C"
+
+#endif

@@ -1,0 +1,1 @@
+"""Stick figures, video and exports."""

@@ -1,0 +1,93 @@
+"""The shared library: found beside this file, loaded with ctypes on first use, checked against the ABI version."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from pathlib import Path
+
+ABI_VERSION = 1
+
+DTYPE_CODES = {"torch.float32": 0, "torch.float16": 1, "torch.bfloat16": 2}
+
+_FILE_NAMES = {"win32": "intermoe_native.dll", "darwin": "libintermoe_native.dylib"}
+
+_CODES = {"s": ctypes.c_char_p, "p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float}
+
+# Every function of csrc/intermoe.h: result, then arguments.
+SIGNATURES = {
+    "intermoe_abi_version": "i:",
+    "intermoe_has_cuda": "i:",
+    "intermoe_instruction_set": "s:",
+    "intermoe_last_error": "s:",
+    "intermoe_select_scratch": "l:l",
+    "intermoe_select_count_cpu": "i:pppllppppi",
+    "intermoe_select_fill_cpu": "i:pllppppi",
+}
+
+_REINSTALL = "install g++ or clang++ (Windows: Visual Studio Build Tools) and install intermoe again"
+
+
+class LibraryUnavailable(RuntimeError):
+    """The shared library cannot be used. ``reason`` says why, ``remedy`` what to do."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}; {remedy}")
+        self.reason, self.remedy = reason, remedy
+
+
+def library_path() -> Path:
+    """Where the build puts the shared library."""
+    return Path(__file__).parent / _FILE_NAMES.get(sys.platform, "libintermoe_native.so")
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """The loaded library.
+
+    Raises:
+        LibraryUnavailable: it was not built, cannot be loaded, or was built from other sources than these.
+    """
+    # torch first: it brings the OpenMP runtime, and a second one beside it would compete for the same cores.
+    import torch  # noqa: F401
+
+    return open_library(library_path())
+
+
+def open_library(path: Path) -> ctypes.CDLL:
+    """Load and check the library at ``path``. Raises ``LibraryUnavailable``."""
+    if not path.exists():
+        raise LibraryUnavailable(f"{path.name} was not built: no C++ compiler when intermoe was installed", _REINSTALL)
+    try:
+        library = ctypes.CDLL(str(path))
+        found = library.intermoe_abi_version()
+    except (OSError, AttributeError) as error:
+        raise LibraryUnavailable(f"{path.name} cannot be loaded: {error}", _REINSTALL) from error
+    if found != ABI_VERSION:
+        raise LibraryUnavailable(
+            f"{path.name} has ABI version {found}, this package needs {ABI_VERSION}", "install intermoe again"
+        )
+    for name, signature in SIGNATURES.items():
+        result, _, arguments = signature.partition(":")
+        function = getattr(library, name)
+        function.restype = _CODES[result]
+        function.argtypes = [_CODES[code] for code in arguments]
+    return library
+
+
+def check(status: int, step: str) -> None:
+    """Raise ``RuntimeError`` with the library's own message when a call failed."""
+    if status != 0:
+        raise RuntimeError(f"native {step}: {load().intermoe_last_error().decode()}")
+
+
+def has_cuda() -> bool:
+    """Whether the library was built with its CUDA part."""
+    return bool(load().intermoe_has_cuda())
+
+
+def instruction_set() -> str:
+    """Which CPU variant of the kernels this machine runs: ``baseline``, ``avx2`` or ``avx512``."""
+    name: str = load().intermoe_instruction_set().decode()
+    return name

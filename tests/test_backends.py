@@ -1,0 +1,113 @@
+"""Choosing, forcing and explaining a backend."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from intermoe import backends
+from intermoe.__main__ import report
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+
+
+@pytest.fixture
+def broken_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = backends.Status("native", False, (), "the library was not built", "install g++")
+    original = backends._status
+    monkeypatch.setattr(backends, "_status", lambda name: status if name == "native" else original(name))
+
+
+def test_every_backend_explains_itself() -> None:
+    table = backends.available()
+    assert tuple(table) == backends.NAMES
+    assert table["reference"].usable
+    for status in table.values():
+        assert status.usable or (status.reason and status.remedy)
+
+
+def test_report_names_every_backend() -> None:
+    text = report()
+    for name in (*backends.NAMES, "torch", "intermoe"):
+        assert name in text
+
+
+def test_use_forces_and_restores() -> None:
+    before = backends.resolve(CPU, torch.float32)
+    with backends.use("reference"):
+        assert backends.resolve(CPU, torch.float32) == "reference"
+    assert backends.resolve(CPU, torch.float32) == before
+
+
+def test_use_holds_in_its_own_thread_only() -> None:
+    seen: list[str] = []
+    before = backends.resolve(CPU, torch.float32)
+    with backends.use("reference"):
+        thread = threading.Thread(target=lambda: seen.append(backends.resolve(CPU, torch.float32)))
+        thread.start()
+        thread.join()
+    assert seen == [before]
+
+
+def test_precedence(monkeypatch: pytest.MonkeyPatch, broken_native: None) -> None:
+    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "native")
+    with pytest.raises(RuntimeError, match="INTERMOE_BACKEND='native' cannot serve"):
+        backends.resolve(CPU, torch.float32)
+    with backends.use("reference"):
+        assert backends.resolve(CPU, torch.float32) == "reference"
+        with pytest.raises(RuntimeError, match="backend='native' cannot serve"):
+            backends.resolve(CPU, torch.float32, "native")
+
+
+def test_refusal_lists_every_backend(broken_native: None) -> None:
+    with pytest.raises(RuntimeError) as caught, backends.use("native"):
+        pass
+    for name in backends.NAMES:
+        assert f"  {name}: " in str(caught.value)
+    assert "the library was not built" in str(caught.value)
+    assert "install g++" in str(caught.value)
+
+
+def test_without_native_the_reference_serves(broken_native: None) -> None:
+    assert backends.resolve(CPU, torch.float32) == "reference"
+
+
+@pytest.mark.parametrize("name", ["cuda", "", "Native"])
+def test_unknown_name(name: str) -> None:
+    with pytest.raises(ValueError, match="unknown backend"):
+        backends.resolve(CPU, torch.float32, name)
+    with pytest.raises(ValueError, match="unknown backend"), backends.use(name):
+        pass
+
+
+def test_unknown_name_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "fast")
+    with pytest.raises(ValueError, match="INTERMOE_BACKEND: unknown backend 'fast'"):
+        backends.resolve(CPU, torch.float32)
+
+
+def test_float64_is_served_by_the_reference_only() -> None:
+    assert backends.resolve(CPU, torch.float64) == "reference"
+    if not backends.available()["native"].usable:
+        pytest.skip(f"native backend: {backends.available()['native'].reason}")
+    with pytest.raises(RuntimeError, match="float32, float16 and bfloat16"):
+        backends.resolve(CPU, torch.float64, "native")
+
+
+def test_unknown_device_is_served_by_the_reference() -> None:
+    assert backends.resolve(torch.device("meta"), torch.float32) == "reference"
+
+
+@pytest.mark.parametrize("name", ["native", "triton"])
+def test_usable_backend_offers_every_step(name: str) -> None:
+    if not backends.available()[name].usable:
+        pytest.skip(f"{name} backend: {backends.available()[name].reason}")
+    module = backends.load(name)
+    assert all(callable(getattr(module, step)) for step in backends.STEPS)

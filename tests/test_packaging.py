@@ -1,0 +1,123 @@
+"""What is installed, how the native library is built and loaded, and what happens where that is not possible."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from intermoe.kernels.native import library
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def build(source: Path, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the native part of the build as an installation does, from ``source`` into ``tmp_path``."""
+    for tool in ("cmake", "ninja"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not on PATH (an installation brings its own)")
+    command = [sys.executable, "setup.py", "-q", "build_native", f"--build-lib={tmp_path / 'lib'}"]
+    command += [f"--build-temp={tmp_path / 'temp'}"]
+    env = {**os.environ, **environment}
+    return subprocess.run(command, cwd=source, env=env, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A copy of what the native build reads."""
+    copy = tmp_path / "source"
+    copy.mkdir()
+    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    shutil.copytree(ROOT / "csrc", copy / "csrc")
+    return copy
+
+
+def test_kernels_are_part_of_intermoe() -> None:
+    kernels = importlib.import_module("intermoe.kernels")
+    assert Path(kernels.__file__ or "").parent == ROOT / "kernels"
+
+
+def test_importing_intermoe_is_light() -> None:
+    code = "import sys, intermoe.backends; print(*(m for m in ('diffusers', 'transformers') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_kernels_import_nothing_of_intermoe() -> None:
+    for path in (ROOT / "kernels").rglob("*.py"):
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        assert not [line for line in lines if line.startswith(("import intermoe", "from intermoe"))], path
+
+
+def test_abi_version_matches_the_header() -> None:
+    header = (ROOT / "csrc" / "intermoe.h").read_text(encoding="utf-8")
+    assert f"#define INTERMOE_ABI_VERSION {library.ABI_VERSION}\n" in header
+
+
+def test_every_function_of_the_header_has_a_signature() -> None:
+    header = (ROOT / "csrc" / "intermoe.h").read_text(encoding="utf-8")
+    declarations = [text.split(";")[0] for text in header.split("\nINTERMOE_API ")[1:]]
+    kinds = {"int64_t": "l", "int32_t": "i", "float": "f"}
+    declared = {}
+    for declaration in declarations:
+        head, _, arguments = declaration.partition("(")
+        result, name = head.rsplit(" ", 1)
+        codes = ["p" if "*" in a else kinds[a.split()[0]] for a in arguments.rstrip(")").split(",") if a != "void"]
+        declared[name] = ("s" if "*" in result else kinds[result]) + ":" + "".join(codes)
+    assert declared == library.SIGNATURES
+
+
+def test_missing_library_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(library.LibraryUnavailable, match=r"was not built.*install g\+\+") as caught:
+        library.open_library(tmp_path / "libintermoe_native.so")
+    assert caught.value.reason
+    assert caught.value.remedy
+
+
+def test_unloadable_library_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "libintermoe_native.so"
+    path.write_bytes(b"no library")
+    with pytest.raises(library.LibraryUnavailable, match="cannot be loaded"):
+        library.open_library(path)
+
+
+def test_stale_library_is_refused(tmp_path: Path) -> None:
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs g++ or clang++ on Linux")
+    source = tmp_path / "stale.cpp"
+    source.write_text('extern "C" int intermoe_abi_version() { return 0; }', encoding="utf-8")
+    path = tmp_path / "libintermoe_native.so"
+    subprocess.run([compiler, "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+    with pytest.raises(library.LibraryUnavailable, match=f"ABI version 0, this package needs {library.ABI_VERSION}"):
+        library.open_library(path)
+
+
+def test_build_without_a_compiler_goes_on_with_a_notice(sources: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    for tool in ("cmake", "ninja"):
+        if (found := shutil.which(tool)) is not None:
+            (empty / tool).symlink_to(found)
+    done = build(sources, tmp_path, PATH=str(empty), CXX="")
+    assert done.returncode == 0, done.stderr
+    assert "no C++ compiler found" in done.stderr
+    assert not list((tmp_path / "lib").rglob("*intermoe_native*"))
+
+
+def test_broken_cmake_file_fails_the_build(sources: Path, tmp_path: Path) -> None:
+    with (sources / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+        file.write("\nthis_is_no_command()\n")
+    done = build(sources, tmp_path, CMAKE_ARGS="-DINTERMOE_CUDA=OFF")
+    assert done.returncode != 0
+    assert "this_is_no_command" in done.stdout + done.stderr
+
+
+def test_broken_compiler_fails_the_build(sources: Path, tmp_path: Path) -> None:
+    assert build(sources, tmp_path, CXX=str(tmp_path / "no-such-compiler")).returncode != 0
