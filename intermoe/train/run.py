@@ -79,6 +79,15 @@ def keep_statistics(output_dir: Path, compute: Callable[[], Statistics]) -> Stat
     return Statistics.load(path)
 
 
+def keep_copy(source: Path, copy: Path) -> None:
+    """Copy the folder ``source`` into the run, once, so that the run can be resumed without it."""
+    state = PartialState()
+    if state.is_main_process and not copy.exists():
+        with new_folder(copy) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
+    state.wait_for_everyone()
+
+
 def without_paths(config: TrainConfigT) -> TrainConfigT:
     """``config`` as it is saved with a model: folders of this machine mean nothing elsewhere."""
     return dataclasses.replace(config, data=dataclasses.replace(config.data, root=None))

@@ -1,0 +1,228 @@
+"""Training of the denoiser and its text encoder on the latents of a frozen autoencoder."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from intermoe.config import PipelineConfig
+from intermoe.data.captions import mirror_caption, swap_caption
+from intermoe.data.interhuman import InterHumanDataset
+from intermoe.data.motion import FPS
+from intermoe.data.statistics import Statistics
+from intermoe.diffusion import build_scheduler, training_loss
+from intermoe.nn.denoiser import Denoiser
+from intermoe.nn.text import TextEncoder, WordPieceTextEncoder, build_text_encoder
+from intermoe.nn.vae import CausalSkeletalVAE, LatentDistribution
+from intermoe.pipeline import TOKENIZER_FILE, InterMoEPipeline
+from intermoe.train import run
+from intermoe.train.config import DenoiserTrainConfig
+from intermoe.train.loop import Batch, Objective, fit
+from intermoe.train.vae import load_vae_folder
+
+CACHE_BYTES = 2**30
+VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Where the validation loss is taken, as shares of the diffusion's timesteps."""
+
+
+class LatentEncoder:
+    """Posteriors of batches of motion. Not a module: the frozen VAE is neither trained nor saved with the denoiser,
+    and ``train()`` of what holds this must not switch its dropout on.
+
+    On the CPU encoding is a good part of a training step, so posteriors are kept, up to ``CACHE_BYTES``: an item that no
+    random window changes is encoded once, and alone, because rounding depends on the rest of a batch and a resumed run
+    must find the same numbers.
+    """
+
+    def __init__(self, vae: CausalSkeletalVAE, statistics: Statistics) -> None:
+        self.vae = vae.eval().requires_grad_(False)
+        self.statistics = statistics
+        self.kept: dict[bytes, LatentDistribution] = {}
+        self.free = CACHE_BYTES
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> tuple[LatentDistribution, Tensor]:
+        """The posterior, (B, T', 2, X) each, and the mask (B, T') of latent frames whose 4 frames are all there."""
+        motion, frames = batch["motion"], batch["lengths"] // self.vae.downsampling
+        mask = torch.arange(int(frames.max()), device=motion.device) < frames[:, None]
+        if motion.device.type != "cpu":
+            self.vae.to(motion.device)
+            return self._encode(motion[:, : self.vae.downsampling * mask.shape[1]]), mask
+        rows = [self._keep(row[: self.vae.downsampling * int(n)]) for row, n in zip(motion, frames, strict=True)]
+        pad = torch.nn.utils.rnn.pad_sequence
+        mean, log_var = (pad([getattr(row, name)[0] for row in rows], batch_first=True) for name in ("mean", "log_var"))
+        return LatentDistribution(mean, log_var), mask
+
+    def _keep(self, motion: Tensor) -> LatentDistribution:
+        key = hashlib.blake2b(motion.numpy().tobytes(), digest_size=16).digest()
+        if key in self.kept:
+            return self.kept[key]
+        posterior = self._encode(motion[None])
+        size = 2 * posterior.mean.numel() * posterior.mean.element_size()
+        if size <= self.free:
+            self.free -= size
+            self.kept[key] = posterior
+        return posterior
+
+    def _encode(self, motion: Tensor) -> LatentDistribution:
+        batch, _, persons, _ = motion.shape
+        posterior = self.vae.encode(self.statistics.normalise(motion).transpose(1, 2).flatten(0, 1))
+        mean, log_var = (
+            part.flatten(2).view(batch, persons, part.shape[1], -1).transpose(1, 2).float()
+            for part in (posterior.mean, posterior.log_var)
+        )
+        return LatentDistribution(mean, log_var)
+
+
+class DenoiserObjective(Objective):
+    """Denoiser and text encoder, and their diffusion loss on batches of ``intermoe.data.collate``."""
+
+    def __init__(self, config: DenoiserTrainConfig, encoder: LatentEncoder, text: TextEncoder) -> None:
+        super().__init__()
+        self.denoiser = Denoiser(config.denoiser)
+        self.text = text
+        self.encoder = encoder
+        self.scheduler = build_scheduler("ddpm", config.diffusion)
+        self.condition_dropout = config.diffusion.condition_dropout
+        steps = config.diffusion.num_train_timesteps
+        self.validation_timesteps = [int(level * steps) for level in VALIDATION_NOISE_LEVELS]
+
+    def forward(self, batch: Batch, generator: torch.Generator, validating: bool = False) -> dict[str, Tensor]:
+        """Training: the diffusion loss. Validation: it at fixed timesteps with the noise of ``generator``."""
+        posterior, mask = self.encoder(batch)
+        latents = posterior.sample(generator)
+        condition = self.text(batch["captions"])
+        if not validating:
+            loss = training_loss(
+                self.denoiser,
+                latents,
+                condition,
+                mask,
+                scheduler=self.scheduler,
+                condition_dropout=self.condition_dropout,
+                generator=generator,
+            )
+            return {"loss": loss}
+        noise = torch.empty_like(latents).normal_(generator=generator)
+        values: dict[str, Tensor] = {}
+        for t in self.validation_timesteps:
+            timesteps = torch.full((len(latents),), t, device=latents.device)
+            values[f"loss_t{t}"] = training_loss(
+                self.denoiser, latents, condition, mask, scheduler=self.scheduler, timesteps=timesteps, noise=noise
+            )
+        return {"loss": torch.stack(list(values.values())).mean(), **values}
+
+
+def run_denoiser(
+    config_path: str | Path,
+    output_dir: str | Path,
+    vae: str | Path | None = None,
+    resume: bool = False,
+    data: str | Path | None = None,
+) -> Path:
+    """Train denoiser and text encoder; returns ``output_dir/model``, a folder for ``InterMoEPipeline.from_pretrained``.
+
+    Args:
+        config_path: YAML or JSON of ``DenoiserTrainConfig``.
+        output_dir: gets ``config.json``, a copy of ``vae``, ``tokenizer.json``, ``checkpoints``, ``logs`` and ``model``.
+        vae: model folder that ``run_vae`` wrote; needed to start a run, and compared with the run's copy on ``resume``.
+        resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
+        data: folder of the data in place of the configured one.
+
+    Raises:
+        ValueError: a wrong configuration, VAE or data, named. FileNotFoundError: no such VAE.
+        FileExistsError: ``output_dir`` holds a run already.
+        FloatingPointError: the loss is not finite; names step and items.
+    """
+    config = run.with_data(DenoiserTrainConfig.load(config_path), data)
+    output_dir = Path(output_dir)
+    source = Path(vae) if vae is not None else None
+    loaded, statistics = load_vae_folder(_vae_of_run(source, output_dir, resume=resume))
+    width = loaded.latent_joints * loaded.config.latent_dim
+    if config.denoiser.input_dim != width:
+        raise ValueError(
+            f"denoiser.input_dim: must be {width} for this VAE ({loaded.latent_joints} joints x latent_dim "
+            f"{loaded.config.latent_dim}), got {config.denoiser.input_dim}"
+        )
+    run.prepare_folder(config, output_dir, resume=resume)
+    if source is not None:
+        run.keep_copy(source, output_dir / "vae")
+    train = run.open_split(config, "train", min_frames=config.data.min_frames)
+    validation = run.open_split(config, "val", min_frames=config.data.min_frames)
+    tokenizer = _tokenizer(config, train, output_dir)
+    torch.manual_seed(config.seed)
+    text = build_text_encoder(config.text, tokenizer)
+    objective = DenoiserObjective(config, LatentEncoder(loaded, statistics), text)
+    state = fit(objective, config, train, validation, output_dir, resume=resume)
+    folder = output_dir / "model"
+    if state is not None:
+        _save_pipeline(folder, config, state, loaded, statistics, tokenizer)
+    return folder
+
+
+def _vae_of_run(source: Path | None, output_dir: Path, *, resume: bool) -> Path:
+    copy = output_dir / "vae"
+    if not (resume and copy.is_dir()):
+        if source is None:
+            raise ValueError("vae: the folder of a trained VAE is needed to start a run, got None")
+        return source
+    weights = "model.safetensors"
+    if source is not None and not filecmp.cmp(source / weights, copy / weights, shallow=False):
+        raise ValueError(f"vae: {source} holds other weights than {copy}, with which the run was started")
+    return copy
+
+
+def _tokenizer(config: DenoiserTrainConfig, train: InterHumanDataset, output_dir: Path) -> str | None:
+    """The run's tokenizer: trained once by the main process, then read by every process and every resumption."""
+    if config.text.kind != "wordpiece":
+        return None
+    state, path = PartialState(), output_dir / TOKENIZER_FILE
+    if state.is_main_process and not path.exists():
+        content = WordPieceTextEncoder.train_tokenizer(training_captions(config, train), config.text.vocab_size)
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, path)
+    state.wait_for_everyone()
+    return path.read_text(encoding="utf-8")
+
+
+def training_captions(config: DenoiserTrainConfig, train: InterHumanDataset) -> list[str]:
+    """Every caption that training can show: as written, mirrored and with the persons exchanged, as configured."""
+    captions = [caption for index in range(len(train)) for caption in train.captions(index)]
+    if config.data.mirror:
+        captions += [mirror_caption(caption) for caption in captions]
+    if config.data.swap_persons:
+        captions += [swap_caption(caption) for caption in captions]
+    return captions
+
+
+def _save_pipeline(
+    folder: Path,
+    config: DenoiserTrainConfig,
+    state: dict[str, Tensor],
+    vae: CausalSkeletalVAE,
+    statistics: Statistics,
+    tokenizer: str | None,
+) -> None:
+    denoiser, text = Denoiser(config.denoiser), build_text_encoder(config.text, tokenizer)
+    for name, module in (("denoiser.", denoiser), ("text.", text)):
+        module.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
+    pipeline_config = PipelineConfig(
+        name=config.name,
+        fps=FPS,
+        min_frames=config.data.min_frames,
+        max_frames=config.data.max_frames,
+        vae=vae.config,
+        denoiser=config.denoiser,
+        text=config.text,
+        diffusion=config.diffusion,
+    )
+    with run.new_folder(folder) as temporary:
+        InterMoEPipeline(pipeline_config, vae, denoiser, text, statistics).save_pretrained(temporary)
+        run.write_config(temporary / "training.json", run.without_paths(config))
