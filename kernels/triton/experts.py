@@ -1,0 +1,321 @@
+r"""Experts on the GPU, forward: two grouped products with the gather in one's prologue, SwiGLU in its epilogue.
+
+    h[p]          = W_gate_up,e tokens[token_idx[p]]                          kernel "up"
+    expert_out[p] = W_down,e ( silu(h_gate[p]) * h_up[p] )                    kernel "down"
+
+The launch covers the most row tiles there could be; each program finds its expert and rows from ``expert_offsets`` on
+the device and leaves if there are none. Tiles of one expert are neighbours, columns fastest: a wave of programs shares
+one expert's weights and few rows in the L2 cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import Tile, architecture_of, precision_of, size_class, tile
+from .registry import check_usable, register
+from .tiles import silu_and_gradient, tile_rows
+
+# tokens      (S, D)        normalised tokens
+# token_idx   (P,) i64      token of each pair
+# offsets     (E + 1,) i64  pairs of each expert
+# w_gate_up   (E, 2F, D)    rows 0..F gate, F..2F up
+# w_down      (E, D, F)
+# h           (P, 2F)       W_gate_up t, before the activation, for the backward
+# activation  (P, F)        silu(h_gate) * h_up
+# expert_out  (P, D)
+
+
+@triton.jit
+def up_kernel(
+    tokens_ptr,
+    token_idx_ptr,
+    offsets_ptr,
+    w_gate_up_ptr,
+    h_ptr,
+    activation_ptr,
+    dim,
+    expert_dim,
+    NUM_EXPERTS: tl.constexpr,
+    PADDED_EXPERTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    SAVE_H: tl.constexpr,
+    SAVE_ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HALF_SUMS: tl.constexpr,
+):
+    blocks_n = tl.cdiv(expert_dim, BLOCK_N)
+    pid = tl.program_id(0)
+    expert, first_row, end_row = tile_rows(offsets_ptr, pid // blocks_n, NUM_EXPERTS, PADDED_EXPERTS, BLOCK_M)
+    if expert >= NUM_EXPERTS:
+        return
+    rows = first_row + tl.arange(0, BLOCK_M)
+    cols = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    steps = tl.arange(0, BLOCK_K)
+    # rows and columns past the end repeat valid ones and are never stored: the loop needs no mask for them
+    token = tl.load(token_idx_ptr + tl.minimum(rows, end_row - 1))
+    safe_cols = tl.minimum(cols, expert_dim - 1)
+
+    x_ptrs = tokens_ptr + token[:, None] * dim + steps[None, :]
+    gate_rows = expert.to(tl.int64) * 2 * expert_dim + safe_cols
+    gate_ptrs = w_gate_up_ptr + gate_rows[None, :] * dim + steps[:, None]
+    up_ptrs = w_gate_up_ptr + (gate_rows + expert_dim)[None, :] * dim + steps[:, None]
+    gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, dim, BLOCK_K):
+        if EVEN_K:
+            x = tl.load(x_ptrs)
+            w_gate = tl.load(gate_ptrs)
+            w_up = tl.load(up_ptrs)
+        else:
+            inside = k + steps < dim
+            x = tl.load(x_ptrs, mask=inside[None, :], other=0.0)
+            w_gate = tl.load(gate_ptrs, mask=inside[:, None], other=0.0)
+            w_up = tl.load(up_ptrs, mask=inside[:, None], other=0.0)
+        if HALF_SUMS:
+            gate += tl.dot(x, w_gate, out_dtype=tl.float16).to(tl.float32)
+            up += tl.dot(x, w_up, out_dtype=tl.float16).to(tl.float32)
+        else:
+            gate = tl.dot(x, w_gate, gate, input_precision=PRECISION)
+            up = tl.dot(x, w_up, up, input_precision=PRECISION)
+        x_ptrs += BLOCK_K
+        gate_ptrs += BLOCK_K
+        up_ptrs += BLOCK_K
+
+    inside = (rows < end_row)[:, None] & (cols < expert_dim)[None, :]
+    out_rows = rows.to(tl.int64)[:, None]
+    if SAVE_H:
+        h_ptrs = h_ptr + out_rows * 2 * expert_dim + cols[None, :]
+        tl.store(h_ptrs, gate.to(h_ptr.dtype.element_ty), mask=inside)
+        tl.store(h_ptrs + expert_dim, up.to(h_ptr.dtype.element_ty), mask=inside)
+    if SAVE_ACTIVATION:
+        activation = silu_and_gradient(gate)[0] * up
+        places = out_rows * expert_dim + cols[None, :]
+        tl.store(activation_ptr + places, activation.to(activation_ptr.dtype.element_ty), mask=inside)
+
+
+# x       (P, K)        rows of the pairs, grouped by expert
+# weight  (E, N, K)     or (E, K, N) with TRANSPOSED, one matrix per expert
+# out     (P, N)        x W^T, or x W with TRANSPOSED
+
+
+@triton.jit
+def grouped_product_kernel(
+    x_ptr,
+    offsets_ptr,
+    weight_ptr,
+    out_ptr,
+    inner,
+    outer,
+    NUM_EXPERTS: tl.constexpr,
+    PADDED_EXPERTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HALF_SUMS: tl.constexpr,
+):
+    blocks_n = tl.cdiv(outer, BLOCK_N)
+    pid = tl.program_id(0)
+    expert, first_row, end_row = tile_rows(offsets_ptr, pid // blocks_n, NUM_EXPERTS, PADDED_EXPERTS, BLOCK_M)
+    if expert >= NUM_EXPERTS:
+        return
+    rows = first_row + tl.arange(0, BLOCK_M)
+    cols = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    steps = tl.arange(0, BLOCK_K)
+    safe_rows = tl.minimum(rows, end_row - 1).to(tl.int64)
+    safe_cols = tl.minimum(cols, outer - 1)
+
+    x_ptrs = x_ptr + safe_rows[:, None] * inner + steps[None, :]
+    weight_ptr += expert.to(tl.int64) * inner * outer
+    if TRANSPOSED:
+        w_ptrs = weight_ptr + steps.to(tl.int64)[:, None] * outer + safe_cols[None, :]
+    else:
+        w_ptrs = weight_ptr + safe_cols.to(tl.int64)[None, :] * inner + steps[:, None]
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for k in range(0, inner, BLOCK_K):
+        if EVEN_K:
+            x = tl.load(x_ptrs)
+            w = tl.load(w_ptrs)
+        else:
+            inside = k + steps < inner
+            x = tl.load(x_ptrs, mask=inside[None, :], other=0.0)
+            w = tl.load(w_ptrs, mask=inside[:, None], other=0.0)
+        if HALF_SUMS:
+            total += tl.dot(x, w, out_dtype=tl.float16).to(tl.float32)
+        else:
+            total = tl.dot(x, w, total, input_precision=PRECISION)
+        x_ptrs += BLOCK_K
+        if TRANSPOSED:
+            w_ptrs += BLOCK_K * outer
+        else:
+            w_ptrs += BLOCK_K
+    places = rows.to(tl.int64)[:, None] * outer + cols[None, :]
+    inside = (rows < end_row)[:, None] & (cols < outer)[None, :]
+    tl.store(out_ptr + places, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+class Launch:
+    """What the launches of one call share: the sizes, the precision, and each kernel's tile."""
+
+    def __init__(self, tokens: Tensor, num_pairs: int, w_down: Tensor) -> None:
+        self.num_tokens, self.dim = tokens.shape
+        self.num_experts, _, self.expert_dim = w_down.shape
+        self.num_pairs = num_pairs
+        self.precision = precision_of(tokens.dtype)
+        self.architecture = architecture_of(tokens.device)
+        self.size = size_class(self.num_tokens, self.num_experts)
+
+    def tile(self, kernel: str) -> Tile:
+        return tile(self.architecture, kernel, self.precision, self.size)
+
+    def row_tiles(self, chosen: Tile) -> int:
+        """The most row tiles that the pairs can make, whatever the sizes of the groups."""
+        return min(self.num_pairs, triton.cdiv(self.num_pairs, chosen.block_m) + self.num_experts)
+
+    def constants(self, chosen: Tile, inner: int) -> dict[str, Any]:
+        """Compile-time arguments common to the grouped products that reduce over ``inner``."""
+        return {
+            "NUM_EXPERTS": self.num_experts,
+            "PADDED_EXPERTS": max(2, triton.next_power_of_2(self.num_experts)),
+            "BLOCK_M": chosen.block_m,
+            "BLOCK_N": chosen.block_n,
+            "BLOCK_K": chosen.block_k,
+            "EVEN_K": inner % chosen.block_k == 0,
+            **self.options(chosen),
+        }
+
+    def options(self, chosen: Tile) -> dict[str, Any]:
+        return {
+            "PRECISION": "ieee" if self.precision == "ieee" else "tf32",
+            "num_warps": chosen.num_warps,
+            "num_stages": chosen.num_stages,
+            "enable_fp_fusion": True,
+        }
+
+
+def launch_up(
+    launch: Launch,
+    tokens: Tensor,
+    token_idx: Tensor,
+    offsets: Tensor,
+    w_gate_up: Tensor,
+    h: Tensor | None,
+    activation: Tensor | None,
+    half_sums: bool = False,
+) -> None:
+    """Fill ``h`` and ``activation``, as far as given."""
+    chosen = launch.tile("up")
+    grid = launch.row_tiles(chosen) * triton.cdiv(launch.expert_dim, chosen.block_n)
+    if grid:
+        up_kernel[(grid,)](
+            tokens, token_idx, offsets, w_gate_up, h, activation, launch.dim, launch.expert_dim,
+            SAVE_H=h is not None, SAVE_ACTIVATION=activation is not None, HALF_SUMS=half_sums,
+            **launch.constants(chosen, launch.dim),
+        )  # fmt: skip
+
+
+def launch_product(
+    launch: Launch,
+    kernel: str,
+    x: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    transposed: bool,
+    half_sums: bool = False,
+) -> None:
+    """out[p] = weight[e] x[p], or weight[e]^T x[p] where ``transposed``."""
+    chosen = launch.tile(kernel)
+    inner, outer = x.shape[1], out.shape[1]
+    grid = launch.row_tiles(chosen) * triton.cdiv(outer, chosen.block_n)
+    if grid:
+        grouped_product_kernel[(grid,)](
+            x, offsets, weight, out, inner, outer,
+            TRANSPOSED=transposed, HALF_SUMS=half_sums, **launch.constants(chosen, inner),
+        )  # fmt: skip
+
+
+def _experts_forward(
+    tokens: Tensor,
+    token_idx: Tensor,
+    expert_offsets: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    save_h: bool,
+    half_sums: bool,
+) -> tuple[Tensor, Tensor]:
+    check_usable(tokens)
+    for name, weight in (("w_gate_up", w_gate_up), ("w_down", w_down)):
+        if weight.dtype != tokens.dtype:
+            raise TypeError(f"{name}: expected the dtype of tokens {tokens.dtype}, got {weight.dtype}")
+    if half_sums and tokens.dtype != torch.float16:
+        raise TypeError(f"half_sums: sums in float16 need float16 tokens and weights, got {tokens.dtype}")
+    tokens, w_gate_up, w_down = tokens.contiguous(), w_gate_up.contiguous(), w_down.contiguous()
+    num_pairs = token_idx.shape[0]
+    launch = Launch(tokens, num_pairs, w_down)
+    h = tokens.new_empty(num_pairs if save_h else 0, 2 * launch.expert_dim)
+    activation = tokens.new_empty(num_pairs, launch.expert_dim)
+    expert_out = tokens.new_empty(num_pairs, launch.dim)
+    launch_up(launch, tokens, token_idx, expert_offsets, w_gate_up, h if save_h else None, activation, half_sums)
+    launch_product(launch, "down", activation, expert_offsets, w_down, expert_out, False, half_sums)
+    return expert_out, h
+
+
+def _experts_forward_fake(
+    tokens: Tensor,
+    token_idx: Tensor,
+    expert_offsets: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    save_h: bool,
+    half_sums: bool,
+) -> tuple[Tensor, Tensor]:
+    num_pairs = token_idx.shape[0]
+    h = tokens.new_empty(num_pairs if save_h else 0, w_gate_up.shape[1])
+    return tokens.new_empty(num_pairs, tokens.shape[1]), h
+
+
+_experts_forward_op = register(
+    "experts_forward(Tensor tokens, Tensor token_idx, Tensor expert_offsets, Tensor w_gate_up, Tensor w_down,"
+    " bool save_h, bool half_sums) -> (Tensor, Tensor)",
+    _experts_forward,
+    _experts_forward_fake,
+)
+
+
+def experts_forward(
+    tokens: Tensor,
+    token_idx: Tensor,
+    expert_offsets: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    *,
+    save_h: bool = True,
+    half_sums: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Outputs of the selected pairs, not yet weighted by their gates.
+
+    Args:
+        tokens: (S, D). token_idx: (P,) int64. expert_offsets: (E + 1,) int64.
+        w_gate_up: (E, 2F, D), rows 0..F gate, F..2F up. w_down: (E, D, F). Both in the dtype of ``tokens``.
+        save_h: ``False`` for inference, or to compute ``h`` again in the backward: half of the memory, a third more
+            time backward.
+        half_sums: sum each step of a product in float16 (the steps in float32): twice the rate on GeForce cards,
+            less accurate; float16 inference only.
+
+    Returns:
+        ``expert_out`` (P, D) and ``h`` (P, 2F), empty (0, 2F) without ``save_h``. Float32 products follow
+        ``torch.get_float32_matmul_precision``.
+    """
+    return _experts_forward_op(tokens, token_idx, expert_offsets, w_gate_up, w_down, save_h, half_sums)
