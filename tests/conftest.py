@@ -38,6 +38,36 @@ def salsa() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny_pipeline() -> Any:
+    """A whole model, freshly drawn and small enough to generate in a fraction of a second. Do not change it."""
+    from intermoe.config import DenoiserConfig, PipelineConfig, TextConfig, VAEConfig
+    from intermoe.data.statistics import Statistics
+    from intermoe.nn.denoiser import Denoiser
+    from intermoe.nn.text import WordPieceTextEncoder
+    from intermoe.nn.vae import CausalSkeletalVAE
+    from intermoe.pipeline import InterMoEPipeline
+
+    torch.manual_seed(0)
+    text = TextConfig(output_dim=8, width=8, num_layers=1, num_heads=2, feedforward_dim=8, max_tokens=16, vocab_size=60)
+    config = PipelineConfig(
+        name="tiny",
+        min_frames=8,
+        max_frames=40,
+        vae=VAEConfig(latent_dim=4, num_blocks=1),
+        denoiser=DenoiserConfig(
+            input_dim=28, text_dim=8, dim=8, num_layers=1, num_heads=2, num_experts=3, expert_dim=4
+        ),
+        text=text,
+    )
+    tokenizer = WordPieceTextEncoder.train_tokenizer(["Two people bow.", "One of them turns to the left."], 60)
+    denoiser = Denoiser(config.denoiser)
+    torch.nn.init.normal_(denoiser.out.weight, std=0.2)
+    statistics = Statistics(np.linspace(-1, 1, 262, dtype=np.float32), np.linspace(0.1, 2, 262, dtype=np.float32))
+    vae, text_encoder = CausalSkeletalVAE(config.vae), WordPieceTextEncoder(config.text, tokenizer)
+    return InterMoEPipeline(config, vae, denoiser, text_encoder, statistics)
+
+
 @pytest.fixture
 def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uninitialised floating-point memory reads as NaN, so a result that depends on it cannot pass."""

@@ -1,0 +1,157 @@
+"""Generation, saving and loading of whole models."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from intermoe import InterMoEPipeline
+from intermoe.pipeline import available_models
+
+PROMPTS = ["two people bow", "one of them turns to the left"]
+
+
+def test_result_has_the_promised_form(tiny_pipeline) -> None:
+    done = []
+    result = tiny_pipeline(PROMPTS, num_frames=13, num_inference_steps=3, progress=lambda i, n: done.append((i, n)))
+    assert result.joints.shape == (2, 2, 13, 22, 3) and result.joints.dtype == torch.float32
+    assert result.motion.shape == (2, 2, 13, 262)
+    torch.testing.assert_close(result.joints.flatten(-2), result.motion[..., :66])
+    assert result.prompts == tuple(PROMPTS) and result.seeds == (0, 1) and result.fps == 30
+    assert done == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_same_seed_same_bytes_and_another_seed_another_motion(tiny_pipeline) -> None:
+    run = lambda seed: tiny_pipeline(PROMPTS[0], num_frames=16, num_inference_steps=3, seed=seed).joints  # noqa: E731
+    assert torch.equal(run(5), run(5))
+    assert not torch.equal(run(5), run(6))
+
+
+def test_a_prompt_does_not_depend_on_its_company(tiny_pipeline) -> None:
+    together = tiny_pipeline(PROMPTS, num_frames=16, num_inference_steps=3, seed=4)
+    alone = tiny_pipeline(PROMPTS[1], num_frames=16, num_inference_steps=3, seed=5)
+    torch.testing.assert_close(together.joints[1:], alone.joints, atol=1e-4, rtol=1e-4)
+
+
+def test_the_prompt_is_embedded_once(tiny_pipeline, monkeypatch) -> None:
+    calls = []
+    forward = type(tiny_pipeline.text_encoder).forward
+    monkeypatch.setattr(
+        type(tiny_pipeline.text_encoder), "forward", lambda self, prompts: calls.append(prompts) or forward(self, prompts)
+    )
+    tiny_pipeline(PROMPTS, num_frames=8, num_inference_steps=5)
+    assert len(calls) == 1
+
+
+def test_encode_and_decode_are_the_vae_between_statistics(tiny_pipeline) -> None:
+    motion = torch.randn(3, 8, 2, 262)
+    latents = tiny_pipeline.encode(motion)
+    assert latents.shape == (3, 2, 2, 28)
+    normed = (motion[1, :, 1] - torch.tensor(tiny_pipeline.statistics.mean)) / torch.tensor(tiny_pipeline.statistics.std)
+    mean = tiny_pipeline.vae.encode(normed[None]).mode()
+    torch.testing.assert_close(latents[1, :, 1], mean[0].flatten(1))
+    decoded = tiny_pipeline.decode(latents)
+    assert decoded.shape == (3, 2, 8, 262)
+    expected = tiny_pipeline.statistics.denormalise(tiny_pipeline.vae.decode(mean))
+    torch.testing.assert_close(decoded[1, 1], expected[0])
+    sampled = [tiny_pipeline.encode(motion, torch.Generator().manual_seed(1)) for _ in range(2)]
+    assert torch.equal(*sampled) and not torch.equal(sampled[0], latents)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_save_and_load_give_the_same_model(tiny_pipeline, tmp_path, dtype) -> None:
+    tiny_pipeline.save_pretrained(tmp_path / "model", dtype=dtype)
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    loaded = InterMoEPipeline.from_pretrained(tmp_path / "model")
+    assert loaded.config == tiny_pipeline.config
+    assert next(loaded.denoiser.parameters()).dtype == torch.float32
+    np.testing.assert_array_equal(loaded.statistics.mean, tiny_pipeline.statistics.mean)
+    assert torch.equal(loaded.denoiser.layers[0].moe.selection_bias, tiny_pipeline.denoiser.layers[0].moe.selection_bias)
+    arguments = {"num_frames": 16, "num_inference_steps": 3, "seed": 2}
+    a, b = tiny_pipeline(PROMPTS, **arguments).joints, loaded(PROMPTS, **arguments).joints
+    if dtype is None:
+        assert torch.equal(a, b)
+    else:
+        assert ((a - b).norm() / a.norm()).item() < 0.05
+
+
+def test_a_failed_save_leaves_the_old_model(tiny_pipeline, tmp_path, monkeypatch) -> None:
+    tiny_pipeline.save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("intermoe.pipeline.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        tiny_pipeline.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": []}, "prompts: expected at least one"),
+        ({"prompts": ["two people bow", "  "]}, "prompts: a prompt must not be empty"),
+        ({"num_frames": 7}, r"num_frames: must be in \[8, 40\] for this model, got 7"),
+        ({"num_frames": 41}, "num_frames"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"guidance_scale": 0.0}, "guidance_scale"),
+        ({"scheduler": "euler"}, "scheduler: must be one of"),
+    ],
+)
+def test_bad_call_is_named(tiny_pipeline, changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_pipeline(**({"prompts": PROMPTS, "num_frames": 8, "num_inference_steps": 1} | changes))
+
+
+def test_an_unknown_model_lists_what_there_is(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"'{tmp_path}' is neither a shipped model .* nor a folder"):
+        InterMoEPipeline.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nonexistent"):
+        InterMoEPipeline.from_pretrained("nonexistent")
+
+
+def test_a_broken_model_is_named(tiny_pipeline, tmp_path) -> None:
+    tiny_pipeline.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({**weights, "vae.extra": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model.safetensors: unexpected keys \['vae.extra'\]"):
+        InterMoEPipeline.from_pretrained(tmp_path)
+    save_file({k: v for k, v in weights.items() if k != "denoiser.out.bias"}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="missing key 'denoiser.out.bias'"):
+        InterMoEPipeline.from_pretrained(tmp_path)
+    save_file({**weights, "denoiser.out.bias": torch.zeros(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"'denoiser.out.bias' must have shape \(28,\), got \(3,\)"):
+        InterMoEPipeline.from_pretrained(tmp_path)
+    save_file({k: v for k, v in weights.items() if k != "statistics.std"}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="missing key 'statistics.std'"):
+        InterMoEPipeline.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(ValueError, match="model.safetensors: not a readable safetensors file"):
+        InterMoEPipeline.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json: not valid JSON"):
+        InterMoEPipeline.from_pretrained(tmp_path)
+
+
+def test_a_configuration_with_an_unknown_key_is_named(tiny_pipeline, tmp_path) -> None:
+    tiny_pipeline.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["denoiser"]["num_expert"] = 4
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"config.json.denoiser: unknown key 'num_expert'"):
+        InterMoEPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.skipif("salsa" not in available_models(), reason="the package was built without its default model")
+def test_the_shipped_model_generates_without_a_network() -> None:
+    pipeline = InterMoEPipeline.from_pretrained("salsa")
+    result = pipeline("Two people dance salsa together.", num_frames=40, num_inference_steps=5)
+    height = result.joints[..., 1].amax((-1, -2))
+    assert (height > 1.2).all() and (height < 2.2).all()
