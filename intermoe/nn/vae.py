@@ -2,10 +2,10 @@ r"""Causal-Skeletal variational autoencoder: motion of one person to 7 body part
 
 ::
 
-    motion (B, T, frame) -> joints (B, T, J, C) -> [blocks, pool joints and time] x 2 -> mean, log-variance (B, T/4, 7, C)
+    motion (B, T, frame) -> joints (B, T, J, C) -> [blocks, pool joints and time] x 2 -> mean, log_var (B, T/4, 7, C)
     latents (B, T', 7, C) -> [unpool joints and time, blocks] x 2 -> joints (B, 4T', J, C) -> motion (B, 4T', frame)
 
-One residual block is ``x + dropout(conv(silu(conv(silu(x)))))``; one skeletal convolution of frame ``t``, joint ``j`` is
+One residual block is ``x + dropout(conv(silu(conv(silu(x)))))``; the skeletal convolution at frame ``t``, joint ``j``:
 
 .. math:: y_{tj} = W_o x_{tj} + \sum_i M_{ji} W_n x_{ti} + \sum_{a=0}^{k-1} \sum_{|b| \le k/2} K_{ab}\, x_{t-a,\,j+b}
 
@@ -16,6 +16,7 @@ a group of 4 frames, so a frame depends on its own group and earlier ones: the d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -150,11 +151,11 @@ class History:
         self._next = 0
 
     def extend(self, x: Tensor, reach: int) -> Tensor:
-        """``x`` (B, T, J, C) preceded by the ``reach`` frames seen before it, zeros at the start of the stream."""
+        """``x`` (B, T, J, C) preceded by the ``reach`` frames seen before it, zeros at the start of the motion."""
         if self._next == len(self._frames):
             self._frames.append(x.new_zeros(x.shape[0], reach, *x.shape[2:]))
         extended = torch.cat([self._frames[self._next], x], dim=1)
-        self._frames[self._next] = extended[:, extended.shape[1] - reach :].clone()
+        self._frames[self._next] = extended[:, x.shape[1] :].detach().clone()
         self._next += 1
         return extended
 
@@ -168,18 +169,19 @@ class SkeletalConv(nn.Module):
         self.neighbours = nn.Linear(dim, dim)
         self.temporal = nn.Conv2d(dim, dim, kernel_size)
 
-    def forward(self, x: Tensor, neighbour_mean: Tensor, history: History | None) -> Tensor:
+    def forward(self, x: Tensor, neighbour_mean: Tensor, history: History) -> Tensor:
         batch, frames, joints, dim = x.shape
         reach, half = self.temporal.kernel_size[0] - 1, self.temporal.kernel_size[1] // 2
-        extended = F.pad(x, (0, 0, 0, 0, reach, 0)) if history is None else history.extend(x, reach)
-        # W_o is one more tap of the convolution, at the current frame and joint: adding it there saves a product.
+        # W_o is one more tap of the convolution, at the current frame and joint, and the rows of M sum to 1, so that
+        # all three biases act alike: one product and two passes over the output less.
         kernel = self.temporal.weight + F.pad(self.own.weight[:, :, None, None], (half, half, reach, 0))
-        bias = self.temporal.bias + self.own.bias
+        bias = cast(Tensor, self.temporal.bias) + self.own.bias + self.neighbours.bias
         # (B, T, J, C) seen as (B, C, T, J) is the channels-last layout, in which the convolution runs without copies.
-        conv = F.conv2d(extended.permute(0, 3, 1, 2), kernel, bias, padding=(0, half)).permute(0, 2, 3, 1)
-        mean = neighbour_mean.expand(batch * frames, joints, joints)
-        neighbours = self.neighbours(x).view(-1, joints, dim)
-        return torch.baddbmm(conv.reshape(-1, joints, dim), mean, neighbours).view(batch, frames, joints, dim)
+        extended = history.extend(x, reach).permute(0, 3, 1, 2)
+        out = F.conv2d(extended, kernel, bias, padding=(0, half)).permute(0, 2, 3, 1).contiguous()
+        neighbours = F.linear(x, self.neighbours.weight).view(-1, joints, dim)
+        out.view(-1, joints, dim).baddbmm_(neighbour_mean.expand(batch * frames, joints, joints), neighbours)
+        return out
 
 
 class ResidualBlock(nn.Module):
@@ -191,10 +193,22 @@ class ResidualBlock(nn.Module):
         self.conv2 = SkeletalConv(config.latent_dim, config.kernel_size)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, neighbour_mean: Tensor, history: History | None = None) -> Tensor:
+    def forward(self, x: Tensor, neighbour_mean: Tensor, history: History) -> Tensor:
         hidden = self.conv1(F.silu(x), neighbour_mean, history)
         hidden = self.conv2(F.silu(hidden), neighbour_mean, history)
         return x + self.dropout(hidden)
+
+
+class ResidualStack(nn.ModuleList):
+    """The residual blocks of one resolution, in sequence."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__(ResidualBlock(config) for _ in range(config.num_blocks))
+
+    def forward(self, x: Tensor, neighbour_mean: Tensor, history: History) -> Tensor:
+        for block in self:
+            x = block(x, neighbour_mean, history)
+        return x
 
 
 def _resample(x: Tensor, time: tuple[tuple[float, ...], ...], joints: Tensor) -> Tensor:
@@ -229,13 +243,10 @@ class CausalSkeletalVAE(nn.Module):
             self.register_buffer(f"adjacency_{level}", self.layout.adjacency(level))
             self.register_buffer(f"pool_{level}", self.layout.pool(level))
         self.joint_encoder = JointEncoder(self.layout, config.latent_dim)
-        self.encoder = nn.ModuleList(self._blocks() for _ in range(2))
+        self.encoder = nn.ModuleList(ResidualStack(config) for _ in range(2))
         self.head = JointLinear(self.latent_joints, config.latent_dim, 2 * config.latent_dim)
-        self.decoder = nn.ModuleList(self._blocks() for _ in range(2))
+        self.decoder = nn.ModuleList(ResidualStack(config) for _ in range(2))
         self.joint_decoder = JointDecoder(self.layout, config.latent_dim)
-
-    def _blocks(self) -> nn.ModuleList:
-        return nn.ModuleList(ResidualBlock(self.config) for _ in range(self.config.num_blocks))
 
     def _neighbour_mean(self, level: int) -> Tensor:
         adjacency = (self.adjacency_0, self.adjacency_1)[level]
@@ -255,10 +266,9 @@ class CausalSkeletalVAE(nn.Module):
         batch, frames = motion.shape[:2]
         joints = self.joint_encoder(motion.reshape(batch * frames, self.layout.frame_size))
         x = joints.view(batch, frames, self.layout.num_joints, self.config.latent_dim)
+        history = History()
         for level, pool in enumerate((self.pool_0, self.pool_1)):
-            neighbour_mean = self._neighbour_mean(level)
-            for block in self.encoder[level]:
-                x = block(x, neighbour_mean)
+            x = self.encoder[level](x, self._neighbour_mean(level), history)
             x = _resample(x, _TIME_POOL, pool)
         mean, log_var = self.head(x.flatten(0, 1)).transpose(0, 1).unflatten(0, (batch, -1)).chunk(2, dim=-1)
         return LatentDistribution(mean.contiguous(), log_var.contiguous())
@@ -268,20 +278,19 @@ class CausalSkeletalVAE(nn.Module):
         expected = (self.latent_joints, self.config.latent_dim)
         if latents.dim() != 4 or latents.shape[2:] != expected or 0 in latents.shape:
             raise ValueError(f"latents: must be (B, T', {expected[0]}, {expected[1]}), got {tuple(latents.shape)}")
-        return self._decode(latents, None)
+        return self._decode(latents, History())
 
     def streaming_decoder(self) -> StreamingDecoder:
         """A decoder that takes one latent frame at a time and returns its 4 frames."""
         return StreamingDecoder(self)
 
-    def _decode(self, x: Tensor, history: History | None) -> Tensor:
-        for blocks, level, time in zip(self.decoder, (1, 0), _TIME_UNPOOL, strict=True):
-            neighbour_mean = self._neighbour_mean(level)
+    def _decode(self, x: Tensor, history: History) -> Tensor:
+        for stack, level, time in zip(self.decoder, (1, 0), _TIME_UNPOOL, strict=True):
             members = ((self.pool_0, self.pool_1)[level] > 0).to(x.dtype)
             x = _resample(x, time, members.t().contiguous())
-            for block in blocks:
-                x = block(x, neighbour_mean, history)
-        return self.joint_decoder(x.flatten(0, 1)).view(*x.shape[:2], *self.layout.frame_shape)
+            x = stack(x, self._neighbour_mean(level), history)
+        frames: Tensor = self.joint_decoder(x.flatten(0, 1))
+        return frames.view(*x.shape[:2], *self.layout.frame_shape)
 
     def _check_motion(self, motion: Tensor) -> None:
         frame = self.layout.frame_shape
