@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 
 from intermoe.data.interhuman import InterHumanDataset
 from intermoe.data.motion import MOTION_WIDTH, Array, ArrayOrTensor
+from intermoe.files import replacing
 
 # Below this a column counts as constant (rigid joints): dividing by its own deviation would only amplify rounding. The
 # smallest real deviations, of velocities in metres per frame, are several times as large.
@@ -67,18 +66,12 @@ class Statistics:
         """Write a ``.json`` or ``.npz`` file, whole or not at all. Raises ``ValueError`` for another suffix."""
         path = Path(path)
         _check_suffix(path)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                if path.suffix == ".npz":
-                    np.savez(file, mean=self.mean, std=self.std)
-                else:
-                    values = {"mean": self.mean.tolist(), "std": self.std.tolist()}
-                    file.write(json.dumps(values).encode())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with replacing(path) as temporary:
+            if path.suffix == ".npz":
+                np.savez(temporary, mean=self.mean, std=self.std)
+            else:
+                values = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+                temporary.write_text(json.dumps(values), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:

@@ -1,0 +1,161 @@
+"""The kinematic evaluation of a model: ground truth, reconstruction and generation side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from intermoe.data.interhuman import InterHumanDataset
+from intermoe.data.motion import joints as motion_joints
+from intermoe.eval.metrics import Clip, KinematicMetrics, measure
+from intermoe.files import replacing
+
+if TYPE_CHECKING:
+    from intermoe.pipeline import InterMoEPipeline
+
+# Titles of the table, in its order; every other field is in the JSON file only.
+_TITLES = {
+    "joint_error_cm": "joint error (cm)",
+    "bone_variation": "bone variation (%)",
+    "foot_contact_share": "feet in contact (%)",
+    "foot_skating_share": "of them sliding (%)",
+    "foot_skating_speed": "their speed (cm/s)",
+    "jitter": "jitter (m/s³)",
+    "floor_penetration_cm": "floor penetration (cm)",
+    "pelvis_distance_cm": "pelvis distance, mean (cm)",
+    "pelvis_wasserstein_cm": "pelvis distance, Wasserstein (cm)",
+    "wrist_contact_share": "wrist contact (%)",
+    "turn_direction": "turn direction as in caption (%)",
+    "turn_count": "turn count as in caption (%)",
+}
+
+
+@dataclass(frozen=True)
+class KinematicReport:
+    """Metrics of each row, and of the generation with each seed alone, which shows how far chance moves a number."""
+
+    rows: dict[str, KinematicMetrics]
+    generation_by_seed: dict[int, KinematicMetrics]
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "settings": self.settings,
+            "rows": {name: dataclasses.asdict(row) for name, row in self.rows.items()},
+            "generation_by_seed": {str(s): dataclasses.asdict(row) for s, row in self.generation_by_seed.items()},
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, whole or not at all."""
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def table(self) -> list[list[str]]:
+        """Header and one line a metric, a column for each row of the report; the number of captions is in the title."""
+        lines = [["metric", *self.rows]]
+        for key, title in _TITLES.items():
+            counts = sorted({getattr(row, f"{key}_captions") for row in self.rows.values()} if "turn_" in key else [])
+            suffix = f", of {' / '.join(map(str, counts))}" if counts else ""
+            values = [getattr(row, key) for row in self.rows.values()]
+            lines.append([title + suffix, *("–" if value is None else f"{value:.2f}" for value in values)])
+        return lines
+
+    def markdown(self) -> str:
+        """``table`` in Markdown."""
+        header, *lines = self.table()
+        rule = ["---"] + ["---:"] * (len(header) - 1)
+        return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
+
+
+@torch.no_grad()
+def evaluate_kinematics(
+    pipeline: InterMoEPipeline,
+    dataset: InterHumanDataset,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    num_inference_steps: int = 50,
+    guidance_scale: float = 3.5,
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> KinematicReport:
+    """Measure the data, their reconstruction by the autoencoder, and motion generated from every one of their captions.
+
+    Generated clips are as long as the item of their caption; captions of items of one length are generated together.
+    Caption i of n is drawn with seed ``seeds[k] * n + i``, so that no two clips share their noise.
+
+    Args:
+        dataset: evaluation items (``training=False``, no augmentation).
+        progress: called as ``progress(clips_done, clips)`` during generation.
+
+    Raises:
+        ValueError: no seed, seeds that repeat, or a data set whose items are random.
+    """
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds: expected at least one, none twice, got {tuple(seeds)}")
+    if dataset.training or dataset.mirror or dataset.swap_persons:
+        raise ValueError("dataset: expected training=False and no augmentation: captions must fit the motion measured")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: must be >= 1, got {batch_size}")
+    truth, reconstruction = [], []
+    for index in range(len(dataset)):
+        motion = dataset[index]["motion"]
+        captions = dataset.captions(index)
+        truth.append(_clip(motion.transpose(0, 1), captions))
+        reconstruction.append(_clip(_reconstruct(pipeline, motion), captions))
+    by_length: dict[int, list[str]] = defaultdict(list)
+    for clip in truth:
+        by_length[clip.joints.shape[1]].extend(clip.captions)
+    total = sum(len(clip.captions) for clip in truth)
+    generated: dict[int, list[Clip]] = {seed: [] for seed in seeds}
+    for k, seed in enumerate(seeds):
+        for frames, prompts in by_length.items():
+            for start in range(0, len(prompts), batch_size):
+                batch = prompts[start : start + batch_size]
+                result = pipeline(
+                    batch,
+                    num_frames=frames,
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                    seed=seed * total + len(generated[seed]),
+                )
+                generated[seed] += [Clip(j.numpy(), (c,)) for j, c in zip(result.joints, batch, strict=True)]
+                if progress is not None:
+                    progress(k * total + len(generated[seed]), len(seeds) * total)
+    rows = {
+        "ground truth": measure(truth, truth, paired=True),
+        "reconstruction": measure(reconstruction, truth, paired=True),
+        "generation": measure([clip for seed in seeds for clip in generated[seed]], truth, paired=False),
+    }
+    return KinematicReport(
+        rows,
+        {seed: measure(clips, truth, paired=False) for seed, clips in generated.items()},
+        {
+            "split": dataset.split,
+            "items": len(dataset),
+            "captions": total,
+            "seeds": list(seeds),
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+        },
+    )
+
+
+def _reconstruct(pipeline: InterMoEPipeline, motion: torch.Tensor) -> torch.Tensor:
+    """Motion (T, 2, 262) through the autoencoder: (2, T, 262). The last frame fills the last group up."""
+    frames = motion.shape[0]
+    missing = -frames % pipeline.vae.downsampling
+    padded = torch.cat([motion, motion[-1:].expand(missing, -1, -1)])
+    latents = pipeline.encode(padded[None].to(pipeline.device))
+    return pipeline.decode(latents)[0, :, :frames]
+
+
+def _clip(motion: torch.Tensor, captions: Sequence[str]) -> Clip:
+    return Clip(motion_joints(motion).float().numpy(), captions)
