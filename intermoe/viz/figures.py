@@ -1,0 +1,258 @@
+"""Two-person motion as pictures: capsule figures with shadows on a tiled floor, drawn with Pillow.
+
+Figures are drawn at twice their size and shrunk, but only where they are; what does not move (floor, caption) is drawn
+once. Capsules are painted far ones first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from intermoe.data.motion import NUM_JOINTS
+from intermoe.viz.body import LEFT, RIGHT, SKIN, build_body
+from intermoe.viz.camera import Array, frame_motion
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
+
+Colour = tuple[int, int, int]
+
+OVERSAMPLING = 2
+SHADOW_SHRINK = 2
+PERSON_COLOURS: tuple[Colour, ...] = ((36, 104, 216), (238, 112, 28), (46, 152, 88), (150, 76, 190))
+SKIN_COLOUR: Colour = (246, 214, 186)
+WHITE: Colour = (255, 255, 255)
+BLACK: Colour = (0, 0, 0)
+INK: Colour = (46, 50, 60)
+PAPER = np.array([250, 250, 252], dtype=np.uint8)
+TILES = np.array([[232, 235, 241], [206, 211, 221]], dtype=np.float32)
+TILE_METRES = 0.5
+SHADOW = 0.62
+# What rim and highlight add to a capsule's x, y and radius: pixels, and shares of its radius.
+RIM = np.array([0.0, 0.0, 1.6])
+HIGHLIGHT = np.array([-0.28, -0.28, -0.58])
+# Horizontal way of the sunlight per metre that it falls, along x and z.
+SUN = np.array([0.28, 0.16])
+
+
+class Paint(NamedTuple):
+    """Colours of one capsule."""
+
+    rim: Colour
+    body: Colour
+    highlight: Colour
+
+
+class Scene:
+    """A motion ready to be drawn frame by frame.
+
+    Args:
+        joints: (P, T, 22, 3) metres, Y up, floor at 0; P from 1 to 4.
+        caption: written above the figures, wrapped.
+        fps: for the clock in the corner.
+        size: width and height of a frame in pixels, even.
+
+    Raises:
+        ValueError: wrong shape, a value that is not finite, or a size that is odd or too small.
+    """
+
+    def __init__(
+        self, joints: npt.ArrayLike, caption: str = "", *, fps: int = 30, size: tuple[int, int] = (640, 640)
+    ) -> None:
+        positions = np.asarray(joints, dtype=np.float64)
+        shape, most = positions.shape, len(PERSON_COLOURS)
+        if positions.ndim != 4 or shape[2:] != (NUM_JOINTS, 3) or not 1 <= shape[0] <= most or shape[1] == 0:
+            raise ValueError(f"joints: expected shape (1..{most}, T >= 1, {NUM_JOINTS}, 3), got {shape}")
+        if not np.isfinite(positions).all():
+            raise ValueError("joints: expected finite values, got NaN or infinity")
+        if any(edge % SHADOW_SHRINK or edge < 128 for edge in size):
+            raise ValueError(f"size: expected even numbers >= 128, got {size}")
+        self.fps = fps
+        self.size = size
+        self._num_frames = shape[1]
+        self._font = _font(size[1] // 34)
+        lines = _wrap(caption, self._font, int(0.94 * size[0]))
+        top = _line_height(self._font) * (len(lines) + 1.5)
+        side = 0.03 * size[0]
+        self._camera = frame_motion(positions, (side, top, size[0] - side, size[1] - 2 * side)).scaled(OVERSAMPLING)
+        self._body = build_body(positions)
+        self._num_persons = shape[0]
+        self._paints = [_paint(colour, tone) for colour in PERSON_COLOURS[: shape[0]] for tone in self._body.tones]
+        self._lit, self._shaded = self._floor(positions)
+        for picture in (self._lit, self._shaded):
+            self._write_caption(picture, lines)
+
+    def __len__(self) -> int:
+        return self._num_frames
+
+    def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """All frames in order, each (height, width, 3) uint8."""
+        return (self.frame(index) for index in range(len(self)))
+
+    def frame(self, index: int) -> npt.NDArray[np.uint8]:
+        """Frame ``index``: (height, width, 3) uint8."""
+        from PIL import Image, ImageDraw, ImageFilter
+
+        ends = self._body.ends[:, index].reshape(-1, 2, 3)
+        radii = np.tile(self._body.radii, (self._num_persons, 1))
+        bodies, depth = self._capsules(ends, radii)
+        altitude = ends[..., 1:2]
+        fallen = np.concatenate([ends, np.zeros_like(altitude)], axis=-1)[..., [0, 3, 2]]
+        fallen[..., [0, 2]] += altitude * SUN
+        shadows, _ = self._capsules(fallen, radii)
+
+        box = self._bounds(np.concatenate([bodies, shadows]))
+        width, height = box[2] - box[0], box[3] - box[1]
+        corner = np.array([*box[:2], 0]) * OVERSAMPLING
+        mask = Image.new("L", (width // SHADOW_SHRINK, height // SHADOW_SHRINK))
+        pen = ImageDraw.Draw(mask)
+        for shadow in (shadows - corner) / (OVERSAMPLING * SHADOW_SHRINK):
+            _draw_capsule(pen, shadow, 255)
+        mask = mask.filter(ImageFilter.GaussianBlur(2)).resize((width, height), Image.Resampling.BILINEAR)
+        patch = Image.composite(self._shaded.crop(box), self._lit.crop(box), mask)
+        patch = patch.resize((width * OVERSAMPLING, height * OVERSAMPLING), Image.Resampling.NEAREST)
+        pen = ImageDraw.Draw(patch)
+        for which in np.argsort(-depth):
+            _draw_tube(pen, bodies[which] - corner, self._paints[which])
+
+        picture = self._lit.copy()
+        picture.paste(patch.reduce(OVERSAMPLING), box[:2])
+        clock = f"{index / self.fps:.1f} s"
+        ImageDraw.Draw(picture).text(
+            (0.97 * self.size[0], 0.98 * self.size[1]), clock, fill=INK, font=self._font, anchor="rs"
+        )
+        return np.asarray(picture)
+
+    def _capsules(self, ends: Array, radii: Array) -> tuple[Array, Array]:
+        """Capsules (N, 2, 3) as x, y and radius in pixels of the large picture, and their depths (N,) in metres."""
+        pixels, depth = self._camera.project(ends)
+        return np.concatenate([pixels, (self._camera.scale * radii / depth)[..., None]], axis=-1), depth.mean(-1)
+
+    def _bounds(self, capsules: Array) -> tuple[int, int, int, int]:
+        """Box in pixels of the frame around ``capsules`` and their blur, in steps of the shadow mask's pixels."""
+        limits = np.array(self.size)
+        middles, margin = capsules[..., :2] / OVERSAMPLING, capsules[..., 2:] / OVERSAMPLING + 6 * SHADOW_SHRINK
+        low = np.clip((middles - margin).min((0, 1)), 0, limits - SHADOW_SHRINK) // SHADOW_SHRINK
+        steps = np.ceil(((middles + margin).max((0, 1)) - low * SHADOW_SHRINK) / SHADOW_SHRINK)
+        high = np.minimum(low + np.maximum(steps, 1), limits // SHADOW_SHRINK)
+        left, top, right, bottom = (int(edge) * SHADOW_SHRINK for edge in (*low, *high))
+        return left, top, right, bottom
+
+    def _floor(self, joints: Array) -> tuple[Image.Image, Image.Image]:
+        """The empty scene in light and in shadow: tiles that fade into the background."""
+        from PIL import Image
+
+        width, height = (edge * OVERSAMPLING for edge in self.size)
+        ground = joints[..., [0, 2]].reshape(-1, 2)
+        middle = (ground.min(0) + ground.max(0)) / 2
+        reach = np.linalg.norm(ground - middle, axis=-1).max() + 1.0
+        first, x, z = self._camera.floor_grid(width, height)
+        odd = (np.floor(x / TILE_METRES) + np.floor(z / TILE_METRES)) % 2 > 0
+        away = np.hypot(x - np.float32(middle[0]), z - np.float32(middle[1]))
+        solid = np.clip(2 - away / np.float32(reach), 0, 1) ** 1.5
+        lit = np.tile(PAPER, (height, width, 1))
+        shaded = lit.copy()
+        shade = 1 - (1 - SHADOW) * np.minimum(4 * solid, 1)
+        for channel in range(3):
+            even_tile, odd_tile = TILES[:, channel] - PAPER[channel]
+            tiles = PAPER[channel] + solid * np.where(odd, odd_tile, even_tile)
+            lit[first:, :, channel] = tiles
+            shaded[first:, :, channel] = tiles * shade
+        return Image.fromarray(lit).reduce(OVERSAMPLING), Image.fromarray(shaded).reduce(OVERSAMPLING)
+
+    def _write_caption(self, picture: Image.Image, lines: list[str]) -> None:
+        from PIL import ImageDraw
+
+        pen = ImageDraw.Draw(picture)
+        x, y = 0.03 * self.size[0], 0.4 * _line_height(self._font)
+        for line in lines:
+            pen.text((x, y), line, fill=INK, font=self._font)
+            y += _line_height(self._font)
+        dot = 0.32 * _line_height(self._font)
+        for person, colour in enumerate(PERSON_COLOURS[: self._num_persons], start=1):
+            middle = y + 0.5 * _line_height(self._font)
+            pen.ellipse((x, middle - dot, x + 2 * dot, middle + dot), fill=colour)
+            label = f"person {person}"
+            pen.text((x + 3 * dot, middle), label, fill=INK, font=self._font, anchor="lm")
+            x += 6 * dot + self._font.getlength(label)
+
+
+def _draw_tube(pen: ImageDraw.ImageDraw, capsule: Array, paint: Paint) -> None:
+    """A capsule with a dark rim and a highlight towards the upper left, which make it round."""
+    radius = capsule[:, 2:]
+    _draw_capsule(pen, capsule + RIM, paint.rim)
+    _draw_capsule(pen, capsule, paint.body)
+    _draw_capsule(pen, capsule + radius * HIGHLIGHT, paint.highlight)
+
+
+def _draw_capsule(pen: ImageDraw.ImageDraw, capsule: Array, fill: Any) -> None:
+    """``capsule``: two rows of x, y, radius in pixels."""
+    (x1, y1, r1), (x2, y2, r2) = capsule.tolist()
+    pen.ellipse((x1 - r1, y1 - r1, x1 + r1, y1 + r1), fill=fill)
+    length = ((x2 - x1) ** 2 + (y2 - y1) ** 2) ** 0.5
+    if length < 0.5:
+        return
+    pen.ellipse((x2 - r2, y2 - r2, x2 + r2, y2 + r2), fill=fill)
+    across, down = (y1 - y2) / length, (x2 - x1) / length
+    pen.polygon(
+        (
+            (x1 + across * r1, y1 + down * r1),
+            (x2 + across * r2, y2 + down * r2),
+            (x2 - across * r2, y2 - down * r2),
+            (x1 - across * r1, y1 - down * r1),
+        ),
+        fill=fill,
+    )
+
+
+def _paint(colour: Colour, tone: int) -> Paint:
+    """Left limbs are lighter and right ones darker than the trunk."""
+    if tone == SKIN:
+        colour = _mixed(SKIN_COLOUR, colour, 0.15)
+    elif tone == LEFT:
+        colour = _mixed(colour, WHITE, 0.22)
+    elif tone == RIGHT:
+        colour = _mixed(colour, BLACK, 0.2)
+    return Paint(_mixed(colour, BLACK, 0.45), colour, _mixed(colour, WHITE, 0.3))
+
+
+def _mixed(colour: Colour, other: Colour, share: float) -> Colour:
+    red, green, blue = (round(a + share * (b - a)) for a, b in zip(colour, other, strict=True))
+    return red, green, blue
+
+
+def _font(size: int) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(max(10, size))
+
+
+def _line_height(font: Any) -> float:
+    return 1.3 * float(font.size)
+
+
+def _wrap(text: str, font: Any, width: int, max_lines: int = 4) -> list[str]:
+    """``text`` in lines of at most ``width`` pixels; what does not fit into ``max_lines`` becomes an ellipsis."""
+    lines: list[str] = []
+    for word in text.split():
+        joined = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(joined) <= width:
+            lines[-1] = joined
+        else:
+            lines.append(word)
+    kept = lines[:max_lines]
+    if len(lines) > max_lines:
+        kept[-1] += " …"
+    return [_cut(line, font, width) for line in kept]
+
+
+def _cut(line: str, font: Any, width: int) -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(f"{line}…") > width:
+        line = line[:-1]
+    return f"{line}…"

@@ -1,0 +1,57 @@
+"""Video files: codec, speed, number of frames, and nothing left behind after a failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from intermoe.viz import Scene, save_gif, save_mp4
+
+Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    joints = np.random.default_rng(0).normal(size=(2, 1, 22, 3)) * 0.3 + (0, 1, 0)
+    return Scene(joints.repeat(13, axis=1) + 0.05 * np.arange(13)[:, None, None], "a caption", size=(160, 128))
+
+
+def test_mp4_is_h264_at_real_speed(scene: Scene, tmp_path: Path) -> None:
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    save_mp4(tmp_path / "motion.mp4", scene)
+    assert [path.name for path in tmp_path.iterdir()] == ["motion.mp4"]
+    reader = ffmpeg.read_frames(str(tmp_path / "motion.mp4"))
+    meta = next(reader)
+    assert meta["codec"] == "h264"
+    assert meta["pix_fmt"].startswith("yuv420p")
+    assert meta["fps"] == 30
+    assert meta["size"] == (160, 128)
+    frames = [np.frombuffer(frame, np.uint8).reshape(128, 160, 3).astype(float) for frame in reader]
+    assert len(frames) == 13
+    assert np.abs(frames[5] - scene.frame(5)).mean() < 6
+
+
+def test_gif_keeps_the_speed(scene: Scene, tmp_path: Path) -> None:
+    save_gif(tmp_path / "motion.gif", scene)
+    with Image.open(tmp_path / "motion.gif") as picture:
+        pauses = []
+        for index in range(picture.n_frames):
+            picture.seek(index)
+            pauses.append(picture.info["duration"])
+    assert len(pauses) == 7
+    assert sum(pauses) == pytest.approx(1000 * 13 / 30, abs=10)
+
+
+def test_a_failure_leaves_no_file(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+
+    def fail(self: Scene, index: int) -> None:
+        raise RuntimeError("drawing failed")
+
+    monkeypatch.setattr(Scene, "frame", fail)
+    for save, name in ((save_mp4, "motion.mp4"), (save_gif, "motion.gif")):
+        with pytest.raises(RuntimeError, match="drawing failed"):
+            save(tmp_path / name, scene)
+    assert list(tmp_path.iterdir()) == []
