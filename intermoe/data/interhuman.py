@@ -66,6 +66,7 @@ class InterHumanDataset(Dataset[MotionItem]):
 
     Expects ``motions_processed/person{1,2}/<name>.npy`` (T, 492), ``annots/<name>.txt`` (a caption a line),
     ``split/<split>.txt`` and, optionally, ``ignore_list.txt`` (names, a line each).
+    Rotations stored column after column are brought to InterHuman's row-major rot6D (see ``row_major_rot6d``).
 
     A window is cut from the source before conversion, so that its first frame is the canonical one. In training
     (``training=True``) its place and the caption are drawn at random; in evaluation they are the first ones. A sequence

@@ -50,6 +50,7 @@ def dataset(tmp_path_factory):
             np.save(root / "motions_processed" / person / f"{i}.npy", rng.normal(size=(frames, 492)).astype(np.float32))
         (root / "annots" / f"{i}.txt").write_text(f"the first dancer makes {i + 2} turns to the left\nthey dance {i}")
     (root / "split" / "val.txt").write_text("0\n1\n2\n")
+    (root / "split" / "one.txt").write_text("0\n")
     return InterHumanDataset(root, "val")
 
 
@@ -110,6 +111,19 @@ def test_report_files_and_tables(evaluated, tmp_path):
     assert text[0] == "| metric | ground truth | reconstruction | generation |"
     assert text[1] == "| --- | ---: | ---: | ---: |"
     assert len(text) == len(lines) + 2
+
+
+def test_a_whole_model_can_be_evaluated(tiny_pipeline, dataset):
+    report = evaluate_kinematics(tiny_pipeline, dataset, seeds=(0,), num_inference_steps=2)
+    assert report.rows["generation"].clips == 6
+    assert report.rows["reconstruction"].joint_error_cm > 0
+    motion = dataset[0]["motion"]  # 30 frames: the last of the model's groups of four is filled up
+    filled = torch.cat([motion, motion[-1:], motion[-1:]])
+    expected = joints(tiny_pipeline.decode(tiny_pipeline.encode(filled[None]))[0, :, :30])
+    error = torch.linalg.norm(expected - joints(motion).transpose(0, 1), dim=-1).mean().item() * 100
+    alone = InterHumanDataset(dataset.root, "one")
+    row = evaluate_kinematics(tiny_pipeline, alone, seeds=(0,), num_inference_steps=2).rows["reconstruction"]
+    assert row.joint_error_cm == pytest.approx(error, rel=1e-5)
 
 
 def test_real_ground_truth(salsa):
