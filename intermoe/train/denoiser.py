@@ -35,9 +35,9 @@ class LatentEncoder:
     """Posteriors of batches of motion. Not a module: the frozen VAE is neither trained nor saved with the denoiser,
     and ``train()`` of what holds this must not switch its dropout on.
 
-    On the CPU encoding is a good part of a training step, so posteriors are kept, up to ``CACHE_BYTES``: an item that no
-    random window changes is encoded once, and alone, because rounding depends on the rest of a batch and a resumed run
-    must find the same numbers.
+    On the CPU encoding is a good part of a training step, so posteriors are kept, up to ``CACHE_BYTES``: an item that
+    no random window changes is encoded once, and alone, because rounding depends on the rest of a batch and a resumed
+    run must find the same numbers.
     """
 
     def __init__(self, vae: CausalSkeletalVAE, statistics: Statistics) -> None:
@@ -130,7 +130,7 @@ def run_denoiser(
 
     Args:
         config_path: YAML or JSON of ``DenoiserTrainConfig``.
-        output_dir: gets ``config.json``, a copy of ``vae``, ``tokenizer.json``, ``checkpoints``, ``logs`` and ``model``.
+        output_dir: gets ``config.json``, a copy of ``vae``, ``tokenizer.json``, ``checkpoints``, ``logs``, ``model``.
         vae: model folder that ``run_vae`` wrote; needed to start a run, and compared with the run's copy on ``resume``.
         resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
         data: folder of the data in place of the configured one.
