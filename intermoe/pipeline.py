@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from intermoe.config import PipelineConfig
 from intermoe.data.motion import joints as motion_joints
 from intermoe.data.statistics import Statistics
 from intermoe.diffusion import build_scheduler, sample
+from intermoe.files import replacing
 from intermoe.nn.denoiser import Denoiser
 from intermoe.nn.text import TextEncoder, build_text_encoder
 from intermoe.nn.vae import CausalSkeletalVAE
@@ -108,12 +107,13 @@ class InterMoEPipeline:
             for key, value in module.state_dict().items():
                 narrow = dtype is not None and value.is_floating_point() and not key.endswith("selection_bias")
                 tensors[f"{name}.{key}"] = value.detach().cpu().to(dtype if narrow else value.dtype).contiguous()
-        _write(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-        tokenizer = self.text_encoder.tokenizer_json
-        if tokenizer is not None:
-            _write(folder / TOKENIZER_FILE, lambda path: path.write_text(tokenizer, encoding="utf-8"))
-        text = json.dumps(self.config.to_dict(), indent=2) + "\n"
-        _write(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+        with replacing(folder / WEIGHTS_FILE) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        if self.text_encoder.tokenizer_json is not None:
+            with replacing(folder / TOKENIZER_FILE) as temporary:
+                temporary.write_text(self.text_encoder.tokenizer_json, encoding="utf-8")
+        with replacing(folder / CONFIG_FILE) as temporary:
+            temporary.write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     def to(self, device: str | torch.device) -> InterMoEPipeline:
         """Move all parts to a device."""
@@ -232,15 +232,3 @@ def _load_part(module: nn.Module, name: str, tensors: dict[str, Tensor], path: P
     if unexpected:
         raise ValueError(f"{path}: unexpected keys {[f'{name}.{key}' for key in unexpected]}")
     module.load_state_dict(own)
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary name beside ``path``, then rename."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        write(Path(temporary))
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
