@@ -1,0 +1,223 @@
+"""The ``intermoe`` command: what it writes, and that it refuses in one line before any work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from intermoe import cli
+from intermoe.data import Statistics
+from intermoe.pipeline import InterMoEPipeline
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs the command in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *arguments: CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def model(tiny_pipeline: InterMoEPipeline, tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    tiny_pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling and reading weights are errors that nothing catches."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("work began")
+
+    monkeypatch.setattr(InterMoEPipeline, "__call__", fail)
+    monkeypatch.setattr(InterMoEPipeline, "from_pretrained", fail)
+
+
+def refused(result: Any, message: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_generate_writes_arrays_and_videos(run: Run, model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    formats = ("--format", "npz", "--format", "mp4", "--format", "gif")
+    result = run("generate", "Two people bow!", "--model", model, "--frames", 16, "--steps", 2, "--seed", 3, *formats)
+    assert result.exit_code == 0, result.output
+    names = ["two-people-bow.gif", "two-people-bow.mp4", "two-people-bow.npz"]
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == names
+    assert [Path(line).name for line in result.stdout.split()] == [names[2], names[1], names[0]]
+    with np.load(tmp_path / "results" / names[2], allow_pickle=False) as archive:
+        assert archive["joints"].shape == (2, 16, 22, 3)
+        assert archive["joints"].dtype == np.float32
+        assert archive["motion"].shape == (2, 16, 262)
+        assert str(archive["prompt"]) == "Two people bow!"
+        assert int(archive["seed"]) == 3
+        assert str(archive["model"]) == str(model)
+        assert int(archive["num_inference_steps"]) == 2
+
+
+def test_same_seed_same_bytes_and_nothing_is_overwritten(run: Run, model: Path, tmp_path: Path) -> None:
+    options = ("--model", model, "--frames", 16, "--steps", 2, "--format", "npz", "--out", "deep/er")
+    for seed in (3, 3, 4):
+        assert run("generate", "two people bow", "--seed", seed, *options).exit_code == 0
+    names = ["two-people-bow.npz", "two-people-bow-2.npz", "two-people-bow-3.npz"]
+    assert {path.name for path in (tmp_path / "deep" / "er").iterdir()} == set(names)
+    first, second, third = (np.load(tmp_path / "deep" / "er" / name) for name in names)
+    for key in ("joints", "motion"):
+        assert first[key].tobytes() == second[key].tobytes()
+        assert first[key].tobytes() != third[key].tobytes()
+
+
+def test_prompts_of_a_file_in_batches(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "BATCH_SIZE", 2)
+    (tmp_path / "prompts.txt").write_text("two people bow\n\n  they turn \nthe first dancer\n", encoding="utf-8")
+    options = ("--model", model, "--frames", 16, "--steps", 1, "--format", "npz", "--seed", 5)
+    result = run("generate", "they bow", "--prompts", "prompts.txt", *options)
+    assert result.exit_code == 0, result.output
+    found = {}
+    for line in result.stdout.split():
+        with np.load(tmp_path / line) as archive:
+            found[str(archive["prompt"])] = int(archive["seed"])
+    assert found == {"they bow": 5, "two people bow": 6, "they turn": 7, "the first dancer": 8}
+
+
+def test_unknown_words_are_reported(run: Run, model: Path) -> None:
+    options = ("--model", model, "--frames", 16, "--steps", 1, "--format", "npz")
+    result = run("generate", "Two astronauts bow, two astronauts juggle", *options)
+    assert result.exit_code == 0, result.output
+    assert "warning: the model has never seen: astronauts, juggle" in result.stderr
+
+
+@pytest.mark.usefixtures("no_work")
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((), "prompts: expected at least one"),
+            (("bow", "  "), "a prompt must not be empty"),
+            (("",), "a prompt must not be empty"),
+            (("bow", "--prompts", "absent.txt"), "absent.txt"),
+            (("bow", "--frames", 0), "--frames: must be in ["),
+            (("bow", "--frames", 7), "--frames: must be in ["),
+            (("bow", "--frames", 100000), "--frames: must be in ["),
+            (("bow", "--model", "nonsense"), "model: 'nonsense' is neither a shipped model"),
+            (("bow", "--scheduler", "euler"), "--scheduler: must be one of ddim"),
+            (("bow", "--steps", 0), "--steps: must be >= 1"),
+            (("bow", "--guidance", 0.5), "--guidance: must be >= 1"),
+            (("bow", "--seed", -1), "--seed: must be in"),
+            (("bow", "--device", "abacus"), "--device: cannot use 'abacus'"),
+            (("bow", "--out", "file/below"), "is not a folder"),
+        ],
+    )
+    def test_generate(self, run: Run, model: Path, tmp_path: Path, arguments: tuple[Any, ...], message: str) -> None:
+        (tmp_path / "file").touch()
+        if "--model" not in arguments:
+            arguments = (*arguments, "--model", model)
+        refused(run("generate", *arguments), message)
+        assert not (tmp_path / "results").exists()
+
+    def test_an_unwritable_folder(self, run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+        refused(run("generate", "bow", "--model", model), "--out: no permission to write")
+
+    def test_a_missing_video_library(self, run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        refused(run("generate", "bow", "--model", model), "pip install 'intermoe[viz]'")
+
+    def test_evaluate(self, run: Run, model: Path) -> None:
+        refused(run("evaluate", "kinematics", "--data", ".", "--model", model, "--seeds", "1,x"), "--seeds: expected")
+        refused(run("evaluate", "kinematics", "--data", ".", "--model", "nonsense"), "model: 'nonsense'")
+
+    def test_train(self, run: Run, tmp_path: Path) -> None:
+        refused(run("train", "vae", "absent.yaml", "--out", "run"), "config: 'absent.yaml' is neither a file")
+        (tmp_path / "bad.yaml").write_text("seeed: 3\n", encoding="utf-8")
+        for kind in ("vae", "denoiser"):
+            refused(run("train", kind, "bad.yaml", "--out", "run"), "unknown key 'seeed'")
+        refused(run("train", "vae", "salsa_vae", "--out", "run", "--data", "absent"), "data.root: not a folder: absent")
+        assert not (tmp_path / "run").exists()
+
+    def test_stats(self, run: Run) -> None:
+        refused(run("stats", "--data", ".", "--out", "stats.txt"), "--out: expected a .json or .npz file")
+        refused(run("stats", "--data", "absent", "--out", "stats.json"), "absent")
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_sampling(
+    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(InterMoEPipeline, "__call__")
+    refused(run("generate", "bow " * 500, "--model", model), "expected at most max_tokens")
+
+
+def test_train_calls_the_trainers(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    for name in ("run_vae", "run_denoiser"):
+
+        def record(*arguments: object, _name: str = name, **options: object) -> Path:
+            calls.append((_name, *arguments, options))
+            return tmp_path / "model"
+
+        monkeypatch.setattr(f"intermoe.train.{name}", record)
+    (tmp_path / "own.yaml").write_text("seed: 3\n", encoding="utf-8")
+    assert run("train", "vae", "own.yaml", "--out", "a", "--data", "d").exit_code == 0
+    assert run("train", "denoiser", "salsa_denoiser", "--out", "b", "--vae", "a/model", "--resume").exit_code == 0
+    assert calls[0] == ("run_vae", Path("own.yaml"), Path("a"), {"resume": False, "data": Path("d")})
+    assert calls[1][1].name == "salsa_denoiser.yaml"
+    assert calls[1][2:] == (Path("b"), {"vae": Path("a/model"), "data": None, "resume": True})
+
+
+def test_stats_of_real_motion(run: Run, salsa: Path, tmp_path: Path) -> None:
+    result = run("stats", "--data", salsa, "--split", "val", "--out", "new/stats.json", "--no-augment")
+    assert result.exit_code == 0, result.output
+    statistics = Statistics.load(tmp_path / "new" / "stats.json")
+    assert statistics.mean.shape == (262,)
+    assert 0.7 < statistics.mean[1] < 1.1  # height of the pelvis in metres
+
+
+def test_evaluate_kinematics_of_real_motion(run: Run, model: Path, salsa: Path, tmp_path: Path) -> None:
+    split = tmp_path / "data"
+    split.mkdir()
+    for name in ("motions_processed", "annots"):
+        (split / name).symlink_to(salsa / name)
+    (split / "split").mkdir()
+    (split / "split" / "val.txt").write_text("105\n", encoding="utf-8")
+    options = ("--model", model, "--seeds", "0,7", "--steps", 1, "--out", "numbers.json")
+    result = run("evaluate", "kinematics", "--data", split, *options)
+    assert result.exit_code == 0, result.output
+    for row in ("ground truth", "reconstruction", "generation"):
+        assert row in result.stdout
+    numbers = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
+    assert numbers["settings"]["seeds"] == [0, 7]
+
+
+def test_help_and_version_are_light() -> None:
+    """No heavy library is imported before a command needs it."""
+    heavy = "{'torch', 'diffusers', 'transformers', 'matplotlib', 'numpy'} & set(sys.modules)"
+    code = f"import sys, intermoe.cli; assert not {heavy}, {heavy}"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    for arguments in (["--help"], ["generate", "--help"], ["train", "vae", "--help"], ["evaluate", "--help"]):
+        assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    version = CliRunner().invoke(cli.app, ["--version"])
+    assert version.exit_code == 0
+    assert version.stdout[0].isdigit()
+
+
+def test_the_pipeline_needs_no_pretrained_library() -> None:
+    """Generation with an own text encoder must not pay for importing transformers."""
+    code = "import sys, intermoe.pipeline; assert not {'diffusers', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
