@@ -13,6 +13,18 @@ int32_t fail(const char* format, ...);
 enum class InstructionSet { baseline, avx2, avx512 };
 InstructionSet instruction_set();
 
+inline bool known_dtype(int32_t dtype) { return dtype >= INTERMOE_FLOAT32 && dtype <= INTERMOE_BFLOAT16; }
+
+// Items per thread below which a thread costs more than it saves, for items of that many simple operations.
+inline int64_t grain(int64_t operations) { return operations < 32768 ? 32768 / (operations + 1) + 1 : 1; }
+
+// The first of `count` slots that is no pair below P (-1 means none and is fine), or NULL.
+inline const int64_t* first_outside(const int64_t* slots, int64_t count, int64_t P) {
+  for (int64_t i = 0; i < count; ++i)
+    if (slots[i] >= P) return slots + i;
+  return nullptr;
+}
+
 // Calls body(first, last) on contiguous parts of [0, count), in parallel. `grain` is the least work worth a thread.
 template <class Body>
 inline void parallel_for(int64_t count, int64_t grain, int32_t num_threads, const Body& body) {

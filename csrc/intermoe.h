@@ -54,6 +54,54 @@ INTERMOE_API int32_t intermoe_select_count_cpu(const float* logits, const float*
 INTERMOE_API int32_t intermoe_select_fill_cpu(const float* logits, int64_t S, int64_t E, int64_t* scratch,
                                               int64_t* slots, int64_t* token_idx, float* gates, int32_t num_threads);
 
+/* grad_logits (S, E) float32 from grad_gates (P,) float32: the gradient of the softmax, dense over E. */
+INTERMOE_API int32_t intermoe_select_backward_cpu(const float* grad_gates, const float* logits, const int64_t* slots,
+                                                  int64_t P, int64_t S, int64_t E, float* grad_logits,
+                                                  int32_t num_threads);
+
+/* route: logits = hidden . router_weight^T + router_offset; tokens = LayerNorm(hidden) * (1 + scale) + shift.
+ *   hidden, tokens (S, D) T    logits (S, E) float32    mean, rstd (S,) float32
+ *   router_weight (E, D), router_offset (R, E), scale, shift (R, D): float32; the last three may be NULL
+ *   tokens NULL: no normalisation, mean and rstd are not touched. R = 0: no array has rows.
+ */
+INTERMOE_API int32_t intermoe_route_forward_cpu(const void* hidden, const float* router_weight,
+                                                const float* router_offset, const float* scale, const float* shift,
+                                                void* tokens, float* logits, float* mean, float* rstd, int64_t S,
+                                                int64_t D, int64_t E, int64_t R, float eps, int32_t dtype,
+                                                int32_t num_threads);
+/* mean and rstd NULL: there was no normalisation, and grad_scale and grad_shift are NULL too.
+ *   grad_tokens, grad_hidden (S, D) T; every other gradient is float32; grad_router_offset has R rows, at least one.
+ */
+INTERMOE_API int32_t intermoe_route_backward_cpu(const void* grad_tokens, const float* grad_logits, const void* hidden,
+                                                 const float* mean, const float* rstd, const float* router_weight,
+                                                 const float* scale, void* grad_hidden, float* grad_router_weight,
+                                                 float* grad_router_offset, float* grad_scale, float* grad_shift,
+                                                 int64_t S, int64_t D, int64_t E, int64_t R, int32_t dtype,
+                                                 int32_t num_threads);
+
+/* experts: what surrounds the matrix products, which are the caller's.
+ *   gather: out[i, :] = source[rows[i], :]; rows (count,) int64 below num_rows; a row has row_bytes bytes.
+ */
+INTERMOE_API int32_t intermoe_gather_cpu(const void* source, const int64_t* rows, int64_t count, int64_t num_rows,
+                                         int64_t row_bytes, void* out, int32_t num_threads);
+/* h (P, 2F) T: gate | up -> activation (P, F) T = silu(gate) * up */
+INTERMOE_API int32_t intermoe_swiglu_forward_cpu(const void* h, void* activation, int64_t P, int64_t F, int32_t dtype,
+                                                 int32_t num_threads);
+/*   inner (P, F) T    in: grad_out . W_down    out: gates * activation
+ *   gates (P,), grad_gates (P,) float32: grad_gates = sum over F of inner * activation
+ *   grad_h (P, 2F) T, may be h itself
+ */
+INTERMOE_API int32_t intermoe_swiglu_backward_cpu(const void* h, const float* gates, void* inner, void* grad_h,
+                                                  float* grad_gates, int64_t P, int64_t F, int32_t dtype,
+                                                  int32_t num_threads);
+
+/* combine: out[s, :] = sum over e with slots[s, e] >= 0 of gates[slots[s, e]] * expert_out[slots[s, e], :]
+ *   expert_out (P, D) T, gates (P,) float32 or NULL for ones, slots (S, E) int64 below P, out (S, D) T
+ */
+INTERMOE_API int32_t intermoe_combine_cpu(const void* expert_out, const float* gates, const int64_t* slots, void* out,
+                                          int64_t P, int64_t S, int64_t D, int64_t E, int32_t dtype,
+                                          int32_t num_threads);
+
 #ifdef __cplusplus
 }
 #endif

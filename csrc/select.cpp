@@ -49,6 +49,31 @@ void select_scatter(const float* logits, int64_t S, int64_t E, int64_t* slots, i
   }
 }
 
+// grad_logits[s, e] = p_e * (G_e - sum_i p_i G_i), p = softmax(logits[s, :]), G_e = grad_gates[slots[s, e]] or 0
+void select_backward(const float* grad_gates, const float* logits, const int64_t* slots, int64_t E, float* grad_logits,
+                     int64_t first, int64_t last) {
+  for (int64_t s = first; s < last; ++s) {
+    const float* row = logits + s * E;
+    const int64_t* pairs = slots + s * E;
+    float* out = grad_logits + s * E;
+    bool taken = false;
+    for (int64_t e = 0; e < E; ++e) taken = taken || pairs[e] >= 0;
+    if (!taken) {
+      for (int64_t e = 0; e < E; ++e) out[e] = 0.0f;
+      continue;
+    }
+    float top = row[0], sum = 0.0f, mean = 0.0f;
+    for (int64_t e = 1; e < E; ++e) top = row[e] > top ? row[e] : top;
+    for (int64_t e = 0; e < E; ++e) {
+      out[e] = expf(row[e] - top);
+      sum += out[e];
+      if (pairs[e] >= 0) mean += out[e] * grad_gates[pairs[e]];
+    }
+    mean /= sum;
+    for (int64_t e = 0; e < E; ++e) out[e] = out[e] / sum * ((pairs[e] >= 0 ? grad_gates[pairs[e]] : 0.0f) - mean);
+  }
+}
+
 }  // namespace INTERMOE_VARIANT
 }  // namespace intermoe
 
@@ -58,6 +83,7 @@ namespace intermoe {
 INTERMOE_DECLARE(void select_mark(const float*, const float*, const uint8_t*, int64_t, int64_t, int64_t*, int64_t*,
                                   int64_t))
 INTERMOE_DECLARE(void select_scatter(const float*, int64_t, int64_t, int64_t*, int64_t*, float*, int64_t*, int64_t))
+INTERMOE_DECLARE(void select_backward(const float*, const float*, const int64_t*, int64_t, float*, int64_t, int64_t))
 }  // namespace intermoe
 
 using namespace intermoe;
@@ -94,6 +120,17 @@ int32_t intermoe_select_fill_cpu(const float* logits, int64_t S, int64_t E, int6
   parallel_for(num_blocks(S), 1, num_threads, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b)
       INTERMOE_CALL(select_scatter, logits, S, E, slots, token_idx, gates, scratch, b);
+  });
+  return 0;
+}
+
+int32_t intermoe_select_backward_cpu(const float* grad_gates, const float* logits, const int64_t* slots, int64_t P,
+                                     int64_t S, int64_t E, float* grad_logits, int32_t num_threads) {
+  if (S < 0 || E < 1) return fail("expected S >= 0 and E >= 1, got S=%lld, E=%lld", (long long)S, (long long)E);
+  if (const int64_t* bad = first_outside(slots, S * E, P))
+    return fail("slots holds %lld, but there are %lld pairs", (long long)*bad, (long long)P);
+  parallel_for(S, grain(16 * E), num_threads, [&](int64_t first, int64_t last) {
+    INTERMOE_CALL(select_backward, grad_gates, logits, slots, E, grad_logits, first, last);
   });
   return 0;
 }

@@ -1,8 +1,19 @@
-"""Native backend: the steps in C++ on CPU and CUDA, called through a plain C interface.
+"""Native backend: the steps in C++, called through a plain C interface, with matrix products left to torch.
 
 Importing this package loads nothing; the first call of a step loads the shared library.
 """
 
-from .select import select
+from .combine import combine
+from .experts import experts_backward, experts_forward
+from .route import route_backward, route_forward
+from .select import select, select_backward
 
-__all__ = ["select"]
+__all__ = [
+    "combine",
+    "experts_backward",
+    "experts_forward",
+    "route_backward",
+    "route_forward",
+    "select",
+    "select_backward",
+]

@@ -9,8 +9,6 @@ from pathlib import Path
 
 ABI_VERSION = 1
 
-DTYPE_CODES = {"torch.float32": 0, "torch.float16": 1, "torch.bfloat16": 2}
-
 _FILE_NAMES = {"win32": "intermoe_native.dll", "darwin": "libintermoe_native.dylib"}
 
 _CODES = {"s": ctypes.c_char_p, "p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float}
@@ -24,6 +22,13 @@ SIGNATURES = {
     "intermoe_select_scratch": "l:l",
     "intermoe_select_count_cpu": "i:pppllppppi",
     "intermoe_select_fill_cpu": "i:pllppppi",
+    "intermoe_select_backward_cpu": "i:ppplllpi",
+    "intermoe_route_forward_cpu": "i:pppppppppllllfii",
+    "intermoe_route_backward_cpu": "i:ppppppppppppllllii",
+    "intermoe_gather_cpu": "i:pplllpi",
+    "intermoe_swiglu_forward_cpu": "i:ppllii",
+    "intermoe_swiglu_backward_cpu": "i:pppppllii",
+    "intermoe_combine_cpu": "i:ppppllllii",
 }
 
 _REINSTALL = "install g++ or clang++ (Windows: Visual Studio Build Tools) and install intermoe again"
@@ -74,12 +79,6 @@ def open_library(path: Path) -> ctypes.CDLL:
         function.restype = _CODES[result]
         function.argtypes = [_CODES[code] for code in arguments]
     return library
-
-
-def check(status: int, step: str) -> None:
-    """Raise ``RuntimeError`` with the library's own message when a call failed."""
-    if status != 0:
-        raise RuntimeError(f"native {step}: {load().intermoe_last_error().decode()}")
 
 
 def has_cuda() -> bool:

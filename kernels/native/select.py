@@ -8,16 +8,12 @@ import torch
 from torch import Tensor
 
 from . import library
+from .registry import call, dense, register
 
-_definitions = torch.library.Library("intermoe_native", "FRAGMENT")
-_definitions.define(
-    "select(Tensor logits, Tensor selection_bias, Tensor? valid) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
+Pairs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def select(
-    logits: Tensor, selection_bias: Tensor, valid: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def select(logits: Tensor, selection_bias: Tensor, valid: Tensor | None = None) -> Pairs:
     """Choose the pairs and their gates.
 
     Args:
@@ -27,62 +23,33 @@ def select(
         token_idx (P,) int64, gates (P,) float32, expert_offsets (E + 1,) int64, slots (S, E) int64 with -1 where not
         selected, counts (E,) int64.
     """
-    result: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.intermoe_native.select(
-        logits, selection_bias, valid
-    )
-    return result
+    return torch.ops.intermoe_native.select(logits, selection_bias, valid)
 
 
-def _select_cpu(
-    logits: Tensor, selection_bias: Tensor, valid: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    native = library.load()
+def select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor:
+    """Gradient (S, E) float32 of the logits from that of the gates (P,) float32: the softmax's, dense over E."""
+    return torch.ops.intermoe_native.select_backward(grad_gates, logits, slots)
+
+
+def _select(logits: Tensor, selection_bias: Tensor, valid: Tensor | None) -> Pairs:
     num_tokens, num_experts = logits.shape
-    logits = logits.contiguous()
-    selection_bias = selection_bias.contiguous()
-    valid_pointer = None if valid is None else (valid := valid.contiguous()).data_ptr()
-    threads = torch.get_num_threads()
+    logits = dense("logits", logits, torch.float32, num_tokens, num_experts)
+    bias = dense("selection_bias", selection_bias, torch.float32, num_experts)
+    if valid is not None:
+        valid = dense("valid", valid, torch.bool, num_tokens)
     slots = torch.empty(num_tokens, num_experts, dtype=torch.int64)
     counts = torch.empty(num_experts, dtype=torch.int64)
     offsets = torch.empty(num_experts + 1, dtype=torch.int64)
-    scratch = torch.empty(native.intermoe_select_scratch(num_tokens), num_experts, dtype=torch.int64)
-    library.check(
-        native.intermoe_select_count_cpu(
-            logits.data_ptr(),
-            selection_bias.data_ptr(),
-            valid_pointer,
-            num_tokens,
-            num_experts,
-            slots.data_ptr(),
-            counts.data_ptr(),
-            offsets.data_ptr(),
-            scratch.data_ptr(),
-            threads,
-        ),
-        "select",
-    )
+    scratch = torch.empty(library.load().intermoe_select_scratch(num_tokens), num_experts, dtype=torch.int64)
+    call("select_count", logits, bias, valid, num_tokens, num_experts, slots, counts, offsets, scratch)
     num_pairs = int(offsets[-1])
     token_idx = torch.empty(num_pairs, dtype=torch.int64)
     gates = torch.empty(num_pairs, dtype=torch.float32)
-    library.check(
-        native.intermoe_select_fill_cpu(
-            logits.data_ptr(),
-            num_tokens,
-            num_experts,
-            scratch.data_ptr(),
-            slots.data_ptr(),
-            token_idx.data_ptr(),
-            gates.data_ptr(),
-            threads,
-        ),
-        "select",
-    )
+    call("select_fill", logits, num_tokens, num_experts, scratch, slots, token_idx, gates)
     return token_idx, gates, offsets, slots, counts
 
 
-def _select_fake(
-    logits: Tensor, selection_bias: Tensor, valid: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _select_fake(logits: Tensor, selection_bias: Tensor, valid: Tensor | None) -> Pairs:
     num_tokens, num_experts = logits.shape
     num_pairs = torch.library.get_ctx().new_dynamic_size()
     index = functools.partial(torch.empty, dtype=torch.int64, device=logits.device)
@@ -90,5 +57,26 @@ def _select_fake(
     return index(num_pairs), gates, index(num_experts + 1), index(num_tokens, num_experts), index(num_experts)
 
 
-_definitions.impl("select", _select_cpu, "CPU")
-torch.library.register_fake("intermoe_native::select", _select_fake, lib=_definitions)
+def _select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor:
+    num_tokens, num_experts = logits.shape
+    num_pairs = grad_gates.numel()
+    grad_gates = dense("grad_gates", grad_gates, torch.float32, num_pairs)
+    logits = dense("logits", logits, torch.float32, num_tokens, num_experts)
+    slots = dense("slots", slots, torch.int64, num_tokens, num_experts)
+    grad_logits = torch.empty_like(logits)
+    call("select_backward", grad_gates, logits, slots, num_pairs, num_tokens, num_experts, grad_logits)
+    return grad_logits
+
+
+def _select_backward_fake(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor:
+    return torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+
+
+register(
+    "select(Tensor logits, Tensor selection_bias, Tensor? valid) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _select,
+    _select_fake,
+)
+register(
+    "select_backward(Tensor grad_gates, Tensor logits, Tensor slots) -> Tensor", _select_backward, _select_backward_fake
+)

@@ -1,0 +1,37 @@
+"""Step 4, combine: every token sums its pairs in expert order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .registry import call, dense, register, storage_code
+
+
+def combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -> Tensor:
+    """Sums (S, D) in the dtype of ``expert_out`` (P, D), accumulated in float32.
+
+    Args:
+        gates: (P,) float32, or ``None`` for ones. slots: (S, E) int64, -1 where not selected.
+    """
+    return torch.ops.intermoe_native.combine(expert_out, gates, slots)
+
+
+def _combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -> Tensor:
+    num_pairs, dim = expert_out.shape
+    num_tokens, num_experts = slots.shape
+    code = storage_code("expert_out", expert_out)
+    expert_out = expert_out.contiguous()
+    if gates is not None:
+        gates = dense("gates", gates, torch.float32, num_pairs)
+    slots = dense("slots", slots, torch.int64, num_tokens, num_experts)
+    out = torch.empty(num_tokens, dim, dtype=expert_out.dtype)
+    call("combine", expert_out, gates, slots, out, num_pairs, num_tokens, dim, num_experts, code)
+    return out
+
+
+def _combine_fake(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -> Tensor:
+    return torch.empty(slots.shape[0], expert_out.shape[1], dtype=expert_out.dtype, device=expert_out.device)
+
+
+register("combine(Tensor expert_out, Tensor? gates, Tensor slots) -> Tensor", _combine, _combine_fake)

@@ -1,0 +1,196 @@
+"""Step 1, route: normalised tokens and float32 logits in one pass over the hidden state."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from .registry import call, dense, register, storage_code
+
+EPS = 1e-6
+
+
+def route_forward(
+    hidden: Tensor,
+    router_weight: Tensor,
+    router_offset: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float = EPS,
+    normalise: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens for the experts and logits for the selection.
+
+    Args:
+        hidden: (S, D). router_weight: (E, D). router_offset: (R, E), scale, shift: (R, D) or ``None``; R divides S and
+            token s has row s // (S / R).
+
+    Returns:
+        tokens (S, D) in the dtype of ``hidden`` (``hidden`` itself unless ``normalise``), logits (S, E), mean (S,) and
+        rstd (S,), float32; the last two are empty unless ``normalise``.
+    """
+    tokens, logits, mean, rstd = torch.ops.intermoe_native.route_forward(
+        hidden, router_weight, router_offset, scale, shift, eps, normalise
+    )
+    return (tokens if normalise else hidden), logits, mean, rstd
+
+
+def route_backward(
+    grad_tokens: Tensor,
+    grad_logits: Tensor,
+    hidden: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    router_weight: Tensor,
+    scale: Tensor | None,
+    normalise: bool,
+    rows: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of hidden (in its dtype), router_weight (E, D), router_offset (R, E), scale and shift (R, D), float32.
+
+    The last two are ``None`` where there was no scale.
+    """
+    modulated = normalise and scale is not None
+    grad_hidden, grad_weight, grad_offset, grad_scale, grad_shift = torch.ops.intermoe_native.route_backward(
+        grad_tokens, grad_logits, hidden, mean, rstd, router_weight, scale, normalise, rows
+    )
+    return grad_hidden, grad_weight, grad_offset, grad_scale if modulated else None, grad_shift if modulated else None
+
+
+def _per_row(name: str, tensor: Tensor | None, rows: int, width: int) -> Tensor | None:
+    """A conditional input as dense float32 with the common number of rows (small: one row per sample)."""
+    return None if tensor is None else dense(name, tensor.float(), torch.float32, rows, width)
+
+
+def _rows(num_tokens: int, *tensors: Tensor | None) -> int:
+    rows = next((tensor.shape[0] for tensor in tensors if tensor is not None), 0)
+    if rows and num_tokens % rows:
+        raise ValueError(f"router_offset: its number of rows must divide the number of tokens {num_tokens}, got {rows}")
+    return rows
+
+
+def _route_forward(
+    hidden: Tensor,
+    router_weight: Tensor,
+    router_offset: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    normalise: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (num_tokens, dim), num_experts = hidden.shape, router_weight.shape[0]
+    code = storage_code("hidden", hidden)
+    rows = _rows(num_tokens, router_offset, scale)
+    if (scale is None) != (shift is None):
+        raise ValueError("scale: scale and shift must be given together, got only one of them")
+    hidden = hidden.contiguous()
+    weight = dense("router_weight", router_weight.float(), torch.float32, num_experts, dim)
+    offset = _per_row("router_offset", router_offset, rows, num_experts)
+    scale, shift = _per_row("scale", scale, rows, dim), _per_row("shift", shift, rows, dim)
+    logits = torch.empty(num_tokens, num_experts)
+    tokens = torch.empty(num_tokens if normalise else 0, dim, dtype=hidden.dtype)
+    mean, rstd = torch.empty(tokens.shape[0]), torch.empty(tokens.shape[0])
+    outputs = (tokens if normalise else None, logits, mean, rstd)
+    sizes = (num_tokens, dim, num_experts, rows)
+    call("route_forward", hidden, weight, offset, scale, shift, *outputs, *sizes, eps, code)
+    return tokens, logits, mean, rstd
+
+
+def _route_forward_fake(
+    hidden: Tensor,
+    router_weight: Tensor,
+    router_offset: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float,
+    normalise: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    num_tokens, dim = hidden.shape
+    wide = functools.partial(torch.empty, dtype=torch.float32, device=hidden.device)
+    kept = num_tokens if normalise else 0
+    tokens = torch.empty(kept, dim, dtype=hidden.dtype, device=hidden.device)
+    return tokens, wide(num_tokens, router_weight.shape[0]), wide(kept), wide(kept)
+
+
+def _route_backward(
+    grad_tokens: Tensor,
+    grad_logits: Tensor,
+    hidden: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    router_weight: Tensor,
+    scale: Tensor | None,
+    normalise: bool,
+    rows: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    (num_tokens, dim), num_experts = hidden.shape, router_weight.shape[0]
+    code = storage_code("hidden", hidden)
+    if rows < 1 or num_tokens % rows:
+        raise ValueError(f"rows: must divide the number of tokens {num_tokens}, got {rows}")
+    modulated = normalise and scale is not None
+    hidden = hidden.contiguous()
+    grad_tokens = dense("grad_tokens", grad_tokens, hidden.dtype, num_tokens, dim)
+    grad_logits = dense("grad_logits", grad_logits, torch.float32, num_tokens, num_experts)
+    weight = dense("router_weight", router_weight.float(), torch.float32, num_experts, dim)
+    scale = _per_row("scale", scale, rows, dim) if modulated else None
+    statistics: tuple[Tensor | None, Tensor | None] = (None, None)
+    if normalise:
+        statistics = (
+            dense("mean", mean, torch.float32, num_tokens),
+            dense("rstd", rstd, torch.float32, num_tokens),
+        )
+    grad_hidden = torch.empty_like(hidden)
+    grad_weight, grad_offset = torch.empty(num_experts, dim), torch.empty(rows, num_experts)
+    kept = rows if modulated else 0
+    grad_scale, grad_shift = torch.empty(kept, dim), torch.empty(kept, dim)
+    grads = (grad_hidden, grad_weight, grad_offset)
+    modulation = (grad_scale, grad_shift) if modulated else (None, None)
+    sizes = (num_tokens, dim, num_experts, rows)
+    call(
+        "route_backward",
+        grad_tokens,
+        grad_logits,
+        hidden,
+        *statistics,
+        weight,
+        scale,
+        *grads,
+        *modulation,
+        *sizes,
+        code,
+    )
+    return grad_hidden, grad_weight, grad_offset, grad_scale, grad_shift
+
+
+def _route_backward_fake(
+    grad_tokens: Tensor,
+    grad_logits: Tensor,
+    hidden: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    router_weight: Tensor,
+    scale: Tensor | None,
+    normalise: bool,
+    rows: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    num_experts, dim = router_weight.shape
+    wide = functools.partial(torch.empty, dtype=torch.float32, device=hidden.device)
+    kept = rows if normalise and scale is not None else 0
+    grad_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
+    return grad_hidden, wide(num_experts, dim), wide(rows, num_experts), wide(kept, dim), wide(kept, dim)
+
+
+register(
+    "route_forward(Tensor hidden, Tensor router_weight, Tensor? router_offset, Tensor? scale, Tensor? shift, float eps, "
+    "bool normalise) -> (Tensor, Tensor, Tensor, Tensor)",
+    _route_forward,
+    _route_forward_fake,
+)
+register(
+    "route_backward(Tensor grad_tokens, Tensor grad_logits, Tensor hidden, Tensor mean, Tensor rstd, "
+    "Tensor router_weight, Tensor? scale, bool normalise, SymInt rows) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _route_backward,
+    _route_backward_fake,
+)
