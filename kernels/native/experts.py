@@ -6,6 +6,7 @@ Pairs are processed in groups of consecutive ones, so the workspace is bounded w
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -73,7 +74,7 @@ def group_segments(offsets: list[int], rows: int) -> list[list[Segment]]:
     """Split the pairs into groups of at most ``rows``; an expert is cut only where it alone exceeds a group."""
     groups: list[list[Segment]] = []
     filled = rows
-    for expert, (start, stop) in enumerate(zip(offsets, offsets[1:], strict=False)):
+    for expert, (start, stop) in enumerate(itertools.pairwise(offsets)):
         for first in range(start, stop, rows):
             last = min(first + rows, stop)
             if filled + last - first > rows:
@@ -122,7 +123,7 @@ class _WeightGradient:
                 target.copy_(self.total)
 
     def clear_unused(self, offsets: list[int]) -> None:
-        for expert, (start, stop) in enumerate(zip(offsets, offsets[1:], strict=False)):
+        for expert, (start, stop) in enumerate(itertools.pairwise(offsets)):
             if start == stop:
                 self.grad[expert].zero_()
 
@@ -257,8 +258,8 @@ register(
     _experts_forward_fake,
 )
 register(
-    "experts_backward(Tensor grad_out, Tensor tokens, Tensor token_idx, Tensor expert_offsets, Tensor gates, Tensor? h, "
-    "Tensor w_gate_up, Tensor w_down) -> (Tensor, Tensor, Tensor, Tensor)",
+    "experts_backward(Tensor grad_out, Tensor tokens, Tensor token_idx, Tensor expert_offsets, Tensor gates, "
+    "Tensor? h, Tensor w_gate_up, Tensor w_down) -> (Tensor, Tensor, Tensor, Tensor)",
     _experts_backward,
     _experts_backward_fake,
 )

@@ -183,8 +183,8 @@ def _route_backward_fake(
 
 
 register(
-    "route_forward(Tensor hidden, Tensor router_weight, Tensor? router_offset, Tensor? scale, Tensor? shift, float eps, "
-    "bool normalise) -> (Tensor, Tensor, Tensor, Tensor)",
+    "route_forward(Tensor hidden, Tensor router_weight, Tensor? router_offset, Tensor? scale, Tensor? shift, "
+    "float eps, bool normalise) -> (Tensor, Tensor, Tensor, Tensor)",
     _route_forward,
     _route_forward_fake,
 )
