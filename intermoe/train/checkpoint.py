@@ -38,8 +38,8 @@ def write_checkpoint(
     temporary = folder / f"{TEMPORARY}{final.name}"
     remove_unfinished(folder)
     temporary.mkdir(parents=True)
-    save_file(_plain(model), temporary / MODEL)
-    save_file(_plain(average), temporary / AVERAGE)
+    save_file(model, temporary / MODEL)
+    save_file(average, temporary / AVERAGE)
     torch.save(optimizer, temporary / OPTIMIZER)
     (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n", encoding="utf-8")
     for path in (*temporary.iterdir(), temporary):
@@ -90,11 +90,6 @@ def _complete(folder: Path) -> list[tuple[int, Path]]:
         return []
     found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
     return sorted((int(match.group(1)), path) for match, path in found)
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors refuses tensors that share memory or are not contiguous
-    return {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
 
 
 def _sync(path: Path) -> None:

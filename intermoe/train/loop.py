@@ -271,9 +271,9 @@ class Trainer:
         self.step = state["step"]
 
     def _weights(self) -> dict[str, Tensor]:
-        """All weights and buffers on the CPU; empty on other ranks where the model is sharded."""
+        """A copy of all weights and buffers on the CPU; empty on other ranks where the model is sharded."""
         state = get_model_state_dict(self.model, options=FULL_STATE)
-        return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        return {key: value.detach().clone().contiguous() for key, value in state.items() if isinstance(value, Tensor)}
 
     def _set_weights(self, weights: dict[str, Tensor], path: Path) -> None:
         expected = get_model_state_dict(self.model).keys()
