@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import filecmp
+import functools
 import hashlib
-import os
+import shutil
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from intermoe.config import PipelineConfig
@@ -150,16 +150,19 @@ def run_denoiser(
             f"denoiser.input_dim: must be {width} for this VAE ({loaded.latent_joints} joints x latent_dim "
             f"{loaded.config.latent_dim}), got {config.denoiser.input_dim}"
         )
-    run.prepare_folder(config, output_dir, resume=resume)
+    accelerator = run.start(config, output_dir, resume=resume)
     if source is not None:
-        run.keep_copy(source, output_dir / "vae")
+        run.once(accelerator, output_dir / "vae", functools.partial(shutil.copytree, source))
     train = run.open_split(config, "train", min_frames=config.data.min_frames)
     validation = run.open_split(config, "val", min_frames=config.data.min_frames)
-    tokenizer = _tokenizer(config, train, output_dir)
+    tokenizer = None
+    if config.text.kind == "wordpiece":
+        path = run.once(accelerator, output_dir / TOKENIZER_FILE, functools.partial(_train_tokenizer, config, train))
+        tokenizer = path.read_text(encoding="utf-8")
     torch.manual_seed(config.seed)
     text = build_text_encoder(config.text, tokenizer)
     objective = DenoiserObjective(config, LatentEncoder(loaded, statistics), text)
-    state = fit(objective, config, train, validation, output_dir, resume=resume)
+    state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
     folder = output_dir / "model"
     if state is not None:
         _save_pipeline(folder, config, state, loaded, statistics, tokenizer)
@@ -178,18 +181,9 @@ def _vae_of_run(source: Path | None, output_dir: Path, *, resume: bool) -> Path:
     return copy
 
 
-def _tokenizer(config: DenoiserTrainConfig, train: InterHumanDataset, output_dir: Path) -> str | None:
-    """The run's tokenizer: trained once by the main process, then read by every process and every resumption."""
-    if config.text.kind != "wordpiece":
-        return None
-    state, path = PartialState(), output_dir / TOKENIZER_FILE
-    if state.is_main_process and not path.exists():
-        content = WordPieceTextEncoder.train_tokenizer(training_captions(config, train), config.text.vocab_size)
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    state.wait_for_everyone()
-    return path.read_text(encoding="utf-8")
+def _train_tokenizer(config: DenoiserTrainConfig, train: InterHumanDataset, path: Path) -> None:
+    content = WordPieceTextEncoder.train_tokenizer(training_captions(config, train), config.text.vocab_size)
+    path.write_text(content, encoding="utf-8")
 
 
 def training_captions(config: DenoiserTrainConfig, train: InterHumanDataset) -> list[str]:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -50,6 +49,7 @@ class Objective(nn.Module):
 
 
 def fit(
+    accelerator: Accelerator,
     objective: Objective,
     config: TrainConfig,
     train: DrawnDataset,
@@ -60,13 +60,13 @@ def fit(
 ) -> dict[str, Tensor] | None:
     """Train ``objective`` and return its state dict with averaged weights (on the main process; ``None`` elsewhere).
 
-    Checkpoints go to ``output_dir/checkpoints``, tensorboard's events to ``output_dir/logs``.
+    Checkpoints go to ``output_dir/checkpoints``; ``accelerator`` is from ``intermoe.train.run.start``.
 
     Raises:
         FloatingPointError: at a non-finite loss, naming the step and the items of the batch.
         ValueError: if ``train`` is empty, or on ``resume`` from a checkpoint that does not fit.
     """
-    return Trainer(objective, config, train, validation, output_dir).run(resume)
+    return Trainer(accelerator, objective, config, train, validation, output_dir).run(resume)
 
 
 class Trainer:
@@ -74,6 +74,7 @@ class Trainer:
 
     def __init__(
         self,
+        accelerator: Accelerator,
         objective: Objective,
         config: TrainConfig,
         train: DrawnDataset,
@@ -83,15 +84,7 @@ class Trainer:
         if len(train) == 0:
             raise ValueError("data: the training split holds no usable item")
         self.config, self.optim, self.folder = config, config.optim, output_dir / "checkpoints"
-        # buffers are equal on all ranks by construction (the bias update sums counts), so nothing is broadcast
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-        self.accelerator = Accelerator(
-            mixed_precision=self.optim.mixed_precision,
-            log_with="tensorboard",
-            project_dir=output_dir,
-            kwargs_handlers=[ddp],
-        )
-        self.train, self.validation = train, validation
+        self.accelerator, self.train, self.validation = accelerator, train, validation
         parameters = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters,
@@ -99,12 +92,12 @@ class Trainer:
             weight_decay=self.optim.weight_decay,
             betas=(self.optim.betas[0], self.optim.betas[1]),
         )
-        self.model, self.optimizer = self.accelerator.prepare(objective, optimizer)
+        self.model, self.optimizer = accelerator.prepare(objective, optimizer)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.average = WeightAverage(self.parameters, self.optim.ema_decay)
         self.scheduler = warmup_schedule(self.optimizer.optimizer, self.optim)
         self.routing = Routing(objective)
-        self.global_batch = config.data.batch_size * self.optim.accumulation_steps * self.accelerator.num_processes
+        self.global_batch = config.data.batch_size * self.optim.accumulation_steps * accelerator.num_processes
         self.step = 0
 
     def run(self, resume: bool) -> dict[str, Tensor] | None:

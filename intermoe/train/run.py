@@ -11,16 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from accelerate import PartialState
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 
 from intermoe.config import Config
 from intermoe.data.interhuman import InterHumanDataset
-from intermoe.data.statistics import Statistics
 from intermoe.train.checkpoint import TEMPORARY
 from intermoe.train.config import TrainConfig
 
 TrainConfigT = TypeVar("TrainConfigT", bound=TrainConfig)
-CONFIG_FILE, STATISTICS_FILE = "config.json", "statistics.json"
+CONFIG_FILE = "config.json"
 # what may change when a run is resumed: it does not touch the weights
 _FREE = ("run.", "data.root", "data.num_workers")
 
@@ -35,15 +36,26 @@ def with_data(config: TrainConfigT, root: str | Path | None) -> TrainConfigT:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, root=chosen))
 
 
-def prepare_folder(config: TrainConfig, output_dir: Path, *, resume: bool) -> None:
-    """Make the folder and write ``config.json`` into it; on ``resume`` compare with the one that is there.
+def start(config: TrainConfig, output_dir: Path, *, resume: bool) -> Accelerator:
+    """Join the launcher's processes; make the folder and write ``config.json``, or compare it on ``resume``.
+
+    Must come before anything else that asks how many processes there are. Tensorboard's events go to
+    ``output_dir/logs``.
 
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is off.
         ValueError: the run to resume was started with other values; names them.
     """
-    state = PartialState()
-    if state.is_main_process:
+    accelerator = Accelerator(
+        # on a machine without a device, processes find each other only if told that the CPU is meant
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=config.optim.mixed_precision,
+        log_with="tensorboard",
+        project_dir=output_dir,
+        # buffers are equal on all ranks by construction (the bias update sums counts), so nothing is broadcast
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    if accelerator.is_main_process:
         path = output_dir / CONFIG_FILE
         if path.exists() and not resume:
             raise FileExistsError(f"output_dir: {output_dir} holds a run already; resume it or choose another folder")
@@ -51,7 +63,8 @@ def prepare_folder(config: TrainConfig, output_dir: Path, *, resume: bool) -> No
             _require_same(type(config).load(path), config, path)
         output_dir.mkdir(parents=True, exist_ok=True)
         write_config(path, config)
-    state.wait_for_everyone()
+    accelerator.wait_for_everyone()
+    return accelerator
 
 
 def open_split(config: TrainConfig, split: str, *, min_frames: int) -> InterHumanDataset:
@@ -70,22 +83,16 @@ def open_split(config: TrainConfig, split: str, *, min_frames: int) -> InterHuma
     )
 
 
-def keep_statistics(output_dir: Path, compute: Callable[[], Statistics]) -> Statistics:
-    """The run's statistics: computed once by the main process, then read by every process and every resumption."""
-    state, path = PartialState(), output_dir / STATISTICS_FILE
-    if state.is_main_process and not path.exists():
-        compute().save(path)
-    state.wait_for_everyone()
-    return Statistics.load(path)
-
-
-def keep_copy(source: Path, copy: Path) -> None:
-    """Copy the folder ``source`` into the run, once, so that the run can be resumed without it."""
-    state = PartialState()
-    if state.is_main_process and not copy.exists():
-        with new_folder(copy) as temporary:
-            shutil.copytree(source, temporary, dirs_exist_ok=True)
-    state.wait_for_everyone()
+def once(accelerator: Accelerator, path: Path, write: Callable[[Path], object]) -> Path:
+    """``path``, written by the main process where it is absent; every process and every resumption then reads it."""
+    if accelerator.is_main_process and not path.exists():
+        temporary = path.with_name(f"{TEMPORARY}{path.name}")
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        write(temporary)
+        os.replace(temporary, path)
+    accelerator.wait_for_everyone()
+    return path
 
 
 def without_paths(config: TrainConfigT) -> TrainConfigT:

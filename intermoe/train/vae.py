@@ -89,13 +89,20 @@ def run_vae(
     """
     config = run.with_data(VAETrainConfig.load(config_path), data)
     output_dir = Path(output_dir)
-    run.prepare_folder(config, output_dir, resume=resume)
+    accelerator = run.start(config, output_dir, resume=resume)
     train = run.open_split(config, "train", min_frames=max(config.window, config.data.min_frames))
     validation = run.open_split(config, "val", min_frames=config.data.min_frames)
-    statistics = run.keep_statistics(output_dir, lambda: compute_statistics(train, passes=STATISTICS_PASSES))
+    statistics = Statistics.load(
+        run.once(
+            accelerator,
+            output_dir / "statistics.json",
+            lambda path: compute_statistics(train, passes=STATISTICS_PASSES).save(path),
+        )
+    )
     torch.manual_seed(config.seed)
     objective = VAEObjective(config, statistics)
-    state = fit(objective, config, Windows(train, config.window), validation, output_dir, resume=resume)
+    windows = Windows(train, config.window)
+    state = fit(accelerator, objective, config, windows, validation, output_dir, resume=resume)
     folder = output_dir / "model"
     if state is not None:
         weights = {key.removeprefix("vae."): value for key, value in state.items()}

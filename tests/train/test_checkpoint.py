@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from intermoe.train import checkpoint
+
+
+def _write(folder: Path, step: int, keep: int = 2) -> Path:
+    weights = {"w": torch.full((3, 2), float(step)), "count": torch.tensor(step)}
+    return checkpoint.write_checkpoint(
+        folder, step, model=weights, average=weights, optimizer={"step": torch.tensor(step)}, state={"a": 1}, keep=keep
+    )
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = _write(tmp_path, 7)
+    model, average = checkpoint.read_weights(path)
+    assert torch.equal(model["w"], torch.full((3, 2), 7.0))
+    assert torch.equal(average["count"], torch.tensor(7))
+    assert checkpoint.read_optimizer(path) == {"step": torch.tensor(7)}
+    assert checkpoint.read_state(path) == {"step": 7, "a": 1}
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 10, 100_000_000):
+        _write(tmp_path, step)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-100000000"]
+    assert checkpoint.latest_checkpoint(tmp_path) == tmp_path / "step-100000000"
+
+
+def test_unfinished_checkpoints_are_neither_found_nor_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = _write(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            _write(tmp_path, 2)
+    assert len(list(tmp_path.iterdir())) == 2, "the unfinished one should lie there under its temporary name"
+    assert checkpoint.latest_checkpoint(tmp_path) == first
+    _write(tmp_path, 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    assert checkpoint.latest_checkpoint(tmp_path / "absent") is None
+    (tmp_path / "notes").mkdir()
+    assert checkpoint.latest_checkpoint(tmp_path) is None
+
+
+def test_a_pickle_in_place_of_the_optimizer_is_refused(tmp_path: Path) -> None:
+    path = _write(tmp_path, 1)
+    torch.save({"code": Path}, path / checkpoint.OPTIMIZER)
+    with pytest.raises(Exception, match="Weights only load failed"):
+        checkpoint.read_optimizer(path)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from intermoe import InterMoEPipeline
+from intermoe.data import InterHumanDataset, Statistics, collate
+from intermoe.nn.vae import CausalSkeletalVAE
+from intermoe.train import denoiser as module
+from intermoe.train import load_vae_folder, run_denoiser
+from intermoe.train.config import DenoiserTrainConfig
+from intermoe.train.denoiser import DenoiserObjective, LatentEncoder, training_captions
+
+
+@pytest.fixture
+def vae(trained_vae: Path) -> tuple[CausalSkeletalVAE, Statistics]:
+    return load_vae_folder(trained_vae / "model")
+
+
+def test_the_model_is_a_pipeline(trained_denoiser: Path, trained_vae: Path) -> None:
+    pipeline = InterMoEPipeline.from_pretrained(trained_denoiser / "model")
+    assert pipeline.config.name == "tiny"
+    assert json.loads((trained_denoiser / "model" / "training.json").read_text())["data"]["root"] is None
+    vae, statistics = load_vae_folder(trained_vae / "model")
+    for key, value in vae.state_dict().items():
+        assert torch.equal(pipeline.vae.state_dict()[key], value)
+    assert (pipeline.statistics.std == statistics.std).all()
+    result = pipeline(["two people dance"], num_frames=17, num_inference_steps=2)
+    assert result.joints.shape == (1, 2, 17, 22, 3)
+    assert torch.isfinite(result.joints).all()
+
+
+def test_the_model_holds_the_averaged_weights(trained_denoiser: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = load_file(trained_denoiser / "model" / "model.safetensors")
+    last = trained_denoiser / "checkpoints" / "step-00000006"
+    average, raw = load_file(last / "average.safetensors"), load_file(last / "model.safetensors")
+    assert all(torch.equal(model[key], value) for key, value in average.items())
+    assert not torch.equal(average["denoiser.embed_motion.weight"], raw["denoiser.embed_motion.weight"])
+    assert not any(key.startswith(("vae", "encoder")) for key in average), "the frozen VAE is saved once, at the end"
+
+
+def test_training_moves_the_selection_bias(trained_denoiser: Path) -> None:
+    pipeline = InterMoEPipeline.from_pretrained(trained_denoiser / "model")
+    for block in pipeline.denoiser.moe_blocks():
+        steps = (block.selection_bias + 0.5) / block.bias_rate
+        assert (steps.round().abs() <= 6).all()
+        torch.testing.assert_close(steps, steps.round(), atol=1e-2, rtol=0)
+    assert any((block.selection_bias != -0.5).any() for block in pipeline.denoiser.moe_blocks())
+
+
+def test_routing_health_and_validation_are_logged(trained_denoiser: Path) -> None:
+    events = EventAccumulator(str(trained_denoiser / "logs"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    layer = "routing/denoiser.layers.1.moe"
+    assert {f"{layer}/{n}" for n in ("expert0", "expert2", "experts_per_token", "tokens_without_expert")} <= tags
+    assert {"validation/loss", "validation/loss_t100", "validation/loss_t900"} <= tags
+
+
+def test_posteriors_are_the_vaes_and_are_encoded_once(
+    vae: tuple[CausalSkeletalVAE, Statistics], pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = InterHumanDataset(pairs, "val", min_frames=16)
+    batch = collate([dataset[0], dataset[1]])
+    encoder = LatentEncoder(*vae)
+    posterior, mask = encoder(batch)
+    assert mask.sum(dim=1).tolist() == [31 // 4, 24 // 4]
+    motion = dataset[1]["motion"][:24].transpose(0, 1)
+    expected = vae[0].encode(vae[1].normalise(motion))
+    torch.testing.assert_close(posterior.mean[1, :6], expected.mean.flatten(2).transpose(0, 1), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        posterior.log_var[1, :6], expected.log_var.flatten(2).transpose(0, 1), rtol=1e-5, atol=1e-6
+    )
+    monkeypatch.setattr(encoder, "_encode", lambda _: pytest.fail("encoded again"))
+    again, _ = encoder(collate([dataset[1], dataset[0]]))
+    assert torch.equal(again.mean[0, :6], posterior.mean[1, :6])
+
+
+def test_the_cache_is_bounded(
+    vae: tuple[CausalSkeletalVAE, Statistics], pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CACHE_BYTES", 1)
+    dataset = InterHumanDataset(pairs, "val", min_frames=16)
+    encoder = LatentEncoder(*vae)
+    encoder(collate([dataset[0]]))
+    assert not encoder.kept
+
+
+def test_train_mode_leaves_the_vae_frozen(
+    vae: tuple[CausalSkeletalVAE, Statistics], trained_denoiser: Path, pairs: Path
+) -> None:
+    config = DenoiserTrainConfig.load(trained_denoiser / "config.json")
+    pipeline = InterMoEPipeline.from_pretrained(trained_denoiser / "model")
+    objective = DenoiserObjective(config, LatentEncoder(*vae), pipeline.text_encoder).train()
+    assert objective.denoiser.training
+    assert not vae[0].training
+    assert not any(key.startswith("encoder") for key in objective.state_dict())
+    dataset = InterHumanDataset(pairs, "val", min_frames=16)
+    objective(collate([dataset[0]]), torch.Generator())["loss"].backward()
+    assert all(p.grad is None for p in vae[0].parameters())
+    # the last layer starts at zero, so what feeds it has no gradient before the first step
+    assert objective.denoiser.out.weight.grad is not None
+
+
+def test_tokenizer_knows_mirrored_and_exchanged_captions(pairs: Path, write_config: Callable[..., Path]) -> None:
+    config = DenoiserTrainConfig.load(write_config("denoiser"))
+    dataset = InterHumanDataset(pairs, "train", min_frames=16)
+    captions = training_captions(config, dataset)
+    assert "the first dancer turns to the right" in captions
+    assert "the second dancer turns to the left" in captions
+
+
+def test_width_of_the_latents_must_fit(
+    trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = write_config("denoiser", **{"denoiser.input_dim": 30})
+    with pytest.raises(ValueError, match=r"denoiser\.input_dim: must be 28 for this VAE"):
+        run_denoiser(config, tmp_path / "run", vae=trained_vae / "model", data=pairs)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_vae_is_needed(pairs: Path, write_config: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="vae: the folder of a trained VAE is needed"):
+        run_denoiser(write_config("denoiser"), tmp_path / "run", data=pairs)
+    with pytest.raises(FileNotFoundError, match=r"vae: .*absent holds no config\.json"):
+        run_denoiser(write_config("denoiser"), tmp_path / "run", vae=tmp_path / "absent", data=pairs)
+
+
+def test_resuming_with_another_vae_is_refused(
+    trained_denoiser: Path, trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "vae"
+    shutil.copytree(trained_vae / "model", other)
+    content = bytearray((other / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (other / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="holds other weights than"):
+        run_denoiser(write_config("denoiser"), trained_denoiser, vae=other, resume=True, data=pairs)

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from intermoe.data.interhuman import MotionItem
+from intermoe.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from intermoe.train.loop import Batch, Objective, Trainer, fit, progress_bar, warmup_schedule
+
+
+class Constants:
+    """Item i is constant i; item ``broken`` is not a number."""
+
+    def __init__(self, length: int, broken: int | None = None) -> None:
+        self.length, self.broken = length, broken
+
+    def __len__(self) -> int:
+        return self.length
+
+    def draw(self, index: int, epoch: int) -> MotionItem:
+        value = math.nan if index == self.broken else float(index)
+        return {"name": f"item{index}", "motion": torch.full((4, 2, 262), value), "caption": ""}
+
+
+class MeanOfData(Objective):
+    """One vector that should become the mean of the data, pulled with a strength of 100."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.drawn: list[Tensor] = []
+
+    def forward(self, batch: Batch, generator: torch.Generator, validating: bool = False) -> dict[str, Tensor]:
+        self.drawn.append(torch.cat([torch.rand(1), torch.rand(1, generator=generator)]))
+        errors = self.weight - batch["motion"].mean(dim=(1, 2, 3))[:, None]
+        return {"loss": 100 * errors.square().mean(), "error": errors.abs().mean()}
+
+
+def _config(batch_size: int = 4, **optim: object) -> TrainConfig:
+    values = {"steps": 3, "warmup_steps": 0, "schedule": "constant", "learning_rate": 0.1, **optim}
+    run = RunConfig(log_every=1, validate_every=2, checkpoint_every=2)
+    return TrainConfig(data=DataConfig(batch_size=batch_size), optim=OptimConfig.from_dict(values), run=run)
+
+
+def _gradient(tmp_path: Path, config: TrainConfig) -> Tensor:
+    """Of the first step, as it went into the optimiser."""
+    objective = MeanOfData()
+    trainer = Trainer(Accelerator(), objective, config, Constants(8), None, tmp_path)
+    trainer._optimise(trainer._batches())
+    assert objective.weight.grad is not None
+    return objective.weight.grad.clone()
+
+
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    free = _gradient(tmp_path, _config(clip="none"))
+    assert free.abs().min() > 1
+    torch.testing.assert_close(_gradient(tmp_path, _config(clip="value", clip_limit=0.5)), 0.5 * free.sign())
+    by_norm = _gradient(tmp_path, _config(clip="norm", clip_limit=0.5))
+    torch.testing.assert_close(by_norm, 0.5 * free / free.norm())
+
+
+def test_accumulated_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None:
+    whole = _gradient(tmp_path, _config(clip="none", batch_size=6))
+    torch.testing.assert_close(_gradient(tmp_path, _config(clip="none", batch_size=2, accumulation_steps=3)), whole)
+
+
+def test_non_finite_loss_stops_with_step_and_items(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"step \d+ \(loss nan, error nan\); items of the batch: .*item5"):
+        fit(Accelerator(), MeanOfData(), _config(), Constants(8, broken=5), None, tmp_path, resume=False)
+
+
+def test_empty_training_split_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="training split holds no usable item"):
+        fit(Accelerator(), MeanOfData(), _config(), Constants(0), None, tmp_path, resume=False)
+
+
+def test_randomness_of_a_step_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
+    whole, resumed = MeanOfData(), MeanOfData()
+    fit(Accelerator(), whole, _config(steps=4), Constants(8), None, tmp_path / "whole", resume=False)
+    trainer = Trainer(Accelerator(), resumed, _config(steps=4), Constants(8), None, tmp_path / "resumed")
+    trainer.step = 2
+    torch.manual_seed(99)
+    trainer.run(resume=False)
+    assert torch.equal(torch.stack(whole.drawn[2:]), torch.stack(resumed.drawn))
+    assert len({tuple(d.tolist()) for d in whole.drawn}) == 4
+
+
+def test_validation_averages_over_items_with_averaged_weights(tmp_path: Path) -> None:
+    trainer = Trainer(Accelerator(), MeanOfData(), _config(batch_size=4), Constants(8), Constants(6), tmp_path)
+    trainer.average.shadow[0].fill_(2.0)
+    # items 0..5 in batches of 4 and 2: the mean over items, not over batches
+    assert trainer._validate(Constants(6))["error"] == pytest.approx((2 + 1 + 0 + 1 + 2 + 3) / 6)
+    assert torch.equal(trainer.parameters[0], torch.zeros(3))
+
+
+def test_resuming_with_another_global_batch_is_refused(tmp_path: Path) -> None:
+    fit(Accelerator(), MeanOfData(), _config(), Constants(8), None, tmp_path, resume=False)
+    with pytest.raises(ValueError, match="written with 4 items per step over all processes, this run has 5"):
+        fit(Accelerator(), MeanOfData(), _config(batch_size=5), Constants(8), None, tmp_path, resume=True)
+
+
+def test_resuming_another_model_is_refused(tmp_path: Path) -> None:
+    class Other(MeanOfData):
+        def __init__(self) -> None:
+            super().__init__()
+            self.extra = nn.Parameter(torch.zeros(1))
+
+    fit(Accelerator(), MeanOfData(), _config(), Constants(8), None, tmp_path, resume=False)
+    with pytest.raises(ValueError, match=r"holds other weights than this model: .*extra"):
+        fit(Accelerator(), Other(), _config(), Constants(8), None, tmp_path, resume=True)
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    def rates(config: OptimConfig) -> list[float]:
+        optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+        scheduler = warmup_schedule(optimizer, config)
+        values = []
+        for _ in range(config.steps):
+            values.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        return values
+
+    cosine = rates(OptimConfig(steps=13, warmup_steps=3, learning_rate=1.0))
+    assert cosine[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert cosine[8] == pytest.approx(0.5)
+    assert all(a > b for a, b in itertools.pairwise(cosine[3:]))
+    assert cosine[-1] > 0
+    assert rates(OptimConfig(steps=4, warmup_steps=1, schedule="constant", learning_rate=1.0)) == [0.5, 1, 1, 1]
+
+
+def test_mixed_precision_keeps_weights_in_float32(tmp_path: Path) -> None:
+    class Half(MeanOfData):
+        def forward(self, batch: Batch, generator: torch.Generator, validating: bool = False) -> dict[str, Tensor]:
+            self.product = self.weight[None] @ torch.ones(3, 1)
+            return super().forward(batch, generator, validating)
+
+    AcceleratorState._reset_state()
+    try:
+        objective = Half()
+        fit(
+            Accelerator(mixed_precision="bf16"),
+            objective,
+            _config(mixed_precision="bf16"),
+            Constants(8),
+            None,
+            tmp_path,
+            resume=False,
+        )
+        assert objective.product.dtype == torch.bfloat16
+        assert objective.weight.dtype == torch.float32
+    finally:
+        AcceleratorState._reset_state()
+
+
+def test_progress_shows_loss_throughput_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar(10, 2, shown=True) as advance:
+        advance(5, 0.25, 12.5)
+    shown = capsys.readouterr().out
+    for part in ("5/10", "loss 0.2500", "12.5 items/s"):
+        assert part in shown
+    with progress_bar(10, 2, shown=False) as advance:
+        advance(5, 0.25, 12.5)
+    assert capsys.readouterr().out == ""

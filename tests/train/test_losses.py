@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from intermoe.nn.vae import LatentDistribution
+from intermoe.train.config import VAELossConfig
+from intermoe.train.losses import vae_losses
+
+
+def _posterior() -> LatentDistribution:
+    return LatentDistribution(torch.zeros(2, 2, 7, 4), torch.zeros(2, 2, 7, 4))
+
+
+def test_perfect_reconstruction_costs_nothing() -> None:
+    motion = torch.randn(2, 8, 262)
+    losses = vae_losses(motion, motion, _posterior(), torch.rand(262) + 0.1, VAELossConfig())
+    assert all(value == 0 for value in losses.values())
+
+
+def test_position_is_in_decimetres_whatever_the_statistics() -> None:
+    std = torch.rand(262) + 0.1
+    target = torch.randn(2, 8, 262)
+    metres = torch.zeros(262)
+    metres[:66:3] = 0.3  # every joint 30 cm off along x, and 40 cm along z
+    metres[2:66:3] = 0.4
+    losses = vae_losses(target + metres / std, target, _posterior(), std, VAELossConfig())
+    torch.testing.assert_close(losses["position"], torch.tensor(5.0))
+    # the error does not move, and the velocity columns are right
+    torch.testing.assert_close(losses["velocity"], torch.tensor(0.0), atol=1e-4, rtol=0)
+    assert losses["rotation"] == 0
+
+
+def test_jitter_of_positions_counts_as_velocity() -> None:
+    target, std = torch.zeros(1, 4, 262), torch.ones(262)
+    output = target.clone()
+    output[:, ::2, 0] = 0.5  # one coordinate of 66 jumps by 0.5 between all frames
+    losses = vae_losses(output, target, _posterior(), std, VAELossConfig())
+    torch.testing.assert_close(losses["velocity"], torch.tensor(0.5 / 66))
+
+
+def test_loss_is_the_weighted_sum() -> None:
+    motion, output = torch.randn(2, 8, 262), torch.randn(2, 8, 262)
+    posterior = LatentDistribution(torch.ones(2, 2, 7, 4), torch.zeros(2, 2, 7, 4))
+    weights = VAELossConfig(reconstruction=1, position=2, velocity=3, rotation=4, kl=5)
+    losses = vae_losses(output, motion, posterior, torch.ones(262), weights)
+    expected = sum(getattr(weights, name) * value for name, value in losses.items() if name != "loss")
+    torch.testing.assert_close(losses["loss"], expected)
+    assert losses["kl"] == 0.5
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 262), (2, 8, 263), (8, 262)])
+def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    motion = torch.zeros(shape)
+    with pytest.raises(ValueError, match="output, target"):
+        vae_losses(motion, motion, _posterior(), torch.ones(262), VAELossConfig())

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from intermoe import InterMoEBlock
+from intermoe.train.routing import Routing
+
+
+@pytest.fixture
+def block() -> InterMoEBlock:
+    torch.manual_seed(0)
+    block = InterMoEBlock(dim=8, num_experts=3, expert_dim=4, cond_dim=None, norm="none", backend="reference")
+    with torch.no_grad():
+        block.motion_router.normal_()
+    return block.train()
+
+
+def _selected(block: InterMoEBlock, hidden: Tensor) -> Tensor:
+    return torch.sigmoid(hidden @ block.motion_router.T) + block.selection_bias > 0
+
+
+def test_bias_moves_by_the_counts_of_all_micro_steps(block: InterMoEBlock) -> None:
+    parts = torch.randn(2, 5, 8).split(1)
+    counts = sum(_selected(block, part).sum(dim=(0, 1)) for part in parts)
+    expected = block.selection_bias - block.bias_rate * torch.sign(counts - 10 / 3)
+    routing = Routing(nn.ModuleDict({"moe": block}))
+    routing.start()
+    for part in parts:
+        block(part)
+        routing.count()
+    routing.update()
+    torch.testing.assert_close(block.selection_bias, expected)
+
+
+def test_health_counts_experts_and_tokens_without_one(block: InterMoEBlock) -> None:
+    hidden, mask = torch.randn(2, 6, 8), torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
+    selected = _selected(block, hidden)[mask]
+    routing = Routing(nn.ModuleDict({"moe": block}))
+    routing.start(probe=True)
+    block(hidden, mask=mask)
+    routing.count()
+    health = routing.health(lambda total: 2 * total)  # as if summed over two equal ranks
+    none = (~selected.any(dim=1)).float().mean().item()
+    assert 0 < none < 1
+    assert health["moe/tokens_without_expert"] == pytest.approx(none)
+    assert health["moe/experts_per_token"] == pytest.approx(selected.sum().item() / 8)
+    assert [health[f"moe/expert{e}"] for e in range(3)] == (2 * selected.sum(dim=0)).tolist()
+
+
+def test_counting_does_not_touch_a_forward_in_eval_mode(block: InterMoEBlock) -> None:
+    routing = Routing(nn.ModuleDict({"moe": block}))
+    routing.start(probe=True)
+    block.eval()(torch.randn(2, 6, 8))
+    assert routing.totals["moe"].sum() == 0

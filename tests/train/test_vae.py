@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from intermoe.data import InterHumanDataset, collate
+from intermoe.train import load_vae_folder, run_vae
+from intermoe.train.config import VAETrainConfig
+from intermoe.train.vae import VAEObjective, Windows
+
+
+def test_run_leaves_a_model_its_configuration_and_its_logs(trained_vae: Path) -> None:
+    names = {path.name for path in (trained_vae / "model").iterdir()}
+    assert names == {"config.json", "model.safetensors", "statistics.json", "training.json"}
+    assert json.loads((trained_vae / "model" / "training.json").read_text())["data"]["root"] is None
+    vae, statistics = load_vae_folder(trained_vae / "model")
+    assert not vae.training
+    assert not any(p.requires_grad for p in vae.parameters())
+    assert vae.config.latent_dim == 4
+    assert statistics.mean.shape == (262,)
+    events = EventAccumulator(str(trained_vae / "logs"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/position", "train/items_per_second", "train/learning_rate"} <= tags
+    assert [event.step for event in events.Scalars("validation/joint_error_cm")] == [4]
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4]
+
+
+def test_same_seed_same_bytes(
+    trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    again = run_vae(write_config("vae"), tmp_path / "again", data=pairs)
+    other = run_vae(write_config("vae", seed=1), tmp_path / "other", data=pairs)
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (trained_vae / "model", again, other)]
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+def test_workers_do_not_change_the_result(
+    trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = run_vae(write_config("vae", **{"data.num_workers": 2}), tmp_path / "run", data=pairs)
+    assert (folder / "model.safetensors").read_bytes() == (trained_vae / "model" / "model.safetensors").read_bytes()
+
+
+def test_validation_error_is_in_centimetres_and_ignores_padding(trained_vae: Path, pairs: Path) -> None:
+    vae, statistics = load_vae_folder(trained_vae / "model")
+    objective = VAEObjective(VAETrainConfig.load(trained_vae / "config.json"), statistics).eval()
+    objective.vae.load_state_dict(vae.state_dict())
+    dataset = InterHumanDataset(pairs, "val", min_frames=16)
+    generator = torch.Generator()
+    together = objective(collate([dataset[0], dataset[1]]), generator, validating=True)["joint_error_cm"]
+    expected = []
+    for index in range(2):
+        motion = dataset[index]["motion"]
+        motion = motion[: len(motion) // 4 * 4].transpose(0, 1)
+        output = statistics.denormalise(vae.decode(vae.encode(statistics.normalise(motion)).mode()))
+        error = (output - motion)[..., :66].reshape(-1, 22, 3)
+        expected.append(100 * torch.linalg.vector_norm(error, dim=-1).mean())
+    torch.testing.assert_close(together, torch.stack(expected).mean(), rtol=1e-4, atol=0)
+
+
+def test_windows_depend_on_seed_epoch_and_index_alone(pairs: Path) -> None:
+    dataset = InterHumanDataset(pairs, "train", min_frames=16, training=True)
+    windows = Windows(dataset, 16)
+    first = windows.draw(2, 5)
+    whole = dataset.draw(2, 5)["motion"]
+    dataset.set_epoch(3)
+    assert torch.equal(first["motion"], windows.draw(2, 5)["motion"])
+    assert first["motion"].shape == (16, 2, 262)
+    assert any(torch.equal(first["motion"], whole[s : s + 16]) for s in range(len(whole) - 15))
+    assert len({windows.draw(2, epoch)["motion"].sum().item() for epoch in range(6)}) > 1
+
+
+def test_a_run_is_not_overwritten(trained_vae: Path, pairs: Path, write_config: Callable[..., Path]) -> None:
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        run_vae(write_config("vae"), trained_vae, data=pairs)
+
+
+def test_resuming_with_another_configuration_is_refused(
+    trained_vae: Path, pairs: Path, write_config: Callable[..., Path]
+) -> None:
+    changed = write_config("vae", **{"optim.learning_rate": 0.5, "run.log_every": 1})
+    with pytest.raises(ValueError, match=r"another configuration: optim\.learning_rate was 0\.001, is 0\.5$"):
+        run_vae(changed, trained_vae, resume=True, data=pairs)
+
+
+def test_data_must_be_given_and_exist(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.root: no folder given"):
+        run_vae(write_config("vae"), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"data\.root: not a folder"):
+        run_vae(write_config("vae"), tmp_path / "run", data=tmp_path / "absent")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_vae_folder_that_does_not_fit_is_refused(trained_vae: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(trained_vae / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "latent_dim": 8}))
+    with pytest.raises(ValueError, match=r"model\.safetensors: does not fit config\.json"):
+        load_vae_folder(folder)
+    (folder / "statistics.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no statistics\.json"):
+        load_vae_folder(folder)
