@@ -1,6 +1,6 @@
 r"""Combine on the GPU: every token gathers and sums its experts' outputs, in expert order and float32, without atomics.
 
-    out[s] = residual[s] + sum over e with slots[s, e] >= 0 of gates[slots[s, e]] * expert_out[slots[s, e]]
+out[s] = residual[s] + sum over e with slots[s, e] >= 0 of gates[slots[s, e]] * expert_out[slots[s, e]]
 """
 
 from __future__ import annotations

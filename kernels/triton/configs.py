@@ -55,36 +55,57 @@ class Key:
                 raise ValueError(f"{name}: must be one of {known}, got {getattr(self, name)!r}")
 
 
-# kernel: (small, medium, large). "up" computes two products at once, so its block_n counts twice.
-_AMPERE_HALF = {
+# kernel: (small, medium, large). "up" computes two products at once, so its block_n counts twice. Each compiles without
+# spilling; nothing here was timed yet.
+_Table = dict[str, tuple[Tile, Tile, Tile]]
+_GEFORCE_HALF: _Table = {  # 100 KB of shared memory per multiprocessor
     "up": (Tile(32, 64, 64, 4, 4), Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3)),
     "down": (Tile(32, 64, 64, 4, 4), Tile(64, 128, 32, 4, 4), Tile(128, 128, 32, 8, 4)),
     "grad_hidden": (Tile(32, 64, 64, 4, 4), Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3)),
     "grad_pairs": (Tile(32, 64, 64, 4, 4), Tile(64, 128, 32, 4, 4), Tile(128, 128, 32, 8, 4)),
-    "grad_weight": (Tile(128, 128, 32, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 3)),
+    "grad_weight": (Tile(128, 128, 32, 8, 5),) * 3,
 }
-_AMPERE_TF32 = {
+_A100_HALF: _Table = {
+    "up": (Tile(32, 64, 64, 4, 4), Tile(64, 64, 64, 4, 4), Tile(128, 64, 64, 8, 4)),
+    "down": (Tile(32, 64, 64, 4, 4), Tile(64, 128, 64, 4, 3), Tile(128, 128, 64, 8, 3)),
+    "grad_hidden": (Tile(32, 64, 64, 4, 4), Tile(64, 64, 64, 4, 4), Tile(128, 64, 64, 8, 3)),
+    "grad_pairs": (Tile(32, 64, 64, 4, 4), Tile(64, 128, 64, 4, 3), Tile(128, 128, 64, 8, 3)),
+    "grad_weight": (Tile(128, 128, 32, 8, 5), Tile(128, 128, 64, 8, 5), Tile(128, 128, 64, 8, 5)),
+}
+_HOPPER_HALF: _Table = {  # tiles of at least 64 rows, the least that its matrix units take
+    "up": (Tile(64, 64, 64, 4, 4), Tile(64, 64, 64, 4, 4), Tile(128, 64, 64, 8, 3)),
+    "down": (Tile(64, 64, 64, 4, 4), Tile(64, 128, 64, 4, 4), Tile(128, 256, 64, 8, 4)),
+    "grad_hidden": (Tile(64, 64, 64, 4, 4), Tile(64, 64, 64, 4, 4), Tile(128, 64, 64, 8, 4)),
+    "grad_pairs": (Tile(64, 64, 64, 4, 4), Tile(64, 128, 64, 4, 4), Tile(128, 256, 64, 8, 4)),
+    "grad_weight": (Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 5), Tile(128, 256, 64, 8, 5)),
+}
+_TF32: _Table = {
     "up": (Tile(32, 64, 32, 4, 4), Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 8, 3)),
     "down": (Tile(32, 64, 32, 4, 4), Tile(64, 128, 16, 4, 4), Tile(128, 128, 16, 8, 4)),
-    "grad_hidden": (Tile(32, 64, 32, 4, 4), Tile(64, 64, 32, 4, 3), Tile(128, 64, 32, 8, 3)),
+    "grad_hidden": (Tile(32, 64, 32, 4, 4), Tile(64, 64, 32, 8, 3), Tile(64, 64, 32, 8, 3)),
     "grad_pairs": (Tile(32, 64, 32, 4, 4), Tile(64, 128, 16, 4, 4), Tile(128, 128, 16, 8, 4)),
-    "grad_weight": (Tile(128, 128, 16, 8, 3), Tile(128, 128, 32, 8, 3), Tile(128, 128, 32, 8, 3)),
+    "grad_weight": (Tile(128, 128, 16, 8, 5), Tile(128, 128, 32, 8, 3), Tile(128, 128, 32, 8, 3)),
 }
 # Products in full float32 run on the ordinary units: small tiles, bound by arithmetic everywhere.
-_IEEE = {
+_IEEE: _Table = {
     "up": (Tile(32, 32, 16, 4, 2),) * 3,
     "down": (Tile(32, 64, 16, 4, 2),) * 3,
     "grad_hidden": (Tile(32, 64, 16, 4, 2),) * 3,
     "grad_pairs": (Tile(32, 64, 16, 4, 2),) * 3,
     "grad_weight": (Tile(64, 64, 16, 8, 2),) * 3,
 }
-_INTERPRETER = {kernel: (Tile(16, 16, 32, 1, 1),) * 3 for kernel in KERNELS}
+_INTERPRETER: _Table = {kernel: (Tile(16, 16, 32, 1, 1),) * 3 for kernel in KERNELS}
+_GEFORCE: dict[str, _Table] = {"half": _GEFORCE_HALF, "tf32": _TF32, "ieee": _IEEE}
+_HOPPER: dict[str, _Table] = {"half": _HOPPER_HALF, "tf32": _TF32, "ieee": _IEEE}
 
-_SHIPPED: dict[int, dict[str, dict[str, tuple[Tile, Tile, Tile]]]] = {
+_SHIPPED: dict[int, dict[str, _Table]] = {
     0: {"half": _INTERPRETER, "tf32": _INTERPRETER, "ieee": _INTERPRETER},  # the interpreter on CPU
-    80: {"half": _AMPERE_HALF, "tf32": _AMPERE_TF32, "ieee": _IEEE},
-    86: {"half": _AMPERE_HALF, "tf32": _AMPERE_TF32, "ieee": _IEEE},
-    90: {"half": _AMPERE_HALF, "tf32": _AMPERE_TF32, "ieee": _IEEE},
+    80: {"half": _A100_HALF, "tf32": _TF32, "ieee": _IEEE},
+    86: _GEFORCE,
+    89: _GEFORCE,
+    90: _HOPPER,
+    100: _HOPPER,
+    120: _GEFORCE,
 }
 _user: dict[Key, Tile] = {}
 

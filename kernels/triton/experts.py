@@ -62,7 +62,7 @@ def up_kernel(
     steps = tl.arange(0, BLOCK_K)
     # rows and columns past the end repeat valid ones and are never stored: the loop needs no mask for them
     token = tl.load(token_idx_ptr + tl.minimum(rows, end_row - 1))
-    safe_cols = tl.minimum(cols, expert_dim - 1)
+    safe_cols = cols % expert_dim
 
     x_ptrs = tokens_ptr + token[:, None] * dim + steps[None, :]
     gate_rows = expert.to(tl.int64) * 2 * expert_dim + safe_cols
@@ -90,16 +90,18 @@ def up_kernel(
         gate_ptrs += BLOCK_K
         up_ptrs += BLOCK_K
 
+    # one 64-bit base per tile and 32-bit offsets within it: half the address registers
     inside = (rows < end_row)[:, None] & (cols < expert_dim)[None, :]
-    out_rows = rows.to(tl.int64)[:, None]
+    within = tl.arange(0, BLOCK_M)[:, None]
+    tile_start = first_row.to(tl.int64) * expert_dim
     if SAVE_H:
-        h_ptrs = h_ptr + out_rows * 2 * expert_dim + cols[None, :]
+        h_ptrs = h_ptr + 2 * tile_start + (within * (2 * expert_dim) + cols[None, :])
         tl.store(h_ptrs, gate.to(h_ptr.dtype.element_ty), mask=inside)
         tl.store(h_ptrs + expert_dim, up.to(h_ptr.dtype.element_ty), mask=inside)
     if SAVE_ACTIVATION:
         activation = silu_and_gradient(gate)[0] * up
-        places = out_rows * expert_dim + cols[None, :]
-        tl.store(activation_ptr + places, activation.to(activation_ptr.dtype.element_ty), mask=inside)
+        places = within * expert_dim + cols[None, :]
+        tl.store(activation_ptr + tile_start + places, activation.to(activation_ptr.dtype.element_ty), mask=inside)
 
 
 # x       (P, K)        rows of the pairs, grouped by expert
@@ -134,7 +136,7 @@ def grouped_product_kernel(
     cols = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     steps = tl.arange(0, BLOCK_K)
     safe_rows = tl.minimum(rows, end_row - 1).to(tl.int64)
-    safe_cols = tl.minimum(cols, outer - 1)
+    safe_cols = cols % outer
 
     x_ptrs = x_ptr + safe_rows[:, None] * inner + steps[None, :]
     weight_ptr += expert.to(tl.int64) * inner * outer
@@ -160,9 +162,9 @@ def grouped_product_kernel(
             w_ptrs += BLOCK_K * outer
         else:
             w_ptrs += BLOCK_K
-    places = rows.to(tl.int64)[:, None] * outer + cols[None, :]
+    places = tl.arange(0, BLOCK_M)[:, None] * outer + cols[None, :]
     inside = (rows < end_row)[:, None] & (cols < outer)[None, :]
-    tl.store(out_ptr + places, total.to(out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + first_row.to(tl.int64) * outer + places, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 class Launch:

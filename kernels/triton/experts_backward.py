@@ -65,7 +65,7 @@ def grad_hidden_kernel(
     cols = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     steps = tl.arange(0, BLOCK_K)
     token = tl.load(token_idx_ptr + tl.minimum(rows, end_row - 1))
-    safe_cols = tl.minimum(cols, expert_dim - 1)
+    safe_cols = cols % expert_dim
 
     x_ptrs = grad_out_ptr + token[:, None] * dim + steps[None, :]
     w_rows = expert.to(tl.int64) * dim + steps
@@ -83,24 +83,28 @@ def grad_hidden_kernel(
         x_ptrs += BLOCK_K
         w_ptrs += BLOCK_K * expert_dim
 
+    # one 64-bit base per tile and 32-bit offsets within it: half the address registers
+    within = tl.arange(0, BLOCK_M)
     inside = (rows < end_row)[:, None] & (cols < expert_dim)[None, :]
-    out_rows = rows.to(tl.int64)[:, None]
-    h_places = out_rows * 2 * expert_dim + cols[None, :]
+    tile_start = first_row.to(tl.int64) * expert_dim
+    places = within[:, None] * expert_dim + cols[None, :]
+    h_places = within[:, None] * (2 * expert_dim) + cols[None, :]
+    h_ptr += 2 * tile_start
+    grad_h_ptr += 2 * tile_start
     h_gate = tl.load(h_ptr + h_places, mask=inside, other=0.0).to(tl.float32)
-    h_up = tl.load(h_ptr + h_places + expert_dim, mask=inside, other=0.0).to(tl.float32)
+    h_up = tl.load(h_ptr + expert_dim + h_places, mask=inside, other=0.0).to(tl.float32)
     gates = tl.load(gates_ptr + rows, mask=rows < end_row, other=0.0)
     silu, silu_gradient = silu_and_gradient(h_gate)
     activation = silu * h_up
 
-    partial = tl.sum(tl.where(inside, product * activation, 0.0), axis=1)
+    partial = tl.sum(product * activation, axis=1)  # outside, h and with it the activation is 0
     partial_ptrs = partials_ptr + (pid % blocks_n).to(tl.int64) * num_pairs + rows
     tl.store(partial_ptrs, partial, mask=rows < end_row)
     dtype = grad_h_ptr.dtype.element_ty
-    weighted = activation * gates[:, None]
-    tl.store(weighted_ptr + out_rows * expert_dim + cols[None, :], weighted.to(dtype), mask=inside)
     product *= gates[:, None]
+    tl.store(weighted_ptr + tile_start + places, (activation * gates[:, None]).to(dtype), mask=inside)
+    tl.store(grad_h_ptr + expert_dim + h_places, (product * silu).to(dtype), mask=inside)
     tl.store(grad_h_ptr + h_places, (product * h_up * silu_gradient).to(dtype), mask=inside)
-    tl.store(grad_h_ptr + h_places + expert_dim, (product * silu).to(dtype), mask=inside)
 
 
 # left      (P, M)        or (S, M) gathered through token_idx with GATHER_LEFT
@@ -130,8 +134,8 @@ def grad_weight_kernel(
     block = tl.program_id(0) % blocks
     ups = (block // blocks_n) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = (block % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
-    safe_ups = tl.minimum(ups, height - 1)
-    safe_cols = tl.minimum(cols, width - 1)
+    safe_ups = ups % height
+    safe_cols = cols % width
     first_row = tl.load(offsets_ptr + expert).to(tl.int32)
     end_row = tl.load(offsets_ptr + expert + 1).to(tl.int32)
 

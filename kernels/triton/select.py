@@ -147,7 +147,7 @@ def scatter_kernel(
 
 # grad_gates   (P_cap,) f32   gradient of each pair's gate
 # logits       (S, E) f32,  slots (S, E) i64: as above
-# grad_logits  (S, E) f32     p * (G - sum_e p G), p = softmax(logits), G = gradient of the softmax, 0 where not selected
+# grad_logits  (S, E) f32     p * (G - sum_e p G), p = softmax(logits), G = grad_gates where selected, else 0
 
 
 @triton.jit
@@ -200,7 +200,8 @@ def _select(
         chunk_counts = torch.empty(num_experts, num_chunks, dtype=torch.int32, device=device)
         sizes = {"NUM_EXPERTS": num_experts, "PADDED_EXPERTS": _padded(num_experts), "HAS_VALID": valid is not None}
         count_kernel[(num_chunks,)](
-            logits, selection_bias, valid, chunk_counts, num_tokens, num_chunks, blocks_per_chunk, BLOCK_S=BLOCK_S, **sizes
+            logits, selection_bias, valid, chunk_counts, num_tokens, num_chunks, blocks_per_chunk,
+            BLOCK_S=BLOCK_S, **sizes,
         )  # fmt: skip
         scatter_kernel[(num_chunks,)](
             logits, selection_bias, valid, chunk_counts, token_idx, gates, offsets, slots, counts, flag.device_pair,

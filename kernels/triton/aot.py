@@ -1,0 +1,202 @@
+"""Ahead-of-time compilation of every kernel with every shipped configuration, for a GPU that need not be there.
+
+It tells what each kernel costs on a card before one is at hand: registers, stack (where spilled registers go) and shared
+memory, as the assembler reports them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from . import configs
+from .combine import BLOCK_D as COMBINE_COLUMNS
+from .combine import BLOCK_S as COMBINE_ROWS
+from .combine import combine_kernel
+from .configs import PRECISIONS, Tile
+from .experts import grouped_product_kernel, up_kernel
+from .experts_backward import grad_hidden_kernel, grad_weight_kernel
+from .route import BLOCK_S as ROUTE_ROWS
+from .route import columns, padded_experts, route_kernel
+from .route_backward import SUM_ROWS, grad_input_kernel, grad_router_kernel, grad_rows_kernel
+from .select import BLOCK_S as SELECT_ROWS
+from .select import MAX_CHUNKS, count_kernel, scatter_kernel, select_backward_kernel
+
+DIM, EXPERT_DIM, NUM_EXPERTS = 768, 1024, 8
+_ELEMENT = {"half": "bf16", "tf32": "fp32", "ieee": "fp32"}
+_INT64 = ("token_idx_ptr", "offsets_ptr", "slots_ptr", "counts_ptr", "overflow_ptr")
+_FLOAT32 = (
+    "gates_ptr", "logits_ptr", "bias_ptr", "router_offset_ptr", "mean_ptr", "rstd_ptr", "partials_ptr", "grad_gates_ptr",
+    "grad_logits_ptr", "grad_scale_ptr", "grad_shift_ptr", "grad_router_weight_ptr",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """One kernel as a launch would specialise it."""
+
+    name: str
+    kernel: Any = field(compare=False)
+    element: str
+    constants: dict[str, Any] = field(compare=False)
+    aligned: bool = True
+    num_warps: int = 4
+    num_stages: int = 3
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the assembler reports for a kernel: per thread, and per block in bytes."""
+
+    registers: int
+    stack: int
+    shared: int
+    threads: int
+
+    def blocks_per_multiprocessor(self, shared_available: int, threads_available: int) -> int:
+        """How many blocks fit a multiprocessor with 65,536 registers at once."""
+        per_warp = -(-self.registers * 32 // 256) * 256
+        by_registers = 65536 // (per_warp * self.threads // 32)
+        by_shared = shared_available // (self.shared + 1024)
+        return min(by_registers, by_shared, threads_available // self.threads, 16)
+
+
+def grouped_specimens(kernel: str, precision: str, tile: Tile, aligned: bool = True) -> list[Specimen]:
+    """The specialisations of a grouped product with this tile, as training and inference launch it."""
+    common: dict[str, Any] = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+    common["PRECISION"] = "ieee" if precision == "ieee" else "tf32"
+    rowwise = {"NUM_EXPERTS": NUM_EXPERTS, "PADDED_EXPERTS": NUM_EXPERTS, "EVEN_K": aligned}
+    variants: list[tuple[str, Any, dict[str, Any]]]
+    if kernel == "up":
+        variants = [
+            ("", up_kernel, {"SAVE_H": True, "SAVE_ACTIVATION": True, "HALF_SUMS": False}),
+            (" inference", up_kernel, {"SAVE_H": False, "SAVE_ACTIVATION": True, "HALF_SUMS": False}),
+        ]
+    elif kernel in ("down", "grad_pairs"):
+        flags = {"TRANSPOSED": kernel == "grad_pairs", "HALF_SUMS": False}
+        variants = [("", grouped_product_kernel, flags)]
+    elif kernel == "grad_hidden":
+        variants = [("", grad_hidden_kernel, {})]
+    else:
+        rowwise = {}
+        variants = [
+            (" up", grad_weight_kernel, {"GATHER_LEFT": False, "GATHER_RIGHT": True}),
+            (" down", grad_weight_kernel, {"GATHER_LEFT": True, "GATHER_RIGHT": False}),
+        ]
+    return [
+        Specimen(
+            f"{kernel}{suffix}", function, _ELEMENT[precision], {**common, **rowwise, **flags}, aligned,
+            tile.num_warps, tile.num_stages,
+        )
+        for suffix, function, flags in variants
+    ]  # fmt: skip
+
+
+def tokenwise_specimens(element: str) -> list[Specimen]:
+    """The kernels that pass over tokens, whose blocks are the same on every card."""
+    router = {"NUM_EXPERTS": NUM_EXPERTS, "PADDED_EXPERTS": padded_experts(NUM_EXPERTS)}
+    blocks = {"BLOCK_S": ROUTE_ROWS, "BLOCK_D": columns(DIM)}
+    norm = {"NORMALISE": True, "HAS_SCALE": True}
+    wide = element == "fp32"
+    selection = {"NUM_EXPERTS": NUM_EXPERTS, "PADDED_EXPERTS": NUM_EXPERTS, "BLOCK_S": SELECT_ROWS}
+    masked = {**selection, "HAS_VALID": True}
+    sums = {"BLOCK_S": COMBINE_ROWS, "BLOCK_D": COMBINE_COLUMNS, "HAS_RESIDUAL": True}
+    rows = {**blocks, "CHUNK_BLOCKS": SUM_ROWS // ROUTE_ROWS}
+    found: list[tuple[str, Any, dict[str, Any]]] = [
+        ("route", route_kernel, {**router, **blocks, **norm, "HAS_OFFSET": True, "WIDEN": wide}),
+        ("route grad_input", grad_input_kernel, {**router, **blocks, **norm}),
+        ("route grad_rows", grad_rows_kernel, rows),
+        ("route grad_router", grad_router_kernel, {**router, **blocks}),
+        ("combine", combine_kernel, {**sums, "HAS_GATES": True}),
+    ]
+    if wide:
+        found += [
+            ("select count", count_kernel, masked),
+            ("select scatter", scatter_kernel, {**masked, "MAX_CHUNKS": MAX_CHUNKS}),
+            ("select backward", select_backward_kernel, selection),
+        ]
+    return [Specimen(name, kernel, element, constants) for name, kernel, constants in found]
+
+
+def specimens(architecture: int) -> Iterator[tuple[str, Specimen]]:
+    """Every kernel with every configuration shipped for this architecture, each once, with the precision it is for."""
+    for element in ("bf16", "fp32"):
+        for specimen in tokenwise_specimens(element):
+            yield ("half" if element == "bf16" else "ieee"), specimen
+    for precision in PRECISIONS:
+        chosen = {
+            (key.kernel, tile) for key, tile in configs.shipped(architecture).items() if key.precision == precision
+        }
+        for kernel, tile in sorted(chosen, key=lambda pair: (pair[0], str(pair[1]))):
+            for specimen in grouped_specimens(kernel, precision, tile):
+                yield precision, specimen
+
+
+def compile_specimen(specimen: Specimen, architecture: int) -> Resources:
+    """Compile for ``architecture`` (86 for sm_86) and read the assembler's report.
+
+    Raises:
+        RuntimeError: in the interpreter, which compiles nothing, or if the report can't be read.
+    """
+    kernel = specimen.kernel
+    if not isinstance(kernel, triton.JITFunction):
+        raise RuntimeError("ahead-of-time compilation needs Triton's compiler: unset TRITON_INTERPRET")
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in specimen.constants:
+            signature[name] = "constexpr"
+            constants[(index,)] = specimen.constants[name]
+            continue
+        signature[name] = _type_of(name, specimen.element)
+        sized = name in ("dim", "expert_dim", "inner", "outer", "height", "width")
+        if specimen.aligned and (name.endswith("_ptr") or sized):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": specimen.num_warps, "num_stages": specimen.num_stages, "enable_fp_fusion": True},
+    )
+    registers, stack = _assembler_report(compiled.asm["cubin"])
+    return Resources(registers, stack, compiled.metadata.shared, 32 * compiled.metadata.num_warps)
+
+
+def _type_of(name: str, element: str) -> str:
+    if not name.endswith("_ptr"):
+        return "fp32" if name == "eps" else "i32"
+    if name == "valid_ptr":
+        return "*i1"
+    if name == "chunk_counts_ptr":
+        return "*i32"
+    if name in _INT64:
+        return "*i64"
+    return "*fp32" if name in _FLOAT32 else f"*{element}"
+
+
+def _assembler_report(cubin: bytes) -> tuple[int, int]:
+    tool = (
+        Path(triton.__file__).parent
+        / "backends/nvidia/bin"
+        / ("cuobjdump" + (".exe" if sys.platform == "win32" else ""))
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "kernel.cubin")
+        Path(path).write_bytes(cubin)
+        report = subprocess.run([str(tool), "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", report)
+    if found is None:
+        raise RuntimeError(f"cuobjdump -res-usage: expected a line REG:… STACK:… LOCAL:…, got {report!r}")
+    registers, stack, local = map(int, found.groups())
+    return registers, stack + local

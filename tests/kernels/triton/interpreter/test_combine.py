@@ -1,0 +1,48 @@
+"""combine against the reference, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from intermoe.kernels.triton import combine
+from intermoe.ops.combine import combine_reference
+from intermoe.ops.select import select_reference
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("tokens", "experts", "dim", "bias"),
+    [
+        (0, 3, 8, -0.5),  # no tokens
+        (1, 1, 1, 0.5),  # least of everything
+        (9, 7, 33, -0.5),  # odd everything: tails of both blocks
+        (5, 2, 530, -0.5),  # more columns than a block
+        (6, 3, 16, -1.0),  # nothing selected: zeros, though no pair exists
+        (6, 64, 16, 0.5),  # all of the most experts
+    ],
+)
+@pytest.mark.parametrize("with_gates", [True, False])
+def test_sums_equal_the_reference(tokens, experts, dim, bias, dtype, with_gates, relative_error, tolerance):
+    pairs = select_reference(torch.randn(tokens, experts), torch.full((experts,), bias))
+    outputs = torch.randn(pairs.token_idx.numel(), dim).to(dtype)
+    gates = pairs.gates if with_gates else None
+    found = combine(outputs, gates, pairs.slots)
+    expected = combine_reference(outputs.double(), None if gates is None else gates.double(), pairs.slots)
+    assert found.dtype == dtype
+    assert relative_error(found, expected) < tolerance(dtype, 1 if dtype != torch.float32 else experts)
+
+
+def test_residual_is_added_once(relative_error):
+    pairs = select_reference(torch.randn(9, 3), torch.full((3,), -0.5))
+    outputs, residual = torch.randn(pairs.token_idx.numel(), 20), torch.randn(9, 20)
+    found = combine(outputs, pairs.gates, pairs.slots, residual)
+    assert relative_error(found, residual + combine_reference(outputs, pairs.gates, pairs.slots)) < 1e-6
+    with pytest.raises(ValueError, match=r"residual: expected shape \(9, 20\), got \(8, 20\)"):
+        combine(outputs, pairs.gates, pairs.slots, residual[1:])
+
+
+def test_unused_rows_are_not_read():
+    slots = torch.tensor([[0, -1], [-1, -1]])
+    outputs = torch.tensor([[1.0, 2.0], [torch.nan, torch.nan]])
+    assert combine(outputs, None, slots).tolist() == [[1.0, 2.0], [0.0, 0.0]]
