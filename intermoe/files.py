@@ -13,13 +13,19 @@ from pathlib import Path
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary name beside ``path`` and with its suffix, renamed to ``path`` on success and removed on failure.
 
+    The file gets the permissions of any new file, whatever the library that writes it sets.
+
     >>> with replacing("result.json") as temporary:
     ...     temporary.write_text("{}")
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem[:64]}.{secrets.token_hex(4)}{path.suffix}")
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    temporary.unlink()
     try:
         yield temporary
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

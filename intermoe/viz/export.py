@@ -22,7 +22,10 @@ def slug(prompt: str) -> str:
     """A short file name for ``prompt``: lower-case ASCII letters, digits and hyphens only, never empty."""
     plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
     words = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
-    return words[:SLUG_LENGTH].rstrip("-") or "motion"
+    if len(words) > SLUG_LENGTH:
+        whole, _, _ = words[: SLUG_LENGTH + 1].rpartition("-")
+        words = whole or words[:SLUG_LENGTH]
+    return words or "motion"
 
 
 def output_stem(folder: str | Path, prompt: str, suffixes: Collection[str]) -> Path:

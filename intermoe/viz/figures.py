@@ -76,7 +76,7 @@ class Scene:
         self._num_frames = shape[1]
         self._font = _font(size[1] // 34)
         lines = _wrap(caption, self._font, int(0.94 * size[0]))
-        top = _line_height(self._font) * (len(lines) + 1.5)
+        top = _line_height(self._font) * (len(lines) + 1.75)
         side = 0.03 * size[0]
         self._camera = frame_motion(positions, (side, top, size[0] - side, size[1] - 2 * side)).scaled(OVERSAMPLING)
         self._body = build_body(positions)
@@ -172,13 +172,13 @@ class Scene:
         for line in lines:
             pen.text((x, y), line, fill=INK, font=self._font)
             y += _line_height(self._font)
-        dot = 0.32 * _line_height(self._font)
+        swatch = round(0.5 * _line_height(self._font))
+        y += _line_height(self._font) // 4
         for person, colour in enumerate(PERSON_COLOURS[: self._num_persons], start=1):
-            middle = y + 0.5 * _line_height(self._font)
-            pen.ellipse((x, middle - dot, x + 2 * dot, middle + dot), fill=colour)
+            pen.rectangle((x, y, x + swatch, y + swatch), fill=colour)
             label = f"person {person}"
-            pen.text((x + 3 * dot, middle), label, fill=INK, font=self._font, anchor="lm")
-            x += 6 * dot + self._font.getlength(label)
+            pen.text((x + 1.6 * swatch, y + swatch / 2), label, fill=INK, font=self._font, anchor="lm")
+            x += 3.5 * swatch + self._font.getlength(label)
 
 
 def _draw_tube(pen: ImageDraw.ImageDraw, capsule: Array, paint: Paint) -> None:
