@@ -1,7 +1,7 @@
 """Ahead-of-time compilation of every kernel with every shipped configuration, for a GPU that need not be there.
 
-It tells what each kernel costs on a card before one is at hand: registers, stack (where spilled registers go) and shared
-memory, as the assembler reports them.
+It tells what each kernel costs on a card before one is at hand: registers, stack (where spilled registers go) and
+shared memory, as the assembler reports them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,8 +36,8 @@ DIM, EXPERT_DIM, NUM_EXPERTS = 768, 1024, 8
 _ELEMENT = {"half": "bf16", "tf32": "fp32", "ieee": "fp32"}
 _INT64 = ("token_idx_ptr", "offsets_ptr", "slots_ptr", "counts_ptr", "overflow_ptr")
 _FLOAT32 = (
-    "gates_ptr", "logits_ptr", "bias_ptr", "router_offset_ptr", "mean_ptr", "rstd_ptr", "partials_ptr", "grad_gates_ptr",
-    "grad_logits_ptr", "grad_scale_ptr", "grad_shift_ptr", "grad_router_weight_ptr",
+    "gates_ptr", "logits_ptr", "bias_ptr", "router_offset_ptr", "mean_ptr", "rstd_ptr", "partials_ptr",
+    "grad_gates_ptr", "grad_logits_ptr", "grad_scale_ptr", "grad_shift_ptr", "grad_router_weight_ptr",
 )  # fmt: skip
 
 
@@ -186,11 +185,7 @@ def _type_of(name: str, element: str) -> str:
 
 
 def _assembler_report(cubin: bytes) -> tuple[int, int]:
-    tool = (
-        Path(triton.__file__).parent
-        / "backends/nvidia/bin"
-        / ("cuobjdump" + (".exe" if sys.platform == "win32" else ""))
-    )
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "kernel.cubin")
         Path(path).write_bytes(cubin)

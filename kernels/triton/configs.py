@@ -36,8 +36,8 @@ class Tile:
             value = getattr(self, field.name)
             least = 16 if field.name.startswith("block") else 1
             if not isinstance(value, int) or value < least or (field.name != "num_stages" and value & (value - 1)):
-                power = "" if field.name == "num_stages" else "power of two "
-                raise ValueError(f"{field.name}: must be a {power}>= {least}, got {value!r}")
+                kind = "a number" if field.name == "num_stages" else "a power of two"
+                raise ValueError(f"{field.name}: must be {kind} >= {least}, got {value!r}")
 
 
 @dataclass(frozen=True)

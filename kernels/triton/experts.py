@@ -302,7 +302,6 @@ def experts_forward(
     expert_offsets: Tensor,
     w_gate_up: Tensor,
     w_down: Tensor,
-    *,
     save_h: bool = True,
     half_sums: bool = False,
 ) -> tuple[Tensor, Tensor]:

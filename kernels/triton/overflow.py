@@ -1,9 +1,9 @@
 """The overflow flag of the static memory mode: raised on the device, read without ever waiting for it.
 
 ``select`` with ``max_pairs`` allocates for that many pairs and asks the host for nothing, so it learns too late when
-more were selected. Its kernel then keeps within the buffers and writes the number that was needed into a device flag. The
-flag is copied to pinned memory behind the kernel (a copy that a CUDA graph captures too); the next call of the static
-mode, of the exact mode, or of ``raise_on_overflow`` that finds it set raises.
+more were selected. Its kernel then keeps within the buffers and writes the number that was needed into a device flag.
+The flag is copied to pinned memory behind the kernel (a copy that a CUDA graph captures too); the next ``select`` that
+finds it there raises, and ``raise_on_overflow`` waits for the device and raises.
 """
 
 from __future__ import annotations

@@ -202,8 +202,9 @@ def _route_backward(
     grad_router_offset = grad_logits.view(rows, num_tokens // max(rows, 1), num_experts).sum(dim=1)
     grad_hidden = torch.empty_like(hidden)
     if num_tokens == 0:
-        grad_scale = hidden.new_zeros(scale_rows, dim)
-        return grad_hidden, torch.zeros_like(router_weight), grad_router_offset, grad_scale, grad_scale.clone()
+        grad_router_weight = grad_logits.new_zeros(num_experts, dim)
+        grad_scale = grad_logits.new_zeros(scale_rows, dim)
+        return grad_hidden, grad_router_weight, grad_router_offset, grad_scale, grad_scale.clone()
 
     grad_input_kernel[(triton.cdiv(num_tokens, BLOCK_S),)](
         grad_tokens, grad_logits, hidden, mean, rstd, router_weight, scale, grad_hidden,
@@ -217,10 +218,10 @@ def _route_backward(
     grad_router_kernel[(chunks, triton.cdiv(dim, block_d))](
         grad_logits, hidden, weight_sums, num_tokens, dim, blocks_per_chunk, **sizes
     )
-    grad_router_weight = weight_sums.sum(dim=0).to(router_weight.dtype)
+    grad_router_weight = weight_sums.sum(dim=0)
 
     if scale is None or not normalise:
-        none = hidden.new_empty(0, dim)
+        none = grad_logits.new_empty(0, dim)
         return grad_hidden, grad_router_weight, grad_router_offset, none, none.clone()
     tokens_per_row = num_tokens // scale_rows
     chunks_per_row = triton.cdiv(tokens_per_row, SUM_ROWS)
@@ -229,8 +230,7 @@ def _route_backward(
         grad_tokens, hidden, mean, rstd, row_sums[0], row_sums[1], dim, tokens_per_row, chunks_per_row,
         BLOCK_S=BLOCK_S, BLOCK_D=block_d, CHUNK_BLOCKS=SUM_ROWS // BLOCK_S,
     )  # fmt: skip
-    grad_scale, grad_shift = row_sums.sum(dim=2).to(scale.dtype).unbind()
-    return grad_hidden, grad_router_weight, grad_router_offset, grad_scale.clone(), grad_shift.clone()
+    return grad_hidden, grad_router_weight, grad_router_offset, row_sums[0].sum(dim=1), row_sums[1].sum(dim=1)
 
 
 def _route_backward_fake(
@@ -244,12 +244,11 @@ def _route_backward_fake(
     normalise: bool,
     rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grad_scale = (
-        hidden.new_empty(0, hidden.shape[1]) if scale is None or not normalise else scale.new_empty(scale.shape)
-    )
+    scale_rows = 0 if scale is None or not normalise else scale.shape[0]
+    grad_scale = hidden.new_empty(scale_rows, hidden.shape[1], dtype=torch.float32)
     return (
         hidden.new_empty(hidden.shape),
-        router_weight.new_empty(router_weight.shape),
+        router_weight.new_empty(router_weight.shape, dtype=torch.float32),
         hidden.new_empty(rows, router_weight.shape[0], dtype=torch.float32),
         grad_scale,
         torch.empty_like(grad_scale),
@@ -282,8 +281,8 @@ def route_backward(
         rows: R, the number of rows of ``router_offset``.
 
     Returns:
-        ``grad_hidden`` (S, D), ``grad_router_weight`` (E, D), ``grad_router_offset`` (R, E) float32, ``grad_scale`` and
-        ``grad_shift`` (R', D), ``None`` where there is no scale.
+        ``grad_hidden`` (S, D) in the dtype of ``hidden``; in float32 ``grad_router_weight`` (E, D),
+        ``grad_router_offset`` (R, E), ``grad_scale`` and ``grad_shift`` (R', D), ``None`` where there is no scale.
     """
     *grads, grad_scale, grad_shift = _route_backward_op(
         grad_tokens, grad_logits, hidden, mean, rstd, router_weight, scale, normalise, rows

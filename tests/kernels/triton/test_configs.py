@@ -58,7 +58,7 @@ def test_a_users_table_replaces_single_entries(tmp_path):
     [
         ({"kernel": "sideways"}, r"entry 0: kernel: must be one of"),
         ({"block_m": 48}, r"entry 0: block_m: must be a power of two >= 16, got 48"),
-        ({"num_stages": 0}, r"entry 0: num_stages: must be >= 1, got 0"),
+        ({"num_stages": 0}, r"entry 0: num_stages: must be a number >= 1, got 0"),
         ({"speed": 3}, r"entry 0: .*speed"),
     ],
 )

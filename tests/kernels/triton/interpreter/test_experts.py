@@ -89,7 +89,7 @@ def test_half_sums(relative_error, tolerance):
     out, _ = experts_forward(x, *routing, w_gate_up, w_down, save_h=False, half_sums=True)
     expected = experts_reference(x.double(), *routing, w_gate_up.double(), w_down.double())
     assert relative_error(out, expected) < tolerance(torch.float16, 40)
-    with pytest.raises(TypeError, match="half_sums: .* got torch.float32"):
+    with pytest.raises(TypeError, match=r"half_sums: .* got torch.float32"):
         experts_forward(x.float(), *routing, w_gate_up.float(), w_down.float(), half_sums=True)
 
 

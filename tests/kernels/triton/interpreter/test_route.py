@@ -60,8 +60,9 @@ def test_no_tokens():
 
 def test_variance_survives_a_large_mean(relative_error):
     hidden = torch.randn(5, 300) * 0.1 + 1000
+    bound = torch.finfo(torch.float32).eps * 1000 / 0.1  # what rounding the mean costs; squares would lose it all
     found = route_forward(hidden, torch.zeros(2, 300), None, None, None)[0]
-    assert relative_error(found, route_reference(hidden.double(), torch.zeros(2, 300), None, None, None)[0]) < 1e-4
+    assert relative_error(found, route_reference(hidden.double(), torch.zeros(2, 300), None, None, None)[0]) < bound
 
 
 def test_half_hidden_with_a_float32_router(relative_error):

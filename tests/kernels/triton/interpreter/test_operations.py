@@ -1,0 +1,99 @@
+"""The operations as torch sees them, and the whole block through them, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from intermoe.kernels.triton import select
+from intermoe.ops.moe import moe
+
+ops = torch.ops.intermoe_triton
+
+
+def arguments(dtype=torch.float32, tokens=12, experts=3, dim=16, expert_dim=8, rows=2):
+    return (
+        torch.randn(tokens, dim, dtype=dtype),
+        torch.randn(experts, dim, dtype=dtype),
+        torch.randn(rows, experts),
+        torch.randn(rows, dim, dtype=dtype),
+        torch.randn(rows, dim, dtype=dtype),
+        torch.full((experts,), -0.5),
+        torch.randn(experts, 2 * expert_dim, dim, dtype=dtype) * dim**-0.5,
+        torch.randn(experts, dim, expert_dim, dtype=dtype) * expert_dim**-0.5,
+    )
+
+
+def samples():
+    hidden, weight, offset, scale, shift, bias, w_gate_up, w_down = arguments()
+    logits = torch.randn(12, 3)
+    token_idx, gates, offsets, slots, _ = select(logits, bias)
+    h, outputs = torch.randn(len(token_idx), 16), torch.randn(len(token_idx), 16)
+    experts = (token_idx, offsets)
+    return {
+        "route_forward": (hidden, weight, offset, scale, shift, 1e-6, True),
+        "route_backward": (hidden, logits, hidden, hidden[:, 0], hidden[:, 1].abs(), weight, scale, True, 2),
+        "select": (logits, bias, torch.rand(12) > 0.2, 36),
+        "select_backward": (gates, logits, slots),
+        "experts_forward": (hidden, *experts, w_gate_up, w_down, True, False),
+        "experts_backward": (hidden, hidden, *experts, gates, h, w_gate_up, w_down),
+        "combine": (outputs, gates, slots, hidden),
+    }
+
+
+@pytest.mark.parametrize("name", list(samples()))
+def test_schema_and_fake_implementation(name):
+    torch.library.opcheck(getattr(ops, name), samples()[name])
+
+
+def test_exact_selection_has_a_fake_implementation_with_an_unknown_number_of_pairs():
+    utils = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(ops.select, (torch.randn(9, 3), torch.full((3,), -0.5), None, None), test_utils=utils)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_whole_block_equals_the_reference(masked, normalise, relative_error):
+    values = [None if i in (3, 4) and not normalise else v for i, v in enumerate(arguments())]
+    valid = torch.rand(12) > 0.3 if masked else None
+    results = []
+    for backend in ("reference", "triton"):
+        inputs = [v if v is None else v.clone().requires_grad_(i != 5) for i, v in enumerate(values)]
+        out, counts = moe(*inputs, valid=valid, normalise=normalise, backend=backend)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        results.append((out, counts, [None if v is None else v.grad for v in inputs]))
+    (out, counts, grads), (found, found_counts, found_grads) = results
+    assert torch.equal(counts, found_counts)
+    assert relative_error(found, out) < 1e-5
+    for i, (a, b) in enumerate(zip(found_grads, grads, strict=True)):
+        assert (a is None) == (b is None), i
+        if b is not None:
+            assert relative_error(a, b) < 1e-5, i
+
+
+def test_the_same_call_gives_the_same_bits():
+    values = arguments()
+    first, second = (moe(*values, backend="triton")[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_compiled_whole_without_recompiling_when_the_number_of_pairs_changes(relative_error):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    counter = CompileCounterWithBackend("aot_eager")
+    values = arguments()
+    inputs = [v.clone().requires_grad_(i != 5) for i, v in enumerate(values)]
+
+    def call(bias):
+        return moe(*inputs[:5], bias, *inputs[6:], backend="triton")
+
+    compiled = torch.compile(call, backend=counter, fullgraph=True)
+    for bias in (-0.5, -0.3, -0.7):
+        biases = torch.full((3,), bias)
+        out, counts = compiled(biases)
+        expected, expected_counts = call(biases)
+        assert torch.equal(counts, expected_counts)
+        assert relative_error(out, expected) < 1e-6
+        got = torch.autograd.grad(out.sum(), inputs[0])[0]
+        assert relative_error(got, torch.autograd.grad(expected.sum(), inputs[0])[0]) < 1e-6
+    assert counter.frame_count == 1
