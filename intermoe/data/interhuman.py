@@ -124,6 +124,7 @@ class InterHumanDataset(Dataset[MotionItem]):
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
         self._captions: list[tuple[str, ...]] = []
+        self._frames: list[int] = []
         self._raw: list[tuple[Array, Array] | None] = []
         self.report = self._scan(strict)
 
@@ -140,7 +141,7 @@ class InterHumanDataset(Dataset[MotionItem]):
         rng = np.random.default_rng((self.seed, epoch, index))
         draw_caption, draw_start, draw_mirror, draw_swap = rng.random(4)
         raw1, raw2 = self._raw_pair(index)
-        frames = min(self.max_frames, len(raw1) - 1) if self.window is None else self.window
+        frames = self.num_frames(index)
         start = int(draw_start * (len(raw1) - frames)) if self.training else 0
         raw1, raw2 = (raw[start : start + frames + 1] for raw in (raw1, raw2))
         captions = self._captions[index]
@@ -151,6 +152,10 @@ class InterHumanDataset(Dataset[MotionItem]):
             raw1, raw2, caption = raw2, raw1, swap_caption(caption)
         motion = torch.from_numpy(np.stack(process_pair(raw1, raw2), axis=1))
         return {"name": self.names[index], "motion": motion, "caption": caption}
+
+    def num_frames(self, index: int) -> int:
+        """Length of item ``index`` in converted frames, the same in every epoch."""
+        return min(self.max_frames, self._frames[index]) if self.window is None else self.window
 
     def captions(self, index: int) -> tuple[str, ...]:
         """All captions of an item as written, before any mirroring or exchange."""
@@ -179,6 +184,7 @@ class InterHumanDataset(Dataset[MotionItem]):
                 continue
             self.names.append(name)
             self._captions.append(captions)
+            self._frames.append(len(pair[0]) - 1)
             free -= 2 * pair[0].nbytes
             self._raw.append(pair if free >= 0 else None)
         if report.count and (strict or not self.names):

@@ -17,6 +17,7 @@ from intermoe.data.interhuman import InterHumanDataset
 from intermoe.data.motion import FPS
 from intermoe.data.statistics import Statistics
 from intermoe.diffusion import build_scheduler, training_loss
+from intermoe.files import replacing
 from intermoe.nn.denoiser import Denoiser
 from intermoe.nn.text import TextEncoder, WordPieceTextEncoder, build_text_encoder
 from intermoe.nn.vae import CausalSkeletalVAE, LatentDistribution
@@ -152,7 +153,7 @@ def run_denoiser(
         )
     accelerator = run.start(config, output_dir, resume=resume)
     if source is not None:
-        run.once(accelerator, output_dir / "vae", functools.partial(shutil.copytree, source))
+        run.once(accelerator, output_dir / "vae", functools.partial(_copy, source))
     train = run.open_split(config, "train", min_frames=config.data.min_frames)
     validation = run.open_split(config, "val", min_frames=config.data.min_frames)
     tokenizer = None
@@ -181,9 +182,15 @@ def _vae_of_run(source: Path | None, output_dir: Path, *, resume: bool) -> Path:
     return copy
 
 
+def _copy(source: Path, folder: Path) -> None:
+    with run.new_folder(folder) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+
+
 def _train_tokenizer(config: DenoiserTrainConfig, train: InterHumanDataset, path: Path) -> None:
     content = WordPieceTextEncoder.train_tokenizer(training_captions(config, train), config.text.vocab_size)
-    path.write_text(content, encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
 
 
 def training_captions(config: DenoiserTrainConfig, train: InterHumanDataset) -> list[str]:

@@ -1,7 +1,7 @@
 """The training loop that VAE and denoiser share, on accelerate.
 
-Everything random in step s is drawn from (seed, s, rank), and step s takes items [s * G, (s + 1) * G) of an endless
-stream of shuffled epochs, G being the global batch. So a run's position, its data order and its noise are all functions
+Everything random in step s is drawn from (seed, s, rank), and step s takes the next batch of an endless stream of
+shuffled epochs, whose n-th batch is a function of n (see ``StreamSampler``). So a run's position, its data order and its noise are all functions
 of the step number, and a resumed run continues bit for bit without saved generator states.
 """
 
@@ -189,7 +189,8 @@ class Trainer:
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         micro_steps, size = self.optim.accumulation_steps, self.config.data.batch_size
         micro_batches = range(self.step * micro_steps * ranks + rank, self.optim.steps * micro_steps * ranks, ranks)
-        sampler = StreamSampler(len(self.train), size, micro_batches, self.config.seed)
+        lengths = [self.train.num_frames(i) for i in range(len(self.train))]
+        sampler = StreamSampler(lengths, size, micro_batches, self.config.seed)
         workers = self.config.data.num_workers
         loader = DataLoader(Draws(self.train), batch_sampler=sampler, num_workers=workers, collate_fn=collate)
         return (self._on_device(batch) for batch in loader)

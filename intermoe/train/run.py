@@ -17,6 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from intermoe.config import Config
 from intermoe.data.interhuman import InterHumanDataset
+from intermoe.files import replacing
 from intermoe.train.checkpoint import TEMPORARY
 from intermoe.train.config import TrainConfig
 
@@ -84,13 +85,12 @@ def open_split(config: TrainConfig, split: str, *, min_frames: int) -> InterHuma
 
 
 def once(accelerator: Accelerator, path: Path, write: Callable[[Path], object]) -> Path:
-    """``path``, written by the main process where it is absent; every process and every resumption then reads it."""
+    """``path``, written by the main process where it is absent; every process and every resumption then reads it.
+
+    ``write(path)`` must leave a whole ``path`` or none.
+    """
     if accelerator.is_main_process and not path.exists():
-        temporary = path.with_name(f"{TEMPORARY}{path.name}")
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        write(temporary)
-        os.replace(temporary, path)
+        write(path)
     accelerator.wait_for_everyone()
     return path
 
@@ -102,9 +102,8 @@ def without_paths(config: TrainConfigT) -> TrainConfigT:
 
 def write_config(path: Path, config: Config) -> None:
     """Write JSON that ``type(config).load`` reads, whole or not at all."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

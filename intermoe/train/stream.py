@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -22,27 +22,49 @@ class DrawnDataset(Protocol):
         """Item ``index`` as it is drawn in ``epoch``."""
         ...
 
+    def num_frames(self, index: int) -> int:
+        """Length of item ``index``, the same in every epoch."""
+        ...
+
 
 class StreamSampler(Sampler[list[Draw]]):
-    """Batches ``numbers`` of an endless stream of shuffled epochs over ``length`` items, as (index, epoch) pairs.
+    """Batches ``numbers`` of an endless stream of shuffled epochs, as (index, epoch) pairs.
 
-    Batch n is items [n * batch_size, (n + 1) * batch_size) of the stream; a batch may cross from one epoch to the next,
-    so no item is left out and a set may be smaller than a batch.
+    The stream is cut into groups of ``GROUP`` batches. Within a group items of similar length come together, so that little
+    is computed on padding, and the batches are shuffled. A group may cross from one epoch to the next, so no item is left
+    out and a set may be smaller than a batch.
+
+    Args:
+        lengths: frames of every item. batch_size: items of a batch. numbers: which batches, in which order.
     """
 
-    def __init__(self, length: int, batch_size: int, numbers: Iterable[int], seed: int) -> None:
-        self.length, self.batch_size, self.numbers, self.seed = length, batch_size, numbers, seed
+    GROUP = 8
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, numbers: Iterable[int], seed: int) -> None:
+        self.lengths, self.batch_size, self.numbers, self.seed = lengths, batch_size, numbers, seed
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        epoch, order = -1, np.empty(0, dtype=np.int64)
+        current, batches = -1, []
         for number in self.numbers:
-            batch: list[Draw] = []
-            for position in range(number * self.batch_size, (number + 1) * self.batch_size):
-                if position // self.length != epoch:
-                    epoch = position // self.length
-                    order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
-                batch.append((int(order[position % self.length]), epoch))
-            yield batch
+            if number // self.GROUP != current:
+                current = number // self.GROUP
+                batches = self._group(current)
+            yield batches[number % self.GROUP]
+
+    def _group(self, group: int) -> list[list[Draw]]:
+        size = self.GROUP * self.batch_size
+        draws = sorted(self._stream(group * size, (group + 1) * size), key=lambda draw: self.lengths[draw[0]])
+        batches = [draws[i : i + self.batch_size] for i in range(0, size, self.batch_size)]
+        order = np.random.default_rng((self.seed, group, self.GROUP)).permutation(self.GROUP)
+        return [batches[i] for i in order]
+
+    def _stream(self, start: int, stop: int) -> Iterator[Draw]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for position in range(start, stop):
+            if position // len(self.lengths) != epoch:
+                epoch = position // len(self.lengths)
+                order = np.random.default_rng((self.seed, epoch)).permutation(len(self.lengths))
+            yield int(order[position % len(self.lengths)]), epoch
 
 
 class Draws(Dataset[MotionItem]):

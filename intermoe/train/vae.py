@@ -64,6 +64,10 @@ class Windows:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def num_frames(self, index: int) -> int:
+        """Length of a window, whatever the item."""
+        return self.frames
+
     def draw(self, index: int, epoch: int) -> MotionItem:
         """Item ``index`` of ``epoch``, cut to a window that depends on (seed, epoch, index) alone."""
         item = self.dataset.draw(index, epoch)

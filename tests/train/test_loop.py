@@ -24,6 +24,9 @@ class Constants:
     def __len__(self) -> int:
         return self.length
 
+    def num_frames(self, index: int) -> int:
+        return 8
+
     def draw(self, index: int, epoch: int) -> MotionItem:
         value = math.nan if index == self.broken else float(index)
         return {"name": f"item{index}", "motion": torch.full((4, 2, 262), value), "caption": ""}

@@ -1,3 +1,5 @@
+"""The order of the data as a function of the batch's number."""
+
 from __future__ import annotations
 
 import pytest
@@ -15,15 +17,26 @@ from intermoe.train.stream import StreamSampler
     ],
 )
 def test_every_epoch_holds_every_item_once(length: int, batch_size: int) -> None:
-    epochs = 4
-    batches = list(StreamSampler(length, batch_size, range(-(-epochs * length // batch_size)), seed=0))
-    stream = [draw for batch in batches for draw in batch][: epochs * length]
+    groups = 30  # whole epochs of all these lengths
+    batches = list(StreamSampler([7] * length, batch_size, range(groups * StreamSampler.GROUP), seed=0))
     assert all(len(batch) == batch_size for batch in batches)
-    assert sorted(stream) == [(index, epoch) for index in range(length) for epoch in range(epochs)]
+    stream = sorted((epoch, index) for batch in batches for index, epoch in batch)
+    assert stream == [divmod(position, length) for position in range(groups * StreamSampler.GROUP * batch_size)]
 
 
 def test_a_batch_depends_on_its_number_alone() -> None:
-    whole = list(StreamSampler(7, 3, range(20), seed=4))
-    assert list(StreamSampler(7, 3, range(11, 20), seed=4)) == whole[11:], "resumed"
-    assert list(StreamSampler(7, 3, range(1, 20, 2), seed=4)) == whole[1::2], "second of two ranks"
-    assert list(StreamSampler(7, 3, range(20), seed=5)) != whole
+    lengths = [5, 9, 5, 9, 1, 2, 3]
+    whole = list(StreamSampler(lengths, 3, range(20), seed=4))
+    assert list(StreamSampler(lengths, 3, range(11, 20), seed=4)) == whole[11:], "resumed"
+    assert list(StreamSampler(lengths, 3, range(1, 20, 2), seed=4)) == whole[1::2], "second of two ranks"
+    assert list(StreamSampler(lengths, 3, range(20), seed=5)) != whole
+
+
+def test_items_of_similar_length_come_together() -> None:
+    lengths = [100] * 90 + [300] * 10
+    batches = list(StreamSampler(lengths, 8, range(40 * StreamSampler.GROUP), seed=0))
+    computed = sum(8 * max(lengths[index] for index, _ in batch) for batch in batches)
+    needed = sum(lengths[index] for batch in batches for index, _ in batch)
+    assert computed < 1.15 * needed, "almost nothing is padding; batches by chance would compute 1.9 times as much"
+    places = [n % StreamSampler.GROUP for n, batch in enumerate(batches) if any(lengths[i] == 300 for i, _ in batch)]
+    assert set(places) == set(range(StreamSampler.GROUP)), "long batches come at any place of their group"
