@@ -190,7 +190,7 @@ class Trainer:
         micro_steps, size = self.optim.accumulation_steps, self.config.data.batch_size
         micro_batches = range(self.step * micro_steps * ranks + rank, self.optim.steps * micro_steps * ranks, ranks)
         lengths = [self.train.num_frames(i) for i in range(len(self.train))]
-        sampler = StreamSampler(lengths, size, micro_batches, self.config.seed)
+        sampler = StreamSampler(lengths, size, micro_batches, self.config.seed, parts=micro_steps * ranks)
         workers = self.config.data.num_workers
         loader = DataLoader(Draws(self.train), batch_sampler=sampler, num_workers=workers, collate_fn=collate)
         return (self._on_device(batch) for batch in loader)

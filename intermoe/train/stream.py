@@ -30,9 +30,10 @@ class DrawnDataset(Protocol):
 class StreamSampler(Sampler[list[Draw]]):
     """Batches ``numbers`` of an endless stream of shuffled epochs, as (index, epoch) pairs.
 
-    The stream is cut into groups of ``GROUP`` batches. Within a group items of similar length come together, so that little
-    is computed on padding, and the batches are shuffled. A group may cross from one epoch to the next, so no item is left
-    out and a set may be smaller than a batch.
+    ``parts`` batches make one step, so that a step has the same items however many ranks and micro-steps share it. The
+    stream is cut into groups of ``GROUP`` steps. Within a group items of similar length come together, so that little is
+    computed on padding, and the steps are shuffled. A group may cross from one epoch to the next, so no item is left out
+    and a set may be smaller than a batch.
 
     Args:
         lengths: frames of every item. batch_size: items of a batch. numbers: which batches, in which order.
@@ -40,23 +41,27 @@ class StreamSampler(Sampler[list[Draw]]):
 
     GROUP = 8
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, numbers: Iterable[int], seed: int) -> None:
-        self.lengths, self.batch_size, self.numbers, self.seed = lengths, batch_size, numbers, seed
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, numbers: Iterable[int], seed: int, parts: int = 1
+    ) -> None:
+        self.lengths, self.batch_size, self.numbers, self.seed, self.parts = lengths, batch_size, numbers, seed, parts
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        current, batches = -1, []
+        current, steps = -1, []
         for number in self.numbers:
-            if number // self.GROUP != current:
-                current = number // self.GROUP
-                batches = self._group(current)
-            yield batches[number % self.GROUP]
+            step, part = divmod(number, self.parts)
+            if step // self.GROUP != current:
+                current = step // self.GROUP
+                steps = self._group(current)
+            start = part * self.batch_size
+            yield steps[step % self.GROUP][start : start + self.batch_size]
 
     def _group(self, group: int) -> list[list[Draw]]:
-        size = self.GROUP * self.batch_size
+        step = self.batch_size * self.parts
+        size = self.GROUP * step
         draws = sorted(self._stream(group * size, (group + 1) * size), key=lambda draw: self.lengths[draw[0]])
-        batches = [draws[i : i + self.batch_size] for i in range(0, size, self.batch_size)]
         order = np.random.default_rng((self.seed, group, self.GROUP)).permutation(self.GROUP)
-        return [batches[i] for i in order]
+        return [draws[i * step : (i + 1) * step] for i in order]
 
     def _stream(self, start: int, stop: int) -> Iterator[Draw]:
         epoch, order = -1, np.empty(0, dtype=np.int64)

@@ -40,3 +40,10 @@ def test_items_of_similar_length_come_together() -> None:
     assert computed < 1.15 * needed, "almost nothing is padding; batches by chance would compute 1.9 times as much"
     places = [n % StreamSampler.GROUP for n, batch in enumerate(batches) if any(lengths[i] == 300 for i, _ in batch)]
     assert set(places) == set(range(StreamSampler.GROUP)), "long batches come at any place of their group"
+
+
+def test_a_step_has_the_same_items_however_it_is_shared() -> None:
+    lengths = [5, 9, 5, 9, 1, 2, 3]
+    whole = list(StreamSampler(lengths, 6, range(20), seed=4))
+    parts = list(StreamSampler(lengths, 2, range(60), seed=4, parts=3))
+    assert [a + b + c for a, b, c in zip(parts[::3], parts[1::3], parts[2::3], strict=True)] == whole
