@@ -41,7 +41,7 @@ def start(config: TrainConfig, output_dir: Path, *, resume: bool) -> Accelerator
     """Join the launcher's processes; make the folder and write ``config.json``, or compare it on ``resume``.
 
     Must come before anything else that asks how many processes there are. Tensorboard's events go to
-    ``output_dir/logs``.
+    ``output_dir/logs``. Processes on several nodes must see one ``output_dir``.
 
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is off.
