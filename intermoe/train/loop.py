@@ -1,8 +1,8 @@
 """The training loop that VAE and denoiser share, on accelerate.
 
 Everything random in step s is drawn from (seed, s, rank), and step s takes the next batch of an endless stream of
-shuffled epochs, whose n-th batch is a function of n (see ``StreamSampler``). So a run's position, its data order and its noise are all functions
-of the step number, and a resumed run continues bit for bit without saved generator states.
+shuffled epochs, whose n-th batch is a function of n (see ``StreamSampler``). So a run's position, its data order and
+its noise are all functions of the step number, and a resumed run continues bit for bit without saved generator states.
 """
 
 from __future__ import annotations

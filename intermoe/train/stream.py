@@ -31,9 +31,9 @@ class StreamSampler(Sampler[list[Draw]]):
     """Batches ``numbers`` of an endless stream of shuffled epochs, as (index, epoch) pairs.
 
     ``parts`` batches make one step, so that a step has the same items however many ranks and micro-steps share it. The
-    stream is cut into groups of ``GROUP`` steps. Within a group items of similar length come together, so that little is
-    computed on padding, and the steps are shuffled. A group may cross from one epoch to the next, so no item is left out
-    and a set may be smaller than a batch.
+    stream is cut into groups of ``GROUP`` steps. Within a group items of similar length come together, so that little
+    is computed on padding, and the steps are shuffled. A group may cross from one epoch to the next, so no item is left
+    out and a set may be smaller than a batch.
 
     Args:
         lengths: frames of every item. batch_size: items of a batch. numbers: which batches, in which order.
