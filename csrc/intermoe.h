@@ -70,7 +70,7 @@ INTERMOE_API int32_t intermoe_route_forward_cpu(const void* hidden, const float*
                                                 int64_t D, int64_t E, int64_t R, float eps, int32_t dtype,
                                                 int32_t num_threads);
 /* mean and rstd NULL: there was no normalisation, and grad_scale and grad_shift are NULL too.
- *   grad_tokens, grad_hidden (S, D) T; every other gradient is float32; grad_router_offset has R rows, at least one.
+ *   grad_tokens, grad_hidden (S, D) T, which may be the same array; every other gradient is float32; grad_router_offset has R rows, at least one.
  */
 INTERMOE_API int32_t intermoe_route_backward_cpu(const void* grad_tokens, const float* grad_logits, const void* hidden,
                                                  const float* mean, const float* rstd, const float* router_weight,
@@ -97,10 +97,12 @@ INTERMOE_API int32_t intermoe_swiglu_backward_cpu(const void* h, const float* ga
 
 /* combine: out[s, :] = sum over e with slots[s, e] >= 0 of gates[slots[s, e]] * expert_out[slots[s, e], :]
  *   expert_out (P, D) T, gates (P,) float32 or NULL for ones, slots (S, E) int64 below P, out (S, D) T
+ *   shift (E,) int64 or NULL for zeros: pair p of expert e is in row p - shift[e] of an expert_out that holds the pairs
+ *   of these S tokens only; gates are of all pairs
  */
-INTERMOE_API int32_t intermoe_combine_cpu(const void* expert_out, const float* gates, const int64_t* slots, void* out,
-                                          int64_t P, int64_t S, int64_t D, int64_t E, int32_t dtype,
-                                          int32_t num_threads);
+INTERMOE_API int32_t intermoe_combine_cpu(const void* expert_out, const float* gates, const int64_t* slots,
+                                          const int64_t* shift, void* out, int64_t P, int64_t S, int64_t D, int64_t E,
+                                          int32_t dtype, int32_t num_threads);
 
 #ifdef __cplusplus
 }

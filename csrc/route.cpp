@@ -251,9 +251,6 @@ int32_t intermoe_route_backward_cpu(const void* grad_tokens, const float* grad_l
                 (long long)R, dtype);
   const RouteBackward arguments{grad_tokens,        grad_logits, hidden,     mean, rstd, router_weight, scale, grad_hidden,
                                 grad_router_weight, grad_router_offset, grad_scale, grad_shift, S, D, E, R, dtype};
-  parallel_for(S, grain(D * (E + 4)), num_threads,
-               [&](int64_t first, int64_t last) { INTERMOE_CALL(route_backward_rows, arguments, first, last); });
-
   const int64_t groups = (D + kColumns - 1) / kColumns;
   bool enough_memory = true;
   parallel_for(groups, grain(S * kColumns * (E + 4)), num_threads, [&](int64_t first, int64_t last) {
@@ -268,6 +265,9 @@ int32_t intermoe_route_backward_cpu(const void* grad_tokens, const float* grad_l
     free(partial);
   });
   if (!enough_memory) return fail("out of memory");
+  // After the sums, because grad_hidden may overwrite grad_tokens.
+  parallel_for(S, grain(D * (E + 4)), num_threads,
+               [&](int64_t first, int64_t last) { INTERMOE_CALL(route_backward_rows, arguments, first, last); });
 
   const int64_t rows = R > 0 ? R : 1, per_row = S / rows;
   parallel_for(rows, grain(per_row * E), num_threads, [&](int64_t first, int64_t last) {

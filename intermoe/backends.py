@@ -100,10 +100,16 @@ def resolve(device: torch.device, dtype: torch.dtype, requested: str | None = No
     return next(name for name in _SPEED.get(device.type, ("reference",)) if not _problem(name, device, dtype))
 
 
-@torch.compiler.assume_constant_result
 def load(name: str) -> ModuleType:
     """The module that holds the step functions of the backend ``native`` or ``triton`` (see ``STEPS``)."""
-    return importlib.import_module(f"intermoe.kernels.{name}")
+    # Import statements, because torch.compile can trace them.
+    if name == "native":
+        from intermoe.kernels import native
+
+        return native
+    from intermoe.kernels import triton
+
+    return triton
 
 
 def _known(name: str, source: str) -> None:

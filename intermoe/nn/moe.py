@@ -33,6 +33,7 @@ class InterMoEBlock(nn.Module):
         num_shared_experts: always-on experts, as one dense SwiGLU of width num_shared_experts * expert_dim.
         norm: ``"adaln"``, or ``"none"`` where the host model normalises its own input.
         bias_rate: step of ``update_selection_bias``. bias_init: its start, inside (-1, 0).
+        recompute: save memory in training: drop the experts' pre-activations and compute them again in the backward.
         backend: force a backend by name; ``None`` takes the one in force at each call.
 
     Buffers:
@@ -60,6 +61,7 @@ class InterMoEBlock(nn.Module):
         norm: str = "adaln",
         bias_rate: float = 1e-3,
         bias_init: float = -0.5,
+        recompute: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -74,7 +76,8 @@ class InterMoEBlock(nn.Module):
             raise ValueError(f"alpha: must be inside (0, 1) for fusion='learned', got {alpha}")
         self.dim, self.num_experts, self.expert_dim, self.cond_dim = dim, num_experts, expert_dim, cond_dim
         self.capacity, self.fusion, self.alpha, self.num_shared_experts = capacity, fusion, alpha, num_shared_experts
-        self.norm_kind, self.bias_rate, self.bias_init, self.backend = norm, bias_rate, bias_init, backend
+        self.norm_kind, self.bias_rate, self.bias_init = norm, bias_rate, bias_init
+        self.recompute, self.backend = recompute, backend
         check_moe(self)
 
         self.motion_router = nn.Parameter(torch.empty(num_experts, dim))
@@ -125,6 +128,7 @@ class InterMoEBlock(nn.Module):
             self.w_down,
             valid=None if mask is None else mask.reshape(-1),
             normalise=self.norm is not None,
+            recompute=self.recompute,
             backend=self.backend,
         )
         if self.training:

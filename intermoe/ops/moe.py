@@ -3,16 +3,19 @@ r"""The four steps as one differentiable operation on one pool of tokens.
     hidden, router ──route──► tokens, logits ──select──► pairs ──experts──► expert_out ──combine──► out
 
 The reference backend is the composition of the step references, differentiated by autograd. Every other backend
-offers each step's forward and backward, which one ``autograd.Function`` chains; it saves the routing, the normalised
-tokens and the experts' pre-activations, not the experts' outputs.
+offers each step's forward and backward, which one operator each way chains, so that torch.compile sees two opaque
+calls; a backend may offer the whole chain itself (``moe_forward``, ``moe_backward``). The routing, the normalised
+tokens and the experts' pre-activations are saved, not the experts' outputs.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from intermoe import backends
 from intermoe.ops.combine import combine_reference
@@ -33,6 +36,7 @@ def moe(
     *,
     valid: Tensor | None = None,
     normalise: bool = True,
+    recompute: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Route, select, run the experts and combine, for one pool of S tokens.
@@ -44,6 +48,7 @@ def moe(
         w_gate_up: (E, 2F, D). w_down: (E, D, F).
         valid: (S,) bool, ``True`` = valid; invalid tokens get zeros and are not counted.
         normalise: ``False`` gives the experts ``hidden`` as it is.
+        recompute: drop the experts' pre-activations, the largest saved tensor, and compute them again in the backward.
         backend: name of a backend, or ``None`` for the one in force (see ``intermoe.backends``).
 
     Returns:
@@ -58,10 +63,14 @@ def moe(
     arguments = (hidden, router_weight, router_offset, scale, shift, selection_bias, w_gate_up, w_down)
     with torch.autocast(device_type, enabled=False):
         if name == "reference":
+            if recompute and torch.is_grad_enabled():
+                return checkpoint(moe_reference, *arguments, valid=valid, normalise=normalise, use_reentrant=False)
             return moe_reference(*arguments, valid=valid, normalise=normalise)
         check_route(hidden, router_weight, router_offset, scale, shift)
-        out, counts = _MoE.apply(*arguments, valid, normalise, backends.load(name))
-        return out, counts
+        differentiable = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arguments)
+        save_h = differentiable and not recompute
+        out, counts, *_ = torch.ops.intermoe.moe_forward(*arguments, valid, normalise, save_h, name)
+        return out.to(hidden.dtype), counts
 
 
 def moe_reference(
@@ -87,58 +96,157 @@ def moe_reference(
     return out.to(hidden.dtype), selection.counts
 
 
-class _MoE(torch.autograd.Function):
-    """Chains the forward and backward steps of one backend."""
+def _forward(
+    hidden: Tensor,
+    router_weight: Tensor,
+    router_offset: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    selection_bias: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    valid: Tensor | None,
+    normalise: bool,
+    save_h: bool,
+    backend: str,
+) -> list[Tensor]:
+    steps = backends.load(backend)
+    arguments = (hidden, router_weight, router_offset, scale, shift)
+    if hasattr(steps, "moe_forward"):
+        return steps.moe_forward(*arguments, selection_bias, w_gate_up, w_down, valid, EPS, normalise, save_h)
+    tokens, logits, mean, rstd = steps.route_forward(*arguments, EPS, normalise)
+    check_select(logits, selection_bias, valid)
+    token_idx, gates, expert_offsets, slots, counts = steps.select(logits, selection_bias, valid)
+    tokens = tokens.to(w_gate_up.dtype)
+    check_experts(tokens, token_idx, expert_offsets, w_gate_up, w_down)
+    expert_out, h = steps.experts_forward(tokens, token_idx, expert_offsets, w_gate_up, w_down, save_h)
+    out = steps.combine(expert_out, gates, slots)
+    # An operator may not return its own input; the backward knows that no tokens means hidden.
+    saved = tokens.new_empty(0, tokens.shape[1]) if tokens is hidden else tokens
+    return [out, counts, saved, logits, mean, rstd, token_idx, gates, expert_offsets, slots, h]
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        router_weight: Tensor,
-        router_offset: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        selection_bias: Tensor,
-        w_gate_up: Tensor,
-        w_down: Tensor,
-        valid: Tensor | None,
-        normalise: bool,
-        steps: Any,
-    ) -> tuple[Tensor, Tensor]:
-        tokens, logits, mean, rstd = steps.route_forward(
-            hidden, router_weight, router_offset, scale, shift, EPS, normalise
-        )
-        check_select(logits, selection_bias, valid)
-        token_idx, gates, expert_offsets, slots, counts = steps.select(logits, selection_bias, valid)
-        tokens = tokens.to(w_gate_up.dtype)
-        check_experts(tokens, token_idx, expert_offsets, w_gate_up, w_down)
-        expert_out, h = steps.experts_forward(tokens, token_idx, expert_offsets, w_gate_up, w_down)
-        out = steps.combine(expert_out, gates, slots)
-        ctx.steps, ctx.normalise = steps, normalise
-        ctx.rows = next((r.shape[0] for r in (router_offset, scale) if r is not None), 1)
-        ctx.save_for_backward(
-            hidden, router_weight, scale, w_gate_up, w_down, tokens, logits, mean, rstd,
-            token_idx, gates, expert_offsets, slots, h,
-        )  # fmt: skip
-        ctx.mark_non_differentiable(counts)
-        return out.to(hidden.dtype), counts
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (hidden, router_weight, scale, w_gate_up, w_down, tokens, logits, mean, rstd,
-         token_idx, gates, expert_offsets, slots, h) = ctx.saved_tensors  # fmt: skip
-        steps = ctx.steps
-        grad_out = grads[0].to(w_gate_up.dtype)
-        grad_pairs, grad_gates, grad_w_gate_up, grad_w_down = steps.experts_backward(
+def _forward_fake(
+    hidden: Tensor,
+    router_weight: Tensor,
+    router_offset: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    selection_bias: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    valid: Tensor | None,
+    normalise: bool,
+    save_h: bool,
+    backend: str,
+) -> list[Tensor]:
+    (num_tokens, dim), num_experts = hidden.shape, router_weight.shape[0]
+    num_pairs = torch.library.get_ctx().new_dynamic_size()
+    wide = functools.partial(torch.empty, dtype=torch.float32, device=hidden.device)
+    index = functools.partial(torch.empty, dtype=torch.int64, device=hidden.device)
+    kept = num_tokens if normalise or hidden.dtype != w_gate_up.dtype else 0
+    statistics = num_tokens if normalise else 0
+    return [
+        w_gate_up.new_empty(num_tokens, dim), index(num_experts),
+        w_gate_up.new_empty(kept, dim), wide(num_tokens, num_experts), wide(statistics), wide(statistics),
+        index(num_pairs), wide(num_pairs), index(num_experts + 1), index(num_tokens, num_experts),
+        w_gate_up.new_empty(num_pairs if save_h else 0, w_gate_up.shape[1]),
+    ]  # fmt: skip
+
+
+def _backward(
+    grad_out: Tensor,
+    hidden: Tensor,
+    router_weight: Tensor,
+    scale: Tensor | None,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    saved: list[Tensor],
+    normalise: bool,
+    rows: int,
+    saved_h: bool,
+    backend: str,
+) -> list[Tensor]:
+    steps = backends.load(backend)
+    tokens, logits, mean, rstd, token_idx, gates, expert_offsets, slots, kept_h = saved
+    if tokens.shape[0] == 0:
+        tokens = hidden
+    h = kept_h if saved_h else None
+    if hasattr(steps, "moe_backward"):
+        pairs = (tokens, logits, mean, rstd, token_idx, gates, expert_offsets, slots, h)
+        grads = steps.moe_backward(grad_out, hidden, router_weight, scale, w_gate_up, w_down, *pairs, normalise, rows)
+    else:
+        grad_pairs, grad_gates, *grad_weights = steps.experts_backward(
             grad_out, tokens, token_idx, expert_offsets, gates, h, w_gate_up, w_down
         )
         grad_tokens = steps.combine(grad_pairs, None, slots).to(hidden.dtype)
         grad_logits = steps.select_backward(grad_gates, logits, slots)
-        grad_hidden, grad_router_weight, grad_router_offset, grad_scale, grad_shift = steps.route_backward(
-            grad_tokens, grad_logits, hidden, mean, rstd, router_weight, scale, ctx.normalise, ctx.rows
+        route = steps.route_backward(
+            grad_tokens, grad_logits, hidden, mean, rstd, router_weight, scale, normalise, rows
         )
-        needs = ctx.needs_input_grad
-        found = (
-            grad_hidden, grad_router_weight, grad_router_offset, grad_scale, grad_shift, None, grad_w_gate_up, grad_w_down
-        )  # fmt: skip
-        return (*(g if need else None for g, need in zip(found, needs, strict=False)), None, None, None)
+        grads = [*route, *grad_weights]
+    return [hidden.new_empty(0) if grad is None else grad for grad in grads]
+
+
+def _backward_fake(
+    grad_out: Tensor,
+    hidden: Tensor,
+    router_weight: Tensor,
+    scale: Tensor | None,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    saved: list[Tensor],
+    normalise: bool,
+    rows: int,
+    saved_h: bool,
+    backend: str,
+) -> list[Tensor]:
+    num_experts, dim = router_weight.shape
+    wide = functools.partial(torch.empty, dtype=torch.float32, device=hidden.device)
+    modulation = (wide(rows, dim), wide(rows, dim)) if normalise and scale is not None else (wide(0), wide(0))
+    return [
+        torch.empty_like(hidden, memory_format=torch.contiguous_format),
+        wide(num_experts, dim), wide(rows, num_experts), *modulation,
+        torch.empty_like(w_gate_up), torch.empty_like(w_down),
+    ]  # fmt: skip
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    hidden, router_weight, router_offset, scale, _, _, w_gate_up, w_down, _, ctx.normalise, ctx.saved_h, ctx.backend = (
+        inputs
+    )
+    ctx.rows = next((r.shape[0] for r in (router_offset, scale) if r is not None), 1)
+    ctx.save_for_backward(hidden, router_weight, scale, w_gate_up, w_down, *output[2:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grads: list[Tensor | None]) -> Any:
+    hidden, router_weight, scale, w_gate_up, w_down, *saved = ctx.saved_tensors
+    if grads[0] is None:
+        return (None,) * 12
+    found = torch.ops.intermoe.moe_backward(
+        grads[0], hidden, router_weight, scale, w_gate_up, w_down, saved,
+        ctx.normalise, ctx.rows, ctx.saved_h, ctx.backend,
+    )  # fmt: skip
+    inputs = (*found[:5], None, *found[5:])
+    needed = (grad if need else None for grad, need in zip(inputs, ctx.needs_input_grad, strict=False))
+    return (*needed, None, None, None, None)
+
+
+_library = torch.library.Library("intermoe", "DEF")
+_library.define(
+    "moe_forward(Tensor hidden, Tensor router_weight, Tensor? router_offset, Tensor? scale, Tensor? shift, "
+    "Tensor selection_bias, Tensor w_gate_up, Tensor w_down, Tensor? valid, bool normalise, bool save_h, str backend) "
+    "-> Tensor[]"
+)
+_library.define(
+    "moe_backward(Tensor grad_out, Tensor hidden, Tensor router_weight, Tensor? scale, Tensor w_gate_up, "
+    "Tensor w_down, Tensor[] saved, bool normalise, SymInt rows, bool saved_h, str backend) -> Tensor[]"
+)
+for _device in ("CPU", "CUDA"):
+    _library.impl("moe_forward", _forward, _device)
+    _library.impl("moe_backward", _backward, _device)
+torch.library.register_fake("intermoe::moe_forward", _forward_fake, lib=_library)
+torch.library.register_fake("intermoe::moe_backward", _backward_fake, lib=_library)
+torch.library.register_autograd("intermoe::moe_forward", _differentiate, setup_context=_setup_context, lib=_library)

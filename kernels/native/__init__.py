@@ -5,6 +5,7 @@ Importing this package loads nothing; the first call of a step loads the shared 
 
 from .combine import combine
 from .experts import experts_backward, experts_forward
+from .moe import moe_backward, moe_forward
 from .route import route_backward, route_forward
 from .select import select, select_backward
 
@@ -12,6 +13,8 @@ __all__ = [
     "combine",
     "experts_backward",
     "experts_forward",
+    "moe_backward",
+    "moe_forward",
     "route_backward",
     "route_forward",
     "select",

@@ -26,7 +26,7 @@ def _combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -> Tensor:
         gates = dense("gates", gates, torch.float32, num_pairs)
     slots = dense("slots", slots, torch.int64, num_tokens, num_experts)
     out = torch.empty(num_tokens, dim, dtype=expert_out.dtype)
-    call("combine", expert_out, gates, slots, out, num_pairs, num_tokens, dim, num_experts, code)
+    call("combine", expert_out, gates, slots, None, out, num_pairs, num_tokens, dim, num_experts, code)
     return out
 
 

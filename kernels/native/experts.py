@@ -1,12 +1,13 @@
 """Step 3, experts: gather, two products per expert through torch, SwiGLU between them; and the gradients.
 
-Pairs are processed in groups of consecutive ones, so the workspace is bounded whatever the pool's size.
+Work is done in segments of consecutive pairs of one expert, so the workspace is bounded whatever the pool's size.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,18 +15,19 @@ from torch import Tensor
 
 from .registry import call, dense, register, storage_code
 
-GROUP_ROWS = 2048
-"""Pairs per group: enough for the products to be efficient, few enough to stay in a CPU's last-level cache."""
+SEGMENT_ROWS = 2048
+"""Most pairs in a segment: enough for the products to be efficient, few enough to stay in a CPU's last-level cache."""
+
+Range = tuple[int, int]
 
 
 class Segment(NamedTuple):
-    """Consecutive pairs ``first`` .. ``last`` of one expert; whether they begin and end all pairs of that expert."""
+    """Pairs ``first`` .. ``last`` of one expert, whose outputs go to the rows from ``row`` on."""
 
     expert: int
     first: int
     last: int
-    begins: bool
-    ends: bool
+    row: int
 
 
 def experts_forward(
@@ -35,18 +37,15 @@ def experts_forward(
     w_gate_up: Tensor,
     w_down: Tensor,
     save_h: bool = True,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """Outputs (P, D) of the pairs, not weighted by their gates, and the pre-activation h (P, 2F), kept for backward.
 
     Args:
         tokens: (S, D). token_idx: (P,) int64. expert_offsets: (E + 1,) int64.
         w_gate_up: (E, 2F, D), w_down: (E, D, F), both of the dtype of ``tokens``.
-        save_h: ``False`` drops h, which is then ``None`` and recomputed by ``experts_backward``.
+        save_h: ``False`` drops h, which then has 0 rows; ``experts_backward`` computes it again when given ``None``.
     """
-    expert_out, h = torch.ops.intermoe_native.experts_forward(
-        tokens, token_idx, expert_offsets, w_gate_up, w_down, save_h
-    )
-    return expert_out, h if save_h else None
+    return torch.ops.intermoe_native.experts_forward(tokens, token_idx, expert_offsets, w_gate_up, w_down, save_h)
 
 
 def experts_backward(
@@ -70,19 +69,14 @@ def experts_backward(
     )
 
 
-def group_segments(offsets: list[int], rows: int) -> list[list[Segment]]:
-    """Split the pairs into groups of at most ``rows``; an expert is cut only where it alone exceeds a group."""
-    groups: list[list[Segment]] = []
-    filled = rows
-    for expert, (start, stop) in enumerate(itertools.pairwise(offsets)):
-        for first in range(start, stop, rows):
-            last = min(first + rows, stop)
-            if filled + last - first > rows:
-                groups.append([])
-                filled = 0
-            groups[-1].append(Segment(expert, first, last, first == start, last == stop))
-            filled += last - first
-    return groups
+def segments(ranges: list[Range]) -> Iterator[Segment]:
+    """Cut every expert's range of pairs into segments, numbering the output rows through."""
+    row = 0
+    for expert, (start, stop) in enumerate(ranges):
+        for first in range(start, stop, SEGMENT_ROWS):
+            last = min(first + SEGMENT_ROWS, stop)
+            yield Segment(expert, first, last, row)
+            row += last - first
 
 
 @functools.cache
@@ -95,88 +89,147 @@ def _multiplies(dtype: torch.dtype) -> bool:
     return True
 
 
-def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+def product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """out = left . right, through torch on views."""
     if _multiplies(out.dtype):
         torch.mm(left, right, out=out)
     else:
         out.copy_(torch.mm(left.float(), right.float()))
 
 
-class _WeightGradient:
-    """Sum of an expert's products over its segments, in float32 where an expert of a half type has several."""
+class WeightGradient:
+    """Gradient of one of the experts' weights, summed over segments.
 
-    def __init__(self, grad: Tensor) -> None:
-        self.grad = grad
-        self.total: Tensor | None = None
+    Sums of several segments in a half type are kept in float32 until ``finish``.
+    """
 
-    def add(self, segment: Segment, left: Tensor, right: Tensor) -> None:
-        target = self.grad[segment.expert]
-        if segment.begins and segment.ends:
-            _product(left, right, target)
-        elif target.dtype == torch.float32:
-            torch.addmm(target, left, right, beta=0 if segment.begins else 1, out=target)
+    def __init__(self, weight: Tensor, single: bool) -> None:
+        self.grad = torch.empty_like(weight)
+        self.sums = self.grad
+        if not single and weight.dtype != torch.float32:
+            self.sums = torch.empty_like(weight, dtype=torch.float32)
+        self.started = [False] * weight.shape[0]
+
+    def add(self, expert: int, left: Tensor, right: Tensor) -> None:
+        target = self.sums[expert]
+        if not self.started[expert] and target.dtype == left.dtype:
+            product(left, right, target)
         else:
-            if self.total is None:
-                self.total = torch.empty(target.shape, dtype=torch.float32)
-            torch.addmm(self.total, left.float(), right.float(), beta=0 if segment.begins else 1, out=self.total)
-            if segment.ends:
-                target.copy_(self.total)
+            beta = 1 if self.started[expert] else 0
+            torch.addmm(target, left.to(target.dtype), right.to(target.dtype), beta=beta, out=target)
+        self.started[expert] = True
 
-    def clear_unused(self, offsets: list[int]) -> None:
-        for expert, (start, stop) in enumerate(itertools.pairwise(offsets)):
-            if start == stop:
-                self.grad[expert].zero_()
-
-
-def _prepare(
-    tokens: Tensor, token_idx: Tensor, expert_offsets: Tensor, w_gate_up: Tensor, w_down: Tensor
-) -> tuple[int, Tensor, Tensor, list[int]]:
-    """Check the arguments; the storage code, dense tokens and token_idx, and the offsets as numbers."""
-    num_experts, dim, width = w_down.shape
-    code = storage_code("tokens", tokens)
-    tokens = dense("tokens", tokens, tokens.dtype, tokens.shape[0], dim)
-    token_idx = dense("token_idx", token_idx, torch.int64, token_idx.numel())
-    dense("expert_offsets", expert_offsets, torch.int64, num_experts + 1)
-    for name, weight, shape in (
-        ("w_gate_up", w_gate_up, (num_experts, 2 * width, dim)),
-        ("w_down", w_down, w_down.shape),
-    ):
-        if weight.dtype != tokens.dtype:
-            raise TypeError(f"{name}: expected the dtype of tokens {tokens.dtype}, got {weight.dtype}")
-        if weight.shape != shape:
-            raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(weight.shape)}")
-    offsets: list[int] = expert_offsets.tolist()
-    if offsets[0] != 0 or offsets[-1] != token_idx.numel() or offsets != sorted(offsets):
-        raise ValueError(f"expert_offsets: must rise from 0 to the {token_idx.numel()} pairs, got {offsets}")
-    return code, tokens, token_idx, offsets
+    def finish(self) -> Tensor:
+        for expert, started in enumerate(self.started):
+            if not started:
+                self.sums[expert].zero_()
+        if self.sums is not self.grad:
+            self.grad.copy_(self.sums)
+        return self.grad
 
 
-def _gather(source: Tensor, rows: Tensor, out: Tensor) -> Tensor:
-    count, dim = rows.numel(), source.shape[1]
-    call("gather", source, rows, count, source.shape[0], dim * source.element_size(), out)
-    return out[:count]
+class Problem:
+    """Checked arguments of the experts, with the workspace of one segment, for any number of ranges of pairs."""
+
+    def __init__(
+        self, tokens: Tensor, token_idx: Tensor, expert_offsets: Tensor, w_gate_up: Tensor, w_down: Tensor
+    ) -> None:
+        num_experts, dim, width = w_down.shape
+        self.code = storage_code("tokens", tokens)
+        self.tokens = dense("tokens", tokens, tokens.dtype, tokens.shape[0], dim)
+        self.token_idx = dense("token_idx", token_idx, torch.int64, token_idx.numel())
+        dense("expert_offsets", expert_offsets, torch.int64, num_experts + 1)
+        shapes = ((num_experts, 2 * width, dim), (num_experts, dim, width))
+        for name, weight, shape in zip(("w_gate_up", "w_down"), (w_gate_up, w_down), shapes, strict=True):
+            if weight.dtype != tokens.dtype:
+                raise TypeError(f"{name}: expected the dtype of tokens {tokens.dtype}, got {weight.dtype}")
+            if weight.shape != shape:
+                raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(weight.shape)}")
+        self.w_gate_up, self.w_down = w_gate_up, w_down
+        self.num_pairs, self.dim, self.width = token_idx.numel(), dim, width
+        offsets: list[int] = expert_offsets.tolist()
+        if offsets[0] != 0 or offsets[-1] != self.num_pairs or offsets != sorted(offsets):
+            raise ValueError(f"expert_offsets: must rise from 0 to the {self.num_pairs} pairs, got {offsets}")
+        self.ranges: list[Range] = list(itertools.pairwise(offsets))
+        self.longest = min(max(stop - start for start, stop in self.ranges), SEGMENT_ROWS)
+
+    def workspace(self, width: int) -> Tensor:
+        return self.tokens.new_empty(self.longest, width)
+
+    def gather(self, source: Tensor, segment: Segment, out: Tensor) -> Tensor:
+        pairs = self.token_idx[segment.first : segment.last]
+        row_bytes = self.dim * source.element_size()
+        call("gather", source, pairs, pairs.numel(), source.shape[0], row_bytes, out)
+        return out[: pairs.numel()]
+
+
+class Forward:
+    """Outputs of the experts, and ``h`` (P, 2F) or, where it is not saved, (0, 2F)."""
+
+    def __init__(self, problem: Problem, save_h: bool) -> None:
+        self.problem, self.save_h = problem, save_h
+        self.h = problem.tokens.new_empty(problem.num_pairs if save_h else 0, 2 * problem.width)
+        self.inputs, self.activation = problem.workspace(problem.dim), problem.workspace(problem.width)
+        self.unsaved = None if save_h else problem.workspace(2 * problem.width)
+
+    def run(self, ranges: list[Range], expert_out: Tensor) -> None:
+        """Fill the first rows of ``expert_out`` with the outputs of the pairs in ``ranges``, one range per expert."""
+        p = self.problem
+        for segment in segments(ranges):
+            expert, first, last, row = segment
+            count = last - first
+            x = p.gather(p.tokens, segment, self.inputs)
+            h = self.h[first:last] if self.unsaved is None else self.unsaved[:count]
+            product(x, p.w_gate_up[expert].T, h)
+            activation = self.activation[:count]
+            call("swiglu_forward", h, activation, count, p.width, p.code)
+            product(activation, p.w_down[expert].T, expert_out[row : row + count])
+
+
+class Backward:
+    """Gradients of gates and weights, and of the pairs' tokens range by range."""
+
+    def __init__(self, problem: Problem, grad_out: Tensor, gates: Tensor, h: Tensor | None, single: bool) -> None:
+        p = self.problem = problem
+        self.grad_out = dense("grad_out", grad_out, p.tokens.dtype, p.tokens.shape[0], p.dim)
+        self.gates = dense("gates", gates, torch.float32, p.num_pairs)
+        self.h = None if h is None else dense("h", h, p.tokens.dtype, p.num_pairs, 2 * p.width)
+        single = single and all(stop - start <= SEGMENT_ROWS for start, stop in p.ranges)
+        self.grad_gates = torch.empty(p.num_pairs)
+        self.grad_gate_up, self.grad_down = WeightGradient(p.w_gate_up, single), WeightGradient(p.w_down, single)
+        self.inputs, self.grads = p.workspace(p.dim), p.workspace(p.dim)
+        self.inner, self.grad_h = p.workspace(p.width), p.workspace(2 * p.width)
+
+    def run(self, ranges: list[Range], grad_pairs: Tensor) -> None:
+        """Fill the first rows of ``grad_pairs`` for the pairs in ``ranges``; add to the other gradients."""
+        p = self.problem
+        for segment in segments(ranges):
+            expert, first, last, row = segment
+            count = last - first
+            x, grad = p.gather(p.tokens, segment, self.inputs), p.gather(self.grad_out, segment, self.grads)
+            inner, grad_h = self.inner[:count], self.grad_h[:count]
+            product(grad, p.w_down[expert], inner)
+            if self.h is None:
+                # The gradient takes the place of a recomputed h: SwiGLU's reads an element before it writes it.
+                h = grad_h
+                product(x, p.w_gate_up[expert].T, h)
+            else:
+                h = self.h[first:last]
+            sums = (self.gates[first:last], inner, grad_h, self.grad_gates[first:last])
+            call("swiglu_backward", h, *sums, count, p.width, p.code)
+            self.grad_down.add(expert, grad.T, inner)
+            self.grad_gate_up.add(expert, grad_h.T, x)
+            product(grad_h, p.w_gate_up[expert], grad_pairs[row : row + count])
 
 
 def _experts_forward(
     tokens: Tensor, token_idx: Tensor, expert_offsets: Tensor, w_gate_up: Tensor, w_down: Tensor, save_h: bool
 ) -> tuple[Tensor, Tensor]:
-    code, tokens, token_idx, offsets = _prepare(tokens, token_idx, expert_offsets, w_gate_up, w_down)
-    num_pairs, (dim, width) = token_idx.numel(), w_down.shape[1:]
-    rows = min(num_pairs, GROUP_ROWS)
-    expert_out = tokens.new_empty(num_pairs, dim)
-    h = tokens.new_empty(num_pairs if save_h else 0, 2 * width)
-    inputs, activations = tokens.new_empty(rows, dim), tokens.new_empty(rows, width)
-    workspace = h if save_h else tokens.new_empty(rows, 2 * width)
-    for group in group_segments(offsets, GROUP_ROWS):
-        start, stop = group[0].first, group[-1].last
-        x = _gather(tokens, token_idx[start:stop], inputs)
-        pre = workspace[start:stop] if save_h else workspace[: stop - start]
-        for s in group:
-            _product(x[s.first - start : s.last - start], w_gate_up[s.expert].T, pre[s.first - start : s.last - start])
-        call("swiglu_forward", pre, activations, stop - start, width, code)
-        for s in group:
-            _product(activations[s.first - start : s.last - start], w_down[s.expert].T, expert_out[s.first : s.last])
-    return expert_out, h
+    problem = Problem(tokens, token_idx, expert_offsets, w_gate_up, w_down)
+    forward = Forward(problem, save_h)
+    expert_out = tokens.new_empty(problem.num_pairs, problem.dim)
+    forward.run(problem.ranges, expert_out)
+    return expert_out, forward.h
 
 
 def _experts_forward_fake(
@@ -198,37 +251,11 @@ def _experts_backward(
     w_gate_up: Tensor,
     w_down: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    code, tokens, token_idx, offsets = _prepare(tokens, token_idx, expert_offsets, w_gate_up, w_down)
-    num_pairs, (dim, width) = token_idx.numel(), w_down.shape[1:]
-    grad_out = dense("grad_out", grad_out, tokens.dtype, tokens.shape[0], dim)
-    gates = dense("gates", gates, torch.float32, num_pairs)
-    if h is not None:
-        h = dense("h", h, tokens.dtype, num_pairs, 2 * width)
-    rows = min(num_pairs, GROUP_ROWS)
-    grad_pairs, grad_gates = tokens.new_empty(num_pairs, dim), torch.empty(num_pairs)
-    grad_gate_up, grad_down = _WeightGradient(torch.empty_like(w_gate_up)), _WeightGradient(torch.empty_like(w_down))
-    inputs, grads = tokens.new_empty(rows, dim), tokens.new_empty(rows, dim)
-    inner, grad_h = tokens.new_empty(rows, width), tokens.new_empty(rows, 2 * width)
-    for group in group_segments(offsets, GROUP_ROWS):
-        start, stop = group[0].first, group[-1].last
-        pairs = token_idx[start:stop]
-        x, grad = _gather(tokens, pairs, inputs), _gather(grad_out, pairs, grads)
-        local = [(s, slice(s.first - start, s.last - start)) for s in group]
-        for s, part in local:
-            _product(grad[part], w_down[s.expert], inner[part])
-            if h is None:
-                _product(x[part], w_gate_up[s.expert].T, grad_h[part])
-        # SwiGLU's gradient reads h[i] before it writes grad_h[i], so a recomputed h may be overwritten by its gradient.
-        pre = grad_h if h is None else h[start:stop]
-        weights, grad_weights = gates[start:stop], grad_gates[start:stop]
-        call("swiglu_backward", pre, weights, inner, grad_h, grad_weights, stop - start, width, code)
-        for s, part in local:
-            grad_down.add(s, grad[part].T, inner[part])
-            grad_gate_up.add(s, grad_h[part].T, x[part])
-            _product(grad_h[part], w_gate_up[s.expert], grad_pairs[s.first : s.last])
-    grad_gate_up.clear_unused(offsets)
-    grad_down.clear_unused(offsets)
-    return grad_pairs, grad_gates, grad_gate_up.grad, grad_down.grad
+    problem = Problem(tokens, token_idx, expert_offsets, w_gate_up, w_down)
+    backward = Backward(problem, grad_out, gates, h, single=True)
+    grad_pairs = tokens.new_empty(problem.num_pairs, problem.dim)
+    backward.run(problem.ranges, grad_pairs)
+    return grad_pairs, backward.grad_gates, backward.grad_gate_up.finish(), backward.grad_down.finish()
 
 
 def _experts_backward_fake(

@@ -28,7 +28,7 @@ SIGNATURES = {
     "intermoe_gather_cpu": "i:pplllpi",
     "intermoe_swiglu_forward_cpu": "i:ppllii",
     "intermoe_swiglu_backward_cpu": "i:pppppllii",
-    "intermoe_combine_cpu": "i:ppppllllii",
+    "intermoe_combine_cpu": "i:pppppllllii",
 }
 
 _REINSTALL = "install g++ or clang++ (Windows: Visual Studio Build Tools) and install intermoe again"

@@ -124,6 +124,7 @@ def _route_backward(
     scale: Tensor | None,
     normalise: bool,
     rows: int,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     (num_tokens, dim), num_experts = hidden.shape, router_weight.shape[0]
     code = storage_code("hidden", hidden)
@@ -141,7 +142,7 @@ def _route_backward(
             dense("mean", mean, torch.float32, num_tokens),
             dense("rstd", rstd, torch.float32, num_tokens),
         )
-    grad_hidden = torch.empty_like(hidden)
+    grad_hidden = grad_tokens if in_place else torch.empty_like(hidden)
     grad_weight, grad_offset = torch.empty(num_experts, dim), torch.empty(rows, num_experts)
     kept = rows if modulated else 0
     grad_scale, grad_shift = torch.empty(kept, dim), torch.empty(kept, dim)
