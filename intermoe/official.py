@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from intermoe.config import DenoiserConfig, TextConfig, VAEConfig
 from intermoe.nn.clip import ClipTextEncoder
-from intermoe.nn.denoiser import Denoiser, DenoiserLayer
+from intermoe.nn.denoiser import Denoiser
 from intermoe.nn.layers import AdaLN, sinusoid
 from intermoe.nn.moe import InterMoEBlock
 from intermoe.nn.skeleton import CONTACT_JOINTS
@@ -209,19 +209,19 @@ def load_denoiser(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
     for name, module in (
         ("motion_embed", denoiser.embed_motion),
         ("text_embed", denoiser.embed_text),
-        ("embed_timestep.time_embed.0", denoiser.embed_timestep.mlp[0]),
-        ("embed_timestep.time_embed.2", denoiser.embed_timestep.mlp[2]),
+        ("embed_timestep.time_embed.0", denoiser.embed_timestep.inner),
+        ("embed_timestep.time_embed.2", denoiser.embed_timestep.out),
         ("out.linear", denoiser.out),
     ):
         reader.copy(module.weight, f"{name}.weight")
         reader.copy(module.bias, f"{name}.bias")
-    for index, layer in enumerate(denoiser.layers):
-        _read_denoiser_layer(reader, f"blocks.{index}", layer)
+    for index in range(denoiser_config.num_layers):
+        _read_denoiser_layer(reader, f"blocks.{index}", denoiser.get_submodule(f"layers.{index}"))
     reader.finish()
     return denoiser
 
 
-def _read_denoiser_layer(reader: StrictReader, prefix: str, layer: DenoiserLayer) -> None:
+def _read_denoiser_layer(reader: StrictReader, prefix: str, layer: Any) -> None:
     attentions = (("sa_block", layer.self_attention.attention), ("ca_block", layer.cross_attention.attention))
     for name, attention in attentions:
         key = f"{prefix}.{name}.attention"

@@ -212,8 +212,8 @@ def model_folder(path_or_name: str | Path) -> Path:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"model: {str(path_or_name)!r} is neither a shipped model ({', '.join(shipped) or 'none'}) nor a folder "
-                f"with {CONFIG_FILE} and {WEIGHTS_FILE}"
+                f"model: {str(path_or_name)!r} is neither a shipped model ({', '.join(shipped) or 'none'}) "
+                f"nor a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
             )
     return folder
 

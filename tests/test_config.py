@@ -29,7 +29,8 @@ def test_yaml_and_integers_for_floats(tmp_path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("rates: [1, 0.5]\nname: null\n")
     loaded = Sample.load(path)
-    assert loaded == Sample(rates=(1.0, 0.5)) and isinstance(loaded.rates[0], float)
+    assert loaded == Sample(rates=(1.0, 0.5))
+    assert isinstance(loaded.rates[0], float)
 
 
 @pytest.mark.parametrize(

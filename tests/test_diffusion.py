@@ -112,7 +112,9 @@ def test_loss_counts_valid_frames_only() -> None:
     mask = torch.tensor([[True] * 4, [True, False, False, False]])
     off_by_one = lambda x, t, c, m: latents + torch.where(mask, 1.0, 100.0)[..., None, None]  # noqa: E731
     scheduler = build_scheduler("ddpm", CONFIG)
-    assert training_loss(off_by_one, latents, torch.ones(2, 5), mask, scheduler=scheduler) == pytest.approx(1.0, rel=1e-5)
+    assert training_loss(off_by_one, latents, torch.ones(2, 5), mask, scheduler=scheduler) == pytest.approx(
+        1.0, rel=1e-5
+    )
 
 
 def test_condition_is_dropped_by_whole_rows_with_the_given_probability() -> None:
@@ -126,7 +128,13 @@ def test_condition_is_dropped_by_whole_rows_with_the_given_probability() -> None
     scheduler = build_scheduler("ddim", CONFIG)
     for probability in (0.0, 0.3, 1.0):
         training_loss(
-            spy, latents, torch.ones(500, 5), None, scheduler=scheduler, condition_dropout=probability, generator=generator
+            spy,
+            latents,
+            torch.ones(500, 5),
+            None,
+            scheduler=scheduler,
+            condition_dropout=probability,
+            generator=generator,
         )
         rows = seen[-1]
         assert ((rows == 0).all(1) | (rows == 1).all(1)).all()
@@ -159,5 +167,5 @@ def test_bad_sampling_is_named(changes, message) -> None:
 
 
 def test_unknown_scheduler_is_named() -> None:
-    with pytest.raises(ValueError, match="scheduler: must be one of .*'euler'"):
+    with pytest.raises(ValueError, match=r"scheduler: must be one of .*'euler'"):
         build_scheduler("euler", CONFIG)

@@ -18,10 +18,13 @@ PROMPTS = ["two people bow", "one of them turns to the left"]
 def test_result_has_the_promised_form(tiny_pipeline) -> None:
     done = []
     result = tiny_pipeline(PROMPTS, num_frames=13, num_inference_steps=3, progress=lambda i, n: done.append((i, n)))
-    assert result.joints.shape == (2, 2, 13, 22, 3) and result.joints.dtype == torch.float32
+    assert result.joints.shape == (2, 2, 13, 22, 3)
+    assert result.joints.dtype == torch.float32
     assert result.motion.shape == (2, 2, 13, 262)
     torch.testing.assert_close(result.joints.flatten(-2), result.motion[..., :66])
-    assert result.prompts == tuple(PROMPTS) and result.seeds == (0, 1) and result.fps == 30
+    assert result.prompts == tuple(PROMPTS)
+    assert result.seeds == (0, 1)
+    assert result.fps == 30
     assert done == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -41,7 +44,9 @@ def test_the_prompt_is_embedded_once(tiny_pipeline, monkeypatch) -> None:
     calls = []
     forward = type(tiny_pipeline.text_encoder).forward
     monkeypatch.setattr(
-        type(tiny_pipeline.text_encoder), "forward", lambda self, prompts: calls.append(prompts) or forward(self, prompts)
+        type(tiny_pipeline.text_encoder),
+        "forward",
+        lambda self, prompts: calls.append(prompts) or forward(self, prompts),
     )
     tiny_pipeline(PROMPTS, num_frames=8, num_inference_steps=5)
     assert len(calls) == 1
@@ -51,7 +56,9 @@ def test_encode_and_decode_are_the_vae_between_statistics(tiny_pipeline) -> None
     motion = torch.randn(3, 8, 2, 262)
     latents = tiny_pipeline.encode(motion)
     assert latents.shape == (3, 2, 2, 28)
-    normed = (motion[1, :, 1] - torch.tensor(tiny_pipeline.statistics.mean)) / torch.tensor(tiny_pipeline.statistics.std)
+    normed = (motion[1, :, 1] - torch.tensor(tiny_pipeline.statistics.mean)) / torch.tensor(
+        tiny_pipeline.statistics.std
+    )
     mean = tiny_pipeline.vae.encode(normed[None]).mode()
     torch.testing.assert_close(latents[1, :, 1], mean[0].flatten(1))
     decoded = tiny_pipeline.decode(latents)
@@ -59,18 +66,25 @@ def test_encode_and_decode_are_the_vae_between_statistics(tiny_pipeline) -> None
     expected = tiny_pipeline.statistics.denormalise(tiny_pipeline.vae.decode(mean))
     torch.testing.assert_close(decoded[1, 1], expected[0])
     sampled = [tiny_pipeline.encode(motion, torch.Generator().manual_seed(1)) for _ in range(2)]
-    assert torch.equal(*sampled) and not torch.equal(sampled[0], latents)
+    assert torch.equal(*sampled)
+    assert not torch.equal(sampled[0], latents)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_save_and_load_give_the_same_model(tiny_pipeline, tmp_path, dtype) -> None:
     tiny_pipeline.save_pretrained(tmp_path / "model", dtype=dtype)
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     loaded = InterMoEPipeline.from_pretrained(tmp_path / "model")
     assert loaded.config == tiny_pipeline.config
     assert next(loaded.denoiser.parameters()).dtype == torch.float32
     np.testing.assert_array_equal(loaded.statistics.mean, tiny_pipeline.statistics.mean)
-    assert torch.equal(loaded.denoiser.layers[0].moe.selection_bias, tiny_pipeline.denoiser.layers[0].moe.selection_bias)
+    assert torch.equal(
+        loaded.denoiser.layers[0].moe.selection_bias, tiny_pipeline.denoiser.layers[0].moe.selection_bias
+    )
     arguments = {"num_frames": 16, "num_inference_steps": 3, "seed": 2}
     a, b = tiny_pipeline(PROMPTS, **arguments).joints, loaded(PROMPTS, **arguments).joints
     if dtype is None:
@@ -124,19 +138,19 @@ def test_a_broken_model_is_named(tiny_pipeline, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"model.safetensors: unexpected keys \['vae.extra'\]"):
         InterMoEPipeline.from_pretrained(tmp_path)
     save_file({k: v for k, v in weights.items() if k != "denoiser.out.bias"}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="missing key 'denoiser.out.bias'"):
+    with pytest.raises(ValueError, match=r"missing key 'denoiser.out.bias'"):
         InterMoEPipeline.from_pretrained(tmp_path)
     save_file({**weights, "denoiser.out.bias": torch.zeros(3)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"'denoiser.out.bias' must have shape \(28,\), got \(3,\)"):
         InterMoEPipeline.from_pretrained(tmp_path)
     save_file({k: v for k, v in weights.items() if k != "statistics.std"}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="missing key 'statistics.std'"):
+    with pytest.raises(ValueError, match=r"missing key 'statistics.std'"):
         InterMoEPipeline.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(ValueError, match="model.safetensors: not a readable safetensors file"):
+    with pytest.raises(ValueError, match=r"model.safetensors: not a readable safetensors file"):
         InterMoEPipeline.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json: not valid JSON"):
+    with pytest.raises(ValueError, match=r"config.json: not valid JSON"):
         InterMoEPipeline.from_pretrained(tmp_path)
 
 
@@ -154,4 +168,5 @@ def test_the_shipped_model_generates_without_a_network() -> None:
     pipeline = InterMoEPipeline.from_pretrained("salsa")
     result = pipeline("Two people dance salsa together.", num_frames=40, num_inference_steps=5)
     height = result.joints[..., 1].amax((-1, -2))
-    assert (height > 1.2).all() and (height < 2.2).all()
+    assert (height > 1.2).all()
+    assert (height < 2.2).all()

@@ -86,7 +86,7 @@ class Denoiser(nn.Module):
 
     def moe_blocks(self) -> list[InterMoEBlock]:
         """The MoE block of every layer, first to last."""
-        return [layer.moe for layer in self.layers]
+        return [module for module in self.modules() if isinstance(module, InterMoEBlock)]
 
     def update_selection_bias(self) -> None:
         """``InterMoEBlock.update_selection_bias`` of every layer; call it once after each optimiser step."""

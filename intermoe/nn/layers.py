@@ -72,9 +72,11 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.inner = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """(B,) integers -> (B, dim)."""
-        embedded: Tensor = self.mlp(sinusoid(timesteps, self.dim).to(self.mlp[0].weight.dtype))
+        hidden = self.inner(sinusoid(timesteps, self.dim).to(self.inner.weight.dtype))
+        embedded: Tensor = self.out(nn.functional.silu(hidden))
         return embedded

@@ -1,6 +1,6 @@
 r"""Step 4, combine: every token sums the outputs of the experts that took it, in expert order, without atomics.
 
-    out[s] = sum over e with slots[s, e] >= 0 of gates[slots[s, e]] * expert_out[slots[s, e]]
+out[s] = sum over e with slots[s, e] >= 0 of gates[slots[s, e]] * expert_out[slots[s, e]]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 r"""Step 3, experts: each expert's SwiGLU network on the tokens it took (Shazeer 2020).
 
-    expert_out[p] = W_down,e ( silu(W_gate,e t) * (W_up,e t) ),    t = tokens[token_idx[p]], e = expert of pair p
+expert_out[p] = W_down,e ( silu(W_gate,e t) * (W_up,e t) ),    t = tokens[token_idx[p]], e = expert of pair p
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ from torch.nn.functional import silu
 from intermoe.ops.checks import check_same_device, check_tensor
 
 
-def check_experts(
-    tokens: Tensor, token_idx: Tensor, expert_offsets: Tensor, w_gate_up: Tensor, w_down: Tensor
-) -> None:
+def check_experts(tokens: Tensor, token_idx: Tensor, expert_offsets: Tensor, w_gate_up: Tensor, w_down: Tensor) -> None:
     """Raise ``ValueError`` or ``TypeError`` unless the arguments of ``experts`` fit together."""
     size = check_tensor("tokens", tokens, ("S", "D"))
     check_tensor("token_idx", token_idx, ("P",))

@@ -18,7 +18,9 @@ from intermoe.ops.checks import check_same_device, check_tensor
 EPS = 1e-6
 
 
-def fuse(motion_weight: Tensor, text_logits: Tensor | None, alpha: Tensor | float | None) -> tuple[Tensor, Tensor | None]:
+def fuse(
+    motion_weight: Tensor, text_logits: Tensor | None, alpha: Tensor | float | None
+) -> tuple[Tensor, Tensor | None]:
     """Fold the fusion weights into the router: alpha * motion + (1 - alpha) * text, or their plain sum.
 
     Args:

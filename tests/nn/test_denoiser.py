@@ -146,7 +146,11 @@ def test_sinusoid_is_interleaved() -> None:
         ((torch.zeros(1, 4, 2, 6), torch.zeros(2), torch.zeros(1, 5)), ValueError, "timesteps: expected shape"),
         ((torch.zeros(1, 4, 2, 6), torch.zeros(1), torch.zeros(1, 4)), ValueError, "text: expected shape"),
         ((torch.zeros(1, 0, 2, 6), torch.zeros(1), torch.zeros(1, 5)), ValueError, "x: needs at least one"),
-        ((torch.zeros(1, 4, 2, 6), torch.zeros(1), torch.zeros(1, 5), torch.ones(1, 4)), TypeError, "mask: expected dtype"),
+        (
+            (torch.zeros(1, 4, 2, 6), torch.zeros(1), torch.zeros(1, 5), torch.ones(1, 4)),
+            TypeError,
+            "mask: expected dtype",
+        ),
     ],
 )
 def test_bad_call_is_named(arguments, error, message) -> None:

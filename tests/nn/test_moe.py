@@ -36,7 +36,11 @@ def test_three_training_steps_equal_the_authors(golden, relative_error) -> None:
     archive = golden("moe_block.npz")
     block = golden_block(archive).train()
     for step in range(3):
-        read = {k.removeprefix(f"step{step}/"): torch.tensor(archive[k]) for k in archive.files if k.startswith(f"step{step}/")}
+        read = {
+            k.removeprefix(f"step{step}/"): torch.tensor(archive[k])
+            for k in archive.files
+            if k.startswith(f"step{step}/")
+        }
         if step:
             block.update_selection_bias()
         assert torch.equal(block.selection_bias, read["aux_bias_used"][:, 0])
@@ -57,7 +61,11 @@ def test_three_training_steps_equal_the_authors(golden, relative_error) -> None:
                 f"experts.{e}.up_proj.weight": up,
                 f"experts.{e}.down_proj.weight": block.w_down.grad[e],
             }
-        assert {f"grad_{k}" for k in grads} == {k for k in read if k.startswith("grad_")} - {"grad_out", "grad_x", "grad_emb"}
+        assert {f"grad_{k}" for k in grads} == {k for k in read if k.startswith("grad_")} - {
+            "grad_out",
+            "grad_x",
+            "grad_emb",
+        }
         assert relative_error(y, read["y"]) < TOLERANCE
         assert relative_error(x.grad, read["grad_x"]) < TOLERANCE
         assert relative_error(emb.grad, read["grad_emb"]) < TOLERANCE
@@ -95,7 +103,8 @@ def test_every_kind_trains(fusion: str, cond_dim: int | None, norm: str, shared:
     assert (out[~mask] == 0).all()
     out.square().sum().backward()
     for name, parameter in block.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
     assert hidden.grad.abs().sum() > 0
     assert condition is None or condition.grad.abs().sum() > 0
@@ -183,7 +192,8 @@ def test_bias_stays_strictly_inside() -> None:
             block.expert_counts.fill_(count)
             block.token_count.fill_(10)
             block.update_selection_bias()
-        assert (block.selection_bias > -1).all() and (block.selection_bias < 0).all()
+        assert (block.selection_bias > -1).all()
+        assert (block.selection_bias < 0).all()
     torch.testing.assert_close(block.selection_bias, torch.full((4,), -BIAS_MARGIN))
 
 
@@ -243,7 +253,11 @@ def test_bad_construction_is_named(changes, message) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((torch.zeros(2, 5, 15), torch.zeros(2, 8)), ValueError, r"hidden: expected shape \(B, T, 16\), got \(2, 5, 15\)"),
+        (
+            (torch.zeros(2, 5, 15), torch.zeros(2, 8)),
+            ValueError,
+            r"hidden: expected shape \(B, T, 16\), got \(2, 5, 15\)",
+        ),
         ((torch.zeros(2, 5, 16),), ValueError, "condition: expected a tensor"),
         ((torch.zeros(2, 5, 16), torch.zeros(3, 8)), ValueError, r"condition: expected shape \(2, 8\)"),
         ((torch.zeros(2, 5, 16), torch.zeros(2, 8), torch.ones(2, 5)), TypeError, "mask: expected dtype torch.bool"),
@@ -263,10 +277,12 @@ def test_condition_without_a_place_for_it_is_refused() -> None:
 def test_official_block_is_strict(golden) -> None:
     archive = golden("moe_block.npz")
     state = {k.removeprefix("state0/"): torch.tensor(archive[k]) for k in archive.files if k.startswith("state0/")}
-    with pytest.raises(ValueError, match="unexpected keys .*'extra'"):
+    with pytest.raises(ValueError, match=r"unexpected keys .*'extra'"):
         official.load_moe_block({**state, "extra": torch.zeros(1)}, num_experts=4, capacity=1)
-    with pytest.raises(ValueError, match="unexpected keys .*experts.3"):
-        official.load_moe_block({k: v[:3] if v.shape[0] == 4 else v for k, v in state.items()}, num_experts=3, capacity=1)
+    with pytest.raises(ValueError, match=r"unexpected keys .*experts.3"):
+        official.load_moe_block(
+            {k: v[:3] if v.shape[0] == 4 else v for k, v in state.items()}, num_experts=3, capacity=1
+        )
     del state["experts.2.up_proj.weight"]
-    with pytest.raises(ValueError, match="missing key 'experts.2.up_proj.weight'"):
+    with pytest.raises(ValueError, match=r"missing key 'experts.2.up_proj.weight'"):
         official.load_moe_block(state, num_experts=4, capacity=1)

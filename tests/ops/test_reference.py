@@ -110,7 +110,8 @@ def test_selection_invariants(tokens: int, experts: int, bias: float, padded: bo
     if valid is not None:
         selected &= valid[:, None]
     assert torch.equal(s.slots >= 0, selected)
-    assert s.expert_offsets[0] == 0 and s.expert_offsets[-1] == s.token_idx.numel()
+    assert s.expert_offsets[0] == 0
+    assert s.expert_offsets[-1] == s.token_idx.numel()
     assert torch.equal(s.expert_offsets.diff(), s.counts)
     assert torch.equal(s.slots[s.slots >= 0].sort().values, torch.arange(s.token_idx.numel()))
     for e in range(experts):
@@ -122,7 +123,8 @@ def test_selection_invariants(tokens: int, experts: int, bias: float, padded: bo
 def test_nan_selects_nothing() -> None:
     logits = torch.tensor([[float("nan"), 1.0], [1.0, 1.0]])
     s = select_reference(logits, torch.full((2,), -0.5))
-    assert s.slots[0, 0] == -1 and s.counts.tolist() == [1, 2]
+    assert s.slots[0, 0] == -1
+    assert s.counts.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(("bias", "expected"), [(-0.999999, 0), (-1e-6, 24)])
@@ -171,7 +173,9 @@ def test_combine_sums_over_experts() -> None:
     out = combine_reference(expert_out, gates, slots)
     expected = torch.stack([expert_out[0] + 3 * expert_out[2], 4 * expert_out[3], torch.zeros(2), 2 * expert_out[1]])
     torch.testing.assert_close(out, expected)
-    torch.testing.assert_close(combine_reference(expert_out, torch.ones(4), slots), combine_reference(expert_out, None, slots))
+    torch.testing.assert_close(
+        combine_reference(expert_out, torch.ones(4), slots), combine_reference(expert_out, None, slots)
+    )
 
 
 @pytest.mark.parametrize("alpha", [None, 0.25])
@@ -192,15 +196,31 @@ HIDDEN, WEIGHT = torch.zeros(6, 4), torch.zeros(3, 4)
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: route_reference(HIDDEN[0], WEIGHT, None, None, None), ValueError, r"hidden: expected shape \(S, D\), got \(4,\)"),
+        (
+            lambda: route_reference(HIDDEN[0], WEIGHT, None, None, None),
+            ValueError,
+            r"hidden: expected shape \(S, D\), got \(4,\)",
+        ),
         (lambda: route_reference("x", WEIGHT, None, None, None), TypeError, "hidden: expected a tensor"),
         (lambda: route_reference(HIDDEN, WEIGHT[:, :3], None, None, None), ValueError, r"router_weight: .*\(3, 3\)"),
-        (lambda: route_reference(HIDDEN, WEIGHT, torch.zeros(4, 3), None, None), ValueError, "router_offset: .* divide .* 6, got 4"),
+        (
+            lambda: route_reference(HIDDEN, WEIGHT, torch.zeros(4, 3), None, None),
+            ValueError,
+            "router_offset: .* divide .* 6, got 4",
+        ),
         (lambda: route_reference(HIDDEN, WEIGHT, None, torch.zeros(1, 4), None), ValueError, "scale and shift"),
         (lambda: select_reference(WEIGHT, torch.zeros(3)), ValueError, r"selection_bias: expected shape \(4,\)"),
-        (lambda: select_reference(WEIGHT, torch.zeros(4), torch.zeros(3)), TypeError, "valid: expected dtype torch.bool"),
+        (
+            lambda: select_reference(WEIGHT, torch.zeros(4), torch.zeros(3)),
+            TypeError,
+            "valid: expected dtype torch.bool",
+        ),
         (lambda: combine_reference(HIDDEN, None, torch.zeros(2, 2)), TypeError, "slots: expected dtype torch.int64"),
-        (lambda: combine_reference(HIDDEN, torch.zeros(5), torch.zeros(2, 2).long()), ValueError, "gates: expected shape"),
+        (
+            lambda: combine_reference(HIDDEN, torch.zeros(5), torch.zeros(2, 2).long()),
+            ValueError,
+            "gates: expected shape",
+        ),
         (
             lambda: experts_reference(
                 HIDDEN, torch.zeros(0).long(), torch.zeros(3).long(), torch.zeros(2, 10, 4), torch.zeros(2, 4, 6)
