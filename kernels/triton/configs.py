@@ -59,10 +59,10 @@ class Key:
 # spilling; nothing here was timed yet.
 _Table = dict[str, tuple[Tile, Tile, Tile]]
 _GEFORCE_HALF: _Table = {  # 100 KB of shared memory per multiprocessor
-    "up": (Tile(32, 64, 64, 4, 4), Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3)),
-    "down": (Tile(32, 64, 64, 4, 4), Tile(64, 128, 32, 4, 4), Tile(128, 128, 32, 8, 4)),
-    "grad_hidden": (Tile(32, 64, 64, 4, 4), Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3)),
-    "grad_pairs": (Tile(32, 64, 64, 4, 4), Tile(64, 128, 32, 4, 4), Tile(128, 128, 32, 8, 4)),
+    "up": (Tile(32, 64, 64, 4, 3), Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3)),
+    "down": (Tile(32, 64, 64, 4, 3), Tile(64, 128, 32, 4, 4), Tile(128, 128, 32, 8, 4)),
+    "grad_hidden": (Tile(32, 64, 64, 4, 3), Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3)),
+    "grad_pairs": (Tile(32, 64, 64, 4, 3), Tile(64, 128, 32, 4, 4), Tile(128, 128, 32, 8, 4)),
     "grad_weight": (Tile(128, 128, 32, 8, 5),) * 3,
 }
 _A100_HALF: _Table = {

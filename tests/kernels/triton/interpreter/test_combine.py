@@ -30,7 +30,7 @@ def test_sums_equal_the_reference(tokens, experts, dim, bias, dtype, with_gates,
     found = combine(outputs, gates, pairs.slots)
     expected = combine_reference(outputs.double(), None if gates is None else gates.double(), pairs.slots)
     assert found.dtype == dtype
-    assert relative_error(found, expected) < tolerance(dtype, 1 if dtype != torch.float32 else experts)
+    assert relative_error(found, expected) < tolerance(dtype, experts)
 
 
 def test_residual_is_added_once(relative_error):
