@@ -26,16 +26,18 @@ def authors_form(tokens: Tensor, mask: Tensor, probabilities: Tensor, weights: W
     num_experts, _, expert_dim = weights.w_down.shape
     half = expert_dim // 2
     buffer = tokens.new_zeros(num_experts * num_tokens, dim)
+    # Unbound, as they are modules of their own there: a gradient of one expert is not as large as that of all.
+    gate_up, down = weights.w_gate_up.unbind(), weights.w_down.unbind()
     for expert in range(num_experts):
         rows = mask[expert].nonzero().squeeze(1)
         if rows.numel() == 0:
             continue
         x = tokens[rows]
-        w_gate, w_up = weights.w_gate_up[expert].split(expert_dim)
-        w_down = weights.w_down[expert]
+        w_gate, w_up = gate_up[expert].split(expert_dim)
+        w_down = down[expert]
         parts = [silu(x @ w_gate[s].T) * (x @ w_up[s].T) @ w_down[:, s].T for s in (slice(0, half), slice(half, None))]
         gate = probabilities[expert][mask[expert]].to(x.dtype)
-        buffer = buffer.index_put((rows + expert * num_tokens,), (parts[0] + parts[1]) * gate[:, None])
+        buffer[rows + expert * num_tokens] = (parts[0] + parts[1]) * gate[:, None]
     return buffer.view(num_experts, num_tokens, dim).sum(dim=0)
 
 

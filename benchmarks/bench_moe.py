@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,13 @@ from torch import Tensor
 
 from intermoe import backends
 from intermoe.ops.moe import moe
+from intermoe.ops.route import route_reference
+from intermoe.ops.select import select_reference
+
+sys.path.insert(0, str(Path(__file__).parent))
+import baselines
+
+Form = Callable[..., tuple[Tensor, Any]]
 
 DIM, WIDTH, EXPERTS = 768, 1024, 8
 ROWS = 4
@@ -37,24 +46,53 @@ def problem(tokens: int, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, ...
     return hidden, router_weight, router_offset, scale, shift, bias, w_gate_up, w_down
 
 
-def competitors(arguments: tuple[Tensor, ...]) -> dict[str, Callable[..., Any]]:
-    """Every way to compute it; all but the dense network are checked against the reference first."""
-    from baselines import dense_network, expert_loop, published_form
+def published(*arguments: Tensor) -> tuple[Tensor, None]:
+    """The authors' form behind plain routing."""
+    tokens, logits, weights = _route(*arguments)
+    mask = (torch.sigmoid(logits) + arguments[5] > 0).T
+    return baselines.authors_form(tokens, mask, torch.softmax(logits, dim=-1).T, weights), None
 
-    forms = {"published form": published_form, "expert loop": expert_loop}
+
+def loop(*arguments: Tensor) -> tuple[Tensor, None]:
+    """One product per expert on sorted rows, behind plain routing."""
+    tokens, logits, weights = _route(*arguments)
+    s = select_reference(logits, arguments[5])
+    return baselines.expert_loop(tokens, s.token_idx, s.expert_offsets, s.slots, s.gates, weights), None
+
+
+def dense(*arguments: Tensor) -> tuple[Tensor, None]:
+    """One network on every token, without routing."""
+    return baselines.dense_ffn(arguments[0], baselines.Weights(*arguments[6:])), None
+
+
+def native(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+    """The block's operation on the native backend."""
+    return moe(*arguments, backend="native")
+
+
+def _route(*arguments: Tensor) -> tuple[Tensor, Tensor, baselines.Weights]:
+    tokens, logits = route_reference(*arguments[:5])
+    return tokens.to(arguments[0].dtype), logits, baselines.Weights(*arguments[6:])
+
+
+def competitors(arguments: tuple[Tensor, ...]) -> dict[str, Form]:
+    """Every way to compute it; all but the dense network are checked against the reference first."""
+    forms: dict[str, Form] = {"authors' form": published, "expert loop": loop}
     if backends.available()["native"].usable:
-        forms["native"] = lambda *a: moe(*a, backend="native")
+        forms["native"] = native
+    dtype = arguments[0].dtype
+    bound = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps * DIM**0.5
     with torch.no_grad():
-        expected = moe(*(a.double() if a.is_floating_point() else a for a in arguments), backend="reference")[0]
+        # Routed by float32 logits, as every form is: a logit at the threshold must not depend on the precision.
+        expected = moe(*arguments, backend="reference")[0].double()
         for name, form in forms.items():
-            error = (form(*arguments)[0].double() - expected).norm() / expected.norm()
-            bound = 1e-5 if arguments[0].dtype == torch.float32 else 4 * torch.finfo(arguments[0].dtype).eps * DIM**0.5
+            error = ((form(*arguments)[0].double() - expected).norm() / expected.norm()).item()
             if not error <= bound:
                 raise RuntimeError(f"{name}: relative error {error:.2e} exceeds {bound:.2e}, not timing a wrong result")
-    return {**forms, "dense network": lambda *a: (dense_network(a[0], a[6], a[7]), None)}
+    return {**forms, "dense network": dense}
 
 
-def call(form: Callable[..., Any], arguments: tuple[Tensor, ...], backward: bool) -> None:
+def call(form: Form, arguments: tuple[Tensor, ...], backward: bool) -> None:
     """One forward, or forward and backward to every argument but the selection's bias."""
     if not backward:
         with torch.no_grad():
@@ -68,8 +106,8 @@ CASES = [(300, torch.float32, False), (300, torch.bfloat16, False), (4800, torch
 
 
 @pytest.mark.parametrize(("tokens", "dtype", "backward"), CASES, ids=str)
-@pytest.mark.parametrize("name", ["published form", "expert loop", "native", "dense network"])
-def bench_moe(benchmark: Any, tokens: int, dtype: torch.dtype, backward: bool, name: str) -> None:
+@pytest.mark.parametrize("name", ["authors' form", "expert loop", "native", "dense network"])
+def test_moe(benchmark: Any, tokens: int, dtype: torch.dtype, backward: bool, name: str) -> None:
     arguments = problem(tokens, dtype)
     forms = competitors(arguments)
     if name not in forms:
