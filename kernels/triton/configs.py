@@ -86,6 +86,7 @@ _TF32: _Table = {
     "grad_pairs": (Tile(32, 64, 32, 4, 4), Tile(64, 128, 16, 4, 4), Tile(128, 128, 16, 8, 4)),
     "grad_weight": (Tile(128, 128, 16, 8, 5), Tile(128, 128, 32, 8, 3), Tile(128, 128, 32, 8, 3)),
 }
+_A100_TF32: _Table = {**_TF32, "up": (Tile(32, 64, 32, 4, 4), Tile(64, 64, 32, 4, 3), Tile(128, 64, 16, 8, 4))}
 # Products in full float32 run on the ordinary units: small tiles, bound by arithmetic everywhere.
 _IEEE: _Table = {
     "up": (Tile(32, 32, 16, 4, 2),) * 3,
@@ -100,7 +101,7 @@ _HOPPER: dict[str, _Table] = {"half": _HOPPER_HALF, "tf32": _TF32, "ieee": _IEEE
 
 _SHIPPED: dict[int, dict[str, _Table]] = {
     0: {"half": _INTERPRETER, "tf32": _INTERPRETER, "ieee": _INTERPRETER},  # the interpreter on CPU
-    80: {"half": _A100_HALF, "tf32": _TF32, "ieee": _IEEE},
+    80: {"half": _A100_HALF, "tf32": _A100_TF32, "ieee": _IEEE},
     86: _GEFORCE,
     89: _GEFORCE,
     90: _HOPPER,
