@@ -134,7 +134,11 @@ def generate(
 
 @train_app.command("vae")
 def train_vae(
-    config: ConfigArgument, out: RunOption, data: TrainDataOption = None, resume: ResumeOption = False
+    config: ConfigArgument,
+    out: RunOption,
+    data: TrainDataOption = None,
+    init: Annotated[Path | None, typer.Option(help="Model folder of a trained autoencoder to start from.")] = None,
+    resume: ResumeOption = False,
 ) -> None:
     """Train the autoencoder; the folder's model/ is what the denoiser's training needs."""
     with _reported():
@@ -142,7 +146,7 @@ def train_vae(
         _check_folder(out)
         from intermoe.train import run_vae
 
-        typer.echo(run_vae(path, out, resume=resume, data=data))
+        typer.echo(run_vae(path, out, resume=resume, data=data, init=init))
 
 
 @train_app.command("denoiser")

@@ -106,6 +106,8 @@ class VAELossConfig(Config):
     velocity: float = 0.5
     rotation: float = 0.5
     kl: float = 0.02
+    bone: float = 0.0
+    skating: float = 0.0
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -114,8 +116,12 @@ class VAELossConfig(Config):
 
 @dataclass(frozen=True)
 class VAETrainConfig(TrainConfig):
-    """Training of the Causal-Skeletal VAE on windows of ``window`` frames, a multiple of the VAE's 4."""
+    """Training of the Causal-Skeletal VAE on windows of ``window`` frames, a multiple of 4 (the VAE's down-sampling).
 
+    ``decoder_only`` refines the decoder of a trained VAE; its latents, and so a denoiser trained on them, stay valid.
+    """
+
+    decoder_only: bool = False
     window: int = 64
     model: VAEConfig = field(default_factory=VAEConfig)
     losses: VAELossConfig = field(default_factory=VAELossConfig)

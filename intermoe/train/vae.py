@@ -33,6 +33,9 @@ class VAEObjective(Objective):
         super().__init__()
         self.vae = CausalSkeletalVAE(config.model)
         self.weights = config.losses
+        if config.decoder_only:
+            for part in (self.vae.joint_encoder, self.vae.encoder, self.vae.head):
+                part.requires_grad_(False)
         self.register_buffer("mean", torch.tensor(statistics.mean), persistent=False)
         self.register_buffer("std", torch.tensor(statistics.std), persistent=False)
 
@@ -41,7 +44,7 @@ class VAEObjective(Objective):
         motion = ((batch["motion"] - self.mean) / self.std).transpose(1, 2).flatten(0, 1)
         if not validating:
             output, posterior = self.vae(motion, generator)
-            return vae_losses(output, motion, posterior, self.std, self.weights)
+            return vae_losses(output, motion, posterior, self.mean, self.std, self.weights)
         output = self.vae.decode(self.vae.encode(motion).mode())
         distance = torch.linalg.vector_norm(joints((output - motion) * self.std), dim=-1).mean(dim=-1)
         # frames beyond the last full group of 4 were encoded together with padding
@@ -77,15 +80,22 @@ class Windows:
 
 
 def run_vae(
-    config_path: str | Path, output_dir: str | Path, resume: bool = False, data: str | Path | None = None
+    config_path: str | Path,
+    output_dir: str | Path,
+    resume: bool = False,
+    data: str | Path | None = None,
+    init: str | Path | None = None,
 ) -> Path:
     """Train a VAE as the file says and return ``output_dir/model``, the folder that ``load_vae_folder`` reads.
+
+    The saved latents are standardised (``CausalSkeletalVAE.set_latent_scale``); ``decoder_only`` leaves them alone.
 
     Args:
         config_path: YAML or JSON of ``VAETrainConfig``.
         output_dir: gets ``config.json``, ``statistics.json``, ``checkpoints/``, ``logs/`` and, at the end, ``model/``.
         resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
         data: folder of the data in place of the configured one.
+        init: model folder of a VAE to start from, with its statistics; needed for ``decoder_only``.
 
     Raises:
         ValueError: a wrong configuration or unusable data, named. FileExistsError: ``output_dir`` holds a run already.
@@ -93,6 +103,11 @@ def run_vae(
     """
     config = run.with_data(VAETrainConfig.load(config_path), data)
     output_dir = Path(output_dir)
+    start = load_vae_folder(init) if init is not None else None
+    if config.decoder_only and start is None:
+        raise ValueError("init: decoder_only needs the folder of a trained VAE, got None")
+    if start is not None and start[0].config != config.model:
+        raise ValueError(f"init: {init} has another configuration than model: {start[0].config}")
     accelerator = run.start(config, output_dir, resume=resume)
     train = run.open_split(config, "train", min_frames=max(config.window, config.data.min_frames))
     validation = run.open_split(config, "val", min_frames=config.data.min_frames)
@@ -100,18 +115,35 @@ def run_vae(
         run.once(
             accelerator,
             output_dir / "statistics.json",
-            lambda path: compute_statistics(train, passes=STATISTICS_PASSES).save(path),
+            lambda path: (start[1] if start else compute_statistics(train, passes=STATISTICS_PASSES)).save(path),
         )
     )
     torch.manual_seed(config.seed)
     objective = VAEObjective(config, statistics)
+    if start is not None:
+        objective.vae.load_state_dict(start[0].state_dict())
     windows = Windows(train, config.window)
     state = fit(accelerator, objective, config, windows, validation, output_dir, resume=resume)
     folder = output_dir / "model"
     if state is not None:
-        weights = {key.removeprefix("vae."): value for key, value in state.items()}
-        save_vae_folder(folder, config, weights, statistics)
+        vae = CausalSkeletalVAE(config.model).eval()
+        vae.load_state_dict({key.removeprefix("vae."): value for key, value in state.items()})
+        if not config.decoder_only:
+            standardise_latents(vae, train, statistics)
+        save_vae_folder(folder, config, vae.state_dict(), statistics)
     return folder
+
+
+@torch.no_grad()
+def standardise_latents(vae: CausalSkeletalVAE, train: InterHumanDataset, statistics: Statistics) -> None:
+    """Set the latents' scale from one epoch of ``train``: zero mean and unit variance in every channel."""
+    means = []
+    for index in range(len(train)):
+        motion = statistics.normalise(train.draw(index, 0)["motion"]).transpose(0, 1)
+        whole = motion.shape[1] // vae.downsampling * vae.downsampling
+        means.append(vae.encode(motion[:, :whole]).mode().flatten(0, 1))
+    latents = torch.cat(means)
+    vae.set_latent_scale(latents.mean(dim=0), latents.std(dim=0))
 
 
 def save_vae_folder(folder: Path, config: VAETrainConfig, weights: dict[str, Tensor], statistics: Statistics) -> None:

@@ -14,7 +14,7 @@ def _posterior() -> LatentDistribution:
 
 def test_perfect_reconstruction_costs_nothing() -> None:
     motion = torch.randn(2, 8, 262)
-    losses = vae_losses(motion, motion, _posterior(), torch.rand(262) + 0.1, VAELossConfig())
+    losses = vae_losses(motion, motion, _posterior(), torch.randn(262), torch.rand(262) + 0.1, VAELossConfig())
     assert all(value == 0 for value in losses.values())
 
 
@@ -24,7 +24,7 @@ def test_position_is_in_decimetres_whatever_the_statistics() -> None:
     metres = torch.zeros(262)
     metres[:66:3] = 0.3  # every joint 30 cm off along x, and 40 cm along z
     metres[2:66:3] = 0.4
-    losses = vae_losses(target + metres / std, target, _posterior(), std, VAELossConfig())
+    losses = vae_losses(target + metres / std, target, _posterior(), torch.zeros(262), std, VAELossConfig())
     torch.testing.assert_close(losses["position"], torch.tensor(5.0))
     # the error does not move, and the velocity columns are right
     torch.testing.assert_close(losses["velocity"], torch.tensor(0.0), atol=1e-4, rtol=0)
@@ -35,15 +35,15 @@ def test_jitter_of_positions_counts_as_velocity() -> None:
     target, std = torch.zeros(1, 4, 262), torch.ones(262)
     output = target.clone()
     output[:, ::2, 0] = 0.5  # one coordinate of 66 jumps by 0.5 between all frames
-    losses = vae_losses(output, target, _posterior(), std, VAELossConfig())
+    losses = vae_losses(output, target, _posterior(), torch.zeros(262), std, VAELossConfig())
     torch.testing.assert_close(losses["velocity"], torch.tensor(0.5 / 66))
 
 
 def test_loss_is_the_weighted_sum() -> None:
     motion, output = torch.randn(2, 8, 262), torch.randn(2, 8, 262)
     posterior = LatentDistribution(torch.ones(2, 2, 7, 4), torch.zeros(2, 2, 7, 4))
-    weights = VAELossConfig(reconstruction=1, position=2, velocity=3, rotation=4, kl=5)
-    losses = vae_losses(output, motion, posterior, torch.ones(262), weights)
+    weights = VAELossConfig(reconstruction=1, position=2, velocity=3, rotation=4, kl=5, bone=6, skating=7)
+    losses = vae_losses(output, motion, posterior, torch.zeros(262), torch.ones(262), weights)
     expected = sum(getattr(weights, name) * value for name, value in losses.items() if name != "loss")
     torch.testing.assert_close(losses["loss"], expected)
     assert losses["kl"] == 0.5
@@ -53,4 +53,33 @@ def test_loss_is_the_weighted_sum() -> None:
 def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
     motion = torch.zeros(shape)
     with pytest.raises(ValueError, match="output, target"):
-        vae_losses(motion, motion, _posterior(), torch.ones(262), VAELossConfig())
+        vae_losses(motion, motion, _posterior(), torch.zeros(262), torch.ones(262), VAELossConfig())
+
+
+def _standing() -> torch.Tensor:
+    """(1, 4, 262) un-normalised motion whose joints lie on a line 10 cm apart, in the order of their numbers."""
+    motion = torch.zeros(1, 4, 262)
+    motion[..., 1:66:3] = 0.1 * torch.arange(22)
+    return motion
+
+
+def test_bone_is_the_relative_error_of_lengths() -> None:
+    target, output = _standing(), _standing()
+    output[..., :66] *= 1.2  # every bone 20 % too long
+    terms = vae_losses(output, target, _posterior(), torch.zeros(262), torch.ones(262), VAELossConfig())
+    torch.testing.assert_close(terms["bone"], torch.tensor(0.2))
+    moved = _standing()
+    moved[..., :66:3] += 3.0
+    terms = vae_losses(moved, target, _posterior(), torch.zeros(262), torch.ones(262), VAELossConfig())
+    torch.testing.assert_close(terms["bone"], torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+def test_skating_is_what_feet_in_contact_move_too_fast() -> None:
+    target, output = _standing(), _standing()
+    output[:, :, 3 * 10] = 0.01 * torch.arange(4)  # joint 10, a foot, slides 1 cm a frame: 0.3 m/s
+    arguments = (_posterior(), torch.zeros(262), torch.ones(262), VAELossConfig())
+    assert vae_losses(output, target, *arguments)["skating"] == 0, "no contact"
+    target[..., 259] = 1.0  # the contact column of joint 10, one of four
+    torch.testing.assert_close(vae_losses(output, target, *arguments)["skating"], torch.tensor(0.3 / 4))
+    target[:, :, 3 * 10] = 0.02 * torch.arange(4)  # the target slides faster
+    assert vae_losses(output, target, *arguments)["skating"] == 0

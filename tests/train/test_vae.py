@@ -109,3 +109,39 @@ def test_a_vae_folder_that_does_not_fit_is_refused(trained_vae: Path, tmp_path: 
     (folder / "statistics.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no statistics\.json"):
         load_vae_folder(folder)
+
+
+def test_saved_latents_are_standardised(trained_vae: Path, pairs: Path) -> None:
+    vae, statistics = load_vae_folder(trained_vae / "model")
+    dataset = InterHumanDataset(pairs, "train", min_frames=16, mirror=True, swap_persons=True)
+    means = []
+    for index in range(len(dataset)):
+        motion = statistics.normalise(dataset.draw(index, 0)["motion"]).transpose(0, 1)
+        means.append(vae.encode(motion[:, : motion.shape[1] // 4 * 4]).mode().flatten(0, 1))
+    latents = torch.cat(means)
+    torch.testing.assert_close(latents.mean(dim=0), torch.zeros(7, 4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std(dim=0), torch.ones(7, 4), atol=1e-4, rtol=0)
+
+
+def test_refining_the_decoder_leaves_the_latents_alone(
+    trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = write_config("vae", decoder_only=True, **{"losses.bone": 5.0, "losses.skating": 1.0})
+    with pytest.raises(ValueError, match="init: decoder_only needs the folder of a trained VAE"):
+        run_vae(config, tmp_path / "none", data=pairs)
+    folder = run_vae(config, tmp_path / "run", data=pairs, init=trained_vae / "model")
+    (before, statistics), (after, same) = load_vae_folder(trained_vae / "model"), load_vae_folder(folder)
+    assert (statistics.mean == same.mean).all()
+    motion = torch.randn(1, 16, 262)
+    latents = before.encode(motion).mode()
+    assert torch.equal(after.encode(motion).mode(), latents)
+    assert not torch.equal(after.decode(latents), before.decode(latents))
+
+
+def test_starting_from_another_configuration_is_refused(
+    trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"init: .* another configuration"):
+        run_vae(
+            write_config("vae", **{"model.latent_dim": 8}), tmp_path / "run", data=pairs, init=trained_vae / "model"
+        )
