@@ -23,7 +23,7 @@ LIBRARIES = ("libintermoe_native.so", "libintermoe_native.dylib", "intermoe_nati
 
 NO_COMPILER = """
 ================================================================================
-intermoe: no C++ compiler found, installing WITHOUT the native CPU/CUDA kernels.
+intermoe: no C++ compiler found, installing WITHOUT the native CPU kernels.
 The package works on its reference (and Triton) backend. To get the fast kernels
 install g++ or clang++ (Windows: Visual Studio Build Tools) and install again.
 ================================================================================

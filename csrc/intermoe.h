@@ -9,8 +9,6 @@
  *   - `dtype` is the storage type of the arrays marked T; arithmetic is float32.
  *   - *_cpu functions use up to `num_threads` threads and may be called from several threads at once. The result does
  *     not depend on `num_threads`.
- *   - *_cuda functions take the CUDA stream on which the call is queued, on the current device, and do not synchronise.
- *     They are present only where intermoe_has_cuda() is 1.
  */
 #ifndef INTERMOE_H
 #define INTERMOE_H
@@ -32,7 +30,6 @@ extern "C" {
 enum intermoe_dtype { INTERMOE_FLOAT32 = 0, INTERMOE_FLOAT16 = 1, INTERMOE_BFLOAT16 = 2 };
 
 INTERMOE_API int32_t intermoe_abi_version(void);
-INTERMOE_API int32_t intermoe_has_cuda(void);
 /* Name of the CPU variant in use: "baseline", "avx2" or "avx512". */
 INTERMOE_API const char* intermoe_instruction_set(void);
 /* Message of the last failure in this thread; "" if there was none. */

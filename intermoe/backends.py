@@ -1,6 +1,6 @@
 """Choose, force and explain a backend of the InterMoE block.
 
-``reference`` is plain PyTorch and serves everything; ``native`` is C++ on CPU and CUDA; ``triton`` is Triton on CUDA
+``reference`` is plain PyTorch and serves everything; ``native`` is C++ on CPU; ``triton`` is Triton on CUDA
 (on CPU through its interpreter, for tests). The fastest usable one serves unless one is forced, and a forced one that
 cannot serve raises: nothing falls back in silence. Order of precedence: the ``backend`` argument of a call, the
 innermost ``with use(...)``, the environment variable ``INTERMOE_BACKEND``, speed.
@@ -32,7 +32,7 @@ STEPS = (
 )
 """Functions that a backend's module must offer."""
 
-_SPEED = {"cpu": ("native", "reference"), "cuda": ("triton", "native", "reference")}
+_SPEED = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("intermoe_backend", default=None)
 
@@ -41,8 +41,8 @@ _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("intermoe_b
 class Status:
     """Whether a backend is usable on this machine, where, and if not why and what to do about it.
 
-    ``devices`` are the device types it serves (a reference serves any). ``reason`` also says, for a usable backend, why
-    a device type is not among them.
+    ``devices`` are the device types it serves (the reference serves any). For a usable backend ``reason`` says what it
+    runs on.
     """
 
     name: str
@@ -158,18 +158,12 @@ def _native_status() -> Status:
     from intermoe.kernels.native import library
 
     try:
-        with_cuda = library.has_cuda()
+        instruction_set = library.instruction_set()
     except library.LibraryUnavailable as error:
         return Status("native", False, (), error.reason, error.remedy)
     if missing := _missing_steps("native"):
         return Status("native", False, (), f"has no {', '.join(missing)}", "force another backend")
-    if with_cuda and torch.cuda.is_available():
-        return Status("native", True, ("cpu", "cuda"))
-    if with_cuda:
-        reason, remedy = "no CUDA device", "use a machine with an NVIDIA GPU, its driver and a CUDA build of torch"
-    else:
-        reason, remedy = "built without nvcc", "install the CUDA toolkit and install intermoe again"
-    return Status("native", True, ("cpu",), f"not cuda: {reason}", remedy)
+    return Status("native", True, ("cpu",), f"C++ kernels, {instruction_set}")
 
 
 @functools.cache

@@ -16,7 +16,6 @@ _CODES = {"s": ctypes.c_char_p, "p": ctypes.c_void_p, "l": ctypes.c_int64, "i": 
 # Every function of csrc/intermoe.h: result, then arguments.
 SIGNATURES = {
     "intermoe_abi_version": "i:",
-    "intermoe_has_cuda": "i:",
     "intermoe_instruction_set": "s:",
     "intermoe_last_error": "s:",
     "intermoe_select_scratch": "l:l",
@@ -79,11 +78,6 @@ def open_library(path: Path) -> ctypes.CDLL:
         function.restype = _CODES[result]
         function.argtypes = [_CODES[code] for code in arguments]
     return library
-
-
-def has_cuda() -> bool:
-    """Whether the library was built with its CUDA part."""
-    return bool(load().intermoe_has_cuda())
 
 
 def instruction_set() -> str:
