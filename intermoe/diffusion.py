@@ -65,6 +65,7 @@ def training_loss(
     *,
     scheduler: SchedulerMixin,
     condition_dropout: float = 0.0,
+    snr_gamma: float = 0.0,
     generator: torch.Generator | None = None,
     timesteps: Tensor | None = None,
     noise: Tensor | None = None,
@@ -77,11 +78,14 @@ def training_loss(
         text_condition: (B, C). Whole rows are zeroed with probability ``condition_dropout``.
         mask: (B, T') bool, True = valid, or ``None``.
         scheduler: from ``build_scheduler``; adds the noise.
+        snr_gamma: weighs each sample by 1 + min(SNR, snr_gamma), SNR = alpha_bar / (1 - alpha_bar) of its timestep. The
+            truncation is that of Hang et al. 2023; at 0 the loss is plain. A larger value asks for precision where
+            little noise is left, which decides over jitter.
         generator: source of timesteps, noise and dropout (on the device of ``latents``).
         timesteps: (B,) and noise: like ``latents``; given ones replace random ones.
 
     Returns:
-        Scalar: mean over valid frames of the mean over persons and channels.
+        Scalar: (weighted) mean over valid frames of the mean over persons and channels.
     """
     batch, device = latents.shape[0], latents.device
     if timesteps is None:
@@ -95,6 +99,9 @@ def training_loss(
     noisy = scheduler.add_noise(latents, noise, timesteps)
     estimate = denoiser(noisy, timesteps, text_condition, mask)
     per_frame = (estimate - latents).float().square().mean(dim=(-2, -1))
+    if snr_gamma > 0:
+        alpha_bar = scheduler.alphas_cumprod.to(device)[timesteps]
+        per_frame = per_frame * (1 + (alpha_bar / (1 - alpha_bar)).clamp(max=snr_gamma))[:, None]
     if mask is None:
         return per_frame.mean()
     return (per_frame * mask).sum() / mask.sum().clamp(min=1)

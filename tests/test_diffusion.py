@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -115,6 +116,19 @@ def test_loss_counts_valid_frames_only() -> None:
     assert training_loss(off_by_one, latents, torch.ones(2, 5), mask, scheduler=scheduler) == pytest.approx(
         1.0, rel=1e-5
     )
+
+
+@pytest.mark.parametrize("gamma", [0.0, 5.0])
+def test_weights_follow_the_truncated_signal_to_noise_ratio(gamma: float) -> None:
+    latents, scheduler = torch.randn(3, 2, 1, 4), build_scheduler("ddim", CONFIG)
+    timesteps = torch.tensor([10, 500, 990])  # SNR far above, about and far below 1
+    errors = torch.tensor([1.0, 2.0, 3.0])
+    off = lambda x, t, c, m: latents + errors[:, None, None, None]  # noqa: E731
+    loss = training_loss(off, latents, torch.ones(3, 5), None, scheduler=scheduler, snr_gamma=gamma, timesteps=timesteps)
+    angle = (timesteps / 1000 + 0.008) / 1.008 * math.pi / 2
+    snr = 1 / torch.tan(angle).square()
+    expected = (errors.square() * (1 + snr.clamp(max=gamma))).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
 
 
 def test_condition_is_dropped_by_whole_rows_with_the_given_probability() -> None:

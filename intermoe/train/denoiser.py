@@ -91,6 +91,7 @@ class DenoiserObjective(Objective):
         self.encoder = encoder
         self.scheduler = build_scheduler("ddpm", config.diffusion)
         self.condition_dropout = config.diffusion.condition_dropout
+        self.snr_gamma = config.diffusion.snr_gamma
         steps = config.diffusion.num_train_timesteps
         self.validation_timesteps = [int(level * steps) for level in VALIDATION_NOISE_LEVELS]
 
@@ -107,6 +108,7 @@ class DenoiserObjective(Objective):
                 mask,
                 scheduler=self.scheduler,
                 condition_dropout=self.condition_dropout,
+                snr_gamma=self.snr_gamma,
                 generator=generator,
             )
             return {"loss": loss}

@@ -136,14 +136,19 @@ def run_vae(
 
 @torch.no_grad()
 def standardise_latents(vae: CausalSkeletalVAE, train: InterHumanDataset, statistics: Statistics) -> None:
-    """Set the latents' scale from one epoch of ``train``: zero mean and unit variance in every channel."""
+    """Set the latents' scale from one epoch of ``train``: zero mean in every channel, unit variance over all of them.
+
+    One factor for all channels: the posterior's noise makes a unit of latent matter alike in each, and the channels that
+    vary least matter least.
+    """
     means = []
     for index in range(len(train)):
         motion = statistics.normalise(train.draw(index, 0)["motion"]).transpose(0, 1)
         whole = motion.shape[1] // vae.downsampling * vae.downsampling
         means.append(vae.encode(motion[:, :whole]).mode().flatten(0, 1))
     latents = torch.cat(means)
-    vae.set_latent_scale(latents.mean(dim=0), latents.std(dim=0))
+    spread = latents.var(dim=0).mean().sqrt()
+    vae.set_latent_scale(latents.mean(dim=0), spread.expand(latents.shape[1:]))
 
 
 def save_vae_folder(folder: Path, config: VAETrainConfig, weights: dict[str, Tensor], statistics: Statistics) -> None:
