@@ -233,8 +233,6 @@ class CausalSkeletalVAE(nn.Module):
     adjacency_1: Tensor
     pool_0: Tensor
     pool_1: Tensor
-    latent_mean: Tensor
-    latent_std: Tensor
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -244,8 +242,6 @@ class CausalSkeletalVAE(nn.Module):
         for level in range(2):
             self.register_buffer(f"adjacency_{level}", self.layout.adjacency(level))
             self.register_buffer(f"pool_{level}", self.layout.pool(level))
-        self.register_buffer("latent_mean", torch.zeros(self.latent_joints, config.latent_dim))
-        self.register_buffer("latent_std", torch.ones(self.latent_joints, config.latent_dim))
         self.joint_encoder = JointEncoder(self.layout, config.latent_dim)
         self.encoder = nn.ModuleList(ResidualStack(config) for _ in range(2))
         self.head = JointLinear(self.latent_joints, config.latent_dim, 2 * config.latent_dim)
@@ -275,7 +271,6 @@ class CausalSkeletalVAE(nn.Module):
             x = self.encoder[level](x, self._neighbour_mean(level), history)
             x = _resample(x, _TIME_POOL, pool)
         mean, log_var = self.head(x.flatten(0, 1)).transpose(0, 1).unflatten(0, (batch, -1)).chunk(2, dim=-1)
-        mean, log_var = (mean - self.latent_mean) / self.latent_std, log_var - 2 * self.latent_std.log()
         return LatentDistribution(mean.contiguous(), log_var.contiguous())
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -289,26 +284,7 @@ class CausalSkeletalVAE(nn.Module):
         """A decoder that takes one latent frame at a time and returns its 4 frames."""
         return StreamingDecoder(self)
 
-    def set_latent_scale(self, mean: Tensor, std: Tensor) -> None:
-        """Standardise the latents that ``encode`` returns and ``decode`` takes; motion is reconstructed as before.
-
-        A denoiser's noise has unit variance, an autoencoder's latents need not. The scale is saved with the weights;
-        a new autoencoder has 0 and 1.
-
-        Args:
-            mean: (7, latent_dim) and std: (7, latent_dim) of the latents as they are scaled now; std > 0.
-        """
-        expected = tuple(self.latent_mean.shape)
-        for name, value in (("mean", mean), ("std", std)):
-            if tuple(value.shape) != expected or not value.isfinite().all():
-                raise ValueError(f"{name}: must be finite and of shape {expected}, got {tuple(value.shape)}")
-        if not (std > 0).all():
-            raise ValueError(f"std: must be positive, got a smallest of {std.min().item()}")
-        self.latent_mean.add_(mean.to(self.latent_mean) * self.latent_std)
-        self.latent_std.mul_(std.to(self.latent_std))
-
     def _decode(self, x: Tensor, history: History) -> Tensor:
-        x = x * self.latent_std + self.latent_mean
         for stack, level, time in zip(self.decoder, (1, 0), _TIME_UNPOOL, strict=True):
             members = ((self.pool_0, self.pool_1)[level] > 0).to(x.dtype)
             x = _resample(x, time, members.t().contiguous())

@@ -88,8 +88,6 @@ def run_vae(
 ) -> Path:
     """Train a VAE as the file says and return ``output_dir/model``, the folder that ``load_vae_folder`` reads.
 
-    The saved latents are standardised (``CausalSkeletalVAE.set_latent_scale``); ``decoder_only`` leaves them alone.
-
     Args:
         config_path: YAML or JSON of ``VAETrainConfig``.
         output_dir: gets ``config.json``, ``statistics.json``, ``checkpoints/``, ``logs/`` and, at the end, ``model/``.
@@ -126,29 +124,9 @@ def run_vae(
     state = fit(accelerator, objective, config, windows, validation, output_dir, resume=resume)
     folder = output_dir / "model"
     if state is not None:
-        vae = CausalSkeletalVAE(config.model).eval()
-        vae.load_state_dict({key.removeprefix("vae."): value for key, value in state.items()})
-        if not config.decoder_only:
-            standardise_latents(vae, train, statistics)
-        save_vae_folder(folder, config, vae.state_dict(), statistics)
+        weights = {key.removeprefix("vae."): value for key, value in state.items()}
+        save_vae_folder(folder, config, weights, statistics)
     return folder
-
-
-@torch.no_grad()
-def standardise_latents(vae: CausalSkeletalVAE, train: InterHumanDataset, statistics: Statistics) -> None:
-    """Set the latents' scale from one epoch of ``train``: zero mean in every channel, unit variance over all of them.
-
-    One factor for all channels: the posterior's noise makes a unit of latent matter alike in each, and the channels that
-    vary least matter least.
-    """
-    means = []
-    for index in range(len(train)):
-        motion = statistics.normalise(train.draw(index, 0)["motion"]).transpose(0, 1)
-        whole = motion.shape[1] // vae.downsampling * vae.downsampling
-        means.append(vae.encode(motion[:, :whole]).mode().flatten(0, 1))
-    latents = torch.cat(means)
-    spread = latents.var(dim=0).mean().sqrt()
-    vae.set_latent_scale(latents.mean(dim=0), spread.expand(latents.shape[1:]))
 
 
 def save_vae_folder(folder: Path, config: VAETrainConfig, weights: dict[str, Tensor], statistics: Statistics) -> None:

@@ -294,32 +294,3 @@ def test_other_dtypes(dtype: torch.dtype, relative_error: RelativeError) -> None
     # bfloat16 keeps 8 bits; about 30 operations follow one another, each rounding once.
     tolerance = 30**0.5 * torch.finfo(dtype).eps * 2 if dtype is torch.bfloat16 else FLOAT32_TOLERANCE
     assert relative_error(actual.float(), expected) < tolerance
-
-
-def test_the_latent_scale_changes_latents_but_not_reconstructions() -> None:
-    torch.manual_seed(0)
-    vae = CausalSkeletalVAE(VAEConfig(latent_dim=3)).eval()
-    motion = torch.randn(2, 8, 262)
-    before, reconstruction = vae.encode(motion), vae.decode(vae.encode(motion).mode())
-    mean, std = torch.randn(7, 3), torch.rand(7, 3) + 0.5
-    vae.set_latent_scale(mean, std)
-    after = vae.encode(motion)
-    torch.testing.assert_close(after.mean, (before.mean - mean) / std)
-    torch.testing.assert_close((0.5 * after.log_var).exp(), (0.5 * before.log_var).exp() / std)
-    torch.testing.assert_close(vae.decode(after.mode()), reconstruction)
-    vae.set_latent_scale(torch.ones(7, 3), torch.full((7, 3), 2.0))
-    torch.testing.assert_close(vae.encode(motion).mean, (after.mean - 1) / 2)
-    torch.testing.assert_close(vae.decode(vae.encode(motion).mode()), reconstruction)
-
-
-@pytest.mark.parametrize(
-    ("mean", "std", "message"),
-    [
-        (torch.zeros(7), torch.ones(7, 3), "mean: must be finite and of shape"),
-        (torch.zeros(7, 3), torch.full((7, 3), float("nan")), "std: must be finite"),
-        (torch.zeros(7, 3), torch.zeros(7, 3), "std: must be positive"),
-    ],
-)
-def test_a_bad_latent_scale_is_named(mean: torch.Tensor, std: torch.Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        CausalSkeletalVAE(VAEConfig(latent_dim=3)).set_latent_scale(mean, std)
