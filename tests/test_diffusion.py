@@ -124,7 +124,9 @@ def test_weights_follow_the_truncated_signal_to_noise_ratio(gamma: float) -> Non
     timesteps = torch.tensor([10, 500, 990])  # SNR far above, about and far below 1
     errors = torch.tensor([1.0, 2.0, 3.0])
     off = lambda x, t, c, m: latents + errors[:, None, None, None]  # noqa: E731
-    loss = training_loss(off, latents, torch.ones(3, 5), None, scheduler=scheduler, snr_gamma=gamma, timesteps=timesteps)
+    loss = training_loss(
+        off, latents, torch.ones(3, 5), None, scheduler=scheduler, snr_gamma=gamma, timesteps=timesteps
+    )
     angle = (timesteps / 1000 + 0.008) / 1.008 * math.pi / 2
     snr = 1 / torch.tan(angle).square()
     expected = (errors.square() * (1 + snr.clamp(max=gamma))).mean()
