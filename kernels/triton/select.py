@@ -9,6 +9,8 @@ each chunk sums the counts before it and writes its pairs where they belong: ord
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -221,14 +223,9 @@ def _select_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     num_tokens, num_experts = logits.shape
     num_pairs = torch.library.get_ctx().new_dynamic_size() if max_pairs is None else max_pairs
-    index = {"dtype": torch.int64}
-    return (
-        logits.new_empty(num_pairs, **index),
-        logits.new_empty(num_pairs, dtype=torch.float32),
-        logits.new_empty(num_experts + 1, **index),
-        logits.new_empty((num_tokens, num_experts), **index),
-        logits.new_empty(num_experts, **index),
-    )
+    index = functools.partial(torch.empty, dtype=torch.int64, device=logits.device)
+    gates = torch.empty(num_pairs, dtype=torch.float32, device=logits.device)
+    return index(num_pairs), gates, index(num_experts + 1), index(num_tokens, num_experts), index(num_experts)
 
 
 def _select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor:
