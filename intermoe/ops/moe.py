@@ -55,6 +55,8 @@ def moe(
         ``out`` (S, D) in the dtype of ``hidden`` and ``counts`` (E,) int64, the number of tokens of each expert.
         Under autocast the experts run in its dtype; routing stays in float32.
     """
+    if not normalise and scale is not None:
+        raise ValueError("scale: must be None with normalise=False, which leaves nothing to scale, got a tensor")
     device_type = hidden.device.type
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from intermoe.ops.combine import combine_reference
 from intermoe.ops.experts import experts_reference
-from intermoe.ops.moe import moe_reference
+from intermoe.ops.moe import moe, moe_reference
 from intermoe.ops.route import fuse, route_reference
 from intermoe.ops.select import select_reference
 
@@ -247,3 +247,8 @@ HIDDEN, WEIGHT = torch.zeros(6, 4), torch.zeros(3, 4)
 def test_bad_arguments_are_named(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_scale_without_normalisation_is_refused() -> None:
+    with pytest.raises(ValueError, match="scale: must be None with normalise=False"):
+        moe(**arguments(6, 4, 3, 5), normalise=False)
