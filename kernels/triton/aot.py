@@ -142,6 +142,12 @@ def specimens(architecture: int) -> Iterator[tuple[str, Specimen]]:
                 yield precision, specimen
 
 
+def compile_numbered(job: tuple[int, int]) -> Resources:
+    """``compile_specimen`` of (architecture, place in ``specimens``), which a pool of processes can pass around."""
+    architecture, index = job
+    return compile_specimen(list(specimens(architecture))[index][1], architecture)
+
+
 def compile_specimen(specimen: Specimen, architecture: int) -> Resources:
     """Compile for ``architecture`` (86 for sm_86) and read the assembler's report.
 
