@@ -176,7 +176,7 @@ def test_train_calls_the_trainers(run: Run, tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "own.yaml").write_text("seed: 3\n", encoding="utf-8")
     assert run("train", "vae", "own.yaml", "--out", "a", "--data", "d").exit_code == 0
     assert run("train", "denoiser", "salsa_denoiser", "--out", "b", "--vae", "a/model", "--resume").exit_code == 0
-    assert calls[0] == ("run_vae", Path("own.yaml"), Path("a"), {"resume": False, "data": Path("d")})
+    assert calls[0] == ("run_vae", Path("own.yaml"), Path("a"), {"resume": False, "data": Path("d"), "init": None})
     assert calls[1][1].name == "salsa_denoiser.yaml"
     assert calls[1][2:] == (Path("b"), {"vae": Path("a/model"), "data": None, "resume": True})
 
