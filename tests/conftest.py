@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def tiny_pipeline() -> Any:
 
 
 @pytest.fixture
-def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Uninitialised floating-point memory reads as NaN, so a result that depends on it cannot pass."""
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True)

@@ -76,7 +76,7 @@ class InterMoEBlock(nn.Module):
             raise ValueError(f"alpha: must be inside (0, 1) for fusion='learned', got {alpha}")
         self.dim, self.num_experts, self.expert_dim, self.cond_dim = dim, num_experts, expert_dim, cond_dim
         self.capacity, self.fusion, self.alpha, self.num_shared_experts = capacity, fusion, alpha, num_shared_experts
-        self.norm_kind, self.bias_rate, self.bias_init = norm, bias_rate, bias_init
+        self.bias_rate, self.bias_init = bias_rate, bias_init
         self.recompute, self.backend = recompute, backend
         check_moe(self)
 
