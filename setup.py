@@ -112,6 +112,7 @@ class BinaryDistribution(Distribution):
 
 PACKAGES = [
     "intermoe",
+    "intermoe.cli",
     "intermoe.data",
     "intermoe.eval",
     "intermoe.nn",

@@ -85,7 +85,7 @@ def test_same_seed_same_bytes_and_nothing_is_overwritten(run: Run, model: Path, 
 
 
 def test_prompts_of_a_file_in_batches(run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "BATCH_SIZE", 2)
+    monkeypatch.setattr(cli.generate, "BATCH_SIZE", 2)
     (tmp_path / "prompts.txt").write_text("two people bow\n\n  they turn \nthe first dancer\n", encoding="utf-8")
     options = ("--model", model, "--frames", 16, "--steps", 1, "--format", "npz", "--seed", 5)
     result = run("generate", "they bow", "--prompts", "prompts.txt", *options)

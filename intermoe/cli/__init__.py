@@ -1,0 +1,41 @@
+"""The ``intermoe`` command: thin wrappers that check everything first, then call the library.
+
+What cannot work is told in one line with exit code 2 before any work starts. Heavy imports happen inside the commands,
+so that ``intermoe --help`` is quick. Under a launcher: ``accelerate launch -m intermoe.cli train vae ...``.
+One file per group of commands; each command is registered here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Annotated
+
+try:
+    import typer
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("the intermoe command needs typer: pip install 'intermoe[all]'") from error
+
+from intermoe.cli import data, evaluate, generate, train
+
+app = typer.Typer(
+    help="Text to the motion of two people.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+)
+app.command()(generate.generate)
+app.command()(data.stats)
+app.add_typer(train.app, name="train")
+app.add_typer(evaluate.app, name="evaluate")
+
+
+def main() -> None:
+    """Entry point of the ``intermoe`` command."""
+    warnings.showwarning = lambda message, *_: typer.echo(f"warning: {message}", err=True)
+    app()
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        from intermoe import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit

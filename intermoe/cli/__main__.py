@@ -1,0 +1,5 @@
+"""``python -m intermoe.cli``, for launchers."""
+
+from intermoe.cli import main
+
+main()

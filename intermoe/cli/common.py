@@ -1,0 +1,111 @@
+"""What the commands share: options, checks before any work, errors in one line, progress and tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from intermoe.pipeline import InterMoEPipeline
+
+USER_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)
+
+ModelOption = Annotated[str, typer.Option(help="Name of a shipped model, or a model folder.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
+StepsOption = Annotated[int, typer.Option(help="Sampling steps.")]
+GuidanceOption = Annotated[float, typer.Option(help="Guidance scale; 1 turns guidance off.")]
+DataOption = Annotated[Path, typer.Option(help="Folder of motion in InterHuman's layout.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at an item that cannot be used.")]
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """What the user can mend is told in one line, with exit code 2."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+
+
+def check_sampling(steps: int, guidance: float, seed: int) -> None:
+    if steps < 1:
+        raise ValueError(f"--steps: must be >= 1, got {steps}")
+    if not guidance >= 1:
+        raise ValueError(f"--guidance: must be >= 1, got {guidance}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed: must be in [0, 2**63), got {seed}")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise if files cannot be written to ``folder``, which need not exist; make nothing."""
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise NotADirectoryError(f"--out: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"--out: no permission to write to {existing}")
+
+
+def parse_seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds: expected numbers separated by commas, got {text!r}") from None
+
+
+def load_pipeline(
+    model: str, device: str, *, frames: int | None = None, scheduler: str | None = None
+) -> InterMoEPipeline:
+    """The pipeline; what its configuration alone can refuse is refused before the weights are read."""
+    import torch
+
+    from intermoe.config import PipelineConfig
+    from intermoe.diffusion import SCHEDULERS
+    from intermoe.pipeline import CONFIG_FILE, InterMoEPipeline, model_folder
+
+    config = PipelineConfig.load(model_folder(model) / CONFIG_FILE)
+    if frames is not None and not config.min_frames <= frames <= config.max_frames:
+        raise ValueError(
+            f"--frames: must be in [{config.min_frames}, {config.max_frames}] for model {model!r}, got {frames}"
+        )
+    if scheduler is not None and scheduler not in SCHEDULERS:
+        raise ValueError(f"--scheduler: must be one of {', '.join(SCHEDULERS)}, got {scheduler!r}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: cannot use {device!r}: {error}") from error
+    return InterMoEPipeline.from_pretrained(model, device=device)
+
+
+def progress_bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def print_table(lines: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*lines[0])
+    for line in lines[1:]:
+        table.add_row(*line)
+    Console().print(table)

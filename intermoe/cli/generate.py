@@ -1,0 +1,157 @@
+"""``intermoe generate``: prompts to arrays and video."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from intermoe.cli.common import (
+    DeviceOption,
+    GuidanceOption,
+    ModelOption,
+    StepsOption,
+    check_folder,
+    check_sampling,
+    load_pipeline,
+    progress_bar,
+    reported,
+)
+
+if TYPE_CHECKING:
+    from intermoe.pipeline import InterMoEPipeline, PipelineResult
+
+BATCH_SIZE = 8
+DEFAULT_FRAMES = 120
+
+
+class Format(str, Enum):
+    """What ``generate`` can write."""
+
+    npz = "npz"
+    mp4 = "mp4"
+    gif = "gif"
+
+
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(help="What the two people do; several make several.")] = None,
+    prompts_file: Annotated[Path | None, typer.Option("--prompts", help="Text file, a prompt a line.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Length in frames, 30 a second. Default: 120, or what the model can.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Prompt i is drawn with seed + i.")] = 0,
+    steps: StepsOption = 50,
+    guidance: GuidanceOption = 3.5,
+    scheduler: Annotated[str, typer.Option(help="ddim, dpmsolver++, unipc or ddpm.")] = "ddim",
+    out: Annotated[Path, typer.Option(help="Folder for the files; made if absent.")] = Path("results"),
+    model: ModelOption = "salsa",
+    format: Annotated[
+        list[Format] | None, typer.Option(help="What to write; give it several times. Default: npz and mp4.")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Generate motion: arrays (.npz) and video (.mp4, .gif), never over an existing file."""
+    formats = list(dict.fromkeys(format or [Format.npz, Format.mp4]))
+    with reported():
+        chosen = _collect_prompts(prompts or [], prompts_file)
+        _check_drawing(formats)
+        check_sampling(steps, guidance, seed)
+        check_folder(out)
+        pipeline = load_pipeline(model, device, frames=frames, scheduler=scheduler)
+        num_frames = frames or min(DEFAULT_FRAMES, pipeline.config.max_frames)
+        pipeline.check(chosen, num_frames)
+        pipeline.text_encoder(chosen)  # refuses a prompt that is too long before anything is sampled
+        for prompt in chosen:
+            _warn_of_unknown_words(pipeline, prompt)
+        out.mkdir(parents=True, exist_ok=True)
+        settings: dict[str, str | int | float] = {
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "scheduler": scheduler,
+        }
+        written: list[Path] = []
+        with progress_bar() as progress:
+            sampling = progress.add_task("sampling", total=-(-len(chosen) // BATCH_SIZE) * steps)
+            writing = progress.add_task("writing", total=len(chosen) * len(formats))
+            for start in range(0, len(chosen), BATCH_SIZE):
+                result = pipeline(
+                    chosen[start : start + BATCH_SIZE],
+                    num_frames=num_frames,
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    seed=seed + start,
+                    scheduler=scheduler,
+                    progress=lambda done, total: progress.advance(sampling),
+                )
+                for index in range(len(result.prompts)):
+                    for path in _write(result, index, out, formats, model, settings):
+                        written.append(path)
+                        progress.advance(writing)
+    for path in written:
+        typer.echo(path)
+
+
+def _collect_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
+    chosen = list(prompts)
+    if file is not None:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        chosen += [line.strip() for line in lines if line.strip()]
+    if not chosen:
+        raise ValueError("prompts: expected at least one, as an argument or in the file of --prompts, got none")
+    if not all(prompt.strip() for prompt in chosen):
+        raise ValueError("prompts: a prompt must not be empty")
+    return chosen
+
+
+def _check_drawing(formats: Sequence[Format]) -> None:
+    needed = {Format.mp4: ("PIL", "imageio_ffmpeg"), Format.gif: ("PIL",), Format.npz: ()}
+    for chosen in formats:
+        for module in needed[chosen]:
+            if importlib.util.find_spec(module) is None:
+                raise ModuleNotFoundError(f"--format {chosen.value} needs {module}: pip install 'intermoe[viz]'")
+
+
+def _warn_of_unknown_words(pipeline: InterMoEPipeline, prompt: str) -> None:
+    unknown = pipeline.text_encoder.unknown_words(prompt)
+    if unknown:
+        listed = ", ".join(unknown)
+        typer.echo(f"warning: the model has never seen: {listed} (in {prompt!r}); it can only guess", err=True)
+
+
+def _write(
+    result: PipelineResult,
+    index: int,
+    folder: Path,
+    formats: Sequence[Format],
+    model: str,
+    settings: dict[str, str | int | float],
+) -> Iterator[Path]:
+    """Write one motion in all formats under one new name, and tell each file when it is there."""
+    from intermoe.viz import Scene, output_stem, save_gif, save_mp4, save_npz
+
+    prompt = result.prompts[index]
+    joints = result.joints[index].numpy()
+    stem = output_stem(folder, prompt, [f".{chosen.value}" for chosen in Format])
+    scene = Scene(joints, prompt, fps=result.fps) if {Format.mp4, Format.gif} & set(formats) else None
+    for chosen in formats:
+        path = stem.with_name(f"{stem.name}.{chosen.value}")
+        if scene is None or chosen is Format.npz:
+            save_npz(
+                path,
+                joints=joints,
+                motion=result.motion[index].numpy(),
+                prompt=prompt,
+                seed=result.seeds[index],
+                model=model,
+                settings=settings,
+                fps=result.fps,
+            )
+        elif chosen is Format.mp4:
+            save_mp4(path, scene)
+        else:
+            save_gif(path, scene)
+        yield path
