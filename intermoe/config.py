@@ -187,14 +187,17 @@ class DiffusionConfig(Config):
     """Noise schedule (cosine, Nichol and Dhariwal 2021), conditioning dropout and weighting of the training loss.
 
     ``snr_gamma`` weighs a timestep's loss by 1 + min(signal-to-noise ratio, snr_gamma); 0 is the plain loss.
+    ``latent_scale`` multiplies the latents before noise is added to them; the release has 1.
     """
 
     num_train_timesteps: int = 1000
     max_beta: float = 0.999
     condition_dropout: float = 0.1
     snr_gamma: float = 0.0
+    latent_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        _require(self.latent_scale > 0.0, "latent_scale", "> 0", self.latent_scale)
         _require(self.snr_gamma >= 0.0, "snr_gamma", ">= 0", self.snr_gamma)
         _require(self.num_train_timesteps >= 1, "num_train_timesteps", ">= 1", self.num_train_timesteps)
         _require(0.0 < self.max_beta < 1.0, "max_beta", "in (0, 1)", self.max_beta)

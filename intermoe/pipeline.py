@@ -162,6 +162,7 @@ class InterMoEPipeline:
             scheduler=build_scheduler(scheduler, self.config.diffusion),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            latent_scale=self.config.diffusion.latent_scale,
             generators=[torch.Generator().manual_seed(s) for s in seeds],
             callback=progress,
         )

@@ -133,6 +133,35 @@ def test_weights_follow_the_truncated_signal_to_noise_ratio(gamma: float) -> Non
     assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
 
 
+def test_latent_scale_scales_the_signal_under_the_noise_and_nothing_else() -> None:
+    latents, noise, scheduler = torch.randn(2, 3, 2, 4), torch.randn(2, 3, 2, 4), build_scheduler("ddim", CONFIG)
+    timesteps, seen = torch.tensor([100, 900]), []
+
+    def exact(x, t, c, m):
+        seen.append(x)
+        return latents
+
+    given = {"scheduler": scheduler, "timesteps": timesteps, "noise": noise}
+    loss = training_loss(exact, latents, torch.ones(2, 5), None, latent_scale=0.25, **given)
+    torch.testing.assert_close(seen[0], scheduler.add_noise(latents / 4, noise, timesteps))
+    assert loss == 0  # the estimate is compared with the latents themselves
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_sampling_undoes_the_latent_scale(name: str) -> None:
+    latents = torch.randn(2, 3, 2, 4)
+    result = sample(
+        lambda x, t, c, m: latents.repeat(len(x) // 2, 1, 1, 1),
+        torch.ones(2, 5),
+        (2, 3, 2, 4),
+        scheduler=build_scheduler(name, CONFIG),
+        num_inference_steps=10,
+        latent_scale=0.25,
+        generators=[torch.Generator().manual_seed(i) for i in range(2)],
+    )
+    torch.testing.assert_close(result, latents, rtol=0, atol=0.05)
+
+
 def test_condition_is_dropped_by_whole_rows_with_the_given_probability() -> None:
     seen = []
 

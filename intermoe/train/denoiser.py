@@ -92,6 +92,7 @@ class DenoiserObjective(Objective):
         self.scheduler = build_scheduler("ddpm", config.diffusion)
         self.condition_dropout = config.diffusion.condition_dropout
         self.snr_gamma = config.diffusion.snr_gamma
+        self.latent_scale = config.diffusion.latent_scale
         steps = config.diffusion.num_train_timesteps
         self.validation_timesteps = [int(level * steps) for level in VALIDATION_NOISE_LEVELS]
 
@@ -109,6 +110,7 @@ class DenoiserObjective(Objective):
                 scheduler=self.scheduler,
                 condition_dropout=self.condition_dropout,
                 snr_gamma=self.snr_gamma,
+                latent_scale=self.latent_scale,
                 generator=generator,
             )
             return {"loss": loss}
@@ -117,7 +119,14 @@ class DenoiserObjective(Objective):
         for t in self.validation_timesteps:
             timesteps = torch.full((len(latents),), t, device=latents.device)
             values[f"loss_t{t}"] = training_loss(
-                self.denoiser, latents, condition, mask, scheduler=self.scheduler, timesteps=timesteps, noise=noise
+                self.denoiser,
+                latents,
+                condition,
+                mask,
+                scheduler=self.scheduler,
+                latent_scale=self.latent_scale,
+                timesteps=timesteps,
+                noise=noise,
             )
         return {"loss": torch.stack(list(values.values())).mean(), **values}
 
