@@ -119,9 +119,12 @@ class VAETrainConfig(TrainConfig):
     """Training of the Causal-Skeletal VAE on windows of ``window`` frames, a multiple of 4 (the VAE's down-sampling).
 
     ``decoder_only`` refines the decoder of a trained VAE; its latents, and so a denoiser trained on them, stay valid.
+    ``latent_noise`` is the largest standard deviation of the noise that the decoder's input gets, drawn from 0 up to it
+    for each sequence: the decoder learns to undo errors such as a denoiser makes.
     """
 
     decoder_only: bool = False
+    latent_noise: float = 0.0
     window: int = 64
     model: VAEConfig = field(default_factory=VAEConfig)
     losses: VAELossConfig = field(default_factory=VAELossConfig)
@@ -130,6 +133,7 @@ class VAETrainConfig(TrainConfig):
         super().__post_init__()
         ok = self.window % 4 == 0 and 4 <= self.window <= self.data.max_frames
         _require(ok, "window", "a multiple of 4 frames in [4, data.max_frames]", self.window)
+        _require(self.latent_noise >= 0.0, "latent_noise", ">= 0", self.latent_noise)
         _require(self.model.layout == "interhuman", "model.layout", "'interhuman'", self.model.layout)
 
 

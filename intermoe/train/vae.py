@@ -33,6 +33,7 @@ class VAEObjective(Objective):
         super().__init__()
         self.vae = CausalSkeletalVAE(config.model)
         self.weights = config.losses
+        self.latent_noise = config.latent_noise
         if config.decoder_only:
             for part in (self.vae.joint_encoder, self.vae.encoder, self.vae.head):
                 part.requires_grad_(False)
@@ -43,7 +44,8 @@ class VAEObjective(Objective):
         """Training: the terms of ``vae_losses``. Validation: ``joint_error_cm`` of the mode's reconstruction."""
         motion = ((batch["motion"] - self.mean) / self.std).transpose(1, 2).flatten(0, 1)
         if not validating:
-            output, posterior = self.vae(motion, generator)
+            posterior = self.vae.encode(motion)
+            output = self.vae.decode(self._disturbed(posterior.sample(generator), generator))
             return vae_losses(output, motion, posterior, self.mean, self.std, self.weights)
         output = self.vae.decode(self.vae.encode(motion).mode())
         distance = torch.linalg.vector_norm(joints((output - motion) * self.std), dim=-1).mean(dim=-1)
@@ -52,6 +54,13 @@ class VAEObjective(Objective):
         valid = (torch.arange(motion.shape[1], device=motion.device) < whole[:, None]).repeat_interleave(2, dim=0)
         per_person = (distance * valid).sum(dim=1) / valid.sum(dim=1)
         return {"joint_error_cm": 100 * per_person.mean()}
+
+    def _disturbed(self, latents: Tensor, generator: torch.Generator) -> Tensor:
+        if self.latent_noise == 0:
+            return latents
+        levels = torch.rand((len(latents), 1, 1, 1), generator=generator, device=latents.device)
+        noise = torch.empty_like(latents).normal_(generator=generator)
+        return latents + self.latent_noise * levels * noise
 
 
 class Windows:

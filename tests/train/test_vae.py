@@ -126,6 +126,28 @@ def test_refining_the_decoder_leaves_the_latents_alone(
     assert not torch.equal(after.decode(latents), before.decode(latents))
 
 
+def test_latent_noise_reaches_the_decoder_at_a_level_of_its_own_for_each_sequence(
+    trained_vae: Path, pairs: Path, write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae, statistics = load_vae_folder(trained_vae / "model")
+    batch = collate([InterHumanDataset(pairs, "train", min_frames=16)[i] for i in range(4)])
+    batch["motion"] = batch["motion"][:, :16]
+    seen = []
+    for noise in (0.0, 0.5):
+        config = VAETrainConfig.load(write_config("vae", latent_noise=noise))
+        objective = VAEObjective(config, statistics)
+        objective.vae.load_state_dict(vae.state_dict())
+        decode = objective.vae.decode
+        monkeypatch.setattr(
+            objective.vae, "decode", lambda latents, decode=decode: seen.append(latents) or decode(latents)
+        )
+        objective(batch, torch.Generator().manual_seed(0))
+    levels = (seen[1] - seen[0]).flatten(1).std(dim=1)
+    assert levels.max() < 0.6
+    assert levels.min() > 0
+    assert levels.max() > 1.5 * levels.min()
+
+
 def test_starting_from_another_configuration_is_refused(
     trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
