@@ -15,7 +15,7 @@
 
 #include <stdint.h>
 
-#define INTERMOE_ABI_VERSION 1
+#define INTERMOE_ABI_VERSION 2
 
 #if defined(_WIN32)
 #define INTERMOE_API __declspec(dllexport)
@@ -35,9 +35,10 @@ INTERMOE_API const char* intermoe_instruction_set(void);
 /* Message of the last failure in this thread; "" if there was none. */
 INTERMOE_API const char* intermoe_last_error(void);
 
-/* select: selected(s, e) <=> valid[s] and sigmoid(logits[s, e]) + bias[e] > 0; a NaN selects nothing.
+/* select: selected(s, e) <=> valid[s, e] and sigmoid(logits[s, e]) + bias[e] > 0; a NaN selects nothing.
  * Two calls, because the caller allocates P pairs in between.
- *   logits   (S, E) float32    bias (E,) float32    valid (S,) uint8 or NULL for all valid
+ *   logits   (S, E) float32    bias (E,) float32
+ *   valid    (S, V) uint8 or NULL for all valid; V = E, or V = 1 for what holds for every expert
  *   slots    (S, E) int64      out of `count`: 1 = selected, -1 = not; out of `fill`: index of the pair or -1
  *   counts   (E,)   int64      tokens of each expert
  *   offsets  (E+1,) int64      pairs of expert e are offsets[e] .. offsets[e+1]; P = offsets[E]
@@ -46,7 +47,7 @@ INTERMOE_API const char* intermoe_last_error(void);
  */
 INTERMOE_API int64_t intermoe_select_scratch(int64_t S);
 INTERMOE_API int32_t intermoe_select_count_cpu(const float* logits, const float* bias, const uint8_t* valid, int64_t S,
-                                               int64_t E, int64_t* slots, int64_t* counts, int64_t* offsets,
+                                               int64_t E, int64_t V, int64_t* slots, int64_t* counts, int64_t* offsets,
                                                int64_t* scratch, int32_t num_threads);
 INTERMOE_API int32_t intermoe_select_fill_cpu(const float* logits, int64_t S, int64_t E, int64_t* scratch,
                                               int64_t* slots, int64_t* token_idx, float* gates, int32_t num_threads);

@@ -12,15 +12,15 @@ static inline int64_t num_blocks(int64_t S) { return (S + kBlock - 1) / kBlock; 
 
 namespace INTERMOE_VARIANT {
 
-// logits (S, E), bias (E,), valid (S,) or NULL -> slots (S, E) of 1 or -1, block_counts (num_blocks, E)
-void select_mark(const float* logits, const float* bias, const uint8_t* valid, int64_t S, int64_t E, int64_t* slots,
-                 int64_t* block_counts, int64_t block) {
+// logits (S, E), bias (E,), valid (S, V) or NULL -> slots (S, E) of 1 or -1, block_counts (num_blocks, E)
+void select_mark(const float* logits, const float* bias, const uint8_t* valid, int64_t S, int64_t E, int64_t V,
+                 int64_t* slots, int64_t* block_counts, int64_t block) {
   const int64_t first = block * kBlock, last = first + kBlock < S ? first + kBlock : S;
   int64_t* counts = block_counts + block * E;
   for (int64_t e = 0; e < E; ++e) counts[e] = 0;
   for (int64_t s = first; s < last; ++s) {
-    const bool open = valid == nullptr || valid[s] != 0;
     for (int64_t e = 0; e < E; ++e) {
+      const bool open = valid == nullptr || valid[s * V + (V == 1 ? 0 : e)] != 0;
       const float chance = 1.0f / (1.0f + expf(-logits[s * E + e]));
       const bool selected = open && chance + bias[e] > 0.0f;
       slots[s * E + e] = selected ? 1 : -1;
@@ -80,8 +80,8 @@ void select_backward(const float* grad_gates, const float* logits, const int64_t
 #ifdef INTERMOE_VARIANT_baseline
 
 namespace intermoe {
-INTERMOE_DECLARE(void select_mark(const float*, const float*, const uint8_t*, int64_t, int64_t, int64_t*, int64_t*,
-                                  int64_t))
+INTERMOE_DECLARE(void select_mark(const float*, const float*, const uint8_t*, int64_t, int64_t, int64_t, int64_t*,
+                                  int64_t*, int64_t))
 INTERMOE_DECLARE(void select_scatter(const float*, int64_t, int64_t, int64_t*, int64_t*, float*, int64_t*, int64_t))
 INTERMOE_DECLARE(void select_backward(const float*, const float*, const int64_t*, int64_t, float*, int64_t, int64_t))
 }  // namespace intermoe
@@ -93,12 +93,13 @@ extern "C" {
 int64_t intermoe_select_scratch(int64_t S) { return num_blocks(S); }
 
 int32_t intermoe_select_count_cpu(const float* logits, const float* bias, const uint8_t* valid, int64_t S, int64_t E,
-                                  int64_t* slots, int64_t* counts, int64_t* offsets, int64_t* scratch,
+                                  int64_t V, int64_t* slots, int64_t* counts, int64_t* offsets, int64_t* scratch,
                                   int32_t num_threads) {
   if (S < 0 || E < 1) return fail("expected S >= 0 and E >= 1, got S=%lld, E=%lld", (long long)S, (long long)E);
+  if (V != 1 && V != E) return fail("expected V = 1 or E = %lld, got V=%lld", (long long)E, (long long)V);
   const int64_t blocks = num_blocks(S);
   parallel_for(blocks, 1, num_threads, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b) INTERMOE_CALL(select_mark, logits, bias, valid, S, E, slots, scratch, b);
+    for (int64_t b = first; b < last; ++b) INTERMOE_CALL(select_mark, logits, bias, valid, S, E, V, slots, scratch, b);
   });
   int64_t next = 0;
   for (int64_t e = 0; e < E; ++e) {

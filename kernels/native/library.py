@@ -7,7 +7,7 @@ import functools
 import sys
 from pathlib import Path
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 _FILE_NAMES = {"win32": "intermoe_native.dll", "darwin": "libintermoe_native.dylib"}
 
@@ -19,7 +19,7 @@ SIGNATURES = {
     "intermoe_instruction_set": "s:",
     "intermoe_last_error": "s:",
     "intermoe_select_scratch": "l:l",
-    "intermoe_select_count_cpu": "i:pppllppppi",
+    "intermoe_select_count_cpu": "i:ppplllppppi",
     "intermoe_select_fill_cpu": "i:pllppppi",
     "intermoe_select_backward_cpu": "i:ppplllpi",
     "intermoe_route_forward_cpu": "i:pppppppppllllfii",

@@ -17,7 +17,8 @@ def select(logits: Tensor, selection_bias: Tensor, valid: Tensor | None = None) 
     """Choose the pairs and their gates.
 
     Args:
-        logits: (S, E) float32. selection_bias: (E,) float32. valid: (S,) bool or ``None``.
+        logits: (S, E) float32; a NaN selects nothing. selection_bias: (E,) float32.
+        valid: (S,) bool for tokens or (S, E) bool for pairs that may be selected, or ``None`` for all.
 
     Returns:
         token_idx (P,) int64, gates (P,) float32, expert_offsets (E + 1,) int64, slots (S, E) int64 with -1 where not
@@ -36,12 +37,13 @@ def _select(logits: Tensor, selection_bias: Tensor, valid: Tensor | None) -> Pai
     logits = dense("logits", logits, torch.float32, num_tokens, num_experts)
     bias = dense("selection_bias", selection_bias, torch.float32, num_experts)
     if valid is not None:
-        valid = dense("valid", valid, torch.bool, num_tokens)
+        valid = dense("valid", valid, torch.bool, num_tokens, *([num_experts] if valid.dim() == 2 else []))
+    columns = num_experts if valid is not None and valid.dim() == 2 else 1
     slots = torch.empty(num_tokens, num_experts, dtype=torch.int64)
     counts = torch.empty(num_experts, dtype=torch.int64)
     offsets = torch.empty(num_experts + 1, dtype=torch.int64)
     scratch = torch.empty(library.load().intermoe_select_scratch(num_tokens), num_experts, dtype=torch.int64)
-    call("select_count", logits, bias, valid, num_tokens, num_experts, slots, counts, offsets, scratch)
+    call("select_count", logits, bias, valid, num_tokens, num_experts, columns, slots, counts, offsets, scratch)
     num_pairs = int(offsets[-1])
     token_idx = torch.empty(num_pairs, dtype=torch.int64)
     gates = torch.empty(num_pairs, dtype=torch.float32)

@@ -69,11 +69,12 @@ static void round_trip(int64_t S, int64_t D, int64_t E, int64_t F, int64_t R, in
   if (pick(0, 1) == 1)
     for (int64_t i = 0; i < S * E; ++i) logits.as<float>()[i] = level;
 
-  Array bias = floats(E, skip), valid(S, 1, 0), slots(S * E, 8, 0), counts(E, 8, 0), offsets(E + 1, 8, 0);
+  const int64_t V = pick(0, 1) ? E : 1;  // one mask for all experts, or one each
+  Array bias = floats(E, skip), valid(S * V, 1, 0), slots(S * E, 8, 0), counts(E, 8, 0), offsets(E + 1, 8, 0);
   for (int64_t e = 0; e < E; ++e) bias.as<float>()[e] = -0.5f;
-  for (int64_t s = 0; s < S; ++s) valid.as<uint8_t>()[s] = pick(0, 4) > 0;
+  for (int64_t i = 0; i < S * V; ++i) valid.as<uint8_t>()[i] = pick(0, 4) > 0;
   Array scratch(intermoe_select_scratch(S) * E, 8, 0);
-  must(intermoe_select_count_cpu(logits.as<float>(), bias.as<float>(), pick(0, 1) ? valid.as<uint8_t>() : nullptr, S, E,
+  must(intermoe_select_count_cpu(logits.as<float>(), bias.as<float>(), pick(0, 1) ? valid.as<uint8_t>() : nullptr, S, E, V,
                                  slots.as<int64_t>(), counts.as<int64_t>(), offsets.as<int64_t>(),
                                  scratch.as<int64_t>(), threads),
        "select_count");
