@@ -116,6 +116,7 @@ PACKAGES = [
     "intermoe.data",
     "intermoe.eval",
     "intermoe.nn",
+    "intermoe.official",
     "intermoe.ops",
     "intermoe.train",
     "intermoe.viz",
