@@ -21,6 +21,7 @@ app = typer.Typer(
     help="Text to the motion of two people.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
 app.command()(generate.generate)
+app.command()(data.prepare)
 app.command()(data.stats)
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")

@@ -1,19 +1,78 @@
-"""``intermoe stats``: what training needs to know about a data set."""
+"""``intermoe prepare`` and ``intermoe stats``: check a data set, cache it, measure what training needs to know of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intermoe.cli.common import DataOption, StrictOption, check_folder, reported
+from intermoe.cli.common import DataOption, StrictOption, check_folder, progress_bar, reported
+
+if TYPE_CHECKING:
+    from intermoe.data import DatasetReport
+
+KindArgument = Annotated[str, typer.Argument(help="interhuman, interx or humanml3d.")]
+
+
+def prepare(
+    kind: KindArgument,
+    root: Annotated[Path, typer.Argument(help="Folder of the data as published.")],
+    out: Annotated[Path, typer.Option(help="Folder of the cache; training and evaluation take it as --data.")],
+    skeleton: Annotated[
+        Path | None,
+        typer.Option(help="Raw Inter-X: rest joints (55, 3) as .npy, or SMPL-X's model file SMPLX_NEUTRAL.npz."),
+    ] = None,
+    source_fps: Annotated[
+        int | None, typer.Option(help="Raw Inter-X: frames a second of the files, 30 (default) or 120.")
+    ] = None,
+    strict: StrictOption = False,
+) -> None:
+    """Check every sequence of a data set, cache it memory-mapped and compute its statistics.
+
+    Files that are missing in everybody's copy are told, but no problem.
+    """
+    with reported():
+        check_folder(out.parent)
+        from intermoe.data import motion_kind
+        from intermoe.data import prepare as prepare_cache
+
+        chosen = motion_kind(kind)
+        with progress_bar() as progress:
+            task = progress.add_task("reading", total=None)
+            cache = prepare_cache(
+                chosen,
+                root,
+                out,
+                skeleton=skeleton,
+                source_fps=source_fps,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        for split, report in cache.reports.items():
+            typer.echo(_describe(split, report), err=True)
+        if not cache.written:
+            typer.echo(f"{out} is up to date", err=True)
+        broken = sum(report.count for report in cache.reports.values())
+        if strict and broken:
+            raise ValueError(f"{root}: {broken} items cannot be used (--strict)")
+    typer.echo(out)
+
+
+def _describe(split: str, report: DatasetReport) -> str:
+    notes = [f"{report.total - report.count - len(report.known_missing)} of {report.total} sequences"]
+    if report.ignored:
+        notes.append(f"{report.ignored} on the ignore list")
+    if report.known_missing:
+        notes.append(f"{len(report.known_missing)} known to be missing ({', '.join(report.known_missing)})")
+    lines = [f"{split}: {', '.join(notes)}"]
+    return "\n".join(lines + (report.summary(names=20).splitlines() if report.count else []))
 
 
 def stats(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="File to write, .json or .npz.")],
-    split: Annotated[str, typer.Option(help="Name of a file in the data's split/, without .txt.")] = "train",
+    kind: Annotated[str, typer.Option(help="interhuman, interx or humanml3d.")] = "interhuman",
+    split: Annotated[str, typer.Option(help="Name of a split of the data.")] = "train",
     augment: Annotated[bool, typer.Option(help="Mirror items and exchange persons at random, as in training.")] = True,
     strict: StrictOption = False,
 ) -> None:
@@ -22,9 +81,11 @@ def stats(
         if out.suffix not in (".json", ".npz"):
             raise ValueError(f"--out: expected a .json or .npz file, got {out}")
         check_folder(out.parent)
-        from intermoe.data import InterHumanDataset, compute_statistics
+        from intermoe.data import MotionDataset, compute_statistics, motion_kind
 
-        dataset = InterHumanDataset(data, split, mirror=augment, swap_persons=augment, training=False, strict=strict)
+        chosen = motion_kind(kind)
+        mirror, swap = augment and chosen.mirror is not None, augment and chosen.swappable
+        dataset = MotionDataset(chosen, data, split, mirror=mirror, swap_persons=swap, training=False, strict=strict)
         out.parent.mkdir(parents=True, exist_ok=True)
-        compute_statistics(dataset, passes=4 if augment else 1).save(out)
+        compute_statistics(dataset, passes=4 if mirror or swap else 1).save(out)
     typer.echo(out)

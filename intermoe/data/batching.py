@@ -7,14 +7,14 @@ from typing import TypedDict
 
 import torch
 
-from intermoe.data.interhuman import MotionItem
+from intermoe.data.items import MotionItem
 
 # The VAE's downsampling in time: padded lengths are multiples of it.
 FRAME_MULTIPLE = 4
 
 
 class MotionBatch(TypedDict):
-    """``motion`` float32 (B, T, 2, 262), zero from ``lengths`` (int64 (B,), true numbers of frames) on."""
+    """``motion`` float32 (B, T, P, ...), zero from ``lengths`` (int64 (B,), true numbers of frames) on."""
 
     names: list[str]
     captions: list[str]

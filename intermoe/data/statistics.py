@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from intermoe.data.interhuman import InterHumanDataset
-from intermoe.data.motion import MOTION_WIDTH, Array, ArrayOrTensor
+from intermoe.data.dataset import MotionDataset
+from intermoe.data.motion import Array, ArrayOrTensor
 from intermoe.files import replacing
 
 # Below this a column counts as constant (rigid joints): dividing by its own deviation would only amplify rounding. The
@@ -93,29 +93,22 @@ def _check_suffix(path: Path) -> None:
         raise ValueError(f"path: expected a .json or .npz file, got {path}")
 
 
-def compute_statistics(
-    dataset: InterHumanDataset | Sequence[dict[str, torch.Tensor]], *, passes: int = 1
-) -> Statistics:
-    """Mean and standard deviation (262,) over all frames of both persons, deviations floored at ``STD_FLOOR``.
+def compute_statistics(dataset: MotionDataset | Sequence[dict[str, torch.Tensor]], *, passes: int = 1) -> Statistics:
+    """Mean and deviation (C,) of the motion's last dimension over everything else, deviations floored at ``STD_FLOOR``.
 
     Takes the items as the data set yields them, augmentation included. ``passes`` > 1 goes through that many epochs,
-    for a data set that draws windows or mirrors at random, and leaves the data set at epoch 0.
+    for a data set that draws windows or mirrors at random.
     """
     if passes < 1:
         raise ValueError(f"passes: must be >= 1, got {passes}")
-    count = 0
-    total = np.zeros(MOTION_WIDTH)
-    squares = np.zeros(MOTION_WIDTH)
+    count, total, squares = 0, np.zeros(1), np.zeros(1)
     for epoch in range(passes):
-        if isinstance(dataset, InterHumanDataset):
-            dataset.set_epoch(epoch)
         for index in range(len(dataset)):
-            motion = dataset[index]["motion"].double().numpy().reshape(-1, MOTION_WIDTH)
+            item = dataset.draw(index, epoch) if isinstance(dataset, MotionDataset) else dataset[index]
+            motion = item["motion"].double().flatten(0, -2).numpy()
             count += motion.shape[0]
-            total += motion.sum(0)
-            squares += (motion**2).sum(0)
-    if isinstance(dataset, InterHumanDataset):
-        dataset.set_epoch(0)
+            total = total + motion.sum(0)
+            squares = squares + (motion**2).sum(0)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
     return Statistics(mean.astype(np.float32), np.maximum(std, STD_FLOOR).astype(np.float32))

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from intermoe.data.interhuman import MotionItem
+from intermoe.data.items import MotionItem
 
 Draw = tuple[int, int]
 

@@ -195,9 +195,9 @@ def test_nan_in_unused_columns_is_harmless(make_set):
 
 def test_sets_beyond_the_memory_limit_are_read_again(make_set, monkeypatch):
     kept = InterHumanDataset(make_set(), "train")
-    monkeypatch.setattr("intermoe.data.interhuman._MEMORY_BYTES", 2 * 40 * 192 * 4)
+    monkeypatch.setattr("intermoe.data.dataset._MEMORY_BYTES", 2 * 40 * 192 * 4)
     reread = InterHumanDataset(kept.root, "train")
-    assert [pair is None for pair in reread._raw] == [False, True, True]
+    assert [source is None for source in reread._clips._sources] == [False, True, True]
     assert all(same(kept[i], reread[i]) for i in range(3))
 
 

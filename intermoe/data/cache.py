@@ -1,0 +1,200 @@
+"""A data set read and checked once: one memory-mapped array of all clips, an index, and the training statistics.
+
+A cache is a folder of ``motion.f32`` (the source columns of all clips, frame after frame, little-endian float32),
+``index.json`` (names, captions, places and lengths of the clips, the clips of each split, what was broken) and
+``statistics.json``. It is written under a temporary name and renamed when it is complete, and belongs to the state of
+the source files and to the settings that it was made with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intermoe.data.items import DatasetReport, ItemError, MotionKind, Reader
+from intermoe.data.motion import Array
+from intermoe.files import replacing_folder
+
+VERSION = 1
+INDEX, MOTION, STATISTICS = "index.json", "motion.f32", "statistics.json"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PreparedCache:
+    """``reports`` by split; ``written`` is False where a cache of the same source and settings was there already."""
+
+    folder: Path
+    written: bool
+    reports: dict[str, DatasetReport]
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether ``folder`` is a cache of any version."""
+    return (folder / INDEX).is_file() and (folder / MOTION).is_file()
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index of a cache. Raises ``ValueError`` where it is broken or of another version."""
+    try:
+        index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        version = index["version"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / INDEX}: not the index of a cache: {error!r}") from error
+    if version != VERSION:
+        raise ValueError(
+            f"{folder}: cache of version {version}, needed is {VERSION}: run intermoe prepare again"
+        )
+    return index
+
+
+def fingerprint(kind: MotionKind, reader: Reader, root: Path, settings: dict[str, Any]) -> str:
+    """What a cache depends on: names, sizes and times of the source files, and settings."""
+    content = hashlib.sha256(json.dumps([VERSION, kind.name, settings], sort_keys=True).encode())
+    for path in sorted(reader.files()):
+        status = path.stat()
+        # files beside the data, such as a skeleton, are named in full
+        name = path.relative_to(root) if path.is_relative_to(root) else path
+        content.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return content.hexdigest()
+
+
+def write_cache(
+    kind: MotionKind,
+    reader: Reader,
+    root: Path,
+    out: Path,
+    *,
+    settings: dict[str, Any],
+    statistics: Callable[[Path], None],
+    progress: Progress | None = None,
+) -> PreparedCache:
+    """Read every split of ``root`` into the cache ``out``, unless it is there already.
+
+    Args:
+        settings: of the reader, plain values. statistics: called with the folder of the finished array and index;
+            writes ``statistics.json`` there. progress: called as ``progress(sequences_done, sequences)``.
+
+    Raises:
+        FileExistsError: ``out`` holds something that is not a cache. FileNotFoundError: ``root`` has no split.
+        ValueError: no clip can be used.
+    """
+    if out.exists() and not is_cache(out) and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"out: {out} exists and is not a cache")
+    splits = reader.splits()
+    if not splits:
+        raise FileNotFoundError(f"{root}: lists no split (expected {kind.name}'s layout)")
+    key = fingerprint(kind, reader, root, settings)
+    if is_cache(out):
+        index = json.loads((out / INDEX).read_text(encoding="utf-8"))
+        if index.get("fingerprint") == key:
+            return PreparedCache(out, False, {name: _report(split) for name, split in index["splits"].items()})
+    with replacing_folder(out) as folder:
+        with (folder / MOTION).open("wb") as file:
+            index = _Writer(kind, reader, file.write, progress).index(splits)
+        if not index["clips"]["names"]:
+            first = next(iter(index["splits"].values()))
+            raise ValueError(f"{root}: {_report(first).summary()}")
+        index |= {"fingerprint": key, "settings": settings}
+        (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+        statistics(folder)
+    return PreparedCache(out, True, {name: _report(split) for name, split in index["splits"].items()})
+
+
+class _Writer:
+    def __init__(
+        self, kind: MotionKind, reader: Reader, write: Callable[[bytes], object], progress: Progress | None
+    ) -> None:
+        self.kind, self.reader, self.write, self.progress = kind, reader, write, progress
+        self.clips: dict[str, list[Any]] = {"names": [], "captions": [], "starts": [], "frames": []}
+        self.frames = 0
+        # the clips of a sequence, or why it has none: a sequence may be in several splits
+        self.read: dict[str, list[int] | ItemError] = {}
+
+    def index(self, splits: list[str]) -> dict[str, Any]:
+        named = {split: self.reader.names(split) for split in splits}
+        total, done = sum(len(names) for names, _ in named.values()), 0
+        parts: dict[str, Any] = {}
+        for split, (names, ignored) in named.items():
+            report, clips = DatasetReport(total=len(names), ignored=ignored), []
+            for name in names:
+                found = self._sequence(split, name)
+                if not isinstance(found, ItemError):
+                    clips += found
+                elif name in self.kind.known_missing:
+                    report.known_missing.append(name)
+                else:
+                    report.add(found)
+                done += 1
+                if self.progress is not None:
+                    self.progress(done, total)
+            parts[split] = {"clips": clips, **asdict(report)}
+        shape = list(self.kind.source_shape)
+        return {"version": VERSION, "kind": self.kind.name, "frame": shape, "clips": self.clips, "splits": parts}
+
+    def _sequence(self, split: str, name: str) -> list[int] | ItemError:
+        if name not in self.read:
+            try:
+                clips = self.reader.read(split, name)
+            except ItemError as error:
+                self.read[name] = error
+                return error
+            first = len(self.clips["names"])
+            for clip in clips:
+                row = (clip.name, clip.captions, self.frames, len(clip.source))
+                for column, value in zip(self.clips.values(), row, strict=True):
+                    column.append(value)
+                self.write(np.ascontiguousarray(clip.source, dtype="<f4").tobytes())
+                self.frames += len(clip.source)
+            self.read[name] = list(range(first, first + len(clips)))
+        return self.read[name]
+
+
+class CachedClips:
+    """The clips of one split of a cache; their columns are mapped into memory, not read.
+
+    Raises:
+        FileNotFoundError: no such split. ValueError: a cache of another kind or version, or a broken one.
+    """
+
+    def __init__(self, kind: MotionKind, folder: Path, split: str) -> None:
+        self._opened_with = (kind, folder, split)
+        index = read_index(folder)
+        if index["kind"] != kind.name:
+            raise ValueError(f"{folder}: a cache of {index['kind']}, expected {kind.name}")
+        if split not in index["splits"]:
+            raise FileNotFoundError(f"{folder}: no split {split!r} in this cache, only {', '.join(index['splits'])}")
+        part, clips = index["splits"][split], index["clips"]
+        self.report = _report(part)
+        self.names: list[str] = [clips["names"][i] for i in part["clips"]]
+        self.captions = [tuple(clips["captions"][i]) for i in part["clips"]]
+        self.frames: list[int] = [clips["frames"][i] for i in part["clips"]]
+        self._starts: list[int] = [clips["starts"][i] for i in part["clips"]]
+        shape = (sum(clips["frames"]), *kind.source_shape)
+        size = 4 * int(np.prod(shape))
+        if (folder / MOTION).stat().st_size != size:
+            raise ValueError(f"{folder / MOTION}: expected {size} bytes, got {(folder / MOTION).stat().st_size}")
+        self._motion = np.memmap(folder / MOTION, dtype="<f4", mode="r", shape=shape)
+
+    def __reduce__(self) -> tuple[type[CachedClips], tuple[MotionKind, Path, str]]:
+        # a worker that is spawned maps the file itself: a pickled memory map would be all of its contents
+        return CachedClips, self._opened_with
+
+    def __getitem__(self, index: int) -> Array:
+        start = self._starts[index]
+        return np.asarray(self._motion[start : start + self.frames[index]])
+
+
+def _report(part: dict[str, Any]) -> DatasetReport:
+    return DatasetReport(
+        total=part["total"],
+        ignored=part["ignored"],
+        known_missing=list(part["known_missing"]),
+        problems={kind: list(names) for kind, names in part["problems"].items()},
+    )

@@ -1,0 +1,205 @@
+"""Motion with captions as training and evaluation draw it, whatever the data set and wherever it is read from."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from intermoe.data.cache import CachedClips, is_cache
+from intermoe.data.captions import mirror_caption, swap_caption
+from intermoe.data.items import DatasetReport, ItemError, MotionItem, MotionKind
+from intermoe.data.motion import Array
+
+# Source columns stay in memory up to this size; sets beyond it are read again from disk.
+_MEMORY_BYTES = 4 * 2**30
+
+
+class Clips(Protocol):
+    """The readable clips of a split, and a report of the others."""
+
+    names: list[str]
+    captions: list[tuple[str, ...]]
+    frames: list[int]
+    report: DatasetReport
+
+    def __getitem__(self, index: int) -> Array:
+        """Source columns (F, P, ...) of a clip."""
+        ...
+
+
+class FolderClips:
+    """Clips of a folder as published. Every one is read and checked once: what is broken is known before training."""
+
+    def __init__(self, kind: MotionKind, root: Path, split: str) -> None:
+        self.reader, self.split = kind.reader(root), split
+        wanted, ignored = self.reader.names(split)
+        self.report = DatasetReport(total=len(wanted), ignored=ignored)
+        self.names: list[str] = []
+        self.captions: list[tuple[str, ...]] = []
+        self.frames: list[int] = []
+        self._sources: list[Array | None] = []
+        self._places: list[tuple[str, int]] = []
+        free = _MEMORY_BYTES
+        for name in wanted:
+            try:
+                clips = self.reader.read(split, name)
+            except ItemError as error:
+                if name in kind.known_missing:
+                    self.report.known_missing.append(name)
+                else:
+                    self.report.add(error)
+                continue
+            for number, clip in enumerate(clips):
+                self.names.append(clip.name)
+                self.captions.append(clip.captions)
+                self.frames.append(len(clip.source))
+                free -= clip.source.nbytes
+                self._sources.append(clip.source if free >= 0 else None)
+                self._places.append((name, number))
+
+    def __getitem__(self, index: int) -> Array:
+        source = self._sources[index]
+        if source is None:
+            name, number = self._places[index]
+            source = self.reader.read(self.split, name)[number].source
+        return source
+
+
+class MotionDataset(Dataset[MotionItem]):
+    """Motion with captions, one item a clip, in the representation of its kind.
+
+    ``root`` is the folder of the data as published, or a cache that ``intermoe prepare`` made of it.
+
+    A window is cut from the source before conversion, so that its first frame is the canonical one. In training
+    (``training=True``) its place and the caption are drawn at random; in evaluation they are the first ones. A sequence
+    longer than ``max_frames`` becomes such a window of ``max_frames``. What is drawn depends on (seed, epoch, index)
+    alone, not on workers, order or earlier items.
+
+    Args:
+        kind: which data set; ``intermoe.data.KINDS`` has them by name.
+        root: folder of the data, or of its cache.
+        split: name of a split of the data.
+        window: exact number of frames of every item; shorter sequences are left out. None: whole sequences.
+        min_frames: shortest sequence to use, in converted frames; by default that of the kind.
+        max_frames: longest item, in converted frames; by default that of the kind.
+        mirror: mirror an item, words of its caption included, with probability 1/2.
+        swap_persons: exchange the persons, words of the caption included, with probability 1/2.
+        seed: of everything random.
+        training: random windows and captions; by default for the split named "train".
+        strict: raise where an item cannot be used, instead of leaving it out with a warning.
+
+    Raises:
+        FileNotFoundError: no such split.
+        ValueError: an argument out of range, an unusable item with ``strict``, or no usable item at all.
+    """
+
+    def __init__(
+        self,
+        kind: MotionKind,
+        root: str | Path,
+        split: str,
+        *,
+        window: int | None = None,
+        min_frames: int | None = None,
+        max_frames: int | None = None,
+        mirror: bool = False,
+        swap_persons: bool = False,
+        seed: int = 0,
+        training: bool | None = None,
+        strict: bool = False,
+    ) -> None:
+        min_frames = kind.min_frames if min_frames is None else min_frames
+        max_frames = kind.max_frames if max_frames is None else max_frames
+        if not 1 <= min_frames <= max_frames:
+            raise ValueError(f"min_frames: must be in [1, max_frames={max_frames}], got {min_frames}")
+        if window is not None and not 1 <= window <= max_frames:
+            raise ValueError(f"window: must be in [1, max_frames={max_frames}], got {window}")
+        if seed < 0:
+            raise ValueError(f"seed: must be >= 0, got {seed}")
+        if mirror and kind.mirror is None:
+            raise ValueError(f"mirror: {kind.name} has no mirroring")
+        if swap_persons and not kind.swappable:
+            raise ValueError(f"swap_persons: {kind.name} has one person")
+        self.kind = kind
+        self.root = Path(root)
+        self.split = split
+        self.window = window
+        self.min_frames = min_frames
+        self.max_frames = max_frames
+        self.mirror = mirror
+        self.swap_persons = swap_persons
+        self.seed = seed
+        self.training = split == "train" if training is None else training
+        # Shared memory: workers that outlive an epoch must see the next one too.
+        self._epoch = torch.zeros((), dtype=torch.int64)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+        cached = is_cache(self.root)
+        self._clips: Clips = (CachedClips if cached else FolderClips)(kind, self.root, split)
+        self.report = self._clips.report
+        self._indices = self._long_enough()
+        self.names = [self._clips.names[i] for i in self._indices]
+        self._complain(strict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> MotionItem:
+        return self.draw(index, int(self._epoch))
+
+    def draw(self, index: int, epoch: int) -> MotionItem:
+        """Item ``index`` as it is drawn in ``epoch``, whatever ``set_epoch`` said last."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: must be in [0, {len(self)}), got {index}")
+        rng = np.random.default_rng((self.seed, epoch, index))
+        draw_caption, draw_start, draw_mirror, draw_swap = rng.random(4)
+        source = self._clips[self._indices[index]]
+        taken = self.num_frames(index) + self.kind.lost_frames
+        start = int(draw_start * (len(source) - taken + 1)) if self.training else 0
+        source = source[start : start + taken]
+        captions = self.captions(index)
+        caption = captions[int(draw_caption * len(captions))] if self.training else captions[0]
+        if self.mirror and draw_mirror < 0.5 and self.kind.mirror is not None:
+            source, caption = self.kind.mirror(source), mirror_caption(caption)
+        if self.swap_persons and draw_swap < 0.5:
+            source, caption = source[:, ::-1], swap_caption(caption)
+        motion = torch.from_numpy(self.kind.convert(source))
+        return {"name": self.names[index], "motion": motion, "caption": caption}
+
+    def num_frames(self, index: int) -> int:
+        """Length of item ``index`` in converted frames, the same in every epoch."""
+        if self.window is not None:
+            return self.window
+        return min(self.max_frames, self._clips.frames[self._indices[index]] - self.kind.lost_frames)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """All captions of an item as written, before any mirroring or exchange."""
+        return self._clips.captions[self._indices[index]]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose what is drawn next; running workers see it from their next item on."""
+        if epoch < 0:
+            raise ValueError(f"epoch: must be >= 0, got {epoch}")
+        self._epoch.fill_(epoch)
+
+    def _long_enough(self) -> list[int]:
+        needed = self.kind.lost_frames + max(self.window or 0, self.min_frames)
+        indices = []
+        for index, (name, frames) in enumerate(zip(self._clips.names, self._clips.frames, strict=True)):
+            if frames < needed:
+                self.report.add(ItemError(f"shorter than {needed} frames", f"{name}: {frames}"))
+            else:
+                indices.append(index)
+        return indices
+
+    def _complain(self, strict: bool) -> None:
+        if self.report.count and (strict or not self.names):
+            raise ValueError(f"{self.root}: {self.report.summary()}")
+        if not self.names:
+            raise ValueError(f"{self.root}: split {self.split!r} names no item")
+        if self.report.count:
+            warnings.warn(f"{self.root}: {self.report.summary()}", stacklevel=4)

@@ -1,0 +1,145 @@
+"""What the readers of all data sets have in common: items, reports of what is broken, and what a kind of data is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TypedDict
+
+import torch
+
+from intermoe.data.motion import Array
+
+
+class MotionItem(TypedDict):
+    """One item: ``motion`` is float32 (T, P, ...), not normalised; the frame's shape is that of the data's kind."""
+
+    name: str
+    motion: torch.Tensor
+    caption: str
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One sequence as it is read: ``source`` is float32 (F, P, ...), what ``MotionKind.convert`` takes."""
+
+    name: str
+    captions: tuple[str, ...]
+    source: Array
+
+
+@dataclass
+class DatasetReport:
+    """Items of a split that cannot be used: ``problems`` maps a kind of problem to the names (with details).
+
+    ``known_missing`` are items that are missing in everybody's copy of the data; they are no problem.
+    """
+
+    total: int = 0
+    ignored: int = 0
+    known_missing: list[str] = field(default_factory=list)
+    problems: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of items left out because of a problem."""
+        return sum(map(len, self.problems.values()))
+
+    def add(self, error: ItemError) -> None:
+        """Note an item that cannot be used."""
+        self.problems.setdefault(error.kind, []).append(error.detail)
+
+    def summary(self, *, names: int = 5) -> str:
+        """One line a kind: the count and the first ``names`` names."""
+        lines = [f"{self.count} of {self.total} items cannot be used"]
+        for kind, items in sorted(self.problems.items()):
+            more = f", and {len(items) - names} more" if len(items) > names else ""
+            lines.append(f"  {kind}: {len(items)} ({', '.join(items[:names])}{more})")
+        return "\n".join(lines)
+
+
+class ItemError(ValueError):
+    """Why an item cannot be used; ``kind`` groups such items in the report."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+        self.detail = detail
+
+
+class Reader(Protocol):
+    """Reads one folder in the layout in which a data set is published."""
+
+    def splits(self) -> list[str]:
+        """Names of the splits that the folder lists."""
+        ...
+
+    def names(self, split: str) -> tuple[list[str], int]:
+        """Names of a split's sequences, and how many more the data's own ignore list takes out.
+
+        Raises ``FileNotFoundError`` if there is no such split.
+        """
+        ...
+
+    def read(self, split: str, name: str) -> list[Clip]:
+        """The clips of a sequence, one or more. Raises ``ItemError`` for a sequence that cannot be used."""
+        ...
+
+    def files(self) -> list[Path]:
+        """Every file that the clips are made of."""
+        ...
+
+
+@dataclass(frozen=True)
+class MotionKind:
+    """A published data set: how it is read, converted and drawn.
+
+    Args:
+        name: also the name of the autoencoder's layout. fps: frames a second. persons: in one clip.
+        source_shape: (P, ...) of one frame of a source. lost_frames: source frames that conversion consumes.
+        min_frames, max_frames: the published bounds of an item, in converted frames.
+        reader: opens a folder.
+        convert: source (F, P, ...) to motion (F - lost_frames, P, ...).
+        mirror: mirrors a source, or ``None`` where the data has no such augmentation of its own.
+        known_missing: sequences that are missing in every copy of the data.
+    """
+
+    name: str
+    fps: int
+    persons: int
+    source_shape: tuple[int, ...]
+    lost_frames: int
+    min_frames: int
+    max_frames: int
+    reader: Callable[[Path], Reader]
+    convert: Callable[[Array], Array]
+    mirror: Callable[[Array], Array] | None = None
+    known_missing: frozenset[str] = frozenset()
+
+    @property
+    def swappable(self) -> bool:
+        """Whether persons can change places."""
+        return self.persons > 1
+
+
+def read_lines(path: Path, layout: str) -> list[str]:
+    """Non-empty lines of a text file, stripped. Raises ``FileNotFoundError`` that says which layout was expected."""
+    try:
+        lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file (expected {layout}'s layout)") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def read_captions(folder: Path, name: str) -> list[str]:
+    """The lines of ``folder/<name>.txt``. Raises ``ItemError`` if there are none."""
+    try:
+        captions = read_lines(folder / f"{name}.txt", "the data set")
+    except FileNotFoundError:
+        raise ItemError("no caption", f"{name}: no file in {folder.name}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ItemError("unreadable caption file", f"{name}: {error}") from error
+    if not captions:
+        raise ItemError("no caption", f"{name}: empty file")
+    return captions
