@@ -18,6 +18,9 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 
 FUSIONS = ("weighted", "sum", "learned")
 NORMS = ("adaln", "none")
+ROUTINGS = ("dynamic", "token_choice", "expert_choice")
+POOLS = ("batch", "sample")
+UNITS = ("frame", "sequence")
 LAYOUTS = ("interhuman", "interx", "humanml3d")
 TEXT_ENCODERS = ("wordpiece", "huggingface", "clip")
 
@@ -113,7 +116,10 @@ class VAEConfig(Config):
 
 @dataclass(frozen=True)
 class DenoiserConfig(Config):
-    """Denoiser. ``input_dim`` is the latent width of one person and frame (coarse joints x latent_dim)."""
+    """Denoiser. ``input_dim`` is the latent width of one person and frame (coarse joints x latent_dim).
+
+    The routing values are those of ``intermoe.InterMoEBlock``, whose rows here are samples: both persons' frames.
+    """
 
     input_dim: int = 448
     text_dim: int = 768
@@ -129,6 +135,10 @@ class DenoiserConfig(Config):
     bias_rate: float = 1e-3
     bias_init: float = -0.5
     dropout: float = 0.1
+    routing: str = "dynamic"
+    top_k: int | None = None
+    pool: str = "batch"
+    unit: str = "frame"
 
     def __post_init__(self) -> None:
         for name in ("input_dim", "text_dim", "dim", "num_layers", "num_heads", "num_experts", "expert_dim"):
@@ -147,6 +157,15 @@ def check_moe(config: Any) -> None:
     _require(config.num_shared_experts >= 0, "num_shared_experts", ">= 0", config.num_shared_experts)
     _require(config.bias_rate >= 0.0, "bias_rate", ">= 0", config.bias_rate)
     _require(-1.0 < config.bias_init < 0.0, "bias_init", "strictly inside (-1, 0)", config.bias_init)
+    for name, known in (("routing", ROUTINGS), ("pool", POOLS), ("unit", UNITS)):
+        _require(getattr(config, name) in known, name, f"one of {known}", getattr(config, name))
+    if config.routing == "token_choice":
+        fits = config.top_k is not None and 1 <= config.top_k <= config.num_experts
+        _require(fits, "top_k", "in [1, num_experts] for routing='token_choice'", config.top_k)
+    else:
+        _require(config.top_k is None, "top_k", f"None for routing={config.routing!r}", config.top_k)
+    alone = (config.routing, config.pool, config.unit) == ("expert_choice", "sample", "sequence")
+    _require(not alone, "unit", "'frame' with expert_choice in pools of one sample, which hold one row", config.unit)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ class DenoiserLayer(nn.Module):
             num_shared_experts=config.num_shared_experts,
             bias_rate=config.bias_rate,
             bias_init=config.bias_init,
+            routing=config.routing,
+            top_k=config.top_k,
+            pool=config.pool,
+            unit=config.unit,
         )
 
     def forward(self, hidden: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -92,6 +96,14 @@ class Denoiser(nn.Module):
         """``InterMoEBlock.update_selection_bias`` of every layer; call it once after each optimiser step."""
         for block in self.moe_blocks():
             block.update_selection_bias()
+
+    def load_balance_loss(self) -> Tensor:
+        """Sum of the layers' ``load_balance_loss`` of the last training forward, zero but for token-choice routing.
+
+        Add it, times a small coefficient, to the training loss.
+        """
+        losses = [block.load_balance_loss for block in self.moe_blocks() if block.load_balance_loss is not None]
+        return torch.stack(losses).sum() if losses else self.out.bias.new_zeros(())
 
     def _check(self, x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None) -> None:
         size = check_tensor("x", x, ("B", "T'", "P", self.config.input_dim))

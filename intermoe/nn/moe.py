@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from intermoe.config import NORMS, check_moe
 from intermoe.nn.layers import AdaLN, SwiGLU
 from intermoe.ops.checks import check_tensor
-from intermoe.ops.moe import moe
-from intermoe.ops.route import fuse
+from intermoe.ops.moe import moe, raise_on_overflow
+from intermoe.ops.route import fuse, route_reference
+from intermoe.ops.routing import choose_pairs, load_balance_loss
 
 ROUTER_STD = 0.006
 BIAS_MARGIN = 1e-3
@@ -35,10 +36,22 @@ class InterMoEBlock(nn.Module):
         bias_rate: step of ``update_selection_bias``. bias_init: its start, inside (-1, 0).
         recompute: save memory in training: drop the experts' pre-activations and compute them again in the backward.
         backend: force a backend by name; ``None`` takes the one in force at each call.
+        routing: ``"dynamic"``; ``"token_choice"``: every token takes its ``top_k`` best experts; ``"expert_choice"``:
+            every expert takes its capacity * S / E best tokens. See ``intermoe.ops.routing``.
+        top_k: experts per token, for token-choice alone.
+        pool: ``"batch"``: one pool of all tokens; ``"sample"``: every row of the batch is a pool of its own.
+        unit: ``"sequence"`` selects all frames of a row together, from the mean logits of its valid frames.
+        max_pairs: most (token, expert) pairs of a call; more raise. With Triton the call then asks the host for nothing
+            (see ``intermoe.ops.moe``). ``None`` for no limit.
+        half_sums: Triton, float16, inference only: sum parts of the products in float16, faster and less accurate.
 
     Buffers:
-        selection_bias: (E,) float32 whatever the module's dtype, kept strictly inside (-1, 0).
+        selection_bias: (E,) float32 whatever the module's dtype, kept strictly inside (-1, 0); of dynamic routing.
         expert_counts: (E,) int64, tokens that each expert took in the last training forward; not saved.
+
+    Attributes:
+        load_balance_loss: after a training forward of token-choice routing the scalar of
+            ``intermoe.ops.routing.load_balance_loss``, differentiable, to be added to the loss; else ``None``.
 
     Raises:
         ValueError: for a value outside its range, naming it.
@@ -47,6 +60,8 @@ class InterMoEBlock(nn.Module):
     selection_bias: Tensor
     expert_counts: Tensor
     token_count: Tensor
+    sample_votes: Tensor
+    load_balance_loss: Tensor | None
 
     def __init__(
         self,
@@ -63,11 +78,19 @@ class InterMoEBlock(nn.Module):
         bias_init: float = -0.5,
         recompute: bool = False,
         backend: str | None = None,
+        routing: str = "dynamic",
+        top_k: int | None = None,
+        pool: str = "batch",
+        unit: str = "frame",
+        max_pairs: int | None = None,
+        half_sums: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("dim", dim), ("num_experts", num_experts), ("expert_dim", expert_dim)):
             if value < 1:
                 raise ValueError(f"{name}: must be >= 1, got {value}")
+        if max_pairs is not None and max_pairs < 1:
+            raise ValueError(f"max_pairs: must be >= 1 or None, got {max_pairs}")
         if cond_dim is not None and cond_dim < 1:
             raise ValueError(f"cond_dim: must be >= 1 or None, got {cond_dim}")
         if norm not in NORMS:
@@ -77,8 +100,10 @@ class InterMoEBlock(nn.Module):
         self.dim, self.num_experts, self.expert_dim, self.cond_dim = dim, num_experts, expert_dim, cond_dim
         self.capacity, self.fusion, self.alpha, self.num_shared_experts = capacity, fusion, alpha, num_shared_experts
         self.bias_rate, self.bias_init = bias_rate, bias_init
-        self.recompute, self.backend = recompute, backend
+        self.recompute, self.backend, self.max_pairs, self.half_sums = recompute, backend, max_pairs, half_sums
+        self.routing, self.top_k, self.pool, self.unit = routing, top_k, pool, unit
         check_moe(self)
+        self.load_balance_loss = None
 
         self.motion_router = nn.Parameter(torch.empty(num_experts, dim))
         self.text_router = nn.Parameter(torch.empty(num_experts, cond_dim)) if cond_dim is not None else None
@@ -92,6 +117,7 @@ class InterMoEBlock(nn.Module):
         self.register_buffer("selection_bias", torch.full((num_experts,), bias_init, dtype=torch.float32))
         self.register_buffer("expert_counts", torch.zeros(num_experts, dtype=torch.int64), persistent=False)
         self.register_buffer("token_count", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("sample_votes", torch.zeros(num_experts, dtype=torch.int64), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -105,7 +131,7 @@ class InterMoEBlock(nn.Module):
         nn.init.uniform_(self.w_down, -(self.expert_dim**-0.5), self.expert_dim**-0.5)
 
     def forward(self, hidden: Tensor, condition: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """One call over one pool of all B * T tokens.
+        """One call over all B * T tokens.
 
         Args:
             hidden: (B, T, D). condition: (B, C), required exactly when ``cond_dim`` is set.
@@ -117,22 +143,25 @@ class InterMoEBlock(nn.Module):
         self._check(hidden, condition, mask)
         router_weight, router_offset = self._router(condition)
         scale, shift = self._scale_shift(condition)
+        chosen = self._choose(hidden, router_weight, router_offset, mask)
         out, counts = moe(
             hidden.reshape(-1, self.dim),
             router_weight,
             router_offset,
             scale,
             shift,
-            self.selection_bias,
+            self.selection_bias if chosen is None else torch.ones_like(self.selection_bias),
             self.w_gate_up,
             self.w_down,
-            valid=None if mask is None else mask.reshape(-1),
+            valid=_flat(mask if chosen is None else chosen),
             normalise=self.norm is not None,
             recompute=self.recompute,
+            max_pairs=self.max_pairs,
+            half_sums=self.half_sums,
             backend=self.backend,
         )
         if self.training:
-            self._record(counts, hidden, mask)
+            self._record(counts, chosen, hidden, mask)
         out = out.view(hidden.shape)
         if self.shared_experts is not None:
             shared = self.shared_experts(self._normalise(hidden, condition))
@@ -140,23 +169,38 @@ class InterMoEBlock(nn.Module):
         return out
 
     @torch.no_grad()
+    def chosen_pairs(self, hidden: Tensor, condition: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Which expert takes which token, (B, T, E) bool; arguments as in ``forward``."""
+        self._check(hidden, condition, mask)
+        return self._choose_from(self._logits(hidden, *self._router(condition)), mask)
+
+    @torch.no_grad()
     def update_selection_bias(self) -> None:
         """Move the bias towards the capacity: b <- b - rate * sign(count - capacity * S / E).
 
         Call it once after every optimiser step. It uses the counts of the last training forward, summed over
-        data-parallel ranks; every rank must call it.
+        data-parallel ranks; every rank must call it. With ``pool="sample"`` every sample has a vote instead:
+        b <- b - rate * sign(sum over samples of sign(count in the sample - capacity * S / E of the sample)).
+        Routing kinds without a bias are left alone.
+
+        Raises:
+            RuntimeError: if a forward that selected more than ``max_pairs`` is known by now; this does not wait for it.
         """
-        totals = torch.cat([self.expert_counts, self.token_count[None]])
+        raise_on_overflow(self.selection_bias.device, wait=False)
+        if self.routing != "dynamic":
+            return
+        totals = torch.cat([self.expert_counts, self.token_count[None], self.sample_votes])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(totals)
-        target = self.capacity * totals[-1].double() / self.num_experts
-        step = torch.sign(totals[:-1].double() - target).to(self.selection_bias.dtype)
+        counts, tokens, votes = totals.split([self.num_experts, 1, self.num_experts])
+        excess = counts - self.capacity * tokens.double() / self.num_experts if self.pool == "batch" else votes
+        step = torch.sign(excess).to(self.selection_bias.dtype)
         self.selection_bias.sub_(self.bias_rate * step).clamp_(-1 + BIAS_MARGIN, -BIAS_MARGIN)
 
     def extra_repr(self) -> str:
         return (
             f"dim={self.dim}, num_experts={self.num_experts}, expert_dim={self.expert_dim}, cond_dim={self.cond_dim}, "
-            f"capacity={self.capacity}, fusion={self.fusion!r}"
+            f"capacity={self.capacity}, fusion={self.fusion!r}, routing={self.routing!r}"
         )
 
     def _router(self, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -184,13 +228,44 @@ class InterMoEBlock(nn.Module):
             return self.norm(hidden, condition)
         return hidden if self.norm is None else self.norm(hidden)
 
+    def _choose(
+        self, hidden: Tensor, router_weight: Tensor, router_offset: Tensor | None, mask: Tensor | None
+    ) -> Tensor | None:
+        """(B, T, E) bool, or ``None`` where ``select`` itself knows the rule: dynamic, for every token alone."""
+        self.load_balance_loss = None
+        if (self.routing, self.pool, self.unit) == ("dynamic", "batch", "frame"):
+            return None
+        balances = self.training and self.routing == "token_choice"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and balances):
+            logits = self._logits(hidden, router_weight, router_offset)
+        chosen = self._choose_from(logits, mask)
+        if balances:
+            self.load_balance_loss = load_balance_loss(logits, chosen, mask, pool=self.pool)
+        return chosen
+
+    def _choose_from(self, logits: Tensor, mask: Tensor | None) -> Tensor:
+        return choose_pairs(
+            logits, mask, self.selection_bias,
+            routing=self.routing, capacity=self.capacity, top_k=self.top_k, pool=self.pool, unit=self.unit,
+        )  # fmt: skip
+
+    def _logits(self, hidden: Tensor, router_weight: Tensor, router_offset: Tensor | None) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            flat = hidden.reshape(-1, self.dim)
+            logits = route_reference(flat, router_weight, router_offset, None, None, normalise=False)[1]
+        return logits.view(*hidden.shape[:2], self.num_experts)
+
     @torch.no_grad()
-    def _record(self, counts: Tensor, hidden: Tensor, mask: Tensor | None) -> None:
+    def _record(self, counts: Tensor, chosen: Tensor | None, hidden: Tensor, mask: Tensor | None) -> None:
         self.expert_counts.copy_(counts)
         if mask is None:
             self.token_count.fill_(hidden.shape[0] * hidden.shape[1])
         else:
             self.token_count.copy_(mask.sum())
+        if self.pool == "sample" and chosen is not None:
+            valid = torch.ones_like(chosen[..., 0]) if mask is None else mask
+            share = self.capacity * valid.sum(dim=1, keepdim=True).double() / self.num_experts
+            self.sample_votes.copy_(torch.sign(chosen.sum(dim=1) - share).sum(dim=0))
 
     def _check(self, hidden: Tensor, condition: Tensor | None, mask: Tensor | None) -> None:
         batch = check_tensor("hidden", hidden, ("B", "T", self.dim))
@@ -211,3 +286,11 @@ class InterMoEBlock(nn.Module):
         if self.selection_bias.dtype != torch.float32:
             self.selection_bias = bias.to(self.selection_bias.device)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the loss belongs to a graph, which can be neither copied nor pickled
+        return {**self.__dict__, "load_balance_loss": None}
+
+
+def _flat(valid: Tensor | None) -> Tensor | None:
+    return None if valid is None else valid.flatten(0, 1)

@@ -6,6 +6,11 @@ The reference backend is the composition of the step references, differentiated 
 offers each step's forward and backward, which one operator each way chains, so that torch.compile sees two opaque
 calls; a backend may offer the whole chain itself (``moe_forward``, ``moe_backward``). The routing, the normalised
 tokens and the experts' pre-activations are saved, not the experts' outputs.
+
+With ``max_pairs`` Triton allocates for that many pairs instead of asking the host how many there are: no host read at
+all, so the call can be captured by ``torch.cuda.graph``. A call that selects more yields NaN and raises at the next
+point that meets the host: the next call, ``update_selection_bias`` or ``raise_on_overflow``, which waits for it (after
+a graph's replay, call that one).
 """
 
 from __future__ import annotations
@@ -23,6 +28,9 @@ from intermoe.ops.experts import check_experts, experts_reference
 from intermoe.ops.route import EPS, check_route, route_reference
 from intermoe.ops.select import check_select, select_reference
 
+STATIC_PAIRS = 4096
+"""Triton allocates for all S * E pairs, which always suffices, where these are no more."""
+
 
 def moe(
     hidden: Tensor,
@@ -37,6 +45,8 @@ def moe(
     valid: Tensor | None = None,
     normalise: bool = True,
     recompute: bool = False,
+    max_pairs: int | None = None,
+    half_sums: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Route, select, run the experts and combine, for one pool of S tokens.
@@ -44,11 +54,14 @@ def moe(
     Args:
         hidden: (S, D). router_weight: (E, D). router_offset: (R, E) or ``None``; R divides S.
         scale: (R, D) and shift: (R, D) of the normalisation, or ``None``.
-        selection_bias: (E,), no gradient.
+        selection_bias: (E,), no gradient; 1 leaves the choice to ``valid``.
         w_gate_up: (E, 2F, D). w_down: (E, D, F).
-        valid: (S,) bool, ``True`` = valid; invalid tokens get zeros and are not counted.
+        valid: (S,) bool, ``True`` = valid; invalid tokens get zeros and are not counted. Or (S, E) bool, allowed pairs.
         normalise: ``False`` gives the experts ``hidden`` as it is.
         recompute: drop the experts' pre-activations, the largest saved tensor, and compute them again in the backward.
+        max_pairs: most pairs that may be selected, >= 1; ``None`` for no limit. See above for Triton; other backends
+            raise ``RuntimeError`` at once if there are more.
+        half_sums: sum each step of a product in float16 (the steps in float32). Triton, float16, inference only.
         backend: name of a backend, or ``None`` for the one in force (see ``intermoe.backends``).
 
     Returns:
@@ -57,22 +70,60 @@ def moe(
     """
     if not normalise and scale is not None:
         raise ValueError("scale: must be None with normalise=False, which leaves nothing to scale, got a tensor")
+    if max_pairs is not None and max_pairs < 1:
+        raise ValueError(f"max_pairs: must be >= 1 or None, got {max_pairs}")
     device_type = hidden.device.type
     if torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         w_gate_up, w_down = w_gate_up.to(dtype), w_down.to(dtype)
     name = backends.resolve(hidden.device, w_gate_up.dtype, backend)
     arguments = (hidden, router_weight, router_offset, scale, shift, selection_bias, w_gate_up, w_down)
+    differentiable = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arguments)
+    if half_sums:
+        _check_half_sums(name, w_gate_up.dtype, differentiable)
     with torch.autocast(device_type, enabled=False):
         if name == "reference":
-            if recompute and torch.is_grad_enabled():
-                return checkpoint(moe_reference, *arguments, valid=valid, normalise=normalise, use_reentrant=False)
-            return moe_reference(*arguments, valid=valid, normalise=normalise)
+            if recompute and differentiable:
+                out, counts = checkpoint(
+                    moe_reference, *arguments, valid=valid, normalise=normalise, use_reentrant=False
+                )
+            else:
+                out, counts = moe_reference(*arguments, valid=valid, normalise=normalise)
+            _check_pairs(counts, max_pairs)
+            return out, counts
         check_route(hidden, router_weight, router_offset, scale, shift)
-        differentiable = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arguments)
+        if name == "triton" and max_pairs is None and hidden.shape[0] * router_weight.shape[0] <= STATIC_PAIRS:
+            max_pairs = hidden.shape[0] * router_weight.shape[0]
         save_h = differentiable and not recompute
-        out, counts, *_ = torch.ops.intermoe.moe_forward(*arguments, valid, normalise, save_h, name)
+        out, counts, *_ = torch.ops.intermoe.moe_forward(
+            *arguments, valid, normalise, save_h, max_pairs, half_sums, name
+        )
         return out.to(hidden.dtype), counts
+
+
+def raise_on_overflow(device: torch.device | None = None, *, wait: bool = True) -> None:
+    """Raise ``RuntimeError`` with the numbers if a Triton call selected more than ``max_pairs`` pairs.
+
+    Args:
+        device: ``None`` for every device that such calls have run on.
+        wait: wait for the device, so that all calls so far are judged; without, those whose verdict has arrived.
+    """
+    if (device is None or device.type == "cuda") and backends.available()["triton"].usable:
+        backends.load("triton").raise_on_overflow(device, wait)
+
+
+def _check_half_sums(backend: str, dtype: torch.dtype, differentiable: bool) -> None:
+    if backend != "triton":
+        raise ValueError(f"half_sums: only the backend 'triton' has them, got {backend!r}")
+    if dtype != torch.float16:
+        raise TypeError(f"half_sums: expected experts in torch.float16 (by dtype or autocast), got {dtype}")
+    if differentiable:
+        raise RuntimeError("half_sums: for inference only, but gradients are needed; call under torch.no_grad()")
+
+
+def _check_pairs(counts: Tensor, max_pairs: int | None) -> None:
+    if max_pairs is not None and (needed := int(counts.sum())) > max_pairs:
+        raise RuntimeError(f"max_pairs: {needed} (token, expert) pairs were selected, more than max_pairs={max_pairs}")
 
 
 def moe_reference(
@@ -110,18 +161,22 @@ def _forward(
     valid: Tensor | None,
     normalise: bool,
     save_h: bool,
+    max_pairs: int | None,
+    half_sums: bool,
     backend: str,
 ) -> list[Tensor]:
     steps = backends.load(backend)
     arguments = (hidden, router_weight, router_offset, scale, shift)
     if hasattr(steps, "moe_forward"):
-        return steps.moe_forward(*arguments, selection_bias, w_gate_up, w_down, valid, EPS, normalise, save_h)
+        made = steps.moe_forward(*arguments, selection_bias, w_gate_up, w_down, valid, EPS, normalise, save_h)
+        _check_pairs(made[1], max_pairs)
+        return made
     tokens, logits, mean, rstd = steps.route_forward(*arguments, EPS, normalise)
     check_select(logits, selection_bias, valid)
-    token_idx, gates, expert_offsets, slots, counts = steps.select(logits, selection_bias, valid)
+    token_idx, gates, expert_offsets, slots, counts = steps.select(logits, selection_bias, valid, max_pairs)
     tokens = tokens.to(w_gate_up.dtype)
     check_experts(tokens, token_idx, expert_offsets, w_gate_up, w_down)
-    expert_out, h = steps.experts_forward(tokens, token_idx, expert_offsets, w_gate_up, w_down, save_h)
+    expert_out, h = steps.experts_forward(tokens, token_idx, expert_offsets, w_gate_up, w_down, save_h, half_sums)
     out = steps.combine(expert_out, gates, slots)
     # An operator may not return its own input; the backward knows that no tokens means hidden.
     saved = tokens.new_empty(0, tokens.shape[1]) if tokens is hidden else tokens
@@ -140,10 +195,13 @@ def _forward_fake(
     valid: Tensor | None,
     normalise: bool,
     save_h: bool,
+    max_pairs: int | None,
+    half_sums: bool,
     backend: str,
 ) -> list[Tensor]:
     (num_tokens, dim), num_experts = hidden.shape, router_weight.shape[0]
-    num_pairs = torch.library.get_ctx().new_dynamic_size()
+    static = max_pairs is not None and backend == "triton"
+    num_pairs = max_pairs if static else torch.library.get_ctx().new_dynamic_size()
     wide = functools.partial(torch.empty, dtype=torch.float32, device=hidden.device)
     index = functools.partial(torch.empty, dtype=torch.int64, device=hidden.device)
     kept = num_tokens if normalise or hidden.dtype != w_gate_up.dtype else 0
@@ -214,9 +272,8 @@ def _backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    hidden, router_weight, router_offset, scale, _, _, w_gate_up, w_down, _, ctx.normalise, ctx.saved_h, ctx.backend = (
-        inputs
-    )
+    hidden, router_weight, router_offset, scale, _, _, w_gate_up, w_down, _, *options = inputs
+    ctx.normalise, ctx.saved_h, _, _, ctx.backend = options
     ctx.rows = next((r.shape[0] for r in (router_offset, scale) if r is not None), 1)
     ctx.save_for_backward(hidden, router_weight, scale, w_gate_up, w_down, *output[2:])
     ctx.mark_non_differentiable(*output[1:])
@@ -226,21 +283,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
 def _differentiate(ctx: Any, grads: list[Tensor | None]) -> Any:
     hidden, router_weight, scale, w_gate_up, w_down, *saved = ctx.saved_tensors
     if grads[0] is None:
-        return (None,) * 12
+        return (None,) * 14
     found = torch.ops.intermoe.moe_backward(
         grads[0], hidden, router_weight, scale, w_gate_up, w_down, saved,
         ctx.normalise, ctx.rows, ctx.saved_h, ctx.backend,
     )  # fmt: skip
     inputs = (*found[:5], None, *found[5:])
     needed = (grad if need else None for grad, need in zip(inputs, ctx.needs_input_grad, strict=False))
-    return (*needed, None, None, None, None)
+    return (*needed, *(None,) * 6)
 
 
 _library = torch.library.Library("intermoe", "DEF")
 _library.define(
     "moe_forward(Tensor hidden, Tensor router_weight, Tensor? router_offset, Tensor? scale, Tensor? shift, "
-    "Tensor selection_bias, Tensor w_gate_up, Tensor w_down, Tensor? valid, bool normalise, bool save_h, str backend) "
-    "-> Tensor[]"
+    "Tensor selection_bias, Tensor w_gate_up, Tensor w_down, Tensor? valid, bool normalise, bool save_h, "
+    "SymInt? max_pairs, bool half_sums, str backend) -> Tensor[]"
 )
 _library.define(
     "moe_backward(Tensor grad_out, Tensor hidden, Tensor router_weight, Tensor? scale, Tensor w_gate_up, "

@@ -1,10 +1,11 @@
 r"""Step 2, select: every expert takes as many tokens as deserve it (Dynamic Temporal Selection).
 
-    selected(e, s) <=> sigmoid(logits[s, e]) + selection_bias[e] > 0
+    selected(e, s) <=> valid[s, e] and sigmoid(logits[s, e]) + selection_bias[e] > 0
     gate(e, s)     =   softmax(logits[s, :])[e]            over ALL experts, not renormalised over the selected ones
 
 Any number of experts per token, none included. Selected pairs are ordered by expert, then by token. The selection
-itself has no gradient; the gates do, dense over the experts.
+itself has no gradient; the gates do, dense over the experts. A bias of 1 leaves the choice to ``valid`` alone, which is
+how the other routing kinds (``routing.py``) come in.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def check_select(logits: Tensor, selection_bias: Tensor, valid: Tensor | None) -
     size = check_tensor("logits", logits, ("S", "E"))
     check_tensor("selection_bias", selection_bias, (size["E"],))
     if valid is not None:
-        check_tensor("valid", valid, (size["S"],))
+        check_tensor("valid", valid, (size["S"],) if valid.dim() == 1 else (size["S"], size["E"]))
         if valid.dtype != torch.bool:
             raise TypeError(f"valid: expected dtype torch.bool (True = valid), got {valid.dtype}")
     check_same_device(logits=logits, selection_bias=selection_bias, valid=valid)
@@ -48,14 +49,15 @@ def select_reference(logits: Tensor, selection_bias: Tensor, valid: Tensor | Non
 
     Args:
         logits: (S, E) routing logits, float32 or float64. A NaN selects nothing.
-        selection_bias: (E,) same dtype as ``logits``, inside (-1, 0).
-        valid: (S,) bool, ``False`` tokens are neither routed nor counted; ``None`` for all valid.
+        selection_bias: (E,) same dtype as ``logits``, inside (-1, 0), or 1 to select all that ``valid`` allows.
+        valid: (S,) bool, ``False`` tokens are neither routed nor counted, or (S, E) bool, ``False`` pairs are not;
+            ``None`` for all valid.
     """
     check_select(logits, selection_bias, valid)
     num_tokens, num_experts = logits.shape
     selected = torch.sigmoid(logits.detach()) + selection_bias.to(logits.dtype) > 0
     if valid is not None:
-        selected = selected & valid[:, None]
+        selected = selected & (valid[:, None] if valid.dim() == 1 else valid)
     expert_idx, token_idx = selected.T.nonzero(as_tuple=True)
     counts = selected.sum(dim=0)
     expert_offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -109,7 +109,7 @@ def tokenwise_specimens(element: str) -> list[Specimen]:
     norm = {"NORMALISE": True, "HAS_SCALE": True}
     wide = element == "fp32"
     selection = {"NUM_EXPERTS": NUM_EXPERTS, "PADDED_EXPERTS": NUM_EXPERTS, "BLOCK_S": SELECT_ROWS}
-    masked = {**selection, "HAS_VALID": True}
+    masked = {**selection, "VALID": "pair"}
     sums = {"BLOCK_S": COMBINE_ROWS, "BLOCK_D": COMBINE_COLUMNS, "HAS_RESIDUAL": True}
     rows = {**blocks, "CHUNK_BLOCKS": SUM_ROWS // ROUTE_ROWS}
     found: list[tuple[str, Any, dict[str, Any]]] = [

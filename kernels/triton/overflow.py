@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 
 import torch
-from torch import Tensor
 
 
 class OverflowFlag:
@@ -50,15 +49,16 @@ def overflow_flag(device: torch.device) -> OverflowFlag:
         return _flags[device]
 
 
-def raise_on_overflow(device: torch.device | Tensor | None = None) -> None:
-    """Wait for the device and raise ``RuntimeError`` if a static-mode call on it selected more than ``max_pairs``.
+def raise_on_overflow(device: torch.device | None = None, wait: bool = True) -> None:
+    """Raise ``RuntimeError`` if a static-mode call on the device selected more than ``max_pairs``.
 
     Args:
-        device: a device or a tensor on it; ``None`` checks every device that the static mode has run on.
+        device: ``None`` checks every device that the static mode has run on.
+        wait: wait for the device, so that every call so far is judged; without, those whose verdict has arrived.
     """
-    if isinstance(device, Tensor):
-        device = device.device
-    flags = list(_flags.values()) if device is None else [overflow_flag(torch.device(device))]
-    for flag in flags:
-        flag.host_pair.copy_(flag.device_pair)
+    if device is not None and device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    for flag in [flag for found, flag in _flags.items() if device is None or found == device]:
+        if wait:
+            flag.host_pair.copy_(flag.device_pair)
         flag.raise_if_set()

@@ -1,6 +1,6 @@
 r"""Select on the GPU: two kernels that scan and scatter, without sorting, atomics or a host read in between.
 
-    selected(e, s) <=> valid[s] and sigmoid(logits[s, e]) + selection_bias[e] > 0
+    selected(e, s) <=> valid[s, e] and sigmoid(logits[s, e]) + selection_bias[e] > 0
     slots[s, e]     =  expert_offsets[e] + #{s' < s : selected(e, s')}
 
 The tokens are cut into at most MAX_CHUNKS chunks. ``count`` counts every expert's tokens of each chunk; in ``scatter``
@@ -25,10 +25,10 @@ BLOCK_S = 32
 
 # logits        (S, E) f32     routing logits
 # bias          (E,) f32       selection bias
-# valid         (S,) bool      False = padding
+# valid         (S,) bool      False = padding; or (S, E) bool, False = pair not allowed
 # chunk_counts  (E, C) i32     tokens that each expert takes of each chunk
 # token_idx     (P_cap,) i64   token of each pair
-# gates         (P_cap,) f32   softmax over all experts, taken at the pair's
+# gates         (P_cap,) f32   softmax over all experts, taken at the pair's; NaN when more than P_cap are needed
 # offsets       (E + 1,) i64   pairs of each expert, cut off at P_cap
 # slots         (S, E) i64     pair of a token and an expert, -1 = none
 # counts        (E,) i64       pairs of each expert, not cut off
@@ -50,11 +50,15 @@ def _load_logits(logits_ptr, rows, experts, num_tokens, NUM_EXPERTS: tl.constexp
 
 
 @triton.jit
-def _selected(logits, bias, valid_ptr, rows, num_tokens, HAS_VALID: tl.constexpr):
+def _selected(logits, bias, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS: tl.constexpr, VALID: tl.constexpr):
     taken = (1 / (1 + tl.exp(-logits)) + bias[None, :] > 0) & (rows < num_tokens)[:, None]
-    if HAS_VALID:
+    if VALID == "token":
         valid = tl.load(valid_ptr + rows, mask=rows < num_tokens, other=0)
         taken = taken & (valid != 0)[:, None]
+    if VALID == "pair":
+        inside = (rows < num_tokens)[:, None] & (experts < NUM_EXPERTS)[None, :]
+        places = rows.to(tl.int64)[:, None] * NUM_EXPERTS + experts[None, :]
+        taken = taken & (tl.load(valid_ptr + places, mask=inside, other=0) != 0)
     return taken
 
 
@@ -70,7 +74,7 @@ def count_kernel(
     NUM_EXPERTS: tl.constexpr,
     PADDED_EXPERTS: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    HAS_VALID: tl.constexpr,
+    VALID: tl.constexpr,
 ):
     chunk = tl.program_id(0)
     experts = tl.arange(0, PADDED_EXPERTS)
@@ -79,7 +83,7 @@ def count_kernel(
     for block in range(blocks_per_chunk):
         rows = (chunk * blocks_per_chunk + block) * BLOCK_S + tl.arange(0, BLOCK_S)
         logits = _load_logits(logits_ptr, rows, experts, num_tokens, NUM_EXPERTS)
-        taken = _selected(logits, bias, valid_ptr, rows, num_tokens, HAS_VALID)
+        taken = _selected(logits, bias, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS, VALID)
         totals += tl.sum(taken.to(tl.int32), axis=0)
     tl.store(chunk_counts_ptr + experts * num_chunks + chunk, totals, mask=experts < NUM_EXPERTS)
 
@@ -104,7 +108,7 @@ def scatter_kernel(
     PADDED_EXPERTS: tl.constexpr,
     MAX_CHUNKS: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    HAS_VALID: tl.constexpr,
+    VALID: tl.constexpr,
 ):
     chunk = tl.program_id(0)
     experts = tl.arange(0, PADDED_EXPERTS)
@@ -120,11 +124,12 @@ def scatter_kernel(
     totals = tl.sum(chunk_counts, axis=1)
     ends = tl.cumsum(totals, axis=0)
     position = ends - totals + tl.sum(tl.where((chunks < chunk)[None, :], chunk_counts, 0), axis=1)
+    needed = tl.sum(totals, axis=0)
+    spoil = tl.where(needed > max_pairs, float("nan"), 1.0)  # what lacks a pair must not look like a result
 
     if chunk == 0:
         tl.store(counts_ptr + experts, totals.to(tl.int64), mask=real)
         tl.store(offsets_ptr + experts, tl.minimum(ends - totals, max_pairs).to(tl.int64), mask=real)
-        needed = tl.sum(totals, axis=0)
         tl.store(offsets_ptr + NUM_EXPERTS, tl.minimum(needed, max_pairs).to(tl.int64))
         if needed > max_pairs:
             tl.store(overflow_ptr, needed.to(tl.int64))
@@ -133,12 +138,12 @@ def scatter_kernel(
     for block in range(blocks_per_chunk):
         rows = (chunk * blocks_per_chunk + block) * BLOCK_S + tl.arange(0, BLOCK_S)
         logits = _load_logits(logits_ptr, rows, experts, num_tokens, NUM_EXPERTS)
-        taken = _selected(logits, bias, valid_ptr, rows, num_tokens, HAS_VALID)
+        taken = _selected(logits, bias, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS, VALID)
         ranks = tl.cumsum(taken.to(tl.int32), axis=0)
         slot = position[None, :] + ranks - 1
         kept = taken & (slot < max_pairs)
         tl.store(token_idx_ptr + slot, rows[:, None].to(tl.int64) + tl.zeros_like(slot), mask=kept)
-        tl.store(gates_ptr + slot, _softmax(logits), mask=kept)
+        tl.store(gates_ptr + slot, _softmax(logits) * spoil, mask=kept)
         tl.store(
             slots_ptr + rows.to(tl.int64)[:, None] * NUM_EXPERTS + experts[None, :],
             tl.where(kept, slot, -1).to(tl.int64),
@@ -200,7 +205,7 @@ def _select(
         blocks_per_chunk = triton.cdiv(num_tokens, MAX_CHUNKS * BLOCK_S)
         num_chunks = triton.cdiv(num_tokens, blocks_per_chunk * BLOCK_S)
         chunk_counts = torch.empty(num_experts, num_chunks, dtype=torch.int32, device=device)
-        sizes = {"NUM_EXPERTS": num_experts, "PADDED_EXPERTS": _padded(num_experts), "HAS_VALID": valid is not None}
+        sizes = {"NUM_EXPERTS": num_experts, "PADDED_EXPERTS": _padded(num_experts), "VALID": _extent(valid)}
         count_kernel[(num_chunks,)](
             logits, selection_bias, valid, chunk_counts, num_tokens, num_chunks, blocks_per_chunk,
             BLOCK_S=BLOCK_S, **sizes,
@@ -250,6 +255,10 @@ def _padded(num_experts: int) -> int:
     return max(2, triton.next_power_of_2(num_experts))
 
 
+def _extent(valid: Tensor | None) -> str:
+    return "all" if valid is None else "token" if valid.dim() == 1 else "pair"
+
+
 def _check_size(num_tokens: int, num_experts: int) -> None:
     if not 1 <= num_experts <= MAX_EXPERTS:
         raise ValueError(f"logits: the number of experts must be in 1..{MAX_EXPERTS}, got {num_experts}")
@@ -276,10 +285,10 @@ def select(
     """The selected pairs, ordered by expert, then by token.
 
     Args:
-        logits: (S, E) float32, E <= 64. selection_bias: (E,) float32. valid: (S,) bool or ``None``.
+        logits: (S, E) float32, E <= 64. selection_bias: (E,) float32. valid: (S,) or (S, E) bool, or ``None``.
         max_pairs: ``None`` is the exact mode: the host waits once for the number of pairs P. A number is the static
-            mode: buffers of that size, no host read; selecting more raises ``RuntimeError`` with the numbers at a
-            later call or at ``raise_on_overflow``, never in silence. S * E always suffices.
+            mode: buffers of that size, no host read; selecting more makes every gate NaN and raises ``RuntimeError``
+            with the numbers at a later call or at ``raise_on_overflow``, never in silence. S * E always suffices.
 
     Returns:
         ``token_idx`` (P,) int64, ``gates`` (P,) float32, ``expert_offsets`` (E + 1,) int64, ``slots`` (S, E) int64 with

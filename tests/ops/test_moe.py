@@ -118,7 +118,7 @@ def test_operators(native, case) -> None:
     ]
     for operator, arguments in calls:
         torch.library.opcheck(operator.default, arguments, test_utils=checks)
-    forward = (*case.arguments(), case.valid, True, True, native)
+    forward = (*case.arguments(), case.valid, True, True, None, False, native)
     torch.library.opcheck(torch.ops.intermoe.moe_forward.default, forward, test_utils=checks)
     saved = list(torch.ops.intermoe.moe_forward(*forward)[2:])
     backward = (case.hidden, case.hidden, case.router_weight, case.scale, case.w_gate_up, case.w_down, saved)
