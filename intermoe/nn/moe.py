@@ -174,6 +174,15 @@ class InterMoEBlock(nn.Module):
         self._check(hidden, condition, mask)
         return self._choose_from(self._logits(hidden, *self._router(condition)), mask)
 
+    @property
+    def counters(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The buffers that ``update_selection_bias`` reads; put in their sums over micro-steps to update for all.
+
+        ``expert_counts`` (E,) and ``token_count`` (), and ``sample_votes`` (E,): in how many samples more of the
+        expert's capacity was taken, minus in how many less; counted with ``pool="sample"``.
+        """
+        return self.expert_counts, self.token_count, self.sample_votes
+
     @torch.no_grad()
     def update_selection_bias(self) -> None:
         """Move the bias towards the capacity: b <- b - rate * sign(count - capacity * S / E).
@@ -189,7 +198,7 @@ class InterMoEBlock(nn.Module):
         raise_on_overflow(self.selection_bias.device, wait=False)
         if self.routing != "dynamic":
             return
-        totals = torch.cat([self.expert_counts, self.token_count[None], self.sample_votes])
+        totals = torch.cat([counter.reshape(-1) for counter in self.counters])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(totals)
         counts, tokens, votes = totals.split([self.num_experts, 1, self.num_experts])

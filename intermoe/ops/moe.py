@@ -200,8 +200,9 @@ def _forward_fake(
     backend: str,
 ) -> list[Tensor]:
     (num_tokens, dim), num_experts = hidden.shape, router_weight.shape[0]
-    static = max_pairs is not None and backend == "triton"
-    num_pairs = max_pairs if static else torch.library.get_ctx().new_dynamic_size()
+    num_pairs = max_pairs if backend == "triton" else None
+    if num_pairs is None:
+        num_pairs = torch.library.get_ctx().new_dynamic_size()
     wide = functools.partial(torch.empty, dtype=torch.float32, device=hidden.device)
     index = functools.partial(torch.empty, dtype=torch.int64, device=hidden.device)
     kept = num_tokens if normalise or hidden.dtype != w_gate_up.dtype else 0
