@@ -1,4 +1,4 @@
-"""``intermoe prepare`` and ``intermoe stats``: check a data set, cache it, measure what training needs to know of it."""
+"""``intermoe prepare`` and ``intermoe stats``: check and cache a data set, measure what training needs to know."""
 
 from __future__ import annotations
 

@@ -48,9 +48,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / INDEX}: not the index of a cache: {error!r}") from error
     if version != VERSION:
-        raise ValueError(
-            f"{folder}: cache of version {version}, needed is {VERSION}: run intermoe prepare again"
-        )
+        raise ValueError(f"{folder}: cache of version {version}, needed is {VERSION}: run intermoe prepare again")
     return index
 
 

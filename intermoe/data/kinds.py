@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,5 +84,7 @@ def _augmentation(kind: MotionKind) -> tuple[bool, bool]:
 def _write_statistics(kind: MotionKind, has_train: bool, folder: Path) -> None:
     if has_train:
         mirror, swap_persons = _augmentation(kind)
-        train = MotionDataset(kind, folder, "train", mirror=mirror, swap_persons=swap_persons, training=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what cannot be used is in the reports
+            train = MotionDataset(kind, folder, "train", mirror=mirror, swap_persons=swap_persons, training=True)
         compute_statistics(train, passes=STATISTICS_PASSES if mirror or swap_persons else 1).save(folder / STATISTICS)

@@ -1,0 +1,66 @@
+"""``intermoe prepare``: tells what is missing, writes a cache that training and evaluation take as their data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from intermoe import cli
+from intermoe.data import InterHumanDataset
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def few(salsa: Path, tmp_path: Path) -> Path:
+    """Three real sequences, and three names without files: one of them known to be missing everywhere."""
+    root = tmp_path / "few"
+    (root / "split").mkdir(parents=True)
+    for name in ("motions_processed", "annots"):
+        (root / name).symlink_to(salsa / name)
+    (root / "split" / "train.txt").write_text("100\n3945\n103\n99999\n", encoding="utf-8")
+    (root / "split" / "val.txt").write_text("105\n", encoding="utf-8")
+    return root
+
+
+def test_prepare_reports_by_name_and_is_done_once(few: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = run("prepare", "interhuman", few, "--out", cache)
+    assert first.exit_code == 0, first.output
+    assert "train: 2 of 4 sequences, 1 known to be missing (3945)" in first.stderr
+    assert "  no caption: 1 (99999: no file in annots)" in first.stderr
+    assert "val: 1 of 1 sequences\n" in first.stderr
+    assert first.stdout.strip() == str(cache)
+    again = run("prepare", "interhuman", few, "--out", cache)
+    assert f"{cache} is up to date" in again.stderr
+    assert "train: 2 of 4 sequences" in again.stderr
+    assert len(InterHumanDataset(cache, "val", strict=True)) == 1
+    strict = run("prepare", "interhuman", few, "--out", cache, "--strict")
+    assert strict.exit_code == 2
+    assert "1 items cannot be used (--strict)" in strict.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("dancing", "."), "kind: must be one of interhuman, interx, humanml3d, got 'dancing'"),
+        (("interhuman", "absent"), "root: not a folder: absent"),
+        (("interhuman", "tests"), "tests: lists no split (expected interhuman's layout)"),
+        (("interhuman", "tests", "--source-fps", 120), "are for interx alone"),
+        (("interx", "tests", "--skeleton", "absent.npy"), "absent.npy"),
+    ],
+)
+def test_what_cannot_work_is_told_in_one_line(
+    arguments: tuple[object, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
+    result = run("prepare", *arguments, "--out", "cache")
+    assert result.exit_code == 2
+    assert f"error: {message}" in result.stderr or message in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "cache").exists()

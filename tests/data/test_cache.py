@@ -1,0 +1,162 @@
+"""Caches: the same items as their source, made once, whole or not at all, and open in no time."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from intermoe.data import KINDS, InterHumanDataset, MotionDataset, Statistics, collate, compute_statistics, prepare
+from intermoe.data.cache import CachedClips, read_index
+from intermoe.data.kinds import train_statistics
+
+INTERHUMAN = KINDS["interhuman"]
+OPTIONS = {"mirror": True, "swap_persons": True, "seed": 3}
+
+
+@pytest.fixture
+def folder(interhuman_folder) -> Path:
+    return interhuman_folder({"train": {"1": 40, "2": 350, "3": 30}, "val": {"4": 25, "2": 350}})
+
+
+@pytest.fixture
+def cache(folder: Path, tmp_path: Path) -> Path:
+    return prepare(INTERHUMAN, folder, tmp_path / "cache").folder
+
+
+def test_items_are_those_of_the_source(folder: Path, cache: Path) -> None:
+    for split in ("train", "val"):
+        source, cached = (InterHumanDataset(root, split, **OPTIONS) for root in (folder, cache))
+        assert source.names == cached.names
+        for epoch in range(3):
+            for index in range(len(source)):
+                one, other = source.draw(index, epoch), cached.draw(index, epoch)
+                assert torch.equal(one["motion"], other["motion"])
+                assert one["caption"] == other["caption"]
+    assert len(read_index(cache)["clips"]["names"]) == 4, "a sequence of two splits is stored once"
+
+
+def test_statistics_are_those_of_the_augmented_training_split(folder: Path, cache: Path) -> None:
+    stored = Statistics.load(cache / "statistics.json")
+    expected = compute_statistics(InterHumanDataset(folder, "train", mirror=True, swap_persons=True), passes=4)
+    np.testing.assert_array_equal(stored.mean, expected.mean)
+    np.testing.assert_array_equal(stored.std, expected.std)
+    augmented = InterHumanDataset(cache, "train", mirror=True, swap_persons=True)
+    np.testing.assert_array_equal(train_statistics(INTERHUMAN, augmented).mean, stored.mean)
+    plain = InterHumanDataset(cache, "train")
+    assert not np.array_equal(train_statistics(INTERHUMAN, plain).mean, stored.mean), "another augmentation"
+
+
+def test_a_cache_belongs_to_its_source(folder: Path, cache: Path) -> None:
+    before = (cache / "index.json").stat().st_mtime_ns
+    again = prepare(INTERHUMAN, folder, cache)
+    assert not again.written
+    assert again.reports["train"].total == 3
+    assert (cache / "index.json").stat().st_mtime_ns == before
+    (folder / "annots" / "1.txt").write_text("two people bow\n", encoding="utf-8")
+    assert prepare(INTERHUMAN, folder, cache).written
+    assert InterHumanDataset(cache, "train").captions(0) == ("two people bow",)
+
+
+def test_known_missing_files_are_told_but_no_problem(folder: Path, tmp_path: Path) -> None:
+    with (folder / "split" / "train.txt").open("a", encoding="utf-8") as file:
+        file.write("\n3945\n4106\n17")
+    for name in ("3945", "4106", "17"):
+        (folder / "annots" / f"{name}.txt").write_text("two people\n", encoding="utf-8")
+    report = prepare(INTERHUMAN, folder, tmp_path / "cache").reports["train"]
+    assert report.known_missing == ["3945", "4106"]
+    assert report.problems == {"no motion file": ["17"]}
+    (folder / "ignore_list.txt").write_text("17\n", encoding="utf-8")
+    prepare(INTERHUMAN, folder, tmp_path / "cache")
+    for root in (folder, tmp_path / "cache"):
+        dataset = InterHumanDataset(root, "train", strict=True)
+        assert len(dataset) == 3
+        assert dataset.report.ignored == 1
+
+
+def test_problems_outlive_the_source(folder: Path, tmp_path: Path) -> None:
+    (folder / "motions_processed" / "person2" / "1.npy").unlink()
+    cache = prepare(INTERHUMAN, folder, tmp_path / "cache").folder
+    with pytest.warns(UserWarning, match=r"missing partner: 1 \(1: no file for person2\)"):
+        InterHumanDataset(cache, "train")
+    with pytest.raises(ValueError, match="1 of 3 items cannot be used"):
+        InterHumanDataset(cache, "train", strict=True)
+
+
+def test_a_failed_preparation_leaves_what_was_there(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (folder / "annots" / "1.txt").write_text("two people bow\n", encoding="utf-8")
+    before = (cache / "index.json").read_bytes()
+    monkeypatch.setattr("intermoe.data.kinds.compute_statistics", lambda *_, **__: pytest.fail("disk full"))
+    with pytest.raises(pytest.fail.Exception):
+        prepare(INTERHUMAN, folder, cache)
+    assert (cache / "index.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "interhuman"]
+
+
+def test_what_is_not_a_fitting_cache_is_refused(folder: Path, cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no split 'test' in this cache, only train, val"):
+        InterHumanDataset(cache, "test")
+    with pytest.raises(ValueError, match="a cache of interhuman, expected humanml3d"):
+        MotionDataset(KINDS["humanml3d"], cache, "train")
+    with pytest.raises(FileExistsError, match="exists and is not a cache"):
+        prepare(INTERHUMAN, folder, folder)
+    with pytest.raises(NotADirectoryError, match="root: not a folder"):
+        prepare(INTERHUMAN, tmp_path / "absent", cache)
+    with pytest.raises(FileNotFoundError, match="lists no split"):
+        prepare(INTERHUMAN, tmp_path, tmp_path / "other")
+    with pytest.raises(ValueError, match="are for interx alone"):
+        prepare(INTERHUMAN, folder, cache, source_fps=120)
+    os.truncate(cache / "motion.f32", 100)
+    with pytest.raises(ValueError, match=r"motion\.f32: expected \d+ bytes, got 100"):
+        InterHumanDataset(cache, "train")
+    index = json.loads((cache / "index.json").read_text())
+    (cache / "index.json").write_text(json.dumps({**index, "version": 0}))
+    with pytest.raises(ValueError, match="cache of version 0, needed is 1: run intermoe prepare again"):
+        InterHumanDataset(cache, "train")
+    (cache / "index.json").write_text("[")
+    with pytest.raises(ValueError, match="not the index of a cache"):
+        InterHumanDataset(cache, "train")
+
+
+def test_workers_map_the_file_themselves(cache: Path) -> None:
+    dataset = InterHumanDataset(cache, "train", **OPTIONS)
+    assert len(pickle.dumps(dataset._clips)) < 1000
+    alone = [dataset[i]["motion"] for i in range(3)]
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    assert all(torch.equal(one, item["motion"]) for one, item in zip(alone, loader, strict=True))
+
+
+def test_a_cache_of_7779_sequences_opens_within_ten_seconds(tmp_path: Path) -> None:
+    """As many sequences as InterHuman has, short ones: what counts before the first batch is their number."""
+    sequences, frames = 7779, 20
+    rng = np.random.default_rng(0)
+    clips = {
+        "names": [str(i) for i in range(sequences)],
+        "captions": [
+            [f"{words} {i}" for words in ("two people bow", "one turns left", "they walk")] for i in range(sequences)
+        ],
+        "starts": [i * frames for i in range(sequences)],
+        "frames": [frames] * sequences,
+    }
+    split = {"clips": list(range(sequences)), "total": sequences, "ignored": 0, "known_missing": [], "problems": {}}
+    index = {"version": 1, "kind": "interhuman", "clips": clips, "splits": {"train": split}}
+    (tmp_path / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    with (tmp_path / "motion.f32").open("wb") as file:
+        block = rng.normal(size=(frames, 2, 192)).astype("<f4").tobytes()
+        for _ in range(sequences):
+            file.write(block)
+    started = time.perf_counter()
+    dataset = MotionDataset(INTERHUMAN, tmp_path, "train", **OPTIONS)
+    batch = collate([dataset.draw(i, 0) for i in range(0, sequences, sequences // 64)])
+    assert time.perf_counter() - started < 10
+    assert batch["motion"].shape == (65, 20, 2, 262)
+    assert isinstance(dataset._clips, CachedClips)

@@ -1,0 +1,95 @@
+"""HumanML3D: clips and captions as published, and joints against an own encoding of a walking body."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from intermoe.data import KINDS, MotionDataset
+from intermoe.data.humanml3d import HumanML3DReader, root_centred_joints, world_joints
+
+HUMANML3D = KINDS["humanml3d"]
+
+
+def _about_y(angle: np.ndarray) -> np.ndarray:
+    cos, sin, zero, one = np.cos(angle), np.sin(angle), np.zeros_like(angle), np.ones_like(angle)
+    return np.stack([cos, zero, sin, zero, one, zero, -sin, zero, cos], axis=-1).reshape(-1, 3, 3)
+
+
+def test_joints_of_an_encoded_walk_come_back() -> None:
+    """The encoding by its definition: everything is seen from the root, which turns by ``heading`` about Y."""
+    rng = np.random.default_rng(0)
+    frames = 50
+    heading = np.concatenate([[0.0], np.cumsum(rng.normal(scale=0.1, size=frames - 1))])
+    place = np.cumsum(rng.normal(scale=0.03, size=(frames, 3)), axis=0)
+    place[:, 1] = 0.9
+    place[:, [0, 2]] -= place[0, [0, 2]]
+    turn = _about_y(heading)
+    local = rng.normal(scale=0.3, size=(frames, 22, 3))
+    local[:, 0] = 0
+    world = np.einsum("tij,tkj->tki", turn, local) + place[:, None]
+    motion = np.zeros((frames, 263))
+    # quaternion of the turn from one frame to the next, seen by a body that turns against it: half the angle, negative
+    motion[:-1, 0] = -np.diff(heading) / 2
+    motion[:-1, 1:3] = np.einsum("tji,tj->ti", turn[1:], np.diff(place, axis=0))[:, [0, 2]]
+    motion[:, 3] = place[:, 1]
+    seen = local.copy()
+    seen[:, 1:, 1] += place[:, None, 1]  # heights are those above the ground
+    motion[:, 4:67] = seen[:, 1:].reshape(frames, -1)
+    np.testing.assert_allclose(world_joints(torch.from_numpy(motion)), world, atol=1e-9)
+    centred = root_centred_joints(torch.from_numpy(motion)).numpy()
+    np.testing.assert_allclose(np.einsum("tij,tkj->tki", turn, centred) + place[:, None] * [1, 0, 1], world, atol=1e-9)
+
+
+def test_clips_are_sequences_and_the_parts_that_captions_describe(humanml3d_folder) -> None:
+    root = humanml3d_folder({"train": {"000001": 120, "M000001": 60}})
+    (root / "texts" / "000001.txt").write_text(
+        "a man walks.#a/DET man/NOUN#0.0#0.0\nhe sits#he/PRON#1.0#4.5\nhe rises#he/PRON#1.0#4.5\n"
+        "late#late/ADV#8.0#9.0\n"
+    )
+    clips = HumanML3DReader(root).read("train", "000001")
+    motion = np.load(root / "new_joint_vecs" / "000001.npy")
+    assert [clip.name for clip in clips] == ["000001", "000001@1-4.5"]
+    assert [clip.captions for clip in clips] == [("a man walks.",), ("he sits", "he rises")]
+    np.testing.assert_array_equal(clips[0].source[:, 0], motion)
+    np.testing.assert_array_equal(clips[1].source[:, 0], motion[20:90])
+    dataset = MotionDataset(HUMANML3D, root, "train", training=False)
+    assert dataset.names == ["000001", "000001@1-4.5", "M000001"]
+    assert dataset[2]["motion"].shape == (60, 1, 263)
+    assert dataset.captions(2) == ("a man walks.", "a person strolls")
+
+
+def test_long_sequences_become_windows(humanml3d_folder) -> None:
+    root = humanml3d_folder({"train": {"000001": 199}})
+    dataset = MotionDataset(HUMANML3D, root, "train")
+    motion = np.load(root / "new_joint_vecs" / "000001.npy")
+    starts = set()
+    for epoch in range(30):
+        drawn = dataset.draw(0, epoch)["motion"][:, 0].numpy()
+        assert len(drawn) == 196
+        starts |= {s for s in range(4) if (motion[s : s + 196] == drawn).all()}
+    assert starts == {0, 1, 2, 3}
+
+
+def test_a_broken_folder_is_reported_by_name(humanml3d_folder) -> None:
+    root = humanml3d_folder({"train": dict.fromkeys("abcdef", 60)})
+    np.save(root / "new_joint_vecs" / "b.npy", np.zeros((60, 262), np.float32))
+    (root / "texts" / "c.txt").write_text("no tags\n")
+    (root / "new_joint_vecs" / "d.npy").unlink()
+    (root / "texts" / "e.txt").write_text("late#late/ADV#8.0#9.0\n")
+    np.save(root / "new_joint_vecs" / "f.npy", np.zeros((20, 263), np.float32))
+    with pytest.warns(UserWarning, match="5 of 6 items cannot be used"):
+        dataset = MotionDataset(HUMANML3D, root, "train")
+    problems = {kind: [name.split(":")[0] for name in names] for kind, names in dataset.report.problems.items()}
+    assert problems == {
+        "wrong shape": ["b"],
+        "unreadable caption file": ["c"],
+        "no motion file": ["d"],
+        "no frame": ["e"],
+        "shorter than 40 frames": ["f"],
+    }
+    with pytest.raises(ValueError, match="swap_persons: humanml3d has one person"):
+        MotionDataset(HUMANML3D, root, "train", swap_persons=True)
+    with pytest.raises(FileNotFoundError, match=r"test\.txt: no such file \(expected HumanML3D's layout\)"):
+        MotionDataset(HUMANML3D, root, "test")
