@@ -1,0 +1,132 @@
+"""MoEFeedForward: an InterMoEBlock where a host expects its feed-forward network, (B, T, D) -> (B, T, D).
+
+A host calls its feed-forward network with tokens alone. Hooks on the transformer block around it pick the condition
+and the padding mask from that block's arguments, so the host's code stays as it is; a block that is computed again
+(activation checkpointing) hands them over again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from intermoe.integrations.adapters import Condition, Mask, argument_names
+from intermoe.integrations.training import counts_steps
+from intermoe.nn.moe import InterMoEBlock
+
+
+class MoEFeedForward(nn.Module):
+    """An ``InterMoEBlock`` in place of a dense network; built by ``replace_feed_forward``.
+
+    Attributes:
+        moe: the block. dense: the host's network where it was kept (``init="residual"``), else ``None``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        moe: InterMoEBlock,
+        *,
+        condition: Condition | None,
+        mask: Mask | None,
+        batch_first: bool,
+        dense: nn.Module | None,
+        skeleton: nn.Module | None,
+        spec: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.name, self.condition, self.mask, self.batch_first = name, condition, mask, batch_first
+        self.moe, self.dense = moe, dense
+        self.spec = dict(spec)
+        # in a tuple torch does not take it for a part of the model
+        self.skeleton = (skeleton,)
+        self._handles: list[Any] = []
+        self._names: tuple[str, ...] = ()
+        self._arguments: dict[str, Any] | None = None
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, T, D), (T, B, D) in hosts that put time first, or (T, D) -> same shape, no residual added."""
+        time_first = hidden.dim() == 3 and not self.batch_first
+        tokens = hidden.transpose(0, 1) if time_first else hidden.unsqueeze(0) if hidden.dim() == 2 else hidden
+        if tokens.dim() != 3 or tokens.shape[-1] != self.moe.dim:
+            raise ValueError(f"{self.name}: expected tokens (B, T, {self.moe.dim}), got {tuple(hidden.shape)}")
+        self._check_synchronised()
+        out: Tensor = self.moe(tokens, self._read_condition(tokens.shape[0]), self._read_mask(tokens))
+        out = out.transpose(0, 1) if time_first else out.squeeze(0) if hidden.dim() == 2 else out
+        return out if self.dense is None else out + self.dense(hidden)
+
+    def watch(self, block: nn.Module) -> None:
+        """Follow the calls of ``block``, the transformer block around this network."""
+        self._names = argument_names(block)
+        self._handles = [
+            block.register_forward_pre_hook(self._enter, with_kwargs=True),
+            block.register_forward_hook(self._leave),
+        ]
+        if self.condition is not None and self.condition.source in dict(block.named_modules()):
+            source = block.get_submodule(self.condition.source)
+            self._handles.append(source.register_forward_hook(self._observe))
+
+    def unwatch(self) -> None:
+        """Undo ``watch``."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _wanted(self) -> set[str]:
+        masks = [self.mask, self.condition.mean_over if self.condition is not None else None]
+        wanted = {mask.argument for mask in masks if mask is not None}
+        return wanted if self.condition is None else {*wanted, self.condition.source}
+
+    def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if getattr(block, "_chunk_size", None) is not None:
+            raise RuntimeError(
+                f"{self.name}: the host cuts the tokens of its feed-forward networks into chunks, but all tokens of a "
+                "batch are routed together; call disable_forward_chunking() on it"
+            )
+        given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        self._arguments = {name: given[name] for name in self._wanted() if name in given}
+
+    def _leave(self, block: nn.Module, args: Any, output: Any) -> None:
+        self._arguments = None
+
+    def _observe(self, source: nn.Module, args: Any, output: Any) -> None:
+        # hosts use the same embedding outside the block too
+        if self._arguments is not None and self.condition is not None:
+            self._arguments[self.condition.source] = output
+
+    def _read_condition(self, batch: int) -> Tensor | None:
+        if self.condition is None:
+            return None
+        source, width = self.condition.source, self.condition.width
+        value = None if self._arguments is None else self.condition.read(self._arguments)
+        if value is None:
+            raise RuntimeError(
+                f"{self.name}: is routed on {source!r}, but the host passed none to the block; "
+                "pass it to the model, or call replace_feed_forward with condition=None to route on tokens alone"
+            )
+        if value.shape != (batch, width):
+            raise ValueError(
+                f"{self.name}: condition {source!r} must be ({batch}, {width}), got {tuple(value.shape)}; "
+                "describe it with a BlockAdapter, or route on tokens alone with condition=None"
+            )
+        return value
+
+    def _read_mask(self, tokens: Tensor) -> Tensor | None:
+        if self.mask is None or self._arguments is None:
+            return None
+        return self.mask.valid(self._arguments, (tokens.shape[0], tokens.shape[1]))
+
+    def _check_synchronised(self) -> None:
+        if torch.compiler.is_compiling() or not self.training or not (dist.is_available() and dist.is_initialized()):
+            return
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.moe.parameters())
+        frozen = self.moe.routing != "dynamic" or self.moe.bias_rate == 0.0
+        if learns and not frozen and dist.get_world_size() > 1 and not counts_steps(self.moe):
+            raise RuntimeError(
+                f"{self.name}: several processes train it, but nothing updates its selection bias from the counts of "
+                "all of them; call attach_bias_update(optimizer, model), or freeze the bias with bias_rate=0"
+            )

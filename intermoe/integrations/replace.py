@@ -1,0 +1,319 @@
+"""replace_feed_forward: InterMoE in place of the dense feed-forward networks of a model, and back."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from intermoe.integrations.adapters import BlockAdapter, Condition, check_condition_source, find_blocks
+from intermoe.integrations.dense import flops_per_token, is_swiglu, swiglu_weights, token_width
+from intermoe.integrations.feed_forward import MoEFeedForward
+from intermoe.nn.moe import BIAS_MARGIN, InterMoEBlock
+
+INITS = ("random", "upcycle", "upcycle_sparse", "residual")
+HOSTS = (
+    "diffusers' BasicTransformerBlock, JointTransformerBlock and FluxTransformerBlock, torch's TransformerEncoderLayer"
+)
+CONFIG_KEY = "intermoe"
+_FIXED = ("self", "dim", "num_experts", "expert_dim", "cond_dim", "capacity", "norm")
+BLOCK_OPTIONS = tuple(name for name in inspect.signature(InterMoEBlock.__init__).parameters if name not in _FIXED)
+
+
+@dataclass(frozen=True)
+class ReplacedLayer:
+    """What became of one feed-forward network; operations are counted per token, two for each multiply-add."""
+
+    name: str
+    condition: str | None
+    dense_parameters: int
+    moe_parameters: int
+    dense_flops: float
+    moe_flops: float
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What ``replace_feed_forward`` did; print it for a table."""
+
+    layers: tuple[ReplacedLayer, ...]
+
+    def __str__(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        head = f"{'feed-forward network':{width}}  {'routed on':12} {'parameters':>23}  {'kFLOP per token':>19}"
+        rows = [
+            f"{layer.name:{width}}  {'tokens' if layer.condition is None else '+ ' + layer.condition:12} "
+            f"{layer.dense_parameters:>10,} -> {layer.moe_parameters:>10,} "
+            f"{layer.dense_flops / 1e3:>8,.1f} -> {layer.moe_flops / 1e3:>8,.1f}"
+            for layer in self.layers
+        ]
+        return "\n".join([f"{head:{width}}", *rows])
+
+
+def replace_feed_forward(
+    model: nn.Module,
+    *,
+    num_experts: int,
+    expert_dim: int,
+    capacity: float = 1.0,
+    condition: str | None = "auto",
+    layers: Sequence[int | str] | None = None,
+    init: str = "random",
+    adapters: Sequence[BlockAdapter] = (),
+    **options: Any,
+) -> Replacement:
+    """Put an ``InterMoEBlock`` in place of the feed-forward networks of ``model``, which is changed.
+
+    The host's own normalisation, residuals and dropout around the network stay (``norm="none"``). Padding that the
+    host masks in attention is neither routed nor counted. Build the optimiser afterwards and give it to
+    ``attach_bias_update``. A diffusers model notes the replacement in its config, see ``load_pretrained``.
+
+    Args:
+        model: a model of diffusers' or torch's transformer blocks, or of blocks that ``adapters`` describe.
+        num_experts: E. expert_dim: hidden width F of each. capacity: experts per token on average.
+        condition: what the router reads besides the tokens. ``"modulation"``: the embedding of timestep, class or
+            pooled text that steers the block. ``"text"``: the mean of the text states it attends to. ``"auto"``: the
+            first that the block has, else tokens alone. ``None``: tokens alone.
+        layers: which: numbers of blocks in the model's order, names of networks, or patterns such as ``"*.ff"``;
+            ``None`` for all.
+        init: ``"random"``: new experts, the dense weights go.
+            ``"upcycle"``: every expert is the dense network and, until the selection bias has moved, every token goes
+            to every expert, so the gates sum to one and the model computes what it did. Needs SwiGLU networks without
+            biases and ``expert_dim`` equal to their width.
+            ``"upcycle_sparse"``: the same with the experts' output scaled by num_experts / n, n the experts per token
+            (``top_k`` or ``capacity``): a token's output is the dense one where its gates sum to n / num_experts.
+            ``"residual"``: the dense network stays beside the experts, whose output starts at zero: any network, the
+            model computes what it did.
+        adapters: descriptions of your own blocks.
+        options: of ``InterMoEBlock``: fusion, bias_rate, routing, top_k, ...
+
+    Returns:
+        What became of each network, in numbers.
+
+    Raises:
+        ValueError: if no block is known, a name matches nothing, a network cannot be upcycled, or a value is out of
+            range; the model is unchanged then.
+    """
+    if init not in INITS:
+        raise ValueError(f"init: must be one of {INITS}, got {init!r}")
+    for name in options:
+        if name not in BLOCK_OPTIONS:
+            raise ValueError(f"{name}: unknown, options of InterMoEBlock are {BLOCK_OPTIONS}")
+    spec = {"num_experts": num_experts, "expert_dim": expert_dim, "capacity": capacity, **options}
+    if init == "upcycle":
+        spec.setdefault("bias_init", -BIAS_MARGIN)
+    slots = _choose(find_slots(model, adapters), layers)
+    return install(model, [(slot, make_feed_forward(slot, condition, init, spec)) for slot in slots])
+
+
+def restore_feed_forward(model: nn.Module, *, adapters: Sequence[BlockAdapter] = ()) -> None:
+    """Put dense networks back where that loses nothing.
+
+    A kept network (``init="residual"``) comes back while its experts' output weights are zero. Otherwise a single
+    expert becomes the weights of the host's SwiGLU network, which computes the same for every selected token.
+
+    Raises:
+        ValueError: if ``model`` holds no replaced network, or one that no dense network can stand for; the model is
+            unchanged then.
+    """
+    found = [
+        (block, attribute, adapter)
+        for _, block, adapter in find_blocks(model, adapters)
+        for attribute in adapter.slots(block)
+        if isinstance(getattr(block, attribute), MoEFeedForward)
+    ]
+    if not found:
+        raise ValueError("model: holds no replaced feed-forward network")
+    restored = [_restored(getattr(block, attribute)) for block, attribute, _ in found]
+    for (block, attribute, adapter), dense in zip(found, restored, strict=True):
+        getattr(block, attribute).unwatch()
+        adapter.give_back(block, attribute, dense)
+    note_replacement(model)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A feed-forward network of a host that is not replaced yet. ``index`` counts blocks in the model's order."""
+
+    index: int
+    block: nn.Module
+    attribute: str
+    name: str
+    adapter: BlockAdapter
+
+
+def find_slots(model: nn.Module, adapters: Sequence[BlockAdapter]) -> list[Slot]:
+    """Every dense network that can be replaced. Raises ``ValueError`` if there is none, saying what to do."""
+    blocks = find_blocks(model, adapters)
+    if not blocks:
+        raise ValueError(
+            f"model: {type(model).__name__} holds no known transformer block ({HOSTS}); "
+            "describe its block with adapters=[BlockAdapter(YourBlock, feed_forward=('mlp',), ...)]"
+        )
+    slots, replaced = [], 0
+    for index, (path, block, adapter) in enumerate(blocks):
+        for attribute in adapter.slots(block):
+            name = f"{path}.{attribute}" if path else attribute
+            if isinstance(getattr(block, attribute), MoEFeedForward):
+                replaced += 1
+            else:
+                slots.append(Slot(index, block, attribute, name, adapter))
+    if not slots and replaced:
+        raise ValueError("model: all its feed-forward networks are replaced already; restore_feed_forward undoes it")
+    if not slots:
+        found = sorted({type(block).__name__ for _, block, _ in blocks})
+        raise ValueError(f"model: its blocks {found} have none of the feed-forward networks that the adapters name")
+    return slots
+
+
+def make_feed_forward(slot: Slot, condition: str | None, init: str, spec: Mapping[str, Any]) -> MoEFeedForward:
+    """The replacement of one dense network, on its device and in its dtype; the host is unchanged."""
+    dense = slot.adapter.take(slot.block, slot.attribute)
+    dim = token_width(dense)
+    if dim is None:
+        raise ValueError(f"{slot.name}: {type(dense).__name__} does not map tokens (..., D) to (..., D)")
+    name, chosen = _choose_condition(slot, condition)
+    weight = next(dense.parameters())
+    moe = InterMoEBlock(dim=dim, cond_dim=None if chosen is None else chosen.width, norm="none", **spec)
+    moe.to(weight.device, weight.dtype).train(dense.training)
+    if init in ("upcycle", "upcycle_sparse"):
+        _upcycle(slot.name, moe, dense, sparse=init == "upcycle_sparse")
+    elif init == "residual":
+        nn.init.zeros_(moe.w_down)
+    kept = dense if init == "residual" else None
+    return MoEFeedForward(
+        slot.name,
+        moe,
+        condition=chosen,
+        mask=slot.adapter.mask,
+        batch_first=slot.adapter.batch_first(slot.block),
+        dense=kept,
+        skeleton=None if kept is not None or swiglu_weights(dense) is None else copy.deepcopy(dense).to("meta"),
+        # a backend is this machine's affair
+        spec={k: v for k, v in spec.items() if k != "backend"} | {"condition": name, "residual": kept is not None},
+    )
+
+
+def install(model: nn.Module, made: Sequence[tuple[Slot, MoEFeedForward]]) -> Replacement:
+    """Put every replacement in its place."""
+    described = tuple(_describe(slot, network) for slot, network in made)
+    for slot, network in made:
+        slot.adapter.put(slot.block, slot.attribute, network)
+        network.watch(slot.block)
+    note_replacement(model)
+    return Replacement(described)
+
+
+def replacement_config(model: nn.Module) -> dict[str, Any]:
+    """Plain values (JSON) that say which networks were replaced and how; ``reapply_replacement`` reads them."""
+    networks = [m for m in model.modules() if isinstance(m, MoEFeedForward)]
+    return {"version": 1, "feed_forward": {network.name: dict(network.spec) for network in networks}}
+
+
+def note_replacement(model: nn.Module) -> None:
+    """Note the replacement where the host keeps its configuration, and keep torch's encoder from its fused kernel."""
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and any(
+            isinstance(getattr(layer, "linear1", None), MoEFeedForward) for layer in encoder.layers
+        ):
+            encoder.use_nested_tensor = False
+    if hasattr(model, "register_to_config"):
+        model.register_to_config(**{CONFIG_KEY: replacement_config(model)})
+
+
+def _is_chosen(slot: Slot, layers: Sequence[int | str]) -> bool:
+    return any(slot.index == which if isinstance(which, int) else fnmatchcase(slot.name, which) for which in layers)
+
+
+def _choose(slots: list[Slot], layers: Sequence[int | str] | None) -> list[Slot]:
+    if layers is None:
+        return slots
+    for which in layers:
+        if not any(_is_chosen(slot, [which]) for slot in slots):
+            raise ValueError(
+                f"layers: {which!r} matches nothing; there are blocks {sorted({slot.index for slot in slots})} "
+                f"with networks {[slot.name for slot in slots]}"
+            )
+    return [slot for slot in slots if _is_chosen(slot, layers)]
+
+
+def _choose_condition(slot: Slot, wanted: str | None) -> tuple[str | None, Condition | None]:
+    offered = slot.adapter.conditions(slot.block)
+    if wanted == "auto":
+        wanted = next(iter(offered), None)
+    if wanted is None:
+        return None, None
+    if wanted not in offered:
+        raise ValueError(
+            f"condition: {slot.name} offers {list(offered) or 'none'}, got {wanted!r}; "
+            "use 'auto', or None to route on tokens alone"
+        )
+    check_condition_source(slot.block, offered[wanted])
+    return wanted, offered[wanted]
+
+
+@torch.no_grad()
+def _upcycle(name: str, moe: InterMoEBlock, dense: nn.Module, *, sparse: bool) -> None:
+    weights = swiglu_weights(dense)
+    if weights is None or not is_swiglu(dense):
+        raise ValueError(
+            f"init: upcycling needs SwiGLU networks without biases, and {name} is another ({type(dense).__name__}); "
+            "init='residual' keeps what any network computes"
+        )
+    width = weights.gate.shape[0]
+    if moe.expert_dim != width:
+        raise ValueError(f"expert_dim: upcycling {name} needs its width {width}, got {moe.expert_dim}")
+    if not sparse and moe.routing != "dynamic":
+        raise ValueError(
+            f"init: 'upcycle' sends every token to every expert at first, which routing={moe.routing!r} does not; "
+            "use init='upcycle_sparse'"
+        )
+    per_token = moe.num_experts if not sparse else moe.top_k or moe.capacity
+    moe.w_gate_up.copy_(torch.cat([weights.gate, weights.up]))
+    moe.w_down.copy_(weights.down * (moe.num_experts / per_token))
+
+
+def _restored(network: MoEFeedForward) -> nn.Module:
+    moe = network.moe
+    if network.dense is not None:
+        if moe.w_down.any() or moe.num_shared_experts:
+            raise ValueError(f"{network.name}: its experts add to the dense network by now, which would lose them")
+        return network.dense
+    skeleton = network.skeleton[0]
+    if moe.num_experts != 1 or moe.num_shared_experts or skeleton is None:
+        raise ValueError(
+            f"{network.name}: only a single expert in a host with SwiGLU networks can become dense again, "
+            f"got num_experts={moe.num_experts}, num_shared_experts={moe.num_shared_experts}"
+        )
+    dense = copy.deepcopy(skeleton).to_empty(device=moe.w_down.device).to(moe.w_down.dtype).train(network.training)
+    weights = swiglu_weights(dense)
+    if weights is None or weights.gate.shape[0] != moe.expert_dim:
+        raise ValueError(f"{network.name}: expert_dim={moe.expert_dim} is not the width of the host's network")
+    with torch.no_grad():
+        gate, up = moe.w_gate_up[0].chunk(2)
+        for target, value in ((weights.gate, gate), (weights.up, up), (weights.down, moe.w_down[0])):
+            target.copy_(value)
+        for bias in weights.biases:
+            bias.zero_()
+    return dense
+
+
+def _describe(slot: Slot, network: MoEFeedForward) -> ReplacedLayer:
+    dense, moe = slot.adapter.take(slot.block, slot.attribute), network.moe
+    per_token = moe.top_k or moe.capacity
+    width = per_token * moe.expert_dim + moe.num_shared_experts * moe.expert_dim
+    kept = flops_per_token(dense) if network.dense is not None else 0
+    return ReplacedLayer(
+        name=slot.name,
+        condition=network.spec["condition"],
+        dense_parameters=sum(p.numel() for p in dense.parameters()),
+        moe_parameters=sum(p.numel() for p in network.parameters()),
+        dense_flops=flops_per_token(dense),
+        moe_flops=2 * (moe.num_experts * moe.dim + 3 * moe.dim * width) + kept,
+    )

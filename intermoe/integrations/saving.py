@@ -1,0 +1,76 @@
+"""Replaced models on disk: the host's own files, and a note of the replacement to build it again before loading."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from intermoe.integrations.adapters import BlockAdapter
+from intermoe.integrations.replace import CONFIG_KEY, Replacement, find_slots, install, make_feed_forward
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def reapply_replacement(
+    model: nn.Module, config: Mapping[str, Any], *, adapters: Sequence[BlockAdapter] = ()
+) -> Replacement:
+    """Replace in a freshly built host what ``config`` says was replaced, so that a saved state dict fits it.
+
+    Args:
+        model: built as the saved one was, before any replacement. config: of ``replacement_config``.
+        adapters: those given to ``replace_feed_forward``.
+    """
+    if config.get("version") != 1 or not isinstance(config.get("feed_forward"), Mapping):
+        raise ValueError(f"config: expected what replacement_config returns (version 1), got {dict(config)!r:.200}")
+    slots = {slot.name: slot for slot in find_slots(model, adapters)}
+    missing = sorted(set(config["feed_forward"]) - set(slots))
+    if missing:
+        raise ValueError(f"config: replaces {missing}, which this model does not have; it has {sorted(slots)}")
+    made = []
+    for name, saved in config["feed_forward"].items():
+        spec = dict(saved)
+        condition, residual = spec.pop("condition"), spec.pop("residual")
+        made.append(
+            (slots[name], make_feed_forward(slots[name], condition, "residual" if residual else "random", spec))
+        )
+    return install(model, made)
+
+
+def load_pretrained(model_class: Any, folder: str | Path, *, adapters: Sequence[BlockAdapter] = ()) -> Any:
+    """Load a diffusers model whose feed-forward networks were replaced before its ``save_pretrained``.
+
+    Args:
+        model_class: the host's class, such as ``diffusers.DiTTransformer2DModel``.
+        folder: what ``save_pretrained`` wrote; weights in safetensors, in one file or several.
+
+    Returns:
+        The model in evaluation mode. Every weight must be there and none may be left over.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    config = dict(model_class.load_config(folder))
+    note = config.pop(CONFIG_KEY, None)
+    if note is None:
+        raise ValueError(f"folder: {folder} holds no replaced model; use {model_class.__name__}.from_pretrained")
+    files = [folder / WEIGHTS]
+    index = folder / f"{WEIGHTS}.index.json"
+    if index.exists():
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        files = [folder / name for name in sorted(set(shards))]
+    state: dict[str, Any] = {}
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(f"folder: {file} not found; save_pretrained writes it with safe_serialization=True")
+        state |= load_file(file)
+    model = model_class.from_config(config)
+    reapply_replacement(model, note, adapters=adapters)
+    dtype = next(value.dtype for name, value in state.items() if not name.endswith("selection_bias"))
+    if dtype != next(model.parameters()).dtype:
+        model.to(dtype)
+    model.load_state_dict(state)
+    return model.eval()

@@ -1,0 +1,157 @@
+"""Selection biases that follow the optimiser, and biases that start where they will end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from intermoe.nn.moe import BIAS_MARGIN, InterMoEBlock
+
+
+class Tally:
+    """Counts of one block over the forwards since the last optimiser step."""
+
+    def __init__(self, block: InterMoEBlock) -> None:
+        # a copy of the block gets a copy of its hooks, but no optimiser
+        self.owner = id(block)
+        # not buffers: DistributedDataParallel overwrites those with the first rank's before each forward
+        self.totals = [torch.zeros_like(count) for count in _counts(block)]
+
+    def add(self, block: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook. A forward that is computed again counts twice, its tokens too, so the bias moves alike."""
+        if block.training and torch.is_grad_enabled() and isinstance(block, InterMoEBlock):
+            self.totals = [total.to(new.device) + new for total, new in zip(self.totals, _counts(block), strict=True)]
+
+    def hand_over(self, block: InterMoEBlock) -> None:
+        """Make the totals the block's counts and begin again."""
+        for count, total in zip(_counts(block), self.totals, strict=True):
+            count.copy_(total)
+        self.totals = [torch.zeros_like(total) for total in self.totals]
+
+
+class BiasUpdate:
+    """What ``attach_bias_update`` attached; ``remove()`` detaches it."""
+
+    def __init__(self, optimizer: Optimizer, blocks: list[InterMoEBlock]) -> None:
+        self._tallies = [(block, Tally(block)) for block in blocks]
+        self._handles = [block.register_forward_hook(tally.add) for block, tally in self._tallies]
+        self._handles.append(optimizer.register_step_post_hook(self._update))
+        self._checked = False
+
+    def remove(self) -> None:
+        """Stop counting and updating."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _update(self, *_: Any) -> None:
+        learning = [(b, tally) for b, tally in self._tallies if any(p.requires_grad for p in b.parameters())]
+        if not self._checked:
+            _check_same_on_all_ranks([block for block, _ in learning])
+            self._checked = True
+        for block, tally in learning:
+            tally.hand_over(block)
+            block.update_selection_bias()
+
+
+def attach_bias_update(optimizer: Optimizer, model: nn.Module) -> BiasUpdate:
+    """Update the selection biases of every ``InterMoEBlock`` in ``model`` after each step of ``optimizer``.
+
+    Counts add up over the micro-steps of gradient accumulation and over data-parallel ranks; recomputed activations
+    do not disturb them. Blocks whose parameters are all frozen keep their bias. Attach before the first forward, so
+    that torch.compile sees the counting.
+
+    Args:
+        optimizer: torch's, or accelerate's wrapper of one, built after ``replace_feed_forward``.
+        model: may be wrapped by DistributedDataParallel or torch.compile.
+
+    Raises:
+        ValueError: if the model holds no block, one is attached already, or the optimiser none of their parameters.
+    """
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    blocks = [m for m in model.modules() if isinstance(m, InterMoEBlock)]
+    _check(optimizer, blocks)
+    return BiasUpdate(optimizer, blocks)
+
+
+def counts_steps(block: InterMoEBlock) -> bool:
+    """Whether ``attach_bias_update`` serves this block."""
+    owners = (getattr(hook, "__self__", None) for hook in block._forward_hooks.values())
+    return any(isinstance(owner, Tally) and owner.owner == id(block) for owner in owners)
+
+
+@contextmanager
+def calibrated_selection(model: nn.Module) -> Iterator[None]:
+    """Set the selection biases from data: within, each forward first moves every block's bias to its capacity.
+
+    Each expert then takes capacity * S / E of that forward's S valid tokens, as far as biases inside (-1, 0) can, so
+    training starts at the cost it will have. Without it the biases find their level in some hundred steps. Use a
+    typical batch, at typical noise levels; one forward suffices:
+
+    >>> with calibrated_selection(model), torch.no_grad():
+    ...     model(batch)
+    """
+    blocks = [m for m in model.modules() if isinstance(m, InterMoEBlock) and m.routing == "dynamic"]
+    handles = [block.register_forward_pre_hook(_calibrate, with_kwargs=True) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def _calibrate(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if isinstance(block, InterMoEBlock):
+        _set_bias(block, *args, **kwargs)
+
+
+def _set_bias(
+    block: InterMoEBlock, hidden: Tensor, condition: Tensor | None = None, mask: Tensor | None = None
+) -> None:
+    logits = block._logits(hidden, *block._router(condition))
+    logits = logits.flatten(0, 1) if mask is None else logits[mask]
+    if logits.shape[0] == 0:
+        return
+    ordered = torch.sigmoid(logits).sort(dim=0, descending=True).values
+    take = round(block.capacity * logits.shape[0] / block.num_experts)
+    last = ordered[max(take, 1) - 1]
+    first_left_out = ordered[min(take, logits.shape[0] - 1)]
+    block.selection_bias.copy_((-(last + first_left_out) / 2).clamp(-1 + BIAS_MARGIN, -BIAS_MARGIN))
+
+
+def _counts(block: InterMoEBlock) -> tuple[Tensor, ...]:
+    return block.expert_counts, block.token_count, block.sample_votes
+
+
+def _check(optimizer: Optimizer, blocks: list[InterMoEBlock]) -> None:
+    if not blocks:
+        raise ValueError("model: holds no InterMoEBlock; call replace_feed_forward first")
+    if any(counts_steps(block) for block in blocks):
+        raise ValueError("model: its selection biases are updated already; attach them to one optimiser, once")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    learning = [p for block in blocks for p in block.parameters() if p.requires_grad]
+    if learning and not any(id(p) in held for p in learning):
+        raise ValueError(
+            "optimizer: holds none of the parameters of the model's InterMoEBlocks; build it after replace_feed_forward"
+        )
+
+
+def _check_same_on_all_ranks(blocks: list[InterMoEBlock]) -> None:
+    if not blocks or not (dist.is_available() and dist.is_initialized()):
+        return
+    least = torch.cat([block.selection_bias for block in blocks])
+    most = least.clone()
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    if not torch.equal(least, most):
+        raise RuntimeError(
+            "selection_bias: differs between the ranks, so they would route differently; "
+            "load the same checkpoint on every rank, and do not update biases on one rank alone"
+        )
