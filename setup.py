@@ -115,6 +115,7 @@ PACKAGES = [
     "intermoe.cli",
     "intermoe.data",
     "intermoe.eval",
+    "intermoe.integrations",
     "intermoe.nn",
     "intermoe.official",
     "intermoe.ops",
