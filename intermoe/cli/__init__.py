@@ -15,12 +15,13 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the intermoe command needs typer: pip install 'intermoe[all]'") from error
 
-from intermoe.cli import data, evaluate, generate, train
+from intermoe.cli import convert, data, evaluate, generate, train
 
 app = typer.Typer(
     help="Text to the motion of two people.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
 app.command()(generate.generate)
+app.command()(convert.convert)
 app.command()(data.prepare)
 app.command()(data.stats)
 app.add_typer(train.app, name="train")

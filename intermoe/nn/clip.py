@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -30,66 +31,49 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-class ClipTextEncoder(TextEncoder):
-    """Token ids -> CLIP text tower -> all token states -> adapter -> state at the end-of-text token.
+def at_end_of_text(states: Tensor, tokens: Tensor) -> Tensor:
+    """States (B, L, D) at each row's end-of-text token, which has the largest id: (B, D)."""
+    return states[torch.arange(len(tokens), device=tokens.device), tokens.argmax(-1)]
 
-    Tower (frozen): embedding + learned positions, ``clip_layers`` pre-norm layers of ``clip_heads`` heads with a
-    causal mask and QuickGELU, LayerNorm. Adapter (trained): ``num_layers`` post-norm layers of ``num_heads`` heads
-    with GELU, LayerNorm. As in the release the adapter attends to the padding too, so every prompt is padded to
-    ``max_tokens``; longer ones are cut there with a warning. The tower's weights are part of ``state_dict()``.
+
+class ClipPrompts(TextEncoder):
+    """What all encoders on CLIP's token ids share: the tokenizer and CLIP's embedding of tokens and positions, frozen.
 
     Args:
-        config: ``width`` is the tower's and the adapter's width and must equal ``output_dim``.
+        config: ``vocab_size`` rows of ``width`` are embedded; prompts are padded to ``max_tokens``, longer ones cut.
         tokenizer_json: CLIP's tokenizer; ``None`` loads it at the first prompt from ``name_or_path``, by default the
-            Hugging Face model of the same tower.
-
-    Raises:
-        ValueError: if ``output_dim`` differs from ``width`` or ``clip_heads`` does not divide it.
+            Hugging Face model of the published tower.
     """
 
     def __init__(self, config: TextConfig, tokenizer_json: str | None = None) -> None:
         super().__init__()
-        if config.output_dim != config.width:
-            raise ValueError(f"output_dim: expected width={config.width} for kind='clip', got {config.output_dim}")
-        if config.width % config.clip_heads:
-            raise ValueError(f"clip_heads: expected a divisor of width={config.width}, got {config.clip_heads}")
         self.config = config
         self.output_dim = config.output_dim
         self._tokenizer: Tokenizer | None = None
         if tokenizer_json is not None:
             self._use_tokenizer(tokenizer_json)
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
-        self.position_embedding = nn.Parameter(torch.empty(config.max_tokens, config.width))
-        layer = nn.TransformerEncoderLayer(
-            config.width, config.clip_heads, 4 * config.width, 0.0, quick_gelu, batch_first=True, norm_first=True
-        )
-        self.tower = nn.TransformerEncoder(layer, config.clip_layers, enable_nested_tensor=False)
-        self.tower_norm = nn.LayerNorm(config.width)
-        self.adapter = transformer(config, norm_first=False)
-        self.adapter_norm = nn.LayerNorm(config.width)
+        self.position_embedding = nn.Parameter(torch.empty(config.max_tokens, config.width), requires_grad=False)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding, std=0.01)
-        for frozen in (self.token_embedding, self.tower, self.tower_norm):
-            frozen.requires_grad_(False)
-        self.position_embedding.requires_grad_(False)
+        self.token_embedding.requires_grad_(False)
+
+    @abstractmethod
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Embed token ids (B, max_tokens) int64, the end-of-text token being the largest id of a row."""
 
     def forward(self, prompts: Sequence[str]) -> Tensor:
         """Embed ``prompts``: (B, output_dim) float32."""
         return self.encode_tokens(self.tokenize(prompts))
 
-    def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Embed token ids (B, max_tokens) int64, the end-of-text token being the largest id of a row."""
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, max_tokens) to their embedding with that of their positions (B, max_tokens, width)."""
         if tokens.ndim != 2 or tokens.shape[1] != self.config.max_tokens:
             raise ValueError(
                 f"tokens: expected shape (B, max_tokens={self.config.max_tokens}), got {tuple(tokens.shape)}"
             )
-        causal = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], device=tokens.device)
-        with torch.no_grad():
-            states = self.token_embedding(tokens) + self.position_embedding
-            states = self.tower_norm(self.tower(states, mask=causal.to(states.dtype), is_causal=True))
-        states = self.adapter_norm(self.adapter(states))
-        result: Tensor = states[torch.arange(len(tokens), device=tokens.device), tokens.argmax(-1)].float()
-        return result
+        embedded: Tensor = self.token_embedding(tokens) + self.position_embedding
+        return embedded
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids (B, max_tokens) int64: start, the prompt's, end, then zeros.
@@ -105,8 +89,16 @@ class ClipTextEncoder(TextEncoder):
             row[: len(ids)] = torch.tensor(ids)
         return tokens
 
+    def load_tokenizer(self, name_or_path: str) -> Tokenizer:
+        """Take CLIP's tokenizer from a folder or a Hugging Face model; it is then saved beside the weights.
+
+        Raises:
+            ValueError: if there is none, or one with more tokens than ``vocab_size``.
+        """
+        return self._use_tokenizer(_load_tokenizer_json(name_or_path))
+
     def _token_ids(self, prompt: str) -> list[int]:
-        tokenizer = self._tokenizer or self._use_tokenizer(_load_tokenizer_json(self.config.name_or_path or TOKENIZER))
+        tokenizer = self._tokenizer or self.load_tokenizer(self.config.name_or_path or TOKENIZER)
         text = html.unescape(html.unescape(prompt)).translate(STRAIGHT_QUOTES).strip()
         ids: list[int] = tokenizer.encode(text).ids
         longest = self.config.max_tokens
@@ -127,6 +119,48 @@ class ClipTextEncoder(TextEncoder):
         self.tokenizer_json = tokenizer_json
         self._tokenizer = tokenizer
         return tokenizer
+
+
+class ClipTextEncoder(ClipPrompts):
+    """Token ids -> CLIP text tower -> all token states -> adapter -> state at the end-of-text token.
+
+    Tower (frozen): embedding + learned positions, ``clip_layers`` pre-norm layers of ``clip_heads`` heads with a
+    causal mask and QuickGELU, LayerNorm. Adapter (trained): ``num_layers`` post-norm layers of ``num_heads`` heads
+    with GELU, LayerNorm. As in the release the adapter attends to the padding too, so every prompt is padded to
+    ``max_tokens``; longer ones are cut there with a warning. The tower's weights are part of ``state_dict()``.
+
+    Args:
+        config: ``width`` is the tower's and the adapter's width and must equal ``output_dim``.
+        tokenizer_json: see ``ClipPrompts``.
+
+    Raises:
+        ValueError: if ``output_dim`` differs from ``width`` or ``clip_heads`` does not divide it.
+    """
+
+    def __init__(self, config: TextConfig, tokenizer_json: str | None = None) -> None:
+        if config.output_dim != config.width:
+            raise ValueError(f"output_dim: expected width={config.width} for kind='clip', got {config.output_dim}")
+        if config.width % config.clip_heads:
+            raise ValueError(f"clip_heads: expected a divisor of width={config.width}, got {config.clip_heads}")
+        super().__init__(config, tokenizer_json)
+        layer = nn.TransformerEncoderLayer(
+            config.width, config.clip_heads, 4 * config.width, 0.0, quick_gelu, batch_first=True, norm_first=True
+        )
+        self.tower = nn.TransformerEncoder(layer, config.clip_layers, enable_nested_tensor=False)
+        self.tower_norm = nn.LayerNorm(config.width)
+        self.adapter = transformer(config, norm_first=False)
+        self.adapter_norm = nn.LayerNorm(config.width)
+        for frozen in (self.tower, self.tower_norm):
+            frozen.requires_grad_(False)
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Embed token ids (B, max_tokens): (B, output_dim) float32."""
+        with torch.no_grad():
+            states = self.embed_tokens(tokens)
+            causal = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], device=tokens.device)
+            states = self.tower_norm(self.tower(states, mask=causal.to(states.dtype), is_causal=True))
+        states = self.adapter_norm(self.adapter(states))
+        return at_end_of_text(states, tokens).float()
 
 
 def _load_tokenizer_json(name_or_path: str) -> str:

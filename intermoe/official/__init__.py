@@ -4,6 +4,38 @@ Strict: a key that is missing, unexpected or of the wrong shape is a ``ValueErro
 mappings with the keys of the published configuration files.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from intermoe.official.model import load_denoiser, load_moe_block, load_text_encoder, load_vae
 
-__all__ = ["load_denoiser", "load_moe_block", "load_text_encoder", "load_vae"]
+if TYPE_CHECKING:
+    from intermoe.official.checkpoint import load_checkpoint
+    from intermoe.official.evaluators import load_bigru, load_evaluator_motion_encoder, load_interclip
+
+__all__ = [
+    "load_bigru",
+    "load_checkpoint",
+    "load_denoiser",
+    "load_evaluator_motion_encoder",
+    "load_interclip",
+    "load_moe_block",
+    "load_text_encoder",
+    "load_vae",
+]
+
+# loaded on first use: whole models and evaluators need more than torch
+_WHERE = {
+    "load_bigru": "intermoe.official.evaluators",
+    "load_checkpoint": "intermoe.official.checkpoint",
+    "load_evaluator_motion_encoder": "intermoe.official.evaluators",
+    "load_interclip": "intermoe.official.evaluators",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'intermoe.official' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)

@@ -17,6 +17,10 @@ class StrictReader:
         self._name = name
         self._unread = dict.fromkeys(state)
 
+    def keys(self, prefix: str) -> list[str]:
+        """All keys that begin with ``prefix``, read or not."""
+        return [key for key in self._state if key.startswith(prefix)]
+
     def take(self, key: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor ``key``. Raises ``ValueError`` if it is missing or not of ``shape``."""
         if key not in self._state:

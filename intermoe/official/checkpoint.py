@@ -1,0 +1,238 @@
+"""The published model's checkpoint file as a pipeline. Nothing in the file is ever executed.
+
+The file is a Lightning checkpoint. Besides the weights it holds the optimiser's state, the learning-rate schedule with
+numpy scalars and the configuration as objects of OmegaConf. ``torch.load(weights_only=True)`` reads it with inert
+stand-ins for exactly those classes; a file with anything else is refused by name.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intermoe.config import DiffusionConfig, PipelineConfig
+from intermoe.data.motion import FPS, MOTION_WIDTH
+from intermoe.data.statistics import Statistics
+from intermoe.official.model import load_denoiser, load_text_encoder, load_vae
+from intermoe.official.reader import require_setting, setting
+from intermoe.pipeline import InterMoEPipeline
+
+STATISTICS_FILES = ("global_mean.npy", "global_std.npy")
+MIN_FRAMES, MAX_FRAMES = 15, 300
+
+# The published configuration, for files that carry none: neither heads nor capacity can be read off the weights.
+PUBLISHED: dict[str, Any] = {
+    "INPUT_DIM": 448,
+    "LATENT_DIM": 768,
+    "FF_SIZE": 1024,
+    "NUM_LAYERS": 8,
+    "NUM_HEADS": 8,
+    "DROPOUT": 0.1,
+    "MoE_config": {"num_experts": 8, "capacity": 1, "n_shared_experts": 0},
+    "vae": {"latent_dim": 64, "dataset_name": "interhuman", "n_extra_layers": 1, "kernel_size": 3, "dropout": 0.1},
+    "DIFFUSION_STEPS": 1000,
+}
+
+
+class _Inert(dict[Any, Any]):
+    """Takes the place of an object of the file: keeps what was stored in it and does nothing."""
+
+    state: Any = None
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _stand_ins() -> list[type]:
+    modules = {
+        "omegaconf.dictconfig": ("DictConfig",),
+        "omegaconf.listconfig": ("ListConfig",),
+        "omegaconf.base": ("ContainerMetadata", "Metadata"),
+        "omegaconf.nodes": ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode"),
+        "typing": ("Any",),
+        "builtins": ("dict", "list", "str", "int", "float", "bool"),
+        "collections": ("defaultdict",),
+        "pytorch_lightning.utilities.parsing": ("AttributeDict",),
+        "lightning_fabric.utilities.data": ("AttributeDict",),
+        "yacs.config": ("CfgNode",),
+        "numpy": ("dtype",),
+        "numpy.core.multiarray": ("scalar",),
+        "numpy._core.multiarray": ("scalar",),
+    }
+    return [
+        type(name, (_Inert,), {"__module__": module, "__qualname__": name})
+        for module, names in modules.items()
+        for name in names
+    ]
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """State dict and configuration (empty if there is none) of a Lightning checkpoint or a bare state dict.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint, or one with an object of a class that is not expected; names it.
+    """
+    path = Path(path)
+    loaded = load_tensors(path)
+    state = loaded.get("state_dict", loaded)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path}: expected a state dict, or a checkpoint with one under 'state_dict'")
+    config = _plain(loaded.get("hyper_parameters", {})) if "state_dict" in loaded else {}
+    return state, config if isinstance(config, dict) else {}
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """What ``torch.load(weights_only=True)`` reads with inert stand-ins; see the module. Memory-mapped if possible."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with torch.serialization.safe_globals(_stand_ins()):
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is None:
+            raise ValueError(f"{path}: not a checkpoint of torch.save: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"{path}: holds an object of {named.group(1)}, which is not loaded because it could run code; if you trust "
+            "the file, save its weights alone: torch.save({'state_dict': checkpoint['state_dict']}, new_file)"
+        ) from error
+    except (RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{path}: not a checkpoint of torch.save: {str(error).splitlines()[0]}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path}: expected a mapping, got {type(loaded).__name__}")
+    return loaded
+
+
+def checkpoint_kind(path: str | Path) -> str:
+    """What a file holds: a "model", or an evaluator, "interclip" or "bigru".
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: neither; says what is expected.
+    """
+    if "movement_encoder" in load_tensors(Path(path)):
+        return "bigru"
+    keys = read_checkpoint(path)[0].keys()
+    if any(key.startswith("model.denoiser.net.") for key in keys):
+        return "model"
+    if any(key.removeprefix("model.").startswith("motion_encoder.") for key in keys):
+        return "interclip"
+    raise ValueError(
+        f"{path}: expected the published denoiser's checkpoint (keys model.denoiser.net.*; it holds the autoencoder "
+        f"too) or an evaluator's (motion_encoder.*, movement_encoder), got {sorted(keys)[:3]}..."
+    )
+
+
+def load_checkpoint(path: str | Path, stats: str | Path | None = None) -> InterMoEPipeline:
+    """The published model from its checkpoint of the denoiser, which holds autoencoder and CLIP tower too.
+
+    The file's own configuration decides; where it has none, the published values. The selection bias carries over and
+    routing fuses by the plain sum, as in the published code.
+
+    Args:
+        path: the Lightning checkpoint. stats: folder with ``global_mean.npy`` and ``global_std.npy`` of the published
+            data statistics; by default that of ``path``.
+
+    Raises:
+        FileNotFoundError: a file is missing. ValueError: a key that is missing, unexpected or of the wrong shape, a
+            setting that is not implemented, or an object that is not loaded; named.
+    """
+    path = Path(path)
+    statistics = read_statistics(path.parent if stats is None else Path(stats))
+    if (kind := checkpoint_kind(path)) != "model":
+        raise ValueError(f"{path}: expected the published denoiser's checkpoint, got that of an evaluator ({kind})")
+    state, config = read_checkpoint(path)
+    parts = split_state(state)
+    config = PUBLISHED | config
+    require_setting(config, "BETA_SCHEDULER", "cosine", "cosine")
+    require_setting(config, "use_moe", "dualdydiff", "dualdydiff")
+    require_setting(setting(config, "vae"), "dataset_name", "interhuman", "interhuman")
+    vae = load_vae(parts["vae"], config["vae"])
+    denoiser = load_denoiser(
+        parts["denoiser"],
+        {
+            "input_feats": config["INPUT_DIM"],
+            "latent_dim": config["LATENT_DIM"],
+            "ff_size": config["FF_SIZE"],
+            "num_layers": config["NUM_LAYERS"],
+            "num_heads": config["NUM_HEADS"],
+            "dropout": config["DROPOUT"],
+            "MoE_config": config["MoE_config"],
+        },
+    )
+    text = load_text_encoder(parts["text"], {"clip_layers": _count_layers(parts["text"])})
+    pipeline_config = PipelineConfig(
+        name="intermoe-interhuman",
+        fps=FPS,
+        min_frames=MIN_FRAMES,
+        max_frames=MAX_FRAMES,
+        vae=vae.config,
+        denoiser=denoiser.config,
+        text=text.config,
+        diffusion=DiffusionConfig(num_train_timesteps=config["DIFFUSION_STEPS"]),
+    )
+    return InterMoEPipeline(pipeline_config, vae, denoiser, text, statistics)
+
+
+def split_state(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The state dicts of ``vae``, ``denoiser`` and ``text``, each with the keys of its own module.
+
+    Raises:
+        ValueError: a key that does not begin with ``model.``.
+    """
+    foreign = sorted(key for key in state if not key.startswith("model."))
+    if foreign:
+        raise ValueError(f"state_dict: unexpected keys {foreign[:8]}: all keys of a checkpoint begin with 'model.'")
+    parts: dict[str, dict[str, Tensor]] = {"vae": {}, "denoiser": {}, "text": {}}
+    for key, value in state.items():
+        for part, prefix in (("vae", "model.vae."), ("denoiser", "model.denoiser.net."), ("text", "model.")):
+            if key.startswith(prefix):
+                parts[part][key.removeprefix(prefix)] = value
+                break
+    return parts
+
+
+def read_statistics(folder: Path) -> Statistics:
+    """Mean and deviation (262,) of the published statistics' .npy files."""
+    arrays = []
+    for name in STATISTICS_FILES:
+        path = folder / name
+        if not path.is_file():
+            raise FileNotFoundError(f"stats: {folder} holds no {name}; the published repository has it")
+        try:
+            values = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{path}: not a readable array: {error}") from error
+        if not isinstance(values, np.ndarray) or values.shape != (MOTION_WIDTH,):
+            raise ValueError(f"{path}: expected shape ({MOTION_WIDTH},), got {getattr(values, 'shape', None)}")
+        arrays.append(values)
+    return Statistics(arrays[0], arrays[1])
+
+
+def _count_layers(text: Mapping[str, Tensor]) -> int:
+    return len({key.split(".")[2] for key in text if key.startswith("clip_transformer.resblocks.")})
+
+
+def _plain(value: Any) -> Any:
+    """The values that a stored configuration holds, without its objects."""
+    if isinstance(value, _Inert):
+        state = value.state if isinstance(value.state, dict) else {}
+        value = state.get("_content", state.get("_val", dict(value)))
+        if isinstance(value, _Inert):
+            return _plain(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
