@@ -5,6 +5,7 @@ chains them. On a machine without a GPU they run in Triton's interpreter when Py
 """
 
 from .combine import combine
+from .configs import use_table
 from .experts import experts_forward
 from .experts_backward import experts_backward
 from .overflow import raise_on_overflow
@@ -23,4 +24,5 @@ __all__ = [
     "select",
     "select_backward",
     "unusable_reason",
+    "use_table",
 ]

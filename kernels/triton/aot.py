@@ -34,6 +34,7 @@ from .select import MAX_CHUNKS, count_kernel, scatter_kernel, select_backward_ke
 
 DIM, EXPERT_DIM, NUM_EXPERTS = 768, 1024, 8
 _ELEMENT = {"half": "bf16", "tf32": "fp32", "ieee": "fp32"}
+_HALF_SUMS = ", half sums"
 _INT64 = ("token_idx_ptr", "offsets_ptr", "slots_ptr", "counts_ptr", "overflow_ptr")
 _FLOAT32 = (
     "gates_ptr", "logits_ptr", "bias_ptr", "router_offset_ptr", "mean_ptr", "rstd_ptr", "partials_ptr",
@@ -81,10 +82,13 @@ def grouped_specimens(kernel: str, precision: str, tile: Tile, aligned: bool = T
         variants = [
             ("", up_kernel, {"SAVE_H": True, "SAVE_ACTIVATION": True, "HALF_SUMS": False}),
             (" inference", up_kernel, {"SAVE_H": False, "SAVE_ACTIVATION": True, "HALF_SUMS": False}),
+            (_HALF_SUMS, up_kernel, {"SAVE_H": False, "SAVE_ACTIVATION": True, "HALF_SUMS": True}),
         ]
     elif kernel in ("down", "grad_pairs"):
         flags = {"TRANSPOSED": kernel == "grad_pairs", "HALF_SUMS": False}
         variants = [("", grouped_product_kernel, flags)]
+        if kernel == "down":
+            variants.append((_HALF_SUMS, grouped_product_kernel, {**flags, "HALF_SUMS": True}))
     elif kernel == "grad_hidden":
         variants = [("", grad_hidden_kernel, {})]
     else:
@@ -95,10 +99,11 @@ def grouped_specimens(kernel: str, precision: str, tile: Tile, aligned: bool = T
         ]
     return [
         Specimen(
-            f"{kernel}{suffix}", function, _ELEMENT[precision], {**common, **rowwise, **flags}, aligned,
-            tile.num_warps, tile.num_stages,
+            f"{kernel}{suffix}", function, "fp16" if suffix == _HALF_SUMS else _ELEMENT[precision],
+            {**common, **rowwise, **flags}, aligned, tile.num_warps, tile.num_stages,
         )
         for suffix, function, flags in variants
+        if precision == "half" or suffix != _HALF_SUMS
     ]  # fmt: skip
 
 

@@ -34,6 +34,8 @@ def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
         return None
     if device.type != "cuda":
         return f"needs a CUDA device, got {device}; set TRITON_INTERPRET=1 before starting Python to test on CPU"
+    if not torch.cuda.is_available():
+        return "no CUDA device; use a machine with an NVIDIA GPU, its driver and a CUDA build of torch"
     if torch.version.hip is not None:
         return "needs an NVIDIA device, this PyTorch is built for AMD"
     major, minor = torch.cuda.get_device_capability(device)
