@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from intermoe.config import PipelineConfig
-from intermoe.data.motion import joints as motion_joints
+from intermoe.data.kinds import motion_kind
 from intermoe.data.statistics import Statistics
 from intermoe.diffusion import build_scheduler, sample
 from intermoe.files import replacing
 from intermoe.nn.denoiser import Denoiser
+from intermoe.nn.init import SkipRandomInit
 from intermoe.nn.text import TextEncoder, build_text_encoder
 from intermoe.nn.vae import CausalSkeletalVAE
 
@@ -24,7 +25,6 @@ MODELS = Path(__file__).parent / "models"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
-NUM_PERSONS = 2
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class PipelineResult:
     """Generated motion of N prompts."""
 
     joints: Tensor
-    """(N, 2, T, 22, 3) float32 on CPU, metres, Y up, at ``fps``."""
+    """(N, P, T, J, 3) float32 on CPU, metres, Y up, at ``fps``; two persons of 22 joints, for interhuman."""
     motion: Tensor
-    """(N, 2, T, 262) float32 on CPU, the motion representation of ``intermoe.data.motion``."""
+    """(N, P, T, ...) float32 on CPU in the representation of the model's layout, (N, 2, T, 262) for interhuman."""
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     fps: int
@@ -56,6 +56,7 @@ class InterMoEPipeline:
         statistics: Statistics,
     ) -> None:
         self.config = config
+        self.kind = motion_kind(config.vae.layout)
         self.vae = vae.eval()
         self.denoiser = denoiser.eval()
         self.text_encoder = text_encoder.eval()
@@ -75,7 +76,8 @@ class InterMoEPipeline:
         text_encoder = build_text_encoder(
             config.text, tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None
         )
-        vae, denoiser = CausalSkeletalVAE(config.vae), Denoiser(config.denoiser)
+        with SkipRandomInit():
+            vae, denoiser = CausalSkeletalVAE(config.vae), Denoiser(config.denoiser)
         try:
             tensors = load_file(folder / WEIGHTS_FILE)
         except Exception as error:
@@ -158,7 +160,7 @@ class InterMoEPipeline:
         latents = sample(
             self.denoiser,
             condition,
-            (len(prompts), latent_frames, NUM_PERSONS, self.config.denoiser.input_dim),
+            (len(prompts), latent_frames, self.kind.persons, self.config.denoiser.input_dim),
             scheduler=build_scheduler(scheduler, self.config.diffusion),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -167,10 +169,11 @@ class InterMoEPipeline:
             callback=progress,
         )
         motion = self.decode(latents)[:, :, :num_frames]
-        return PipelineResult(motion_joints(motion).contiguous(), motion.contiguous(), prompts, seeds, self.config.fps)
+        joints = self.kind.joints(motion).contiguous()
+        return PipelineResult(joints, motion.contiguous(), prompts, seeds, self.config.fps)
 
     def encode(self, motion: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Motion (B, T, P, 262), T a multiple of 4, to latents (B, T/4, P, X): the mean, or a sample if seeded."""
+        """Motion (B, T, P, ...), T a multiple of 4, to latents (B, T/4, P, X): the mean, or a sample if seeded."""
         persons = motion.shape[2]
         normed = self.statistics.normalise(motion).transpose(1, 2).flatten(0, 1)
         posterior = self.vae.encode(normed)
@@ -178,7 +181,7 @@ class InterMoEPipeline:
         return latents.flatten(2).unflatten(0, (-1, persons)).transpose(1, 2)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, T', P, X) to motion (B, P, 4T', 262), float32 on CPU."""
+        """Latents (B, T', P, X) to motion (B, P, 4T', ...), float32 on CPU."""
         persons = latents.shape[2]
         parts = latents.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.vae.latent_joints, -1))
         motion = self.statistics.denormalise(self.vae.decode(parts).float().cpu())

@@ -128,4 +128,5 @@ HUMANML3D = MotionKind(
     max_frames=MAX_FRAMES,
     reader=HumanML3DReader,
     convert=_convert,
+    joints=world_joints,
 )

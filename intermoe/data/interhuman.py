@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.items import Clip, ItemError, MotionKind, read_captions, read_lines
-from intermoe.data.motion import FPS, RAW_WIDTH, Array, mirror_raw, process_pair, row_major_rot6d
+from intermoe.data.motion import FPS, RAW_WIDTH, Array, joints, mirror_raw, process_pair, row_major_rot6d
 
 FILE_WIDTH = 492
 _USED_COLUMNS = np.r_[0:66, 186:312]
@@ -103,6 +103,7 @@ INTERHUMAN = MotionKind(
     max_frames=300,
     reader=InterHumanReader,
     convert=_convert,
+    joints=joints,
     mirror=_mirror,
     known_missing=frozenset({"3945", "4106"}),
 )

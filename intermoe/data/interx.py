@@ -17,6 +17,7 @@ from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from intermoe.data.interhuman import check_finite
 from intermoe.data.items import Clip, ItemError, MotionKind, read_captions, read_lines
@@ -185,6 +186,10 @@ def _convert(source: Array) -> Array:
     return np.array(source, dtype=np.float32)
 
 
+def _joints(motion: torch.Tensor) -> torch.Tensor:
+    return motion[..., :3]
+
+
 INTERX = MotionKind(
     name="interx",
     fps=FPS,
@@ -195,4 +200,5 @@ INTERX = MotionKind(
     max_frames=150,
     reader=InterXReader,
     convert=_convert,
+    joints=_joints,
 )

@@ -101,6 +101,7 @@ class MotionKind:
         min_frames, max_frames: the published bounds of an item, in converted frames.
         reader: opens a folder.
         convert: source (F, P, ...) to motion (F - lost_frames, P, ...).
+        joints: un-normalised motion (..., T, frame) of one person to joints (..., T, J, 3) in metres, Y up.
         mirror: mirrors a source, or ``None`` where the data has no such augmentation of its own.
         known_missing: sequences that are missing in every copy of the data.
     """
@@ -114,6 +115,7 @@ class MotionKind:
     max_frames: int
     reader: Callable[[Path], Reader]
     convert: Callable[[Array], Array]
+    joints: Callable[[torch.Tensor], torch.Tensor]
     mirror: Callable[[Array], Array] | None = None
     known_missing: frozenset[str] = frozenset()
 

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from intermoe.config import Config, DenoiserConfig, DiffusionConfig, TextConfig, VAEConfig, _require
+from intermoe.data.kinds import KINDS
 
 SCHEDULES = ("cosine", "constant")
 CLIPS = ("value", "norm", "none")
@@ -14,11 +15,14 @@ PRECISIONS = ("no", "fp16", "bf16")
 
 @dataclass(frozen=True)
 class DataConfig(Config):
-    """Which motion is read and how it is batched. ``root`` is a folder in InterHuman's layout.
+    """Which motion is read and how it is batched.
 
-    ``batch_size`` counts items (pairs of persons) per process and micro-step.
+    ``kind`` is a data set of ``intermoe.data.KINDS``, ``root`` its folder as published or its cache from ``intermoe
+    prepare``. ``batch_size`` counts items (all persons of a clip) per process and micro-step. ``mirror`` is for
+    interhuman alone, ``swap_persons`` for data of two persons.
     """
 
+    kind: str = "interhuman"
     root: str | None = None
     batch_size: int = 64
     min_frames: int = 16
@@ -29,6 +33,11 @@ class DataConfig(Config):
     strict: bool = False
 
     def __post_init__(self) -> None:
+        _require(self.kind in KINDS, "kind", f"one of {tuple(KINDS)}", self.kind)
+        kind = KINDS[self.kind]
+        _require(not self.mirror or kind.mirror is not None, "mirror", f"false for {self.kind}", self.mirror)
+        ok = not self.swap_persons or kind.swappable
+        _require(ok, "swap_persons", f"false for {self.kind}", self.swap_persons)
         _require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
         _require(4 <= self.min_frames <= self.max_frames, "min_frames", "in [4, max_frames]", self.min_frames)
         _require(self.num_workers >= 0, "num_workers", ">= 0", self.num_workers)
@@ -99,7 +108,7 @@ class TrainConfig(Config):
 
 @dataclass(frozen=True)
 class VAELossConfig(Config):
-    """Weights of the terms of ``intermoe.train.losses.vae_losses``."""
+    """Weights of the terms of ``intermoe.train.losses.vae_losses``; ``skating`` is for interhuman alone."""
 
     reconstruction: float = 1.0
     position: float = 0.5
@@ -134,7 +143,10 @@ class VAETrainConfig(TrainConfig):
         ok = self.window % 4 == 0 and 4 <= self.window <= self.data.max_frames
         _require(ok, "window", "a multiple of 4 frames in [4, data.max_frames]", self.window)
         _require(self.latent_noise >= 0.0, "latent_noise", ">= 0", self.latent_noise)
-        _require(self.model.layout == "interhuman", "model.layout", "'interhuman'", self.model.layout)
+        ok = self.model.layout == self.data.kind
+        _require(ok, "model.layout", f"data.kind={self.data.kind!r}", self.model.layout)
+        feet = self.losses.skating == 0 or self.data.kind == "interhuman"
+        _require(feet, "losses.skating", f"0 for {self.data.kind}", self.losses.skating)
 
 
 @dataclass(frozen=True)

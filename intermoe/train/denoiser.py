@@ -13,11 +13,11 @@ from torch import Tensor
 
 from intermoe.config import PipelineConfig
 from intermoe.data.captions import mirror_caption, swap_caption
-from intermoe.data.interhuman import InterHumanDataset
-from intermoe.data.motion import FPS
+from intermoe.data.dataset import MotionDataset
+from intermoe.data.kinds import KINDS
 from intermoe.data.statistics import Statistics
 from intermoe.diffusion import build_scheduler, training_loss
-from intermoe.files import replacing
+from intermoe.files import replacing, replacing_folder
 from intermoe.nn.denoiser import Denoiser
 from intermoe.nn.text import TextEncoder, WordPieceTextEncoder, build_text_encoder
 from intermoe.nn.vae import CausalSkeletalVAE, LatentDistribution
@@ -72,7 +72,7 @@ class LatentEncoder:
         return posterior
 
     def _encode(self, motion: Tensor) -> LatentDistribution:
-        batch, _, persons, _ = motion.shape
+        batch, persons = motion.shape[0], motion.shape[2]
         posterior = self.vae.encode(self.statistics.normalise(motion).transpose(1, 2).flatten(0, 1))
         mean, log_var = (
             part.flatten(2).view(batch, persons, part.shape[1], -1).transpose(1, 2).float()
@@ -162,6 +162,8 @@ def run_denoiser(
             f"denoiser.input_dim: must be {width} for this VAE ({loaded.latent_joints} joints x latent_dim "
             f"{loaded.config.latent_dim}), got {config.denoiser.input_dim}"
         )
+    if loaded.config.layout != config.data.kind:
+        raise ValueError(f"data.kind: must be {loaded.config.layout!r} for this VAE, got {config.data.kind!r}")
     accelerator = run.start(config, output_dir, resume=resume)
     if source is not None:
         run.once(accelerator, output_dir / "vae", functools.partial(_copy, source))
@@ -194,17 +196,17 @@ def _vae_of_run(source: Path | None, output_dir: Path, *, resume: bool) -> Path:
 
 
 def _copy(source: Path, folder: Path) -> None:
-    with run.new_folder(folder) as temporary:
+    with replacing_folder(folder) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
 
 
-def _train_tokenizer(config: DenoiserTrainConfig, train: InterHumanDataset, path: Path) -> None:
+def _train_tokenizer(config: DenoiserTrainConfig, train: MotionDataset, path: Path) -> None:
     content = WordPieceTextEncoder.train_tokenizer(training_captions(config, train), config.text.vocab_size)
     with replacing(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
 
 
-def training_captions(config: DenoiserTrainConfig, train: InterHumanDataset) -> list[str]:
+def training_captions(config: DenoiserTrainConfig, train: MotionDataset) -> list[str]:
     """Every caption that training can show: as written, mirrored and with the persons exchanged, as configured."""
     captions = [caption for index in range(len(train)) for caption in train.captions(index)]
     if config.data.mirror:
@@ -227,7 +229,7 @@ def _save_pipeline(
         module.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
     pipeline_config = PipelineConfig(
         name=config.name,
-        fps=FPS,
+        fps=KINDS[config.data.kind].fps,
         min_frames=config.data.min_frames,
         max_frames=config.data.max_frames,
         vae=vae.config,
@@ -235,6 +237,6 @@ def _save_pipeline(
         text=config.text,
         diffusion=config.diffusion,
     )
-    with run.new_folder(folder) as temporary:
+    with replacing_folder(folder) as temporary:
         InterMoEPipeline(pipeline_config, vae, denoiser, text, statistics).save_pretrained(temporary)
         run.write_config(temporary / "training.json", run.without_paths(config))

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intermoe.data.motion import FOOT_JOINTS, FPS, MOTION_WIDTH, NUM_JOINTS, PARENTS, joints
+from intermoe.data.humanml3d import root_centred_joints
+from intermoe.data.motion import FOOT_JOINTS, FPS, joints
+from intermoe.nn.skeleton import Edges, skeleton_layout
 from intermoe.nn.vae import LatentDistribution
 from intermoe.train.config import VAELossConfig
 
-VELOCITY = slice(3 * NUM_JOINTS, 6 * NUM_JOINTS)
-ROTATION = slice(6 * NUM_JOINTS, 6 * NUM_JOINTS + 6 * (NUM_JOINTS - 1))
 _PER_DECIMETRE = 10.0
+_CONTACTS = slice(-len(FOOT_JOINTS), None)
+
+
+@dataclass(frozen=True)
+class MotionParts:
+    """Where a layout's last dimension holds what the losses compare.
+
+    ``positions`` gives joints (..., J, 3) in metres of un-normalised motion. They are those of the world, whose
+    differences in time are the velocity columns, unless ``root_centred``.
+    """
+
+    positions: Callable[[Tensor], Tensor]
+    velocity: slice
+    rotation: slice
+    root_centred: bool = False
+
+
+PARTS = {
+    "interhuman": MotionParts(joints, slice(66, 132), slice(132, 258)),
+    "interx": MotionParts(lambda motion: motion[..., :3], slice(3, 6), slice(6, 12)),
+    "humanml3d": MotionParts(root_centred_joints, slice(193, 259), slice(67, 193), root_centred=True),
+}
 
 
 def vae_losses(
@@ -22,47 +47,59 @@ def vae_losses(
     mean: Tensor,
     std: Tensor,
     weights: VAELossConfig,
+    layout: str = "interhuman",
 ) -> dict[str, Tensor]:
     """Terms of the VAE's loss, unweighted, and ``"loss"``, their weighted sum.
 
     - reconstruction: smooth L1 of all normalised columns.
     - position: mean distance of joints in decimetres. Normalised positions are in units of how far a couple wanders,
       about a metre, so their own error says little about centimetres.
-    - velocity: L1 of normalised velocity columns, and of the normalised differences of successive positions.
+    - velocity: L1 of normalised velocity columns, and of the normalised differences of successive positions (not of
+      root-centred ones).
     - rotation: L1 of normalised rot6D columns.
     - bone: relative error of the bones' lengths, which errors of neighbouring joints do not leave alone.
-    - skating: speed in m/s of feet beyond the target's while the target's foot contacts are set.
+    - skating: speed in m/s of feet beyond the target's while the target's foot contacts are set; interhuman alone.
     - kl: divergence of the posterior from the standard normal, mean over elements.
 
     Args:
-        output: (N, T, 262) normalised reconstruction. target: same shape, normalised motion.
-        mean: (262,) and std: (262,), the statistics that the motion was normalised with.
+        output: (N, T, 262) normalised reconstruction, or (N, T, 55, 12), or (N, T, 263), as ``layout`` has it.
+        target: same shape, normalised motion.
+        mean: of the last dimension and std: likewise, the statistics that the motion was normalised with.
 
     Raises:
-        ValueError: shapes differ or are not (N, T, 262) with T >= 2.
+        ValueError: shapes differ or are not those of the layout with T >= 2.
     """
-    if output.shape != target.shape or target.dim() != 3 or target.shape[1] < 2 or target.shape[2] != MOTION_WIDTH:
+    frame = skeleton_layout(layout).frame_shape
+    if output.shape != target.shape or target.shape[2:] != frame or target.shape[1] < 2:
         got = f"{tuple(output.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"output, target: must both be (N, T >= 2, {MOTION_WIDTH}), got {got}")
-    found, expected = (joints(motion * std + mean) for motion in (output, target))
+        raise ValueError(f"output, target: must both be (N, T >= 2, {', '.join(map(str, frame))}), got {got}")
+    parts, bones = PARTS[layout], skeleton_layout(layout).edges[0]
+    found, expected = (parts.positions(motion * std + mean) for motion in (output, target))
     metres = found - expected
-    motion_error = metres.diff(dim=1).flatten(-2) / std[VELOCITY]
+    velocity = F.l1_loss(output[..., parts.velocity], target[..., parts.velocity])
+    if not parts.root_centred:
+        velocity = velocity + (metres.diff(dim=1) / std[parts.velocity].view(-1, 3)).abs().mean()
+    lengths, expected_lengths = _bone_lengths(found, bones), _bone_lengths(expected, bones)
+    skating = velocity.new_zeros(())
+    if layout == "interhuman":
+        skating = _skating(found, expected, (target * std + mean)[..., _CONTACTS])
     terms = {
         "reconstruction": F.smooth_l1_loss(output, target),
         "position": _PER_DECIMETRE * torch.linalg.vector_norm(metres, dim=-1).mean(),
-        "velocity": F.l1_loss(output[..., VELOCITY], target[..., VELOCITY]) + motion_error.abs().mean(),
-        "rotation": F.l1_loss(output[..., ROTATION], target[..., ROTATION]),
-        "bone": ((_bone_lengths(found) - _bone_lengths(expected)).abs() / _bone_lengths(expected)).mean(),
-        "skating": _skating(found, expected, (target * std + mean)[..., -len(FOOT_JOINTS) :]),
+        "velocity": velocity,
+        "rotation": F.l1_loss(output[..., parts.rotation], target[..., parts.rotation]),
+        "bone": ((lengths - expected_lengths).abs() / expected_lengths).mean(),
+        "skating": skating,
         "kl": posterior.kl(),
     }
     loss = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
     return {"loss": loss, **terms}
 
 
-def _bone_lengths(positions: Tensor) -> Tensor:
-    """Distance of every joint but the root to its parent: (N, T, J, 3) -> (N, T, J - 1)."""
-    return torch.linalg.vector_norm(positions[..., 1:, :] - positions[..., PARENTS[1:], :], dim=-1)
+def _bone_lengths(positions: Tensor, bones: Edges) -> Tensor:
+    """Lengths of all bones: (N, T, J, 3) -> (N, T, bones)."""
+    parents, children = zip(*bones, strict=True)
+    return torch.linalg.vector_norm(positions[..., children, :] - positions[..., parents, :], dim=-1)
 
 
 def _skating(found: Tensor, expected: Tensor, contacts: Tensor) -> Tensor:

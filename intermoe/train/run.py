@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,9 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from intermoe.config import Config
-from intermoe.data.interhuman import InterHumanDataset
+from intermoe.data.dataset import MotionDataset
+from intermoe.data.kinds import KINDS
 from intermoe.files import replacing
-from intermoe.train.checkpoint import TEMPORARY
 from intermoe.train.config import TrainConfig
 
 TrainConfigT = TypeVar("TrainConfigT", bound=TrainConfig)
@@ -68,10 +65,11 @@ def start(config: TrainConfig, output_dir: Path, *, resume: bool) -> Accelerator
     return accelerator
 
 
-def open_split(config: TrainConfig, split: str, *, min_frames: int) -> InterHumanDataset:
+def open_split(config: TrainConfig, split: str, *, min_frames: int) -> MotionDataset:
     """The training split with, any other split without augmentation."""
     augment = split == "train"
-    return InterHumanDataset(
+    return MotionDataset(
+        KINDS[config.data.kind],
         str(config.data.root),
         split,
         min_frames=min_frames,
@@ -104,18 +102,6 @@ def write_config(path: Path, config: Config) -> None:
     """Write JSON that ``type(config).load`` reads, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it takes the place of ``folder`` at the end of the ``with`` block."""
-    temporary = folder.with_name(f"{TEMPORARY}{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(temporary, folder)
 
 
 def _require_same(saved: TrainConfig, config: TrainConfig, path: Path) -> None:

@@ -10,17 +10,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from intermoe.config import VAEConfig
-from intermoe.data.interhuman import InterHumanDataset, MotionItem
-from intermoe.data.motion import joints
-from intermoe.data.statistics import Statistics, compute_statistics
+from intermoe.data.dataset import MotionDataset
+from intermoe.data.items import MotionItem
+from intermoe.data.kinds import KINDS, train_statistics
+from intermoe.data.statistics import Statistics
+from intermoe.files import replacing_folder
 from intermoe.nn.vae import CausalSkeletalVAE
 from intermoe.train import run
 from intermoe.train.config import VAETrainConfig
 from intermoe.train.loop import Batch, Objective, fit
-from intermoe.train.losses import vae_losses
-
-STATISTICS_PASSES = 4
-"""Epochs of the training set that the statistics are taken from: mirrored and exchanged items belong in them."""
+from intermoe.train.losses import PARTS, vae_losses
 
 
 class VAEObjective(Objective):
@@ -32,7 +31,7 @@ class VAEObjective(Objective):
     def __init__(self, config: VAETrainConfig, statistics: Statistics) -> None:
         super().__init__()
         self.vae = CausalSkeletalVAE(config.model)
-        self.weights = config.losses
+        self.weights, self.layout = config.losses, config.model.layout
         self.latent_noise = config.latent_noise
         if config.decoder_only:
             for part in (self.vae.joint_encoder, self.vae.encoder, self.vae.head):
@@ -42,16 +41,18 @@ class VAEObjective(Objective):
 
     def forward(self, batch: Batch, generator: torch.Generator, validating: bool = False) -> dict[str, Tensor]:
         """Training: the terms of ``vae_losses``. Validation: ``joint_error_cm`` of the mode's reconstruction."""
+        persons = batch["motion"].shape[2]
         motion = ((batch["motion"] - self.mean) / self.std).transpose(1, 2).flatten(0, 1)
         if not validating:
             posterior = self.vae.encode(motion)
             output = self.vae.decode(self._disturbed(posterior.sample(generator), generator))
-            return vae_losses(output, motion, posterior, self.mean, self.std, self.weights)
+            return vae_losses(output, motion, posterior, self.mean, self.std, self.weights, self.layout)
         output = self.vae.decode(self.vae.encode(motion).mode())
-        distance = torch.linalg.vector_norm(joints((output - motion) * self.std), dim=-1).mean(dim=-1)
+        error = PARTS[self.layout].positions((output - motion) * self.std)
+        distance = torch.linalg.vector_norm(error, dim=-1).mean(dim=-1)
         # frames beyond the last full group of 4 were encoded together with padding
         whole = batch["lengths"] // self.vae.downsampling * self.vae.downsampling
-        valid = (torch.arange(motion.shape[1], device=motion.device) < whole[:, None]).repeat_interleave(2, dim=0)
+        valid = (torch.arange(motion.shape[1], device=motion.device) < whole[:, None]).repeat_interleave(persons, dim=0)
         per_person = (distance * valid).sum(dim=1) / valid.sum(dim=1)
         return {"joint_error_cm": 100 * per_person.mean()}
 
@@ -70,7 +71,7 @@ class Windows:
     on, instead of every window starting at the origin.
     """
 
-    def __init__(self, dataset: InterHumanDataset, frames: int) -> None:
+    def __init__(self, dataset: MotionDataset, frames: int) -> None:
         self.dataset, self.frames = dataset, frames
 
     def __len__(self) -> int:
@@ -122,7 +123,7 @@ def run_vae(
         run.once(
             accelerator,
             output_dir / "statistics.json",
-            lambda path: (start[1] if start else compute_statistics(train, passes=STATISTICS_PASSES)).save(path),
+            lambda path: (start[1] if start else train_statistics(KINDS[config.data.kind], train)).save(path),
         )
     )
     torch.manual_seed(config.seed)
@@ -140,7 +141,7 @@ def run_vae(
 
 def save_vae_folder(folder: Path, config: VAETrainConfig, weights: dict[str, Tensor], statistics: Statistics) -> None:
     """Write config.json (``VAEConfig``), model.safetensors, statistics.json and training.json (how it was trained)."""
-    with run.new_folder(folder) as temporary:
+    with replacing_folder(folder) as temporary:
         run.write_config(temporary / "config.json", config.model)
         run.write_config(temporary / "training.json", run.without_paths(config))
         statistics.save(temporary / "statistics.json")
