@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from intermoe.config import Config
 from intermoe.files import replacing
+from intermoe.nn.init import SkipRandomInit
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
 
@@ -89,7 +90,9 @@ def load_evaluator(folder: str | Path, *, device: str | torch.device = "cpu") ->
     tokenizer = folder / TOKENIZER_FILE
     content = tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None
     if kind == InterClip.kind:
-        evaluator = InterClip(InterClipConfig.from_dict(values, where=str(path)), content)
+        config = InterClipConfig.from_dict(values, where=str(path))
+        with SkipRandomInit():  # every weight is read below
+            evaluator = InterClip(config, content)
     elif kind == BiGRUEvaluator.kind:
         evaluator = BiGRUEvaluator(BiGRUConfig.from_dict(values, where=str(path)), content)
     else:

@@ -16,6 +16,7 @@ from intermoe.config import TextConfig
 from intermoe.eval.bigru import BiGRUConfig, BiGRUEvaluator
 from intermoe.eval.interclip import InterClip, InterClipConfig, InterClipMotionEncoder
 from intermoe.eval.words import read_word_vectors
+from intermoe.nn.init import SkipRandomInit
 from intermoe.nn.layers import sinusoid
 from intermoe.official.checkpoint import load_tensors, read_checkpoint
 from intermoe.official.reader import StrictReader, require_setting, setting
@@ -75,7 +76,8 @@ def load_interclip(path: str | Path) -> InterClip:
             vocab_size=vocab_size,
         )
 
-    evaluator = InterClip(_interclip_config(INTERCLIP | config, reader.peek("out.weight", 2)[0], text))
+    with SkipRandomInit():
+        evaluator = InterClip(_interclip_config(INTERCLIP | config, reader.peek("out.weight", 2)[0], text))
     _read_motion_encoder(reader, "motion_encoder.", evaluator.motion)
     encoder = evaluator.text
     reader.copy(encoder.get_parameter("token_embedding.weight"), "token_embedding.weight")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from intermoe.config import DenoiserConfig, TextConfig, VAEConfig
 from intermoe.nn.clip import ClipTextEncoder
 from intermoe.nn.denoiser import Denoiser
+from intermoe.nn.init import SkipRandomInit
 from intermoe.nn.layers import AdaLN, sinusoid
 from intermoe.nn.moe import InterMoEBlock
 from intermoe.nn.skeleton import CONTACT_JOINTS
@@ -41,7 +42,8 @@ def load_vae(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Cau
         kernel_size=config.get("kernel_size", 3),
         dropout=config.get("dropout", 0.1),
     )
-    vae = CausalSkeletalVAE(vae_config).eval()
+    with SkipRandomInit():
+        vae = CausalSkeletalVAE(vae_config).eval()
     reader = StrictReader(state_dict)
     _read_joint_layers(reader, vae)
     _read_graphs(reader, vae)
@@ -146,7 +148,8 @@ def load_denoiser(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
         fusion="sum",
         dropout=config.get("dropout", 0.1),
     )
-    denoiser = Denoiser(denoiser_config).eval()
+    with SkipRandomInit():
+        denoiser = Denoiser(denoiser_config).eval()
     for key in ("sequence_pos_encoder.pe", "embed_timestep.sequence_pos_encoder.pe"):
         table = reader.take(key, reader.peek(key, 2))
         if not torch.allclose(table, sinusoid(torch.arange(table.shape[0]), denoiser_config.dim), atol=1e-4):
@@ -215,20 +218,20 @@ def load_text_encoder(state_dict: Mapping[str, Tensor], config: Mapping[str, Any
     """
     reader = StrictReader(state_dict)
     vocab_size, width = reader.peek("token_embedding.weight", 2)
-    encoder = ClipTextEncoder(
-        TextConfig(
-            kind="clip",
-            output_dim=width,
-            width=width,
-            num_layers=config.get("adapter_layers", 2),
-            num_heads=config.get("adapter_heads", 8),
-            feedforward_dim=reader.peek("clipTransEncoder.layers.0.linear1.weight", 2)[0],
-            max_tokens=reader.peek("positional_embedding", 2)[0],
-            vocab_size=vocab_size,
-            clip_layers=config.get("clip_layers", 12),
-            clip_heads=config.get("clip_heads", 12),
-        )
+    text_config = TextConfig(
+        kind="clip",
+        output_dim=width,
+        width=width,
+        num_layers=config.get("adapter_layers", 2),
+        num_heads=config.get("adapter_heads", 8),
+        feedforward_dim=reader.peek("clipTransEncoder.layers.0.linear1.weight", 2)[0],
+        max_tokens=reader.peek("positional_embedding", 2)[0],
+        vocab_size=vocab_size,
+        clip_layers=config.get("clip_layers", 12),
+        clip_heads=config.get("clip_heads", 12),
     )
+    with SkipRandomInit():
+        encoder = ClipTextEncoder(text_config)
     reader.copy(encoder.token_embedding.weight, "token_embedding.weight")
     reader.copy(encoder.position_embedding, "positional_embedding")
     names = {"norm1": "ln_1", "norm2": "ln_2", "linear1": "mlp.c_fc", "linear2": "mlp.c_proj", "self_attn": "attn"}
