@@ -13,6 +13,9 @@ TOLERANCE = 1e-5
 
 def token_width(dense: nn.Module) -> int | None:
     """D of a network (..., D) -> (..., D), from its first and last linear layer; ``None`` where these do not fit."""
+    weights = swiglu_weights(dense)
+    if weights is not None and weights.down.shape[0] == weights.gate.shape[1]:
+        return weights.gate.shape[1]
     linears = [m for m in dense.modules() if isinstance(m, nn.Linear)]
     if not linears or linears[0].in_features != linears[-1].out_features:
         return None

@@ -1,0 +1,232 @@
+"""The selection bias follows the optimiser: accumulation, recomputation, freezing, accelerate, ranks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from intermoe import InterMoEBlock
+from intermoe.integrations import (
+    BlockAdapter,
+    Condition,
+    Mask,
+    attach_bias_update,
+    calibrated_selection,
+    replace_feed_forward,
+)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x: Tensor, emb: Tensor, valid: Tensor | None = None) -> Tensor:
+        return x + self.mlp(x)
+
+
+ADAPTER = BlockAdapter(Block, ("mlp",), condition={"embedding": Condition("emb", 8)}, mask=Mask("valid"))
+SPREAD = 3.0
+"""Scale of the tokens: far enough apart that the four experts take different numbers of them."""
+
+
+def draw(**options: Any) -> tuple[Block, InterMoEBlock]:
+    torch.manual_seed(0)
+    model = Block()
+    replace_feed_forward(model, num_experts=4, expert_dim=8, capacity=1.5, adapters=[ADAPTER], **options)
+    moe = model.mlp.moe
+    nn.init.normal_(moe.motion_router)
+    return model, moe
+
+
+def batch(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return SPREAD * torch.randn(2, 10, 8, generator=generator), torch.randn(2, 8, generator=generator)
+
+
+def expected_bias(before: Tensor, counts: Tensor, tokens: int) -> Tensor:
+    """b - rate * sign(count - capacity * S / E)"""
+    return before - 1e-3 * torch.sign(counts - 1.5 * tokens / 4).float()
+
+
+def test_bias_moves_once_a_step_by_the_counts_of_all_micro_steps() -> None:
+    model, moe = draw()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    attach_bias_update(optimizer, model)
+    before, counts = moe.selection_bias.clone(), torch.zeros(4)
+    for seed in range(3):
+        model(*batch(seed)).sum().backward()
+        counts += moe.expert_counts
+        assert torch.equal(moe.selection_bias, before)
+    optimizer.step()
+    assert torch.equal(moe.selection_bias, expected_bias(before, counts, 60))
+    assert torch.equal(moe.expert_counts, counts.long())
+    # the next step begins anew, and forwards without gradients do not count
+    before = moe.selection_bias.clone()
+    model(*batch(5)).sum().backward()
+    counts = moe.expert_counts.clone()
+    with torch.no_grad():
+        model(*batch(6))
+    optimizer.step()
+    assert torch.equal(moe.selection_bias, expected_bias(before, counts, 20))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_recomputation_does_not_disturb_it(reentrant: bool) -> None:
+    biases = []
+    for recompute in (False, True):
+        model, moe = draw()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        attach_bias_update(optimizer, model)
+        for seed in range(4):
+            x, emb = batch(seed)
+            x.requires_grad_()
+            out = checkpoint(model, x, emb, use_reentrant=reentrant) if recompute else model(x, emb)
+            out.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        biases.append(moe.selection_bias)
+    assert torch.equal(*biases)
+
+
+def test_frozen_hosts_train_their_experts_and_frozen_experts_keep_their_bias() -> None:
+    model, moe = draw(init="residual")
+    model.mlp.dense.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    attach_bias_update(optimizer, model)
+    before, dense = moe.selection_bias.clone(), model.mlp.dense[0].weight.clone()
+    model(*batch(0)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(moe.selection_bias, before)
+    assert torch.equal(model.mlp.dense[0].weight, dense)
+
+    model, moe = draw()
+    moe.requires_grad_(False)
+    lora = nn.Parameter(torch.zeros(8))
+    optimizer = torch.optim.SGD([lora], lr=0.1)
+    attach_bias_update(optimizer, model)
+    before = moe.selection_bias.clone()
+    x, emb = batch(0)
+    model(x + lora, emb).sum().backward()
+    optimizer.step()
+    assert torch.equal(moe.selection_bias, before)
+    assert lora.abs().sum() > 0
+
+
+def test_accelerate_accumulates(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model, moe = draw()
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    attach_bias_update(optimizer, model)
+    before, counts = moe.selection_bias.clone(), torch.zeros(4)
+    for seed in range(2):
+        with accelerator.accumulate(model):
+            accelerator.backward(model(*batch(seed)).sum())
+            counts += moe.expert_counts if seed == 0 else 0
+            optimizer.step()
+            optimizer.zero_grad()
+    assert not torch.equal(counts, moe.expert_counts.float())
+    assert torch.equal(moe.selection_bias, expected_bias(before, moe.expert_counts, 40))
+    accelerator.save_state(tmp_path)
+    saved = moe.selection_bias.clone()
+    moe.selection_bias.fill_(-0.9)
+    accelerator.load_state(tmp_path)
+    assert torch.equal(moe.selection_bias, saved)
+
+
+def test_misuse_is_an_error_that_says_what_to_do() -> None:
+    model, _ = draw()
+    dense = Block()
+    early = torch.optim.SGD(dense.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="holds no InterMoEBlock; call replace_feed_forward first"):
+        attach_bias_update(early, dense)
+    with pytest.raises(ValueError, match="build it after replace_feed_forward"):
+        attach_bias_update(early, model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach_bias_update(optimizer, model)
+    with pytest.raises(ValueError, match="attach them to one optimiser, once"):
+        attach_bias_update(optimizer, model)
+    handle.remove()
+    attach_bias_update(optimizer, model)
+
+
+def test_calibration_starts_at_the_capacity() -> None:
+    model, moe = draw()
+    x, emb = batch(0)
+    valid = torch.ones(2, 10, dtype=torch.bool)
+    valid[0, 4:] = False
+    with calibrated_selection(model), torch.no_grad():
+        model(x, emb, valid)
+    model(x, emb, valid)
+    assert moe.expert_counts.tolist() == [5, 5, 5, 5]  # 1.5 * 14 / 4
+    assert not moe._forward_pre_hooks
+
+
+def _rank(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        model, moe = draw()
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        with pytest.raises(RuntimeError, match=r"call attach_bias_update\(optimizer, model\), or freeze"):
+            wrapped(*batch(0))
+        model, moe = draw()
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+        attach_bias_update(optimizer, wrapped)
+        for step in range(3):
+            with wrapped.no_sync():
+                wrapped(*batch(4 * step + rank)).square().mean().backward()
+            wrapped(*batch(4 * step + 2 + rank)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        torch.save(moe.selection_bias, f"{folder}/{rank}.pt")
+        frozen, _ = draw(bias_rate=0.0)
+        frozen(*batch(0))
+
+        model, moe = draw()
+        moe.selection_bias.fill_(-0.4 - 0.1 * rank)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        attach_bias_update(optimizer, model)
+        model(*batch(rank)).sum().backward()
+        with pytest.raises(RuntimeError, match="selection_bias: differs between the ranks"):
+            optimizer.step()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_ranks_share_their_counts(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=_rank, args=(rank, port, str(tmp_path))) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    biases = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert torch.equal(*biases)
+
+    # one process that sees all four batches of a step
+    model, moe = draw()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach_bias_update(optimizer, model)
+    for step in range(3):
+        for part in range(4):
+            (model(*batch(4 * step + part)).square().mean() / 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.testing.assert_close(biases[0], moe.selection_bias)
