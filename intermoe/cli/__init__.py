@@ -15,7 +15,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the intermoe command needs typer: pip install 'intermoe[all]'") from error
 
-from intermoe.cli import convert, data, evaluate, generate, train
+from intermoe.cli import convert, data, evaluate, generate, identity, train
 
 app = typer.Typer(
     help="Text to the motion of two people.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
@@ -26,6 +26,7 @@ app.command()(data.prepare)
 app.command()(data.stats)
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
+evaluate.app.command("identity")(identity.evaluate_identity)
 
 
 def main() -> None:

@@ -88,9 +88,6 @@ def evaluate_kinematics(
 ) -> KinematicReport:
     """Measure the data, their reconstruction by the autoencoder, and motion generated from every one of their captions.
 
-    Generated clips are as long as the item of their caption; captions of items of one length are generated together.
-    Caption i of n is drawn with seed ``seeds[k] * n + i``, so that no two clips share their noise.
-
     Args:
         dataset: evaluation items (``training=False``, no augmentation).
         progress: called as ``progress(clips_done, clips)`` during generation.
@@ -98,22 +95,66 @@ def evaluate_kinematics(
     Raises:
         ValueError: no seed, seeds that repeat, or a data set whose items are random.
     """
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds: expected at least one, none twice, got {tuple(seeds)}")
+    _check_sampling(seeds, batch_size)
     if dataset.training or dataset.mirror or dataset.swap_persons:
         raise ValueError("dataset: expected training=False and no augmentation: captions must fit the motion measured")
-    if batch_size < 1:
-        raise ValueError(f"batch_size: must be >= 1, got {batch_size}")
     truth, reconstruction = [], []
     for index in range(len(dataset)):
         motion = dataset[index]["motion"]
         captions = dataset.captions(index)
         truth.append(_clip(motion.transpose(0, 1), captions))
-        reconstruction.append(_clip(_reconstruct(pipeline, motion), captions))
+        reconstruction.append(_clip(reconstruct(pipeline, motion), captions))
+    generated = generate_clips(
+        pipeline,
+        dataset,
+        seeds=seeds,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    rows = {
+        "ground truth": measure(truth, truth, paired=True),
+        "reconstruction": measure(reconstruction, truth, paired=True),
+        "generation": measure([clip for seed in seeds for clip in generated[seed]], truth, paired=False),
+    }
+    return KinematicReport(
+        rows,
+        {seed: measure(clips, truth, paired=False) for seed, clips in generated.items()},
+        {
+            "split": dataset.split,
+            "items": len(dataset),
+            "captions": sum(len(clip.captions) for clip in truth),
+            "seeds": list(seeds),
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+        },
+    )
+
+
+def generate_clips(
+    pipeline: InterMoEPipeline,
+    dataset: InterHumanDataset,
+    *,
+    seeds: Sequence[int],
+    num_inference_steps: int,
+    guidance_scale: float,
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[int, list[Clip]]:
+    """Motion from every caption of ``dataset``, with each seed.
+
+    Generated clips are as long as the item of their caption; captions of items of one length are generated together.
+    Caption i of n is drawn with seed ``seeds[k] * n + i``, so that no two clips share their noise.
+
+    Raises:
+        ValueError: no seed, seeds that repeat, or a batch size below 1.
+    """
+    _check_sampling(seeds, batch_size)
     by_length: dict[int, list[str]] = defaultdict(list)
-    for clip in truth:
-        by_length[clip.joints.shape[1]].extend(clip.captions)
-    total = sum(len(clip.captions) for clip in truth)
+    for index in range(len(dataset)):
+        by_length[dataset.num_frames(index)].extend(dataset.captions(index))
+    total = sum(map(len, by_length.values()))
     generated: dict[int, list[Clip]] = {seed: [] for seed in seeds}
     for k, seed in enumerate(seeds):
         for frames, prompts in by_length.items():
@@ -129,26 +170,17 @@ def evaluate_kinematics(
                 generated[seed] += [Clip(j.numpy(), (c,)) for j, c in zip(result.joints, batch, strict=True)]
                 if progress is not None:
                     progress(k * total + len(generated[seed]), len(seeds) * total)
-    rows = {
-        "ground truth": measure(truth, truth, paired=True),
-        "reconstruction": measure(reconstruction, truth, paired=True),
-        "generation": measure([clip for seed in seeds for clip in generated[seed]], truth, paired=False),
-    }
-    return KinematicReport(
-        rows,
-        {seed: measure(clips, truth, paired=False) for seed, clips in generated.items()},
-        {
-            "split": dataset.split,
-            "items": len(dataset),
-            "captions": total,
-            "seeds": list(seeds),
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-        },
-    )
+    return generated
 
 
-def _reconstruct(pipeline: InterMoEPipeline, motion: torch.Tensor) -> torch.Tensor:
+def _check_sampling(seeds: Sequence[int], batch_size: int) -> None:
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds: expected at least one, none twice, got {tuple(seeds)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: must be >= 1, got {batch_size}")
+
+
+def reconstruct(pipeline: InterMoEPipeline, motion: torch.Tensor) -> torch.Tensor:
     """Motion (T, 2, 262) through the autoencoder: (2, T, 262). The last frame fills the last group up."""
     frames = motion.shape[0]
     missing = -frames % pipeline.vae.downsampling

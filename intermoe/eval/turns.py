@@ -14,11 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from intermoe.data.motion import FPS
+from intermoe.eval.frames import body_frames
 
 Floats = npt.NDArray[np.floating]
-
-_HIPS = (1, 2)
-_SHOULDERS = (16, 17)
 
 # A turn is a stretch of one direction at more than this speed, so that turns with a pause between them count apart.
 MIN_SPEED = 60.0
@@ -35,12 +33,8 @@ def yaw(joints: Floats) -> npt.NDArray[np.float64]:
     """Heading (T,) in degrees, unwrapped, of one person (T, 22, 3): the mean direction of hips and shoulders, Y up."""
     if joints.ndim != 3 or joints.shape[1:] != (22, 3) or joints.shape[0] < 2:
         raise ValueError(f"joints: expected shape (T >= 2, 22, 3), got {joints.shape}")
-    across = np.zeros((joints.shape[0], 2))
-    for left, right in (_HIPS, _SHOULDERS):
-        flat = (joints[:, left] - joints[:, right])[:, [0, 2]].astype(np.float64)
-        across += flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-9)
-    # Facing Z+ the left side is at X+, so forward = (-across_z, across_x) in (x, z).
-    return np.degrees(np.unwrap(np.arctan2(-across[:, 1], across[:, 0])))
+    forward = body_frames(joints)[:, 2]
+    return np.degrees(np.unwrap(np.arctan2(forward[:, 0], forward[:, 2])))
 
 
 def turns(joints: Floats, *, min_degrees: float = FULL_TURN, fps: float = FPS) -> list[float]:

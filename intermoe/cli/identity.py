@@ -1,0 +1,71 @@
+"""``intermoe evaluate identity``: whether each person stays who they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intermoe.cli.common import (
+    DataOption,
+    DeviceOption,
+    GuidanceOption,
+    StepsOption,
+    StrictOption,
+    check_folder,
+    check_sampling,
+    load_pipeline,
+    parse_seeds,
+    print_table,
+    progress_bar,
+    reported,
+)
+
+MAX_FRAMES = 3000
+
+
+def evaluate_identity(
+    data: DataOption,
+    model: Annotated[
+        str | None, typer.Option(help="Name of a shipped model, or a model folder; without it the data alone.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Name of a file in the data's split/, without .txt.")] = "val",
+    seeds: Annotated[str, typer.Option(help="Seeds of the generated clips, separated by commas.")] = "0",
+    steps: StepsOption = 50,
+    guidance: GuidanceOption = 3.5,
+    out: Annotated[Path, typer.Option(help="JSON file for the numbers.")] = Path("identity.json"),
+    strict: StrictOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Identity of the data, of a model's motion and of broken copies, and how often a metric tells a copy is broken."""
+    with reported():
+        chosen = parse_seeds(seeds)
+        check_sampling(steps, guidance, min(chosen))
+        check_folder(out.parent)
+        pipeline = None if model is None else load_pipeline(model, device)
+        from intermoe.data import InterHumanDataset
+        from intermoe.eval import evaluate_identity
+        from intermoe.eval.identity import min_frames
+
+        longest = MAX_FRAMES if pipeline is None else pipeline.config.max_frames
+        if longest < min_frames():
+            raise ValueError(f"--model: {model!r} makes {longest} frames at most, the metrics need {min_frames()}")
+        dataset = InterHumanDataset(
+            data, split, min_frames=min_frames(), max_frames=longest, training=False, strict=strict
+        )
+        with progress_bar() as progress:
+            task = progress.add_task("generating" if pipeline else "measuring", total=None)
+            report = evaluate_identity(
+                dataset,
+                pipeline,
+                seeds=chosen,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        report.save(out)
+    print_table(report.table())
+    print_table(report.ranking_table())
+    typer.echo(out)
