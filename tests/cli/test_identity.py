@@ -21,7 +21,7 @@ def pairs(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     for folder in ("motions_processed/person1", "motions_processed/person2", "annots", "split"):
         (root / folder).mkdir(parents=True)
-    body = rng.uniform(-0.4, 0.4, (22, 3)) + (0, 0, 1)
+    body = rng.uniform(-0.4, 0.4, (22, 3)) + np.array([0.0, 0.0, 1.0])
     body[1:3] = [[0.1, 0.0, 0.9], [-0.1, 0.0, 0.9]]
     for name, frames in (("1", 70), ("2", 43)):
         (root / "annots" / f"{name}.txt").write_text("two people bow", encoding="utf-8")
