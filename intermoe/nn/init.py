@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-_RANDOM = {torch.Tensor.normal_, torch.Tensor.uniform_}
+_RANDOM = {
+    torch.Tensor.normal_,
+    torch.Tensor.uniform_,
+    torch.nn.init.kaiming_uniform_,
+    torch.nn.init.normal_,
+    torch.nn.init.uniform_,
+}
 
 
 class SkipRandomInit(TorchFunctionMode):
@@ -20,6 +26,7 @@ class SkipRandomInit(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        kwargs = kwargs or {}
         if func in _RANDOM:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
