@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +43,11 @@ class SwiGLUWeights:
 
 def swiglu_weights(dense: nn.Module) -> SwiGLUWeights | None:
     """The weights of ``dense`` if its layers are named as a SwiGLU's are: intermoe, diffusers, Llama; else ``None``."""
-    net = getattr(dense, "net", None)
+    net: Any = getattr(dense, "net", None)
     if isinstance(net, nn.ModuleList) and type(net[0]).__name__ == "SwiGLU":
-        up, gate = net[0].proj.weight.detach().chunk(2)
-        linears = [net[0].proj, next(m for m in reversed(net) if isinstance(m, nn.Linear))]
-        return SwiGLUWeights(gate, up, linears[1].weight.detach(), _biases(linears))
+        layers: list[Any] = [net[0].proj, next(m for m in reversed(net) if isinstance(m, nn.Linear))]
+        up, gate = layers[0].weight.detach().chunk(2)
+        return SwiGLUWeights(gate, up, layers[1].weight.detach(), _biases(layers))
     linears = _linears(dense, ("gate_up", "down"))
     if linears:
         gate, up = linears[0].weight.detach().chunk(2)

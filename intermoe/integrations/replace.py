@@ -223,8 +223,10 @@ def note_replacement(model: nn.Module) -> None:
             isinstance(getattr(layer, "linear1", None), MoEFeedForward) for layer in encoder.layers
         ):
             encoder.use_nested_tensor = False
-    if hasattr(model, "register_to_config"):
-        model.register_to_config(**{CONFIG_KEY: replacement_config(model)})
+    register: Any = getattr(model, "register_to_config", None)
+    if register is not None:
+        config = replacement_config(model)
+        register(**{CONFIG_KEY: config if config["feed_forward"] else None})
 
 
 def _is_chosen(slot: Slot, layers: Sequence[int | str]) -> bool:
