@@ -44,9 +44,10 @@ class LatentDistribution:
         """The mean."""
         return self.mean
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """``mean + exp(log_var / 2) * noise``, differentiable in both; ``generator`` seeds the noise."""
-        noise = torch.empty_like(self.mean).normal_(generator=generator)
+    def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Tensor:
+        """``mean + exp(log_var / 2) * noise``, differentiable in both; ``generator`` seeds noise that is not given."""
+        if noise is None:
+            noise = torch.empty_like(self.mean).normal_(generator=generator)
         return self.mean + torch.exp(0.5 * self.log_var) * noise
 
     def kl(self) -> Tensor:

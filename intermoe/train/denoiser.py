@@ -24,6 +24,7 @@ from intermoe.nn.vae import CausalSkeletalVAE, LatentDistribution
 from intermoe.pipeline import TOKENIZER_FILE, InterMoEPipeline
 from intermoe.train import run
 from intermoe.train.config import DenoiserTrainConfig
+from intermoe.train.draws import ItemDraws
 from intermoe.train.loop import Batch, Objective, fit
 from intermoe.train.vae import load_vae_folder
 
@@ -96,39 +97,38 @@ class DenoiserObjective(Objective):
         steps = config.diffusion.num_train_timesteps
         self.validation_timesteps = [int(level * steps) for level in VALIDATION_NOISE_LEVELS]
 
-    def forward(self, batch: Batch, generator: torch.Generator, validating: bool = False) -> dict[str, Tensor]:
-        """Training: the diffusion loss. Validation: it at fixed timesteps with the noise of ``generator``."""
+    def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
+        """Training: the diffusion loss. Validation: it at fixed timesteps, with fixed noise."""
         posterior, mask = self.encoder(batch)
-        latents = posterior.sample(generator)
+        frames, shape = mask.sum(dim=1).tolist(), posterior.mean.shape[2:]
+        latents = posterior.sample(noise=draws.normal(frames, *shape))
         condition = self.text(batch["captions"])
         if not validating:
-            loss = training_loss(
-                self.denoiser,
-                latents,
-                condition,
-                mask,
-                scheduler=self.scheduler,
-                condition_dropout=self.condition_dropout,
-                snr_gamma=self.snr_gamma,
-                latent_scale=self.latent_scale,
-                generator=generator,
-            )
-            return {"loss": loss}
-        noise = torch.empty_like(latents).normal_(generator=generator)
+            timesteps = draws.integers(int(self.scheduler.config.num_train_timesteps))
+            kept = draws.uniform() >= self.condition_dropout
+            noise = draws.normal(frames, *shape)
+            return {"loss": self._loss(latents, condition * kept[:, None], mask, timesteps, noise, self.snr_gamma)}
+        noise = draws.normal(frames, *shape)
         values: dict[str, Tensor] = {}
         for t in self.validation_timesteps:
             timesteps = torch.full((len(latents),), t, device=latents.device)
-            values[f"loss_t{t}"] = training_loss(
-                self.denoiser,
-                latents,
-                condition,
-                mask,
-                scheduler=self.scheduler,
-                latent_scale=self.latent_scale,
-                timesteps=timesteps,
-                noise=noise,
-            )
+            values[f"loss_t{t}"] = self._loss(latents, condition, mask, timesteps, noise)
         return {"loss": torch.stack(list(values.values())).mean(), **values}
+
+    def _loss(
+        self, latents: Tensor, condition: Tensor, mask: Tensor, timesteps: Tensor, noise: Tensor, snr_gamma: float = 0.0
+    ) -> Tensor:
+        return training_loss(
+            self.denoiser,
+            latents,
+            condition,
+            mask,
+            scheduler=self.scheduler,
+            snr_gamma=snr_gamma,
+            latent_scale=self.latent_scale,
+            timesteps=timesteps,
+            noise=noise,
+        )
 
 
 def run_denoiser(

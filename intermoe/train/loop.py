@@ -1,8 +1,9 @@
 """The training loop that VAE and denoiser share, on accelerate.
 
-Everything random in step s is drawn from (seed, s, rank), and step s takes the next batch of an endless stream of
-shuffled epochs, whose n-th batch is a function of n (see ``StreamSampler``). So a run's position, its data order and
-its noise are all functions of the step number, and a resumed run continues bit for bit without saved generator states.
+Step s takes the next items of an endless stream of shuffled epochs (see ``StreamSampler``), and what is drawn for the
+k-th of them depends on (seed, s, k) alone (see ``ItemDraws``); dropout depends on (seed, s, rank). So a run's position,
+its data order and its noise are all functions of the step number: a resumed run continues bit for bit without saved
+generator states, and without dropout a step is the same however many processes and micro-steps share it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torch.utils.data import DataLoader
 from intermoe.data.batching import collate
 from intermoe.train import checkpoint
 from intermoe.train.config import OptimConfig, TrainConfig
+from intermoe.train.draws import ItemDraws
 from intermoe.train.ema import WeightAverage
 from intermoe.train.routing import Routing
 from intermoe.train.stream import DrawnDataset, Draws, StreamSampler
@@ -43,8 +45,11 @@ FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 class Objective(nn.Module):
     """What a run optimises: the trained modules, and their loss as ``forward``, so that wrappers (DDP, FSDP) apply."""
 
-    def forward(self, batch: Batch, generator: torch.Generator, validating: bool = False) -> dict[str, Tensor]:
-        """Scalars by name. In training ``"loss"`` is minimised; in validation every value is a mean over the batch."""
+    def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
+        """Scalars by name, drawing from the generators of the items in ``draws``.
+
+        In training ``"loss"``, a mean over frames, is minimised; in validation every value is a mean over the batch.
+        """
         raise NotImplementedError
 
 
@@ -125,23 +130,24 @@ class Trainer:
             state = self._weights()
         return state if self.accelerator.is_main_process else None
 
-    def _optimise(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
+    def _optimise(self, batches: Iterator[tuple[Batch, float]]) -> dict[str, Tensor]:
         """One optimiser step; returns the losses, averaged over its micro-steps."""
-        generator = self._seed(0, self.step)
+        self._seed(0, self.step)
         self.model.train()
         self.routing.start(probe=self._due(self.config.run.log_every, self.step + 1))
         self.optimizer.zero_grad()
         micro_steps = self.optim.accumulation_steps
         totals: dict[str, Tensor] = {}
         for micro in range(micro_steps):
-            batch = next(batches)
+            batch, share = next(batches)
+            draws = self._draws(0, self.step, first=micro * self.accelerator.num_processes)
             last = micro == micro_steps - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                losses = self.model(batch, generator)
+                losses = self.model(batch, draws)
                 self._require_finite(losses, batch)
-                self.accelerator.backward(losses["loss"] / micro_steps)
+                self.accelerator.backward(share * losses["loss"] / micro_steps)
             for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + value.detach() / micro_steps
+                totals[name] = totals.get(name, 0.0) + share * value.detach() / micro_steps
             self.routing.count()
         self._clip()
         self.optimizer.step()
@@ -178,14 +184,16 @@ class Trainer:
                 number = turn + self.accelerator.process_index
                 start = starts[min(number, len(starts) - 1)]
                 items = [dataset.draw(i, 0) for i in range(start, min(start + size, len(dataset)))]
-                values = self.model(self._on_device(collate(items)), self._seed(1, start, rank=0), validating=True)
+                draws = ItemDraws((self.config.seed, 1), range(start, start + len(items)), self.accelerator.device)
+                values = self.model(self._on_device(collate(items)), draws, validating=True)
                 weight = float(len(items) if number < len(starts) else 0)
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + weight * value.item()
         totals = self.accelerator.reduce(torch.tensor(list(sums.values()), device=self.accelerator.device)).tolist()
         return {name: total / len(dataset) for name, total in zip(sums, totals, strict=True)}
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[tuple[Batch, float]]:
+        """The batches of this process, and what each counts in its step."""
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         micro_steps, size = self.optim.accumulation_steps, self.config.data.batch_size
         micro_batches = range(self.step * micro_steps * ranks + rank, self.optim.steps * micro_steps * ranks, ranks)
@@ -193,18 +201,22 @@ class Trainer:
         sampler = StreamSampler(lengths, size, micro_batches, self.config.seed, parts=micro_steps * ranks)
         workers = self.config.data.num_workers
         loader = DataLoader(Draws(self.train), batch_sampler=sampler, num_workers=workers, collate_fn=collate)
-        return (self._on_device(batch) for batch in loader)
+        return ((self._on_device(batch), share) for batch, share in zip(loader, sampler.shares(), strict=True))
 
     def _on_device(self, batch: Batch) -> Batch:
         device = self.accelerator.device
         return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
-    def _seed(self, *key: int, rank: int | None = None) -> torch.Generator:
-        """Seed torch (dropout) and a new generator from (the run's seed, ``key``, this rank)."""
-        rank = self.accelerator.process_index if rank is None else rank
-        own, shared = np.random.SeedSequence((self.config.seed, *key, rank)).generate_state(2, np.uint64)
-        torch.manual_seed(int(shared))
-        return torch.Generator(self.accelerator.device).manual_seed(int(own))
+    def _seed(self, *key: int) -> None:
+        """Seed torch, whose generator dropout takes, from (the run's seed, ``key``, this rank)."""
+        key = (self.config.seed, *key, self.accelerator.process_index)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+    def _draws(self, *key: int, first: int) -> ItemDraws:
+        """What is drawn for this process's items of a step; ``first`` is the number of the first process's batch."""
+        size = self.config.data.batch_size
+        start = (first + self.accelerator.process_index) * size
+        return ItemDraws((self.config.seed, *key), range(start, start + size), self.accelerator.device)
 
     def _due(self, every: int, step: int | None = None) -> bool:
         step = self.step if step is None else step

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
+from intermoe.data.batching import FRAME_MULTIPLE
 from intermoe.data.items import MotionItem
 
 Draw = tuple[int, int]
@@ -47,6 +48,20 @@ class StreamSampler(Sampler[list[Draw]]):
         self.lengths, self.batch_size, self.numbers, self.seed, self.parts = lengths, batch_size, numbers, seed, parts
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        return (batch for batch, _ in self._batches())
+
+    def shares(self) -> Iterator[float]:
+        """What each batch counts in its step: its part of the step's latent frames, 1 on average.
+
+        A mean over the frames of a batch, times its share, averaged over the batches of a step, is the mean over all
+        frames of the step.
+        """
+        for batch, step in self._batches():
+            own, whole = (sum(self.lengths[index] // FRAME_MULTIPLE for index, _ in draws) for draws in (batch, step))
+            yield self.parts * own / whole
+
+    def _batches(self) -> Iterator[tuple[list[Draw], list[Draw]]]:
+        """Each batch, and the step that it is a part of."""
         current, steps = -1, []
         for number in self.numbers:
             step, part = divmod(number, self.parts)
@@ -54,7 +69,7 @@ class StreamSampler(Sampler[list[Draw]]):
                 current = step // self.GROUP
                 steps = self._group(current)
             start = part * self.batch_size
-            yield steps[step % self.GROUP][start : start + self.batch_size]
+            yield steps[step % self.GROUP][start : start + self.batch_size], steps[step % self.GROUP]
 
     def _group(self, group: int) -> list[list[Draw]]:
         step = self.batch_size * self.parts

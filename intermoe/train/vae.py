@@ -18,6 +18,7 @@ from intermoe.files import replacing_folder
 from intermoe.nn.vae import CausalSkeletalVAE
 from intermoe.train import run
 from intermoe.train.config import VAETrainConfig
+from intermoe.train.draws import ItemDraws
 from intermoe.train.loop import Batch, Objective, fit
 from intermoe.train.losses import PARTS, vae_losses
 
@@ -39,13 +40,15 @@ class VAEObjective(Objective):
         self.register_buffer("mean", torch.tensor(statistics.mean), persistent=False)
         self.register_buffer("std", torch.tensor(statistics.std), persistent=False)
 
-    def forward(self, batch: Batch, generator: torch.Generator, validating: bool = False) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
         """Training: the terms of ``vae_losses``. Validation: ``joint_error_cm`` of the mode's reconstruction."""
         persons = batch["motion"].shape[2]
         motion = ((batch["motion"] - self.mean) / self.std).transpose(1, 2).flatten(0, 1)
         if not validating:
             posterior = self.vae.encode(motion)
-            output = self.vae.decode(self._disturbed(posterior.sample(generator), generator))
+            frames, *rest = posterior.mean.shape[1:]
+            noise = draws.normal(frames, persons, *rest).transpose(1, 2).flatten(0, 1)
+            output = self.vae.decode(self._disturbed(posterior.sample(noise=noise), draws, persons))
             return vae_losses(output, motion, posterior, self.mean, self.std, self.weights, self.layout)
         output = self.vae.decode(self.vae.encode(motion).mode())
         error = PARTS[self.layout].positions((output - motion) * self.std)
@@ -56,11 +59,12 @@ class VAEObjective(Objective):
         per_person = (distance * valid).sum(dim=1) / valid.sum(dim=1)
         return {"joint_error_cm": 100 * per_person.mean()}
 
-    def _disturbed(self, latents: Tensor, generator: torch.Generator) -> Tensor:
+    def _disturbed(self, latents: Tensor, draws: ItemDraws, persons: int) -> Tensor:
         if self.latent_noise == 0:
             return latents
-        levels = torch.rand((len(latents), 1, 1, 1), generator=generator, device=latents.device)
-        noise = torch.empty_like(latents).normal_(generator=generator)
+        frames, *rest = latents.shape[1:]
+        levels = draws.uniform(persons, 1, 1, 1).flatten(0, 1)
+        noise = draws.normal(frames, persons, *rest).transpose(1, 2).flatten(0, 1)
         return latents + self.latent_noise * levels * noise
 
 

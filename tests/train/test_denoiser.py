@@ -16,6 +16,7 @@ from intermoe.train import denoiser as module
 from intermoe.train import load_vae_folder, run_denoiser
 from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.denoiser import DenoiserObjective, LatentEncoder, training_captions
+from intermoe.train.draws import ItemDraws
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_train_mode_leaves_the_vae_frozen(
     assert not vae[0].training
     assert not any(key.startswith("encoder") for key in objective.state_dict())
     dataset = InterHumanDataset(pairs, "val", min_frames=16)
-    objective(collate([dataset[0]]), torch.Generator())["loss"].backward()
+    objective(collate([dataset[0]]), ItemDraws((0,), [0], torch.device("cpu")))["loss"].backward()
     assert all(p.grad is None for p in vae[0].parameters())
     # the last layer starts at zero, so what feeds it has no gradient before the first step
     assert objective.denoiser.out.weight.grad is not None

@@ -10,8 +10,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from intermoe.data.interhuman import MotionItem
+from intermoe.data.items import MotionItem
 from intermoe.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from intermoe.train.draws import ItemDraws
 from intermoe.train.loop import Batch, Objective, Trainer, fit, progress_bar, warmup_schedule
 
 
@@ -40,8 +41,8 @@ class MeanOfData(Objective):
         self.weight = nn.Parameter(torch.zeros(3))
         self.drawn: list[Tensor] = []
 
-    def forward(self, batch: Batch, generator: torch.Generator, validating: bool = False) -> dict[str, Tensor]:
-        self.drawn.append(torch.cat([torch.rand(1), torch.rand(1, generator=generator)]))
+    def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
+        self.drawn.append(torch.cat([torch.rand(1), draws.uniform()]))
         errors = self.weight - batch["motion"].mean(dim=(1, 2, 3))[:, None]
         return {"loss": 100 * errors.square().mean(), "error": errors.abs().mean()}
 
@@ -141,9 +142,9 @@ def test_learning_rate_rises_and_falls() -> None:
 
 def test_mixed_precision_keeps_weights_in_float32(tmp_path: Path) -> None:
     class Half(MeanOfData):
-        def forward(self, batch: Batch, generator: torch.Generator, validating: bool = False) -> dict[str, Tensor]:
+        def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
             self.product = self.weight[None] @ torch.ones(3, 1)
-            return super().forward(batch, generator, validating)
+            return super().forward(batch, draws, validating)
 
     AcceleratorState._reset_state()
     try:
