@@ -112,6 +112,7 @@ class BinaryDistribution(Distribution):
 
 PACKAGES = [
     "intermoe",
+    "intermoe.benchmarks",
     "intermoe.cli",
     "intermoe.data",
     "intermoe.eval",
@@ -129,7 +130,7 @@ PACKAGES = [
 setup(
     packages=PACKAGES,
     # A top-level module named `kernels` belongs to another project: ours is reachable as intermoe.kernels only.
-    package_dir={"intermoe.kernels": "kernels"},
+    package_dir={"intermoe.kernels": "kernels", "intermoe.benchmarks": "benchmarks"},
     package_data={
         "intermoe": ["py.typed", "models/salsa/*"],
         "intermoe.train": ["configs/*.yaml"],

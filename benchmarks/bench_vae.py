@@ -1,66 +1,85 @@
-"""Causal-Skeletal VAE at full size: 300 frames of one person, whole and streamed, and one training step."""
+"""Causal-Skeletal VAE at the published size: 300 frames of one person, encoded, decoded at once and as a stream."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable, Iterator
+
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+from intermoe.benchmarks import models
+from intermoe.benchmarks.case import Case, Contest, Outputs, Scope
 from intermoe.config import VAEConfig
 from intermoe.nn.vae import CausalSkeletalVAE
 
+FPS = 30
+TOLERANCE = 1e-5
 
-@pytest.fixture(scope="module")
-def vae() -> CausalSkeletalVAE:
+
+def build(scope: Scope) -> CausalSkeletalVAE:
     torch.manual_seed(0)
-    return CausalSkeletalVAE(VAEConfig()).eval()
-
-
-@pytest.fixture(scope="module")
-def latents() -> Tensor:
-    return torch.randn(1, 75, 7, 64, generator=torch.Generator().manual_seed(0))
+    config = VAEConfig(latent_dim=4, num_blocks=1) if scope.quick else VAEConfig()
+    return CausalSkeletalVAE(config).eval().to(scope.device)
 
 
 def stream(vae: CausalSkeletalVAE, latents: Tensor) -> Tensor:
+    """Decode one latent frame after the other."""
     decoder = vae.streaming_decoder()
     return torch.cat([decoder.step(latent) for latent in latents.unbind(1)], dim=1)
 
 
-@torch.no_grad()
-def test_decode_whole(vae: CausalSkeletalVAE, latents: Tensor, benchmark: BenchmarkFixture) -> None:
-    expected = stream(vae, latents)
-    assert ((vae.decode(latents) - expected).norm() / expected.norm()).item() < 1e-5
-    benchmark(vae.decode, latents)
+def decoding(scope: Scope, frames: int) -> Contest:
+    """Both ways give the same motion, so each checks the other."""
+    vae = build(scope)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, frames // vae.downsampling, vae.latent_joints, vae.config.latent_dim, generator=generator)
+    latents = latents.to(scope.device)
+
+    def whole(_: int) -> Outputs:
+        with torch.no_grad():
+            return (vae.decode(latents),)
+
+    def streamed(_: int) -> Outputs:
+        with torch.no_grad():
+            return (stream(vae, latents),)
+
+    with torch.no_grad():
+        work = models.counted(lambda: vae.decode(latents), vae)
+    return Contest(
+        entries={"whole": whole, "stream": streamed},
+        expected=lambda: streamed(0),
+        tolerance=TOLERANCE,
+        work=work,
+        seconds_of_motion=frames / FPS,
+    )
 
 
-@torch.no_grad()
-def test_decode_streamed(vae: CausalSkeletalVAE, latents: Tensor, benchmark: BenchmarkFixture) -> None:
-    expected = vae.decode(latents)
-    assert ((stream(vae, latents) - expected).norm() / expected.norm()).item() < 1e-5
-    benchmark(stream, vae, latents)
+def encoding(scope: Scope, frames: int) -> Contest:
+    """A causal encoder gives the first half of a sequence the same latents, whatever follows."""
+    vae = build(scope)
+    motion = torch.randn(1, frames, 262, generator=torch.Generator().manual_seed(0)).to(scope.device)
+    half = frames // 2 // vae.downsampling * vae.downsampling
+
+    def whole(_: int) -> Outputs:
+        with torch.no_grad():
+            return (vae.encode(motion).mean,)
+
+    def expected() -> Outputs:
+        with torch.no_grad():
+            rest = whole(0)[0][:, half // vae.downsampling :]
+            return (torch.cat([vae.encode(motion[:, :half]).mean, rest], dim=1),)
+
+    with torch.no_grad():
+        work = models.counted(lambda: vae.encode(motion), vae)
+    return Contest({"whole": whole}, expected, TOLERANCE, work, seconds_of_motion=frames / FPS)
 
 
-@torch.no_grad()
-def test_encode_whole(vae: CausalSkeletalVAE, benchmark: BenchmarkFixture) -> None:
-    motion = torch.randn(1, 300, 262)
-    first = vae.encode(motion[:, :4]).mean
-    assert ((vae.encode(motion).mean[:, :1] - first).norm() / first.norm()).item() < 1e-5
-    benchmark(vae.encode, motion)
+def cases(scope: Scope) -> Iterator[Case]:
+    frames = 16 if scope.quick else 300
+    shape: dict[str, float] = {"frames": frames}
+    yield Case("vae", "decode", torch.float32, shape, lambda: decoding(scope, frames))
+    yield Case("vae", "encode", torch.float32, shape, lambda: encoding(scope, frames))
 
 
-@pytest.mark.parametrize("latent_dim", [32, 64])
-def test_training_step(latent_dim: int, benchmark: BenchmarkFixture) -> None:
-    """Forward and backward of 16 windows of 64 frames."""
-    vae = CausalSkeletalVAE(VAEConfig(latent_dim=latent_dim, dropout=0.0)).train()
-    motion = torch.randn(16, 64, 262)
-
-    def step() -> Tensor:
-        vae.zero_grad()
-        reconstruction, posterior = vae(motion)
-        loss = (reconstruction - motion).square().mean() + 0.02 * posterior.kl()
-        loss.backward()
-        return loss.detach()
-
-    assert step().isfinite()
-    benchmark.pedantic(step, rounds=5, warmup_rounds=1)
+def test_vae(case: Case, measured: Callable[[Case], None]) -> None:
+    measured(case)

@@ -1,0 +1,52 @@
+"""One call of the denoiser at the published size, with guidance: 10 seconds of motion of two persons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from intermoe.benchmarks import models
+from intermoe.benchmarks.case import Case, Contest, Scope
+from intermoe.benchmarks.forms import PERSONS, usable_backends
+
+TOLERANCE = {torch.float32: 1e-4}
+"""Eight layers on; in half types a rounding may move a token across an expert's threshold, which costs more."""
+HALF_TOLERANCE = 0.1
+
+
+def contest(scope: Scope, dtype: torch.dtype, persons: int = PERSONS, baseline: bool = True) -> Contest:
+    config = models.TINY if scope.quick else models.PUBLISHED
+    denoiser = models.build_denoiser(config, dtype, scope.device)
+    inputs = models.denoiser_inputs(config, 2, persons, models.FRAMES, dtype, scope.device)
+    names, skipped = usable_backends(scope.device, dtype)
+    entries = {name: models.on(name, lambda: (denoiser(*inputs),)) for name in names}
+    if baseline:
+        published = models.with_published_blocks(denoiser)
+        entries["authors' block"] = models.on("reference", lambda: (published(*inputs),))
+    expected = models.on("reference", lambda: (denoiser(*inputs),))
+    with torch.no_grad():
+        work = models.counted(lambda: denoiser(*inputs), denoiser)
+    return Contest(
+        entries=entries,
+        expected=lambda: expected(0),
+        tolerance=TOLERANCE.get(dtype, HALF_TOLERANCE),
+        work=work,
+        tokens=2 * persons * models.FRAMES,
+        skipped=skipped,
+    )
+
+
+def cases(scope: Scope) -> Iterator[Case]:
+    for dtype in scope.dtypes:
+        shape: dict[str, float] = {"B": 2, "P": PERSONS, "T'": models.FRAMES}
+        prepare = _prepare(scope, dtype)
+        yield Case("denoiser", "call with guidance", dtype, shape, prepare)
+
+
+def _prepare(scope: Scope, dtype: torch.dtype) -> Callable[[], Contest]:
+    return lambda: contest(scope, dtype)
+
+
+def test_denoiser(case: Case, measured: Callable[[Case], None]) -> None:
+    measured(case)

@@ -1,0 +1,55 @@
+"""Step 3, experts: gather and each expert's SwiGLU network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import torch
+
+from intermoe.benchmarks import work
+from intermoe.benchmarks.case import Case, Scope
+from intermoe.benchmarks.grid import Ready, Sample, differentiate, step_cases
+from intermoe.ops.combine import combine_reference
+from intermoe.ops.experts import experts_reference
+
+
+def forward(steps: ModuleType, sample: Sample) -> Ready:
+    s, x = sample.selection, sample.inputs
+    return lambda: steps.experts_forward(sample.tokens, s.token_idx, s.expert_offsets, *x.weights, False)[:1]
+
+
+def forward_reference(sample: Sample) -> Ready:
+    s, x = sample.selection, sample.inputs
+    return lambda: (experts_reference(sample.tokens, s.token_idx, s.expert_offsets, *x.weights),)
+
+
+def backward(steps: ModuleType, sample: Sample) -> Ready:
+    s, x = sample.selection, sample.inputs
+    pairs = (sample.tokens, s.token_idx, s.expert_offsets)
+    _, h = steps.experts_forward(*pairs, *x.weights, True)
+    return lambda: tuple(steps.experts_backward(sample.grad_out, *pairs, s.gates, h, *x.weights))
+
+
+def backward_reference(sample: Sample) -> Ready:
+    """A leaf row for each pair, because the step returns gradients of pairs, not of tokens."""
+    s, x = sample.selection, sample.inputs
+    leaves = tuple(v.detach().requires_grad_() for v in (sample.tokens[s.token_idx], s.gates, *x.weights))
+    rows, gates, *weights = leaves
+    expert_out = experts_reference(rows, torch.arange(len(rows), device=rows.device), s.expert_offsets, *weights)
+    return differentiate((combine_reference(expert_out, gates, s.slots),), leaves, (sample.grad_out,))
+
+
+def cases(scope: Scope) -> Iterator[Case]:
+    return step_cases(
+        scope,
+        "experts",
+        {
+            "forward": (forward, forward_reference, lambda shape, size: work.experts(shape, size, False)),
+            "backward": (backward, backward_reference, work.experts_backward),
+        },
+    )
+
+
+def test_experts(case: Case, measured: Callable[[Case], None]) -> None:
+    measured(case)

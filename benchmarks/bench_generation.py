@@ -1,0 +1,90 @@
+"""A whole generation: seconds for one second of motion. The shipped model from prompt to joints, and the published size
+from noise to motion, with random weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from intermoe import backends
+from intermoe.benchmarks import models
+from intermoe.benchmarks.case import Case, Contest, Outputs, Scope
+from intermoe.benchmarks.forms import PERSONS, usable_backends
+from intermoe.config import DiffusionConfig, VAEConfig
+from intermoe.diffusion import build_scheduler, sample
+from intermoe.nn.vae import CausalSkeletalVAE
+from intermoe.pipeline import InterMoEPipeline
+
+FPS = 30
+TOLERANCE = 1e-3
+"""A rounding of the first step passes through all the others."""
+PROMPT = "Two people dance salsa together."
+
+
+def shipped(scope: Scope, frames: int, steps: int) -> Contest:
+    pipeline = InterMoEPipeline.from_pretrained("salsa", device=scope.device)
+
+    def call(backend: str) -> Callable[[int], Outputs]:
+        def run(_: int) -> Outputs:
+            with backends.use(backend):
+                return (pipeline([PROMPT], num_frames=frames, num_inference_steps=steps, seed=0).joints,)
+
+        return run
+
+    names, skipped = usable_backends(scope.device, torch.float32)
+    entries = {name: call(name) for name in names}
+    reference = call("reference")
+    return Contest(entries, lambda: reference(0), TOLERANCE, skipped=skipped, seconds_of_motion=frames / FPS)
+
+
+def published(scope: Scope, frames: int, steps: int) -> Contest:
+    """Sampling with guidance and decoding; every entry starts from the same noise."""
+    config = models.TINY if scope.quick else models.PUBLISHED
+    denoiser = models.build_denoiser(config, torch.float32, scope.device)
+    vae = CausalSkeletalVAE(VAEConfig(latent_dim=config.input_dim // 7)).eval().to(scope.device)
+    text = torch.randn(1, config.text_dim, generator=torch.Generator().manual_seed(0)).to(scope.device)
+    shape = (1, frames // 4, PERSONS, config.input_dim)
+    scheduler = build_scheduler("ddim", DiffusionConfig())
+    baseline = models.with_published_blocks(denoiser)
+
+    def call(network: torch.nn.Module, backend: str) -> Callable[[int], Outputs]:
+        def run() -> Outputs:
+            latents = sample(
+                network, text, shape, scheduler=scheduler, num_inference_steps=steps,
+                generators=[torch.Generator().manual_seed(0)],
+            )  # fmt: skip
+            parts = latents.transpose(1, 2).flatten(0, 1).unflatten(-1, (vae.latent_joints, -1))
+            return (vae.decode(parts),)
+
+        return models.on(backend, run)
+
+    names, skipped = usable_backends(scope.device, torch.float32)
+    entries = {names[0]: call(denoiser, names[0])}
+    if scope.full or scope.quick or scope.device.type == "cuda":
+        entries["authors' block"] = call(baseline, "reference")
+    return Contest(entries, None, TOLERANCE, skipped=skipped, seconds_of_motion=frames / FPS)
+
+
+def cases(scope: Scope) -> Iterator[Case]:
+    frames = 16 if scope.quick else 120
+    for steps in (2,) if scope.quick else (10, 50):
+        shape: dict[str, float] = {"frames": frames, "steps": steps}
+        yield Case("generation", "shipped model", torch.float32, shape, _shipped(scope, frames, steps))
+    frames = 16 if scope.quick else 300
+    for steps in (10, 50) if scope.full or scope.device.type == "cuda" else (10,):
+        shape = {"frames": frames, "steps": steps}
+        yield Case("generation", "published size", torch.float32, shape, _published(scope, frames, steps))
+
+
+def _shipped(scope: Scope, frames: int, steps: int) -> Callable[[], Contest]:
+    return lambda: shipped(scope, frames, steps)
+
+
+def _published(scope: Scope, frames: int, steps: int) -> Callable[[], Contest]:
+    return lambda: published(scope, frames, steps)
+
+
+def test_generation(case: Case, measured: Callable[[Case], None]) -> None:
+    measured(case)

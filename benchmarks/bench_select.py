@@ -1,0 +1,45 @@
+"""Step 2, select: which expert takes which tokens, and the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import torch
+
+from intermoe.benchmarks import work
+from intermoe.benchmarks.case import Case, Scope
+from intermoe.benchmarks.grid import Ready, Sample, differentiate, step_cases
+from intermoe.ops.select import select_reference
+
+
+def forward(steps: ModuleType, sample: Sample) -> Ready:
+    return lambda: tuple(steps.select(sample.logits, sample.inputs.selection_bias, None))
+
+
+def forward_reference(sample: Sample) -> Ready:
+    return lambda: tuple(select_reference(sample.logits, sample.inputs.selection_bias))
+
+
+def backward(steps: ModuleType, sample: Sample) -> Ready:
+    grad = torch.ones_like(sample.selection.gates)
+    return lambda: (steps.select_backward(grad, sample.logits, sample.selection.slots),)
+
+
+def backward_reference(sample: Sample) -> Ready:
+    logits = sample.logits.detach().requires_grad_()
+    gates = select_reference(logits, sample.inputs.selection_bias).gates
+    return differentiate((gates,), (logits,), (torch.ones_like(gates),))
+
+
+def cases(scope: Scope) -> Iterator[Case]:
+    parts = {
+        "forward": (forward, forward_reference, lambda shape, _: work.select(shape)),
+        "backward": (backward, backward_reference, lambda shape, _: work.select_backward(shape)),
+    }
+    # Logits are float32 whatever the tokens are stored in.
+    return (case for case in step_cases(scope, "select", parts) if case.dtype == torch.float32)
+
+
+def test_select(case: Case, measured: Callable[[Case], None]) -> None:
+    measured(case)

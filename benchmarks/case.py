@@ -1,0 +1,213 @@
+"""A case: what competes on which inputs. Nothing is timed before its results agree with the reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from intermoe.benchmarks.measure import (
+    Budget,
+    Call,
+    Ceilings,
+    captured,
+    host_reads,
+    name_of,
+    peak_memory,
+    ratios,
+    summarise,
+    take_turns,
+)
+from intermoe.benchmarks.results import Row, Skipped, is_ours
+from intermoe.benchmarks.work import Work
+
+Outputs = tuple[Tensor, ...]
+LEVELS = ("quick", "default", "full")
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a run covers: ``quick`` proves that everything works on tiny shapes, its times mean nothing."""
+
+    device: torch.device
+    level: str = "default"
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ValueError(f"level: must be one of {LEVELS}, got {self.level!r}")
+
+    @property
+    def quick(self) -> bool:
+        return self.level == "quick"
+
+    @property
+    def full(self) -> bool:
+        return self.level == "full"
+
+    @property
+    def dtypes(self) -> tuple[torch.dtype, ...]:
+        """Storage types; float16 is timed on devices that have units for it."""
+        types = (torch.float32, torch.bfloat16)
+        return (*types, torch.float16) if self.device.type == "cuda" and self.full else types
+
+    @property
+    def budget(self) -> Budget:
+        """Time of one case, after its check."""
+        if self.quick:
+            return Budget(0.05, 2, 3)
+        return Budget(20.0, 5) if self.full else Budget(4.0)
+
+
+@dataclass
+class Contest:
+    """Entries on the same inputs; the first is the one that ratios refer to.
+
+    Attributes:
+        entries: by name, calls that take the number of an input set and return what they compute.
+        expected: the reference's outputs on input set 0; ``None`` where the entries say themselves what is right.
+        tolerance: of the relative norm of each output's difference.
+        others: entries that compute something else (no routing, a fixed number of experts), by what they compute.
+        graphs: entries to be captured in a CUDA graph.
+        work: operations and traffic of the reference's function. other_work: those of other entries.
+    """
+
+    entries: dict[str, Callable[[int], Outputs]]
+    expected: Callable[[], Outputs] | None
+    tolerance: float
+    work: list[Work] | None = None
+    tokens: int | None = None
+    seconds_of_motion: float | None = None
+    others: Mapping[str, str] = field(default_factory=dict)
+    other_work: Mapping[str, list[Work]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    graphs: frozenset[str] = frozenset()
+    sets: int = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """A contest to be prepared when its turn comes, so that only one case's tensors exist at a time."""
+
+    step: str
+    call: str
+    dtype: torch.dtype
+    shape: dict[str, float]
+    prepare: Callable[[], Contest]
+
+    @property
+    def name(self) -> str:
+        shape = " ".join(f"{name}={value:g}" for name, value in self.shape.items())
+        return f"{self.step} {self.call} {name_of(self.dtype)} {shape}"
+
+
+class WrongResult(RuntimeError):
+    """An entry does not compute what the reference computes; it is not timed."""
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Bound of the relative norm between two computations on values stored in ``dtype``, summed in float32."""
+    if dtype == torch.float32:
+        return 1e-3 if torch.get_float32_matmul_precision() != "highest" else 1e-5
+    return 8 * torch.finfo(dtype).eps
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Relative norm of the difference in float64, a piece at a time."""
+    pieces = zip(found.reshape(-1).split(1 << 24), expected.reshape(-1).split(1 << 24), strict=True)
+    difference, norm = 0.0, 0.0
+    for a, b in pieces:
+        difference += (a.double() - b.double()).square().sum().item()
+        norm += b.double().square().sum().item()
+    return math.sqrt(difference / (norm or 1.0))
+
+
+def checked(contest: Contest) -> dict[str, Call]:
+    """The entries as they are timed, each after one run whose results were compared.
+
+    A baseline that does not run here is moved to ``contest.skipped``; an entry of ours must run.
+
+    Raises:
+        WrongResult: an entry differs from the reference by more than the tolerance; names it and the difference.
+    """
+    expected = None if contest.expected is None else contest.expected()
+    calls: dict[str, Call] = {}
+    for name, entry in list(contest.entries.items()):
+        call = captured(entry, contest.sets) if name in contest.graphs else entry
+        try:
+            found = call(0)
+        except (RuntimeError, NotImplementedError) as error:
+            if is_ours(name) or isinstance(error, torch.OutOfMemoryError):
+                raise
+            contest.skipped[name] = " ".join(str(error).split())[:200]
+            del contest.entries[name]
+            continue
+        calls[name] = call
+        if name in contest.others or expected is None:
+            broken = [i for i, tensor in enumerate(found) if not bool(torch.isfinite(tensor).all())]
+            if broken:
+                raise WrongResult(f"{name}: output {broken[0]} is not finite, not timed")
+            continue
+        if [t.shape for t in found] != [t.shape for t in expected]:
+            raise WrongResult(f"{name}: shapes {[tuple(t.shape) for t in found]} are not the reference's, not timed")
+        worst = max((relative(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
+        if not worst <= contest.tolerance:  # NaN fails too
+            raise WrongResult(f"{name}: relative difference {worst:.1e} exceeds {contest.tolerance:.1e}, not timed")
+    return calls
+
+
+def rows(
+    case: Case, contest: Contest, times: Mapping[str, list[float]], ceilings: Ceilings, device: torch.device
+) -> list[Row]:
+    """What was timed, with memory and host reads of one more call each."""
+    first = next(iter(contest.entries))
+    # Half types can be computed with in float32: where products of theirs are slower, those of float32 are the bound.
+    rate = max(ceilings.product[name] for name in {name_of(case.dtype), "float32"})
+    made = []
+    for name, entry in contest.entries.items():
+        time, ratio = summarise(times[name]), ratios(times[name], times[first])
+        counted = contest.other_work.get(name) if name in contest.others else contest.work
+        flop = sum(work.flop for work in counted) if counted else 0.0
+        bound = sum(work.seconds(rate, ceilings.copy) for work in counted) if counted else None
+        captured_entry = name in contest.graphs
+        made.append(
+            Row(
+                step=case.step,
+                call=case.call,
+                entry=name,
+                dtype=name_of(case.dtype),
+                shape=case.shape,
+                median=time.median,
+                low=time.low,
+                high=time.high,
+                rounds=len(times[name]),
+                ratio=ratio.median,
+                ratio_low=ratio.low,
+                ratio_high=ratio.high,
+                tokens_per_second=contest.tokens / time.median if contest.tokens else None,
+                flop_per_second=flop / time.median if flop else None,
+                intensity=flop / sum(work.bytes for work in counted) if counted and flop else None,
+                bound_share=bound / time.median if bound else None,
+                peak_bytes=None if captured_entry else peak_memory(entry, device),
+                host_reads=0 if captured_entry else host_reads(entry, device),
+                seconds_per_second=time.median / contest.seconds_of_motion if contest.seconds_of_motion else None,
+                note=contest.others.get(name, ""),
+            )
+        )
+    return made
+
+
+def skipped(case: Case, contest: Contest) -> list[Skipped]:
+    return [Skipped(case.name, name, reason) for name, reason in contest.skipped.items()]
+
+
+def run(case: Case, scope: Scope, ceilings: Ceilings) -> tuple[list[Row], list[Skipped]]:
+    """Check, then measure one case. One for which memory or a package is missing is skipped with its reason."""
+    try:
+        contest = case.prepare()
+        times = take_turns(checked(contest), scope.device, scope.budget, contest.sets)
+        return rows(case, contest, times, ceilings, scope.device), skipped(case, contest)
+    except (torch.OutOfMemoryError, ModuleNotFoundError) as error:
+        return [], [Skipped(case.name, "all", str(error).splitlines()[0])]

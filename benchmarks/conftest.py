@@ -1,0 +1,110 @@
+"""Runs the cases under pytest-benchmark, and prints this package's own table behind its table."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from intermoe.benchmarks import results, suite
+from intermoe.benchmarks.case import Case, Contest, Scope, checked, rows, skipped
+from intermoe.benchmarks.measure import Ceilings, ceilings, clock, synchronise, take_turns
+
+FOUND = pytest.StashKey[tuple[list[results.Row], list[results.Skipped], Ceilings]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("intermoe")
+    group.addoption("--full", action="store_true", help="all sizes and the scaling curves, not the 5-minute selection")
+    group.addoption("--quick", action="store_true", help="tiny shapes: does everything run? The times mean nothing.")
+    group.addoption("--out", default=None, help="also write <out>/<device>/<date>.json and .md")
+
+
+def _scope(config: pytest.Config) -> Scope:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    level = "full" if config.getoption("--full") else "quick" if config.getoption("--quick") else "default"
+    return Scope(device, level)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", list(metafunc.module.cases(_scope(metafunc.config))), ids=lambda case: case.name)
+
+
+@pytest.fixture(scope="session")
+def scope(request: pytest.FixtureRequest) -> Scope:
+    return _scope(request.config)
+
+
+@pytest.fixture(scope="session")
+def found(request: pytest.FixtureRequest, scope: Scope) -> tuple[list[results.Row], list[results.Skipped], Ceilings]:
+    made: tuple[list[results.Row], list[results.Skipped], Ceilings] = (
+        [],
+        [],
+        ceilings(scope.device, scope.dtypes, small=scope.quick),
+    )
+    request.config.stash[FOUND] = made
+    return made
+
+
+@pytest.fixture
+def measured(benchmark: Any, scope: Scope, found: Any) -> Iterator[Callable[[Case], None]]:
+    """Check a case, then time it: the first entry is pytest-benchmark's, the others take turns with it."""
+
+    def measure(case: Case) -> None:
+        try:
+            contest = case.prepare()
+            calls = checked(contest)
+        except (torch.OutOfMemoryError, ModuleNotFoundError) as error:
+            pytest.skip(str(error).splitlines()[0])
+        times = _times(benchmark, scope, contest, calls)
+        if times is None:
+            return
+        made = rows(case, contest, times, found[2], scope.device)
+        found[0].extend(made)
+        found[1].extend(skipped(case, contest))
+        benchmark.extra_info.update({row.entry: row.to_dict() for row in made})
+
+    yield measure
+    gc.collect()
+
+
+def _times(benchmark: Any, scope: Scope, contest: Contest, calls: dict[str, Any]) -> dict[str, list[float]] | None:
+    first, *others = calls
+    budget = scope.budget
+    if scope.device.type == "cuda":
+        times = take_turns(calls, scope.device, budget, contest.sets)
+
+        def once() -> None:
+            calls[first](0)
+            synchronise(scope.device)
+
+        benchmark.pedantic(once, rounds=budget.min_rounds)
+        return times
+    times = {name: [] for name in others}
+
+    def turn() -> None:
+        for name in others:
+            times[name].append(clock(calls[name], scope.device))
+
+    turn_time = clock(lambda _: (turn(), calls[first](0)), scope.device)
+    for name in others:
+        times[name].clear()
+    rounds = min(max(int(budget.seconds / turn_time), budget.min_rounds), budget.max_rounds)
+    benchmark.pedantic(calls[first], (0,), setup=turn, rounds=rounds)
+    if benchmark.stats is None:  # --benchmark-disable: checked, not timed
+        return None
+    return {first: list(benchmark.stats.stats.data), **times}
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if FOUND not in config.stash or not config.stash[FOUND][0]:
+        return
+    report = suite.assemble(_scope(config), *config.stash[FOUND])
+    terminalreporter.write_sep("=", "intermoe benchmarks")
+    terminalreporter.write_line(results.markdown(report))
+    if folder := config.getoption("--out"):
+        terminalreporter.write_line(f"wrote {report.save(folder)}")

@@ -1,0 +1,220 @@
+"""Inputs of the block's operation, and every form of it that competes: backends, baselines, other projects' kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from intermoe import backends
+from intermoe.benchmarks import baselines, external
+from intermoe.benchmarks.case import Outputs
+from intermoe.benchmarks.work import Shape
+from intermoe.ops.moe import moe
+from intermoe.ops.route import route_reference
+from intermoe.ops.select import select_reference
+
+PERSONS = 2
+"""The published block is called once for each."""
+
+LOADS = ("even", "one hot expert", "half the experts empty")
+
+
+class Inputs(NamedTuple):
+    """Arguments of ``intermoe.ops.moe.moe``, in its order."""
+
+    hidden: Tensor
+    router_weight: Tensor
+    router_offset: Tensor
+    scale: Tensor
+    shift: Tensor
+    selection_bias: Tensor
+    w_gate_up: Tensor
+    w_down: Tensor
+
+    @property
+    def weights(self) -> baselines.Weights:
+        return baselines.Weights(self.w_gate_up, self.w_down)
+
+
+def draw(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0, load: str = "even") -> Inputs:
+    """Random inputs, the selection settled at the shape's capacity.
+
+    Args:
+        load: one of ``LOADS``: how the pairs spread over the experts.
+    """
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int, std: float = 1.0) -> Tensor:
+        return torch.randn(*size, generator=g) * std
+
+    tokens, dim, experts, width, rows = shape.tokens, shape.dim, shape.experts, shape.width, shape.rows
+    hidden = normal(tokens, dim).to(dtype)
+    router_weight, router_offset = normal(experts, dim, std=dim**-0.5), normal(rows, experts, std=0.1)
+    scale, shift = normal(rows, dim, std=0.1), normal(rows, dim, std=0.1)
+    _, logits = route_reference(hidden, router_weight, router_offset, None, None, normalise=False)
+    inputs = Inputs(
+        hidden,
+        router_weight,
+        router_offset,
+        scale,
+        shift,
+        settled_bias(logits, _taken(shape, load)),
+        normal(experts, 2 * width, dim, std=dim**-0.5).to(dtype),
+        normal(experts, dim, width, std=width**-0.5).to(dtype),
+    )
+    return Inputs(*(value.to(device) for value in inputs))
+
+
+def _taken(shape: Shape, load: str) -> list[int]:
+    """Tokens that each expert takes."""
+    tokens, experts, pairs = shape.tokens, shape.experts, shape.pairs
+    if load == "even":
+        return [pairs // experts] * experts
+    if load == "one hot expert":
+        hot = min(pairs, tokens)
+        return [hot] + [(pairs - hot) // max(experts - 1, 1)] * (experts - 1)
+    if load == "half the experts empty":
+        busy = experts - experts // 2
+        return [min(pairs // busy, tokens)] * busy + [0] * (experts - busy)
+    raise ValueError(f"load: must be one of {LOADS}, got {load!r}")
+
+
+def settled_bias(logits: Tensor, taken: list[int]) -> Tensor:
+    """Biases at which expert e takes about ``taken[e]`` tokens.
+
+    Each lies in the widest of the gaps nearby, so that no rounding of a logit moves a token across it.
+    """
+    num_tokens = logits.shape[0]
+    bias = torch.empty(logits.shape[1])
+    for expert, count in enumerate(taken):
+        if count <= 0 or count >= num_tokens:
+            bias[expert] = -1.0 if count <= 0 else 0.0
+            continue
+        scores = torch.sigmoid(logits[:, expert].float()).sort(descending=True).values
+        reach = 1 + count // 2000
+        first, last = max(count - reach, 1), min(count + reach, num_tokens - 1)
+        gaps = scores[first - 1 : last] - scores[first : last + 1]
+        best = first + int(gaps.argmax())
+        bias[expert] = -(scores[best - 1] + scores[best]) / 2
+    return bias
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to compute it: ``call`` of inputs, with weights of its own in ``parameters``.
+
+    ``note`` is set for a form that computes something else, and says what.
+    """
+
+    call: Callable[[Inputs], Tensor]
+    parameters: tuple[Tensor, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Forms:
+    """All that can run here, ours first, and why the others cannot."""
+
+    usable: dict[str, Form]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def usable_backends(device: torch.device, dtype: torch.dtype) -> tuple[list[str], dict[str, str]]:
+    """Backends that serve tensors of this kind, the default first; and the reason of each that does not."""
+    best = backends.resolve(device, dtype)
+    names, reasons = [best], {}
+    for name in backends.NAMES:
+        if name == best:
+            continue
+        try:
+            names.append(backends.resolve(device, dtype, name))
+        except RuntimeError as error:
+            reasons[name] = str(error).splitlines()[0].removesuffix(". Backends on this machine:")
+    return names, reasons
+
+
+def competitors(shape: Shape, inputs: Inputs, *, everything: bool = True) -> Forms:
+    """Backends with their memory modes, and baselines; with ``everything`` also other projects' kernels."""
+    device, dtype = inputs.hidden.device, inputs.hidden.dtype
+    names, skipped = usable_backends(device, dtype)
+    forms = {name: Form(lambda x, name=name: moe(*x, backend=name)[0]) for name in names}
+    if everything and names[0] != "reference":
+        forms[f"{names[0]}, recompute"] = Form(lambda x: moe(*x, backend=names[0], recompute=True)[0])
+    if "triton" in names:
+        room = round(1.25 * shape.pairs) + shape.experts
+        forms["triton, static"] = Form(lambda x: moe(*x, backend="triton", max_pairs=room)[0])
+        if dtype == torch.float16:
+            forms["triton, half sums"] = Form(lambda x: moe(*x, backend="triton", half_sums=True)[0])
+    forms["authors' form"] = Form(published)
+    forms["expert loop"] = Form(loop)
+    if baselines.HAS_GROUPED_MM:
+        forms["grouped_mm"] = Form(grouped)
+    else:
+        skipped["grouped_mm"] = f"torch {torch.__version__} has no torch.nn.functional.grouped_mm"
+    forms["dense network"] = Form(lambda x: baselines.dense_ffn(x.hidden, x.weights), note="no routing")
+    if everything:
+        for name, adapter in external.ADAPTERS.items():
+            try:
+                found = adapter(shape, inputs)
+            except (ImportError, RuntimeError) as error:
+                skipped[name] = " ".join(str(error).split()) or type(error).__name__
+            else:
+                forms[name] = Form(*found, note="top-1, own weights")
+    return Forms(forms, skipped)
+
+
+def published(x: Inputs) -> Tensor:
+    """The authors' form behind plain routing, one call for each person."""
+    tokens, logits = route_reference(*x[:5])
+    mask = (torch.sigmoid(logits) + x.selection_bias > 0).T
+    probabilities = torch.softmax(logits, dim=-1).T
+    size = -(-len(tokens) // PERSONS)
+    parts = [slice(start, start + size) for start in range(0, len(tokens), size)]
+    calls = [baselines.authors_form(tokens[p], mask[:, p], probabilities[:, p], x.weights) for p in parts]
+    return torch.cat(calls)
+
+
+def loop(x: Inputs) -> Tensor:
+    """One product per expert on sorted rows, behind plain routing."""
+    tokens, logits = route_reference(*x[:5])
+    s = select_reference(logits, x.selection_bias)
+    return baselines.expert_loop(tokens, s.token_idx, s.expert_offsets, s.slots, s.gates, x.weights)
+
+
+def grouped(x: Inputs) -> Tensor:
+    """torch's grouped product on sorted rows, behind plain routing."""
+    tokens, logits = route_reference(*x[:5])
+    s = select_reference(logits, x.selection_bias)
+    return baselines.grouped_mm(tokens, s.token_idx, s.expert_offsets, s.gates, x.weights)
+
+
+def forward(form: Form, sets: list[Inputs]) -> Callable[[int], Outputs]:
+    """The form without gradients."""
+
+    def call(number: int) -> Outputs:
+        with torch.no_grad():
+            return (form.call(sets[number]),)
+
+    return call
+
+
+def training(form: Form, sets: list[Inputs], grads: list[Tensor]) -> Callable[[int], Outputs]:
+    """The form and its gradients with respect to everything that has one."""
+
+    def call(number: int) -> Outputs:
+        x = sets[number]
+        leaves = Inputs(*(v.detach().requires_grad_(n != "selection_bias") for n, v in zip(x._fields, x, strict=True)))
+        out = form.call(leaves)
+        wanted = [*form.parameters, *(leaf for leaf in leaves if leaf.requires_grad)]
+        found = torch.autograd.grad(out, wanted, grads[number], allow_unused=bool(form.note))
+        return (out.detach(), *(grad for grad in found if grad is not None))
+
+    return call
+
+
+def notes(forms: Mapping[str, Form]) -> dict[str, str]:
+    return {name: form.note for name, form in forms.items() if form.note}

@@ -1,0 +1,112 @@
+"""Which sizes and types a run covers, and what the four steps' files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from intermoe import backends
+from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, tolerance
+from intermoe.benchmarks.forms import Inputs, draw, usable_backends
+from intermoe.benchmarks.work import Shape, Work
+from intermoe.ops.route import route_reference
+from intermoe.ops.select import Selection, select_reference
+
+SMALL = Shape(48, dim=64, experts=4, width=48)
+
+
+def shapes(scope: Scope) -> list[Shape]:
+    """Pools of one prompt with guidance, of a small and of a full training batch, at the published model's widths."""
+    if scope.quick:
+        return [SMALL]
+    if scope.full:
+        return [Shape(tokens) for tokens in (150, 300, 4800, 9600, 19200)]
+    cuda = scope.device.type == "cuda"
+    return [Shape(tokens) for tokens in ((300, 4800, 9600) if cuda else (300, 4800))]
+
+
+def dimensions(shape: Shape) -> dict[str, float]:
+    """The shape as it stands in a report."""
+    found: dict[str, float] = {"S": shape.tokens, "D": shape.dim, "E": shape.experts, "F": shape.width}
+    return found if shape.capacity == 1 else {**found, "capacity": shape.capacity}
+
+
+def sets_for(shape: Shape, device: torch.device) -> int:
+    """Input sets to take in turns: on CUDA several, so that weights and tokens do not stay in the cache."""
+    return 4 if device.type == "cuda" and shape.tokens <= 10_000 else 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Inputs of every step, as the reference made them from one drawing."""
+
+    inputs: Inputs
+    tokens: Tensor
+    logits: Tensor
+    selection: Selection
+    grad_out: Tensor
+
+    @classmethod
+    def draw(cls, shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Sample:
+        inputs = draw(shape, dtype, device, seed)
+        tokens, logits = route_reference(*inputs[:5])
+        generator = torch.Generator().manual_seed(seed + 1)
+        grad = torch.randn(shape.tokens, shape.dim, generator=generator).to(device, dtype)
+        return cls(inputs, tokens, logits, select_reference(logits, inputs.selection_bias), grad)
+
+
+Ready = Callable[[], Outputs]
+"""A call whose preparation is done, to be timed again and again."""
+Kernel = Callable[[ModuleType, Sample], Ready]
+"""A step of a backend's module on a sample."""
+Reference = Callable[[Sample], Ready]
+Counted = Callable[[Shape, int], list[Work]]
+
+
+def step_cases(scope: Scope, step: str, parts: dict[str, tuple[Kernel, Reference, Counted]]) -> Iterator[Case]:
+    """Cases of one step: every shape and type, ``parts`` by name of the call; every backend beside the reference."""
+    for shape in shapes(scope):
+        for dtype in scope.dtypes:
+            for call, (kernel, reference, counted) in parts.items():
+
+                def prepare(
+                    shape: Shape = shape,
+                    dtype: torch.dtype = dtype,
+                    kernel: Kernel = kernel,
+                    reference: Reference = reference,
+                    counted: Counted = counted,
+                ) -> Contest:
+                    return _contest(scope, shape, dtype, kernel, reference, counted(shape, dtype.itemsize))
+
+                yield Case(step, call, dtype, dimensions(shape), prepare)
+
+
+def _contest(
+    scope: Scope, shape: Shape, dtype: torch.dtype, kernel: Kernel, reference: Reference, work: list[Work]
+) -> Contest:
+    sets = sets_for(shape, scope.device)
+    samples = [Sample.draw(shape, dtype, scope.device, seed) for seed in range(sets)]
+    prepared = [reference(sample) for sample in samples]
+    names, skipped = usable_backends(scope.device, dtype)
+    entries: dict[str, Callable[[int], Outputs]] = {}
+    for name in names:
+        ready = prepared if name == "reference" else [kernel(backends.load(name), sample) for sample in samples]
+        entries[name] = lambda number, ready=ready: ready[number]()
+    return Contest(
+        entries=entries,
+        expected=prepared[0],
+        tolerance=tolerance(dtype),
+        work=work,
+        tokens=shape.tokens,
+        skipped=skipped,
+        sets=sets,
+    )
+
+
+def differentiate(out: Outputs, leaves: Outputs, grads: Outputs) -> Ready:
+    """The backward of a graph that is built once."""
+    return lambda: torch.autograd.grad(out, leaves, grads, retain_graph=True)

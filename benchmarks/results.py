@@ -1,0 +1,204 @@
+"""What a run writes down: rows, a JSON file, a Markdown table; and the comparison of two runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from intermoe.benchmarks.measure import Ceilings, Machine
+from intermoe.config import Config
+from intermoe.files import replacing
+
+SCHEMA = 1
+OURS = ("native", "triton", "reference")
+"""Entries that are this package's backends, whatever follows their name."""
+
+COLUMNS = (
+    "case", "entry", "median", "middle 80 %", "ratio", "tokens/s", "FLOP/s", "of bound", "peak memory", "host reads",
+    "s per s",
+)  # fmt: skip
+
+
+def is_ours(entry: str) -> bool:
+    """Whether an entry is one of this package's backends."""
+    return entry.split(",")[0] in OURS
+
+
+@dataclass(frozen=True)
+class Row(Config):
+    """One entry of one case. Times are seconds of one call, with the range of the middle 80 % of the rounds."""
+
+    step: str
+    call: str
+    entry: str
+    dtype: str
+    shape: dict[str, float]
+    median: float
+    low: float
+    high: float
+    rounds: int
+    ratio: float
+    """Time as a multiple of the case's first entry: the median of the ratios of each round."""
+    ratio_low: float
+    ratio_high: float
+    tokens_per_second: float | None = None
+    flop_per_second: float | None = None
+    intensity: float | None = None
+    """Counted FLOP per byte that must be moved."""
+    bound_share: float | None = None
+    """Bound (each step at the slower of the two measured ceilings) over the median."""
+    peak_bytes: int | None = None
+    host_reads: int | None = None
+    seconds_per_second: float | None = None
+    """Seconds that one generated second of motion takes."""
+    note: str = ""
+
+    @property
+    def case(self) -> str:
+        """The case, the same for all entries that took turns."""
+        shape = " ".join(f"{name}={value:g}" for name, value in self.shape.items())
+        return f"{self.step} {self.call} {self.dtype} {shape}".strip()
+
+    @property
+    def key(self) -> str:
+        return f"{self.case}: {self.entry}"
+
+    @property
+    def ours(self) -> bool:
+        return is_ours(self.entry)
+
+
+@dataclass(frozen=True)
+class Skipped(Config):
+    """What this machine could not do, and why."""
+
+    case: str
+    entry: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report(Config):
+    """A whole run."""
+
+    schema: int
+    date: str
+    level: str
+    machine: Machine
+    ceilings: Ceilings
+    rows: tuple[Row, ...]
+    skipped: tuple[Skipped, ...] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(f"schema: this version reads {SCHEMA}, got {self.schema}")
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``<folder>/<device>/<date>.json`` and the table beside it. Returns the JSON file."""
+        path = Path(folder, self.machine.label, f"{self.date.replace(':', '')}.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        with replacing(path.with_suffix(".md")) as temporary:
+            temporary.write_text(markdown(self), encoding="utf-8")
+        return path
+
+
+def si(value: float | None, unit: str) -> str:
+    """``value`` with a prefix: 0.00123 s is 1.23 ms."""
+    if value is None:
+        return ""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g} {unit}"
+    prefixes = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T"}
+    power = min(max(math.floor(math.log10(abs(value)) / 3), -3), 4)
+    return f"{value / 1000.0**power:.3g} {prefixes[power]}{unit}"
+
+
+def conditions(report: Report) -> list[str]:
+    """Where and how the numbers were taken, as sentences."""
+    machine, ceilings = report.machine, report.ceilings
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    products = ", ".join(f"{si(rate, 'FLOP/s')} {name}" for name, rate in ceilings.product.items())
+    lines = [
+        f"{machine.device}, {machine.system}, {machine.threads} threads, {machine.instructions}; {versions}.",
+        f"Ceilings measured in the same run: copy {si(ceilings.copy, 'B/s')}; large product {products}.",
+        f"Date {report.date}, level {report.level}, float32 products {machine.float32_products}.",
+    ]
+    if machine.clocks:
+        driver = f"driver {machine.driver}, " if machine.driver else ""
+        lines.append(f"As found: {driver}{machine.clocks}.")
+    if machine.kind == "cpu" and not machine.amx:
+        lines.append("No AMX on this machine: bfloat16 products run without matrix units.")
+    return lines
+
+
+def markdown(report: Report) -> str:
+    """Conditions and one table per step."""
+    lines = [f"# Benchmarks on {report.machine.device}", "", *[f"- {line}" for line in conditions(report)], ""]
+    for step in dict.fromkeys(row.step for row in report.rows):
+        lines += [f"## {step}", "", *table([row for row in report.rows if row.step == step]), ""]
+    if report.skipped:
+        lines += ["## Skipped", "", "| entry | cases | reason |", "|---|---|---|"]
+        reasons = Counter((s.entry, " ".join(s.reason.split())) for s in report.skipped)
+        lines += [f"| {entry} | {count} | {reason} |" for (entry, reason), count in reasons.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def table(rows: Iterable[Row]) -> list[str]:
+    """A Markdown table of rows; the ratio is to the case's first entry, and above 1 means slower than it."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    for row in rows:
+        cells = [
+            row.case,
+            row.entry + (f" ({row.note})" if row.note else ""),
+            si(row.median, "s"),
+            f"{si(row.low, 's')} – {si(row.high, 's')}",
+            f"{row.ratio:.2f}",
+            si(row.tokens_per_second, ""),
+            si(row.flop_per_second, ""),
+            "" if row.bound_share is None else f"{row.bound_share:.0%}",
+            si(row.peak_bytes, "B"),
+            "" if row.host_reads is None else str(row.host_reads),
+            "" if row.seconds_per_second is None else f"{row.seconds_per_second:.3g}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+@dataclass(frozen=True)
+class Change:
+    """One entry in two runs: the new time as a multiple of the old."""
+
+    key: str
+    old: float
+    new: float
+    verdict: str
+    """"slower" or "faster" where the ranges of both runs do not overlap, else "same"."""
+
+    @property
+    def ratio(self) -> float:
+        return self.new / self.old
+
+
+def compare(old: Report, new: Report) -> list[Change]:
+    """Every row that both runs have, in the order of the new one.
+
+    Raises:
+        ValueError: the runs share no row.
+    """
+    before = {row.key: row for row in old.rows}
+    changes = []
+    for row in new.rows:
+        if (past := before.get(row.key)) is None:
+            continue
+        verdict = "slower" if row.low > past.high else "faster" if row.high < past.low else "same"
+        changes.append(Change(row.key, past.median, row.median, verdict))
+    if not changes:
+        raise ValueError("--compare: the two runs have no case in common")
+    return changes

@@ -1,0 +1,112 @@
+"""``intermoe bench``: measure this machine, compare two measurements, profile."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from intermoe.cli.common import DeviceOption, check_folder, print_table, progress_bar, reported
+
+if TYPE_CHECKING:
+    import torch
+
+    from intermoe.benchmarks.case import Scope
+
+
+def bench(
+    full: Annotated[bool, typer.Option("--full", help="All sizes and the scaling curves.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Tiny shapes: does all of it run? Times mean nothing.")
+    ] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Only this step; may be given several times.")] = None,
+    device: DeviceOption = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for <device>/<date>.json, .md, .png and .svg.")] = Path("results"),
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Measure nothing: print what changed from the first JSON file to the second."),
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Trace one block and one denoiser call instead of timing.")
+    ] = False,
+) -> None:
+    """Throughput of every step beside its baselines; nothing that computes wrongly is timed."""
+    with reported():
+        if full and quick:
+            raise ValueError("--quick: cannot be combined with --full")
+        if compare is not None:
+            _compare(*compare)
+            return
+        check_folder(out)
+        from intermoe.benchmarks.case import Scope, WrongResult
+
+        scope = Scope(_device(device), "full" if full else "quick" if quick else "default")
+        try:
+            if profile:
+                _profile(scope, out)
+            else:
+                _measure(scope, only, out)
+        except WrongResult as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: cannot use {name!r}: {error}") from error
+    return torch.device(name)
+
+
+def _measure(scope: Scope, only: list[str] | None, out: Path) -> None:
+    from intermoe.benchmarks import figure, results, suite
+
+    steps = tuple(only) if only else suite.STEPS
+    suite.cases(scope, steps)  # names an unknown step before anything is measured
+    figure.check()
+    with progress_bar() as bar:
+        task = bar.add_task("ceilings", total=None)
+        report = suite.measure(
+            scope,
+            steps,
+            progress=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
+        )
+    path = report.save(out)
+    for row in results.table(report.rows):
+        typer.echo(row)
+    with contextlib.suppress(ValueError):  # steps without counted work have no place under a roofline
+        for suffix in (".png", ".svg"):
+            figure.roofline(report, path.with_suffix(suffix))
+    typer.echo(path)
+
+
+def _compare(old: Path, new: Path) -> None:
+    from intermoe.benchmarks import results
+
+    changes = results.compare(results.Report.load(old), results.Report.load(new))
+    lines = [["case", "old", "new", "new / old", "beyond the spread"]]
+    for change in changes:
+        verdict = "" if change.verdict == "same" else change.verdict
+        times = (results.si(change.old, "s"), results.si(change.new, "s"))
+        lines.append([change.key, *times, f"{change.ratio:.2f}", verdict])
+    print_table(lines)
+    slower = sum(change.verdict == "slower" for change in changes)
+    typer.echo(f"{len(changes)} rows in common, {slower} slower beyond the spread")
+    if slower:
+        raise typer.Exit(1)
+
+
+def _profile(scope: Scope, out: Path) -> None:
+    from intermoe.benchmarks import profiling
+
+    for path in profiling.write(scope, out):
+        if path.suffix == ".md":
+            typer.echo(path.read_text(encoding="utf-8"))
+        typer.echo(path)
