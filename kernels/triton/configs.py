@@ -8,6 +8,8 @@ A user's table replaces single entries; see ``use_table``.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -185,3 +187,15 @@ def use_table(path: str | Path | None) -> None:
     table = {} if path is None else read_table(path)
     _user.clear()
     _user.update(table)
+
+
+@contextmanager
+def overridden(key: Key, chosen: Tile) -> Iterator[None]:
+    """Use this tile for this key within the ``with`` block."""
+    before = dict(_user)
+    _user[key] = chosen
+    try:
+        yield
+    finally:
+        _user.clear()
+        _user.update(before)

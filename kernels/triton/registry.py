@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +16,20 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "
 
 
 def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Define ``intermoe_triton::<schema>``, its implementation and its shapes; returns the callable operation."""
+    """Define ``intermoe_triton::<schema>``, its implementation and its shapes; returns the callable operation.
+
+    Kernels start on the current device, so each call makes that of its first argument, a tensor, the current one.
+    """
+
+    @functools.wraps(implementation)
+    def on_its_device(tensor: Tensor, *others: Any) -> Any:
+        with torch.cuda.device_of(tensor):
+            return implementation(tensor, *others)
+
     name = schema[: schema.index("(")]
     qualified = f"{NAMESPACE}::{name}"
     torch.library.define(qualified, schema[len(name) :], tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, ("cpu", "cuda"), implementation)
+    torch.library.impl(qualified, ("cpu", "cuda"), on_its_device)
     torch.library.register_fake(qualified, fake)
     return getattr(getattr(torch.ops, NAMESPACE), name)
 

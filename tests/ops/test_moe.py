@@ -135,3 +135,25 @@ def test_autocast(native, case, relative_error) -> None:
     assert out.dtype == torch.float32
     assert torch.equal(counts, expected_counts)
     assert relative_error(out, expected) < 0.1
+
+
+@pytest.mark.parametrize("name", ["reference", "native"])
+def test_a_limit_of_pairs_is_kept(name: str, case) -> None:
+    if not backends.available()[name].usable:
+        pytest.skip(f"{name} backend: {backends.available()[name].reason}")
+    out, counts = moe(*case.arguments(), valid=case.valid, backend=name)
+    needed = int(counts.sum())
+    if needed == 0:
+        return
+    assert torch.equal(moe(*case.arguments(), valid=case.valid, max_pairs=needed, backend=name)[0], out)
+    if needed > 1:
+        message = f"max_pairs: {needed} .* were selected, more than max_pairs={needed - 1}"
+        with pytest.raises(RuntimeError, match=message):
+            moe(*case.arguments(), valid=case.valid, max_pairs=needed - 1, backend=name)
+    with pytest.raises(ValueError, match="max_pairs: must be >= 1 or None, got 0"):
+        moe(*case.arguments(), max_pairs=0, backend=name)
+
+
+def test_half_sums_are_refused_where_there_are_none(case) -> None:
+    with pytest.raises(ValueError, match="half_sums: only the backend 'triton' has them"):
+        moe(*case.arguments(), half_sums=True, backend="reference")

@@ -54,11 +54,13 @@ def test_exact_selection_has_a_fake_implementation_with_an_unknown_number_of_pai
     torch.library.opcheck(ops.select, (torch.randn(9, 3), torch.full((3,), -0.5), None, None), test_utils=utils)
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", ["nothing", "tokens", "pairs"])
 @pytest.mark.parametrize("normalise", [False, True])
-def test_whole_block_equals_the_reference(masked, normalise, relative_error):
+@pytest.mark.parametrize("static_pairs", [0, 36], ids=["exact", "static"])
+def test_whole_block_equals_the_reference(masked, normalise, static_pairs, relative_error, monkeypatch):
+    monkeypatch.setattr("intermoe.ops.moe.STATIC_PAIRS", static_pairs)
     values = [None if i in (3, 4) and not normalise else v for i, v in enumerate(arguments())]
-    valid = torch.rand(12) > 0.3 if masked else None
+    valid = {"nothing": None, "tokens": torch.rand(12) > 0.3, "pairs": torch.rand(12, 3) > 0.3}[masked]
     results = []
     for backend in ("reference", "triton"):
         inputs = [v if v is None else v.clone().requires_grad_(i != 5) for i, v in enumerate(values)]
@@ -80,9 +82,12 @@ def test_the_same_call_gives_the_same_bits():
     assert torch.equal(first, second)
 
 
-def test_compiled_whole_without_recompiling_when_the_number_of_pairs_changes(relative_error):
+@pytest.mark.parametrize("static_pairs", [0, 36], ids=["exact", "static"])
+def test_compiled_whole_without_recompiling_when_the_number_of_pairs_changes(static_pairs, relative_error, monkeypatch):
     from torch._dynamo.testing import CompileCounterWithBackend
 
+    monkeypatch.setattr("intermoe.ops.moe.STATIC_PAIRS", static_pairs)
+    torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     values = arguments()
     inputs = [v.clone().requires_grad_(i != 5) for i, v in enumerate(values)]
@@ -100,3 +105,75 @@ def test_compiled_whole_without_recompiling_when_the_number_of_pairs_changes(rel
         got = torch.autograd.grad(out.sum(), inputs[0])[0]
         assert relative_error(got, torch.autograd.grad(expected.sum(), inputs[0])[0]) < 1e-6
     assert counter.frame_count == 1
+
+
+def test_a_limit_of_pairs_changes_nothing_but_the_buffers():
+    values = arguments()
+    exact, counts = moe(*values, backend="triton")
+    limited = moe(*values, max_pairs=int(counts.sum()), backend="triton")
+    assert torch.equal(limited[0], exact)
+    assert torch.equal(limited[1], counts)
+    needed = int(counts.sum())
+    with pytest.raises(RuntimeError, match=f"{needed} .* were selected but only {needed - 1} allocated"):
+        moe(*values, max_pairs=needed - 1, backend="triton")
+
+
+def test_an_overflow_spoils_the_result_until_it_is_raised(monkeypatch):
+    """On a GPU the verdict comes late; nothing computed in between passes for a result."""
+    from intermoe.kernels.triton.overflow import OverflowFlag
+    from intermoe.nn.moe import InterMoEBlock
+    from intermoe.ops.moe import raise_on_overflow
+
+    block = InterMoEBlock(dim=16, num_experts=3, expert_dim=8, cond_dim=None, backend="triton", max_pairs=20)
+    block.selection_bias.fill_(-0.001)
+    with monkeypatch.context() as patch:
+        patch.setattr(OverflowFlag, "raise_if_set", lambda self: None)
+        out = block(torch.randn(2, 6, 16))
+    assert out.isnan().any()
+    with pytest.raises(RuntimeError, match=r"max_pairs: 36 .* were selected but only 20 allocated"):
+        raise_on_overflow()
+    raise_on_overflow()  # raised once
+
+
+def test_half_sums_are_for_inference_in_float16(relative_error, tolerance):
+    values = arguments(torch.float16)
+    exact, _ = moe(*values, backend="reference")
+    found, _ = moe(*values, half_sums=True, backend="triton")
+    assert found.dtype == torch.float16
+    assert relative_error(found, exact) < 2 * tolerance(torch.float16, 16)
+    with pytest.raises(TypeError, match=r"half_sums: expected experts in torch.float16 .* got torch.float32"):
+        moe(*arguments(), half_sums=True, backend="triton")
+    with pytest.raises(ValueError, match="half_sums: only the backend 'triton' has them, got 'reference'"):
+        moe(*values, half_sums=True, backend="reference")
+    values[6].requires_grad_()
+    with pytest.raises(RuntimeError, match="half_sums: for inference only"):
+        moe(*values, half_sums=True, backend="triton")
+    with torch.no_grad():
+        moe(*values, half_sums=True, backend="triton")
+
+
+KINDS = [
+    ("dynamic", "batch", "sequence"), ("dynamic", "sample", "frame"), ("token_choice", "batch", "frame"),
+    ("token_choice", "sample", "sequence"), ("expert_choice", "batch", "frame"), ("expert_choice", "sample", "frame"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("routing", "pool", "unit"), KINDS)
+def test_every_routing_kind(routing, pool, unit, relative_error):
+    from intermoe.nn.moe import InterMoEBlock
+
+    block = InterMoEBlock(
+        dim=16, num_experts=3, expert_dim=8, cond_dim=8,
+        routing=routing, pool=pool, unit=unit, top_k=2 if routing == "token_choice" else None,
+    )  # fmt: skip
+    torch.nn.init.normal_(block.motion_router)
+    hidden, condition, mask = torch.randn(2, 7, 16), torch.randn(2, 8), torch.arange(7) < torch.tensor([[7], [4]])
+    results = []
+    for block.backend in ("reference", "triton"):
+        block.zero_grad()
+        out = block(hidden, condition, mask)
+        out.square().sum().backward()
+        results.append((block.expert_counts.clone(), out, *(p.grad.clone() for p in block.parameters())))
+    assert torch.equal(results[0][0], results[1][0])
+    for expected, found in zip(*results, strict=True):
+        assert relative_error(found, expected) < 1e-5

@@ -11,19 +11,22 @@ from intermoe.kernels.triton import raise_on_overflow, select, select_backward
 from intermoe.ops.select import select_reference
 
 SHAPES = [
-    (0, 3, -0.5, False),  # no tokens
-    (1, 1, -0.1, False),  # least of everything
-    (33, 7, -0.5, True),  # one token more than a block, odd experts, padding
-    (70, 64, -0.8, False),  # the most experts, several chunks
-    (40, 4, 0.5, True),  # all valid pairs selected
-    (40, 4, -1.0, False),  # none selected
+    (0, 3, -0.5, "all"),  # no tokens
+    (1, 1, -0.1, "all"),  # least of everything
+    (33, 7, -0.5, "token"),  # one token more than a block, odd experts, padding
+    (70, 64, -0.8, "all"),  # the most experts, several chunks
+    (40, 4, 1.0, "token"),  # all valid pairs selected
+    (40, 4, -1.0, "all"),  # none selected
+    (33, 7, 1.0, "pair"),  # the mask alone decides
+    (33, 7, -0.5, "pair"),  # mask and bias decide
+    (0, 3, 1.0, "pair"),  # no tokens to allow
 ]
 
 
 @pytest.mark.parametrize(("tokens", "experts", "bias", "masked"), SHAPES)
 def test_pairs_equal_the_reference(tokens, experts, bias, masked):
     logits, biases = torch.randn(tokens, experts), torch.full((experts,), bias)
-    valid = torch.rand(tokens) > 0.3 if masked else None
+    valid = {"all": None, "token": torch.rand(tokens) > 0.3, "pair": torch.rand(tokens, experts) > 0.6}[masked]
     found, expected = select(logits, biases, valid), select_reference(logits, biases, valid)
     for name, a, b in zip(expected._fields, found, expected, strict=True):
         assert a.dtype == b.dtype

@@ -1,0 +1,85 @@
+"""The search for tiles, in Triton's interpreter with a clock that prefers what it is told to."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from triton.runtime.errors import OutOfResources
+
+from intermoe.kernels.triton import configs, tune
+
+START = configs.Tile(16, 16, 32, 1, 1)
+
+
+@pytest.fixture
+def problem():
+    return tune.Problem(20, 3, 32, 24, torch.float32, torch.device("cpu"))
+
+
+def preferring(problem, kernel, cost):
+    """A clock that runs the call and asks ``cost`` of the tile in force."""
+    key = problem.key(kernel)
+
+    def clock(call):
+        call()
+        return cost(configs.tile(key.architecture, key.kernel, key.precision, key.size))
+
+    return clock
+
+
+@pytest.mark.parametrize("kernel", configs.KERNELS)
+def test_it_finds_the_fastest_tile_and_leaves_the_table_alone(problem, kernel):
+    clock = preferring(problem, kernel, lambda tile: 100.0 / tile.block_m if tile.block_m <= 32 else 50.0)
+    found = tune.tune(problem, kernel, clock)
+    assert found.shipped == START
+    assert found.tile == configs.Tile(32, 16, 32, 1, 1)
+    assert (found.shipped_time, found.time) == (100 / 16, 100 / 32)
+    assert found.tried > 2
+    assert configs.tile(0, kernel, "ieee", "small") == START
+
+
+def test_noise_moves_nothing(problem):
+    found = tune.tune(problem, "down", preferring(problem, "down", lambda tile: 10.0 - 0.1 * (tile.block_m == 32)))
+    assert found.tile == START
+
+
+@pytest.mark.parametrize("failure", [OutOfResources(1, 2, "shared memory"), RuntimeError("PassManager::run failed")])
+def test_what_does_not_fit_is_passed_over(problem, monkeypatch, failure):
+    run = tune.Problem.run
+
+    def refusing(self, kernel):
+        if configs.tile(0, kernel, "ieee", "small").block_m == 32:
+            raise failure
+        return run(self, kernel)
+
+    monkeypatch.setattr(tune.Problem, "run", refusing)
+    found = tune.tune(problem, "down", preferring(problem, "down", lambda tile: 1.0 / tile.block_m))
+    assert found.tile.block_m == 16
+
+
+def test_what_computes_something_else_is_passed_over(problem, monkeypatch):
+    run = tune.Problem.run
+
+    def wrong(self, kernel):
+        made = run(self, kernel)
+        return tuple(out * 1.01 for out in made) if configs.tile(0, kernel, "ieee", "small").block_m == 32 else made
+
+    monkeypatch.setattr(tune.Problem, "run", wrong)
+    found = tune.tune(problem, "down", preferring(problem, "down", lambda tile: 1.0 / tile.block_m))
+    assert found.tile.block_m == 16
+
+
+def test_other_errors_are_not_hidden(problem, monkeypatch):
+    def broken(self, kernel):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(tune.Problem, "run", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        tune.tune(problem, "down")
+
+
+def test_neighbours_can_be_compiled():
+    for tile in (START, configs.Tile(256, 256, 256, 16, 7)):
+        around = list(tune.neighbours(tile))
+        assert tile not in around
+        assert all(16 <= size <= 256 for t in around for size in (t.block_m, t.block_n, t.block_k))
