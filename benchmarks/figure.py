@@ -1,16 +1,15 @@
-"""The roofline figure: what each call reaches, under what this machine can reach."""
+"""The roofline figure: what the block's calls reach, under what this machine can reach."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from intermoe.benchmarks.results import Report, Row
+from intermoe.benchmarks.results import Report, Row, si
 from intermoe.files import replacing
 
-STEPS = ("experts", "moe", "denoiser")
-"""Steps whose time is in matrix products; the others move memory."""
 COLOURS = {"float32": "#1f5a91", "bfloat16": "#c2571a", "float16": "#2c7d4f"}
-MARKERS = {"experts": "s", "moe": "o", "denoiser": "D"}
+MARKERS = {"this package": "o", "authors' form": "X", "expert loop": "v", "dense network": "s"}
 
 
 def check() -> None:
@@ -21,65 +20,89 @@ def check() -> None:
         raise ModuleNotFoundError("matplotlib is needed for the figure: pip install 'intermoe[bench]'") from error
 
 
-def points(report: Report) -> list[tuple[Row, float, float]]:
-    """Ours and the dense network where their work is counted: row, FLOP per byte, FLOP/s."""
+def points(report: Report) -> list[tuple[str, Row]]:
+    """What is drawn: in every case of the whole operation the default backend and three baselines, by their label."""
     found = []
     for row in report.rows:
-        if row.step not in STEPS or row.flop_per_second is None or row.intensity is None:
+        if row.step != "moe" or row.flop_per_second is None or row.intensity is None:
             continue
-        if row.ours or row.entry in BASELINES:
-            found.append((row, row.intensity, row.flop_per_second))
+        first = row.ours and row.ratio == 1.0
+        if first or row.entry in MARKERS:
+            found.append(("this package" if first else row.entry, row))
     return found
-
-
-BASELINES = ("authors' form", "authors' block", "dense network")
 
 
 def roofline(report: Report, path: str | Path) -> None:
     """Draw to ``path``, by its suffix PNG or SVG.
 
     Raises:
-        ValueError: the report has no row whose work is counted. ModuleNotFoundError: matplotlib is absent.
+        ValueError: the report has no row of the whole operation. ModuleNotFoundError: matplotlib is absent.
     """
     check()
     drawn = points(report)
     if not drawn:
-        raise ValueError("report: no row of experts, moe or denoiser to draw, run these steps")
+        raise ValueError("report: nothing to draw, the roofline shows the step 'moe'")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(8.0, 4.8), layout="constrained")
+    calls = list(dict.fromkeys(row.call for _, row in drawn))
+    figure = Figure(figsize=(4.8 * len(calls), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    lowest = min(x for _, x, _ in drawn) / 2
-    highest = max(x for _, x, _ in drawn) * 2
-    copy = report.ceilings.copy
-    for dtype, rate in report.ceilings.product.items():
-        if dtype not in {row.dtype for row, _, _ in drawn}:
-            continue
-        ridge = rate / copy
-        xs = [x for x in (lowest, ridge, highest) if lowest <= x <= highest]
-        axes.plot(xs, [min(rate, x * copy) for x in xs], color=COLOURS[dtype], linewidth=1.5)
-        axes.annotate(
-            f"product {dtype}: {rate / 1e12:.3g} TFLOP/s", (highest, min(rate, highest * copy)), xytext=(0, 4),
-            textcoords="offset points", ha="right", color=COLOURS[dtype], fontsize=9,
-        )  # fmt: skip
-    for row, x, y in drawn:
-        face = COLOURS[row.dtype] if row.ours and row.entry != "reference" else "white"
-        axes.plot(x, y, MARKERS[row.step], color=COLOURS[row.dtype], markerfacecolor=face, markersize=7)
-    for row, x, y in drawn:
-        if row.ours and row.entry != "reference" and row.ratio == 1 and "S" in row.shape:
-            axes.annotate(f"S={row.shape['S']:g}", (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
-    handles = [Line2D([], [], color="grey", marker=m, linestyle="", label=step) for step, m in MARKERS.items()]
-    handles.append(Line2D([], [], color="grey", marker="o", linestyle="", label="this package"))
-    handles.append(
-        Line2D([], [], color="grey", marker="o", markerfacecolor="white", linestyle="", label="baselines, reference")
-    )
-    axes.legend(handles=handles, loc="lower right", fontsize=8, frameon=False, ncols=2)
-    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that must be moved", ylabel="FLOP/s")
-    axes.set_title(f"{report.machine.device}, copy {copy / 1e9:.3g} GB/s", fontsize=10, loc="left")
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
+    panels = figure.subplots(1, len(calls), sharey=True, squeeze=False)[0]
+    for axes, call in zip(panels, calls, strict=True):
+        _panel(axes, report, [(label, row) for label, row in drawn if row.call == call])
+        axes.set_title(call, fontsize=10, loc="left")
+    panels[0].set_ylabel("FLOP/s")
+    panels[0].set_ylim(bottom=min(row.flop_per_second or 0.0 for _, row in drawn) / 4)
+    _legend(panels[-1], {row.dtype for _, row in drawn}, {label for label, _ in drawn})
+    threads = f", {report.machine.threads} threads" if report.machine.kind == "cpu" else ""
+    figure.suptitle(f"The block's operation on {report.machine.device}{threads}", fontsize=11)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, facecolor="white")
+
+
+def _panel(axes: Any, report: Report, drawn: list[tuple[str, Row]]) -> None:
+    xs = [row.intensity for _, row in drawn if row.intensity is not None]
+    ridge = report.ceilings.product["float32"] / report.ceilings.copy
+    _ceilings(axes, report, {row.dtype for _, row in drawn}, min(*xs, ridge) / 4, max(xs) * 4)
+    for label, row in drawn:
+        ours = label == "this package"
+        axes.plot(
+            row.intensity, row.flop_per_second, MARKERS[label], color=COLOURS[row.dtype], linestyle="",
+            markerfacecolor=COLOURS[row.dtype] if ours else "white", markersize=8 if ours else 6, zorder=3 - (not ours),
+        )  # fmt: skip
+        if ours:
+            place = (row.intensity, row.flop_per_second)
+            text = f"S={row.shape['S']:g}"
+            axes.annotate(text, place, xytext=(0, -15), textcoords="offset points", ha="center", fontsize=7)
+    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that must be moved")
+    axes.grid(True, which="major", color="#e4e4e4", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _ceilings(axes: Any, report: Report, dtypes: set[str], lowest: float, highest: float) -> None:
+    """Half types can be computed with in float32, so where their own products are slower that is their ceiling."""
+    rates = report.ceilings.product
+    for rate in sorted({max(rates[dtype], rates["float32"]) for dtype in dtypes}):
+        names = [dtype for dtype in COLOURS if dtype in dtypes and max(rates[dtype], rates["float32"]) == rate]
+        ridge = rate / report.ceilings.copy
+        bends = [lowest, *([ridge] if lowest < ridge < highest else []), highest]
+        heights = [min(rate, x * report.ceilings.copy) for x in bends]
+        axes.plot(bends, heights, color=COLOURS[names[0]] if len(names) == 1 else "#555555", linewidth=1.5)
+        text = f"large product, {' and '.join(names)}: {si(rate, 'FLOP/s')}"
+        axes.annotate(text, (highest, heights[-1]), xytext=(0, 5), textcoords="offset points", ha="right", fontsize=8)
+    slope = report.ceilings.copy * lowest
+    text = f"copy: {si(report.ceilings.copy, 'B/s')}"
+    axes.annotate(text, (lowest, slope), xytext=(8, 0), textcoords="offset points", va="top", fontsize=8)
+
+
+def _legend(axes: Any, dtypes: set[str], labels: set[str]) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [Patch(color=colour, label=dtype) for dtype, colour in COLOURS.items() if dtype in dtypes]
+    for label, marker in MARKERS.items():
+        if label in labels:
+            face = "grey" if label == "this package" else "white"
+            handles.append(Line2D([], [], color="grey", marker=marker, markerfacecolor=face, linestyle="", label=label))
+    axes.legend(handles=handles, loc="lower right", fontsize=8, frameon=False, ncols=2)
