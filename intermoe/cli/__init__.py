@@ -15,12 +15,13 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the intermoe command needs typer: pip install 'intermoe[all]'") from error
 
-from intermoe.cli import bench, convert, data, evaluate, generate, identity, train, tune
+from intermoe.cli import bench, convert, data, evaluate, generate, identity, routing, train, tune
 
 app = typer.Typer(
     help="Text to the motion of two people.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
 app.command()(generate.generate)
+app.command()(routing.routing)
 app.command()(bench.bench)
 app.command()(convert.convert)
 app.command()(data.prepare)

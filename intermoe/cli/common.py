@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,6 +54,15 @@ def check_folder(folder: Path) -> None:
         raise NotADirectoryError(f"--out: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(f"--out: no permission to write to {existing}")
+
+
+def check_drawing(formats: Iterable[str]) -> None:
+    """Raise if a package is missing that files of one of ``formats`` (suffixes without the dot) need."""
+    needed = {"png": ("PIL",), "gif": ("PIL",), "mp4": ("PIL", "imageio_ffmpeg")}
+    for chosen in formats:
+        for module in needed.get(chosen, ()):
+            if importlib.util.find_spec(module) is None:
+                raise ModuleNotFoundError(f"--format {chosen} needs {module}: pip install 'intermoe[viz]'")
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
@@ -15,6 +14,7 @@ from intermoe.cli.common import (
     GuidanceOption,
     ModelOption,
     StepsOption,
+    check_drawing,
     check_folder,
     check_sampling,
     load_pipeline,
@@ -58,7 +58,7 @@ def generate(
     formats = list(dict.fromkeys(format or [Format.npz, Format.mp4]))
     with reported():
         chosen = _collect_prompts(prompts or [], prompts_file)
-        _check_drawing(formats)
+        check_drawing(chosen.value for chosen in formats)
         check_sampling(steps, guidance, seed)
         check_folder(out)
         pipeline = load_pipeline(model, device, frames=frames, scheduler=scheduler)
@@ -105,14 +105,6 @@ def _collect_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     if not all(prompt.strip() for prompt in chosen):
         raise ValueError("prompts: a prompt must not be empty")
     return chosen
-
-
-def _check_drawing(formats: Sequence[Format]) -> None:
-    needed = {Format.mp4: ("PIL", "imageio_ffmpeg"), Format.gif: ("PIL",), Format.npz: ()}
-    for chosen in formats:
-        for module in needed[chosen]:
-            if importlib.util.find_spec(module) is None:
-                raise ModuleNotFoundError(f"--format {chosen.value} needs {module}: pip install 'intermoe[viz]'")
 
 
 def _warn_of_unknown_words(pipeline: InterMoEPipeline, prompt: str) -> None:

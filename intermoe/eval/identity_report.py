@@ -135,7 +135,7 @@ def evaluate_identity(
         measured["generation"] = _measure([clip.joints for seed in seeds for clip in generated[seed]])
     ranking = {}
     long_limbed = [corruptions.scale_skeleton(clip, LONG_LIMBS) for clip in clean]
-    for suffix, bases in (("", clean), (f", {_LONG_LIMBED}", long_limbed)):
+    for suffix, bases in (("", clean), (", longer limbs", long_limbed)):
         if suffix:
             measured[_LONG_LIMBED] = _measure(bases)
         reference = measured[_LONG_LIMBED if suffix else "ground truth"]

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from intermoe.files import replacing
-from intermoe.viz.figures import Scene
 
 GIF_MAX_FPS = 15
 
 
-def save_mp4(path: str | Path, scene: Scene) -> None:
+class Animation(Protocol):
+    """What can become a video: ``fps``, ``size`` (width, height; even) and frames (height, width, 3) uint8."""
+
+    fps: int
+    size: tuple[int, int]
+
+    def __len__(self) -> int: ...
+
+    def frame(self, index: int) -> npt.NDArray[np.uint8]: ...
+
+    def frames(self) -> Iterator[npt.NDArray[np.uint8]]: ...
+
+
+def save_mp4(path: str | Path, scene: Animation) -> None:
     """Draw ``scene`` into an H.264 file (yuv420p, plays everywhere) at its real speed.
 
     Raises:
@@ -39,7 +56,7 @@ def save_mp4(path: str | Path, scene: Scene) -> None:
             writer.close()
 
 
-def save_gif(path: str | Path, scene: Scene) -> None:
+def save_gif(path: str | Path, scene: Animation) -> None:
     """Draw ``scene`` into a looping GIF at its real speed, with at most 15 frames a second."""
     from PIL import Image
 
