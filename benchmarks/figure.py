@@ -91,9 +91,11 @@ def _ceilings(axes: Any, report: Report, dtypes: set[str], lowest: float, highes
         axes.plot(bends, heights, color=COLOURS[names[0]] if len(names) == 1 else "#555555", linewidth=1.5)
         text = f"large product, {' and '.join(names)}: {si(rate, 'FLOP/s')}"
         axes.annotate(text, (highest, heights[-1]), xytext=(0, 5), textcoords="offset points", ha="right", fontsize=8)
-    slope = report.ceilings.copy * lowest
-    text = f"copy: {si(report.ceilings.copy, 'B/s')}"
-    axes.annotate(text, (lowest, slope), xytext=(8, 0), textcoords="offset points", va="top", fontsize=8)
+    middle = report.ceilings.product["float32"] / report.ceilings.copy / 1.5
+    axes.annotate(
+        f"copy: {si(report.ceilings.copy, 'B/s')}", (middle, middle * report.ceilings.copy), xytext=(-6, 0),
+        textcoords="offset points", ha="right", fontsize=8,
+    )  # fmt: skip
 
 
 def _legend(axes: Any, dtypes: set[str], labels: set[str]) -> None:

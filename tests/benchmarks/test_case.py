@@ -1,0 +1,86 @@
+"""Nothing wrong is timed, and a baseline that cannot run does not end a run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, WrongResult, checked, run
+from intermoe.benchmarks.measure import Ceilings
+from intermoe.benchmarks.work import Work
+
+RIGHT = torch.arange(6.0)
+
+
+def right(_: int) -> Outputs:
+    return (RIGHT,)
+
+
+def failing(_: int) -> Outputs:
+    raise RuntimeError("needs a newer card")
+
+
+def contest(**entries: object) -> Contest:
+    return Contest(entries, lambda: (RIGHT,), 1e-5, [Work(12.0, 48.0)], tokens=6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (RIGHT * 1.001, "loop: relative difference 1.0e-03 exceeds 1.0e-05, not timed"),
+        (RIGHT * float("nan"), "loop: relative difference nan"),
+        (RIGHT[:5], "loop: shapes"),
+    ],
+)
+def test_wrong_results_are_refused(found: torch.Tensor, message: str) -> None:
+    with pytest.raises(WrongResult, match=message):
+        checked(contest(native=right, loop=lambda _: (found,)))
+
+
+def test_another_function_need_only_be_finite() -> None:
+    given = contest(native=right, dense=lambda _: (RIGHT + 1,))
+    given.others = {"dense": "no routing"}
+    assert list(checked(given)) == ["native", "dense"]
+    given.entries["dense"] = lambda _: (RIGHT / 0.0,)
+    with pytest.raises(WrongResult, match="dense: output 0 is not finite"):
+        checked(given)
+
+
+def test_a_baseline_that_cannot_run_is_skipped_with_its_reason() -> None:
+    given = contest(native=right, grouped_mm=failing)
+    assert list(checked(given)) == ["native"]
+    assert given.skipped == {"grouped_mm": "needs a newer card"}
+
+
+def test_ours_must_run() -> None:
+    with pytest.raises(RuntimeError, match="needs a newer card"):
+        checked(contest(native=failing))
+
+
+def test_rows() -> None:
+    scope, ceilings = Scope(torch.device("cpu"), "quick"), Ceilings(1e9, {"float32": 1e9})
+    case = Case("moe", "forward", torch.float32, {"S": 6}, lambda: contest(native=right, loop=right))
+    rows, skipped = run(case, scope, ceilings)
+    assert [row.entry for row in rows] == ["native", "loop"]
+    assert not skipped
+    for row in rows:
+        assert row.low <= row.median <= row.high
+        assert row.tokens_per_second == pytest.approx(6 / row.median)
+        assert row.flop_per_second == pytest.approx(12 / row.median)
+        assert row.bound_share == pytest.approx(48e-9 / row.median)  # bytes are the slower of the two
+    assert rows[0].ratio == 1.0
+
+
+def test_a_missing_package_skips_the_case() -> None:
+    def prepare() -> Contest:
+        raise ModuleNotFoundError("diffusers is needed")
+
+    case = Case("generation", "whole", torch.float32, {}, prepare)
+    rows, (skipped,) = run(case, Scope(torch.device("cpu"), "quick"), Ceilings(1e9, {"float32": 1e9}))
+    assert not rows
+    assert skipped.reason == "diffusers is needed"
+
+
+def test_unknown_level() -> None:
+    with pytest.raises(ValueError, match="level: must be one of"):
+        Scope(torch.device("cpu"), "slow")

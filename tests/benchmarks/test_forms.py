@@ -1,0 +1,70 @@
+"""Inputs are what they say, and baselines compute what the block computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from intermoe import backends
+from intermoe.benchmarks import models
+from intermoe.benchmarks.forms import LOADS, competitors, draw, training
+from intermoe.benchmarks.work import Shape
+from intermoe.ops.moe import moe
+
+CPU = torch.device("cpu")
+SHAPE = Shape(240, dim=32, experts=6, width=16)
+
+
+@pytest.mark.parametrize("capacity", [0.5, 1.0, 3.0])
+def test_the_selection_is_settled_at_the_capacity(capacity: float) -> None:
+    shape = Shape(240, dim=32, experts=6, width=16, capacity=capacity)
+    _, counts = moe(*draw(shape, torch.float32, CPU), backend="reference")
+    assert (counts - shape.pairs // shape.experts).abs().max() <= 1
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_loads_take_as_many_pairs_in_all(load: str) -> None:
+    _, counts = moe(*draw(SHAPE, torch.float32, CPU, load=load), backend="reference")
+    assert abs(int(counts.sum()) - SHAPE.pairs) <= SHAPE.experts
+    if load == "one hot expert":
+        assert counts.tolist() == [240, 0, 0, 0, 0, 0]
+    if load == "half the experts empty":
+        assert counts.tolist()[3:] == [0, 0, 0]
+
+
+def test_unknown_load() -> None:
+    with pytest.raises(ValueError, match="load: must be one of"):
+        draw(SHAPE, torch.float32, CPU, load="odd")
+
+
+def test_every_form_has_the_gradients_of_the_reference(relative_error: Callable[..., float]) -> None:
+    inputs = draw(SHAPE, torch.float32, CPU)
+    grad = torch.randn(240, 32, generator=torch.Generator().manual_seed(0))
+    forms = competitors(SHAPE, inputs)
+    expected = training(forms.usable["reference"], [inputs], [grad])(0)
+    compared = [name for name, form in forms.usable.items() if not form.note]
+    assert {"authors' form", "expert loop"} <= set(compared)
+    for name in compared:
+        found = training(forms.usable[name], [inputs], [grad])(0)
+        assert len(found) == 8
+        assert max(relative_error(a, b) for a, b in zip(found, expected, strict=True)) < 1e-5, name
+
+
+def test_absent_projects_are_skipped_with_a_reason() -> None:
+    forms = competitors(SHAPE, draw(SHAPE, torch.float32, CPU))
+    for name in ("megablocks", "scattermoe", "sonic-moe", "liger-kernel"):
+        assert name in forms.skipped  # absent, or on a CPU
+        assert forms.skipped[name]
+
+
+def test_the_denoiser_with_published_blocks_is_the_denoiser(relative_error: Callable[..., float]) -> None:
+    denoiser = models.build_denoiser(models.TINY, torch.float32, CPU)
+    inputs = models.denoiser_inputs(models.TINY, 2, 2, 12, torch.float32, CPU)
+    twin = models.with_published_blocks(denoiser)
+    assert {id(p) for p in twin.parameters()} == {id(p) for p in denoiser.parameters()}
+    with torch.no_grad(), backends.use("reference"):
+        assert relative_error(twin(*inputs), denoiser(*inputs)) < 1e-5
+    with pytest.raises(ValueError, match="mask: the baseline takes unpadded"):
+        twin(*inputs, torch.ones(2, 12, dtype=torch.bool))

@@ -1,0 +1,55 @@
+"""Statistics, turns and memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from intermoe.benchmarks.measure import Budget, machine, peak_memory, ratios, summarise, take_turns
+
+CPU = torch.device("cpu")
+
+
+def test_summarise() -> None:
+    found = summarise([float(v) for v in range(11)])
+    assert (found.median, found.low, found.high) == (5.0, 1.0, 9.0)
+    assert summarise([3.0]).high == 3.0
+    with pytest.raises(ValueError, match="values: expected at least one"):
+        summarise([])
+
+
+def test_ratios_survive_a_disturbance_of_whole_rounds() -> None:
+    """A machine that is ten times slower in one round changes times, not ratios."""
+    ours, theirs = [1.0, 10.0, 1.0, 1.0], [2.0, 20.0, 2.0, 2.0]
+    assert ratios(theirs, ours).median == ratios(theirs, ours).high == 2.0
+
+
+def test_everyone_takes_the_same_number_of_turns_and_is_first_in_turn() -> None:
+    order: list[str] = []
+    calls = {name: lambda _, name=name: order.append(name) for name in "abc"}
+    times = take_turns(calls, CPU, Budget(0.0, min_rounds=3, max_rounds=9))
+    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3, "c": 3}
+    assert "".join(order) == "abcbcacab"
+
+
+def test_rounds_end_at_the_limit() -> None:
+    assert len(take_turns({"a": lambda _: None}, CPU, Budget(60.0, 1, 4))["a"]) == 4
+
+
+def test_peak_memory_counts_what_exists_at_the_same_time() -> None:
+    def call(_: int) -> torch.Tensor:
+        first = torch.empty(1000, 1000)
+        second = torch.empty(500, 1000)
+        del first
+        return torch.empty(100, 1000) + second[:100]
+
+    assert peak_memory(call, CPU) == 6_000_000
+
+
+def test_machine() -> None:
+    found = machine(CPU)
+    assert found.kind == "cpu"
+    assert found.threads == torch.get_num_threads()
+    assert found.versions["torch"] == torch.__version__
+    assert found.label == "".join(c for c in found.label if c.isalnum() or c == "-").lower()
+    assert type(found).from_dict(found.to_dict()) == found

@@ -1,0 +1,78 @@
+"""The file a run writes, and the comparison of two."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from intermoe.benchmarks.results import Report, Row, compare, markdown, si
+
+
+def test_save_and_load(tmp_path: Path, make_report: Callable[..., Report]) -> None:
+    report = make_report()
+    path = report.save(tmp_path)
+    assert path == tmp_path / "some-cpu-r-3-ghz" / "2026-01-02T030405Z.json"
+    assert Report.load(path) == report
+    assert "| moe forward float32 S=300 | native |" in path.with_suffix(".md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 99}, "schema: this version reads 1, got 99"),
+        ({"surprise": 1}, "unknown key 'surprise'"),
+        ({"rows": [{"step": "moe"}]}, r"rows\[0\]: missing key 'call'"),
+        ({"machine": 3}, "machine: must be a mapping"),
+    ],
+)
+def test_broken_file_is_named(
+    tmp_path: Path, make_report: Callable[..., Report], change: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({**make_report().to_dict(), **change}), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        Report.load(path)
+
+
+def test_markdown_states_the_conditions(make_report: Callable[..., Report]) -> None:
+    text = markdown(make_report())
+    assert "2 threads, AVX2" in text
+    assert "copy 20 GB/s" in text
+    assert "No AMX" in text
+    assert "| megablocks | 1 | not here |" in text
+
+
+@pytest.mark.parametrize(
+    ("new", "verdict"),
+    [
+        (2.1, "same"),  # within both ranges
+        (2.39, "same"),  # the ranges of 10 % just overlap
+        (2.6, "slower"),
+        (1.6, "faster"),
+    ],
+)
+def test_compare_flags_what_lies_beyond_the_spread(
+    make_report: Callable[..., Report], make_row: Callable[..., Row], new: float, verdict: str
+) -> None:
+    (change,) = compare(make_report(make_row()), make_report(make_row(median=new)))
+    assert change.verdict == verdict
+    assert change.ratio == pytest.approx(new / 2.0)
+
+
+def test_compare_matches_cases_and_entries(make_report: Callable[..., Report], make_row: Callable[..., Row]) -> None:
+    old = make_report(make_row(), make_row("reference"), make_row(call="forward + backward"))
+    new = make_report(make_row("reference"), make_row(dtype="bfloat16"))
+    assert [change.key for change in compare(old, new)] == ["moe forward float32 S=300: reference"]
+    with pytest.raises(ValueError, match="no case in common"):
+        compare(old, make_report(make_row(dtype="bfloat16")))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.00123, "1.23 ms"), (2.5e-8, "25 ns"), (3e12, "3 Ts"), (0.0, "0 s"), (1.0, "1 s"), (None, "")],
+)
+def test_si(value: float | None, text: str) -> None:
+    assert si(value, "s") == text
