@@ -118,6 +118,8 @@ class VAEConfig(Config):
 class DenoiserConfig(Config):
     """Denoiser. ``input_dim`` is the latent width of one person and frame (coarse joints x latent_dim).
 
+    ``recompute`` saves memory in training: a layer's activations are dropped and computed again in the backward.
+
     The routing values are those of ``intermoe.InterMoEBlock``, whose rows here are samples: both persons' frames.
     """
 
@@ -139,6 +141,7 @@ class DenoiserConfig(Config):
     top_k: int | None = None
     pool: str = "batch"
     unit: str = "frame"
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         for name in ("input_dim", "text_dim", "dim", "num_layers", "num_heads", "num_experts", "expert_dim"):

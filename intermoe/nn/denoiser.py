@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from intermoe.config import DenoiserConfig
 from intermoe.nn.attention import CrossAttention, SelfAttention
@@ -83,8 +84,12 @@ class Denoiser(nn.Module):
         condition = self.embed_timestep(timesteps) + self.embed_text(text)
         frames = torch.arange(x.shape[1], device=x.device)
         hidden = self.embed_motion(x.transpose(1, 2)) + sinusoid(frames, self.config.dim).to(x.dtype)
+        recompute = self.config.recompute and torch.is_grad_enabled()
         for layer in self.layers:
-            hidden = layer(hidden, condition, mask)
+            if recompute:
+                hidden = checkpoint(layer, hidden, condition, mask, use_reentrant=False)
+            else:
+                hidden = layer(hidden, condition, mask)
         estimate: Tensor = self.out(hidden)
         return estimate.transpose(1, 2)
 
