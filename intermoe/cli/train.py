@@ -53,6 +53,19 @@ def train_denoiser(
         typer.echo(run_denoiser(path, out, vae=vae, resume=resume, data=data))
 
 
+@app.command("evaluator")
+def train_evaluator(
+    config: ConfigArgument, out: RunOption, data: TrainDataOption = None, resume: ResumeOption = False
+) -> None:
+    """Train an evaluator on one's own data; the folder's model/ is what evaluate --evaluator takes."""
+    with reported():
+        path = config_path(config)
+        check_folder(out)
+        from intermoe.train.evaluator import run_evaluator
+
+        typer.echo(run_evaluator(path, out, resume=resume, data=data))
+
+
 def config_path(config: Path) -> Path:
     shipped = Path(__file__).parents[1] / "train" / "configs"
     if config.is_file():

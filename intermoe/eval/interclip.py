@@ -1,7 +1,8 @@
 """InterCLIP, the evaluator of InterHuman (InterGen, Liang et al. 2024): a transformer for each side, one space.
 
-embedding = scale * out / |out|; trained so that within a batch every motion finds its own description and the other
-way round: the mean of both cross-entropies of scale^2 * cosine similarities (Radford et al. 2021).
+embedding = scale * out / |out|; trained (``intermoe.train.evaluator``) so that within a batch every motion finds its
+own description and the other way round: the mean of both cross-entropies of scale^2 * cosine similarities (Radford et
+al. 2021).
 """
 
 from __future__ import annotations
@@ -147,10 +148,3 @@ class InterClip(Evaluator):
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """See ``Evaluator.embed_text``."""
         return self.scale * nn.functional.normalize(self.text(texts), dim=-1)
-
-    def loss(self, motion: Tensor, lengths: Tensor, captions: Sequence[str]) -> Tensor:
-        """Contrastive loss of a batch whose captions all describe different motion: a scalar."""
-        logits = self.embed_motion(motion, lengths) @ self.embed_text(captions).T
-        pairs = torch.arange(len(logits), device=logits.device)
-        both = nn.functional.cross_entropy(logits, pairs) + nn.functional.cross_entropy(logits.T, pairs)
-        return both / 2
