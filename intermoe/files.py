@@ -16,8 +16,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     The file gets the permissions of any new file, whatever the library that writes it sets.
 
-    >>> with replacing("result.json") as temporary:
-    ...     temporary.write_text("{}")
+    Examples:
+        >>> with replacing("result.json") as temporary:
+        ...     temporary.write_text("{}")
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem[:64]}.{secrets.token_hex(4)}{path.suffix}")

@@ -1,9 +1,10 @@
 """InterMoE in other people's models: replace their feed-forward networks, train on, save and load as before.
 
->>> from intermoe.integrations import attach_bias_update, replace_feed_forward
->>> print(replace_feed_forward(model, num_experts=8, expert_dim=1024))
->>> optimizer = torch.optim.AdamW(model.parameters())
->>> attach_bias_update(optimizer, model)
+Examples:
+    >>> from intermoe.integrations import attach_bias_update, replace_feed_forward
+    >>> print(replace_feed_forward(model, num_experts=8, expert_dim=1024))
+    >>> optimizer = torch.optim.AdamW(model.parameters())
+    >>> attach_bias_update(optimizer, model)
 """
 
 from intermoe.integrations.adapters import BlockAdapter, Condition, Mask

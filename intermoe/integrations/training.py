@@ -21,16 +21,16 @@ class Tally:
         # a copy of the block gets a copy of its hooks, but no optimiser
         self.owner = id(block)
         # not buffers: DistributedDataParallel overwrites those with the first rank's before each forward
-        self.totals = [torch.zeros_like(count) for count in _counts(block)]
+        self.totals = [torch.zeros_like(count) for count in block.counters]
 
     def add(self, block: nn.Module, args: Any, output: Any) -> None:
         """Forward hook. A forward that is computed again counts twice, its tokens too, so the bias moves alike."""
         if block.training and torch.is_grad_enabled() and isinstance(block, InterMoEBlock):
-            self.totals = [total.to(new.device) + new for total, new in zip(self.totals, _counts(block), strict=True)]
+            self.totals = [total.to(new.device) + new for total, new in zip(self.totals, block.counters, strict=True)]
 
     def hand_over(self, block: InterMoEBlock) -> None:
         """Make the totals the block's counts and begin again."""
-        for count, total in zip(_counts(block), self.totals, strict=True):
+        for count, total in zip(block.counters, self.totals, strict=True):
             count.copy_(total)
         self.totals = [torch.zeros_like(total) for total in self.totals]
 
@@ -92,10 +92,11 @@ def calibrated_selection(model: nn.Module) -> Iterator[None]:
 
     Each expert then takes capacity * S / E of that forward's S valid tokens, as far as biases inside (-1, 0) can, so
     training starts at the cost it will have. Without it the biases find their level in some hundred steps. Use a
-    typical batch, at typical noise levels; one forward suffices:
+    typical batch, at typical noise levels; one forward suffices.
 
-    >>> with calibrated_selection(model), torch.no_grad():
-    ...     model(batch)
+    Examples:
+        >>> with calibrated_selection(model), torch.no_grad():
+        ...     model(batch)
     """
     blocks = [m for m in model.modules() if isinstance(m, InterMoEBlock) and m.routing == "dynamic"]
     handles = [block.register_forward_pre_hook(_calibrate, with_kwargs=True) for block in blocks]
@@ -124,10 +125,6 @@ def _set_bias(
     last = ordered[max(take, 1) - 1]
     first_left_out = ordered[min(take, logits.shape[0] - 1)]
     block.selection_bias.copy_((-(last + first_left_out) / 2).clamp(-1 + BIAS_MARGIN, -BIAS_MARGIN))
-
-
-def _counts(block: InterMoEBlock) -> tuple[Tensor, ...]:
-    return block.expert_counts, block.token_count, block.sample_votes
 
 
 def _check(optimizer: Optimizer, blocks: list[InterMoEBlock]) -> None:

@@ -55,9 +55,10 @@ def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
     Each call is routed once more to be seen; outputs, gradients, counters and biases stay what they are without it.
     Under activation recomputation a forward that is repeated in the backward is recorded again.
 
-    >>> with record_routing(model) as record:
-    ...     model(x)
-    >>> record.calls["blocks.0.moe"][0]  # (B, T, E) bool
+    Examples:
+        >>> with record_routing(model) as record:
+        ...     model(x)
+        >>> record.calls["blocks.0.moe"][0]  # (B, T, E) bool
 
     Raises:
         ValueError: ``model`` holds no InterMoEBlock.
