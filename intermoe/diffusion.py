@@ -57,6 +57,19 @@ def _cosine_betas(config: DiffusionConfig) -> Any:
     return betas_for_alpha_bar(config.num_train_timesteps, max_beta=config.max_beta).numpy()
 
 
+def shifted_timesteps(shares: Tensor, num_train_timesteps: int, shift: float) -> Tensor:
+    """Timesteps at ``shares`` u in [0, 1) of the schedule, moved to s u / (1 + (s - 1) u) (Esser et al. 2024).
+
+    Of uniform shares a ``shift`` s above 1 makes more noisy timesteps, where the text decides; 1 leaves them uniform.
+
+    Returns:
+        int64, the shape of ``shares``, in [0, num_train_timesteps).
+    """
+    return (
+        (num_train_timesteps * (shift * shares / (1 + (shift - 1) * shares))).long().clamp(max=num_train_timesteps - 1)
+    )
+
+
 def training_loss(
     denoiser: Callable[..., Tensor],
     latents: Tensor,

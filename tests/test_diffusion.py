@@ -10,7 +10,7 @@ import torch
 
 from intermoe import official
 from intermoe.config import DiffusionConfig
-from intermoe.diffusion import SCHEDULERS, build_scheduler, sample, training_loss
+from intermoe.diffusion import SCHEDULERS, build_scheduler, sample, shifted_timesteps, training_loss
 
 CONFIG = DiffusionConfig()
 
@@ -131,6 +131,17 @@ def test_weights_follow_the_truncated_signal_to_noise_ratio(gamma: float) -> Non
     snr = 1 / torch.tan(angle).square()
     expected = (errors.square() * (1 + snr.clamp(max=gamma))).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
+
+
+def test_shifted_timesteps_are_uniform_at_1_and_noisier_above() -> None:
+    shares = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    assert torch.equal(shifted_timesteps(shares, 1000, 1.0), torch.arange(1000))
+    shifted = shifted_timesteps(shares, 1000, 3.0)
+    assert (shifted[1:] >= shifted[:-1]).all()
+    assert shifted.min() >= 0
+    assert shifted.max() == 999
+    # s u / (1 + (s - 1) u) > 1/2 where u > 1 / (1 + s)
+    assert (shifted >= 500).double().mean() == pytest.approx(0.75, abs=2e-3)
 
 
 def test_latent_scale_scales_the_signal_under_the_noise_and_nothing_else() -> None:
