@@ -15,7 +15,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the intermoe command needs typer: pip install 'intermoe[all]'") from error
 
-from intermoe.cli import bench, convert, data, evaluate, generate, identity, routing, train, tune
+from intermoe.cli import ablate, bench, convert, data, evaluate, generate, identity, routing, train, tune
 
 app = typer.Typer(
     help="Text to the motion of two people.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
@@ -27,6 +27,7 @@ app.command()(convert.convert)
 app.command()(data.prepare)
 app.command()(data.stats)
 app.command()(tune.tune)
+app.command()(ablate.ablate)
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
 evaluate.app.command("identity")(identity.evaluate_identity)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
+import torch
+
 from intermoe.config import Config, DenoiserConfig, DiffusionConfig, TextConfig, VAEConfig, _require
 from intermoe.data.kinds import KINDS
 
@@ -48,7 +50,8 @@ class OptimConfig(Config):
     """AdamW, learning-rate schedule, gradient clipping, precision and the average of the weights.
 
     ``steps`` counts optimiser steps, each of ``accumulation_steps`` micro-batches. ``ema_decay`` is approached as
-    min(ema_decay, (1 + n) / (10 + n)) after n steps; 0 turns the average off (the last weights are kept).
+    min(ema_decay, (1 + n) / (10 + n)) after n steps; 0 turns the average off (the last weights are kept). ``tf32`` lets
+    a GPU multiply float32 matrices in TF32.
     """
 
     steps: int = 10_000
@@ -61,6 +64,7 @@ class OptimConfig(Config):
     clip_limit: float = 1.0
     accumulation_steps: int = 1
     mixed_precision: str = "no"
+    tf32: bool = False
     ema_decay: float = 0.999
 
     def __post_init__(self) -> None:
@@ -81,14 +85,27 @@ class OptimConfig(Config):
 
 @dataclass(frozen=True)
 class RunConfig(Config):
-    """How often things are logged, validated and saved, in optimiser steps. May differ when a run is resumed."""
+    """How often things are logged, validated and saved, in optimiser steps. May differ when a run is resumed.
+
+    ``compile`` is a backend of ``torch.compile`` ("inductor") for the repeated parts of the model. With ``fid_clips``
+    the validation of a denoiser generates motion for that many captions, with ``fid_steps`` solver steps, and gives its
+    FID: of embeddings by the evaluator in the folder ``fid_evaluator``, or without one of latents averaged over time.
+    """
 
     log_every: int = 20
     validate_every: int = 500
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    compile: str | None = None
+    fid_clips: int = 0
+    fid_steps: int = 10
+    fid_evaluator: str | None = None
 
     def __post_init__(self) -> None:
+        _require(self.fid_clips != 1 and self.fid_clips >= 0, "fid_clips", "0 or >= 2", self.fid_clips)
+        _require(self.fid_steps >= 1, "fid_steps", ">= 1", self.fid_steps)
+        known = torch.compiler.list_backends(exclude_tags=())
+        _require(self.compile is None or self.compile in known, "compile", f"null or one of {known}", self.compile)
         for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
 
@@ -151,14 +168,19 @@ class VAETrainConfig(TrainConfig):
 
 @dataclass(frozen=True)
 class DenoiserTrainConfig(TrainConfig):
-    """Training of denoiser and text encoder on the latents of a trained VAE. ``name`` goes into the saved pipeline."""
+    """Training of denoiser and text encoder on the latents of a trained VAE. ``name`` goes into the saved pipeline.
+
+    ``load_balance`` weighs the load-balance loss of token-choice routing (Fedus et al. 2021 have 0.01).
+    """
 
     name: str = "intermoe"
+    load_balance: float = 0.01
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     text: TextConfig = field(default_factory=TextConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(self.load_balance >= 0.0, "load_balance", ">= 0", self.load_balance)
         expected = f"denoiser.text_dim={self.denoiser.text_dim}"
         _require(self.text.output_dim == self.denoiser.text_dim, "text.output_dim", expected, self.text.output_dim)

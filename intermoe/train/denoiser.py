@@ -7,16 +7,17 @@ import functools
 import hashlib
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from intermoe.config import PipelineConfig
 from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.kinds import KINDS
 from intermoe.data.statistics import Statistics
-from intermoe.diffusion import build_scheduler, training_loss
+from intermoe.diffusion import build_scheduler, sample, shifted_timesteps, training_loss
 from intermoe.files import replacing, replacing_folder
 from intermoe.nn.denoiser import Denoiser
 from intermoe.nn.text import TextEncoder, WordPieceTextEncoder, build_text_encoder
@@ -27,6 +28,9 @@ from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.loop import Batch, Objective, fit
 from intermoe.train.vae import load_vae_folder
+
+if TYPE_CHECKING:
+    from intermoe.eval.evaluator import Evaluator
 
 CACHE_BYTES = 2**30
 VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -61,6 +65,14 @@ class LatentEncoder:
         mean, log_var = (pad([getattr(row, name)[0] for row in rows], batch_first=True) for name in ("mean", "log_var"))
         return LatentDistribution(mean, log_var), mask
 
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Un-normalised motion (B, 4T', P, ...) of latents (B, T', P, X)."""
+        persons = latents.shape[2]
+        parts = latents.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.vae.latent_joints, -1))
+        motion = self.statistics.denormalise(self.vae.decode(parts))
+        return motion.unflatten(0, (-1, persons)).transpose(1, 2)
+
     def _keep(self, motion: Tensor) -> LatentDistribution:
         key = hashlib.blake2b(motion.numpy().tobytes(), digest_size=16).digest()
         if key in self.kept:
@@ -91,29 +103,68 @@ class DenoiserObjective(Objective):
         self.text = text
         self.encoder = encoder
         self.scheduler = build_scheduler("ddpm", config.diffusion)
+        self.diffusion = config.diffusion
         self.condition_dropout = config.diffusion.condition_dropout
         self.snr_gamma = config.diffusion.snr_gamma
         self.latent_scale = config.diffusion.latent_scale
+        self.timestep_shift = config.diffusion.timestep_shift
+        self.load_balance = config.load_balance
         steps = config.diffusion.num_train_timesteps
+        self.run = config.run
+        self.evaluator: list[Evaluator] = []  # in a list: it is neither trained nor saved
+        if config.run.fid_evaluator is not None:
+            from intermoe.eval.evaluator import load_evaluator
+
+            self.evaluator = [load_evaluator(config.run.fid_evaluator)]
         self.validation_timesteps = [int(level * steps) for level in VALIDATION_NOISE_LEVELS]
 
-    def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
-        """Training: the diffusion loss. Validation: it at fixed timesteps, with fixed noise."""
+    def repeated_parts(self) -> list[nn.Module]:
+        """The denoiser's layers."""
+        return list(self.denoiser.layers)
+
+    def forward(
+        self, batch: Batch, draws: ItemDraws, validating: bool = False, generating: bool = False
+    ) -> dict[str, Tensor]:
+        """Training: the diffusion loss. Validation: it at fixed timesteps, with fixed noise.
+
+        With ``generating`` also features (B, F) of motion ``"generated"`` for the captions and of the ``"real"`` one.
+        """
         posterior, mask = self.encoder(batch)
         frames, shape = mask.sum(dim=1).tolist(), posterior.mean.shape[2:]
         latents = posterior.sample(noise=draws.normal(frames, *shape))
         condition = self.text(batch["captions"])
         if not validating:
-            timesteps = draws.integers(int(self.scheduler.config.num_train_timesteps))
+            timesteps = shifted_timesteps(draws.uniform(), self.diffusion.num_train_timesteps, self.timestep_shift)
             kept = draws.uniform() >= self.condition_dropout
             noise = draws.normal(frames, *shape)
-            return {"loss": self._loss(latents, condition * kept[:, None], mask, timesteps, noise, self.snr_gamma)}
+            loss = self._loss(latents, condition * kept[:, None], mask, timesteps, noise, self.snr_gamma)
+            return {"loss": loss + self.load_balance * self.denoiser.load_balance_loss()}
         noise = draws.normal(frames, *shape)
         values: dict[str, Tensor] = {}
         for t in self.validation_timesteps:
             timesteps = torch.full((len(latents),), t, device=latents.device)
             values[f"loss_t{t}"] = self._loss(latents, condition, mask, timesteps, noise)
-        return {"loss": torch.stack(list(values.values())).mean(), **values}
+        values = {"loss": torch.stack(list(values.values())).mean(), **values}
+        if generating:
+            made = sample(
+                self.denoiser,
+                condition,
+                (latents.shape[0], latents.shape[1], *shape),
+                scheduler=build_scheduler("ddim", self.diffusion),
+                num_inference_steps=self.run.fid_steps,
+                latent_scale=self.latent_scale,
+                mask=mask,
+                noise=draws.normal(frames, *shape),
+            )
+            values |= {"generated": self._features(made, mask), "real": self._features(posterior.mode(), mask)}
+        return values
+
+    def _features(self, latents: Tensor, mask: Tensor) -> Tensor:
+        if not self.evaluator:
+            mean = (latents * mask[..., None, None]).sum(dim=1) / mask.sum(dim=1)[:, None, None]
+            return mean.flatten(1)
+        evaluator = self.evaluator[0].to(latents.device)
+        return evaluator.embed_motion(self.encoder.decode(latents), self.encoder.vae.downsampling * mask.sum(dim=1))
 
     def _loss(
         self, latents: Tensor, condition: Tensor, mask: Tensor, timesteps: Tensor, noise: Tensor, snr_gamma: float = 0.0

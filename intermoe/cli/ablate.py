@@ -1,0 +1,88 @@
+"""``intermoe ablate``: the paper's ablations, trained and measured alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intermoe.cli.common import (
+    DataOption,
+    GuidanceOption,
+    StepsOption,
+    check_folder,
+    check_sampling,
+    load_pipeline,
+    parse_seeds,
+    print_table,
+    reported,
+)
+
+DEFAULT_MODEL = "salsa"
+
+
+def ablate(
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Folder of the table and of each variant's run.")],
+    matrix: Annotated[Path, typer.Argument(help="Matrix file, or the name of a shipped one.")] = Path("salsa"),
+    vae: Annotated[
+        Path | None, typer.Option(help="Model folder of a trained autoencoder. Default: that of the salsa model.")
+    ] = None,
+    train_steps: Annotated[
+        int | None, typer.Option(help="Training steps of each variant in place of the recipe's; 20 prove the switches.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Name of a variant to do; several times for several.")] = None,
+    evaluator: Annotated[
+        Path | None, typer.Option(help="Folder of a trained evaluator, for FID and R-Precision.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of the generated clips, separated by commas.")] = "0",
+    steps: StepsOption = 50,
+    guidance: GuidanceOption = 3.5,
+) -> None:
+    """Train variants of one recipe with the same seed and data, measure them, and print one table.
+
+    Run the same command again to go on: finished variants are not done twice.
+    """
+    with reported():
+        path = matrix_path(matrix)
+        chosen = parse_seeds(seeds)
+        check_sampling(steps, guidance, min(chosen))
+        check_folder(out)
+        if not data.is_dir():
+            raise NotADirectoryError(f"--data: not a folder: {data}")
+        from intermoe.eval.evaluator import load_evaluator
+        from intermoe.train.ablate import AblationSettings, run_ablation, save_autoencoder, variant_configs
+
+        settings = AblationSettings(train_steps, tuple(chosen), steps, guidance)
+        variant_configs(path, steps=train_steps)
+        ruler = None if evaluator is None else load_evaluator(evaluator)
+        if vae is None:
+            vae = out / "vae"
+            if not vae.is_dir():
+                out.mkdir(parents=True, exist_ok=True)
+                save_autoencoder(load_pipeline(DEFAULT_MODEL, "cpu"), vae)
+        report = run_ablation(
+            path,
+            out,
+            data=data,
+            vae=vae,
+            settings=settings,
+            only=only or (),
+            evaluator=ruler,
+            progress=lambda name, done, total: typer.echo(f"{done + 1}/{total} {name}", err=True),
+        )
+    print_table(report.table())
+    typer.echo(out / "ablation.md")
+
+
+def matrix_path(matrix: Path) -> Path:
+    """A matrix file, given by path or by the name of a shipped one."""
+    shipped = Path(__file__).parents[1] / "train" / "configs" / "ablations"
+    if matrix.is_file():
+        return matrix
+    by_name = shipped / f"{matrix}.yaml"
+    if matrix.parent == Path() and by_name.is_file():
+        return by_name
+    names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
+    raise FileNotFoundError(f"matrix: {str(matrix)!r} is neither a file nor a shipped matrix ({names})")

@@ -1,0 +1,207 @@
+"""The ablation table: its variants, one trained row like the trainer's, what is kept, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from intermoe.pipeline import InterMoEPipeline
+from intermoe.train import ablate
+from intermoe.train.ablate import AblationConfig, AblationSettings, run_ablation, save_autoencoder, variant_configs
+from intermoe.train.vae import load_vae_folder
+
+MATRIX = Path(ablate.__file__).parent / "configs" / "ablations" / "salsa.yaml"
+SETTINGS = AblationSettings(steps=2, num_inference_steps=2)
+VARIANTS = [
+    {"name": "full", "title": "whole", "published": {"fid": 4.677, "r_precision_1": 0.512}},
+    {"name": "pool", "title": "no batch", "changes": {"denoiser.pool": "sample"}, "published": {"fid": 6.036}},
+    {"name": "top", "title": "fixed", "changes": {"denoiser.routing": "token_choice", "denoiser.top_k": 2}},
+]
+
+
+class StubEvaluator:
+    """Embeds a motion as its length and a text as the length of the item that it describes."""
+
+    device = torch.device("cpu")
+
+    def embed_motion(self, motion: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        assert motion.shape[2:] == (2, 262)
+        return torch.stack([lengths, torch.zeros_like(lengths)], dim=-1).float()
+
+    def embed_text(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[30.0, 0.0] if "first" in text else [24.0, 0.0] for text in texts])
+
+
+@pytest.fixture(scope="module")
+def matrix(write_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("matrix") / "matrix.json"
+    path.write_text(json.dumps({"base": str(write_config("denoiser")), "variants": VARIANTS}), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def ablation(matrix: Path, pairs: Path, trained_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder, seen = tmp_path_factory.mktemp("ablation"), []
+    report = run_ablation(
+        matrix,
+        folder,
+        data=pairs,
+        vae=trained_vae / "model",
+        settings=SETTINGS,
+        evaluator=StubEvaluator(),
+        progress=lambda *step: seen.append(step),
+    )
+    return SimpleNamespace(folder=folder, report=report, seen=seen)
+
+
+def test_shipped_variants_change_what_they_say() -> None:
+    configs = variant_configs(MATRIX, steps=30)
+    base = configs["full"].to_dict()
+    assert base["optim"]["steps"] == 30
+    assert base["optim"]["warmup_steps"] == 3
+    changes = {v.name: v.changes for v in AblationConfig.load(MATRIX).variants}
+    for name, config in configs.items():
+        now = config.to_dict()
+        changed = {f"denoiser.{key}": v for key, v in now["denoiser"].items() if v != base["denoiser"][key]}
+        assert changed == changes[name]
+        assert {k: v for k, v in now.items() if k != "denoiser"} == {k: v for k, v in base.items() if k != "denoiser"}
+    assert {frozenset(change.items()) for change in changes.values()} == {
+        frozenset(change.items())
+        for change in (
+            {},
+            *({"denoiser.alpha": a} for a in (0.0, 0.25, 0.75, 1.0)),
+            *({"denoiser.num_experts": n} for n in (2, 4, 16)),
+            *({"denoiser.capacity": c} for c in (0.5, 2.0)),
+            {"denoiser.fusion": "learned"},
+            {"denoiser.pool": "sample"},
+            {"denoiser.unit": "sequence"},
+            {"denoiser.routing": "token_choice", "denoiser.top_k": 1},
+            {"denoiser.routing": "token_choice", "denoiser.top_k": 2, "denoiser.num_shared_experts": 1},
+            {"denoiser.routing": "expert_choice"},
+        )
+    }
+
+
+def test_every_shipped_switch_builds_and_trains_a_step() -> None:
+    """On a denoiser small enough that sixteen of them take a second."""
+    from intermoe.nn.denoiser import Denoiser
+
+    for name, config in variant_configs(MATRIX).items():
+        small = {"input_dim": 8, "text_dim": 8, "dim": 16, "num_layers": 1, "num_heads": 2, "expert_dim": 4}
+        torch.manual_seed(0)
+        model = Denoiser(type(config.denoiser).from_dict(config.denoiser.to_dict() | small)).train()
+        out = model(torch.randn(2, 4, 2, 8), torch.tensor([3, 500]), torch.randn(2, 8))
+        (out.square().mean() + model.load_balance_loss() + out.sum()).backward()
+        model.update_selection_bias()
+        assert model.out.weight.grad is not None, name
+
+
+def test_rows_and_their_measures(ablation: Any) -> None:
+    rows = ablation.report.rows
+    assert list(rows) == ["ground truth", "full", "pool", "top"]
+    assert ablation.seen == [("full", 0, 3), ("pool", 1, 3), ("top", 2, 3)]
+    assert rows["top"]["experts_per_token"] == 2
+    assert rows["top"]["tokens_without_expert"] == 0
+    # generated motion is as long as its item, so embeddings differ in how often each length comes alone
+    fid = (np.std(3 * [31, 24], ddof=1) - np.std([31, 24], ddof=1)) ** 2
+    for name in ("full", "pool", "top"):
+        assert np.isfinite(rows[name]["validation_loss"])
+        assert rows[name]["fid"] == pytest.approx(fid)
+        assert rows[name]["bone_variation"] > 0
+    assert {"validation_loss", "fid"}.isdisjoint(rows["ground truth"])
+    assert rows["ground truth"]["mm_dist"] >= 0
+    assert rows["ground truth"]["pelvis_wasserstein_cm"] == 0
+
+
+def test_validation_loss_is_the_trainers(ablation: Any, pairs: Path, matrix: Path) -> None:
+    from intermoe.data import InterHumanDataset
+    from intermoe.data.batching import collate
+    from intermoe.train.denoiser import DenoiserObjective, LatentEncoder
+    from intermoe.train.draws import ItemDraws
+
+    pipeline = InterMoEPipeline.from_pretrained(ablation.folder / "full" / "run" / "model")
+    config = variant_configs(matrix, steps=2)["full"]
+    dataset = InterHumanDataset(pairs, "val", training=False)
+    objective = DenoiserObjective(config, LatentEncoder(pipeline.vae, pipeline.statistics), pipeline.text_encoder)
+    objective.denoiser.load_state_dict(pipeline.denoiser.state_dict())
+    items = [dataset.draw(index, 0) for index in range(len(dataset))]
+    with torch.no_grad():
+        values = objective.eval()(collate(items), ItemDraws((0, 1), range(len(items)), "cpu"), validating=True)
+    assert ablation.report.rows["full"]["validation_loss"] == pytest.approx(values["loss"].item(), rel=1e-6)
+
+
+def test_table_puts_published_numbers_beside(ablation: Any) -> None:
+    header, truth, full, pool, top = ablation.report.table()
+    assert header[-2:] == ["published FID (InterHuman)", "published R@1 (InterHuman)"]
+    assert (truth[0], truth[-2:]) == ("ground truth", ["–", "–"])
+    assert (full[0], full[-2:]) == ("whole", ["4.677", "0.512"])
+    assert pool[-2:] == ["6.036", "–"]
+    assert top[header.index("experts per token")] == "2.00"
+    saved = json.loads((ablation.folder / "ablation.json").read_text())
+    assert saved["rows"] == ablation.report.rows
+    assert saved["published"] == {"on": "InterHuman", "full": VARIANTS[0]["published"], "pool": {"fid": 6.036}}
+    lines = (ablation.folder / "ablation.md").read_text().splitlines()
+    assert lines[0] == f"| {' | '.join(header)} |"
+    assert "Published numbers are of other data" in lines[-1]
+
+
+def test_finished_rows_are_read(
+    ablation: Any, matrix: Path, pairs: Path, trained_vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("trained again")
+
+    monkeypatch.setattr(ablate, "run_denoiser", fail)
+    options = {"data": pairs, "vae": trained_vae / "model", "evaluator": StubEvaluator()}
+    again = run_ablation(matrix, ablation.folder, settings=SETTINGS, **options)
+    assert again.rows == ablation.report.rows
+    alone = run_ablation(matrix, ablation.folder, settings=SETTINGS, only=["pool"], **options)
+    assert list(alone.rows) == ["ground truth", "pool"]
+    with pytest.raises(RuntimeError, match="trained again"):
+        run_ablation(matrix, ablation.folder, settings=AblationSettings(steps=3), **options)
+
+
+def test_another_training_in_the_same_folder_is_refused(
+    ablation: Any, matrix: Path, pairs: Path, trained_vae: Path
+) -> None:
+    options = {"data": pairs, "vae": trained_vae / "model"}
+    with pytest.raises(ValueError, match=r"optim\.steps was 2, is 3"):
+        run_ablation(matrix, ablation.folder, settings=AblationSettings(steps=3, num_inference_steps=2), **options)
+
+
+def test_the_autoencoder_of_a_pipeline(tiny_pipeline: Any, tmp_path: Path) -> None:
+    vae, statistics = load_vae_folder(save_autoencoder(tiny_pipeline, tmp_path / "vae"))
+    for key, value in tiny_pipeline.vae.state_dict().items():
+        assert torch.equal(vae.state_dict()[key], value)
+    np.testing.assert_array_equal(statistics.mean, tiny_pipeline.statistics.mean)
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ([], "variants: must be at least one, no name twice"),
+        ([VARIANTS[0], VARIANTS[0]], "variants: must be at least one, no name twice"),
+        ([{"name": "a/b", "title": ""}], "name: must be usable as a folder's name, got 'a/b'"),
+        ([{"name": "a", "title": "", "changes": {"denoiser.heads": 2}}], "a.denoiser: unknown key 'heads'"),
+        ([{"name": "a", "title": "", "changes": {"nn.heads": 2}}], "a: unknown key 'nn.heads'"),
+        ([{"name": "a", "title": "", "changes": {"denoiser.alpha": 2.0}}], r"alpha: must be in \[0, 1\], got 2.0"),
+        ([{"name": "a", "title": "", "published": {"kid": 1}}], "published: must be a mapping of"),
+    ],
+)
+def test_bad_matrices(write_config: Any, tmp_path: Path, variants: list[Any], message: str) -> None:
+    path = tmp_path / "matrix.json"
+    path.write_text(json.dumps({"base": str(write_config("denoiser")), "variants": variants}), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        variant_configs(path)
+
+
+def test_unknown_names(matrix: Path, pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"only: no variants \['nobody'\], there are full, pool, top"):
+        run_ablation(matrix, tmp_path / "out", data=pairs, vae=tmp_path, settings=SETTINGS, only=["nobody"])
+    assert not (tmp_path / "out").exists()
