@@ -209,7 +209,8 @@ class DiffusionConfig(Config):
     """Noise schedule (cosine, Nichol and Dhariwal 2021), conditioning dropout and weighting of the training loss.
 
     ``snr_gamma`` weighs a timestep's loss by 1 + min(signal-to-noise ratio, snr_gamma); 0 is the plain loss.
-    ``latent_scale`` multiplies the latents before noise is added to them; the release has 1.
+    ``latent_scale`` multiplies the latents before noise is added to them, ``timestep_shift`` above 1 draws more noisy
+    timesteps (see ``intermoe.diffusion``); both are 1 in the release.
     """
 
     num_train_timesteps: int = 1000
@@ -217,9 +218,11 @@ class DiffusionConfig(Config):
     condition_dropout: float = 0.1
     snr_gamma: float = 0.0
     latent_scale: float = 1.0
+    timestep_shift: float = 1.0
 
     def __post_init__(self) -> None:
         _require(self.latent_scale > 0.0, "latent_scale", "> 0", self.latent_scale)
+        _require(self.timestep_shift > 0.0, "timestep_shift", "> 0", self.timestep_shift)
         _require(self.snr_gamma >= 0.0, "snr_gamma", ">= 0", self.snr_gamma)
         _require(self.num_train_timesteps >= 1, "num_train_timesteps", ">= 1", self.num_train_timesteps)
         _require(0.0 < self.max_beta < 1.0, "max_beta", "in (0, 1)", self.max_beta)
