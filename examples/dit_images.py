@@ -21,7 +21,7 @@ from intermoe.integrations import calibrated_selection, load_pretrained, replace
 SIZE, CLASSES, BATCH = 16, 4, 32
 DIM, LAYERS, HEADS = 64, 4, 4
 NUM_EXPERTS, CAPACITY = 8, 1.0
-BIAS_RATE = 5e-3  # short runs move their routers fast, and the biases must keep up
+BIAS_RATE = 1e-2  # short runs move their routers fast, and the biases must keep up
 
 
 def draw_images(seed: int, count: int = BATCH) -> tuple[Tensor, Tensor]:

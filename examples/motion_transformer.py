@@ -22,7 +22,7 @@ from intermoe.nn.layers import TimestepEmbedding, sinusoid
 JOINTS, FRAMES, BATCH = 12, 48, 24
 DIM, LAYERS, HEADS, WIDTH = 64, 4, 4, 256
 NUM_EXPERTS, CAPACITY = 8, 1.0
-BIAS_RATE = 5e-3  # short runs move their routers fast, and the biases must keep up
+BIAS_RATE = 1e-2  # short runs move their routers fast, and the biases must keep up
 
 
 def draw_motion(seed: int) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from intermoe.nn.layers import AdaLN, SwiGLU, TimestepEmbedding, sinusoid
 WINDOW, STRIDE, BATCH = 96, 4, 12
 FEATURES, DIM, LAYERS, HEADS, WIDTH = 262, 96, 3, 4, 192
 NUM_EXPERTS, CAPACITY = 8, 1.0
-BIAS_RATE = 5e-3  # short runs move their routers fast, and the biases must keep up
+BIAS_RATE = 1e-2  # short runs move their routers fast, and the biases must keep up
 
 
 class Block(nn.Module):
