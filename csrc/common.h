@@ -13,6 +13,9 @@ int32_t fail(const char* format, ...);
 enum class InstructionSet { baseline, avx2, avx512 };
 InstructionSet instruction_set();
 
+// Tokens per block of the selection: fixed, so that results do not depend on the number of threads.
+constexpr int64_t kSelectBlock = 512;
+
 inline bool known_dtype(int32_t dtype) { return dtype >= INTERMOE_FLOAT32 && dtype <= INTERMOE_BFLOAT16; }
 
 // Items per thread below which a thread costs more than it saves, for items of that many simple operations.

@@ -1,6 +1,4 @@
 // Step 3, experts: what surrounds the matrix products. Rows are gathered by token, SwiGLU and its gradient are one pass.
-#include <string.h>
-
 #include "vec.h"
 
 namespace intermoe {
@@ -14,7 +12,7 @@ static void forward_rows(const T* h, T* activation, int64_t F, int64_t first, in
     T* out = activation + row * F;
     for (int64_t f = 0; f < F; f += kWidth) {
       const Vec g = load_at(gate, f, F - f);
-      store_at(out, f, F - f, g * sigmoid(g) * load_at(up, f, F - f));
+      store_at(out, f, F - f, swiglu(g, load_at(up, f, F - f)).activation);
     }
   }
 }
@@ -32,11 +30,11 @@ static void backward_rows(const T* h, const float* gates, T* inner, T* grad_h, f
     for (int64_t f = 0; f < F; f += kWidth) {
       const int64_t n = F - f;
       const Vec g = load_at(gate, f, n), u = load_at(up, f, n), raw = load_at(in, f, n);
-      const Vec chance = sigmoid(g), silu = g * chance, activation = silu * u, grad = weight * raw;
-      total = fma(raw, activation, total);
-      store_at(in, f, n, weight * activation);
-      store_at(grad_up, f, n, grad * silu);
-      store_at(grad_gate, f, n, grad * u * (chance + silu * (one - chance)));
+      const Swiglu<Vec> s = swiglu(g, u);
+      total = fma(raw, s.activation, total);
+      store_at(in, f, n, weight * s.activation);
+      store_at(grad_up, f, n, weight * raw * s.silu);
+      store_at(grad_gate, f, n, weight * raw * swiglu_slope(s, u, one));
     }
     grad_gates[row] = sum(total);
   }

@@ -7,6 +7,9 @@
  *       S tokens, D width, E experts, F expert width, P selected pairs, R rows of the condition (token s has row
  *       s / (S / R)). All sizes and indices are int64.
  *   - `dtype` is the storage type of the arrays marked T; arithmetic is float32.
+ *   - *_cuda functions are in libraries built with CUDA only. Their pointers are of `device`, and they put their kernels on
+ *     `stream` (a cudaStream_t) without waiting for it. They report what keeps a kernel from starting; an index that is
+ *     out of range is not accessed and gives NaN. Otherwise they do what the *_cpu function of the same name does.
  *   - *_cpu functions use up to `num_threads` threads and may be called from several threads at once. The result does
  *     not depend on `num_threads`.
  */
@@ -30,6 +33,10 @@ extern "C" {
 enum intermoe_dtype { INTERMOE_FLOAT32 = 0, INTERMOE_FLOAT16 = 1, INTERMOE_BFLOAT16 = 2 };
 
 INTERMOE_API int32_t intermoe_abi_version(void);
+/* 1 if the library has the *_cuda functions. */
+INTERMOE_API int32_t intermoe_cuda_built(void);
+/* Fails with the reason if the CUDA kernels cannot run on the device. */
+INTERMOE_API int32_t intermoe_check_cuda(int32_t device);
 /* Name of the CPU variant in use: "baseline", "avx2" or "avx512". */
 INTERMOE_API const char* intermoe_instruction_set(void);
 /* Message of the last failure in this thread; "" if there was none. */
@@ -49,13 +56,22 @@ INTERMOE_API int64_t intermoe_select_scratch(int64_t S);
 INTERMOE_API int32_t intermoe_select_count_cpu(const float* logits, const float* bias, const uint8_t* valid, int64_t S,
                                                int64_t E, int64_t V, int64_t* slots, int64_t* counts, int64_t* offsets,
                                                int64_t* scratch, int32_t num_threads);
+INTERMOE_API int32_t intermoe_select_count_cuda(const float* logits, const float* bias, const uint8_t* valid,
+                                                int64_t S, int64_t E, int64_t V, int64_t* slots, int64_t* counts,
+                                                int64_t* offsets, int64_t* scratch, int32_t device, void* stream);
 INTERMOE_API int32_t intermoe_select_fill_cpu(const float* logits, int64_t S, int64_t E, int64_t* scratch,
                                               int64_t* slots, int64_t* token_idx, float* gates, int32_t num_threads);
+INTERMOE_API int32_t intermoe_select_fill_cuda(const float* logits, int64_t S, int64_t E, int64_t* scratch,
+                                               int64_t* slots, int64_t* token_idx, float* gates, int32_t device,
+                                               void* stream);
 
 /* grad_logits (S, E) float32 from grad_gates (P,) float32: the gradient of the softmax, dense over E. */
 INTERMOE_API int32_t intermoe_select_backward_cpu(const float* grad_gates, const float* logits, const int64_t* slots,
                                                   int64_t P, int64_t S, int64_t E, float* grad_logits,
                                                   int32_t num_threads);
+INTERMOE_API int32_t intermoe_select_backward_cuda(const float* grad_gates, const float* logits, const int64_t* slots,
+                                                   int64_t P, int64_t S, int64_t E, float* grad_logits, int32_t device,
+                                                   void* stream);
 
 /* route: logits = hidden . router_weight^T + router_offset; tokens = LayerNorm(hidden) * (1 + scale) + shift.
  *   hidden, tokens (S, D) T    logits (S, E) float32    mean, rstd (S,) float32
@@ -67,6 +83,11 @@ INTERMOE_API int32_t intermoe_route_forward_cpu(const void* hidden, const float*
                                                 void* tokens, float* logits, float* mean, float* rstd, int64_t S,
                                                 int64_t D, int64_t E, int64_t R, float eps, int32_t dtype,
                                                 int32_t num_threads);
+INTERMOE_API int32_t intermoe_route_forward_cuda(const void* hidden, const float* router_weight,
+                                                 const float* router_offset, const float* scale, const float* shift,
+                                                 void* tokens, float* logits, float* mean, float* rstd, int64_t S,
+                                                 int64_t D, int64_t E, int64_t R, float eps, int32_t dtype,
+                                                 int32_t device, void* stream);
 /* mean and rstd NULL: there was no normalisation, and grad_scale and grad_shift are NULL too.
  *   grad_tokens, grad_hidden (S, D) T, which may be the same array; every other gradient is float32; grad_router_offset has R rows, at least one.
  */
@@ -76,15 +97,28 @@ INTERMOE_API int32_t intermoe_route_backward_cpu(const void* grad_tokens, const 
                                                  float* grad_router_offset, float* grad_scale, float* grad_shift,
                                                  int64_t S, int64_t D, int64_t E, int64_t R, int32_t dtype,
                                                  int32_t num_threads);
+/* scratch: intermoe_route_scratch_cuda(S, D, E, R) float32. */
+INTERMOE_API int64_t intermoe_route_scratch_cuda(int64_t S, int64_t D, int64_t E, int64_t R);
+INTERMOE_API int32_t intermoe_route_backward_cuda(const void* grad_tokens, const float* grad_logits,
+                                                  const void* hidden, const float* mean, const float* rstd,
+                                                  const float* router_weight, const float* scale, void* grad_hidden,
+                                                  float* grad_router_weight, float* grad_router_offset,
+                                                  float* grad_scale, float* grad_shift, float* scratch, int64_t S,
+                                                  int64_t D, int64_t E, int64_t R, int32_t dtype, int32_t device,
+                                                  void* stream);
 
 /* experts: what surrounds the matrix products, which are the caller's.
  *   gather: out[i, :] = source[rows[i], :]; rows (count,) int64 below num_rows; a row has row_bytes bytes.
  */
 INTERMOE_API int32_t intermoe_gather_cpu(const void* source, const int64_t* rows, int64_t count, int64_t num_rows,
                                          int64_t row_bytes, void* out, int32_t num_threads);
+INTERMOE_API int32_t intermoe_gather_cuda(const void* source, const int64_t* rows, int64_t count, int64_t num_rows,
+                                          int64_t row_bytes, void* out, int32_t device, void* stream);
 /* h (P, 2F) T: gate | up -> activation (P, F) T = silu(gate) * up */
 INTERMOE_API int32_t intermoe_swiglu_forward_cpu(const void* h, void* activation, int64_t P, int64_t F, int32_t dtype,
                                                  int32_t num_threads);
+INTERMOE_API int32_t intermoe_swiglu_forward_cuda(const void* h, void* activation, int64_t P, int64_t F, int32_t dtype,
+                                                  int32_t device, void* stream);
 /*   inner (P, F) T    in: grad_out . W_down    out: gates * activation
  *   gates (P,), grad_gates (P,) float32: grad_gates = sum over F of inner * activation
  *   grad_h (P, 2F) T, may be h itself
@@ -92,6 +126,9 @@ INTERMOE_API int32_t intermoe_swiglu_forward_cpu(const void* h, void* activation
 INTERMOE_API int32_t intermoe_swiglu_backward_cpu(const void* h, const float* gates, void* inner, void* grad_h,
                                                   float* grad_gates, int64_t P, int64_t F, int32_t dtype,
                                                   int32_t num_threads);
+INTERMOE_API int32_t intermoe_swiglu_backward_cuda(const void* h, const float* gates, void* inner, void* grad_h,
+                                                   float* grad_gates, int64_t P, int64_t F, int32_t dtype,
+                                                   int32_t device, void* stream);
 
 /* combine: out[s, :] = sum over e with slots[s, e] >= 0 of gates[slots[s, e]] * expert_out[slots[s, e], :]
  *   expert_out (P, D) T, gates (P,) float32 or NULL for ones, slots (S, E) int64 below P, out (S, D) T
@@ -101,6 +138,9 @@ INTERMOE_API int32_t intermoe_swiglu_backward_cpu(const void* h, const float* ga
 INTERMOE_API int32_t intermoe_combine_cpu(const void* expert_out, const float* gates, const int64_t* slots,
                                           const int64_t* shift, void* out, int64_t P, int64_t S, int64_t D, int64_t E,
                                           int32_t dtype, int32_t num_threads);
+INTERMOE_API int32_t intermoe_combine_cuda(const void* expert_out, const float* gates, const int64_t* slots,
+                                           const int64_t* shift, void* out, int64_t P, int64_t S, int64_t D, int64_t E,
+                                           int32_t dtype, int32_t device, void* stream);
 
 #ifdef __cplusplus
 }

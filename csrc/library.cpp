@@ -55,6 +55,14 @@ extern "C" {
 
 int32_t intermoe_abi_version(void) { return INTERMOE_ABI_VERSION; }
 
+int32_t intermoe_cuda_built(void) {
+#ifdef INTERMOE_CUDA
+  return 1;
+#else
+  return 0;
+#endif
+}
+
 const char* intermoe_instruction_set(void) {
   switch (intermoe::instruction_set()) {
     case intermoe::InstructionSet::avx512: return "avx512";

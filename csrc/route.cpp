@@ -1,40 +1,12 @@
 // Step 1, route: LayerNorm statistics, modulated tokens and float32 logits in one pass over hidden, and its gradient.
 #include <stdlib.h>
 
+#include "route.h"
 #include "vec.h"
 
 namespace intermoe {
 
 constexpr int64_t kRows = 256;  // tokens summed in registers' reach before joining the total, which keeps sums accurate
-
-struct RouteForward {
-  const void* hidden;          // (S, D) T
-  const float* router_weight;  // (E, D)
-  const float* router_offset;  // (R, E) or NULL
-  const float* scale;          // (R, D) or NULL
-  const float* shift;          // (R, D) or NULL
-  void* tokens;                // (S, D) T or NULL: do not normalise
-  float* logits;               // (S, E)
-  float *mean, *rstd;          // (S,)
-  int64_t S, D, E, R;
-  float eps;
-  int32_t dtype;
-};
-
-struct RouteBackward {
-  const void* grad_tokens;     // (S, D) T
-  const float* grad_logits;    // (S, E)
-  const void* hidden;          // (S, D) T
-  const float *mean, *rstd;    // (S,) or NULL: tokens are hidden itself
-  const float* router_weight;  // (E, D)
-  const float* scale;          // (R, D) or NULL
-  void* grad_hidden;           // (S, D) T
-  float* grad_router_weight;   // (E, D)
-  float* grad_router_offset;   // (R, E)
-  float *grad_scale, *grad_shift;  // (R, D), or both NULL
-  int64_t S, D, E, R;
-  int32_t dtype;
-};
 
 namespace INTERMOE_VARIANT {
 
@@ -88,7 +60,7 @@ static void forward_rows(const RouteForward& a, int64_t first, int64_t last) {
     for (d = 0; d < D; d += kWidth) {
       Vec x = (load_at(row, d, D - d) - center) * splat(rstd);
       if (a.scale != nullptr)
-        x = fma(x, splat(1.0f) + load_at(a.scale + r * D, d, D - d), load_at(a.shift + r * D, d, D - d));
+        x = modulate(x, load_at(a.scale + r * D, d, D - d), load_at(a.shift + r * D, d, D - d), splat(1.0f));
       store_at(out, d, D - d, x);
     }
   }
@@ -123,7 +95,7 @@ static void backward_rows(const RouteBackward& a, int64_t first, int64_t last) {
       if (normalised) {
         if (scale != nullptr) g = g * (one + load_at(scale, d, D - d));
         const Vec normal = (load_at(x, d, D - d) - center) * rstd;
-        g = rstd * (g - mean_plain - normal * mean_along);
+        g = layer_norm_gradient(g, normal, rstd, mean_plain, mean_along);
       }
       for (int64_t e = 0; e < E; ++e)
         g = fma(splat(grad_logits[e]), load_at(a.router_weight + e * D, d, D - d), g);
@@ -217,10 +189,6 @@ INTERMOE_DECLARE(void route_backward_rows(const RouteBackward&, int64_t, int64_t
 INTERMOE_DECLARE(void route_backward_columns(const RouteBackward&, float*, int64_t, int64_t))
 
 constexpr int64_t kColumns = 64;  // columns that a thread takes at a time: whole cache lines of every storage type
-
-static bool fits(int64_t S, int64_t D, int64_t E, int64_t R, int32_t dtype) {
-  return S >= 0 && D >= 1 && E >= 1 && R >= 0 && (R == 0 || S % R == 0) && known_dtype(dtype);
-}
 }  // namespace intermoe
 
 using namespace intermoe;
@@ -231,11 +199,9 @@ int32_t intermoe_route_forward_cpu(const void* hidden, const float* router_weigh
                                    const float* scale, const float* shift, void* tokens, float* logits, float* mean,
                                    float* rstd, int64_t S, int64_t D, int64_t E, int64_t R, float eps, int32_t dtype,
                                    int32_t num_threads) {
-  if (!fits(S, D, E, R, dtype))
-    return fail("sizes do not fit: S=%lld D=%lld E=%lld R=%lld dtype=%d", (long long)S, (long long)D, (long long)E,
-                (long long)R, dtype);
   const RouteForward arguments{hidden, router_weight, router_offset, scale, shift, tokens, logits, mean, rstd,
                                S,      D,             E,             R,     eps,   dtype};
+  if (check_sizes(arguments) != 0) return 1;
   parallel_for(S, grain(D * (E + 4)), num_threads,
                [&](int64_t first, int64_t last) { INTERMOE_CALL(route_forward, arguments, first, last); });
   return 0;
@@ -246,11 +212,9 @@ int32_t intermoe_route_backward_cpu(const void* grad_tokens, const float* grad_l
                                     const float* scale, void* grad_hidden, float* grad_router_weight,
                                     float* grad_router_offset, float* grad_scale, float* grad_shift, int64_t S,
                                     int64_t D, int64_t E, int64_t R, int32_t dtype, int32_t num_threads) {
-  if (!fits(S, D, E, R, dtype))
-    return fail("sizes do not fit: S=%lld D=%lld E=%lld R=%lld dtype=%d", (long long)S, (long long)D, (long long)E,
-                (long long)R, dtype);
   const RouteBackward arguments{grad_tokens,        grad_logits, hidden,     mean, rstd, router_weight, scale, grad_hidden,
                                 grad_router_weight, grad_router_offset, grad_scale, grad_shift, S, D, E, R, dtype};
+  if (check_sizes(arguments) != 0) return 1;
   const int64_t groups = (D + kColumns - 1) / kColumns;
   bool enough_memory = true;
   parallel_for(groups, grain(S * kColumns * (E + 4)), num_threads, [&](int64_t first, int64_t last) {

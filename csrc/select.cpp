@@ -1,28 +1,24 @@
 // Step 2, select: which experts take which token, without sort or atomics. Counts per block of tokens and expert, an
 // exclusive scan in (expert, block) order, then a stable scatter: pairs come out ordered by expert, then token.
-#include <math.h>
-
 #include "common.h"
+#include "formulas.h"
 
 namespace intermoe {
 
-constexpr int64_t kBlock = 512;  // tokens per block: fixed, so that results do not depend on the number of threads
-
-static inline int64_t num_blocks(int64_t S) { return (S + kBlock - 1) / kBlock; }
+static inline int64_t num_blocks(int64_t S) { return (S + kSelectBlock - 1) / kSelectBlock; }
 
 namespace INTERMOE_VARIANT {
 
 // logits (S, E), bias (E,), valid (S, V) or NULL -> slots (S, E) of 1 or -1, block_counts (num_blocks, E)
 void select_mark(const float* logits, const float* bias, const uint8_t* valid, int64_t S, int64_t E, int64_t V,
                  int64_t* slots, int64_t* block_counts, int64_t block) {
-  const int64_t first = block * kBlock, last = first + kBlock < S ? first + kBlock : S;
+  const int64_t first = block * kSelectBlock, last = first + kSelectBlock < S ? first + kSelectBlock : S;
   int64_t* counts = block_counts + block * E;
   for (int64_t e = 0; e < E; ++e) counts[e] = 0;
   for (int64_t s = first; s < last; ++s) {
     for (int64_t e = 0; e < E; ++e) {
       const bool open = valid == nullptr || valid[s * V + (V == 1 ? 0 : e)] != 0;
-      const float chance = 1.0f / (1.0f + expf(-logits[s * E + e]));
-      const bool selected = open && chance + bias[e] > 0.0f;
+      const bool selected = open && selects(logits[s * E + e], bias[e]);
       slots[s * E + e] = selected ? 1 : -1;
       counts[e] += selected;
     }
@@ -32,7 +28,7 @@ void select_mark(const float* logits, const float* bias, const uint8_t* valid, i
 // position (num_blocks, E): first pair of that block and expert, moved past its last one
 void select_scatter(const float* logits, int64_t S, int64_t E, int64_t* slots, int64_t* token_idx, float* gates,
                     int64_t* positions, int64_t block) {
-  const int64_t first = block * kBlock, last = first + kBlock < S ? first + kBlock : S;
+  const int64_t first = block * kSelectBlock, last = first + kSelectBlock < S ? first + kSelectBlock : S;
   int64_t* position = positions + block * E;
   for (int64_t s = first; s < last; ++s) {
     const float* row = logits + s * E;

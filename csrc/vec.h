@@ -3,23 +3,14 @@
 // another's when the library is linked.
 #pragma once
 
-#include <math.h>
-#include <string.h>
-
 #include "common.h"
+#include "formulas.h"
 
 #if defined(INTERMOE_VARIANT_avx2) || defined(INTERMOE_VARIANT_avx512)
 #include <immintrin.h>
 #endif
 
 namespace intermoe {
-
-struct Half {
-  uint16_t bits;
-};
-struct BFloat {
-  uint16_t bits;
-};
 
 namespace INTERMOE_VARIANT {
 
@@ -99,45 +90,6 @@ static inline Vec scale_by_power(Vec a, Vec n) {
 }
 
 #else
-
-static inline float bits_to_float(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, sizeof x);
-  return x;
-}
-static inline uint32_t float_to_bits(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-static inline float widen(float x) { return x; }
-static inline float widen(BFloat x) { return bits_to_float(static_cast<uint32_t>(x.bits) << 16); }
-static inline float widen(Half x) {
-  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
-  if (rest >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-  // 2^-14 * 1.m for normals and 2^-14 * 0.m for subnormals both follow from shifting and one exact product.
-  return bits_to_float(sign | float_to_bits(bits_to_float(rest << 13) * 0x1p112f));
-}
-static inline void narrow(float x, float* p) { *p = x; }
-static inline void narrow(float x, BFloat* p) {
-  const uint32_t bits = float_to_bits(x);
-  p->bits = x != x ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-static inline void narrow(float x, Half* p) {
-  const uint32_t bits = float_to_bits(x), sign = bits >> 16 & 0x8000;
-  const uint32_t magnitude = bits & 0x7fffffff;
-  uint32_t half;
-  if (magnitude > 0x7f800000) {
-    half = 0x7e00;
-  } else if (magnitude >= 0x477ff000) {  // rounds to 65536 or more
-    half = 0x7c00;
-  } else if (magnitude < 0x38800000) {  // subnormal: the sum's last bit is 2^-24
-    half = float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000;
-  } else {
-    half = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
-  }
-  p->bits = static_cast<uint16_t>(sign | half);
-}
 
 struct Vec {
   static constexpr int width = 4;

@@ -1,6 +1,6 @@
 """Choose, force and explain a backend of the InterMoE block.
 
-``reference`` is plain PyTorch and serves everything; ``native`` is C++ on CPU; ``triton`` is Triton on CUDA
+``reference`` is plain PyTorch and serves everything; ``native`` is C++ on CPU and CUDA; ``triton`` is Triton on CUDA
 (on CPU through its interpreter, for tests). The fastest usable one serves unless one is forced, and a forced one that
 cannot serve raises: nothing falls back in silence. Order of precedence: the ``backend`` argument of a call, the
 innermost ``with use(...)``, the environment variable ``INTERMOE_BACKEND``, speed.
@@ -32,7 +32,7 @@ STEPS = (
 )
 """Functions that a backend's module must offer."""
 
-_SPEED = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}
+_SPEED = {"cpu": ("native", "reference"), "cuda": ("triton", "native", "reference")}
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("intermoe_backend", default=None)
 
@@ -163,7 +163,12 @@ def _native_status() -> Status:
         return Status("native", False, (), error.reason, error.remedy)
     if missing := _missing_steps("native"):
         return Status("native", False, (), f"has no {', '.join(missing)}", "force another backend")
-    return Status("native", True, ("cpu",), f"C++ kernels, {instruction_set}")
+    on_cpu = f"C++ kernels, {instruction_set}"
+    try:
+        library.check_cuda(0 if torch.cuda.is_available() else None)
+    except library.LibraryUnavailable as error:
+        return Status("native", True, ("cpu",), f"{on_cpu}; {error.reason}", error.remedy)
+    return Status("native", True, ("cpu", "cuda"), f"{on_cpu}; CUDA kernels")
 
 
 @functools.cache

@@ -21,11 +21,12 @@ def _combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -> Tensor:
     num_pairs, dim = expert_out.shape
     num_tokens, num_experts = slots.shape
     code = storage_code("expert_out", expert_out)
-    expert_out = expert_out.contiguous()
+    device = expert_out.device
+    expert_out = dense("expert_out", expert_out, device, expert_out.dtype, num_pairs, dim)
     if gates is not None:
-        gates = dense("gates", gates, torch.float32, num_pairs)
-    slots = dense("slots", slots, torch.int64, num_tokens, num_experts)
-    out = torch.empty(num_tokens, dim, dtype=expert_out.dtype)
+        gates = dense("gates", gates, device, torch.float32, num_pairs)
+    slots = dense("slots", slots, device, torch.int64, num_tokens, num_experts)
+    out = expert_out.new_empty(num_tokens, dim)
     call("combine", expert_out, gates, slots, None, out, num_pairs, num_tokens, dim, num_experts, code)
     return out
 

@@ -13,10 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .registry import call, dense, register, storage_code
+from .registry import call, dense, on_cuda, register, storage_code
 
 SEGMENT_ROWS = 2048
 """Most pairs in a segment: enough for the products to be efficient, few enough to stay in a CPU's last-level cache."""
+
+CUDA_SEGMENT_ROWS = 16384
+"""The same on CUDA, where launches cost more and the workspace (some 10 KB a row) is what bounds it."""
 
 Range = tuple[int, int]
 
@@ -69,12 +72,12 @@ def experts_backward(
     )
 
 
-def segments(ranges: list[Range]) -> Iterator[Segment]:
-    """Cut every expert's range of pairs into segments, numbering the output rows through."""
+def segments(ranges: list[Range], rows: int) -> Iterator[Segment]:
+    """Cut every expert's range of pairs into segments of at most ``rows``, numbering the output rows through."""
     row = 0
     for expert, (start, stop) in enumerate(ranges):
-        for first in range(start, stop, SEGMENT_ROWS):
-            last = min(first + SEGMENT_ROWS, stop)
+        for first in range(start, stop, rows):
+            last = min(first + rows, stop)
             yield Segment(expert, first, last, row)
             row += last - first
 
@@ -91,7 +94,7 @@ def _multiplies(dtype: torch.dtype) -> bool:
 
 def product(left: Tensor, right: Tensor, out: Tensor) -> None:
     """out = left . right, through torch on views."""
-    if _multiplies(out.dtype):
+    if on_cuda(out) or _multiplies(out.dtype):
         torch.mm(left, right, out=out)
     else:
         out.copy_(torch.mm(left.float(), right.float()))
@@ -132,26 +135,37 @@ class Problem:
     """Checked arguments of the experts, with the workspace of one segment, for any number of ranges of pairs."""
 
     def __init__(
-        self, tokens: Tensor, token_idx: Tensor, expert_offsets: Tensor, w_gate_up: Tensor, w_down: Tensor
+        self,
+        tokens: Tensor,
+        token_idx: Tensor,
+        expert_offsets: Tensor,
+        w_gate_up: Tensor,
+        w_down: Tensor,
+        numbers: list[int] | None = None,
     ) -> None:
+        """``numbers``: expert_offsets where they have been read from the device before."""
         num_experts, dim, width = w_down.shape
+        device = self.device = tokens.device
         self.code = storage_code("tokens", tokens)
-        self.tokens = dense("tokens", tokens, tokens.dtype, tokens.shape[0], dim)
-        self.token_idx = dense("token_idx", token_idx, torch.int64, token_idx.numel())
-        dense("expert_offsets", expert_offsets, torch.int64, num_experts + 1)
+        self.tokens = dense("tokens", tokens, device, tokens.dtype, tokens.shape[0], dim)
+        self.token_idx = dense("token_idx", token_idx, device, torch.int64, token_idx.numel())
+        dense("expert_offsets", expert_offsets, device, torch.int64, num_experts + 1)
         shapes = ((num_experts, 2 * width, dim), (num_experts, dim, width))
         for name, weight, shape in zip(("w_gate_up", "w_down"), (w_gate_up, w_down), shapes, strict=True):
             if weight.dtype != tokens.dtype:
                 raise TypeError(f"{name}: expected the dtype of tokens {tokens.dtype}, got {weight.dtype}")
             if weight.shape != shape:
                 raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(weight.shape)}")
+            if weight.device != device:
+                raise ValueError(f"{name}: expected a tensor on {device}, where tokens is, got one on {weight.device}")
         self.w_gate_up, self.w_down = w_gate_up, w_down
         self.num_pairs, self.dim, self.width = token_idx.numel(), dim, width
-        offsets: list[int] = expert_offsets.tolist()
+        offsets: list[int] = expert_offsets.tolist() if numbers is None else numbers
         if offsets[0] != 0 or offsets[-1] != self.num_pairs or offsets != sorted(offsets):
             raise ValueError(f"expert_offsets: must rise from 0 to the {self.num_pairs} pairs, got {offsets}")
         self.ranges: list[Range] = list(itertools.pairwise(offsets))
-        self.longest = min(max(stop - start for start, stop in self.ranges), SEGMENT_ROWS)
+        self.segment_rows = CUDA_SEGMENT_ROWS if on_cuda(tokens) else SEGMENT_ROWS
+        self.longest = min(max(stop - start for start, stop in self.ranges), self.segment_rows)
 
     def workspace(self, width: int) -> Tensor:
         return self.tokens.new_empty(self.longest, width)
@@ -175,7 +189,7 @@ class Forward:
     def run(self, ranges: list[Range], expert_out: Tensor) -> None:
         """Fill the first rows of ``expert_out`` with the outputs of the pairs in ``ranges``, one range per expert."""
         p = self.problem
-        for segment in segments(ranges):
+        for segment in segments(ranges, p.segment_rows):
             expert, first, last, row = segment
             count = last - first
             x = p.gather(p.tokens, segment, self.inputs)
@@ -191,11 +205,11 @@ class Backward:
 
     def __init__(self, problem: Problem, grad_out: Tensor, gates: Tensor, h: Tensor | None, single: bool) -> None:
         p = self.problem = problem
-        self.grad_out = dense("grad_out", grad_out, p.tokens.dtype, p.tokens.shape[0], p.dim)
-        self.gates = dense("gates", gates, torch.float32, p.num_pairs)
-        self.h = None if h is None else dense("h", h, p.tokens.dtype, p.num_pairs, 2 * p.width)
-        single = single and all(stop - start <= SEGMENT_ROWS for start, stop in p.ranges)
-        self.grad_gates = torch.empty(p.num_pairs)
+        self.grad_out = dense("grad_out", grad_out, p.device, p.tokens.dtype, p.tokens.shape[0], p.dim)
+        self.gates = dense("gates", gates, p.device, torch.float32, p.num_pairs)
+        self.h = None if h is None else dense("h", h, p.device, p.tokens.dtype, p.num_pairs, 2 * p.width)
+        single = single and all(stop - start <= p.segment_rows for start, stop in p.ranges)
+        self.grad_gates = torch.empty(p.num_pairs, device=p.device)
         self.grad_gate_up, self.grad_down = WeightGradient(p.w_gate_up, single), WeightGradient(p.w_down, single)
         self.inputs, self.grads = p.workspace(p.dim), p.workspace(p.dim)
         self.inner, self.grad_h = p.workspace(p.width), p.workspace(2 * p.width)
@@ -203,7 +217,7 @@ class Backward:
     def run(self, ranges: list[Range], grad_pairs: Tensor) -> None:
         """Fill the first rows of ``grad_pairs`` for the pairs in ``ranges``; add to the other gradients."""
         p = self.problem
-        for segment in segments(ranges):
+        for segment in segments(ranges, p.segment_rows):
             expert, first, last, row = segment
             count = last - first
             x, grad = p.gather(p.tokens, segment, self.inputs), p.gather(self.grad_out, segment, self.grads)

@@ -16,18 +16,30 @@ _CODES = {"s": ctypes.c_char_p, "p": ctypes.c_void_p, "l": ctypes.c_int64, "i": 
 # Every function of csrc/intermoe.h: result, then arguments.
 SIGNATURES = {
     "intermoe_abi_version": "i:",
+    "intermoe_cuda_built": "i:",
+    "intermoe_check_cuda": "i:i",
     "intermoe_instruction_set": "s:",
     "intermoe_last_error": "s:",
     "intermoe_select_scratch": "l:l",
     "intermoe_select_count_cpu": "i:ppplllppppi",
+    "intermoe_select_count_cuda": "i:ppplllppppip",
     "intermoe_select_fill_cpu": "i:pllppppi",
+    "intermoe_select_fill_cuda": "i:pllppppip",
     "intermoe_select_backward_cpu": "i:ppplllpi",
+    "intermoe_select_backward_cuda": "i:ppplllpip",
     "intermoe_route_forward_cpu": "i:pppppppppllllfii",
+    "intermoe_route_forward_cuda": "i:pppppppppllllfiip",
     "intermoe_route_backward_cpu": "i:ppppppppppppllllii",
+    "intermoe_route_scratch_cuda": "l:llll",
+    "intermoe_route_backward_cuda": "i:ppppppppppppplllliip",
     "intermoe_gather_cpu": "i:pplllpi",
+    "intermoe_gather_cuda": "i:pplllpip",
     "intermoe_swiglu_forward_cpu": "i:ppllii",
+    "intermoe_swiglu_forward_cuda": "i:pplliip",
     "intermoe_swiglu_backward_cpu": "i:pppppllii",
+    "intermoe_swiglu_backward_cuda": "i:ppppplliip",
     "intermoe_combine_cpu": "i:pppppllllii",
+    "intermoe_combine_cuda": "i:ppppplllliip",
 }
 
 _REINSTALL = "install g++ or clang++ (Windows: Visual Studio Build Tools) and install intermoe again"
@@ -73,11 +85,32 @@ def open_library(path: Path) -> ctypes.CDLL:
             f"{path.name} has ABI version {found}, this package needs {ABI_VERSION}", "install intermoe again"
         )
     for name, signature in SIGNATURES.items():
+        if name.endswith("_cuda") and not library.intermoe_cuda_built():
+            continue
         result, _, arguments = signature.partition(":")
         function = getattr(library, name)
         function.restype = _CODES[result]
         function.argtypes = [_CODES[code] for code in arguments]
     return library
+
+
+def check_cuda(device: int | None) -> None:
+    """Raise ``LibraryUnavailable`` unless CUDA kernels run on device number ``device``; ``None``: there is none."""
+    native = load()
+    if not native.intermoe_cuda_built():
+        raise LibraryUnavailable(
+            "no CUDA kernels, as there was no nvcc when intermoe was installed",
+            "install the CUDA toolkit (nvcc) and install intermoe again",
+        )
+    if device is None:
+        raise LibraryUnavailable(
+            "no CUDA device for the CUDA kernels", "use a machine with an NVIDIA GPU and a CUDA build of torch"
+        )
+    if native.intermoe_check_cuda(device) != 0:
+        raise LibraryUnavailable(
+            f"the CUDA kernels do not run on device {device}: {native.intermoe_last_error().decode()}",
+            "update the NVIDIA driver, or use a GPU of compute capability 8.0 or newer",
+        )
 
 
 def instruction_set() -> str:

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from .experts import Backward, Forward, Problem, Range
-from .registry import call, dense
+from .registry import call, dense, on_cuda
 from .route import _route_backward, _route_forward
-from .select import _select, _select_backward
+from .select import _select_backward, select_with_offsets
 
 CHUNK_BYTES = 48 << 20
 """Size of the experts' outputs that exist at a time."""
+
+CUDA_CHUNK_BYTES = 256 << 20
+"""The same on CUDA, where a further chunk costs launches and a read."""
 
 
 def moe_forward(
@@ -41,8 +44,9 @@ def moe_forward(
     """
     normal, logits, mean, rstd = _route_forward(hidden, router_weight, router_offset, scale, shift, eps, normalise)
     tokens = (normal if normalise else hidden).to(w_gate_up.dtype)
-    token_idx, gates, expert_offsets, slots, counts = _select(logits, selection_bias, valid)
-    problem = Problem(tokens, token_idx, expert_offsets, w_gate_up, w_down)
+    pairs, numbers = select_with_offsets(logits, selection_bias, valid)
+    token_idx, gates, expert_offsets, slots, counts = pairs
+    problem = Problem(tokens, token_idx, expert_offsets, w_gate_up, w_down, numbers)
     forward = Forward(problem, save_h)
     out = torch.empty_like(problem.tokens)
     for rows, ranges, expert_out in _chunks(problem):
@@ -90,7 +94,8 @@ def moe_backward(
 def _tokens_per_chunk(problem: Problem) -> int:
     num_tokens = problem.tokens.shape[0]
     bytes_per_token = problem.num_pairs * problem.dim * problem.tokens.element_size() / max(num_tokens, 1)
-    return max(int(CHUNK_BYTES / max(bytes_per_token, 1)), 1)
+    chunk_bytes = CUDA_CHUNK_BYTES if on_cuda(problem.tokens) else CHUNK_BYTES
+    return max(int(chunk_bytes / max(bytes_per_token, 1)), 1)
 
 
 def _chunks(problem: Problem) -> Iterator[tuple[slice, list[Range], Tensor]]:
@@ -99,7 +104,7 @@ def _chunks(problem: Problem) -> Iterator[tuple[slice, list[Range], Tensor]]:
     if step >= num_tokens:
         yield slice(0, num_tokens), problem.ranges, problem.tokens.new_empty(problem.num_pairs, problem.dim)
         return
-    bounds = torch.arange(0, num_tokens + step, step).clamp_(max=num_tokens)
+    bounds = torch.arange(0, num_tokens + step, step, device=problem.device).clamp_(max=num_tokens)
     # Pairs of an expert are in the order of their tokens, so each chunk of tokens takes a range of them.
     starts = torch.stack(
         [start + torch.searchsorted(problem.token_idx[start:stop], bounds) for start, stop in problem.ranges], dim=1
@@ -121,6 +126,7 @@ def _combine_chunk(
         row += stop - start
     num_tokens, num_experts = slots.shape
     last = max((stop for _, stop in ranges), default=0)
-    shifts = torch.tensor(shift, dtype=torch.int64)
-    slots = dense("slots", slots, torch.int64, num_tokens, num_experts)
+    # Where the chunk is the whole pool no row moves.
+    shifts = torch.tensor(shift, dtype=torch.int64, device=slots.device) if any(shift) else None
+    slots = dense("slots", slots, out.device, torch.int64, num_tokens, num_experts)
     call("combine", expert_out, gates, slots, shifts, out, last, num_tokens, expert_out.shape[1], num_experts, code)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,20 +18,26 @@ _definitions = torch.library.Library(NAMESPACE, "DEF")
 
 
 def register(schema: str, kernel: Callable[..., object], fake: Callable[..., object]) -> None:
-    """Define an operator with its implementation for every device and its fake (shapes only) implementation."""
+    """Define an operator with its implementation for CPU and CUDA and its fake (shapes only) implementation."""
     name = schema.partition("(")[0]
     _definitions.define(schema)
-    _definitions.impl(name, kernel, "CPU")
+    for device in ("CPU", "CUDA"):
+        _definitions.impl(name, kernel, device)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_definitions)
 
 
-def dense(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> Tensor:
-    """``tensor`` in dense memory. Raises ``TypeError`` for another dtype and ``ValueError`` for another shape."""
+def dense(name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
+    """``tensor`` in dense memory.
+
+    Raises ``TypeError`` for another dtype and ``ValueError`` for another shape or device.
+    """
+    if tensor.device != device:
+        raise ValueError(f"{name}: expected a tensor on {device}, where the others are, got one on {tensor.device}")
     if tensor.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, got {tensor.dtype}")
     if tensor.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
-    return tensor.contiguous()
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def storage_code(name: str, tensor: Tensor) -> int:
@@ -40,12 +48,32 @@ def storage_code(name: str, tensor: Tensor) -> int:
     return code
 
 
-def call(function: str, *arguments: Tensor | int | float | None) -> None:
-    """Call ``intermoe_<function>_cpu``; tensors pass as pointers, and torch's number of threads goes last.
+def on_cuda(tensor: Tensor) -> bool:
+    """Whether the CUDA kernels serve the tensor."""
+    return tensor.is_cuda
 
-    Raises ``RuntimeError`` that names the function when it fails, ``LibraryUnavailable`` where there is no library.
+
+def stream_of(tensor: Tensor) -> tuple[int, int]:
+    """Number of the tensor's CUDA device and pointer to the stream that is current on it."""
+    index = tensor.get_device()
+    return index, torch.cuda.current_stream(index).cuda_stream
+
+
+@functools.cache
+def _function(name: str, cuda: bool) -> Any:
+    if cuda:
+        library.check_cuda(0)
+    return getattr(library.load(), f"intermoe_{name}_{'cuda' if cuda else 'cpu'}")
+
+
+def call(function: str, where: Tensor, *arguments: Tensor | int | float | None) -> None:
+    """Call ``intermoe_<function>_cpu`` or ``_cuda``, whichever serves ``where``, the first argument.
+
+    Tensors, which must be on one device, pass as pointers; what the functions of a device need goes last.
+    Raises ``RuntimeError`` that names the function when it fails, ``LibraryUnavailable`` where there is no such one.
     """
-    native = library.load()
+    cuda = on_cuda(where)
     values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
-    if getattr(native, f"intermoe_{function}_cpu")(*values, torch.get_num_threads()) != 0:
-        raise RuntimeError(f"native {function}: {native.intermoe_last_error().decode()}")
+    last = stream_of(where) if cuda else (torch.get_num_threads(),)
+    if _function(function, cuda)(where.data_ptr(), *values, *last) != 0:
+        raise RuntimeError(f"native {function}: {library.load().intermoe_last_error().decode()}")

@@ -7,7 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
-from .registry import call, dense, register, storage_code
+from . import library
+from .registry import call, dense, on_cuda, register, storage_code
 
 EPS = 1e-6
 
@@ -59,9 +60,13 @@ def route_backward(
     return grad_hidden, grad_weight, grad_offset, grad_scale if modulated else None, grad_shift if modulated else None
 
 
-def _per_row(name: str, tensor: Tensor | None, rows: int, width: int) -> Tensor | None:
-    """A conditional input as dense float32 with the common number of rows (small: one row per sample)."""
-    return None if tensor is None else dense(name, tensor.float(), torch.float32, rows, width)
+def _wide(name: str, tensor: Tensor | None, device: torch.device, rows: int, width: int) -> Tensor | None:
+    """A small input (a row per expert or sample) as dense float32."""
+    if tensor is None:
+        return None
+    if tensor.dtype != torch.float32:
+        tensor = tensor.float()
+    return dense(name, tensor, device, torch.float32, rows, width)
 
 
 def _rows(num_tokens: int, *tensors: Tensor | None) -> int:
@@ -85,13 +90,14 @@ def _route_forward(
     rows = _rows(num_tokens, router_offset, scale)
     if (scale is None) != (shift is None):
         raise ValueError("scale: scale and shift must be given together, got only one of them")
-    hidden = hidden.contiguous()
-    weight = dense("router_weight", router_weight.float(), torch.float32, num_experts, dim)
-    offset = _per_row("router_offset", router_offset, rows, num_experts)
-    scale, shift = _per_row("scale", scale, rows, dim), _per_row("shift", shift, rows, dim)
-    logits = torch.empty(num_tokens, num_experts)
-    tokens = torch.empty(num_tokens if normalise else 0, dim, dtype=hidden.dtype)
-    mean, rstd = torch.empty(tokens.shape[0]), torch.empty(tokens.shape[0])
+    device = hidden.device
+    hidden = dense("hidden", hidden, device, hidden.dtype, num_tokens, dim)
+    weight = _wide("router_weight", router_weight, device, num_experts, dim)
+    offset = _wide("router_offset", router_offset, device, rows, num_experts)
+    scale, shift = _wide("scale", scale, device, rows, dim), _wide("shift", shift, device, rows, dim)
+    kept = num_tokens if normalise else 0
+    tokens, logits = hidden.new_empty(kept, dim), torch.empty(num_tokens, num_experts, device=device)
+    mean, rstd = logits.new_empty(kept), logits.new_empty(kept)
     outputs = (tokens if normalise else None, logits, mean, rstd)
     sizes = (num_tokens, dim, num_experts, rows)
     call("route_forward", hidden, weight, offset, scale, shift, *outputs, *sizes, eps, code)
@@ -131,37 +137,31 @@ def _route_backward(
     if rows < 1 or num_tokens % rows:
         raise ValueError(f"rows: must divide the number of tokens {num_tokens}, got {rows}")
     modulated = normalise and scale is not None
-    hidden = hidden.contiguous()
-    grad_tokens = dense("grad_tokens", grad_tokens, hidden.dtype, num_tokens, dim)
-    grad_logits = dense("grad_logits", grad_logits, torch.float32, num_tokens, num_experts)
-    weight = dense("router_weight", router_weight.float(), torch.float32, num_experts, dim)
-    scale = _per_row("scale", scale, rows, dim) if modulated else None
+    device = hidden.device
+    hidden = dense("hidden", hidden, device, hidden.dtype, num_tokens, dim)
+    grad_tokens = dense("grad_tokens", grad_tokens, device, hidden.dtype, num_tokens, dim)
+    grad_logits = dense("grad_logits", grad_logits, device, torch.float32, num_tokens, num_experts)
+    weight = _wide("router_weight", router_weight, device, num_experts, dim)
+    scale = _wide("scale", scale, device, rows, dim) if modulated else None
     statistics: tuple[Tensor | None, Tensor | None] = (None, None)
     if normalise:
         statistics = (
-            dense("mean", mean, torch.float32, num_tokens),
-            dense("rstd", rstd, torch.float32, num_tokens),
+            dense("mean", mean, device, torch.float32, num_tokens),
+            dense("rstd", rstd, device, torch.float32, num_tokens),
         )
     grad_hidden = grad_tokens if in_place else torch.empty_like(hidden)
-    grad_weight, grad_offset = torch.empty(num_experts, dim), torch.empty(rows, num_experts)
+    grad_weight = torch.empty(num_experts, dim, device=device)
+    grad_offset = grad_weight.new_empty(rows, num_experts)
     kept = rows if modulated else 0
-    grad_scale, grad_shift = torch.empty(kept, dim), torch.empty(kept, dim)
+    grad_scale, grad_shift = grad_weight.new_empty(kept, dim), grad_weight.new_empty(kept, dim)
     grads = (grad_hidden, grad_weight, grad_offset)
     modulation = (grad_scale, grad_shift) if modulated else (None, None)
     sizes = (num_tokens, dim, num_experts, rows)
-    call(
-        "route_backward",
-        grad_tokens,
-        grad_logits,
-        hidden,
-        *statistics,
-        weight,
-        scale,
-        *grads,
-        *modulation,
-        *sizes,
-        code,
-    )
+    scratch: tuple[Tensor, ...] = ()
+    if on_cuda(hidden):
+        scratch = (grad_weight.new_empty(library.load().intermoe_route_scratch_cuda(*sizes)),)
+    inputs = (grad_tokens, grad_logits, hidden, *statistics, weight, scale)
+    call("route_backward", *inputs, *grads, *modulation, *scratch, *sizes, code)
     return grad_hidden, grad_weight, grad_offset, grad_scale, grad_shift
 
 

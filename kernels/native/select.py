@@ -33,22 +33,25 @@ def select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor
 
 
 def _select(logits: Tensor, selection_bias: Tensor, valid: Tensor | None) -> Pairs:
-    num_tokens, num_experts = logits.shape
-    logits = dense("logits", logits, torch.float32, num_tokens, num_experts)
-    bias = dense("selection_bias", selection_bias, torch.float32, num_experts)
+    return select_with_offsets(logits, selection_bias, valid)[0]
+
+
+def select_with_offsets(logits: Tensor, selection_bias: Tensor, valid: Tensor | None) -> tuple[Pairs, list[int]]:
+    """The selection, and its expert_offsets as numbers: reading them is all that waits for a device."""
+    (num_tokens, num_experts), device = logits.shape, logits.device
+    logits = dense("logits", logits, device, torch.float32, num_tokens, num_experts)
+    bias = dense("selection_bias", selection_bias, device, torch.float32, num_experts)
     if valid is not None:
-        valid = dense("valid", valid, torch.bool, num_tokens, *([num_experts] if valid.dim() == 2 else []))
+        valid = dense("valid", valid, device, torch.bool, num_tokens, *([num_experts] if valid.dim() == 2 else []))
     columns = num_experts if valid is not None and valid.dim() == 2 else 1
-    slots = torch.empty(num_tokens, num_experts, dtype=torch.int64)
-    counts = torch.empty(num_experts, dtype=torch.int64)
-    offsets = torch.empty(num_experts + 1, dtype=torch.int64)
-    scratch = torch.empty(library.load().intermoe_select_scratch(num_tokens), num_experts, dtype=torch.int64)
+    slots = torch.empty(num_tokens, num_experts, dtype=torch.int64, device=device)
+    counts, offsets = slots.new_empty(num_experts), slots.new_empty(num_experts + 1)
+    scratch = slots.new_empty(library.load().intermoe_select_scratch(num_tokens), num_experts)
     call("select_count", logits, bias, valid, num_tokens, num_experts, columns, slots, counts, offsets, scratch)
-    num_pairs = int(offsets[-1])
-    token_idx = torch.empty(num_pairs, dtype=torch.int64)
-    gates = torch.empty(num_pairs, dtype=torch.float32)
+    numbers: list[int] = offsets.tolist()
+    token_idx, gates = slots.new_empty(numbers[-1]), logits.new_empty(numbers[-1])
     call("select_fill", logits, num_tokens, num_experts, scratch, slots, token_idx, gates)
-    return token_idx, gates, offsets, slots, counts
+    return (token_idx, gates, offsets, slots, counts), numbers
 
 
 def _select_fake(logits: Tensor, selection_bias: Tensor, valid: Tensor | None) -> Pairs:
@@ -62,9 +65,10 @@ def _select_fake(logits: Tensor, selection_bias: Tensor, valid: Tensor | None) -
 def _select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor:
     num_tokens, num_experts = logits.shape
     num_pairs = grad_gates.numel()
-    grad_gates = dense("grad_gates", grad_gates, torch.float32, num_pairs)
-    logits = dense("logits", logits, torch.float32, num_tokens, num_experts)
-    slots = dense("slots", slots, torch.int64, num_tokens, num_experts)
+    device = logits.device
+    grad_gates = dense("grad_gates", grad_gates, device, torch.float32, num_pairs)
+    logits = dense("logits", logits, device, torch.float32, num_tokens, num_experts)
+    slots = dense("slots", slots, device, torch.int64, num_tokens, num_experts)
     grad_logits = torch.empty_like(logits)
     call("select_backward", grad_gates, logits, slots, num_pairs, num_tokens, num_experts, grad_logits)
     return grad_logits

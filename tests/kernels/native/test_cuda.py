@@ -1,0 +1,138 @@
+"""The CUDA kernels against the reference: the whole operation with every gradient, and what only the steps show."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from intermoe.kernels import native
+from intermoe.ops.combine import combine_reference
+from intermoe.ops.moe import moe
+from intermoe.ops.select import select_reference
+
+# tokens, dim, experts, expert_dim, rows: and why.
+SHAPES = [
+    (64, 32, 4, 48, 4),  # 16-byte accesses throughout
+    (63, 7, 5, 9, 9),  # odd everything
+    (1, 1, 1, 1, 1),  # the smallest
+    (0, 8, 4, 8, 1),  # no tokens
+    (600, 16, 3, 24, 2),  # more than a block of the selection; several runs of tokens per row
+    (20, 16, 64, 8, 20),  # more experts than are counted at a time; a row of the condition per token
+    (5, 1028, 2, 1100, 1),  # more columns than a block has threads
+]
+NAMES = ("hidden", "router_weight", "router_offset", "scale", "shift", "selection_bias", "w_gate_up", "w_down")
+STORED = ("hidden", "w_gate_up", "w_down")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def draw(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
+    """Arguments of ``moe`` by name, and a mask of pairs."""
+    tokens, dim, experts, expert_dim, rows = shape
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*size: int, std: float = 1.0) -> Tensor:
+        return torch.randn(*size, generator=g) * std
+
+    values = (
+        normal(tokens, dim) + 0.5,
+        normal(experts, dim, std=dim**-0.5),
+        normal(rows, experts),
+        normal(rows, dim, std=0.5),
+        normal(rows, dim, std=0.5),
+        torch.full((experts,), -0.5),
+        normal(experts, 2 * expert_dim, dim, std=dim**-0.5),
+        normal(experts, dim, expert_dim, std=expert_dim**-0.5),
+    )
+    case = {name: v.to(dtype if name in STORED else torch.float32) for name, v in zip(NAMES, values, strict=True)}
+    return case, torch.rand(tokens, experts, generator=g) > 0.1
+
+
+def off_boundary(tensor: Tensor) -> Tensor:
+    """The same dense values, starting one element after a 16-byte boundary."""
+    return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+
+
+def run(
+    case: dict[str, Tensor], valid: Tensor, device: torch.device, backend: str, misaligned: bool = False, **options
+) -> list[Tensor]:
+    """Output, counts and the gradient of everything that has one, on the CPU."""
+    move = off_boundary if misaligned else torch.clone
+    leaves = {name: move(t.detach().to(device)).requires_grad_(name != "selection_bias") for name, t in case.items()}
+    if options.get("normalise") is False:
+        leaves["scale"] = leaves["shift"] = None
+    out, counts = moe(*leaves.values(), valid=valid.to(device), backend=backend, **options)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    wanted = [t for t in leaves.values() if t is not None and t.requires_grad]
+    return [t.cpu() for t in (out, counts, *torch.autograd.grad(out, wanted, grad))]
+
+
+def compare(case: dict[str, Tensor], valid: Tensor, place: torch.device, relative_error, **options) -> None:
+    dtype = case["hidden"].dtype
+    found = run(case, valid, place, "native", **options)
+    terms = max(case["hidden"].shape[0], *case["w_down"].shape[1:])
+    bound = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps * terms**0.5
+    for actual, expected in zip(found, run(case, valid, torch.device("cpu"), "reference", **options), strict=True):
+        assert actual.dtype == expected.dtype
+        assert relative_error(actual, expected) <= bound
+
+
+@pytest.mark.usefixtures("nan_filled_memory")
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_moe(place, shape, dtype, relative_error) -> None:
+    compare(*draw(shape, dtype), place, relative_error)
+
+
+@pytest.mark.usefixtures("nan_filled_memory")
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+def test_misaligned(place, dtype, relative_error) -> None:
+    compare(*draw((37, 16, 3, 24, 1), dtype), place, relative_error, misaligned=True)
+
+
+@pytest.mark.parametrize("options", [{"recompute": True}, {"normalise": False}], ids=["recompute", "no norm"])
+def test_options(place, options, relative_error) -> None:
+    compare(*draw((40, 16, 3, 24, 4), torch.float32), place, relative_error, **options)
+
+
+def test_chunks_change_nothing(place, relative_error, monkeypatch: pytest.MonkeyPatch) -> None:
+    case, valid = draw((200, 16, 3, 24, 1), torch.float32)
+    whole = run(case, valid, place, "native")
+    monkeypatch.setattr("intermoe.kernels.native.moe.CUDA_CHUNK_BYTES", 1000)
+    monkeypatch.setattr("intermoe.kernels.native.experts.CUDA_SEGMENT_ROWS", 16)
+    for actual, expected in zip(run(case, valid, place, "native"), whole, strict=True):
+        assert relative_error(actual, expected) <= 1e-5
+
+
+def test_same_bits_twice(place) -> None:
+    case, valid = draw((100, 24, 5, 16, 2), torch.float32)
+    first, second = (run(case, valid, place, "native") for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("level", [-30.0, 0.0, 30.0, float("nan")], ids=["none", "some", "all", "nan"])
+@pytest.mark.parametrize("experts", [1, 3, 33])
+def test_select(place, level: float, experts: int) -> None:
+    logits = torch.randn(1100, experts, generator=torch.Generator().manual_seed(0)) + level
+    bias = torch.full((experts,), -0.5)
+    expected = select_reference(logits, bias)
+    found = native.select(logits.to(place), bias.to(place), None)
+    for name, actual in zip(expected._fields, found, strict=True):
+        torch.testing.assert_close(actual.cpu(), getattr(expected, name), rtol=1e-6 if name == "gates" else 0, atol=0)
+
+
+def test_indices_outside_are_not_accessed(place) -> None:
+    """Where the host cannot refuse them without waiting, the rows that they concern are NaN and no other."""
+    slots = torch.tensor([[0, 1], [9, -1], [2, -1]], device=place)
+    rows = torch.randn(3, 8)
+    out = native.combine(rows.to(place), None, slots).cpu()
+    assert out[1].isnan().all()
+    assert torch.equal(out[::2], combine_reference(rows, None, torch.tensor([[0, 1], [2, -1]])))
+    grad = native.select_backward(torch.ones(3, device=place), torch.zeros(3, 2, device=place), slots).cpu()
+    assert grad[1].isnan().any()
+    assert grad[::2].isfinite().all()
+    weights = (torch.randn(1, 8, 8), torch.randn(1, 8, 4))
+    arguments = (rows, torch.tensor([0, 5, -7]), torch.tensor([0, 3]), *weights)
+    expert_out, _ = native.experts_forward(*(t.to(place) for t in arguments))
+    assert expert_out[1:].isnan().all()
+    assert expert_out[0].isfinite().all()
