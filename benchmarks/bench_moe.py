@@ -13,19 +13,15 @@ from intermoe import backends
 from intermoe.benchmarks import work
 from intermoe.benchmarks.case import Case, Contest, Scope, tolerance
 from intermoe.benchmarks.forms import Form, competitors, draw, forward, notes, training
-from intermoe.benchmarks.grid import dimensions, sets_for, shapes
+from intermoe.benchmarks.grid import affordable, dimensions, sets_for, shapes
 from intermoe.benchmarks.work import Shape
 from intermoe.ops.moe import moe
 from intermoe.ops.route import EPS
 
-SLOW = 1000
-"""Tokens above which a CPU run leaves training in half types to the full level: torch has no fast products for it."""
 
-
-def contest(
-    scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool, load: str = "even", everything: bool = True
-) -> Contest:
-    """All forms of the operation on one shape."""
+def contest(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool, load: str = "even") -> Contest:
+    """All forms of the operation on one shape; a default run on a CPU leaves out what is not the default backend."""
+    everything = scope.level != "default" or scope.device.type == "cuda"
     sets = [draw(shape, dtype, scope.device, seed, load) for seed in range(sets_for(shape, scope.device))]
     forms = competitors(shape, sets[0], everything=everything)
     usable, skipped = dict(forms.usable), dict(forms.skipped)
@@ -38,7 +34,7 @@ def contest(
         entries = {name: training(form, sets, grads) for name, form in usable.items()}
         expected = training(reference, sets, grads)
     else:
-        usable.pop(f"{next(iter(usable))}, recompute", None)
+        usable.pop(f"{next(iter(usable))}, recompute", None)  # it is about what the backward needs
         if "triton" in usable and scope.device.type == "cuda":
             graphs = frozenset(["triton, graph"])
             usable["triton, graph"] = usable["triton, static"]
@@ -77,8 +73,7 @@ def cases(scope: Scope) -> Iterator[Case]:
     for shape in shapes(scope):
         for dtype in scope.dtypes:
             for with_backward in (False, True):
-                slow = scope.device.type == "cpu" and dtype != torch.float32 and shape.tokens > SLOW
-                if slow and with_backward and not scope.full:
+                if not affordable(scope, shape, dtype, with_backward):
                     continue
                 call = "forward + backward" if with_backward else "forward"
                 prepare = _prepare(scope, shape, dtype, with_backward)

@@ -74,7 +74,7 @@ def _pool(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool) -
 
 
 def _moe(scope: Scope, shape: Shape, dtype: torch.dtype, load: str = "even") -> Callable[[], Contest]:
-    return lambda: contest(scope, shape, dtype, False, load, everything=False)
+    return lambda: contest(scope, shape, dtype, False, load)
 
 
 def _persons(scope: Scope, dtype: torch.dtype, persons: int) -> Callable[[], Contest]:

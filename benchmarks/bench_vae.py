@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from intermoe.benchmarks import models
-from intermoe.benchmarks.case import Case, Contest, Outputs, Scope
+from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, tolerance
 from intermoe.config import VAEConfig
 from intermoe.nn.vae import CausalSkeletalVAE
 
 FPS = 30
-TOLERANCE = 1e-5
 
 
 def build(scope: Scope) -> CausalSkeletalVAE:
@@ -48,7 +47,7 @@ def decoding(scope: Scope, frames: int) -> Contest:
     return Contest(
         entries={"whole": whole, "stream": streamed},
         expected=lambda: streamed(0),
-        tolerance=TOLERANCE,
+        tolerance=tolerance(torch.float32),
         work=work,
         seconds_of_motion=frames / FPS,
     )
@@ -71,7 +70,7 @@ def encoding(scope: Scope, frames: int) -> Contest:
 
     with torch.no_grad():
         work = models.counted(lambda: vae.encode(motion), vae)
-    return Contest({"whole": whole}, expected, TOLERANCE, work, seconds_of_motion=frames / FPS)
+    return Contest({"whole": whole}, expected, tolerance(torch.float32), work, seconds_of_motion=frames / FPS)
 
 
 def cases(scope: Scope) -> Iterator[Case]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,6 +42,7 @@ def scope(request: pytest.FixtureRequest) -> Scope:
 
 @pytest.fixture(scope="session")
 def found(request: pytest.FixtureRequest, scope: Scope) -> tuple[list[results.Row], list[results.Skipped], Ceilings]:
+    suite.prepare(scope)
     made: tuple[list[results.Row], list[results.Skipped], Ceilings] = (
         [],
         [],
@@ -90,10 +92,13 @@ def _times(benchmark: Any, scope: Scope, contest: Contest, calls: dict[str, Any]
         for name in others:
             times[name].append(clock(calls[name], scope.device))
 
-    turn_time = clock(lambda _: (turn(), calls[first](0)), scope.device)
+    began = time.monotonic()
+    calls[first](0)
+    turn()
+    rounds = int(budget.seconds / (time.monotonic() - began))
+    rounds = min(max(rounds, budget.min_rounds), budget.max_rounds)
     for name in others:
         times[name].clear()
-    rounds = min(max(int(budget.seconds / turn_time), budget.min_rounds), budget.max_rounds)
     benchmark.pedantic(calls[first], (0,), setup=turn, rounds=rounds)
     if benchmark.stats is None:  # --benchmark-disable: checked, not timed
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -138,17 +138,18 @@ def usable_backends(device: torch.device, dtype: torch.dtype) -> tuple[list[str]
 
 
 def competitors(shape: Shape, inputs: Inputs, *, everything: bool = True) -> Forms:
-    """Backends with their memory modes, and baselines; with ``everything`` also other projects' kernels."""
+    """The default backend and the baselines; with ``everything`` also the other backends and ways to save memory."""
     device, dtype = inputs.hidden.device, inputs.hidden.dtype
     names, skipped = usable_backends(device, dtype)
-    forms = {name: Form(lambda x, name=name: moe(*x, backend=name)[0]) for name in names}
+    timed = names if everything else names[:1]
+    forms = {name: _ours(backend=name) for name in timed}
     if everything and names[0] != "reference":
-        forms[f"{names[0]}, recompute"] = Form(lambda x: moe(*x, backend=names[0], recompute=True)[0])
+        forms[f"{names[0]}, recompute"] = _ours(backend=names[0], recompute=True)
     if "triton" in names:
         room = round(1.25 * shape.pairs) + shape.experts
-        forms["triton, static"] = Form(lambda x: moe(*x, backend="triton", max_pairs=room)[0])
+        forms["triton, static"] = _ours(backend="triton", max_pairs=room)
         if dtype == torch.float16:
-            forms["triton, half sums"] = Form(lambda x: moe(*x, backend="triton", half_sums=True)[0])
+            forms["triton, half sums"] = _ours(backend="triton", half_sums=True)
     forms["authors' form"] = Form(published)
     forms["expert loop"] = Form(loop)
     if baselines.HAS_GROUPED_MM:
@@ -156,15 +157,18 @@ def competitors(shape: Shape, inputs: Inputs, *, everything: bool = True) -> For
     else:
         skipped["grouped_mm"] = f"torch {torch.__version__} has no torch.nn.functional.grouped_mm"
     forms["dense network"] = Form(lambda x: baselines.dense_ffn(x.hidden, x.weights), note="no routing")
-    if everything:
-        for name, adapter in external.ADAPTERS.items():
-            try:
-                found = adapter(shape, inputs)
-            except (ImportError, RuntimeError) as error:
-                skipped[name] = " ".join(str(error).split()) or type(error).__name__
-            else:
-                forms[name] = Form(*found, note="top-1, own weights")
+    for name, adapter in external.ADAPTERS.items():
+        try:
+            call, parameters = adapter(shape, inputs)
+        except Exception as error:  # whatever another project raises is the reason to go on without it
+            skipped[name] = " ".join(str(error).split()) or type(error).__name__
+        else:
+            forms[name] = Form(call, parameters, note="top-1, own weights")
     return Forms(forms, skipped)
+
+
+def _ours(**options: Any) -> Form:
+    return Form(lambda x: moe(*x, **options)[0])
 
 
 def published(x: Inputs) -> Tensor:

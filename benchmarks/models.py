@@ -105,8 +105,8 @@ def with_published_blocks(denoiser: Denoiser, share: bool = True) -> Denoiser:
     """The denoiser with the authors' form in place of every block; the same tensors if ``share``, else copies."""
     tensors = [*denoiser.parameters(), *denoiser.buffers()] if share else []
     twin = copy.deepcopy(denoiser, {id(tensor): tensor for tensor in tensors})
-    for layer in twin.layers:
-        layer.moe = PublishedBlock(layer.moe)
+    for layer, block in zip(twin.layers, twin.moe_blocks(), strict=True):
+        layer.moe = PublishedBlock(block)
     return twin
 
 

@@ -7,6 +7,8 @@ import gc
 import importlib
 from collections.abc import Callable, Iterable
 
+import torch
+
 from intermoe.benchmarks.case import Case, Scope, run
 from intermoe.benchmarks.measure import Ceilings, ceilings, machine
 from intermoe.benchmarks.results import SCHEMA, Report, Row, Skipped
@@ -36,6 +38,12 @@ def cases(scope: Scope, steps: Iterable[str] = STEPS) -> list[Case]:
     return found
 
 
+def prepare(scope: Scope) -> None:
+    """Process-wide settings: on a GPU float32 products in TF32, as the published model trains."""
+    if scope.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
 def measure(
     scope: Scope,
     steps: Iterable[str] = STEPS,
@@ -51,6 +59,7 @@ def measure(
         WrongResult: something computes what it should not; nothing of it is timed.
     """
     todo = cases(scope, steps)
+    prepare(scope)
     limits = ceilings(scope.device, scope.dtypes, small=scope.quick)
     rows: list[Row] = []
     skipped: list[Skipped] = []
