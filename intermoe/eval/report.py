@@ -20,9 +20,9 @@ _TITLES = {
     "r_precision_2": "R@2",
     "r_precision_3": "R@3",
     "mm_dist": "MM-Dist",
-    "diversity": "Diversity",
-    "multimodality": "MModality",
-    "multimodality_scaled": "MModality scaled",
+    "diversity": "Div",
+    "multimodality": "MM",
+    "multimodality_scaled": "MM scaled",
 }
 
 
@@ -57,7 +57,7 @@ class EvaluationReport:
             ("batches of", settings.batch_size, protocol.batch_size),
             ("split", settings.split, "test"),
             ("replications", len(self.replications), REPLICATIONS),
-            ("texts for MModality", settings.mm_captions, CAPTIONS),
+            ("texts for MultiModality", settings.mm_captions, CAPTIONS),
             ("motions for each of them", settings.mm_samples, SAMPLES),
         ):
             if value != published:
@@ -86,12 +86,14 @@ class EvaluationReport:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file and, beside it, the table in Markdown; each whole or not at all."""
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        with replacing(Path(path).with_suffix(".md")) as temporary:
+            temporary.write_text(self.markdown(), encoding="utf-8")
 
     def table(self) -> list[list[str]]:
-        """Header, the measured rows with their intervals, and the published ones, marked."""
+        """Header, the measured rows with their intervals, and the published ones, marked with a star."""
         lines = [["", *_TITLES.values()]]
         for row, metrics in self.rows().items():
             name = self.model_name if row == "model" else row
@@ -99,15 +101,24 @@ class EvaluationReport:
         for published in self.protocol.published:
             numbers = _published(published)
             cells = (numbers.get(metric) for metric in _TITLES)
-            lines.append([f"{published.name} (published)", *("–" if v is None else f"{v:.3f}" for v in cells)])
+            lines.append([f"{published.name} *", *("–" if v is None else f"{v:.3f}" for v in cells)])
         return lines
+
+    def markdown(self) -> str:
+        """``table`` and ``notes`` in Markdown."""
+        header, *lines = self.table()
+        rule = ["---"] + ["---:"] * (len(header) - 1)
+        table = "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
+        return table + "\n\n" + "\n".join(f"- {note}" for note in self.notes()) + "\n"
 
     def notes(self) -> list[str]:
         """What a reader of the table must know."""
         scaling = f"times {self.protocol.scale:g}, divided by {self.protocol.divide_by:g}"
         return [
             f"{len(self.replications)} replications, ± is the 95 % interval; texts among {self.settings.batch_size} "
-            f"motions; FID and Diversity of embeddings {scaling}, MModality as they are, scaled likewise",
+            f"motions; FID of embeddings times {self.protocol.scale:g}; Diversity {scaling}; MM (MultiModality) of "
+            f"embeddings as they are, scaled: {scaling}",
+            "* as published, with the published evaluator on the test split",
             *(f"not the published protocol: {deviation}" for deviation in self.deviations()),
         ]
 

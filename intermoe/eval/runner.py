@@ -222,13 +222,12 @@ class Evaluation:
         kept = len(self.dataset) // size * size
         orders = {kind: rng.permutation(len(self.dataset))[:kept] for kind in (TRUTH, REFERENCE, GENERATED)}
         reference = parts[REFERENCE]["motion_embedding"][orders[REFERENCE]]
-        pairs = min(DIVERSITY_PAIRS, kept)
         scaling = {"scale": self.protocol.scale, "divide_by": self.protocol.divide_by}
         rows: dict[str, Numbers] = {}
         for row, kind in (("ground truth", TRUTH), ("model", GENERATED)):
             motion, text = (parts[kind][f"{name}_embedding"][orders[kind]] for name in ("motion", "text"))
             found = retrieval(text, motion, size)
-            first, second = (rng.permutation(kept)[:pairs] for _ in range(2))
+            first, second = _pairs(rng, kept, DIVERSITY_PAIRS)
             rows[row] = {
                 "fid": frechet_distance(motion, reference, scale=self.protocol.scale),
                 **{f"r_precision_{k}": value for k, value in enumerate(found.r_precision, start=1)},
@@ -240,7 +239,7 @@ class Evaluation:
         if self.settings.mm_captions:
             samples = self.settings.mm_samples
             embedded = parts[MULTIMODAL]["motion_embedding"].reshape(self.settings.mm_captions, samples, -1)
-            first, second = (rng.permutation(samples)[: min(MULTIMODALITY_PAIRS, samples)] for _ in range(2))
+            first, second = _pairs(rng, samples, MULTIMODALITY_PAIRS)
             rows["model"]["multimodality"] = multimodality(embedded, first, second)
             rows["model"]["multimodality_scaled"] = multimodality(embedded, first, second, **scaling)
         with replacing(self.folder / f"replication-{replication:02d}.json") as temporary:
@@ -290,6 +289,14 @@ class Evaluation:
 
     def _noise_seed(self, replication: int, index: int, sample: int) -> int:
         return int(self._rng(_NOISE, replication, index, sample).integers(2**63))
+
+
+def _pairs(
+    rng: np.random.Generator, count: int, wanted: int
+) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
+    """``wanted`` pairs drawn as published, each side without repetition; with fewer motions each and another one."""
+    first = rng.permutation(count)[:wanted]
+    return first, rng.permutation(count)[:wanted] if count > wanted else np.roll(first, 1)
 
 
 def evaluate(

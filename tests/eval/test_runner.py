@@ -1,0 +1,265 @@
+"""An evaluation: what it draws, that it can stop, go on and be shared, and what it reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from intermoe.data import KINDS, MotionDataset
+from intermoe.eval.estimate import estimate
+from intermoe.eval.generation import generate
+from intermoe.eval.protocol import PROTOCOLS
+from intermoe.eval.report import EvaluationReport
+from intermoe.eval.runner import GENERATED, MULTIMODAL, REFERENCE, TRUTH, Evaluation, EvaluationSettings, evaluate
+
+Make = Callable[..., Evaluation]
+
+
+@pytest.fixture
+def make(tiny_pipeline: Any, tiny_evaluator: Any, bowing: Path, tmp_path: Path) -> Make:
+    def build(folder: str = "out", *, keep_motions: bool = True, **changes: Any) -> Evaluation:
+        dataset = MotionDataset(
+            KINDS["interhuman"], bowing, "test", min_frames=8, max_frames=40, swap_persons=True, training=True
+        )
+        values = {"data": "interhuman", "split": "test", "items": len(dataset), "model": "m", "evaluator": "e"}
+        small = {"batch_size": 3, "mm_captions": 2, "mm_samples": 3, "num_inference_steps": 2, "generation_batch": 4}
+        settings = EvaluationSettings(**{**values, **small, **changes})
+        return Evaluation(
+            tiny_pipeline,
+            tiny_evaluator,
+            dataset,
+            PROTOCOLS["interhuman"],
+            settings,
+            tmp_path / folder,
+            keep_motions=keep_motions,
+        )
+
+    return build
+
+
+def files(evaluation: Evaluation) -> set[str]:
+    return {path.name for path in (evaluation.folder / "pieces" / "00").iterdir()}
+
+
+def test_numbers_and_files(make: Make) -> None:
+    evaluation = make()
+    done: list[tuple[int, int]] = []
+    rows = evaluate(evaluation, 2, progress=lambda *counts: done.append(counts))
+    assert len(rows) == 2
+    assert rows[0] != rows[1]
+    assert done == [(n, 16) for n in range(1, 17)]
+    assert files(evaluation) == {
+        *(f"{kind}-000{number}.npz" for kind in (TRUTH, REFERENCE, GENERATED, MULTIMODAL) for number in (0, 1))
+    }
+    for row in rows[0].values():
+        assert row["fid"] >= 0
+        assert 0 <= row["r_precision_1"] <= row["r_precision_2"] <= row["r_precision_3"] <= 1
+        assert row["mm_dist"] > 0
+    assert rows[0]["ground truth"]["multimodality"] is None
+    assert rows[0]["model"]["multimodality"] > 0
+    assert rows[0]["model"]["multimodality_scaled"] == pytest.approx(3 * rows[0]["model"]["multimodality"])
+
+
+def test_pieces_hold_every_motion_once(make: Make) -> None:
+    evaluation = make()
+    evaluate(evaluation, 1)
+    pieces = evaluation.pieces(0)
+    for kind in (TRUTH, REFERENCE, GENERATED):
+        assert sorted(draw for p in pieces if p.kind == kind for draw in p.draws) == [(i, 0) for i in range(7)]
+    drawn = sorted(draw for piece in pieces if piece.kind == MULTIMODAL for draw in piece.draws)
+    assert len({index for index, _ in drawn}) == 2
+    assert [sample for _, sample in drawn] == [1, 2, 3, 1, 2, 3]
+    with np.load(evaluation.folder / "pieces" / "00" / "generated-0001.npz") as arrays:
+        assert arrays["motion"].shape == (3, 40, 2, 262)
+        assert arrays["motion"].dtype == np.float32
+        lengths, captions = arrays["lengths"].tolist(), arrays["captions"].tolist()
+        assert lengths == [22, 31, 40]
+        embedded = evaluation.evaluator.embed_motion(torch.from_numpy(arrays["motion"]), torch.tensor(lengths))
+        np.testing.assert_allclose(arrays["motion_embedding"], embedded.detach().numpy(), atol=1e-6)
+        text = evaluation.evaluator.embed_text(captions).detach().numpy()
+        np.testing.assert_allclose(arrays["text_embedding"], text, atol=1e-6)
+
+
+def test_it_goes_on_where_it_stopped(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = evaluate(make("whole"), 2)
+    evaluation = make("stopped")
+    count, do = 0, Evaluation.do
+
+    def stopping(self: Evaluation, *arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 6:
+            raise KeyboardInterrupt
+        do(self, *arguments)
+
+    monkeypatch.setattr(Evaluation, "do", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(evaluation, 2)
+    (evaluation.folder / "pieces" / "00" / ".truth-0000.dead.npz").touch()
+    monkeypatch.setattr(Evaluation, "do", do)
+    done: list[tuple[int, int]] = []
+    assert evaluate(make("stopped"), 2, progress=lambda *counts: done.append(counts)) == expected
+    assert done[-1] == (11, 11)
+    assert not list(evaluation.folder.rglob(".*"))
+    monkeypatch.setattr(Evaluation, "do", lambda *_: pytest.fail("work began"))
+    assert evaluate(make("stopped"), 2) == expected
+
+
+def test_processes_share_the_work(make: Make) -> None:
+    expected = evaluate(make("one"), 1)
+    evaluation = make("three")
+    evaluation.open_folder()
+    shares = [evaluation.missing(0)[rank::3] for rank in range(3)]
+    for share in shares:
+        for piece in share:
+            make("three").do(0, piece)
+    assert evaluation.missing(0) == []
+    assert [evaluation.finish(0)] == expected
+
+
+def test_batches_of_generation_change_nothing_but_rounding(make: Make) -> None:
+    for row, other in zip(
+        evaluate(make("a"), 1)[0].values(), evaluate(make("b", generation_batch=3), 1)[0].values(), strict=True
+    ):
+        known = {key: value for key, value in row.items() if value is not None}
+        assert known == pytest.approx({key: other[key] for key in known}, rel=1e-3, abs=1e-5)
+
+
+def test_a_motion_is_the_same_whatever_shares_its_batch(tiny_pipeline: Any) -> None:
+    prompts, lengths, seeds = ["two people bow", "one of them turns", "people"], [40, 9, 22], [5, 6, 7]
+    together = generate(tiny_pipeline, prompts, lengths, seeds, num_inference_steps=3)
+    assert [tuple(motion.shape) for motion in together] == [(length, 2, 262) for length in lengths]
+    alone = generate(tiny_pipeline, prompts[1:2], lengths[1:2], seeds[1:2], num_inference_steps=3)
+    torch.testing.assert_close(alone[0], together[1], atol=1e-4, rtol=1e-4)
+    same = tiny_pipeline(prompts[:1], num_frames=40, num_inference_steps=3, seed=5)
+    torch.testing.assert_close(same.motion[0].transpose(0, 1), together[0], atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="lengths, seeds: expected 3 of each"):
+        generate(tiny_pipeline, prompts, lengths[:2], seeds)
+
+
+def test_persons_change_places(make: Make) -> None:
+    evaluation = make()
+    places = set()
+    for replication in range(6):
+        item = evaluation._draw(replication, TRUTH, 1)
+        again = make()._draw(replication, TRUTH, 1)
+        assert torch.equal(item["motion"], again["motion"])
+        places.add(bool(item["motion"][0, 0, [0, 2]].norm() < 1e-5))  # person 1 of the representation starts at 0
+    assert places == {True, False}
+
+
+def test_cropped_motion_is_of_whole_units(make: Make) -> None:
+    evaluation = make()
+    evaluation.protocol = PROTOCOLS["interx"]
+    lengths = {len(evaluation._draw(replication, TRUTH, 1)["motion"]) for replication in range(12)}
+    assert lengths == {28, 24}
+
+
+def test_generated_motion_need_not_be_kept(make: Make) -> None:
+    evaluation = make(keep_motions=False)
+    assert evaluate(evaluation, 1) == evaluate(make("kept"), 1)
+    assert not (evaluation.folder / "pieces" / "00").exists()
+
+
+def test_a_folder_belongs_to_its_settings(make: Make) -> None:
+    evaluate(make(mm_captions=0), 1)
+    with pytest.raises(ValueError, match="other settings: batch_size was 3, is 2, seed was 0, is 1"):
+        evaluate(make(mm_captions=0, batch_size=2, seed=1), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 8}, "batch_size: must be in"),
+        ({"mm_captions": 8}, "mm_captions: must be in"),
+        ({"mm_samples": 1}, "mm_samples: must be >= 2"),
+        ({"guidance_scale": 0.5}, "guidance_scale: must be >= 1"),
+        ({"generation_batch": 0}, "generation_batch: must be >= 1"),
+    ],
+)
+def test_bad_settings_are_named(make: Make, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_parts_must_fit(make: Make, tiny_evaluator: Any) -> None:
+    evaluation = make()
+    values = [evaluation.pipeline, tiny_evaluator, evaluation.dataset, evaluation.protocol, evaluation.settings]
+    tiny_evaluator.layout = "interx"
+    try:
+        with pytest.raises(ValueError, match="evaluator: is for interx, the data is interhuman"):
+            Evaluation(*values, evaluation.folder)
+    finally:
+        tiny_evaluator.layout = "interhuman"
+
+
+def test_estimate_writes_nothing(make: Make) -> None:
+    evaluation = make()
+    expected = estimate(evaluation, 2)
+    assert expected.motions == 2 * (7 + 2 * 3)
+    assert expected.seconds > 0
+    assert not evaluation.folder.exists()
+    assert estimate(evaluation, 2, processes=4).seconds < expected.seconds
+    evaluate(evaluation, 2)
+    written = sum(path.stat().st_size for path in evaluation.folder.rglob("*.npz"))
+    assert 0.5 * written < expected.bytes < 1.5 * written
+    assert estimate(evaluation, 2) == dataclasses.replace(expected, seconds=0.0, motions=0, bytes=0)
+
+
+def test_estimate_adds_the_steps_it_did_not_do(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece of one kind costs 1 + 0.1 a step for every padded frame, whatever the clock of the machine."""
+    evaluation = make(num_inference_steps=50)
+    clock, made = [0.0], []
+
+    def pretended(self: Evaluation, number: int, piece: Any, steps: int) -> dict[str, Any]:
+        frames = len(piece.draws) * max(self.dataset.num_frames(index) for index, _ in piece.draws)
+        clock[0] += frames * (1 + 0.1 * steps if piece.generated else 0.5)
+        made.append(steps)
+        return {"motion": np.zeros(frames, np.float32)}
+
+    monkeypatch.setattr(Evaluation, "make", pretended)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    frames = [
+        (piece.generated, len(piece.draws) * max(evaluation.dataset.num_frames(index) for index, _ in piece.draws))
+        for piece in evaluation.pieces(0)
+    ]
+    expected = sum(count * (6.0 if generated else 0.5) for generated, count in frames)
+    assert estimate(evaluation, 1).seconds == pytest.approx(expected)
+    assert max(made) == 6
+
+
+def test_report(make: Make, tmp_path: Path) -> None:
+    evaluation = make()
+    rows = evaluate(evaluation, 3)
+    report = EvaluationReport(evaluation.settings, evaluation.protocol, tuple(rows), "tiny", "interclip", True)
+    values = [row["model"]["fid"] for row in rows]
+    mean, interval = report.rows()["model"]["fid"]
+    assert mean == pytest.approx(np.mean(values))
+    assert interval == pytest.approx(1.96 * np.std(values) / np.sqrt(3))
+    report.save(tmp_path / "results.json")
+    saved = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert saved["rows"]["ground truth"]["mm_dist"]["mean"] > 0
+    assert saved["rows"]["ground truth"]["multimodality"] is None
+    assert saved["settings"]["batch_size"] == 3
+    assert "batches of 3 in place of 96" in saved["deviations_from_protocol"]
+    assert {row["name"] for row in saved["published"]} >= {"ground truth", "InterGen", "InterMoE"}
+    table = report.table()
+    assert [line[0] for line in table[1:3]] == ["ground truth", "tiny"]
+    assert all(line[0].endswith(" *") for line in table[3:])
+    assert (tmp_path / "results.md").read_text(encoding="utf-8").count("\n| ") == len(table)
+    assert any(note.startswith("* as published") for note in report.notes())
+    shutil.rmtree(evaluation.folder)
+
+
+def test_the_published_protocol_has_no_deviation(make: Make) -> None:
+    settings = dataclasses.replace(make().settings, items=1098, batch_size=96, mm_captions=100, mm_samples=30)
+    rows = ({"model": {}},) * 20
+    assert EvaluationReport(settings, PROTOCOLS["interhuman"], rows, "model", "interclip", False).deviations() == []
