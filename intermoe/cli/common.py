@@ -118,4 +118,7 @@ def print_table(lines: list[list[str]]) -> None:
     table = Table(*lines[0])
     for line in lines[1:]:
         table.add_row(*line)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 250  # a file or a pipe has no width to fit
+    console.print(table)

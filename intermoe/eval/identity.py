@@ -98,7 +98,7 @@ def style_spectra(joints: Floats, *, fps: float = FPS) -> Spectra:
         power = np.abs(np.fft.rfft(pieces * window[:, None, None], axis=2)) ** 2 * 2 / (fps * (window**2).sum())
         groups = [power[..., joints_of, :].sum(axis=-1).mean(axis=-1) for joints_of in map(list, JOINT_GROUPS.values())]
         densities.append(np.stack(groups, axis=2))
-    return Spectra(np.fft.rfftfreq(width, 1 / fps), *densities)
+    return Spectra(np.fft.rfftfreq(width, 1 / fps).astype(np.float64), *densities)
 
 
 def style_overlap(joints: Floats, *, fps: float = FPS) -> float:

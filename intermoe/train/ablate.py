@@ -154,7 +154,7 @@ def variant_configs(matrix: str | Path, *, steps: int | None = None) -> dict[str
         values = copy.deepcopy(base)
         for key, value in variant.changes.items():
             *sections, last = key.split(".")
-            section = values
+            section: Any = values
             for part in sections:
                 section = section.get(part) if isinstance(section, dict) else None
             if not isinstance(section, dict):

@@ -133,7 +133,7 @@ class RoutingTrace:
 
     def save_npz(self, path: str | Path) -> None:
         """Write everything and the three summaries; ``np.load`` reads it without pickle."""
-        optional = {} if self.joints is None else {"joints": self.joints}
+        optional: dict[str, Any] = {} if self.joints is None else {"joints": self.joints}
         with replacing(path) as temporary:
             np.savez_compressed(
                 temporary,
