@@ -71,7 +71,7 @@ class Condition:
         if not isinstance(value, Tensor):
             return None
         if not self.sequence:
-            return value.flatten(1)
+            return value.reshape(value.shape[0] if value.dim() else 1, -1)
         valid = None if self.mean_over is None else self.mean_over.valid(arguments, (value.shape[0], value.shape[1]))
         if valid is None:
             return value.mean(dim=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,12 @@ def test_a_copy_is_a_model_of_its_own(host: Any) -> None:
     twin = copy.deepcopy(model)
     scatter(model)
     assert torch.equal(host.call(twin), expected)
+
+
+def test_a_pickled_model_comes_back(hosts: dict[str, Any]) -> None:
+    model = replaced(hosts["torch"])
+    twin = pickle.loads(pickle.dumps(model))
+    assert torch.equal(hosts["torch"].call(twin), hosts["torch"].call(model))
 
 
 def test_gradients_reach_routers_and_experts(host: Any) -> None:
