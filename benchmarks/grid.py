@@ -19,8 +19,10 @@ from intermoe.ops.select import Selection, select_reference
 
 SMALL = Shape(48, dim=64, experts=4, width=48)
 
-MANY = 1000
-"""Tokens above which a CPU run leaves gradients in half types to the full level: torch's own take minutes there."""
+MANY, TOO_MANY = 1000, 5000
+"""Tokens above which a CPU run leaves gradients in half types to the full level, and half types out altogether: without
+matrix units for them the baselines take minutes a call.
+"""
 
 
 def shapes(scope: Scope) -> list[Shape]:
@@ -35,8 +37,9 @@ def shapes(scope: Scope) -> list[Shape]:
 
 def affordable(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool) -> bool:
     """Whether the run's level has time for it."""
-    half = scope.device.type == "cpu" and dtype != torch.float32
-    return scope.full or not (half and with_backward and shape.tokens > MANY)
+    if scope.device.type != "cpu" or dtype == torch.float32:
+        return True
+    return shape.tokens <= (MANY if with_backward and not scope.full else TOO_MANY)
 
 
 def dimensions(shape: Shape) -> dict[str, float]:

@@ -28,13 +28,16 @@ STEPS = (
 """One file ``bench_<step>.py`` each."""
 
 
-def cases(scope: Scope, steps: Iterable[str] = STEPS) -> list[Case]:
-    """Cases in order. Raises ``ValueError`` for an unknown step."""
+def cases(scope: Scope, steps: Iterable[str] = STEPS, match: Iterable[str] = ()) -> list[Case]:
+    """Cases in order whose names hold every text of ``match``. Raises ``ValueError`` for an unknown step or no case."""
     found: list[Case] = []
     for step in steps:
         if step not in STEPS:
             raise ValueError(f"--only: must be one of {', '.join(STEPS)}, got {step!r}")
         found += importlib.import_module(f"intermoe.benchmarks.bench_{step}").cases(scope)
+    found = [case for case in found if all(text in case.name for text in match)]
+    if not found:
+        raise ValueError(f"--match: no case of this run holds {' and '.join(map(repr, match)) or 'it'}")
     return found
 
 
@@ -46,19 +49,18 @@ def prepare(scope: Scope) -> None:
 
 def measure(
     scope: Scope,
-    steps: Iterable[str] = STEPS,
+    todo: list[Case],
     *,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Report:
-    """Run all cases.
+    """Run cases, as ``cases`` lists them.
 
     Args:
-        steps: which files to run. progress: called as ``progress(done, total, what comes next)``.
+        progress: called as ``progress(done, total, what comes next)``.
 
     Raises:
         WrongResult: something computes what it should not; nothing of it is timed.
     """
-    todo = cases(scope, steps)
     prepare(scope)
     limits = ceilings(scope.device, scope.dtypes, small=scope.quick)
     rows: list[Row] = []

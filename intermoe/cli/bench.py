@@ -22,6 +22,9 @@ def bench(
         bool, typer.Option("--quick", help="Tiny shapes: does all of it run? Times mean nothing.")
     ] = False,
     only: Annotated[list[str] | None, typer.Option(help="Only this step; may be given several times.")] = None,
+    match: Annotated[
+        list[str] | None, typer.Option(help="Only cases whose name holds this text, e.g. S=4800; all of several.")
+    ] = None,
     device: DeviceOption = "auto",
     out: Annotated[Path, typer.Option(help="Folder for <device>/<date>.json, .md, .png and .svg.")] = Path("results"),
     compare: Annotated[
@@ -47,7 +50,7 @@ def bench(
             if profile:
                 _profile(scope, out)
             else:
-                _measure(scope, only, out)
+                _measure(scope, tuple(only or ()), tuple(match or ()), out)
         except WrongResult as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(1) from error
@@ -65,17 +68,16 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _measure(scope: Scope, only: list[str] | None, out: Path) -> None:
+def _measure(scope: Scope, only: tuple[str, ...], match: tuple[str, ...], out: Path) -> None:
     from intermoe.benchmarks import figure, results, suite
 
-    steps = tuple(only) if only else suite.STEPS
-    suite.cases(scope, steps)  # names an unknown step before anything is measured
+    todo = suite.cases(scope, only or suite.STEPS, match)
     figure.check()
     with progress_bar() as bar:
         task = bar.add_task("ceilings", total=None)
         report = suite.measure(
             scope,
-            steps,
+            todo,
             progress=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
         )
     path = report.save(out)
