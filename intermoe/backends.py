@@ -34,6 +34,7 @@ STEPS = (
 
 _SPEED = {"cpu": ("native", "reference"), "cuda": ("triton", "native", "reference")}
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_detects_nan: contextvars.ContextVar[bool] = contextvars.ContextVar("intermoe_detect_nan", default=False)
 _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("intermoe_backend", default=None)
 
 
@@ -75,6 +76,26 @@ def use(name: str) -> Iterator[None]:
         yield
     finally:
         _forced.reset(token)
+
+
+@contextmanager
+def detect_nan() -> Iterator[None]:
+    """Within, in this thread or task, routing logits that are NaN or infinite raise ``ValueError``, on every backend.
+
+    Without, a NaN selects nothing and its token's other gates are NaN. The check computes the logits a second time and
+    waits for the device: it is for finding a fault, and not for functions compiled by ``torch.compile``.
+    """
+    token = _detects_nan.set(True)
+    try:
+        yield
+    finally:
+        _detects_nan.reset(token)
+
+
+@torch.compiler.assume_constant_result
+def detects_nan() -> bool:
+    """Whether the code runs within ``detect_nan``."""
+    return _detects_nan.get()
 
 
 @torch.compiler.assume_constant_result

@@ -26,7 +26,7 @@ from intermoe import backends
 from intermoe.ops.combine import combine_reference
 from intermoe.ops.experts import check_experts, experts_reference
 from intermoe.ops.route import EPS, check_route, route_reference
-from intermoe.ops.select import check_select, select_reference
+from intermoe.ops.select import check_logits, check_select, select_reference
 
 STATIC_PAIRS = 4096
 """Triton allocates for all S * E pairs, which always suffices, where these are no more."""
@@ -82,6 +82,8 @@ def moe(
     if half_sums:
         _check_half_sums(name, w_gate_up.dtype, differentiable)
     with torch.autocast(device_type, enabled=False):
+        if backends.detects_nan():
+            check_logits(route_reference(*arguments[:3], None, None, normalise=False)[1], valid)
         if name == "reference":
             if recompute and differentiable:
                 out, counts = checkpoint(

@@ -44,6 +44,21 @@ def check_select(logits: Tensor, selection_bias: Tensor, valid: Tensor | None) -
     check_same_device(logits=logits, selection_bias=selection_bias, valid=valid)
 
 
+def check_logits(logits: Tensor, valid: Tensor | None) -> None:
+    """Raise ``ValueError`` that tells the first valid pair whose logit is NaN or infinite."""
+    wrong = ~torch.isfinite(logits.detach())
+    if valid is not None:
+        wrong = wrong & (valid[:, None] if valid.dim() == 1 else valid)
+    found = wrong.nonzero()
+    if len(found):
+        token, expert = found[0].tolist()
+        value = logits[token, expert].item()
+        raise ValueError(
+            f"logits: expected finite numbers, got {len(found)} others, the first is {value} of token {token} and "
+            f"expert {expert}: look for such values in hidden, router_weight and router_offset"
+        )
+
+
 def select_reference(logits: Tensor, selection_bias: Tensor, valid: Tensor | None = None) -> Selection:
     """Choose the pairs and their gates.
 
