@@ -259,19 +259,7 @@ def measure_variant(
 ) -> Numbers:
     """All numbers of one variant; see ``run_ablation``."""
     loss, per_token, idle = _validate(pipeline, config, dataset)
-    captions = _captions(dataset)
-    generated: list[tuple[Tensor, str]] = []
-    for seed in settings.seeds:
-        for turn, prompts in enumerate(captions):
-            motions = generate(
-                pipeline,
-                prompts,
-                [dataset.num_frames(index) for index in range(len(dataset))],
-                [(seed * len(captions) + turn) * len(prompts) + i for i in range(len(prompts))],
-                num_inference_steps=settings.num_inference_steps,
-                guidance_scale=settings.guidance_scale,
-            )
-            generated += zip(motions, prompts, strict=True)
+    generated = _generate(pipeline, dataset, settings, config.data.batch_size)
     parameters = sum(parameter.numel() for parameter in pipeline.denoiser.parameters())
     return {
         "parameters": parameters / 1e6,
@@ -281,6 +269,32 @@ def measure_variant(
         **_kinematics(generated, dataset),
         **(_embedded(generated, dataset, evaluator) if evaluator is not None else {}),
     }
+
+
+def _generate(
+    pipeline: InterMoEPipeline, dataset: MotionDataset, settings: AblationSettings, batch_size: int
+) -> list[tuple[Tensor, str]]:
+    """A motion for every seed and caption of ``_captions``, in its order; items of similar length share a batch."""
+    captions, count = _captions(dataset), len(dataset)
+    order = sorted(range(count), key=dataset.num_frames)
+    generated: list[tuple[Tensor, str]] = []
+    for seed in settings.seeds:
+        for turn, prompts in enumerate(captions):
+            first = (seed * len(captions) + turn) * count
+            motions: dict[int, Tensor] = {}
+            for start in range(0, count, batch_size):
+                batch = order[start : start + batch_size]
+                made = generate(
+                    pipeline,
+                    [prompts[i] for i in batch],
+                    [dataset.num_frames(i) for i in batch],
+                    [first + i for i in batch],
+                    num_inference_steps=settings.num_inference_steps,
+                    guidance_scale=settings.guidance_scale,
+                )
+                motions |= zip(batch, made, strict=True)
+            generated += [(motions[i], prompts[i]) for i in range(count)]
+    return generated
 
 
 def _validate(
