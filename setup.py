@@ -133,7 +133,7 @@ setup(
     package_dir={"intermoe.kernels": "kernels", "intermoe.benchmarks": "benchmarks"},
     package_data={
         "intermoe": ["py.typed", "models/salsa/*"],
-        "intermoe.train": ["configs/*.yaml", "configs/ablations/*.yaml"],
+        "intermoe.train": ["configs/*.yaml", "configs/accelerate/*.yaml", "configs/ablations/*.yaml"],
     },
     include_package_data=False,
     cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": PlatformWheel},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -49,17 +50,20 @@ class DataConfig(Config):
 class OptimConfig(Config):
     """AdamW, learning-rate schedule, gradient clipping, precision and the average of the weights.
 
-    ``steps`` counts optimiser steps, each of ``accumulation_steps`` micro-batches. ``ema_decay`` is approached as
-    min(ema_decay, (1 + n) / (10 + n)) after n steps; 0 turns the average off (the last weights are kept). ``tf32`` lets
-    a GPU multiply float32 matrices in TF32.
+    ``steps`` counts optimiser steps, each of ``accumulation_steps`` micro-batches; ``epochs`` and ``warmup_epochs`` are
+    the same in passes through the training set, and take the place of ``steps`` and ``warmup_steps``. ``ema_decay`` is
+    approached as min(ema_decay, (1 + n) / (10 + n)) after n steps; 0 turns the average off (the last weights are kept).
+    ``tf32`` lets a GPU multiply float32 matrices in TF32.
     """
 
     steps: int = 10_000
+    epochs: int | None = None
     learning_rate: float = 2e-4
     weight_decay: float = 2e-5
     betas: tuple[float, ...] = (0.9, 0.999)
     schedule: str = "cosine"
     warmup_steps: int = 200
+    warmup_epochs: int | None = None
     clip: str = "value"
     clip_limit: float = 1.0
     accumulation_steps: int = 1
@@ -69,18 +73,34 @@ class OptimConfig(Config):
 
     def __post_init__(self) -> None:
         _require(self.steps >= 1, "steps", ">= 1", self.steps)
+        _require(self.epochs is None or self.epochs >= 1, "epochs", ">= 1", self.epochs)
+        ok = self.warmup_epochs is None or (self.epochs is not None and 0 <= self.warmup_epochs < self.epochs)
+        _require(ok, "warmup_epochs", "in [0, epochs)", self.warmup_epochs)
         _require(self.learning_rate > 0.0, "learning_rate", "> 0", self.learning_rate)
         _require(self.weight_decay >= 0.0, "weight_decay", ">= 0", self.weight_decay)
         ok = len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas)
         _require(ok, "betas", "two values in [0, 1)", self.betas)
         _require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", self.schedule)
-        _require(0 <= self.warmup_steps < self.steps, "warmup_steps", "in [0, steps)", self.warmup_steps)
+        ok = self.warmup_steps >= 0 and (self.warmup_steps < self.steps or self.epochs is not None)
+        _require(ok, "warmup_steps", "in [0, steps)", self.warmup_steps)
         _require(self.clip in CLIPS, "clip", f"one of {CLIPS}", self.clip)
         _require(self.clip_limit > 0.0, "clip_limit", "> 0", self.clip_limit)
         _require(self.accumulation_steps >= 1, "accumulation_steps", ">= 1", self.accumulation_steps)
         ok = self.mixed_precision in PRECISIONS
         _require(ok, "mixed_precision", f"one of {PRECISIONS} (quoted in YAML)", self.mixed_precision)
         _require(0.0 <= self.ema_decay < 1.0, "ema_decay", "in [0, 1)", self.ema_decay)
+
+    def in_steps(self, items: int, items_per_step: int) -> OptimConfig:
+        """The same with epochs of ``items`` counted in steps."""
+        if self.epochs is None:
+            return self
+        steps = math.ceil(self.epochs * items / items_per_step)
+        warmup = self.warmup_steps
+        if self.warmup_epochs is not None:
+            warmup = math.ceil(self.warmup_epochs * items / items_per_step)
+        return dataclasses.replace(
+            self, steps=steps, warmup_steps=min(warmup, steps - 1), epochs=None, warmup_epochs=None
+        )
 
 
 @dataclass(frozen=True)
@@ -144,6 +164,9 @@ class VAELossConfig(Config):
 class VAETrainConfig(TrainConfig):
     """Training of the Causal-Skeletal VAE on windows of ``window`` frames, a multiple of 4 (the VAE's down-sampling).
 
+    An epoch has one window of each sequence, at a random place, or with ``window_stride`` all windows that start at
+    multiples of it, as in the release.
+
     ``decoder_only`` refines the decoder of a trained VAE; its latents, and so a denoiser trained on them, stay valid.
     ``latent_noise`` is the largest standard deviation of the noise that the decoder's input gets, drawn from 0 up to it
     for each sequence: the decoder learns to undo errors such as a denoiser makes.
@@ -152,6 +175,7 @@ class VAETrainConfig(TrainConfig):
     decoder_only: bool = False
     latent_noise: float = 0.0
     window: int = 64
+    window_stride: int | None = None
     model: VAEConfig = field(default_factory=VAEConfig)
     losses: VAELossConfig = field(default_factory=VAELossConfig)
 
@@ -160,6 +184,8 @@ class VAETrainConfig(TrainConfig):
         ok = self.window % 4 == 0 and 4 <= self.window <= self.data.max_frames
         _require(ok, "window", "a multiple of 4 frames in [4, data.max_frames]", self.window)
         _require(self.latent_noise >= 0.0, "latent_noise", ">= 0", self.latent_noise)
+        ok = self.window_stride is None or self.window_stride >= 1
+        _require(ok, "window_stride", ">= 1", self.window_stride)
         ok = self.model.layout == self.data.kind
         _require(ok, "model.layout", f"data.kind={self.data.kind!r}", self.model.layout)
         feet = self.losses.skating == 0 or self.data.kind == "interhuman"

@@ -19,11 +19,13 @@ from intermoe.data.kinds import KINDS
 from intermoe.data.statistics import Statistics
 from intermoe.diffusion import build_scheduler, sample, shifted_timesteps, training_loss
 from intermoe.files import replacing, replacing_folder
+from intermoe.nn.clip import ClipTextEncoder
 from intermoe.nn.denoiser import Denoiser
 from intermoe.nn.text import TextEncoder, WordPieceTextEncoder, build_text_encoder
 from intermoe.nn.vae import CausalSkeletalVAE, LatentDistribution
 from intermoe.pipeline import TOKENIZER_FILE, InterMoEPipeline
 from intermoe.train import run
+from intermoe.train.clip import load_tower
 from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.loop import Batch, Objective, fit
@@ -226,6 +228,9 @@ def run_denoiser(
         tokenizer = path.read_text(encoding="utf-8")
     torch.manual_seed(config.seed)
     text = build_text_encoder(config.text, tokenizer)
+    if isinstance(text, ClipTextEncoder):
+        load_tower(text)
+        tokenizer = text.tokenizer_json
     objective = DenoiserObjective(config, LatentEncoder(loaded, statistics), text)
     state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
     folder = output_dir / "model"

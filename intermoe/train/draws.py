@@ -27,10 +27,6 @@ class ItemDraws:
         """(B, *shape) from [0, 1)."""
         return torch.stack([torch.rand(shape, generator=g, device=self.device) for g in self.generators])
 
-    def integers(self, high: int) -> Tensor:
-        """(B,) int64 from [0, high)."""
-        return torch.cat([torch.randint(high, (1,), generator=g, device=self.device) for g in self.generators])
-
     def normal(self, frames: Sequence[int] | int, *shape: int) -> Tensor:
         """(B, T, *shape) normal numbers in the first ``frames[i]`` frames of item i (or in all), zeros after them.
 

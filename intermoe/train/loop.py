@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -51,6 +53,10 @@ class Objective(nn.Module):
         In training ``"loss"``, a mean over frames, is minimised; in validation every value is a mean over the batch.
         """
         raise NotImplementedError
+
+    def repeated_parts(self) -> list[nn.Module]:
+        """Modules that make up most of the work and are compiled one by one."""
+        return []
 
 
 def fit(
@@ -88,8 +94,14 @@ class Trainer:
     ) -> None:
         if len(train) == 0:
             raise ValueError("data: the training split holds no usable item")
-        self.config, self.optim, self.folder = config, config.optim, output_dir / "checkpoints"
+        self.global_batch = config.data.batch_size * config.optim.accumulation_steps * accelerator.num_processes
+        self.optim = config.optim.in_steps(len(train), self.global_batch)
+        self.config, self.folder = config, output_dir / "checkpoints"
         self.accelerator, self.train, self.validation = accelerator, train, validation
+        if config.run.compile is not None:
+            for part in objective.repeated_parts():
+                # lengths differ from batch to batch
+                part.compile(backend=config.run.compile, dynamic=True)
         parameters = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters,
@@ -102,7 +114,6 @@ class Trainer:
         self.average = WeightAverage(self.parameters, self.optim.ema_decay)
         self.scheduler = warmup_schedule(self.optimizer.optimizer, self.optim)
         self.routing = Routing(objective)
-        self.global_batch = config.data.batch_size * self.optim.accumulation_steps * accelerator.num_processes
         self.step = 0
 
     def run(self, resume: bool) -> dict[str, Tensor] | None:
@@ -111,14 +122,15 @@ class Trainer:
         self.accelerator.init_trackers("logs")
         batches = self._batches()
         with progress_bar(self.optim.steps, self.step, shown=self.accelerator.is_main_process) as advance:
-            started, done = time.perf_counter(), 0
+            started, done, balance = time.perf_counter(), 0, ""
             while self.step < self.optim.steps:
                 losses = self._optimise(batches)
                 self.step, done = self.step + 1, done + 1
                 rate = done * self.global_batch / (time.perf_counter() - started)
-                advance(self.step, losses["loss"].item(), rate)
                 if self._due(self.config.run.log_every):
                     self._log_training(losses, rate)
+                    balance = self._balance()
+                advance(self.step, losses["loss"].item(), rate, balance)
                 if self.validation is not None and self._due(self.config.run.validate_every):
                     self._log("validation", self._validate(self.validation))
                     started, done = time.perf_counter(), 0
@@ -177,6 +189,7 @@ class Trainer:
         size, ranks = self.config.data.batch_size, self.accelerator.num_processes
         starts = list(range(0, len(dataset), size))
         sums: dict[str, float] = {}
+        features: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = []
         self.model.eval()
         with self.average.applied():
             for turn in range(0, len(starts), ranks):
@@ -185,12 +198,28 @@ class Trainer:
                 start = starts[min(number, len(starts) - 1)]
                 items = [dataset.draw(i, 0) for i in range(start, min(start + size, len(dataset)))]
                 draws = ItemDraws((self.config.seed, 1), range(start, start + len(items)), self.accelerator.device)
-                values = self.model(self._on_device(collate(items)), draws, validating=True)
+                # the same on all ranks, which a sharded model keeps in step
+                generating = {"generating": True} if starts[turn] < self.config.run.fid_clips else {}
+                values = self.model(self._on_device(collate(items)), draws, validating=True, **generating)
+                if generating:
+                    pair = tuple(values.pop(name).float().cpu().numpy() for name in ("generated", "real"))
+                    features += [pair] if number < len(starts) else []
                 weight = float(len(items) if number < len(starts) else 0)
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + weight * value.item()
         totals = self.accelerator.reduce(torch.tensor(list(sums.values()), device=self.accelerator.device)).tolist()
-        return {name: total / len(dataset) for name, total in zip(sums, totals, strict=True)}
+        means = {name: total / len(dataset) for name, total in zip(sums, totals, strict=True)}
+        return means | self._fid(features)
+
+    def _fid(self, features: list[Any]) -> dict[str, float]:
+        if not self.config.run.fid_clips:
+            return {}
+        from intermoe.eval.distribution import frechet_distance
+
+        if self.accelerator.num_processes > 1:
+            features = gather_object(features)
+        generated, real = (np.concatenate(rows) for rows in zip(*features, strict=True))
+        return {"fid": frechet_distance(generated, real)} if len(real) > 1 else {}
 
     def _batches(self) -> Iterator[tuple[Batch, float]]:
         """The batches of this process, and what each counts in its step."""
@@ -228,6 +257,12 @@ class Trainer:
         self._log("train", values | {"items_per_second": rate, "learning_rate": self.scheduler.get_last_lr()[0]})
         if self.routing.blocks:
             self._log("routing", self.routing.health(self.accelerator.reduce))
+
+    def _balance(self) -> str:
+        if not self.routing.blocks:
+            return ""
+        smallest, largest = self.routing.balance()
+        return f"expert load {smallest:.2f} to {largest:.2f}"
 
     def _log(self, group: str, values: Mapping[str, float]) -> None:
         self.accelerator.log({f"{group}/{name}": value for name, value in values.items()}, step=self.step)
@@ -303,20 +338,21 @@ def warmup_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig) -> La
 
 
 @contextlib.contextmanager
-def progress_bar(steps: int, done: int, *, shown: bool) -> Iterator[Callable[[int, float, float], None]]:
-    """A bar with loss, items per second and time left; yields ``advance(step, loss, rate)``."""
+def progress_bar(steps: int, done: int, *, shown: bool) -> Iterator[Callable[[int, float, float, str], None]]:
+    """A bar with loss, items per second, a note and time left; yields ``advance(step, loss, rate, note)``."""
     columns = (
         TextColumn("step"),
         MofNCompleteColumn(),
         BarColumn(),
         TextColumn("loss {task.fields[loss]:.4f}"),
         TextColumn("{task.fields[rate]:.1f} items/s"),
+        TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, disable=not shown) as progress:
-        task = progress.add_task("train", total=steps, completed=done, loss=math.nan, rate=0.0)
+        task = progress.add_task("train", total=steps, completed=done, loss=math.nan, rate=0.0, note="")
 
-        def advance(step: int, loss: float, rate: float) -> None:
-            progress.update(task, completed=step, loss=loss, rate=rate)
+        def advance(step: int, loss: float, rate: float, note: str) -> None:
+            progress.update(task, completed=step, loss=loss, rate=rate, note=note)
 
         yield advance

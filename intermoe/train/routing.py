@@ -31,12 +31,14 @@ class Routing:
             name: [torch.zeros_like(counter) for counter in block.counters] for name, block in self.blocks.items()
         }
         self.idle = {name: torch.zeros_like(block.token_count) for name, block in self.blocks.items()}
+        self.idle_now = dict(self.idle)
 
     def count(self) -> None:
         """Add the last forward's counts; call it after each micro-step."""
         for name, block in self.blocks.items():
             for total, counter in zip(self.totals[name], block.counters, strict=True):
                 total += counter
+            self.idle[name] += self.idle_now[name]
 
     def update(self) -> None:
         """Move the selection biases; call it on every rank after the optimiser's step."""
@@ -56,10 +58,20 @@ class Routing:
             values[f"{name}/tokens_without_expert"] = idle / max(tokens, 1)
         return values
 
+    def balance(self) -> tuple[float, float]:
+        """Smallest and largest load of any expert on this process, relative to its capacity; 1 is balance."""
+        loads = [
+            counts * block.num_experts / (block.capacity * tokens.clamp(min=1))
+            for block, (counts, tokens, _) in zip(self.blocks.values(), self.totals.values(), strict=True)
+        ]
+        smallest, largest = torch.cat(loads).aminmax()
+        return smallest.item(), largest.item()
+
     def _count_idle(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.probe and module.training and isinstance(module, InterMoEBlock):
-                self.idle[name] += _idle_tokens(module, *args, **kwargs)
+                # set, not added: a forward that is computed again in the backward counts once
+                self.idle_now[name] = _idle_tokens(module, *args, **kwargs)
 
         return hook
 

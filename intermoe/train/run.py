@@ -53,6 +53,8 @@ def start(config: TrainConfig, output_dir: Path, *, resume: bool) -> Accelerator
         # buffers are equal on all ranks by construction (the bias update sums counts), so nothing is broadcast
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if config.optim.tf32 else "highest")
     if accelerator.is_main_process:
         path = output_dir / CONFIG_FILE
         if path.exists() and not resume:

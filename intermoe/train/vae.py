@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from intermoe.config import VAEConfig
 from intermoe.data.dataset import MotionDataset
@@ -40,6 +40,10 @@ class VAEObjective(Objective):
         self.register_buffer("mean", torch.tensor(statistics.mean), persistent=False)
         self.register_buffer("std", torch.tensor(statistics.std), persistent=False)
 
+    def repeated_parts(self) -> list[nn.Module]:
+        """The residual blocks' stacks."""
+        return [*self.vae.encoder, *self.vae.decoder]
+
     def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
         """Training: the terms of ``vae_losses``. Validation: ``joint_error_cm`` of the mode's reconstruction."""
         persons = batch["motion"].shape[2]
@@ -69,27 +73,33 @@ class VAEObjective(Objective):
 
 
 class Windows:
-    """Random windows of whole converted items.
+    """Windows of whole converted items: one of each at a random place, or all that start at multiples of ``stride``.
 
     They are cut after the conversion, so that positions are spread as in the whole items that the trained model is used
     on, instead of every window starting at the origin.
     """
 
-    def __init__(self, dataset: MotionDataset, frames: int) -> None:
+    def __init__(self, dataset: MotionDataset, frames: int, stride: int | None = None) -> None:
         self.dataset, self.frames = dataset, frames
+        rooms = [dataset.num_frames(index) - frames for index in range(len(dataset))]
+        self.places: list[tuple[int, int | None]] = [(index, None) for index in range(len(rooms))]
+        if stride is not None:
+            self.places = [(index, start) for index, room in enumerate(rooms) for start in range(0, room + 1, stride)]
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.places)
 
     def num_frames(self, index: int) -> int:
         """Length of a window, whatever the item."""
         return self.frames
 
     def draw(self, index: int, epoch: int) -> MotionItem:
-        """Item ``index`` of ``epoch``, cut to a window that depends on (seed, epoch, index) alone."""
-        item = self.dataset.draw(index, epoch)
-        room = item["motion"].shape[0] - self.frames
-        start = int(np.random.default_rng((self.dataset.seed, epoch, index, self.frames)).integers(room + 1))
+        """Window ``index`` of ``epoch``; what is random depends on (seed, epoch, item) alone."""
+        number, start = self.places[index]
+        item = self.dataset.draw(number, epoch)
+        if start is None:
+            room = item["motion"].shape[0] - self.frames
+            start = int(np.random.default_rng((self.dataset.seed, epoch, number, self.frames)).integers(room + 1))
         return {**item, "motion": item["motion"][start : start + self.frames]}
 
 
@@ -134,7 +144,7 @@ def run_vae(
     objective = VAEObjective(config, statistics)
     if start is not None:
         objective.vae.load_state_dict(start[0].state_dict())
-    windows = Windows(train, config.window)
+    windows = Windows(train, config.window, config.window_stride)
     state = fit(accelerator, objective, config, windows, validation, output_dir, resume=resume)
     folder = output_dir / "model"
     if state is not None:

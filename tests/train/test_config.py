@@ -3,18 +3,65 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 import intermoe.train
-from intermoe.train.config import DataConfig, DenoiserTrainConfig, OptimConfig, RunConfig, TrainConfig, VAETrainConfig
+from intermoe.config import DenoiserConfig, DiffusionConfig
+from intermoe.nn.denoiser import DenoiserLayer
+from intermoe.train.config import (
+    DataConfig,
+    DenoiserTrainConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    VAELossConfig,
+    VAETrainConfig,
+)
 
 CONFIGS = Path(intermoe.train.__file__).parent / "configs"
 
 
-@pytest.mark.parametrize(("name", "kind"), [("salsa_vae", VAETrainConfig), ("salsa_denoiser", DenoiserTrainConfig)])
+SHIPPED = [
+    (path.stem, VAETrainConfig if path.stem.endswith(("_vae", "_decoder")) else DenoiserTrainConfig)
+    for path in sorted(CONFIGS.glob("*.yaml"))
+    if not path.stem.endswith("_evaluator")
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), SHIPPED)
 def test_shipped_configuration_is_valid_and_survives_json(name: str, kind: type[TrainConfig]) -> None:
     config = kind.load(CONFIGS / f"{name}.yaml")
     assert kind.from_dict(config.to_dict()) == config
     assert config.data.root is None, "a shipped file must not name a folder of somebody's machine"
+
+
+@pytest.mark.parametrize("kind", ["interhuman", "interx", "humanml3d"])
+def test_published_recipes(kind: str) -> None:
+    vae = VAETrainConfig.load(CONFIGS / f"{kind}_vae.yaml")
+    denoiser = DenoiserTrainConfig.load(CONFIGS / f"{kind}_denoiser.yaml")
+    assert vae.data.kind == denoiser.data.kind == vae.model.layout == kind
+    persons = 1 if kind == "humanml3d" else 2
+    assert vae.data.batch_size * persons == 256
+    assert (vae.window, vae.window_stride, vae.optim.epochs) == (64, 10, 500)
+    assert (vae.optim.learning_rate, vae.optim.weight_decay) == (2e-4, 2e-5)
+    assert vae.losses == VAELossConfig() and vae.losses.kl == 0.02  # noqa: PT018
+    assert denoiser.denoiser == DenoiserConfig(), "the defaults are the published model"
+    assert denoiser.diffusion == DiffusionConfig()
+    assert (denoiser.optim.epochs, denoiser.optim.warmup_epochs, denoiser.data.batch_size) == (1000, 10, 64)
+    assert (denoiser.optim.learning_rate, denoiser.optim.weight_decay) == (1e-4, 2e-5)
+    assert (denoiser.optim.clip, denoiser.optim.clip_limit, denoiser.optim.ema_decay) == ("value", 1.0, 0.0)
+    assert (denoiser.text.kind, denoiser.text.clip_layers, denoiser.text.num_layers) == ("clip", 12, 2)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_launch_files_are_accelerates(name: str) -> None:
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    path = CONFIGS / "accelerate" / f"{name}.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert ClusterConfig.from_yaml_file(str(path)).num_processes == values["num_processes"]
+    if name == "fsdp2":
+        assert values["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"] == DenoiserLayer.__name__
 
 
 def test_shipped_configurations_fit_together() -> None:

@@ -10,7 +10,6 @@ CPU = torch.device("cpu")
 def test_an_item_draws_the_same_in_any_batch_and_padding() -> None:
     together, alone = ItemDraws((3, 1), [4, 5, 6], CPU), ItemDraws((3, 1), [5], CPU)
     assert torch.equal(together.uniform(2)[1], alone.uniform(2)[0])
-    assert torch.equal(together.integers(1000)[1], alone.integers(1000)[0])
     padded, exact = together.normal([9, 5, 7], 2, 3), alone.normal([5], 2, 3)
     assert padded.shape == (3, 9, 2, 3)
     assert torch.equal(padded[1, :5], exact[0])
@@ -21,8 +20,6 @@ def test_an_item_draws_the_same_in_any_batch_and_padding() -> None:
 def test_numbers_are_distributed_as_they_should_be() -> None:
     draws = ItemDraws((0,), range(2000), CPU)
     assert abs(draws.uniform().mean() - 0.5) < 0.03
-    counts = draws.integers(4).bincount(minlength=4)
-    assert counts.min() > 400
     normal = draws.normal(1, 3)
     assert normal.shape == (2000, 1, 3)
     assert abs(normal.mean()) < 0.05

@@ -166,10 +166,10 @@ def test_mixed_precision_keeps_weights_in_float32(tmp_path: Path) -> None:
 
 def test_progress_shows_loss_throughput_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar(10, 2, shown=True) as advance:
-        advance(5, 0.25, 12.5)
+        advance(5, 0.25, 12.5, "expert load 0.90 to 1.10")
     shown = capsys.readouterr().out
-    for part in ("5/10", "loss 0.2500", "12.5 items/s"):
+    for part in ("5/10", "loss 0.2500", "12.5 items/s", "expert load 0.90 to 1.10"):
         assert part in shown
     with progress_bar(10, 2, shown=False) as advance:
-        advance(5, 0.25, 12.5)
+        advance(5, 0.25, 12.5, "")
     assert capsys.readouterr().out == ""

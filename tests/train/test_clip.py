@@ -1,0 +1,50 @@
+"""The tower of a CLIP text encoder against Hugging Face's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from intermoe.config import TextConfig
+from intermoe.nn.clip import ClipTextEncoder
+from intermoe.train.clip import load_tower
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    torch.manual_seed(0)
+    config = transformers.CLIPTextConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=7, hidden_act="quick_gelu", projection_dim=8,
+    )  # fmt: skip
+    transformers.CLIPTextModel(config).save_pretrained(tmp_path / "clip")
+    monkeypatch.setattr(ClipTextEncoder, "load_tokenizer", lambda self, name: None)
+    return tmp_path / "clip"
+
+
+def _config(folder: Path, **changes: int) -> TextConfig:
+    values = {"width": 16, "output_dim": 16, "clip_layers": 2, "clip_heads": 4, "num_heads": 2, "num_layers": 1}
+    return TextConfig(kind="clip", name_or_path=str(folder), max_tokens=7, vocab_size=50, **(values | changes))
+
+
+def test_states_are_those_of_the_pretrained_tower(folder: Path) -> None:
+    encoder = ClipTextEncoder(_config(folder)).eval()
+    load_tower(encoder)
+    assert not any(p.requires_grad for p in encoder.tower.parameters())
+    tokens = torch.tensor([[1, 4, 9, 49, 0, 0, 0], [1, 7, 3, 5, 2, 8, 49]])
+    seen: list[torch.Tensor] = []
+    encoder.tower_norm.register_forward_hook(lambda *hooked: seen.append(hooked[2]))
+    encoder.encode_tokens(tokens)
+    expected = transformers.CLIPTextModel.from_pretrained(folder)(input_ids=tokens).last_hidden_state
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_another_size_and_an_absent_model_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the tower of .* does not fit the configuration"):
+        load_tower(ClipTextEncoder(_config(folder, clip_layers=3)))
+    with pytest.raises(ValueError, match=r"text\.name_or_path: cannot load CLIP's text tower"):
+        load_tower(ClipTextEncoder(_config(tmp_path / "absent")))

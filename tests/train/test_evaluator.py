@@ -1,0 +1,109 @@
+"""Training of an evaluator: it learns to match, resumes, and is what evaluation takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from intermoe.data import KINDS, MotionDataset, collate
+from intermoe.eval.evaluator import load_evaluator
+from intermoe.train.draws import ItemDraws
+from intermoe.train.evaluator import EvaluatorObjective, EvaluatorTrainConfig, run_evaluator
+
+CONFIG: dict[str, Any] = {
+    "data": {"batch_size": 3},
+    "model": {
+        "width": 16, "num_layers": 1, "num_heads": 2, "feedforward_dim": 16, "embedding_dim": 8, "scale": 3.0,
+        "text": {
+            "kind": "wordpiece", "output_dim": 8, "width": 8, "num_layers": 1, "num_heads": 2, "feedforward_dim": 16,
+            "vocab_size": 60,
+        },
+    },
+    "optim": {"steps": 4, "warmup_steps": 1, "learning_rate": 1e-3, "ema_decay": 0.9},
+    "run": {"log_every": 2, "validate_every": 4, "checkpoint_every": 2, "keep_checkpoints": 3},
+}  # fmt: skip
+
+
+def write(path: Path, **changes: Any) -> Path:
+    path.write_text(json.dumps({**CONFIG, **changes}), encoding="utf-8")
+    return path
+
+
+def test_a_run_resumes_and_is_an_evaluator(pairs: Path, tmp_path: Path) -> None:
+    config = write(tmp_path / "config.json")
+    whole = load_evaluator(run_evaluator(config, tmp_path / "whole", data=pairs))
+    run_evaluator(config, tmp_path / "parts", data=pairs)
+    for path in (tmp_path / "parts" / "checkpoints").glob("step-00000004/*"):
+        path.unlink()
+    (tmp_path / "parts" / "checkpoints" / "step-00000004").rmdir()
+    resumed = load_evaluator(run_evaluator(config, tmp_path / "parts", data=pairs, resume=True))
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    assert not any(parameter.requires_grad for parameter in whole.parameters())
+    motion = torch.randn(2, 20, 2, 262)
+    embedded = whole.embed_motion(motion, torch.tensor([20, 7]))
+    torch.testing.assert_close(whole.embed_motion(motion[1:, :7], torch.tensor([7])), embedded[1:])
+    assert whole.embed_text(["two people dance"]).shape == (1, 8)
+    assert (tmp_path / "whole" / "model" / "training.json").exists()
+
+
+def test_it_learns_to_match(pairs: Path, tmp_path: Path) -> None:
+    """Five fixed clips with a description of their own each: after some steps every one finds its own."""
+    torch.manual_seed(0)
+    whole = load_evaluator(run_evaluator(write(tmp_path / "config.json"), tmp_path / "run", data=pairs))
+    objective = EvaluatorObjective(whole.requires_grad_(True))  # type: ignore[arg-type]
+    dataset = MotionDataset(KINDS["interhuman"], pairs, "train", min_frames=16, training=False)
+    captions = ["the first dancer", "the second dancer", "two people", "turns to the left", "to the right"]
+    batch = {**collate([dataset[index] for index in range(5)]), "captions": captions}
+    draws = ItemDraws((0, 0), range(5), torch.device("cpu"))
+    optimizer = torch.optim.AdamW(objective.parameters(), 5e-3)
+    first = objective(batch, draws)["loss"].item()
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = objective(batch, draws)["loss"]
+        loss.backward()
+        optimizer.step()
+    values = objective.eval()(batch, draws, validating=True)
+    assert values["loss"].item() < 0.5 * first
+    assert values["r_precision_1"].item() == 1.0
+
+
+def test_equal_descriptions_and_clips_are_not_told_apart(pairs: Path, tmp_path: Path) -> None:
+    whole = load_evaluator(run_evaluator(write(tmp_path / "config.json"), tmp_path / "run", data=pairs))
+    objective = EvaluatorObjective(whole)  # type: ignore[arg-type]
+    batch = {
+        "names": ["a", "b", "c"],
+        "captions": ["two people dance", "two people dance", "turns"],
+        "motion": torch.randn(3, 12, 2, 262),
+        "lengths": torch.tensor([12, 9, 5]),
+    }
+    draws = ItemDraws((0, 0), range(3), torch.device("cpu"))
+    motion = whole.embed_motion(batch["motion"], batch["lengths"])
+    logits = whole.embed_text(batch["captions"]) @ motion.T
+    logits[0, 1] = logits[1, 0] = -torch.inf
+    rows = [torch.logsumexp(side, dim=1) - side.diagonal() for side in (logits, logits.T)]
+    torch.testing.assert_close(objective(batch, draws)["loss"], torch.cat(rows).mean())
+    other = {**batch, "captions": ["a", "b", "c"], "names": ["a", "b", "a"]}
+    assert torch.isfinite(objective(other, draws)["loss"])
+
+
+def test_bad_configurations_are_named() -> None:
+    values: dict[str, Any] = {"model": CONFIG["model"]}
+    with pytest.raises(ValueError, match=r"data\.batch_size: must be >= 2"):
+        EvaluatorTrainConfig.from_dict({**values, "data": {"batch_size": 1}})
+    with pytest.raises(ValueError, match=r"model\.layout: must be 'interhuman'"):
+        EvaluatorTrainConfig.from_dict({"model": {**CONFIG["model"], "layout": "interx"}})
+    with pytest.raises(ValueError, match=r"model\.text\.kind: must be wordpiece or huggingface"):
+        EvaluatorTrainConfig.from_dict({})
+
+
+@pytest.mark.parametrize("name", ["salsa_evaluator", "interhuman_evaluator"])
+def test_shipped_configurations_are_valid(name: str) -> None:
+    path = Path(__file__).resolve().parents[2] / "intermoe" / "train" / "configs" / f"{name}.yaml"
+    config = EvaluatorTrainConfig.load(path)
+    if name == "interhuman_evaluator":
+        assert (config.model.width, config.model.num_layers, config.model.embedding_dim) == (1024, 8, 512)
