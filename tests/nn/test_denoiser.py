@@ -115,6 +115,25 @@ def test_padding_is_not_counted_and_both_persons_are_one_pool() -> None:
         assert torch.equal(block.selection_bias, old - 1e-3 * step)
 
 
+@pytest.mark.parametrize("pool", ["batch", "sample"])
+@pytest.mark.parametrize("routing", ["dynamic", "token_choice", "expert_choice"])
+def test_every_routing_kind_trains(routing: str, pool: str) -> None:
+    model = tiny(routing=routing, pool=pool, top_k=2 if routing == "token_choice" else None).train()
+    assert DenoiserConfig.from_dict(model.config.to_dict()) == model.config
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    out = model(torch.randn(2, 6, 2, 6), torch.tensor([3, 700]), torch.randn(2, 5), mask)
+    balance = model.load_balance_loss()
+    if routing == "token_choice":
+        assert balance >= 2 * 0.9  # two layers, each 1 when even
+        assert torch.autograd.grad(balance, model.layers[0].moe.motion_router, retain_graph=True)[0].any()
+        assert all(block.expert_counts.sum() == 2 * 20 for block in model.moe_blocks())
+    else:
+        assert balance == 0
+    (out[mask].square().mean() + balance).backward()
+    model.update_selection_bias()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_a_fresh_denoiser_answers_zero() -> None:
     model = Denoiser(DenoiserConfig(input_dim=6, text_dim=5, dim=16, num_layers=1, num_heads=2, expert_dim=8))
     assert (model(torch.randn(1, 4, 2, 6), torch.tensor([1]), torch.randn(1, 5)) == 0).all()

@@ -145,25 +145,35 @@ def test_permuting_tokens_permutes_the_output() -> None:
     assert torch.equal(counts, permuted_counts)
 
 
-def test_experts_in_bfloat16_agree_with_grouped_products() -> None:
-    """An independent formulation: torch's grouped matrix product on the gathered tokens."""
-    g = torch.Generator().manual_seed(1)
-    counts = torch.tensor([5, 0, 17, 10])
-    tokens = torch.randn(20, 32, generator=g).bfloat16()
-    token_idx = torch.randint(0, 20, (32,), generator=g)
-    w_gate_up = (torch.randn(4, 96, 32, generator=g) * 32**-0.5).bfloat16()
-    w_down = (torch.randn(4, 32, 48, generator=g) * 48**-0.5).bfloat16()
-    ends = counts.cumsum(0)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
-    if not hasattr(torch.nn.functional, "grouped_mm"):
+def test_the_block_in_bfloat16_agrees_with_grouped_products(relative_error) -> None:
+    """An independent formulation, with gradients: torch's grouped product on sorted rows, then a scatter."""
+    grouped_mm = getattr(torch.nn.functional, "grouped_mm", None)
+    if grouped_mm is None:
         pytest.skip("this torch has no torch.nn.functional.grouped_mm")
-    h = torch.nn.functional.grouped_mm(tokens[token_idx], w_gate_up.transpose(1, 2), offs=ends.int())
-    gate, up = h.chunk(2, dim=-1)
-    hidden = torch.nn.functional.silu(gate) * up
-    expected = torch.nn.functional.grouped_mm(hidden, w_down.transpose(1, 2), offs=ends.int()).float()
-    actual = experts_reference(tokens, token_idx, offsets, w_gate_up, w_down).float()
-    tolerance = 4 * torch.finfo(torch.bfloat16).eps * (32 + 48) ** 0.5
-    assert ((actual - expected).norm() / expected.norm()).item() < tolerance
+    given_ = {name: value.float() for name, value in arguments(40, 32, 4, 48, rows=2).items()}
+    given_["selection_bias"][1] = -0.9999  # an expert that takes nobody
+    low = {name: value.bfloat16().requires_grad_() for name, value in given_.items() if name != "selection_bias"}
+    bias = given_["selection_bias"]
+    tokens, logits = route_reference(*(low[k] for k in ("hidden", "router_weight", "router_offset", "scale", "shift")))
+    expert, token = (torch.sigmoid(logits) + bias > 0).T.nonzero(as_tuple=True)
+    counts = torch.bincount(expert, minlength=4)
+    assert counts[1] == 0
+    assert counts.sum() > 40
+    ends = counts.cumsum(0).int()
+    gate, up = grouped_mm(tokens[token], low["w_gate_up"].transpose(1, 2), offs=ends).chunk(2, dim=-1)
+    outputs = grouped_mm(torch.nn.functional.silu(gate) * up, low["w_down"].transpose(1, 2), offs=ends)
+    weighted = outputs.float() * torch.softmax(logits, dim=-1)[token, expert, None]
+    expected = torch.zeros(40, 32).index_add(0, token, weighted)
+    found, found_counts = moe_reference(**low, selection_bias=bias)
+    assert torch.equal(found_counts, counts)
+    tolerance = 4 * torch.finfo(torch.bfloat16).eps * 48**0.5
+    assert relative_error(found, expected) < tolerance
+    grad = torch.randn(40, 32, generator=torch.Generator().manual_seed(3))
+    wanted = torch.autograd.grad(expected, list(low.values()), grad, retain_graph=True)
+    for name, got, want in zip(
+        low, torch.autograd.grad(found, list(low.values()), grad.bfloat16()), wanted, strict=True
+    ):
+        assert relative_error(got, want) < tolerance, name
 
 
 def test_combine_sums_over_experts() -> None:

@@ -54,6 +54,13 @@ def test_exact_selection_has_a_fake_implementation_with_an_unknown_number_of_pai
     torch.library.opcheck(ops.select, (torch.randn(9, 3), torch.full((3,), -0.5), None, None), test_utils=utils)
 
 
+@pytest.mark.parametrize("max_pairs", [None, 36])
+def test_the_chain_with_and_without_a_limit_of_pairs(max_pairs):
+    utils = ("test_schema", "test_autograd_registration", "test_faketensor")
+    forward = (*arguments(), torch.rand(12, 3) > 0.3, True, True, max_pairs, False, "triton")
+    torch.library.opcheck(torch.ops.intermoe.moe_forward.default, forward, test_utils=utils)
+
+
 @pytest.mark.parametrize("masked", ["nothing", "tokens", "pairs"])
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("static_pairs", [0, 36], ids=["exact", "static"])
