@@ -10,7 +10,6 @@ import typer
 
 from intermoe.cli.common import check_folder, reported
 
-
 _USED = {"model": ("stats", "tokenizer"), "interclip": ("tokenizer",), "bigru": ("stats", "layout", "words")}
 _WHAT = {"model": "the model", "interclip": "InterCLIP", "bigru": "a recurrent evaluator"}
 
@@ -32,7 +31,7 @@ def convert(
         ),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder with CLIP's tokenizer; without it, it is loaded by name when needed.")
+        Path | None, typer.Option(help="Folder with CLIP's tokenizer; without it, it is loaded by name when needed.")
     ] = None,
     layout: Annotated[Layout | None, typer.Option(help="Data of a recurrent evaluator (finest.tar).")] = None,
     words: Annotated[Path | None, typer.Option(help="Folder with word vectors, of a recurrent evaluator.")] = None,
@@ -42,6 +41,8 @@ def convert(
         check_folder(out)
         if (out / "config.json").exists():
             raise FileExistsError(f"--out: {out} holds a model already")
+        if tokenizer is not None and not tokenizer.is_dir():
+            raise NotADirectoryError(f"--tokenizer: not a folder: {tokenizer}")
         from intermoe.eval.evaluator import save_evaluator
         from intermoe.nn.clip import ClipPrompts
         from intermoe.official.checkpoint import checkpoint_kind, load_checkpoint
@@ -58,11 +59,11 @@ def convert(
         elif kind == "interclip":
             evaluator = load_interclip(checkpoint)
             if tokenizer is not None and isinstance(evaluator.text, ClipPrompts):
-                evaluator.text.load_tokenizer(tokenizer)
+                evaluator.text.load_tokenizer(str(tokenizer))
             save_evaluator(out, evaluator)
         else:
             pipeline = load_checkpoint(checkpoint, stats)
             if tokenizer is not None and isinstance(pipeline.text_encoder, ClipPrompts):
-                pipeline.text_encoder.load_tokenizer(tokenizer)
+                pipeline.text_encoder.load_tokenizer(str(tokenizer))
             pipeline.save_pretrained(out)
     typer.echo(out)

@@ -89,4 +89,6 @@ def _moments(embeddings: Floats, scale: float) -> tuple[Floats, Floats]:
     values = embeddings.astype(np.float64) * scale
     mean = values.mean(axis=0)
     root = (values - mean) / np.sqrt(len(values) - 1)
-    return mean, np.linalg.qr(root, mode="r") if len(root) > root.shape[1] else root
+    if len(root) > root.shape[1]:
+        root = np.asarray(np.linalg.qr(root, mode="r"))
+    return mean, root

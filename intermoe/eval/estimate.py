@@ -43,7 +43,7 @@ def estimate(evaluation: Evaluation, replications: int, *, processes: int = 1, s
         chosen = [same[place] for place in dict.fromkeys(places.tolist())]
         steps = evaluation.settings.num_inference_steps if generated else 1
         few, more = min(FEW, steps), min(MORE, steps)
-        _timed(evaluation, *chosen[0], 1)
+        _timed(evaluation, chosen[0][0], chosen[0][1], 1)
         price, weight, frames = 0.0, 0.0, 0
         for number, piece in chosen:
             long, written = _timed(evaluation, number, piece, more)

@@ -185,7 +185,7 @@ class Evaluation:
         place.mkdir(parents=True, exist_ok=True)
         arrays = self.make(replication, piece, self.settings.num_inference_steps)
         with replacing(place / piece.file) as temporary:
-            np.savez(temporary, **arrays)
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]
 
     def make(self, replication: int, piece: Piece, num_inference_steps: int) -> dict[str, npt.NDArray[Any]]:
         """The arrays of a piece: its draws, embeddings, and what was generated."""

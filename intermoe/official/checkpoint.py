@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class _Inert(dict[Any, Any]):
         self.state = state
 
 
-def _stand_ins() -> list[type]:
+def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     modules = {
         "omegaconf.dictconfig": ("DictConfig",),
         "omegaconf.listconfig": ("ListConfig",),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.config import TextConfig
-from intermoe.eval.bigru import BiGRUConfig, BiGRUEvaluator
+from intermoe.eval.bigru import BiGRUConfig, BiGRUEvaluator, Recurrent
 from intermoe.eval.interclip import InterClip, InterClipConfig, InterClipMotionEncoder
 from intermoe.eval.words import read_word_vectors
 from intermoe.nn.init import SkipRandomInit
@@ -157,20 +157,23 @@ def load_bigru(path: str | Path, layout: str, words: str | Path, stats: str | Pa
     if stats is not None:
         for buffer, name in ((evaluator.mean, "mean.npy"), (evaluator.std, "std.npy")):
             buffer.copy_(torch.from_numpy(_read_vector(Path(stats) / name, config.input_dim + 4))[: config.input_dim])
-    for module, part, key in (
-        (evaluator.conv1, "movement_encoder", "main.0"),
-        (evaluator.conv2, "movement_encoder", "main.3"),
-        (evaluator.movement, "movement_encoder", "out_net"),
-        (evaluator.category, "text_encoder", "pos_emb"),
-    ):
-        _read_module(readers[part], key, module)
-    for recurrent, part in ((evaluator.motion, "motion_encoder"), (evaluator.text, "text_encoder")):
-        readers[part].copy(recurrent.start, "hidden")
-        for module, key in ((recurrent.input, "input_emb"), (recurrent.gru, "gru"), (recurrent.head, "output_net")):
+    modules: dict[str, dict[str, nn.Module]] = {
+        "movement_encoder": {"main.0": evaluator.conv1, "main.3": evaluator.conv2, "out_net": evaluator.movement},
+        "motion_encoder": _recurrent(evaluator.motion),
+        "text_encoder": {"pos_emb": evaluator.category, **_recurrent(evaluator.text)},
+    }
+    for part, named in modules.items():
+        for key, module in named.items():
             _read_module(readers[part], key, module)
+    readers["motion_encoder"].copy(evaluator.motion.start, "hidden")
+    readers["text_encoder"].copy(evaluator.text.start, "hidden")
     for reader in readers.values():
         reader.finish()
     return evaluator.eval()
+
+
+def _recurrent(module: Recurrent) -> dict[str, nn.Module]:
+    return {"input_emb": module.input, "gru": module.gru, "output_net": module.head}
 
 
 def _read_module(reader: StrictReader, prefix: str, module: nn.Module) -> None:
