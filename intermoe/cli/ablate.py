@@ -52,10 +52,16 @@ def ablate(
         if not data.is_dir():
             raise NotADirectoryError(f"--data: not a folder: {data}")
         from intermoe.eval.evaluator import load_evaluator
-        from intermoe.train.ablate import AblationSettings, run_ablation, save_autoencoder, variant_configs
+        from intermoe.train.ablate import (
+            AblationSettings,
+            check_names,
+            run_ablation,
+            save_autoencoder,
+            variant_configs,
+        )
 
         settings = AblationSettings(train_steps, tuple(chosen), steps, guidance)
-        variant_configs(path, steps=train_steps)
+        check_names(variant_configs(path, steps=train_steps), only or ())
         ruler = None if evaluator is None else load_evaluator(evaluator)
         if vae is None:
             vae = out / "vae"

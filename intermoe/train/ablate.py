@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +164,13 @@ def variant_configs(matrix: str | Path, *, steps: int | None = None) -> dict[str
     return configs
 
 
+def check_names(configs: Collection[str], only: Sequence[str]) -> None:
+    """Raise ``ValueError`` unless all of ``only`` are names of variants."""
+    unknown = [name for name in only if name not in configs]
+    if unknown:
+        raise ValueError(f"only: no variants {unknown}, there are {', '.join(configs)}")
+
+
 def run_ablation(
     matrix: str | Path,
     output_dir: str | Path,
@@ -194,9 +201,7 @@ def run_ablation(
     """
     config, output_dir = AblationConfig.load(matrix), Path(output_dir)
     configs = variant_configs(matrix, steps=settings.steps)
-    unknown = [name for name in only if name not in configs]
-    if unknown:
-        raise ValueError(f"only: no variants {unknown}, there are {', '.join(configs)}")
+    check_names(configs, only)
     configs = {name: run.with_data(own, data) for name, own in configs.items() if not only or name in only}
     first = next(iter(configs.values()))
     shared = {**settings.to_dict(), "steps": first.optim.steps, "seed": first.seed, "evaluator": evaluator is not None}
