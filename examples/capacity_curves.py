@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from comparison import Result, expert_dim_of_equal_flops, train
-from motion_transformer import BIAS_RATE, DIM, WIDTH, MotionTransformer, loss, score
+from motion_transformer import DIM, WIDTH, MotionTransformer, loss, score
 from torch import nn
 
 from intermoe.files import replacing
@@ -39,7 +39,7 @@ def measure_moe(num_experts: int, capacity: float, steps: int) -> Result:
     """The model with ``num_experts`` experts, as wide whatever their number."""
     torch.manual_seed(0)
     model = MotionTransformer()
-    replace_feed_forward(model, num_experts=num_experts, expert_dim=EXPERT_DIM, capacity=capacity, bias_rate=BIAS_RATE)
+    replace_feed_forward(model, num_experts=num_experts, expert_dim=EXPERT_DIM, capacity=capacity)
     with calibrated_selection(model), torch.no_grad():
         loss(model, 0)
     name = f"{num_experts} experts, capacity {capacity:g}"

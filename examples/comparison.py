@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from intermoe import InterMoEBlock
 from intermoe.integrations import attach_bias_update
 
+ROUTER_LR = 0.1
+"""Learning rate of the routers as a share of the others': their logits must not outrun the selection biases."""
+
 
 @dataclass
 class Result:
@@ -43,8 +46,12 @@ def train(
 ) -> Result:
     """``steps`` of AdamW on ``loss(model, step)``, then ``score(model)``."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2), pct_start=0.1)
+    routers = [p for name, p in model.named_parameters() if name.endswith("_router")]
+    others = [p for name, p in model.named_parameters() if not name.endswith("_router")]
+    groups = [{"params": others, "lr": lr}, {"params": routers, "lr": ROUTER_LR * lr}]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]])
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=max(steps, 2), pct_start=0.1)
     blocks = [m for m in model.modules() if isinstance(m, InterMoEBlock)]
     if blocks:
         attach_bias_update(optimizer, model)

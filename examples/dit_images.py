@@ -21,7 +21,6 @@ from intermoe.integrations import calibrated_selection, load_pretrained, replace
 SIZE, CLASSES, BATCH = 16, 4, 32
 DIM, LAYERS, HEADS = 64, 4, 4
 NUM_EXPERTS, CAPACITY = 8, 1.0
-BIAS_RATE = 1e-2  # short runs move their routers fast, and the biases must keep up
 
 
 def draw_images(seed: int, count: int = BATCH) -> tuple[Tensor, Tensor]:
@@ -56,7 +55,7 @@ def build() -> DiTTransformer2DModel:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=400, help="training steps of each model")
+    parser.add_argument("--steps", type=int, default=300, help="training steps of each model")
     steps = parser.parse_args().steps
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2")
 
@@ -75,7 +74,7 @@ def main() -> None:
     dense_flops = 2 * 2 * DIM * 4 * DIM
     moe = build()
     width = expert_dim_of_equal_flops(DIM, dense_flops, NUM_EXPERTS, CAPACITY)
-    print(replace_feed_forward(moe, num_experts=NUM_EXPERTS, expert_dim=width, capacity=CAPACITY, bias_rate=BIAS_RATE))
+    print(replace_feed_forward(moe, num_experts=NUM_EXPERTS, expert_dim=width, capacity=CAPACITY))
     with calibrated_selection(moe), torch.no_grad():
         loss(moe, 0)
 

@@ -22,7 +22,6 @@ from intermoe.nn.layers import TimestepEmbedding, sinusoid
 JOINTS, FRAMES, BATCH = 12, 48, 24
 DIM, LAYERS, HEADS, WIDTH = 64, 4, 4, 256
 NUM_EXPERTS, CAPACITY = 8, 1.0
-BIAS_RATE = 1e-2  # short runs move their routers fast, and the biases must keep up
 
 
 def draw_motion(seed: int) -> tuple[Tensor, Tensor]:
@@ -90,13 +89,13 @@ def score(model: nn.Module) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=500, help="training steps of each model")
+    parser.add_argument("--steps", type=int, default=300, help="training steps of each model")
     steps = parser.parse_args().steps
 
     dense_flops = 2 * 2 * DIM * WIDTH
     moe = build()
     width = expert_dim_of_equal_flops(DIM, dense_flops, NUM_EXPERTS, CAPACITY)
-    print(replace_feed_forward(moe, num_experts=NUM_EXPERTS, expert_dim=width, capacity=CAPACITY, bias_rate=BIAS_RATE))
+    print(replace_feed_forward(moe, num_experts=NUM_EXPERTS, expert_dim=width, capacity=CAPACITY))
     with calibrated_selection(moe), torch.no_grad():
         loss(moe, 0)
 

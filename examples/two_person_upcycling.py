@@ -26,7 +26,6 @@ from intermoe.nn.layers import AdaLN, SwiGLU, TimestepEmbedding, sinusoid
 WINDOW, STRIDE, BATCH = 96, 4, 12
 FEATURES, DIM, LAYERS, HEADS, WIDTH = 262, 96, 3, 4, 192
 NUM_EXPERTS, CAPACITY = 8, 1.0
-BIAS_RATE = 1e-2  # short runs move their routers fast, and the biases must keep up
 
 
 class Block(nn.Module):
@@ -120,7 +119,7 @@ def main() -> None:
     dense, dense_flops = TwoPersonDenoiser(), 2 * 3 * DIM * WIDTH
     results = [train("dense", dense, loss, score, steps=steps, lr=2e-3, dense_flops=dense_flops)]
 
-    values = {"num_experts": NUM_EXPERTS, "expert_dim": WIDTH, "capacity": CAPACITY, "bias_rate": BIAS_RATE}
+    values = {"num_experts": NUM_EXPERTS, "expert_dim": WIDTH, "capacity": CAPACITY}
     exact = copy.deepcopy(dense)
     replace_feed_forward(exact, init="upcycle", **values, adapters=[ADAPTER])
     moe = copy.deepcopy(dense)
