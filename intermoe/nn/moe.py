@@ -27,7 +27,8 @@ class InterMoEBlock(nn.Module):
     Args:
         dim: token width D. num_experts: E. expert_dim: hidden width F of each expert.
         cond_dim: width C of the condition; ``None`` routes on tokens alone and normalises by a plain LayerNorm.
-        capacity: experts per token that the selection bias aims at on average, in (0, num_experts].
+        capacity: experts per token on average, in (0, num_experts]: what the selection bias aims at, and what
+            expert-choice routing takes.
         fusion: ``"weighted"``: alpha * motion + (1 - alpha) * text logits (the paper); ``"sum"``: their plain sum
             (the authors' code); ``"learned"``: weighted by the sigmoid of one parameter, which starts at ``alpha``.
         alpha: weight of the motion logits.
@@ -39,7 +40,8 @@ class InterMoEBlock(nn.Module):
         routing: ``"dynamic"``; ``"token_choice"``: every token takes its ``top_k`` best experts; ``"expert_choice"``:
             every expert takes its capacity * S / E best tokens. See ``intermoe.ops.routing``.
         top_k: experts per token, for token-choice alone.
-        pool: ``"batch"``: one pool of all tokens; ``"sample"``: every row of the batch is a pool of its own.
+        pool: ``"batch"``: one pool of all tokens; ``"sample"``: every row of the batch is a pool of its own, for
+            expert choice, for the balance loss and for ``update_selection_bias``.
         unit: ``"sequence"`` selects all frames of a row together, from the mean logits of its valid frames.
         max_pairs: most (token, expert) pairs of a call; more raise. With Triton the call then asks the host for nothing
             (see ``intermoe.ops.moe``). ``None`` for no limit.

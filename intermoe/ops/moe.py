@@ -202,7 +202,7 @@ def _forward_fake(
     backend: str,
 ) -> list[Tensor]:
     (num_tokens, dim), num_experts = hidden.shape, router_weight.shape[0]
-    num_pairs = max_pairs if backend == "triton" else None
+    num_pairs: int | torch.SymInt | None = max_pairs if backend == "triton" else None
     if num_pairs is None:
         num_pairs = torch.library.get_ctx().new_dynamic_size()
     wide = functools.partial(torch.empty, dtype=torch.float32, device=hidden.device)

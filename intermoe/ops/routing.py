@@ -9,6 +9,10 @@ With R the routing logits, p = softmax(R) over the experts, and per pool U units
 
 Ties go to the lower index. Whatever the kind, the gates are softmax(R) over all experts, not renormalised, and every
 step after ``select`` is the same. Padding is in no pool and a token whose logits hold a NaN selects nothing.
+
+Only expert choice looks beyond the unit itself: with ``pool="batch"`` what a sample gets then depends on the others in
+its batch, guidance's second half included, at evaluation too. For the other kinds the pool is what their balance is
+kept over: of ``load_balance_loss`` for token choice, of the bias update for dynamic routing.
 """
 
 from __future__ import annotations
@@ -59,7 +63,7 @@ def choose_pairs(
         best = scores.sort(dim=-1, descending=True, stable=True).indices[..., :top_k]
         chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
     else:
-        pools = (1, -1) if pool == "batch" else (scores.shape[0], -1)
+        pools = (1, units.numel()) if pool == "batch" else units.shape
         chosen = _best_units(scores.reshape(*pools, size["E"]), units.reshape(pools), capacity).view(scores.shape)
     return chosen & valid[..., None]
 

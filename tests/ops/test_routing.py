@@ -161,6 +161,16 @@ def test_expert_choice_fills_every_expert_evenly() -> None:
     assert block.chosen_pairs(hidden, condition, mask).sum((0, 1)).tolist() == [int(1.5 * 13 / 4)] * 4
 
 
+@every_kind
+@pytest.mark.parametrize("shape", [(2, 0, 16), (0, 3, 16)])
+def test_no_tokens(routing: str, pool: str, unit: str, shape: tuple[int, ...]) -> None:
+    block = small(routing, pool, unit)
+    out = block(torch.zeros(shape), torch.zeros(shape[0], 8))
+    assert out.shape == shape
+    block.update_selection_bias()
+    assert block.expert_counts.tolist() == [0] * EXPERTS
+
+
 def test_a_nan_selects_nothing() -> None:
     logits = torch.randn(2, 5, EXPERTS)
     logits[0, 1, 2] = torch.nan
