@@ -1,7 +1,6 @@
 """Held-out loss of the motion transformer against capacity and against the number of experts, and dense beside them.
 
-Writes ``capacity.json`` and ``capacity.svg`` to ``--out``; the documentation shows them. Needs matplotlib. An hour's
-share of two busy cores, ten minutes of two idle ones:
+Writes ``capacity.json`` and ``capacity.svg`` to ``--out``; the documentation shows them. Needs matplotlib:
 
     python examples/capacity_curves.py --out docs/assets
 """

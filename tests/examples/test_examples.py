@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -43,6 +44,16 @@ def test_two_person_upcycling(salsa: Path) -> None:
     assert set(losses(output)) == {"dense", "dense, trained on", "InterMoE, trained on"}
     dense, upcycled = re.findall(r"(?:dense|every expert) ([0-9.]{6,})", output)
     assert float(upcycled) == pytest.approx(float(dense), rel=1e-5)
+
+
+def test_capacity_curves(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    run("capacity_curves.py", "--out", str(tmp_path))
+    curves = json.loads((tmp_path / "capacity.json").read_text())
+    assert [len(curves[name]) for name in ("dense", "capacities", "experts")] == [4, 4, 4]
+    # one model is on both curves
+    assert curves["experts"][2] == curves["capacities"][1]
+    assert (tmp_path / "capacity.svg").read_text().count("<svg") == 1
 
 
 def test_every_example_is_run() -> None:
