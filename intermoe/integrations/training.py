@@ -116,7 +116,7 @@ def _calibrate(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def _set_bias(
     block: InterMoEBlock, hidden: Tensor, condition: Tensor | None = None, mask: Tensor | None = None
 ) -> None:
-    logits = block._logits(hidden, *block._router(condition))
+    logits = block.routing_logits(hidden, condition)
     logits = logits.flatten(0, 1) if mask is None else logits[mask]
     if logits.shape[0] == 0:
         return

@@ -170,11 +170,16 @@ class InterMoEBlock(nn.Module):
             out = out + (shared if mask is None else shared * mask[..., None])
         return out
 
+    def routing_logits(self, hidden: Tensor, condition: Tensor | None = None) -> Tensor:
+        """R of every token, (B, T, E) float32 (float64 for float64), differentiable; arguments as in ``forward``."""
+        self._check(hidden, condition, None)
+        return self._logits(hidden, *self._router(condition))
+
     @torch.no_grad()
     def chosen_pairs(self, hidden: Tensor, condition: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Which expert takes which token, (B, T, E) bool; arguments as in ``forward``."""
         self._check(hidden, condition, mask)
-        return self._choose_from(self._logits(hidden, *self._router(condition)), mask)
+        return self._choose_from(self.routing_logits(hidden, condition), mask)
 
     @property
     def counters(self) -> tuple[Tensor, Tensor, Tensor]:
