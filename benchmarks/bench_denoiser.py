@@ -21,6 +21,7 @@ def contest(scope: Scope, dtype: torch.dtype, persons: int = PERSONS, baseline: 
     denoiser = models.build_denoiser(config, dtype, scope.device)
     inputs = models.denoiser_inputs(config, 2, persons, models.FRAMES, dtype, scope.device)
     names, skipped = usable_backends(scope.device, dtype)
+    names = names if scope.all_backends else names[:1]
     entries = {name: models.on(name, lambda: (denoiser(*inputs),)) for name in names}
     if baseline:
         published = models.with_published_blocks(denoiser)

@@ -34,7 +34,7 @@ def shipped(scope: Scope, frames: int, steps: int) -> Contest:
         return run
 
     names, skipped = usable_backends(scope.device, torch.float32)
-    entries = {name: call(name) for name in names}
+    entries = {name: call(name) for name in (names if scope.all_backends else names[:1])}
     reference = call("reference")
     return Contest(
         entries, lambda: reference(0), 10 * chaotic(torch.float32), skipped=skipped, seconds_of_motion=frames / FPS
@@ -64,7 +64,7 @@ def published(scope: Scope, frames: int, steps: int) -> Contest:
 
     names, skipped = usable_backends(scope.device, torch.float32)
     entries = {names[0]: call(denoiser, names[0])}
-    if scope.full or scope.quick or scope.device.type == "cuda":
+    if scope.all_backends:
         entries["authors' block"] = call(baseline, "reference")
     return Contest(entries, None, 0.0, skipped=skipped, seconds_of_motion=frames / FPS)
 

@@ -20,10 +20,9 @@ from intermoe.ops.route import EPS
 
 
 def contest(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool, load: str = "even") -> Contest:
-    """All forms of the operation on one shape; a default run on a CPU leaves out what is not the default backend."""
-    everything = scope.level != "default" or scope.device.type == "cuda"
+    """All forms of the operation on one shape."""
     sets = [draw(shape, dtype, scope.device, seed, load) for seed in range(sets_for(shape, scope.device))]
-    forms = competitors(shape, sets[0], everything=everything)
+    forms = competitors(shape, sets[0], everything=scope.all_backends)
     usable, skipped = dict(forms.usable), dict(forms.skipped)
     reference = Form(lambda x: moe(*x, backend="reference")[0])
     graphs = frozenset[str]()

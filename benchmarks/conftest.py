@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from intermoe.benchmarks import results, suite
-from intermoe.benchmarks.case import Case, Contest, Scope, checked, rows, skipped
+from intermoe.benchmarks.case import Case, Contest, Scope, checked, reason_to_skip, rows, skipped
 from intermoe.benchmarks.measure import Ceilings, ceilings, clock, synchronise, take_turns
 
 FOUND = pytest.StashKey[tuple[list[results.Row], list[results.Skipped], Ceilings]]()
@@ -60,8 +60,10 @@ def measured(benchmark: Any, scope: Scope, found: Any) -> Iterator[Callable[[Cas
         try:
             contest = case.prepare()
             calls = checked(contest)
-        except (torch.OutOfMemoryError, ModuleNotFoundError) as error:
-            pytest.skip(str(error).splitlines()[0])
+        except (RuntimeError, ModuleNotFoundError) as error:
+            if (reason := reason_to_skip(error)) is None:
+                raise
+            pytest.skip(reason)
         times = _times(benchmark, scope, contest, calls)
         if times is None:
             return

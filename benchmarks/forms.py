@@ -20,6 +20,9 @@ from intermoe.ops.select import select_reference
 PERSONS = 2
 """The published block is called once for each."""
 
+MARGIN, PUSH = 1e-3, 0.05
+"""How near a score may be to its threshold, some times the rounding of TF32; and how far a nearer logit is moved."""
+
 LOADS = ("even", "one hot expert", "half the experts empty")
 
 
@@ -56,17 +59,36 @@ def draw(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0, 
     router_weight, router_offset = normal(experts, dim, std=dim**-0.5), normal(rows, experts, std=0.1)
     scale, shift = normal(rows, dim, std=0.1), normal(rows, dim, std=0.1)
     _, logits = route_reference(hidden, router_weight, router_offset, None, None, normalise=False)
+    bias = settled_bias(logits, _taken(shape, load))
     inputs = Inputs(
-        hidden,
+        _clear_of_thresholds(hidden, router_weight, router_offset, bias),
         router_weight,
         router_offset,
         scale,
         shift,
-        settled_bias(logits, _taken(shape, load)),
+        bias,
         normal(experts, 2 * width, dim, std=dim**-0.5).to(dtype),
         normal(experts, dim, width, std=width**-0.5).to(dtype),
     )
     return Inputs(*(value.to(device) for value in inputs))
+
+
+def _clear_of_thresholds(hidden: Tensor, router_weight: Tensor, router_offset: Tensor, bias: Tensor) -> Tensor:
+    """``hidden`` with every logit pushed away from its expert's threshold, to the side on which it is.
+
+    Then all forms select the same pairs, however they round their logits, and their results can be compared.
+    """
+    direction = router_weight / router_weight.square().sum(1, keepdim=True)
+    contested = (bias > -1) & (bias < 0)
+    for _ in range(20):
+        _, logits = route_reference(hidden, router_weight, router_offset, None, None, normalise=False)
+        margin = torch.sigmoid(logits) + bias
+        close = (margin.abs() < MARGIN) & contested
+        if not bool(close.any()):
+            break
+        push = torch.where(margin > 0, PUSH, -PUSH) * close
+        hidden = (hidden.float() + push @ direction).to(hidden.dtype)
+    return hidden
 
 
 def _taken(shape: Shape, load: str) -> list[int]:
@@ -84,10 +106,7 @@ def _taken(shape: Shape, load: str) -> list[int]:
 
 
 def settled_bias(logits: Tensor, taken: list[int]) -> Tensor:
-    """Biases at which expert e takes about ``taken[e]`` tokens.
-
-    Each lies in the widest of the gaps nearby, so that no rounding of a logit moves a token across it.
-    """
+    """Biases at which expert e takes ``taken[e]`` tokens."""
     num_tokens = logits.shape[0]
     bias = torch.empty(logits.shape[1])
     for expert, count in enumerate(taken):
@@ -95,11 +114,7 @@ def settled_bias(logits: Tensor, taken: list[int]) -> Tensor:
             bias[expert] = -1.0 if count <= 0 else 0.0
             continue
         scores = torch.sigmoid(logits[:, expert].float()).sort(descending=True).values
-        reach = 1 + count // 2000
-        first, last = max(count - reach, 1), min(count + reach, num_tokens - 1)
-        gaps = scores[first - 1 : last] - scores[first : last + 1]
-        best = first + int(gaps.argmax())
-        bias[expert] = -(scores[best - 1] + scores[best]) / 2
+        bias[expert] = -(scores[count - 1] + scores[count]) / 2
     return bias
 
 
