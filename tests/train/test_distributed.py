@@ -42,7 +42,7 @@ def _launch(
         ranks.append(SERVER.Process(target=runpy.run_path, args=(str(RANK), {**arguments, "environment": environment})))
         ranks[-1].start()
     for process in ranks:
-        process.join(timeout=300)
+        process.join(timeout=900)
         assert process.exitcode == 0
     curves = [json.loads((output.parent / f"losses{rank}.json").read_text()) for rank in range(processes)]
     assert all(curve == curves[0] for curve in curves)
