@@ -22,7 +22,7 @@ ModelOption = Annotated[str, typer.Option(help="Name of a shipped model, or a mo
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
 StepsOption = Annotated[int, typer.Option(help="Sampling steps.")]
 GuidanceOption = Annotated[float, typer.Option(help="Guidance scale; 1 turns guidance off.")]
-DataOption = Annotated[Path, typer.Option(help="Folder of motion in InterHuman's layout.")]
+DataOption = Annotated[Path, typer.Option(help="Folder of the data as published, or its cache from intermoe prepare.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at an item that cannot be used.")]
 
 

@@ -23,6 +23,9 @@ from intermoe.cli.common import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from intermoe.pipeline import InterMoEPipeline, PipelineResult
 
 BATCH_SIZE = 8
@@ -114,6 +117,17 @@ def _warn_of_unknown_words(pipeline: InterMoEPipeline, prompt: str) -> None:
         typer.echo(f"warning: the model has never seen: {listed} (in {prompt!r}); it can only guess", err=True)
 
 
+def _body(joints: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What is drawn: (P, T, 22, 3). Of more joints these are the first, and such motion has its origin at a pelvis."""
+    from intermoe.data.motion import NUM_JOINTS
+
+    if joints.shape[2] == NUM_JOINTS:
+        return joints
+    body = joints[:, :, :NUM_JOINTS].copy()
+    body[..., 1] -= body[..., 1].min()
+    return body
+
+
 def _write(
     result: PipelineResult,
     index: int,
@@ -128,7 +142,7 @@ def _write(
     prompt = result.prompts[index]
     joints = result.joints[index].numpy()
     stem = output_stem(folder, prompt, [f".{chosen.value}" for chosen in Format])
-    scene = Scene(joints, prompt, fps=result.fps) if {Format.mp4, Format.gif} & set(formats) else None
+    scene = Scene(_body(joints), prompt, fps=result.fps) if {Format.mp4, Format.gif} & set(formats) else None
     for chosen in formats:
         path = stem.with_name(f"{stem.name}.{chosen.value}")
         if scene is None or chosen is Format.npz:

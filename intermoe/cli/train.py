@@ -14,7 +14,7 @@ app = typer.Typer(help="Train a model from a configuration file (YAML or JSON)."
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint in --out.")]
 ConfigArgument = Annotated[Path, typer.Argument(help="Configuration file, or the name of a shipped one.")]
 RunOption = Annotated[Path, typer.Option(help="Folder of the run: configuration, checkpoints, logs and model.")]
-TrainDataOption = Annotated[Path | None, typer.Option(help="Folder of the data in place of the configured one.")]
+TrainDataOption = Annotated[Path | None, typer.Option(help="Folder of the data, or of its cache, in place of the configured one.")]
 
 
 @app.command("vae")
@@ -61,7 +61,7 @@ def train_evaluator(
     with reported():
         path = config_path(config)
         check_folder(out)
-        from intermoe.train.evaluator import run_evaluator
+        from intermoe.train import run_evaluator
 
         typer.echo(run_evaluator(path, out, resume=resume, data=data))
 

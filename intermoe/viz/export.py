@@ -63,14 +63,14 @@ def save_npz(
     """Write one motion; ``np.load`` reads it without pickle.
 
     Args:
-        path: ends in ``.npz``. joints: float32 (2, T, 22, 3), metres, Y up. motion: float32 (2, T, 262).
+        path: ends in ``.npz``. joints: float32 (P, T, J, 3), metres, Y up. motion: float32 (P, T, ...).
         prompt, seed, model: what it was made from. settings: further scalars, each becomes an entry.
 
     Raises:
         ValueError: arrays of another shape or type, or a setting whose name is taken.
     """
-    if joints.ndim != 4 or joints.shape[2:] != (22, 3) or joints.dtype != np.float32:
-        raise ValueError(f"joints: expected float32 (persons, T, 22, 3), got {joints.dtype} {joints.shape}")
+    if joints.ndim != 4 or joints.shape[3] != 3 or joints.dtype != np.float32:
+        raise ValueError(f"joints: expected float32 (persons, T, joints, 3), got {joints.dtype} {joints.shape}")
     if motion.shape[:2] != joints.shape[:2] or motion.dtype != np.float32:
         raise ValueError(f"motion: expected float32 {joints.shape[:2]} + (width,), got {motion.dtype} {motion.shape}")
     entries: dict[str, Any] = {
