@@ -186,6 +186,8 @@ def make_feed_forward(slot: Slot, condition: str | None, init: str, spec: Mappin
         _upcycle(slot.name, moe, dense, sparse=init == "upcycle_sparse")
     elif init == "residual":
         nn.init.zeros_(moe.w_down)
+    if init != "random" and moe.shared_experts is not None:
+        nn.init.zeros_(moe.shared_experts.down.weight)
     kept = dense if init == "residual" else None
     return MoEFeedForward(
         slot.name,

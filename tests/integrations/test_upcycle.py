@@ -92,6 +92,14 @@ def test_upcycled_model_computes_what_it_did(name: str, relative_error: Any) -> 
     assert network.moe.expert_counts.tolist() == [120] * 4
 
 
+@pytest.mark.parametrize("init", ["upcycle", "residual"])
+def test_shared_experts_add_nothing_at_first(init: str, relative_error: Any) -> None:
+    block, x, emb = draw("intermoe")
+    expected = block(x, emb)
+    replace(block, init=init, num_shared_experts=1)
+    assert relative_error(block(x, emb), expected) <= 1e-5
+
+
 def test_sparse_upcycling_is_exact_where_gates_sum_to_the_share_of_the_experts(relative_error: Any) -> None:
     block, x, emb = draw("intermoe")
     expected = block(x, emb)
@@ -108,7 +116,7 @@ def test_sparse_upcycling_preserves_the_function_times_each_tokens_gates() -> No
     nn.init.normal_(moe.motion_router, std=0.5)
     with calibrated_selection(block), torch.no_grad():
         out = block(x, emb)
-    gates = torch.softmax(moe._logits(x, *moe._router(emb)), dim=-1) * moe.chosen_pairs(x, emb)
+    gates = torch.softmax(moe.routing_logits(x, emb), dim=-1) * moe.chosen_pairs(x, emb)
     torch.testing.assert_close(out, expected * gates.sum(dim=-1, keepdim=True) * 4 / 2, rtol=1e-4, atol=1e-5)
     assert (gates.sum(dim=-1) == 0).any()  # dynamic routing may leave a token out
 
