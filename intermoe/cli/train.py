@@ -14,7 +14,9 @@ app = typer.Typer(help="Train a model from a configuration file (YAML or JSON)."
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint in --out.")]
 ConfigArgument = Annotated[Path, typer.Argument(help="Configuration file, or the name of a shipped one.")]
 RunOption = Annotated[Path, typer.Option(help="Folder of the run: configuration, checkpoints, logs and model.")]
-TrainDataOption = Annotated[Path | None, typer.Option(help="Folder of the data, or of its cache, in place of the configured one.")]
+TrainDataOption = Annotated[
+    Path | None, typer.Option(help="Folder of the data or its cache, in place of the configured one.")
+]
 
 
 @app.command("vae")
