@@ -21,6 +21,7 @@ from intermoe.eval.distribution import frechet_distance, retrieval
 from intermoe.eval.evaluator import Evaluator
 from intermoe.eval.generation import generate
 from intermoe.eval.metrics import Clip, measure
+from intermoe.eval.protocol import PROTOCOLS
 from intermoe.files import replacing, replacing_folder
 from intermoe.pipeline import InterMoEPipeline
 from intermoe.train import run
@@ -185,8 +186,8 @@ def run_ablation(
     """Train and measure every variant with the same seed and data; finished ones are read, begun ones go on.
 
     All variants are measured on the items of the split "val": validation loss and routing on the data, the rest on one
-    motion for each of the first captions that all items have. FID is against those items and R@1 among them, so both
-    need an evaluator, and few items make both rough.
+    motion for each of the first captions that all items have. FID (scaled as in the data's protocol) is against those
+    items and R@1 among them, so both need an evaluator, and few items make both rough.
 
     Args:
         matrix: YAML or JSON of ``AblationConfig``.
@@ -204,6 +205,8 @@ def run_ablation(
     check_names(configs, only)
     configs = {name: run.with_data(own, data) for name, own in configs.items() if not only or name in only}
     first = next(iter(configs.values()))
+    if evaluator is not None and (evaluator.layout != first.data.kind or evaluator.reads_tokens):
+        raise ValueError(f"evaluator: expected one that reads captions of {first.data.kind}, got {evaluator.kind}")
     shared = {**settings.to_dict(), "steps": first.optim.steps, "seed": first.seed, "evaluator": evaluator is not None}
     dataset = run.open_split(first, "val", min_frames=first.data.min_frames)
     rows: dict[str, Numbers] = {GROUND_TRUTH: _measure_truth(dataset, evaluator)}
@@ -360,7 +363,7 @@ def _embedded(motions: Sequence[tuple[Tensor, str]], dataset: MotionDataset, eva
     text = evaluator.embed_text([caption for _, caption in motions]).cpu().numpy()
     found = retrieval(text, motion, len(dataset))
     return {
-        "fid": frechet_distance(motion, truth),
+        "fid": frechet_distance(motion, truth, scale=PROTOCOLS[dataset.kind.name].scale),
         **{f"r_precision_{k}": value for k, value in enumerate(found.r_precision, start=1)},
         "mm_dist": found.mm_dist,
     }

@@ -19,6 +19,12 @@ PAPER: Colour = (250, 250, 252)
 _ANCHORS = {"start": "ls", "middle": "ms", "end": "rs"}
 
 
+def mixed(colour: Colour, other: Colour, share: float) -> Colour:
+    """``colour`` with a ``share`` of ``other``."""
+    red, green, blue = (round(a + share * (b - a)) for a, b in zip(colour, other, strict=True))
+    return red, green, blue
+
+
 class _Rect(NamedTuple):
     x: float
     y: float

@@ -15,11 +15,10 @@ import numpy.typing as npt
 from intermoe.data.motion import NUM_JOINTS
 from intermoe.viz.body import LEFT, RIGHT, SKIN, build_body
 from intermoe.viz.camera import Array, frame_motion
+from intermoe.viz.drawing import INK, PAPER, Colour, mixed
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
-
-Colour = tuple[int, int, int]
 
 OVERSAMPLING = 2
 SHADOW_SHRINK = 2
@@ -27,8 +26,6 @@ PERSON_COLOURS: tuple[Colour, ...] = ((36, 104, 216), (238, 112, 28), (46, 152, 
 SKIN_COLOUR: Colour = (246, 214, 186)
 WHITE: Colour = (255, 255, 255)
 BLACK: Colour = (0, 0, 0)
-INK: Colour = (46, 50, 60)
-PAPER = np.array([250, 250, 252], dtype=np.uint8)
 TILES = np.array([[232, 235, 241], [206, 211, 221]], dtype=np.float32)
 TILE_METRES = 0.5
 SHADOW = 0.62
@@ -154,7 +151,7 @@ class Scene:
         odd = (np.floor(x / TILE_METRES) + np.floor(z / TILE_METRES)) % 2 > 0
         away = np.hypot(x - np.float32(middle[0]), z - np.float32(middle[1]))
         solid = np.clip(2 - away / np.float32(reach), 0, 1) ** 1.5
-        lit = np.tile(PAPER, (height, width, 1))
+        lit = np.tile(np.array(PAPER, dtype=np.uint8), (height, width, 1))
         shaded = lit.copy()
         shade = 1 - (1 - SHADOW) * np.minimum(4 * solid, 1)
         for channel in range(3):
@@ -212,17 +209,12 @@ def _draw_capsule(pen: ImageDraw.ImageDraw, capsule: Array, fill: Any) -> None:
 def _paint(colour: Colour, tone: int) -> Paint:
     """Left limbs are lighter and right ones darker than the trunk."""
     if tone == SKIN:
-        colour = _mixed(SKIN_COLOUR, colour, 0.15)
+        colour = mixed(SKIN_COLOUR, colour, 0.15)
     elif tone == LEFT:
-        colour = _mixed(colour, WHITE, 0.22)
+        colour = mixed(colour, WHITE, 0.22)
     elif tone == RIGHT:
-        colour = _mixed(colour, BLACK, 0.2)
-    return Paint(_mixed(colour, BLACK, 0.45), colour, _mixed(colour, WHITE, 0.3))
-
-
-def _mixed(colour: Colour, other: Colour, share: float) -> Colour:
-    red, green, blue = (round(a + share * (b - a)) for a, b in zip(colour, other, strict=True))
-    return red, green, blue
+        colour = mixed(colour, BLACK, 0.2)
+    return Paint(mixed(colour, BLACK, 0.45), colour, mixed(colour, WHITE, 0.3))
 
 
 def _font(size: int) -> Any:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from intermoe.viz.drawing import INK, PAPER, Colour, Drawing
+from intermoe.viz.drawing import INK, PAPER, Colour, Drawing, mixed
 from intermoe.viz.figures import PERSON_COLOURS, Scene
 from intermoe.viz.routing import RoutingTrace
 
@@ -123,7 +123,7 @@ def _heat_map(
         edges = [0, *(np.flatnonzero(np.diff(levels[:, expert])) + 1).tolist(), tokens]
         for start, stop in pairwise(edges):
             if levels[start, expert]:
-                shade = _mixed(_PALE, colour, levels[start, expert] / 32)
+                shade = mixed(_PALE, colour, levels[start, expert] / 32)
                 x, y = left + start / tokens * width, top + expert / experts * height
                 drawing.rect(x, y, (stop - start) / tokens * width, height / experts, shade)
     for expert in range(1, experts):
@@ -171,11 +171,6 @@ def _step_curves(drawing: Drawing, values: npt.NDArray[np.float64], left: float,
 
 def _colour(person: int) -> Colour:
     return PERSON_COLOURS[person % len(PERSON_COLOURS)]
-
-
-def _mixed(colour: Colour, other: Colour, share: float) -> Colour:
-    red, green, blue = (round(a + share * (b - a)) for a, b in zip(colour, other, strict=True))
-    return red, green, blue
 
 
 def _shortened(text: str, length: int) -> str:

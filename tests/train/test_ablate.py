@@ -28,7 +28,7 @@ VARIANTS = [
 class StubEvaluator:
     """Embeds a motion as its length and a text as the length of the item that it describes."""
 
-    device = torch.device("cpu")
+    device, layout, kind, reads_tokens = torch.device("cpu"), "interhuman", "stub", False
 
     def embed_motion(self, motion: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         assert motion.shape[2:] == (2, 262)
@@ -109,7 +109,7 @@ def test_rows_and_their_measures(ablation: Any) -> None:
     assert rows["top"]["experts_per_token"] == 2
     assert rows["top"]["tokens_without_expert"] == 0
     # generated motion is as long as its item, so embeddings differ in how often each length comes alone
-    fid = (np.std(3 * [31, 24], ddof=1) - np.std([31, 24], ddof=1)) ** 2
+    fid = 36 * (np.std(3 * [31, 24], ddof=1) - np.std([31, 24], ddof=1)) ** 2
     for name in ("full", "pool", "top"):
         assert np.isfinite(rows[name]["validation_loss"])
         assert rows[name]["fid"] == pytest.approx(fid)
@@ -134,6 +134,29 @@ def test_validation_loss_is_the_trainers(ablation: Any, pairs: Path, matrix: Pat
     with torch.no_grad():
         values = objective.eval()(collate(items), ItemDraws((0, 1), range(len(items)), "cpu"), validating=True)
     assert ablation.report.rows["full"]["validation_loss"] == pytest.approx(values["loss"].item(), rel=1e-6)
+
+
+def test_a_trained_evaluator_measures(ablation: Any, pairs: Path, matrix: Path) -> None:
+    from intermoe.config import TextConfig
+    from intermoe.data import InterHumanDataset
+    from intermoe.eval.interclip import InterClip, InterClipConfig
+
+    pipeline = InterMoEPipeline.from_pretrained(ablation.folder / "full" / "run" / "model")
+    small = {"num_layers": 1, "num_heads": 2, "width": 8, "feedforward_dim": 8}
+    text = TextConfig(output_dim=4, vocab_size=60, **small)
+    torch.manual_seed(0)
+    evaluator = InterClip(InterClipConfig(embedding_dim=4, text=text, **small), pipeline.text_encoder.tokenizer_json)
+    dataset = InterHumanDataset(pairs, "val", training=False)
+    config = variant_configs(matrix, steps=2)["full"]
+    found = ablate.measure_variant(pipeline, config, dataset, SETTINGS, evaluator.eval())
+    assert found["fid"] > 0
+    assert 0 <= found["r_precision_1"] <= found["r_precision_2"] == found["r_precision_3"] == 1
+    assert found["mm_dist"] > 0
+    same = ablate.measure_variant(pipeline, config, dataset, SETTINGS)
+    assert same.items() < found.items()
+    evaluator.layout = "interx"
+    with pytest.raises(ValueError, match="evaluator: expected one that reads captions of interhuman, got interclip"):
+        run_ablation(matrix, ablation.folder, data=pairs, vae=pairs, settings=SETTINGS, evaluator=evaluator)
 
 
 def test_table_puts_published_numbers_beside(ablation: Any) -> None:
