@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
-from intermoe import official
+from intermoe import cli, official
 from intermoe.nn.clip import ClipTextEncoder
 from intermoe.nn.layers import sinusoid
 from intermoe.official.checkpoint import PUBLISHED, checkpoint_kind, read_checkpoint
@@ -72,7 +73,9 @@ def save(path: Path, checkpoint: Any) -> Path:
 def test_outputs_equal_the_published_ones(
     golden: Golden, small: Any, stats: Path, tmp_path: Path, relative_error: Any
 ) -> None:
-    official.load_checkpoint(save(tmp_path / "small.ckpt", small), stats).save_pretrained(tmp_path / "model")
+    arguments = ["convert", save(tmp_path / "small.ckpt", small), "--stats", stats, "--out", tmp_path / "model"]
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
     pipeline = InterMoEPipeline.from_pretrained(tmp_path / "model")
     assert {block.fusion for block in pipeline.denoiser.moe_blocks()} == {"sum"}
     vae, denoiser, text = (golden(f"{name}.npz") for name in ("vae_interhuman", "denoiser", "text_condition"))
