@@ -124,8 +124,9 @@ class RunConfig(Config):
     def __post_init__(self) -> None:
         _require(self.fid_clips != 1 and self.fid_clips >= 0, "fid_clips", "0 or >= 2", self.fid_clips)
         _require(self.fid_steps >= 1, "fid_steps", ">= 1", self.fid_steps)
-        known = torch.compiler.list_backends(exclude_tags=())
-        _require(self.compile is None or self.compile in known, "compile", f"null or one of {known}", self.compile)
+        if self.compile is not None:
+            known = torch.compiler.list_backends(exclude_tags=())
+            _require(self.compile in known, "compile", f"null or one of {known}", self.compile)
         for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
 
@@ -193,6 +194,23 @@ class VAETrainConfig(TrainConfig):
 
 
 @dataclass(frozen=True)
+class TextPretrainingConfig(Config):
+    """Training of the text encoder on its own (``intermoe.train.text``), after which it is kept as it is.
+
+    At 0 ``steps`` there is none, and the text encoder is trained together with the denoiser.
+    """
+
+    steps: int = 0
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 0, "steps", ">= 0", self.steps)
+        _require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
+        _require(self.learning_rate > 0.0, "learning_rate", "> 0", self.learning_rate)
+
+
+@dataclass(frozen=True)
 class DenoiserTrainConfig(TrainConfig):
     """Training of denoiser and text encoder on the latents of a trained VAE. ``name`` goes into the saved pipeline.
 
@@ -203,6 +221,7 @@ class DenoiserTrainConfig(TrainConfig):
     load_balance: float = 0.01
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    text_pretraining: TextPretrainingConfig = field(default_factory=TextPretrainingConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from intermoe.config import PipelineConfig
@@ -29,12 +30,14 @@ from intermoe.train.clip import load_tower
 from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.loop import Batch, Objective, fit
+from intermoe.train.text import pretrain_text
 from intermoe.train.vae import load_vae_folder
 
 if TYPE_CHECKING:
     from intermoe.eval.evaluator import Evaluator
 
 CACHE_BYTES = 2**30
+TEXT_FILE = "text.safetensors"
 VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where the validation loss is taken, as shares of the diffusion's timesteps."""
 
@@ -120,6 +123,13 @@ class DenoiserObjective(Objective):
             self.evaluator = [load_evaluator(config.run.fid_evaluator)]
         self.validation_timesteps = [int(level * steps) for level in VALIDATION_NOISE_LEVELS]
 
+    def train(self, mode: bool = True) -> DenoiserObjective:
+        """Training mode; a text encoder that is not trained stays without dropout."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.text.parameters()):
+            self.text.eval()
+        return self
+
     def repeated_parts(self) -> list[nn.Module]:
         """The denoiser's layers."""
         return list(self.denoiser.layers)
@@ -195,7 +205,8 @@ def run_denoiser(
 
     Args:
         config_path: YAML or JSON of ``DenoiserTrainConfig``.
-        output_dir: gets ``config.json``, a copy of ``vae``, ``tokenizer.json``, ``checkpoints``, ``logs``, ``model``.
+        output_dir: gets ``config.json``, a copy of ``vae``, ``tokenizer.json``, ``checkpoints``, ``logs``, ``model``,
+            and ``text.safetensors`` if the text encoder is trained first.
         vae: model folder that ``run_vae`` wrote; needed to start a run, and compared with the run's copy on ``resume``.
         resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
         data: folder of the data in place of the configured one.
@@ -231,7 +242,12 @@ def run_denoiser(
     if isinstance(text, ClipTextEncoder):
         load_tower(text)
         tokenizer = text.tokenizer_json
-    objective = DenoiserObjective(config, LatentEncoder(loaded, statistics), text)
+    encoder = LatentEncoder(loaded, statistics)
+    if config.text_pretraining.steps:
+        path = run.once(accelerator, output_dir / TEXT_FILE, functools.partial(_pretrain, config, text, train, encoder))
+        text.load_state_dict(load_file(path))
+        text.requires_grad_(False)
+    objective = DenoiserObjective(config, encoder, text)
     state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
     folder = output_dir / "model"
     if state is not None:
@@ -260,6 +276,14 @@ def _train_tokenizer(config: DenoiserTrainConfig, train: MotionDataset, path: Pa
     content = WordPieceTextEncoder.train_tokenizer(training_captions(config, train), config.text.vocab_size)
     with replacing(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
+
+
+def _pretrain(
+    config: DenoiserTrainConfig, text: TextEncoder, train: MotionDataset, encoder: LatentEncoder, path: Path
+) -> None:
+    pretrain_text(text, train, encoder, KINDS[config.data.kind], config.text_pretraining, seed=config.seed)
+    with replacing(path) as temporary:
+        save_file(text.state_dict(), temporary)
 
 
 def training_captions(config: DenoiserTrainConfig, train: MotionDataset) -> list[str]:

@@ -1,0 +1,117 @@
+"""Training of the text encoder on its own, before the denoiser's: from a caption to what its motion amounts to.
+
+The denoiser learns words slowly: most of its timesteps show enough of the motion to do without them, and "left" and
+"right" differ in nothing that is common to all clips. Here captions alone are seen, and among the targets are turns,
+which a sum over time tells apart whenever in the clip they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from intermoe.data.batching import MotionBatch, collate
+from intermoe.data.dataset import MotionDataset
+from intermoe.data.items import MotionItem, MotionKind
+from intermoe.eval.turns import FULL_TURN, turns, yaw
+from intermoe.nn.text import TextEncoder
+from intermoe.nn.vae import LatentDistribution
+from intermoe.train.config import TextPretrainingConfig
+
+SEGMENTS = 8
+WARMUP_STEPS = 100
+_HIDDEN = 256
+_HALF_TURN = 180.0
+
+Encode = Callable[[MotionBatch], tuple[LatentDistribution, Tensor]]
+
+
+def pretrain_text(
+    text: TextEncoder,
+    dataset: MotionDataset,
+    encode: Encode,
+    kind: MotionKind,
+    config: TextPretrainingConfig,
+    *,
+    seed: int,
+) -> None:
+    """Train ``text`` in place, on the CPU, to predict ``latent_summary`` and ``turn_summary`` of the captions' motion.
+
+    Both targets are scaled to unit mean square over the data and weigh the same; small networks on top of the encoder
+    that make the predictions are thrown away. The result depends on ``seed`` and the data alone.
+
+    Args:
+        encode: batches to the posterior of their latents (B, T', P, X) and mask (B, T'), such as ``LatentEncoder``.
+        progress: called as ``progress(step, steps, loss)``.
+    """
+    everything = [_targets(dataset.draw(i, 0), encode, kind) for i in range(len(dataset))]
+    latent_mean = torch.stack([latents for latents, _ in everything]).mean(dim=0)
+    latent_scale = _root_mean_square(torch.stack([latents - latent_mean for latents, _ in everything]))
+    turn_scale = _root_mean_square(torch.stack([turned for _, turned in everything]), dim=0)
+
+    torch.manual_seed(seed)
+    width, (latents, turned) = text.output_dim, everything[0]
+    latent_head = nn.Sequential(nn.Linear(width, _HIDDEN), nn.SiLU(), nn.Linear(_HIDDEN, latents.numel()))
+    turn_head = nn.Linear(width, turned.numel())
+    parameters = [p for part in (text, latent_head, turn_head) for p in part.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.steps))
+    text.train()
+    for step in track(range(config.steps), description="text encoder", console=Console(stderr=True)):
+        rng = np.random.default_rng((seed, step))
+        items = [dataset.draw(int(i), step) for i in rng.integers(len(dataset), size=config.batch_size)]
+        targets = [_targets(item, encode, kind) for item in items]
+        embedded = text([item["caption"] for item in items])
+        wanted = (torch.stack([latents for latents, _ in targets]) - latent_mean) / latent_scale
+        loss = F.mse_loss(latent_head(embedded), wanted)
+        loss = loss + F.mse_loss(turn_head(embedded), torch.stack([turned for _, turned in targets]) / turn_scale)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the text encoder's loss is {loss.item()} at step {step}")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    text.eval()
+
+
+def latent_summary(latents: Tensor) -> Tensor:
+    """Means of latents (T', P, X) over ``SEGMENTS`` stretches of time: (P * X * SEGMENTS,)."""
+    return F.adaptive_avg_pool1d(latents.flatten(1).t()[None], SEGMENTS).flatten()
+
+
+def turn_summary(joints: Tensor) -> Tensor:
+    """How the persons (P, T, J, 3) turn, in half turns, positive to the left: (P * (SEGMENTS + 4),).
+
+    Of each person the change of heading over each stretch of time and over the whole, and the angles of full turns
+    (``intermoe.eval.turns``): their sum, the sum of those to the left and of those to the right.
+    """
+    rows = []
+    for person in joints.numpy():
+        heading = yaw(person)
+        cuts = np.linspace(0, len(heading) - 1, SEGMENTS + 1).round().astype(int)
+        full = np.array(turns(person, min_degrees=FULL_TURN))
+        whole = [heading[-1] - heading[0], full.sum(), full[full > 0].sum(), full[full < 0].sum()]
+        rows.append([*np.diff(heading[cuts]), *whole])
+    return torch.tensor(np.array(rows) / _HALF_TURN, dtype=torch.float32).flatten()
+
+
+def _targets(item: MotionItem, encode: Encode, kind: MotionKind) -> tuple[Tensor, Tensor]:
+    posterior, mask = encode(collate([item]))
+    persons = item["motion"].transpose(0, 1)
+    return latent_summary(posterior.mean[0, mask[0]]), turn_summary(torch.stack([kind.joints(p) for p in persons]))
+
+
+def _root_mean_square(values: Tensor, dim: int | None = None) -> Tensor:
+    square = values.square()
+    return (square.mean() if dim is None else square.mean(dim=dim)).sqrt().clamp(min=1e-3)
+
+
+def _rate(step: int, steps: int) -> float:
+    warm = min(1.0, (step + 1) / WARMUP_STEPS)
+    return float(warm * 0.5 * (1 + np.cos(np.pi * step / steps)))

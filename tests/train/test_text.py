@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from intermoe.config import TextConfig
+from intermoe.data.kinds import KINDS
+from intermoe.nn.text import WordPieceTextEncoder, build_text_encoder
+from intermoe.nn.vae import LatentDistribution
+from intermoe.train import run_denoiser
+from intermoe.train.config import TextPretrainingConfig
+from intermoe.train.text import SEGMENTS, latent_summary, pretrain_text, turn_summary
+
+
+def turning_person(degrees: float, frames: int = 81) -> torch.Tensor:
+    """A body of 22 joints that turns by ``degrees`` (positive to the left) at constant speed: (T, 22, 3)."""
+    body = torch.zeros(22, 3)
+    body[:, 1] = 1.0
+    body[1, 0] = body[16, 0] = 0.2  # the left side of one who faces Z+ lies at X+
+    body[2, 0] = body[17, 0] = -0.2
+    angles = torch.linspace(0, np.radians(degrees), frames)
+    x, z = body[:, 0], body[:, 2]
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    return torch.stack([x * cos + z * sin, body[:, 1].expand(frames, -1), z * cos - x * sin], dim=-1)
+
+
+@pytest.mark.parametrize("degrees", [360.0, -720.0, 90.0])
+def test_turn_summary_of_steady_turns(degrees: float) -> None:
+    summary = turn_summary(torch.stack([turning_person(degrees), turning_person(0.0)])).view(2, SEGMENTS + 4)
+    half_turns = degrees / 180
+    assert summary[0, :SEGMENTS].tolist() == pytest.approx([half_turns / SEGMENTS] * SEGMENTS, abs=1e-3)
+    full = half_turns if abs(degrees) >= 270 else 0.0
+    expected = [half_turns, full, max(full, 0.0), min(full, 0.0)]
+    assert summary[0, SEGMENTS:].tolist() == pytest.approx(expected, abs=0.05)
+    assert summary[1].abs().max() < 1e-3
+
+
+def test_latent_summary_is_the_mean_over_stretches_of_time() -> None:
+    latents = torch.randn(2 * SEGMENTS, 2, 5)
+    expected = latents.view(SEGMENTS, 2, 10).mean(dim=1)  # (SEGMENTS, P * X)
+    torch.testing.assert_close(latent_summary(latents).view(10, SEGMENTS), expected.t())
+
+
+class Turners:
+    """Clips in which the second of two persons turns to the side that the caption says."""
+
+    captions = tuple(f"{who} {how} to the {{}}" for who in ("she", "the second", "one") for how in ("turns", "spins"))
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def draw(self, index: int, epoch: int) -> dict:
+        side = np.random.default_rng((index, epoch)).choice(["left", "right"])
+        turned = turning_person(360.0 if side == "left" else -360.0, frames=40)
+        positions = torch.stack([turning_person(0.0, frames=40), turned], dim=1)  # (T, 2, 22, 3)
+        motion = torch.cat([positions.flatten(2), torch.zeros(40, 2, 262 - 66)], dim=-1)
+        return {"name": str(index), "caption": self.captions[index].format(side), "motion": motion}
+
+
+def encode(batch) -> tuple[LatentDistribution, torch.Tensor]:
+    motion = batch["motion"][:, ::4, :, :66]
+    return LatentDistribution(motion, torch.zeros_like(motion)), torch.ones(motion.shape[:2], dtype=torch.bool)
+
+
+def build(dataset: Turners) -> WordPieceTextEncoder:
+    captions = [caption.format(side) for caption in dataset.captions for side in ("left", "right")]
+    tokenizer = WordPieceTextEncoder.train_tokenizer(captions, 200)
+    config = TextConfig(
+        kind="wordpiece", output_dim=16, width=16, num_layers=1, num_heads=2, feedforward_dim=16, vocab_size=200
+    )
+    torch.manual_seed(0)
+    encoder = build_text_encoder(config, tokenizer)
+    assert isinstance(encoder, WordPieceTextEncoder)
+    return encoder
+
+
+def test_sides_are_told_apart_whatever_else_the_caption_says() -> None:
+    dataset, config = Turners(), TextPretrainingConfig(steps=150, batch_size=4, learning_rate=3e-3)
+    encoders = [build(dataset), build(dataset)]
+    for encoder in encoders:
+        pretrain_text(encoder, dataset, encode, KINDS["interhuman"], config, seed=0)  # type: ignore[arg-type]
+    with torch.no_grad():
+        first, second = (
+            [encoder([caption.format(side) for caption in dataset.captions]) for side in ("left", "right")]
+            for encoder in encoders
+        )
+    assert not encoders[0].training
+    assert torch.equal(first[0], second[0])
+    between = (first[0] - first[1]).norm(dim=1).mean()
+    within = torch.cdist(first[0], first[0]).mean()
+    assert between > 2 * within
+
+
+def test_a_run_keeps_the_encoder_that_was_trained_first(
+    trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = write_config("denoiser", **{"text_pretraining.steps": 3})
+    folder = run_denoiser(config, tmp_path / "run", vae=trained_vae / "model", data=pairs)
+    first = load_file(tmp_path / "run" / "text.safetensors")
+    kept = {k.removeprefix("text."): v for k, v in load_file(folder / "model.safetensors").items() if "text." in k[:5]}
+    assert first.keys() == kept.keys()
+    assert all(torch.equal(first[key], kept[key]) for key in first)
+
+
+def test_no_finite_loss_stops_with_its_step() -> None:
+    def broken(batch):
+        posterior, mask = encode(batch)
+        return LatentDistribution(posterior.mean * float("nan"), posterior.log_var), mask
+
+    dataset = Turners()
+    with pytest.raises(FloatingPointError, match="nan at step 0"):
+        pretrain_text(
+            build(dataset),
+            dataset,
+            broken,
+            KINDS["interhuman"],
+            TextPretrainingConfig(steps=1),
+            seed=0,  # type: ignore[arg-type]
+        )
