@@ -102,6 +102,8 @@ class LatentEncoder:
 class DenoiserObjective(Objective):
     """Denoiser and text encoder, and their diffusion loss on batches of ``intermoe.data.collate``."""
 
+    generates = True
+
     def __init__(self, config: DenoiserTrainConfig, encoder: LatentEncoder, text: TextEncoder) -> None:
         super().__init__()
         self.denoiser = Denoiser(config.denoiser)

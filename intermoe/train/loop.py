@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -46,6 +45,9 @@ FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 class Objective(nn.Module):
     """What a run optimises: the trained modules, and their loss as ``forward``, so that wrappers (DDP, FSDP) apply."""
+
+    generates = False
+    """Whether ``forward`` also takes ``generating`` and then returns features of what it generates, for the FID."""
 
     def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
         """Scalars by name, drawing from the generators of the items in ``draws``.
@@ -98,6 +100,8 @@ class Trainer:
         self.optim = config.optim.in_steps(len(train), self.global_batch)
         self.config, self.folder = config, output_dir / "checkpoints"
         self.accelerator, self.train, self.validation = accelerator, train, validation
+        if config.run.fid_clips and not objective.generates:
+            raise ValueError(f"run.fid_clips: must be 0 for a model that generates nothing, got {config.run.fid_clips}")
         if config.run.compile is not None:
             for part in objective.repeated_parts():
                 # lengths differ from batch to batch
@@ -189,7 +193,7 @@ class Trainer:
         size, ranks = self.config.data.batch_size, self.accelerator.num_processes
         starts = list(range(0, len(dataset), size))
         sums: dict[str, float] = {}
-        features: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = []
+        features: list[Any] = []  # pairs of arrays: of generated and of real motion
         self.model.eval()
         with self.average.applied():
             for turn in range(0, len(starts), ranks):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -83,6 +84,12 @@ def test_non_finite_loss_stops_with_step_and_items(tmp_path: Path) -> None:
 def test_empty_training_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="training split holds no usable item"):
         fit(Accelerator(), MeanOfData(), _config(), Constants(0), None, tmp_path, resume=False)
+
+
+def test_fid_of_a_model_that_generates_nothing_is_refused(tmp_path: Path) -> None:
+    config = dataclasses.replace(_config(), run=RunConfig(fid_clips=4))
+    with pytest.raises(ValueError, match=r"run\.fid_clips: must be 0 for a model that generates nothing, got 4"):
+        Trainer(Accelerator(), MeanOfData(), config, Constants(8), None, tmp_path)
 
 
 def test_randomness_of_a_step_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
