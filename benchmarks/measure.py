@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -193,8 +194,8 @@ def ceilings(device: torch.device, dtypes: tuple[torch.dtype, ...], small: bool 
     """Measure both, as the best of several runs: nothing is faster than its best run."""
     cuda = device.type == "cuda"
     numel = 1 << (20 if small else 28 if cuda else 26)
-    size = 256 if small else 8192 if cuda else 1536
-    product = {name_of(dtype): 2 * size**3 / _product_time(size, dtype, device) for dtype in dtypes}
+    sizes = (256,) if small else (512, 2048, 8192) if cuda else (256, 512, 1536)
+    product = {name_of(dtype): _product_rate(sizes, dtype, device) for dtype in dtypes}
     return Ceilings(8 * numel / _copy_time(numel, device), product)
 
 
@@ -204,10 +205,21 @@ def _copy_time(numel: int, device: torch.device) -> float:
     return _best(lambda _: target.copy_(source), device)
 
 
-def _product_time(size: int, dtype: torch.dtype, device: torch.device) -> float:
-    a = torch.randn(size, size, device=device).to(dtype)
-    out = torch.empty_like(a)
-    return _best(lambda _: torch.mm(a, a, out=out), device)
+def _product_rate(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of the fastest size; larger ones are tried as long as one does not take too long."""
+    rate = 0.0
+    for size in sizes:
+        a = torch.randn(size, size, device=device).to(dtype)
+        out = torch.empty_like(a)
+        seconds = _best(partial(_multiply, a, out), device)
+        rate = max(rate, 2 * size**3 / seconds)
+        if seconds > 0.02:
+            break
+    return rate
+
+
+def _multiply(a: torch.Tensor, out: torch.Tensor, _: int) -> None:
+    torch.mm(a, a, out=out)
 
 
 def _best(call: Call, device: torch.device) -> float:

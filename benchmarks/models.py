@@ -20,7 +20,6 @@ from intermoe.benchmarks.work import Work
 from intermoe.config import DenoiserConfig
 from intermoe.nn.denoiser import Denoiser
 from intermoe.nn.moe import InterMoEBlock
-from intermoe.ops.route import route_reference
 
 PUBLISHED = DenoiserConfig(dropout=0.0)
 TINY = DenoiserConfig(
@@ -62,7 +61,7 @@ def settling(denoiser: Denoiser) -> Iterator[None]:
 
     def settle(block: InterMoEBlock, arguments: tuple[Any, ...]) -> None:
         hidden, condition = arguments[:2]
-        _, logits = route_reference(hidden.flatten(0, 1), *block._router(condition), None, None, normalise=False)
+        logits = block.routing_logits(hidden, condition).flatten(0, 1)
         share = round(block.capacity * len(logits) / block.num_experts)
         block.selection_bias.copy_(settled_bias(logits.cpu(), [share] * block.num_experts).clamp(-0.999, -0.001))
 
@@ -92,8 +91,7 @@ class PublishedBlock(nn.Module):
         block = self.block
         if block.norm is None:
             raise ValueError("norm: the baseline needs a block that normalises")
-        flat = hidden.flatten(0, 1)
-        _, logits = route_reference(flat, *block._router(condition), None, None, normalise=False)
+        logits = block.routing_logits(hidden, condition).flatten(0, 1)
         tokens = block.norm(hidden, condition).flatten(0, 1)
         mask = (torch.sigmoid(logits) + block.selection_bias > 0).T
         probabilities = torch.softmax(logits, dim=-1).T
