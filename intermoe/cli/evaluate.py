@@ -149,6 +149,7 @@ def _register(kind: str) -> None:
                     typer.echo(_told(estimate(evaluation, replications, processes=ranks), ranks))
                 return
             with progress_bar() as progress:
+                progress.disable = rank != 0
                 task = progress.add_task("evaluating", total=None)
                 rows = evaluate(
                     evaluation,

@@ -15,7 +15,7 @@ FEW, MORE = 2, 6
 
 @dataclass(frozen=True)
 class Estimate:
-    """``seconds`` of all processes together finishing, ``motions`` to generate, ``bytes`` of files to come."""
+    """``seconds`` until all processes are done, ``motions`` to generate, ``bytes`` of files to come."""
 
     seconds: float
     motions: int
