@@ -231,12 +231,17 @@ class DiffusionConfig(Config):
 
 @dataclass(frozen=True)
 class PipelineConfig(Config):
-    """Everything that ``InterMoEPipeline.from_pretrained`` needs besides weights and tokenizer."""
+    """Everything that ``InterMoEPipeline.from_pretrained`` needs besides weights and tokenizer.
+
+    ``rigid_bones`` holds the bones of decoded motion at their mean length over the clip (``intermoe.data.bones``), for
+    the layout ``interhuman`` alone; the release does not.
+    """
 
     name: str = "intermoe"
     fps: int = 30
     min_frames: int = 16
     max_frames: int = 300
+    rigid_bones: bool = False
     vae: VAEConfig = field(default_factory=VAEConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -245,6 +250,8 @@ class PipelineConfig(Config):
     def __post_init__(self) -> None:
         _require(self.fps >= 1, "fps", ">= 1", self.fps)
         _require(4 <= self.min_frames <= self.max_frames, "min_frames", "in [4, max_frames]", self.min_frames)
+        ok = not self.rigid_bones or self.vae.layout == "interhuman"
+        _require(ok, "rigid_bones", "false for every layout but 'interhuman'", self.rigid_bones)
         _require(
             self.text.output_dim == self.denoiser.text_dim,
             "text.output_dim",

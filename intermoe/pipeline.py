@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from intermoe.config import PipelineConfig
+from intermoe.data.bones import with_rigid_bones
 from intermoe.data.kinds import motion_kind
 from intermoe.data.statistics import Statistics
 from intermoe.diffusion import build_scheduler, sample
@@ -73,10 +74,9 @@ class InterMoEPipeline:
         folder = model_folder(path_or_name)
         config = PipelineConfig.load(folder / CONFIG_FILE)
         tokenizer = folder / TOKENIZER_FILE
-        text_encoder = build_text_encoder(
-            config.text, tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None
-        )
-        with SkipRandomInit():
+        content = tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None
+        with SkipRandomInit():  # every weight is read below
+            text_encoder = build_text_encoder(config.text, content)
             vae, denoiser = CausalSkeletalVAE(config.vae), Denoiser(config.denoiser)
         try:
             tensors = load_file(folder / WEIGHTS_FILE)
@@ -185,6 +185,8 @@ class InterMoEPipeline:
         persons = latents.shape[2]
         parts = latents.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.vae.latent_joints, -1))
         motion = self.statistics.denormalise(self.vae.decode(parts).float().cpu())
+        if self.config.rigid_bones:
+            motion = with_rigid_bones(motion)
         return motion.unflatten(0, (-1, persons))
 
     def check(self, prompts: Sequence[str], num_frames: int) -> None:

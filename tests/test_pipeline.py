@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from intermoe import InterMoEPipeline
+from intermoe.config import VAEConfig
+from intermoe.data.bones import with_rigid_bones
+from intermoe.eval.metrics import bone_variation
 from intermoe.pipeline import available_models
 
 PROMPTS = ["two people bow", "one of them turns to the left"]
@@ -68,6 +72,17 @@ def test_encode_and_decode_are_the_vae_between_statistics(tiny_pipeline) -> None
     sampled = [tiny_pipeline.encode(motion, torch.Generator().manual_seed(1)) for _ in range(2)]
     assert torch.equal(*sampled)
     assert not torch.equal(sampled[0], latents)
+
+
+def test_bones_are_rigid_where_the_configuration_says_so(tiny_pipeline, monkeypatch) -> None:
+    latents = torch.randn(2, 3, 2, 28)
+    free = tiny_pipeline.decode(latents)
+    monkeypatch.setattr(tiny_pipeline, "config", replace(tiny_pipeline.config, rigid_bones=True))
+    rigid = tiny_pipeline.decode(latents)
+    torch.testing.assert_close(rigid, with_rigid_bones(free))
+    assert bone_variation(rigid[0, ..., :66].unflatten(-1, (22, 3)).numpy()) < 1e-3
+    with pytest.raises(ValueError, match="rigid_bones: must be false for every layout but 'interhuman'"):
+        replace(tiny_pipeline.config, rigid_bones=True, vae=VAEConfig(layout="interx", latent_dim=4))
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])

@@ -214,10 +214,12 @@ class TextPretrainingConfig(Config):
 class DenoiserTrainConfig(TrainConfig):
     """Training of denoiser and text encoder on the latents of a trained VAE. ``name`` goes into the saved pipeline.
 
-    ``load_balance`` weighs the load-balance loss of token-choice routing (Fedus et al. 2021 have 0.01).
+    ``load_balance`` weighs the load-balance loss of token-choice routing (Fedus et al. 2021 have 0.01);
+    ``rigid_bones`` goes into the saved pipeline too (``PipelineConfig``).
     """
 
     name: str = "intermoe"
+    rigid_bones: bool = False
     load_balance: float = 0.01
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     text: TextConfig = field(default_factory=TextConfig)

@@ -314,6 +314,7 @@ def _save_pipeline(
         fps=KINDS[config.data.kind].fps,
         min_frames=config.data.min_frames,
         max_frames=config.data.max_frames,
+        rigid_bones=config.rigid_bones,
         vae=vae.config,
         denoiser=config.denoiser,
         text=config.text,
