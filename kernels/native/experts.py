@@ -18,19 +18,25 @@ from .registry import call, dense, on_cuda, register, storage_code
 SEGMENT_ROWS = 2048
 """Most pairs in a segment: enough for the products to be efficient, few enough to stay in a CPU's last-level cache."""
 
+MERGED_ROWS = 512
+"""Most pairs of several experts in one segment: where there are so few, calls are what costs."""
+
 CUDA_SEGMENT_ROWS = 16384
-"""The same on CUDA, where launches cost more and the workspace (some 10 KB a row) is what bounds it."""
+"""Both on CUDA, where launches cost more and the workspace (some 10 KB a row) is what bounds it."""
 
 Range = tuple[int, int]
 
 
 class Segment(NamedTuple):
-    """Pairs ``first`` .. ``last`` of one expert, whose outputs go to the rows from ``row`` on."""
+    """Consecutive pairs ``first`` .. ``last``, whose outputs go to the rows from ``row`` on.
 
-    expert: int
+    ``parts`` says which expert has which of them, counted from ``first``.
+    """
+
     first: int
     last: int
     row: int
+    parts: list[tuple[int, slice]]
 
 
 def experts_forward(
@@ -72,14 +78,23 @@ def experts_backward(
     )
 
 
-def segments(ranges: list[Range], rows: int) -> Iterator[Segment]:
-    """Cut every expert's range of pairs into segments of at most ``rows``, numbering the output rows through."""
-    row = 0
+def segments(ranges: list[Range], most: int, merged: int) -> Iterator[Segment]:
+    """Cut every expert's range of pairs into segments of at most ``most``, numbering the output rows through.
+
+    Neighbours of together at most ``merged`` pairs are one segment: what surrounds the products is then one call.
+    """
+    held = Segment(0, 0, 0, [])
     for expert, (start, stop) in enumerate(ranges):
-        for first in range(start, stop, rows):
-            last = min(first + rows, stop)
-            yield Segment(expert, first, last, row)
-            row += last - first
+        for first in range(start, stop, most):
+            last = min(first + most, stop)
+            if held.parts and (held.last != first or last - held.first > merged):
+                yield held
+                held = Segment(first, first, held.row + held.last - held.first, [])
+            begin = held.first if held.parts else first
+            part = (expert, slice(first - begin, last - begin))
+            held = Segment(begin, last, held.row, [*held.parts, part])
+    if held.parts:
+        yield held
 
 
 @functools.cache
@@ -164,17 +179,24 @@ class Problem:
         if offsets[0] != 0 or offsets[-1] != self.num_pairs or offsets != sorted(offsets):
             raise ValueError(f"expert_offsets: must rise from 0 to the {self.num_pairs} pairs, got {offsets}")
         self.ranges: list[Range] = list(itertools.pairwise(offsets))
-        self.segment_rows = CUDA_SEGMENT_ROWS if on_cuda(tokens) else SEGMENT_ROWS
-        self.longest = min(max(stop - start for start, stop in self.ranges), self.segment_rows)
+        self.segment_rows, self.merged_rows = SEGMENT_ROWS, min(MERGED_ROWS, SEGMENT_ROWS)
+        if on_cuda(tokens):
+            self.segment_rows = self.merged_rows = CUDA_SEGMENT_ROWS
+        longest = min(max(stop - start for start, stop in self.ranges), self.segment_rows)
+        self.longest = min(max(longest, self.merged_rows), self.num_pairs)
 
     def workspace(self, width: int) -> Tensor:
         return self.tokens.new_empty(self.longest, width)
 
+    def segments(self, ranges: list[Range]) -> Iterator[Segment]:
+        return segments(ranges, self.segment_rows, self.merged_rows)
+
     def gather(self, source: Tensor, segment: Segment, out: Tensor) -> Tensor:
         pairs = self.token_idx[segment.first : segment.last]
         row_bytes = self.dim * source.element_size()
-        call("gather", source, pairs, pairs.numel(), source.shape[0], row_bytes, out)
-        return out[: pairs.numel()]
+        count = segment.last - segment.first
+        call("gather", source, pairs, count, source.shape[0], row_bytes, out)
+        return out[:count]
 
 
 class Forward:
@@ -185,19 +207,22 @@ class Forward:
         self.h = problem.tokens.new_empty(problem.num_pairs if save_h else 0, 2 * problem.width)
         self.inputs, self.activation = problem.workspace(problem.dim), problem.workspace(problem.width)
         self.unsaved = None if save_h else problem.workspace(2 * problem.width)
+        self.up, self.down = problem.w_gate_up.mT.unbind(), problem.w_down.mT.unbind()
 
     def run(self, ranges: list[Range], expert_out: Tensor) -> None:
         """Fill the first rows of ``expert_out`` with the outputs of the pairs in ``ranges``, one range per expert."""
         p = self.problem
-        for segment in segments(ranges, p.segment_rows):
-            expert, first, last, row = segment
-            count = last - first
+        for segment in p.segments(ranges):
+            first, last, row, parts = segment
             x = p.gather(p.tokens, segment, self.inputs)
-            h = self.h[first:last] if self.unsaved is None else self.unsaved[:count]
-            product(x, p.w_gate_up[expert].T, h)
-            activation = self.activation[:count]
-            call("swiglu_forward", h, activation, count, p.width, p.code)
-            product(activation, p.w_down[expert].T, expert_out[row : row + count])
+            h = self.h[first:last] if self.unsaved is None else self.unsaved[: last - first]
+            for expert, part in parts:
+                product(x[part], self.up[expert], h[part])
+            activation = self.activation[: last - first]
+            call("swiglu_forward", h, activation, last - first, p.width, p.code)
+            out = expert_out[row : row + last - first]
+            for expert, part in parts:
+                product(activation[part], self.down[expert], out[part])
 
 
 class Backward:
@@ -213,27 +238,29 @@ class Backward:
         self.grad_gate_up, self.grad_down = WeightGradient(p.w_gate_up, single), WeightGradient(p.w_down, single)
         self.inputs, self.grads = p.workspace(p.dim), p.workspace(p.dim)
         self.inner, self.grad_h = p.workspace(p.width), p.workspace(2 * p.width)
+        self.gate_up, self.down = p.w_gate_up.unbind(), p.w_down.unbind()
 
     def run(self, ranges: list[Range], grad_pairs: Tensor) -> None:
         """Fill the first rows of ``grad_pairs`` for the pairs in ``ranges``; add to the other gradients."""
         p = self.problem
-        for segment in segments(ranges, p.segment_rows):
-            expert, first, last, row = segment
+        for segment in p.segments(ranges):
+            first, last, row, parts = segment
             count = last - first
             x, grad = p.gather(p.tokens, segment, self.inputs), p.gather(self.grad_out, segment, self.grads)
             inner, grad_h = self.inner[:count], self.grad_h[:count]
-            product(grad, p.w_down[expert], inner)
-            if self.h is None:
-                # The gradient takes the place of a recomputed h: SwiGLU's reads an element before it writes it.
-                h = grad_h
-                product(x, p.w_gate_up[expert].T, h)
-            else:
-                h = self.h[first:last]
+            # The gradient takes the place of a recomputed h: SwiGLU's reads an element before it writes it.
+            h = grad_h if self.h is None else self.h[first:last]
+            for expert, part in parts:
+                product(grad[part], self.down[expert], inner[part])
+                if self.h is None:
+                    product(x[part], self.gate_up[expert].T, h[part])
             sums = (self.gates[first:last], inner, grad_h, self.grad_gates[first:last])
             call("swiglu_backward", h, *sums, count, p.width, p.code)
-            self.grad_down.add(expert, grad.T, inner)
-            self.grad_gate_up.add(expert, grad_h.T, x)
-            product(grad_h, p.w_gate_up[expert], grad_pairs[row : row + count])
+            out = grad_pairs[row : row + count]
+            for expert, part in parts:
+                self.grad_down.add(expert, grad[part].T, inner[part])
+                self.grad_gate_up.add(expert, grad_h[part].T, x[part])
+                product(grad_h[part], self.gate_up[expert], out[part])
 
 
 def _experts_forward(

@@ -14,6 +14,7 @@ from . import library
 NAMESPACE = "intermoe_native"
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_PLAIN = frozenset({int, float, type(None)})
 _definitions = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -66,14 +67,15 @@ def _function(name: str, cuda: bool) -> Any:
     return getattr(library.load(), f"intermoe_{name}_{'cuda' if cuda else 'cpu'}")
 
 
-def call(function: str, where: Tensor, *arguments: Tensor | int | float | None) -> None:
+def call(function: str, where: Tensor, *arguments: Any) -> None:
     """Call ``intermoe_<function>_cpu`` or ``_cuda``, whichever serves ``where``, the first argument.
 
-    Tensors, which must be on one device, pass as pointers; what the functions of a device need goes last.
+    Tensors, which must be on one device, pass as pointers, numbers and ``None`` as they are; what the functions of a
+    device need goes last.
     Raises ``RuntimeError`` that names the function when it fails, ``LibraryUnavailable`` where there is no such one.
     """
     cuda = on_cuda(where)
-    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+    values = [argument if type(argument) in _PLAIN else argument.data_ptr() for argument in arguments]
     last = stream_of(where) if cuda else (torch.get_num_threads(),)
     if _function(function, cuda)(where.data_ptr(), *values, *last) != 0:
         raise RuntimeError(f"native {function}: {library.load().intermoe_last_error().decode()}")
