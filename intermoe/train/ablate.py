@@ -140,7 +140,8 @@ class AblationReport:
 def variant_configs(matrix: str | Path, *, steps: int | None = None) -> dict[str, DenoiserTrainConfig]:
     """The training configuration of each variant of an ``AblationConfig`` file, by name.
 
-    ``steps`` replaces the base's number of steps; the warm-up then is a tenth of them at most.
+    ``steps`` replaces the base's number of steps; the warm-up then is a tenth of them at most, and the text encoder is
+    trained on its own for no more steps either.
 
     Raises:
         ValueError: an unknown key or a bad value, with the variant's name.
@@ -150,6 +151,7 @@ def variant_configs(matrix: str | Path, *, steps: int | None = None) -> dict[str
     if steps is not None:
         base["optim"]["steps"] = steps
         base["optim"]["warmup_steps"] = min(base["optim"]["warmup_steps"], steps // 10)
+        base["text_pretraining"]["steps"] = min(base["text_pretraining"]["steps"], steps)
     configs = {}
     for variant in config.variants:
         values = copy.deepcopy(base)

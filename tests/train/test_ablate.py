@@ -65,6 +65,7 @@ def test_shipped_variants_change_what_they_say() -> None:
     base = configs["full"].to_dict()
     assert base["optim"]["steps"] == 30
     assert base["optim"]["warmup_steps"] == 3
+    assert base["text_pretraining"]["steps"] <= 30
     changes = {v.name: v.changes for v in AblationConfig.load(MATRIX).variants}
     for name, config in configs.items():
         now = config.to_dict()
