@@ -44,6 +44,7 @@ inline std::vector<Fiber> fibers;
 inline jmp_buf scheduler;
 inline const std::function<void()>* body;
 inline int current;
+inline unsigned most_blocks = ~0u;  // of a grid's first dimension, only so many last ones run
 inline dim3 thread_index, block_index, block_size, grid_size;
 
 [[noreturn]] inline void stop(const char* message) {
@@ -165,6 +166,6 @@ inline void emulate(dim3 grid, int threads, const std::function<void()>& kernel)
   dim3& at = ::emulated::block_index;
   for (at.z = 0; at.z < grid.z; ++at.z)
     for (at.y = 0; at.y < grid.y; ++at.y)
-      for (at.x = 0; at.x < grid.x; ++at.x) ::emulated::run_block(threads);
+      for (at.x = grid.x > ::emulated::most_blocks ? grid.x - ::emulated::most_blocks : 0; at.x < grid.x; ++at.x) ::emulated::run_block(threads);
   ::emulated::body = nullptr;
 }

@@ -1,11 +1,24 @@
-// Calls every function of the C interface on random shapes with arrays of exactly their size, so that the sanitizers
-// see any access outside, and checks what needs no reference. Built with -DINTERMOE_SANITIZE=ON; prints the calls made.
+// Calls every function of the C interface on random shapes with arrays of exactly their size and checks what needs no
+// reference; prints the number of calls. With -DINTERMOE_SANITIZE=ON the CPU's functions run under sanitizers, which see
+// any access outside. With INTERMOE_EMULATED it is CUDA's functions, and an array ends where its memory does.
 #include <cstdio>
 #include <cstdlib>
 #include <random>
 #include <vector>
 
 #include "intermoe.h"
+
+#ifdef INTERMOE_EMULATED
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <memory>
+#define CALL(step, ...) must(intermoe_##step##_cuda(__VA_ARGS__, 0, nullptr), #step)
+#define SUMS sums.as<float>(),
+#else
+#define CALL(step, ...) must(intermoe_##step##_cpu(__VA_ARGS__, threads), #step)
+#define SUMS
+#endif
 
 static std::mt19937 generator(0);
 static int calls = 0;
@@ -23,17 +36,32 @@ static void must(int32_t status, const char* what) {
   expect(status == 0, what);
 }
 
-// A heap array of `count` elements of `size` bytes that starts `skip` elements after an aligned address.
+// `count` elements of `size` bytes that start `skip` elements after an aligned address.
 struct Array {
+#ifdef INTERMOE_EMULATED
+  // The last byte lies before a page that nobody may touch; `skip` is what the size leaves.
+  std::shared_ptr<char> pages;
+  Array(int64_t count, int64_t size, int64_t) {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), bytes = static_cast<size_t>(count * size);
+    const size_t whole = (bytes + page - 1) / page * page;
+    void* memory = mmap(nullptr, whole + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    expect(memory != MAP_FAILED && mprotect(static_cast<char*>(memory) + whole, page, PROT_NONE) == 0, "memory");
+    start = whole - bytes;
+    pages.reset(static_cast<char*>(memory), [=](char* p) { munmap(p, whole + page); });
+  }
+  char* data() { return pages.get(); }
+#else
   std::vector<char> bytes;
-  size_t start;
   Array(int64_t count, int64_t size, int64_t skip) : bytes(static_cast<size_t>((count + skip) * size)) {
     bytes.shrink_to_fit();
     start = static_cast<size_t>(skip * size);
   }
+  char* data() { return bytes.data(); }
+#endif
+  size_t start;
   template <class T>
   T* as() {
-    return reinterpret_cast<T*>(bytes.data() + start);
+    return reinterpret_cast<T*>(data() + start);
   }
 };
 
@@ -56,16 +84,15 @@ static Array floats(int64_t count, int64_t skip) { return values(count, INTERMOE
 
 static void round_trip(int64_t S, int64_t D, int64_t E, int64_t F, int64_t R, int32_t dtype, float level) {
   const int64_t size = dtype == INTERMOE_FLOAT32 ? 4 : 2, skip = pick(0, 3);
-  const int32_t threads = static_cast<int32_t>(pick(1, 4));
+  [[maybe_unused]] const int32_t threads = static_cast<int32_t>(pick(1, 4));
   Array hidden = values(S * D, dtype, skip), weight = floats(E * D, skip), offset = floats(R * E, skip);
   Array scale = floats(R * D, skip), shift = floats(R * D, skip), tokens(S * D, size, skip), logits(S * E, 4, skip);
   Array mean(S, 4, skip), rstd(S, 4, skip);
   const bool conditioned = pick(0, 1) == 1, normalise = pick(0, 3) > 0;
-  must(intermoe_route_forward_cpu(hidden.as<void>(), weight.as<float>(), conditioned ? offset.as<float>() : nullptr,
-                                  conditioned ? scale.as<float>() : nullptr, conditioned ? shift.as<float>() : nullptr,
-                                  normalise ? tokens.as<void>() : nullptr, logits.as<float>(), mean.as<float>(),
-                                  rstd.as<float>(), S, D, E, conditioned ? R : 0, 1e-6f, dtype, threads),
-       "route_forward");
+  CALL(route_forward, hidden.as<void>(), weight.as<float>(), conditioned ? offset.as<float>() : nullptr,
+       conditioned ? scale.as<float>() : nullptr, conditioned ? shift.as<float>() : nullptr,
+       normalise ? tokens.as<void>() : nullptr, logits.as<float>(), mean.as<float>(),
+       rstd.as<float>(), S, D, E, conditioned ? R : 0, 1e-6f, dtype);
   if (pick(0, 1) == 1)
     for (int64_t i = 0; i < S * E; ++i) logits.as<float>()[i] = level;
 
@@ -74,45 +101,41 @@ static void round_trip(int64_t S, int64_t D, int64_t E, int64_t F, int64_t R, in
   for (int64_t e = 0; e < E; ++e) bias.as<float>()[e] = -0.5f;
   for (int64_t i = 0; i < S * V; ++i) valid.as<uint8_t>()[i] = pick(0, 4) > 0;
   Array scratch(intermoe_select_scratch(S) * E, 8, 0);
-  must(intermoe_select_count_cpu(logits.as<float>(), bias.as<float>(), pick(0, 1) ? valid.as<uint8_t>() : nullptr, S, E, V,
-                                 slots.as<int64_t>(), counts.as<int64_t>(), offsets.as<int64_t>(),
-                                 scratch.as<int64_t>(), threads),
-       "select_count");
+  CALL(select_count, logits.as<float>(), bias.as<float>(), pick(0, 1) ? valid.as<uint8_t>() : nullptr, S, E, V,
+       slots.as<int64_t>(), counts.as<int64_t>(), offsets.as<int64_t>(),
+       scratch.as<int64_t>());
   const int64_t P = offsets.as<int64_t>()[E];
   expect(P >= 0 && P <= S * E, "number of pairs");
   Array token_idx(P, 8, 0), gates(P, 4, skip), grad_gates(P, 4, skip), grad_logits(S * E, 4, skip);
-  must(intermoe_select_fill_cpu(logits.as<float>(), S, E, scratch.as<int64_t>(), slots.as<int64_t>(),
-                                token_idx.as<int64_t>(), gates.as<float>(), threads),
-       "select_fill");
+  CALL(select_fill, logits.as<float>(), S, E, scratch.as<int64_t>(), slots.as<int64_t>(),
+       token_idx.as<int64_t>(), gates.as<float>());
 
   Array x(P * D, size, skip), h = values(P * 2 * F, dtype, skip), inner = values(P * F, dtype, skip);
   Array grad_h(P * 2 * F, size, skip), expert_out = values(P * D, dtype, skip), out(S * D, size, skip);
-  must(intermoe_gather_cpu(hidden.as<void>(), token_idx.as<int64_t>(), P, S, D * size, x.as<void>(), threads), "gather");
-  must(intermoe_swiglu_forward_cpu(h.as<void>(), inner.as<void>(), P, F, dtype, threads), "swiglu_forward");
-  must(intermoe_swiglu_backward_cpu(h.as<void>(), gates.as<float>(), inner.as<void>(), grad_h.as<void>(),
-                                    grad_gates.as<float>(), P, F, dtype, threads),
-       "swiglu_backward");
-  must(intermoe_swiglu_backward_cpu(h.as<void>(), gates.as<float>(), inner.as<void>(), h.as<void>(),
-                                    grad_gates.as<float>(), P, F, dtype, threads),
-       "swiglu_backward in place");
-  must(intermoe_combine_cpu(expert_out.as<void>(), pick(0, 1) ? gates.as<float>() : nullptr, slots.as<int64_t>(),
-                            nullptr, out.as<void>(), P, S, D, E, dtype, threads),
-       "combine");
-  must(intermoe_select_backward_cpu(grad_gates.as<float>(), logits.as<float>(), slots.as<int64_t>(), P, S, E,
-                                    grad_logits.as<float>(), threads),
-       "select_backward");
+  CALL(gather, hidden.as<void>(), token_idx.as<int64_t>(), P, S, D * size, x.as<void>());
+  CALL(swiglu_forward, h.as<void>(), inner.as<void>(), P, F, dtype);
+  CALL(swiglu_backward, h.as<void>(), gates.as<float>(), inner.as<void>(), grad_h.as<void>(),
+       grad_gates.as<float>(), P, F, dtype);
+  CALL(swiglu_backward, h.as<void>(), gates.as<float>(), inner.as<void>(), h.as<void>(),
+       grad_gates.as<float>(), P, F, dtype);
+  CALL(combine, expert_out.as<void>(), pick(0, 1) ? gates.as<float>() : nullptr, slots.as<int64_t>(),
+       nullptr, out.as<void>(), P, S, D, E, dtype);
+  CALL(select_backward, grad_gates.as<float>(), logits.as<float>(), slots.as<int64_t>(), P, S, E,
+       grad_logits.as<float>());
 
   Array grad_hidden(S * D, size, skip), grad_weight(E * D, 4, skip), grad_offset((R > 0 ? R : 1) * E, 4, skip);
   Array grad_scale(R * D, 4, skip), grad_shift(R * D, 4, skip);
   const bool modulated = conditioned && normalise;
-  must(intermoe_route_backward_cpu(
-           out.as<void>(), grad_logits.as<float>(), hidden.as<void>(), normalise ? mean.as<float>() : nullptr,
-           normalise ? rstd.as<float>() : nullptr, weight.as<float>(), modulated ? scale.as<float>() : nullptr,
-           pick(0, 1) ? out.as<void>() : grad_hidden.as<void>(), grad_weight.as<float>(), grad_offset.as<float>(),
-           modulated ? grad_scale.as<float>() : nullptr, modulated ? grad_shift.as<float>() : nullptr, S, D, E, R, dtype,
-           threads),
-       "route_backward");
+#ifdef INTERMOE_EMULATED
+  Array sums(intermoe_route_scratch_cuda(S, D, E, R), 4, 0);
+#endif
+  CALL(route_backward, out.as<void>(), grad_logits.as<float>(), hidden.as<void>(), normalise ? mean.as<float>() : nullptr,
+       normalise ? rstd.as<float>() : nullptr, weight.as<float>(), modulated ? scale.as<float>() : nullptr,
+       pick(0, 1) ? out.as<void>() : grad_hidden.as<void>(), grad_weight.as<float>(), grad_offset.as<float>(),
+       modulated ? grad_scale.as<float>() : nullptr, modulated ? grad_shift.as<float>() : nullptr, SUMS
+       S, D, E, R, dtype);
 
+#ifndef INTERMOE_EMULATED
   if (P > 0) {
     token_idx.as<int64_t>()[P - 1] = S;
     expect(intermoe_gather_cpu(hidden.as<void>(), token_idx.as<int64_t>(), P, S, D * size, x.as<void>(), threads) != 0,
@@ -121,6 +144,7 @@ static void round_trip(int64_t S, int64_t D, int64_t E, int64_t F, int64_t R, in
                                 E, dtype, threads) != 0,
            "a pair outside is refused");
   }
+#endif
 }
 
 int main() {
