@@ -1,10 +1,10 @@
-"""Everything about the Triton kernels that only a GPU can tell, in one command and one JSON file.
+"""Everything about the Triton and CUDA kernels that only a GPU can tell, in one command and one JSON file.
 
     python benchmarks/gpu_check.py [--out FILE] [--rehearse]
 
-Correctness first (``gpu_correctness.py``), then times and memory beside the baselines; nothing wrong is timed. The file
-goes to the folder of the environment variable OUT if that is set. ``--rehearse`` runs the same script on tiny shapes in
-Triton's interpreter (TRITON_INTERPRET=1) on a CPU.
+Correctness first (``gpu_correctness.py`` and the tests marked ``gpu``, the CUDA kernels of ``native`` too), then times
+and memory beside the baselines; nothing wrong is timed. The file goes to the folder of the environment variable OUT if
+that is set. ``--rehearse`` runs the same script on tiny shapes in Triton's interpreter (TRITON_INTERPRET=1) on a CPU.
 """
 
 from __future__ import annotations
@@ -195,6 +195,13 @@ def sanitize() -> dict[str, str]:
     return results
 
 
+def gpu_tests() -> dict[str, Any]:
+    """The repository's tests that need a GPU: their exit code and the end of what they say."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]
+    run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    return {"exit_code": run.returncode, "said": run.stdout[-4000:]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     default = Path(os.environ.get("OUT", "."), "gpu_check.json")
@@ -238,6 +245,8 @@ def main() -> None:
     if options.small_only:
         return
 
+    report["gpu_tests"] = {} if options.rehearse else gpu_tests()
+    print(report["gpu_tests"].get("said", "tests that need a GPU: left out of the rehearsal"))
     torch.set_float32_matmul_precision("high")
     timed = [("S=9600 bfloat16", 9600, torch.bfloat16), ("S=300 bfloat16", 300, torch.bfloat16),
              ("S=9600 tf32", 9600, torch.float32), ("S=9600 float16", 9600, torch.float16)]  # fmt: skip
