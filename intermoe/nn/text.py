@@ -140,8 +140,8 @@ class WordPieceTextEncoder(TextEncoder):
         self.transformer = transformer(config, norm_first=True)
         self.norm = nn.LayerNorm(config.width)
         self.output = nn.Linear(config.width, config.output_dim)
-        # At the size of what the layers add, so that single words stay legible in the mean over the tokens: smaller ones
-        # are drowned, and "left" and "right" become one.
+        # At the size of what the layers add, so that single words stay legible in the mean over the tokens: smaller
+        # ones are drowned, and "left" and "right" become one.
         nn.init.normal_(self.token_embedding.weight, std=1.0)
         nn.init.normal_(self.position_embedding, std=0.5)
         with torch.no_grad():
