@@ -307,8 +307,9 @@ _library.define(
     "Tensor w_down, Tensor[] saved, bool normalise, SymInt rows, bool saved_h, str backend) -> Tensor[]"
 )
 for _device in ("CPU", "CUDA"):
-    _library.impl("moe_forward", _forward, _device)
-    _library.impl("moe_backward", _backward, _device)
+    # Where a graph breaks at the operator it runs as it is; its Python is not to be traced in turn.
+    _library.impl("moe_forward", torch.compiler.disable(_forward), _device)
+    _library.impl("moe_backward", torch.compiler.disable(_backward), _device)
 torch.library.register_fake("intermoe::moe_forward", _forward_fake, lib=_library)
 torch.library.register_fake("intermoe::moe_backward", _backward_fake, lib=_library)
 torch.library.register_autograd("intermoe::moe_forward", _differentiate, setup_context=_setup_context, lib=_library)

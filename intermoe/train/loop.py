@@ -104,8 +104,9 @@ class Trainer:
             raise ValueError(f"run.fid_clips: must be 0 for a model that generates nothing, got {config.run.fid_clips}")
         if config.run.compile is not None:
             for part in objective.repeated_parts():
-                # lengths differ from batch to batch
-                part.compile(backend=config.run.compile, dynamic=True)
+                # Lengths differ from batch to batch. Whole graphs: only in those does torch trace operators whose
+                # results' size depends on the data, such as the block's.
+                part.compile(backend=config.run.compile, dynamic=True, fullgraph=True)
         parameters = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters,
