@@ -210,7 +210,8 @@ class DiffusionConfig(Config):
 
     ``snr_gamma`` weighs a timestep's loss by 1 + min(signal-to-noise ratio, snr_gamma); 0 is the plain loss.
     ``latent_scale`` multiplies the latents before noise is added to them, ``timestep_shift`` above 1 draws more noisy
-    timesteps (see ``intermoe.diffusion``); both are 1 in the release.
+    timesteps; ``guidance_until`` is the share of the schedule below which sampling is not guided (see
+    ``intermoe.diffusion``). The release has 1, 1 and 0.
     """
 
     num_train_timesteps: int = 1000
@@ -219,9 +220,11 @@ class DiffusionConfig(Config):
     snr_gamma: float = 0.0
     latent_scale: float = 1.0
     timestep_shift: float = 1.0
+    guidance_until: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.latent_scale > 0.0, "latent_scale", "> 0", self.latent_scale)
+        _require(0.0 <= self.guidance_until <= 1.0, "guidance_until", "in [0, 1]", self.guidance_until)
         _require(self.timestep_shift > 0.0, "timestep_shift", "> 0", self.timestep_shift)
         _require(self.snr_gamma >= 0.0, "snr_gamma", ">= 0", self.snr_gamma)
         _require(self.num_train_timesteps >= 1, "num_train_timesteps", ">= 1", self.num_train_timesteps)

@@ -134,6 +134,7 @@ def sample(
     num_inference_steps: int = 50,
     guidance_scale: float = 3.5,
     latent_scale: float = 1.0,
+    guidance_until: float = 0.0,
     mask: Tensor | None = None,
     generators: Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
@@ -145,6 +146,8 @@ def sample(
         text_condition: (B, C). shape: (B, T', P, X) of the latents.
         num_inference_steps: in [1, num_train_timesteps].
         guidance_scale: >= 1. latent_scale: as in training.
+        guidance_until: timesteps below this share of the schedule are not guided (Kynkäänniemi et al. 2024): there the
+            text has decided already, and guidance exaggerates details instead.
         mask: (B, T') bool, True = valid, or ``None``.
         generators: one CPU generator per sample, so that a sample does not depend on the rest of its batch.
         noise: initial noise in place of one drawn from ``generators``.
@@ -164,18 +167,17 @@ def sample(
             raise ValueError(f"generators: expected one for each of the {shape[0]} samples, got {generators!r}")
         noise = torch.cat([torch.randn((1, *shape[1:]), generator=g) for g in generators])
     x = noise.to(device=device, dtype=dtype)
-    guided = guidance_scale > 1
-    condition = torch.cat([text_condition, torch.zeros_like(text_condition)]) if guided else text_condition
-    if guided and mask is not None:
-        mask = mask.repeat(2, 1)
+    both = torch.cat([text_condition, torch.zeros_like(text_condition)])
     stochastic = {"generator": list(generators)} if generators is not None and _is_stochastic(scheduler) else {}
     scheduler.set_timesteps(num_inference_steps, device=device)
     for step, timestep in enumerate(scheduler.timesteps):
-        batch = torch.cat([x, x]) if guided else x
-        estimate = denoiser(batch, timestep.expand(batch.shape[0]), condition, mask)
-        if guided:
+        if guidance_scale > 1 and timestep >= guidance_until * high:
+            doubled = None if mask is None else mask.repeat(2, 1)
+            estimate = denoiser(torch.cat([x, x]), timestep.expand(2 * shape[0]), both, doubled)
             conditional, unconditional = estimate.chunk(2)
             estimate = guidance_scale * conditional + (1 - guidance_scale) * unconditional
+        else:
+            estimate = denoiser(x, timestep.expand(shape[0]), text_condition, mask)
         x = scheduler.step(latent_scale * estimate, timestep, x, **stochastic).prev_sample
         if callback is not None:
             callback(step + 1, num_inference_steps)

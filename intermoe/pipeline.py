@@ -165,6 +165,7 @@ class InterMoEPipeline:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             latent_scale=self.config.diffusion.latent_scale,
+            guidance_until=self.config.diffusion.guidance_until,
             generators=[torch.Generator().manual_seed(s) for s in seeds],
             callback=progress,
         )

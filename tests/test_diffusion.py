@@ -173,6 +173,29 @@ def test_sampling_undoes_the_latent_scale(name: str) -> None:
     torch.testing.assert_close(result, latents, rtol=0, atol=0.05)
 
 
+def test_guidance_ends_where_the_schedule_says() -> None:
+    sizes = {}
+
+    def spy(x, t, c, m):
+        assert len(x) == len(c) == len(t)
+        assert m is not None
+        assert len(m) == len(x)
+        sizes[int(t[0])] = len(x)
+        return x
+
+    sample(
+        spy,
+        torch.ones(2, 5),
+        (2, 3, 2, 4),
+        scheduler=build_scheduler("ddim", CONFIG),
+        num_inference_steps=10,
+        guidance_until=0.5,
+        mask=torch.ones(2, 3, dtype=torch.bool),
+        generators=[torch.Generator().manual_seed(i) for i in range(2)],
+    )
+    assert sizes == {t: 4 if t >= 500 else 2 for t in range(0, 1000, 100)}
+
+
 def test_condition_is_dropped_by_whole_rows_with_the_given_probability() -> None:
     seen = []
 

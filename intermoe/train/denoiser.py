@@ -167,6 +167,7 @@ class DenoiserObjective(Objective):
                 scheduler=build_scheduler("ddim", self.diffusion),
                 num_inference_steps=self.run.fid_steps,
                 latent_scale=self.latent_scale,
+                guidance_until=self.diffusion.guidance_until,
                 mask=mask,
                 noise=draws.normal(frames, *shape),
             )
