@@ -182,6 +182,8 @@ def trace_generation(
     timesteps: list[int] = []
     with record_routing(pipeline.denoiser) as record, _timesteps(pipeline.denoiser, timesteps):
         result = pipeline(prompt, num_frames, num_inference_steps, guidance_scale, seed, progress=progress)
+    for calls in record.calls.values():
+        calls[:] = [call[:1] for call in calls]  # guided calls hold the unconditional half too
     joints = result.joints[0].numpy()
     chosen = trace_record(record, persons=len(joints)).chosen
     return RoutingTrace(chosen, np.array(timesteps), _layer_names(record), joints, prompt, result.fps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,14 @@ def test_a_generation_is_the_same_when_traced(tiny_pipeline: Any) -> None:
     assert trace.chosen.shape == (3, 1, 2, 4, 3)  # steps, layers, persons, latent frames, experts
     np.testing.assert_array_equal(trace.timesteps, [666, 333, 0])
     assert trace.title == "Two people bow."
+
+
+def test_a_generation_that_is_guided_in_part(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    diffusion = dataclasses.replace(tiny_pipeline.config.diffusion, guidance_until=0.5)
+    monkeypatch.setattr(tiny_pipeline, "config", dataclasses.replace(tiny_pipeline.config, diffusion=diffusion))
+    trace = trace_generation(tiny_pipeline, "Two people bow.", num_frames=16, num_inference_steps=4, guidance_scale=2.0)
+    assert trace.chosen.shape[0] == 4
+    assert trace.timesteps.tolist() == [750, 500, 250, 0]
 
 
 def test_a_motion_is_noised_to_a_level(tiny_pipeline: Any) -> None:
