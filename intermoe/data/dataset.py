@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -68,6 +69,16 @@ class FolderClips:
             name, number = self._places[index]
             source = self.reader.read(self.split, name)[number].source
         return source
+
+
+@dataclass(frozen=True)
+class MotionChoice:
+    """What is drawn of an item but its caption: equal choices of one data set are the same motion."""
+
+    index: int
+    start: int
+    mirrored: bool
+    swapped: bool
 
 
 class MotionDataset(Dataset[MotionItem]):
@@ -153,22 +164,35 @@ class MotionDataset(Dataset[MotionItem]):
 
     def draw(self, index: int, epoch: int) -> MotionItem:
         """Item ``index`` as it is drawn in ``epoch``, whatever ``set_epoch`` said last."""
+        choice, caption = self.choose(index, epoch)
+        return {"name": self.names[index], "motion": self.motion(choice), "caption": caption}
+
+    def choose(self, index: int, epoch: int) -> tuple[MotionChoice, str]:
+        """What ``draw`` makes the motion from, and its caption; costs next to nothing."""
         if not 0 <= index < len(self):
             raise IndexError(f"index: must be in [0, {len(self)}), got {index}")
         rng = np.random.default_rng((self.seed, epoch, index))
         draw_caption, draw_start, draw_mirror, draw_swap = rng.random(4)
-        source = self._clips[self._indices[index]]
-        taken = self.num_frames(index) + self.kind.lost_frames
-        start = int(draw_start * (len(source) - taken + 1)) if self.training else 0
-        source = source[start : start + taken]
+        spare = self._clips.frames[self._indices[index]] - self._taken(index)
+        start = int(draw_start * (spare + 1)) if self.training else 0
         captions = self.captions(index)
         caption = captions[int(draw_caption * len(captions))] if self.training else captions[0]
-        if self.mirror and draw_mirror < 0.5 and self.kind.mirror is not None:
-            source, caption = self.kind.mirror(source), mirror_caption(caption)
-        if self.swap_persons and draw_swap < 0.5:
-            source, caption = source[:, ::-1], swap_caption(caption)
-        motion = torch.from_numpy(self.kind.convert(source))
-        return {"name": self.names[index], "motion": motion, "caption": caption}
+        mirrored, swapped = self.mirror and draw_mirror < 0.5, self.swap_persons and draw_swap < 0.5
+        if mirrored:
+            caption = mirror_caption(caption)
+        if swapped:
+            caption = swap_caption(caption)
+        return MotionChoice(index, start, mirrored, swapped), caption
+
+    def motion(self, choice: MotionChoice) -> torch.Tensor:
+        """The motion (T, P, ...) that was chosen, converted."""
+        source = self._clips[self._indices[choice.index]]
+        source = source[choice.start : choice.start + self._taken(choice.index)]
+        if choice.mirrored and self.kind.mirror is not None:
+            source = self.kind.mirror(source)
+        if choice.swapped:
+            source = source[:, ::-1]
+        return torch.from_numpy(self.kind.convert(source))
 
     def num_frames(self, index: int) -> int:
         """Length of item ``index`` in converted frames, the same in every epoch."""
@@ -185,6 +209,10 @@ class MotionDataset(Dataset[MotionItem]):
         if epoch < 0:
             raise ValueError(f"epoch: must be >= 0, got {epoch}")
         self._epoch.fill_(epoch)
+
+    def _taken(self, index: int) -> int:
+        """Source frames of item ``index``."""
+        return self.num_frames(index) + self.kind.lost_frames
 
     def _long_enough(self) -> list[int]:
         needed = self.kind.lost_frames + max(self.window or 0, self.min_frames)

@@ -26,8 +26,9 @@ from intermoe.files import replacing, replacing_folder
 from intermoe.pipeline import InterMoEPipeline
 from intermoe.train import run
 from intermoe.train.config import DenoiserTrainConfig
-from intermoe.train.denoiser import VALIDATION_NOISE_LEVELS, DenoiserObjective, LatentEncoder, run_denoiser
+from intermoe.train.denoiser import VALIDATION_NOISE_LEVELS, DenoiserObjective, run_denoiser
 from intermoe.train.draws import ItemDraws
+from intermoe.train.latents import LatentEncoder
 from intermoe.viz.routing import record_routing
 
 if TYPE_CHECKING:

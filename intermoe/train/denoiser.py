@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import filecmp
 import functools
-import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from intermoe.config import PipelineConfig
+from intermoe.data.batching import MotionBatch, collate
 from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.kinds import KINDS
@@ -29,78 +30,23 @@ from intermoe.train import run
 from intermoe.train.clip import load_tower
 from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.draws import ItemDraws
+from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents
 from intermoe.train.loop import Batch, Objective, fit
+from intermoe.train.stream import DrawnDataset
 from intermoe.train.text import pretrain_text
 from intermoe.train.vae import load_vae_folder
 
 if TYPE_CHECKING:
     from intermoe.eval.evaluator import Evaluator
 
-CACHE_BYTES = 2**30
 TEXT_FILE = "text.safetensors"
+CAPTIONS_KEPT = 100_000
 VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where the validation loss is taken, as shares of the diffusion's timesteps."""
 
 
-class LatentEncoder:
-    """Posteriors of batches of motion. Not a module: the frozen VAE is neither trained nor saved with the denoiser,
-    and ``train()`` of what holds this must not switch its dropout on.
-
-    On the CPU encoding is a good part of a training step, so posteriors are kept, up to ``CACHE_BYTES``: an item that
-    no random window changes is encoded once, and alone, because rounding depends on the rest of a batch and a resumed
-    run must find the same numbers.
-    """
-
-    def __init__(self, vae: CausalSkeletalVAE, statistics: Statistics) -> None:
-        self.vae = vae.eval().requires_grad_(False)
-        self.statistics = statistics
-        self.kept: dict[bytes, LatentDistribution] = {}
-        self.free = CACHE_BYTES
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> tuple[LatentDistribution, Tensor]:
-        """The posterior, (B, T', 2, X) each, and the mask (B, T') of latent frames whose 4 frames are all there."""
-        motion, frames = batch["motion"], batch["lengths"] // self.vae.downsampling
-        mask = torch.arange(int(frames.max()), device=motion.device) < frames[:, None]
-        if motion.device.type != "cpu":
-            self.vae.to(motion.device)
-            return self._encode(motion[:, : self.vae.downsampling * mask.shape[1]]), mask
-        rows = [self._keep(row[: self.vae.downsampling * int(n)]) for row, n in zip(motion, frames, strict=True)]
-        pad = torch.nn.utils.rnn.pad_sequence
-        mean, log_var = (pad([getattr(row, name)[0] for row in rows], batch_first=True) for name in ("mean", "log_var"))
-        return LatentDistribution(mean, log_var), mask
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Un-normalised motion (B, 4T', P, ...) of latents (B, T', P, X)."""
-        persons = latents.shape[2]
-        parts = latents.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.vae.latent_joints, -1))
-        motion = self.statistics.denormalise(self.vae.decode(parts))
-        return motion.unflatten(0, (-1, persons)).transpose(1, 2)
-
-    def _keep(self, motion: Tensor) -> LatentDistribution:
-        key = hashlib.blake2b(motion.numpy().tobytes(), digest_size=16).digest()
-        if key in self.kept:
-            return self.kept[key]
-        posterior = self._encode(motion[None])
-        size = 2 * posterior.mean.numel() * posterior.mean.element_size()
-        if size <= self.free:
-            self.free -= size
-            self.kept[key] = posterior
-        return posterior
-
-    def _encode(self, motion: Tensor) -> LatentDistribution:
-        batch, persons = motion.shape[0], motion.shape[2]
-        posterior = self.vae.encode(self.statistics.normalise(motion).transpose(1, 2).flatten(0, 1))
-        mean, log_var = (
-            part.flatten(2).view(batch, persons, part.shape[1], -1).transpose(1, 2).float()
-            for part in (posterior.mean, posterior.log_var)
-        )
-        return LatentDistribution(mean, log_var)
-
-
 class DenoiserObjective(Objective):
-    """Denoiser and text encoder, and their diffusion loss on batches of ``intermoe.data.collate``."""
+    """Denoiser and text encoder, and their diffusion loss on batches of motion or of its latents."""
 
     generates = True
 
@@ -123,6 +69,7 @@ class DenoiserObjective(Objective):
             from intermoe.eval.evaluator import load_evaluator
 
             self.evaluator = [load_evaluator(config.run.fid_evaluator)]
+        self.embedded: dict[str, Tensor] = {}
         self.validation_timesteps = [int(level * steps) for level in VALIDATION_NOISE_LEVELS]
 
     def train(self, mode: bool = True) -> DenoiserObjective:
@@ -131,6 +78,11 @@ class DenoiserObjective(Objective):
         if not any(parameter.requires_grad for parameter in self.text.parameters()):
             self.text.eval()
         return self
+
+    @staticmethod
+    def collate(items: Sequence[Any]) -> Batch:
+        """Items of motion or of its latents."""
+        return collate_latents(items) if "posterior" in items[0] else collate(items)
 
     def repeated_parts(self) -> list[nn.Module]:
         """The denoiser's layers."""
@@ -143,10 +95,10 @@ class DenoiserObjective(Objective):
 
         With ``generating`` also features (B, F) of motion ``"generated"`` for the captions and of the ``"real"`` one.
         """
-        posterior, mask = self.encoder(batch)
-        frames, shape = mask.sum(dim=1).tolist(), posterior.mean.shape[2:]
+        posterior, mask, frames = self._encoded(batch)
+        shape = posterior.mean.shape[2:]
         latents = posterior.sample(noise=draws.normal(frames, *shape))
-        condition = self.text(batch["captions"])
+        condition = self._condition(batch["captions"])
         if not validating:
             timesteps = shifted_timesteps(draws.uniform(), self.diffusion.num_train_timesteps, self.timestep_shift)
             kept = draws.uniform() >= self.condition_dropout
@@ -173,6 +125,24 @@ class DenoiserObjective(Objective):
             )
             values |= {"generated": self._features(made, mask), "real": self._features(posterior.mode(), mask)}
         return values
+
+    def _encoded(self, batch: Batch) -> tuple[LatentDistribution, Tensor, list[int]]:
+        """Posterior, mask, and the numbers of latent frames."""
+        if "posterior" in batch:
+            return LatentDistribution(*batch["posterior"].unbind(dim=2)), batch["mask"], batch["frames"]
+        posterior, mask = self.encoder(cast("MotionBatch", batch))
+        return posterior, mask, mask.sum(dim=1).tolist()
+
+    def _condition(self, captions: list[str]) -> Tensor:
+        """(B, C); a text encoder that is not trained embeds a caption once, and alone, for numbers that stay."""
+        if self.text.training or any(parameter.requires_grad for parameter in self.text.parameters()):
+            return self.text(captions)
+        if len(self.embedded) > CAPTIONS_KEPT:
+            self.embedded.clear()
+        for caption in captions:
+            if caption not in self.embedded:
+                self.embedded[caption] = self.text([caption])[0]
+        return torch.stack([self.embedded[caption] for caption in captions])
 
     def _features(self, latents: Tensor, mask: Tensor) -> Tensor:
         if not self.evaluator:
@@ -251,7 +221,10 @@ def run_denoiser(
         text.load_state_dict(load_file(path))
         text.requires_grad_(False)
     objective = DenoiserObjective(config, encoder, text)
-    state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
+    splits: list[DrawnDataset] = [train, validation]
+    if config.data.num_workers == 0:  # processes of their own would each encode everything
+        splits = [LatentDataset(split, encoder, accelerator.device) for split in (train, validation)]
+    state = fit(accelerator, objective, config, splits[0], splits[1], output_dir, resume=resume)
     folder = output_dir / "model"
     if state is not None:
         _save_pipeline(folder, config, state, loaded, statistics, tokenizer)
@@ -284,7 +257,7 @@ def _train_tokenizer(config: DenoiserTrainConfig, train: MotionDataset, path: Pa
 def _pretrain(
     config: DenoiserTrainConfig, text: TextEncoder, train: MotionDataset, encoder: LatentEncoder, path: Path
 ) -> None:
-    pretrain_text(text, train, encoder, KINDS[config.data.kind], config.text_pretraining, seed=config.seed)
+    pretrain_text(text, train, encoder.encode, KINDS[config.data.kind], config.text_pretraining, seed=config.seed)
     with replacing(path) as temporary:
         save_file(text.state_dict(), temporary)
 

@@ -18,14 +18,17 @@ class ItemDraws:
 
     def __init__(self, key: Sequence[int], numbers: Sequence[int], device: torch.device) -> None:
         self.device = device
-        self.generators = [
-            torch.Generator(device).manual_seed(int(np.random.SeedSequence((*key, n)).generate_state(1, np.uint64)[0]))
-            for n in numbers
-        ]
+        seeds = np.random.SeedSequence(key).generate_state(max(numbers) + 1, np.uint64)
+        self.generators = [torch.Generator(device).manual_seed(int(seeds[n])) for n in numbers]
+        # single numbers are drawn on the host: a kernel for each would take longer than the numbers
+        self.host = self.generators
+        if device.type != "cpu":
+            self.host = [torch.Generator().manual_seed(int(seeds[n])) for n in numbers]
 
     def uniform(self, *shape: int) -> Tensor:
         """(B, *shape) from [0, 1)."""
-        return torch.stack([torch.rand(shape, generator=g, device=self.device) for g in self.generators])
+        numbers = torch.stack([torch.rand(shape, generator=g) for g in self.host])
+        return numbers.to(self.device, non_blocking=True)
 
     def normal(self, frames: Sequence[int] | int, *shape: int) -> Tensor:
         """(B, T, *shape) normal numbers in the first ``frames[i]`` frames of item i (or in all), zeros after them.
@@ -34,8 +37,7 @@ class ItemDraws:
         """
         if isinstance(frames, int):
             frames = [frames] * len(self.generators)
-        rows = [
-            torch.randn((n, *shape), generator=g, device=self.device)
-            for n, g in zip(frames, self.generators, strict=True)
-        ]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        numbers = torch.zeros(len(self.generators), max(frames), *shape, device=self.device)
+        for row, n, generator in zip(numbers, frames, self.generators, strict=True):
+            row[:n].normal_(generator=generator)
+        return numbers

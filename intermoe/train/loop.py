@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,11 @@ class Objective(nn.Module):
         In training ``"loss"``, a mean over frames, is minimised; in validation every value is a mean over the batch.
         """
         raise NotImplementedError
+
+    @staticmethod
+    def collate(items: Sequence[Any]) -> Batch:
+        """The items of a batch as ``forward`` takes them."""
+        return collate(items)
 
     def repeated_parts(self) -> list[nn.Module]:
         """Modules that make up most of the work and are compiled one by one."""
@@ -107,12 +112,14 @@ class Trainer:
                 # Lengths differ from batch to batch. Whole graphs: only in those does torch trace operators whose
                 # results' size depends on the data, such as the block's.
                 part.compile(backend=config.run.compile, dynamic=True, fullgraph=True)
+        self.collate = objective.collate
         parameters = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters,
             lr=self.optim.learning_rate,
             weight_decay=self.optim.weight_decay,
             betas=(self.optim.betas[0], self.optim.betas[1]),
+            fused=accelerator.device.type == "cuda",
         )
         self.model, self.optimizer = accelerator.prepare(objective, optimizer)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -120,6 +127,7 @@ class Trainer:
         self.scheduler = warmup_schedule(self.optimizer.optimizer, self.optim)
         self.routing = Routing(objective)
         self.step = 0
+        self.unread: list[tuple[int, dict[str, Tensor], list[str]]] = []  # steps, their losses and items
 
     def run(self, resume: bool) -> dict[str, Tensor] | None:
         if resume and (path := checkpoint.latest_checkpoint(self.folder)):
@@ -131,11 +139,13 @@ class Trainer:
             while self.step < self.optim.steps:
                 losses = self._optimise(batches)
                 self.step, done = self.step + 1, done + 1
-                rate = done * self.global_batch / (time.perf_counter() - started)
-                if self._due(self.config.run.log_every):
-                    self._log_training(losses, rate)
-                    balance = self._balance()
-                advance(self.step, losses["loss"].item(), rate, balance)
+                if self._reads_losses():
+                    self._require_finite()
+                    rate = done * self.global_batch / (time.perf_counter() - started)
+                    if self._due(self.config.run.log_every):
+                        self._log_training(losses, rate)
+                        balance = self._balance()
+                    advance(self.step, losses["loss"].item(), rate, balance)
                 if self.validation is not None and self._due(self.config.run.validate_every):
                     self._log("validation", self._validate(self.validation))
                     started, done = time.perf_counter(), 0
@@ -161,7 +171,7 @@ class Trainer:
             last = micro == micro_steps - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 losses = self.model(batch, draws)
-                self._require_finite(losses, batch)
+                self.unread.append((self.step, {k: v.detach() for k, v in losses.items()}, batch["names"]))
                 self.accelerator.backward(share * losses["loss"] / micro_steps)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + share * value.detach() / micro_steps
@@ -180,13 +190,20 @@ class Trainer:
             self.accelerator.unscale_gradients()
             nn.utils.clip_grad_value_(self.parameters, self.optim.clip_limit)
 
-    def _require_finite(self, losses: dict[str, Tensor], batch: Batch) -> None:
-        if torch.isfinite(losses["loss"]):
-            return
-        parts = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
-        raise FloatingPointError(
-            f"non-finite loss at step {self.step} ({parts}); items of the batch: {', '.join(batch['names'])}"
-        )
+    def _reads_losses(self) -> bool:
+        """Whether the losses of the steps so far are read now. A GPU would have to be waited for at each of them."""
+        due = (self.config.run.log_every, self.config.run.validate_every, self.config.run.checkpoint_every)
+        return self.accelerator.device.type == "cpu" or any(map(self._due, due))
+
+    def _require_finite(self) -> None:
+        finite = torch.stack([losses["loss"] for _, losses, _ in self.unread]).isfinite().tolist()
+        for (step, losses, names), ok in zip(self.unread, finite, strict=True):
+            if not ok:
+                parts = ", ".join(f"{name} {value.item():g}" for name, value in losses.items())
+                raise FloatingPointError(
+                    f"non-finite loss at step {step} ({parts}); items of the batch: {', '.join(names)}"
+                )
+        self.unread.clear()
 
     @torch.no_grad()
     def _validate(self, dataset: DrawnDataset) -> dict[str, float]:
@@ -205,7 +222,7 @@ class Trainer:
                 draws = ItemDraws((self.config.seed, 1), range(start, start + len(items)), self.accelerator.device)
                 # the same on all ranks, which a sharded model keeps in step
                 generating = {"generating": True} if starts[turn] < self.config.run.fid_clips else {}
-                values = self.model(self._on_device(collate(items)), draws, validating=True, **generating)
+                values = self.model(self._on_device(self.collate(items)), draws, validating=True, **generating)
                 if generating:
                     pair = tuple(values.pop(name).float().cpu().numpy() for name in ("generated", "real"))
                     features += [pair] if number < len(starts) else []
@@ -234,7 +251,7 @@ class Trainer:
         lengths = [self.train.num_frames(i) for i in range(len(self.train))]
         sampler = StreamSampler(lengths, size, micro_batches, self.config.seed, parts=micro_steps * ranks)
         workers = self.config.data.num_workers
-        loader = DataLoader(Draws(self.train), batch_sampler=sampler, num_workers=workers, collate_fn=collate)
+        loader = DataLoader(Draws(self.train), batch_sampler=sampler, num_workers=workers, collate_fn=self.collate)
         return ((self._on_device(batch), share) for batch, share in zip(loader, sampler.shares(), strict=True))
 
     def _on_device(self, batch: Batch) -> Batch:

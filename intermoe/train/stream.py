@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from intermoe.data.batching import FRAME_MULTIPLE
-from intermoe.data.items import MotionItem
 
 Draw = tuple[int, int]
 
@@ -19,7 +18,7 @@ class DrawnDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def draw(self, index: int, epoch: int) -> MotionItem:
+    def draw(self, index: int, epoch: int) -> Mapping[str, Any]:
         """Item ``index`` as it is drawn in ``epoch``."""
         ...
 
@@ -87,11 +86,11 @@ class StreamSampler(Sampler[list[Draw]]):
             yield int(order[position % len(self.lengths)]), epoch
 
 
-class Draws(Dataset[MotionItem]):
+class Draws(Dataset[Mapping[str, Any]]):
     """``dataset`` indexed by (index, epoch) pairs."""
 
     def __init__(self, dataset: DrawnDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, draw: Draw) -> MotionItem:
+    def __getitem__(self, draw: Draw) -> Mapping[str, Any]:
         return self.dataset.draw(*draw)

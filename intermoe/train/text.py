@@ -7,6 +7,7 @@ which a sum over time tells apart whenever in the clip they come.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -16,9 +17,9 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from intermoe.data.batching import MotionBatch, collate
-from intermoe.data.dataset import MotionDataset
-from intermoe.data.items import MotionItem, MotionKind
+from intermoe.data.batching import FRAME_MULTIPLE
+from intermoe.data.dataset import MotionChoice, MotionDataset
+from intermoe.data.items import MotionKind
 from intermoe.eval.turns import FULL_TURN, turns, yaw
 from intermoe.nn.text import TextEncoder
 from intermoe.nn.vae import LatentDistribution
@@ -29,7 +30,7 @@ WARMUP_STEPS = 100
 _HIDDEN = 256
 _HALF_TURN = 180.0
 
-Encode = Callable[[MotionBatch], tuple[LatentDistribution, Tensor]]
+Encode = Callable[[Tensor], LatentDistribution]
 
 
 def pretrain_text(
@@ -47,10 +48,14 @@ def pretrain_text(
     that make the predictions are thrown away. The result depends on ``seed`` and the data alone.
 
     Args:
-        encode: batches to the posterior of their latents (B, T', P, X) and mask (B, T'), such as ``LatentEncoder``.
-        progress: called as ``progress(step, steps, loss)``.
+        encode: motion (B, T, P, ...) to the posterior of its latents (B, T / 4, P, X), as ``LatentEncoder.encode``.
     """
-    everything = [_targets(dataset.draw(i, 0), encode, kind) for i in range(len(dataset))]
+
+    @functools.cache
+    def targets(choice: MotionChoice) -> tuple[Tensor, Tensor]:
+        return _targets(dataset.motion(choice), encode, kind)
+
+    everything = [targets(dataset.choose(i, 0)[0]) for i in range(len(dataset))]
     latent_mean = torch.stack([latents for latents, _ in everything]).mean(dim=0)
     latent_scale = _root_mean_square(torch.stack([latents - latent_mean for latents, _ in everything]))
     turn_scale = _root_mean_square(torch.stack([turned for _, turned in everything]), dim=0)
@@ -65,12 +70,12 @@ def pretrain_text(
     text.train()
     for step in track(range(config.steps), description="text encoder", console=Console(stderr=True)):
         rng = np.random.default_rng((seed, step))
-        items = [dataset.draw(int(i), step) for i in rng.integers(len(dataset), size=config.batch_size)]
-        targets = [_targets(item, encode, kind) for item in items]
-        embedded = text([item["caption"] for item in items])
-        wanted = (torch.stack([latents for latents, _ in targets]) - latent_mean) / latent_scale
+        drawn = [dataset.choose(int(i), step) for i in rng.integers(len(dataset), size=config.batch_size)]
+        motion = [targets(choice) for choice, _ in drawn]
+        embedded = text([caption for _, caption in drawn])
+        wanted = (torch.stack([latents for latents, _ in motion]) - latent_mean) / latent_scale
         loss = F.mse_loss(latent_head(embedded), wanted)
-        loss = loss + F.mse_loss(turn_head(embedded), torch.stack([turned for _, turned in targets]) / turn_scale)
+        loss = loss + F.mse_loss(turn_head(embedded), torch.stack([turned for _, turned in motion]) / turn_scale)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the text encoder's loss is {loss.item()} at step {step}")
         optimizer.zero_grad()
@@ -101,10 +106,10 @@ def turn_summary(joints: Tensor) -> Tensor:
     return torch.tensor(np.array(rows) / _HALF_TURN, dtype=torch.float32).flatten()
 
 
-def _targets(item: MotionItem, encode: Encode, kind: MotionKind) -> tuple[Tensor, Tensor]:
-    posterior, mask = encode(collate([item]))
-    persons = item["motion"].transpose(0, 1)
-    return latent_summary(posterior.mean[0, mask[0]]), turn_summary(torch.stack([kind.joints(p) for p in persons]))
+def _targets(motion: Tensor, encode: Encode, kind: MotionKind) -> tuple[Tensor, Tensor]:
+    whole = len(motion) // FRAME_MULTIPLE * FRAME_MULTIPLE
+    latents = encode(motion[None, :whole]).mean[0]
+    return latent_summary(latents), turn_summary(torch.stack([kind.joints(p) for p in motion.transpose(0, 1)]))
 
 
 def _root_mean_square(values: Tensor, dim: int | None = None) -> Tensor:

@@ -123,8 +123,9 @@ def test_rows_and_their_measures(ablation: Any) -> None:
 def test_validation_loss_is_the_trainers(ablation: Any, pairs: Path, matrix: Path) -> None:
     from intermoe.data import InterHumanDataset
     from intermoe.data.batching import collate
-    from intermoe.train.denoiser import DenoiserObjective, LatentEncoder
+    from intermoe.train.denoiser import DenoiserObjective
     from intermoe.train.draws import ItemDraws
+    from intermoe.train.latents import LatentEncoder
 
     pipeline = InterMoEPipeline.from_pretrained(ablation.folder / "full" / "run" / "model")
     config = variant_configs(matrix, steps=2)["full"]
@@ -133,7 +134,9 @@ def test_validation_loss_is_the_trainers(ablation: Any, pairs: Path, matrix: Pat
     objective.denoiser.load_state_dict(pipeline.denoiser.state_dict())
     items = [dataset.draw(index, 0) for index in range(len(dataset))]
     with torch.no_grad():
-        values = objective.eval()(collate(items), ItemDraws((0, 1), range(len(items)), "cpu"), validating=True)
+        values = objective.eval()(
+            collate(items), ItemDraws((0, 1), range(len(items)), torch.device("cpu")), validating=True
+        )
     assert ablation.report.rows["full"]["validation_loss"] == pytest.approx(values["loss"].item(), rel=1e-6)
 
 

@@ -12,11 +12,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from intermoe import InterMoEPipeline
 from intermoe.data import InterHumanDataset, Statistics, collate
 from intermoe.nn.vae import CausalSkeletalVAE
-from intermoe.train import denoiser as module
 from intermoe.train import load_vae_folder, run_denoiser
 from intermoe.train.config import DenoiserTrainConfig
-from intermoe.train.denoiser import DenoiserObjective, LatentEncoder, training_captions
+from intermoe.train.denoiser import DenoiserObjective, training_captions
 from intermoe.train.draws import ItemDraws
+from intermoe.train.latents import LatentEncoder
 
 
 @pytest.fixture
@@ -64,35 +64,6 @@ def test_routing_health_and_validation_are_logged(trained_denoiser: Path) -> Non
     layer = "routing/denoiser.layers.1.moe"
     assert {f"{layer}/{n}" for n in ("expert0", "expert2", "experts_per_token", "tokens_without_expert")} <= tags
     assert {"validation/loss", "validation/loss_t100", "validation/loss_t900"} <= tags
-
-
-def test_posteriors_are_the_vaes_and_are_encoded_once(
-    vae: tuple[CausalSkeletalVAE, Statistics], pairs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dataset = InterHumanDataset(pairs, "val", min_frames=16)
-    batch = collate([dataset[0], dataset[1]])
-    encoder = LatentEncoder(*vae)
-    posterior, mask = encoder(batch)
-    assert mask.sum(dim=1).tolist() == [31 // 4, 24 // 4]
-    motion = dataset[1]["motion"][:24].transpose(0, 1)
-    expected = vae[0].encode(vae[1].normalise(motion))
-    torch.testing.assert_close(posterior.mean[1, :6], expected.mean.flatten(2).transpose(0, 1), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(
-        posterior.log_var[1, :6], expected.log_var.flatten(2).transpose(0, 1), rtol=1e-5, atol=1e-6
-    )
-    monkeypatch.setattr(encoder, "_encode", lambda _: pytest.fail("encoded again"))
-    again, _ = encoder(collate([dataset[1], dataset[0]]))
-    assert torch.equal(again.mean[0, :6], posterior.mean[1, :6])
-
-
-def test_the_cache_is_bounded(
-    vae: tuple[CausalSkeletalVAE, Statistics], pairs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "CACHE_BYTES", 1)
-    dataset = InterHumanDataset(pairs, "val", min_frames=16)
-    encoder = LatentEncoder(*vae)
-    encoder(collate([dataset[0]]))
-    assert not encoder.kept
 
 
 def test_train_mode_leaves_the_vae_frozen(

@@ -54,17 +54,18 @@ class Turners:
     def __len__(self) -> int:
         return len(self.captions)
 
-    def draw(self, index: int, epoch: int) -> dict:
-        side = np.random.default_rng((index, epoch)).choice(["left", "right"])
+    def choose(self, index: int, epoch: int) -> tuple[str, str]:
+        side = str(np.random.default_rng((index, epoch)).choice(["left", "right"]))
+        return side, self.captions[index].format(side)
+
+    def motion(self, side: str) -> torch.Tensor:
         turned = turning_person(360.0 if side == "left" else -360.0, frames=40)
         positions = torch.stack([turning_person(0.0, frames=40), turned], dim=1)  # (T, 2, 22, 3)
-        motion = torch.cat([positions.flatten(2), torch.zeros(40, 2, 262 - 66)], dim=-1)
-        return {"name": str(index), "caption": self.captions[index].format(side), "motion": motion}
+        return torch.cat([positions.flatten(2), torch.zeros(40, 2, 262 - 66)], dim=-1)
 
 
-def encode(batch) -> tuple[LatentDistribution, torch.Tensor]:
-    motion = batch["motion"][:, ::4, :, :66]
-    return LatentDistribution(motion, torch.zeros_like(motion)), torch.ones(motion.shape[:2], dtype=torch.bool)
+def encode(motion: torch.Tensor) -> LatentDistribution:
+    return LatentDistribution(motion[:, ::4, :, :66], torch.zeros_like(motion[:, ::4, :, :66]))
 
 
 def build(dataset: Turners) -> WordPieceTextEncoder:
@@ -108,9 +109,8 @@ def test_a_run_keeps_the_encoder_that_was_trained_first(
 
 
 def test_no_finite_loss_stops_with_its_step() -> None:
-    def broken(batch):
-        posterior, mask = encode(batch)
-        return LatentDistribution(posterior.mean * float("nan"), posterior.log_var), mask
+    def broken(motion: torch.Tensor) -> LatentDistribution:
+        return LatentDistribution(encode(motion).mean * float("nan"), encode(motion).log_var)
 
     dataset = Turners()
     with pytest.raises(FloatingPointError, match="nan at step 0"):

@@ -1,0 +1,128 @@
+"""Motion as the latents of a frozen autoencoder, which is how the denoiser sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from intermoe.data.batching import MotionBatch
+from intermoe.data.dataset import MotionChoice, MotionDataset
+from intermoe.data.statistics import Statistics
+from intermoe.nn.vae import CausalSkeletalVAE, LatentDistribution
+
+CACHE_BYTES = 2**30
+CACHE_SHARE = 1 / 8
+
+
+class LatentItem(TypedDict):
+    """One item: ``posterior`` is float32 (T', 2, P, X), mean and log-variance of each latent frame."""
+
+    name: str
+    posterior: Tensor
+    caption: str
+
+
+class LatentBatch(TypedDict):
+    """``posterior`` (B, T', 2, P, X), zero from ``frames`` (numbers of latent frames) on; ``mask`` (B, T')."""
+
+    names: list[str]
+    captions: list[str]
+    posterior: Tensor
+    mask: Tensor
+    frames: list[int]
+
+
+class LatentEncoder:
+    """Posteriors of batches of motion. Not a module: the frozen VAE is neither trained nor saved with the denoiser,
+    and ``train()`` of what holds this must not switch its dropout on.
+    """
+
+    def __init__(self, vae: CausalSkeletalVAE, statistics: Statistics) -> None:
+        self.vae = vae.eval().requires_grad_(False)
+        self.statistics = statistics
+
+    @torch.no_grad()
+    def __call__(self, batch: MotionBatch) -> tuple[LatentDistribution, Tensor]:
+        """The posterior, (B, T', 2, X) each, and the mask (B, T') of latent frames whose 4 frames are all there."""
+        motion, frames = batch["motion"], batch["lengths"] // self.vae.downsampling
+        mask = torch.arange(int(frames.max()), device=motion.device) < frames[:, None]
+        return self.encode(motion[:, : self.vae.downsampling * mask.shape[1]]), mask
+
+    @torch.no_grad()
+    def encode(self, motion: Tensor) -> LatentDistribution:
+        """The posterior, (B, T / 4, P, X) each, of motion (B, T, P, ...), not normalised."""
+        batch, persons = motion.shape[0], motion.shape[2]
+        self.vae.to(motion.device)
+        posterior = self.vae.encode(self.statistics.normalise(motion).transpose(1, 2).flatten(0, 1))
+        mean, log_var = (
+            part.flatten(2).view(batch, persons, part.shape[1], -1).transpose(1, 2).float()
+            for part in (posterior.mean, posterior.log_var)
+        )
+        return LatentDistribution(mean, log_var)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Un-normalised motion (B, 4T', P, ...) of latents (B, T', P, X)."""
+        persons = latents.shape[2]
+        parts = latents.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.vae.latent_joints, -1))
+        motion = self.statistics.denormalise(self.vae.decode(parts))
+        return motion.unflatten(0, (-1, persons)).transpose(1, 2)
+
+
+class LatentDataset:
+    """``dataset`` with its motion encoded, item by item, on ``device``.
+
+    Conversion and encoding take longer than a training step of a small denoiser, so posteriors are kept: of equal
+    choices (``MotionDataset.choose``) only the first is converted and encoded, and alone, because rounding depends on
+    the rest of a batch and a resumed run must find the same numbers. On the CPU up to ``CACHE_BYTES`` are kept, on
+    another device ``CACHE_SHARE`` of the memory that is free at the start.
+    """
+
+    def __init__(self, dataset: MotionDataset, encoder: LatentEncoder, device: torch.device) -> None:
+        self.dataset, self.encoder, self.device = dataset, encoder, device
+        self.kept: dict[MotionChoice, Tensor] = {}
+        self.free = CACHE_BYTES
+        if device.type == "cuda":
+            self.free = int(CACHE_SHARE * torch.cuda.mem_get_info(device)[0])
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def num_frames(self, index: int) -> int:
+        """Length of item ``index`` in frames of motion."""
+        return self.dataset.num_frames(index)
+
+    def draw(self, index: int, epoch: int) -> LatentItem:
+        """``MotionDataset.draw``, encoded."""
+        choice, caption = self.dataset.choose(index, epoch)
+        return {"name": self.dataset.names[index], "posterior": self._posterior(choice), "caption": caption}
+
+    def _posterior(self, choice: MotionChoice) -> Tensor:
+        if choice in self.kept:
+            return self.kept[choice]
+        motion = self.dataset.motion(choice)
+        whole = len(motion) // self.encoder.vae.downsampling * self.encoder.vae.downsampling
+        encoded = self.encoder.encode(motion[None, :whole].to(self.device))
+        posterior = torch.stack([encoded.mean[0], encoded.log_var[0]], dim=1)
+        if posterior.nbytes <= self.free:
+            self.free -= posterior.nbytes
+            self.kept[choice] = posterior
+        return posterior
+
+
+def collate_latents(items: Sequence[LatentItem]) -> LatentBatch:
+    """Zero-pad to the longest item."""
+    rows = [item["posterior"] for item in items]
+    frames = [len(row) for row in rows]
+    same = min(frames) == max(frames)
+    mask = torch.arange(max(frames)) < torch.tensor(frames)[:, None]
+    return {
+        "names": [item["name"] for item in items],
+        "captions": [item["caption"] for item in items],
+        "posterior": torch.stack(rows) if same else torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        "mask": mask.to(rows[0].device, non_blocking=True),
+        "frames": frames,
+    }

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from intermoe.data.batching import collate
+from intermoe.data.interhuman import InterHumanDataset
+from intermoe.data.statistics import Statistics
+from intermoe.nn.vae import CausalSkeletalVAE
+from intermoe.train import latents as module
+from intermoe.train import load_vae_folder
+from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def vae(trained_vae: Path) -> tuple[CausalSkeletalVAE, Statistics]:
+    return load_vae_folder(trained_vae / "model")
+
+
+def test_posteriors_are_the_vaes(vae: tuple[CausalSkeletalVAE, Statistics], pairs: Path) -> None:
+    dataset = InterHumanDataset(pairs, "val", min_frames=16)
+    posterior, mask = LatentEncoder(*vae)(collate([dataset[0], dataset[1]]))
+    assert mask.sum(dim=1).tolist() == [31 // 4, 24 // 4]
+    motion = dataset[1]["motion"][:24].transpose(0, 1)
+    expected = vae[0].encode(vae[1].normalise(motion))
+    for name in ("mean", "log_var"):
+        wanted = getattr(expected, name).flatten(2).transpose(0, 1)
+        torch.testing.assert_close(getattr(posterior, name)[1, :6], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_of_latents_is_that_of_its_motion(vae: tuple[CausalSkeletalVAE, Statistics], pairs: Path) -> None:
+    dataset, encoder = InterHumanDataset(pairs, "train", min_frames=16, mirror=True), LatentEncoder(*vae)
+    encoded = LatentDataset(dataset, encoder, CPU)
+    draws = [(0, 3), (2, 5), (0, 4)]
+    batch = collate_latents([encoded.draw(*draw) for draw in draws])
+    items = [dataset.draw(*draw) for draw in draws]
+    posterior, mask = encoder(collate(items))
+    assert torch.equal(batch["mask"], mask)
+    assert batch["frames"] == mask.sum(dim=1).tolist()
+    assert batch["captions"] == [item["caption"] for item in items]
+    for k, wanted in enumerate((posterior.mean, posterior.log_var)):
+        torch.testing.assert_close(batch["posterior"][:, :, k][mask], wanted[mask], rtol=1e-5, atol=1e-6)
+        assert not batch["posterior"][:, :, k][~mask].any()
+
+
+def test_equal_choices_are_encoded_once(
+    vae: tuple[CausalSkeletalVAE, Statistics], pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = InterHumanDataset(pairs, "train", min_frames=16, mirror=True)
+    encoded = LatentDataset(dataset, LatentEncoder(*vae), CPU)
+    first = [encoded.draw(1, epoch) for epoch in range(12)]
+    assert len(encoded.kept) == 2  # as it is, and mirrored
+    monkeypatch.setattr(dataset, "motion", lambda _: pytest.fail("read again"))
+    again = [encoded.draw(1, epoch) for epoch in range(12)]
+    assert all(torch.equal(a["posterior"], b["posterior"]) for a, b in zip(first, again, strict=True))
+
+
+def test_what_is_kept_is_bounded(
+    vae: tuple[CausalSkeletalVAE, Statistics], pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CACHE_BYTES", 1)
+    encoded = LatentDataset(InterHumanDataset(pairs, "val", min_frames=16), LatentEncoder(*vae), CPU)
+    encoded.draw(0, 0)
+    assert not encoded.kept
