@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
+
+_KEPT = 2**16  # training asks for the same captions again and again
 
 _SIDES = re.compile(
     r"\b(?:(left|right)(wards?)?(?! (?:away|now|after|before)\b)|((?:counter|anti)[- ]?)?clockwise)\b", re.I
@@ -18,6 +21,7 @@ _ORDINALS = re.compile(
 )
 
 
+@functools.lru_cache(_KEPT)
 def mirror_caption(caption: str) -> str:
     """Exchange left and right, clockwise and counterclockwise; whole words, case preserved.
 
@@ -26,6 +30,7 @@ def mirror_caption(caption: str) -> str:
     return _SIDES.sub(_keep_case(_mirrored), caption)
 
 
+@functools.lru_cache(_KEPT)
 def swap_caption(caption: str) -> str:
     """Exchange "first" and "second" where they mean a person ("the first dancer", "away from the second").
 

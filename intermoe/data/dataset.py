@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
@@ -18,6 +19,7 @@ from intermoe.data.motion import Array
 
 # Source columns stay in memory up to this size; sets beyond it are read again from disk.
 _MEMORY_BYTES = 4 * 2**30
+_EPOCHS_KEPT = 64
 
 
 class Clips(Protocol):
@@ -154,6 +156,7 @@ class MotionDataset(Dataset[MotionItem]):
         self.report = self._clips.report
         self._indices = self._long_enough()
         self.names = [self._clips.names[i] for i in self._indices]
+        self._drawn: dict[int, npt.NDArray[np.float64]] = {}
         self._complain(strict)
 
     def __len__(self) -> int:
@@ -171,8 +174,7 @@ class MotionDataset(Dataset[MotionItem]):
         """What ``draw`` makes the motion from, and its caption; costs next to nothing."""
         if not 0 <= index < len(self):
             raise IndexError(f"index: must be in [0, {len(self)}), got {index}")
-        rng = np.random.default_rng((self.seed, epoch, index))
-        draw_caption, draw_start, draw_mirror, draw_swap = rng.random(4)
+        draw_caption, draw_start, draw_mirror, draw_swap = self._numbers(epoch)[index].tolist()
         spare = self._clips.frames[self._indices[index]] - self._taken(index)
         start = int(draw_start * (spare + 1)) if self.training else 0
         captions = self.captions(index)
@@ -209,6 +211,14 @@ class MotionDataset(Dataset[MotionItem]):
         if epoch < 0:
             raise ValueError(f"epoch: must be >= 0, got {epoch}")
         self._epoch.fill_(epoch)
+
+    def _numbers(self, epoch: int) -> npt.NDArray[np.float64]:
+        """Of every item four numbers in [0, 1). Batches of similar items draw from several epochs in turn."""
+        if epoch not in self._drawn:
+            while len(self._drawn) >= _EPOCHS_KEPT:
+                del self._drawn[next(iter(self._drawn))]
+            self._drawn[epoch] = np.random.default_rng((self.seed, epoch)).random((len(self), 4))
+        return self._drawn[epoch]
 
     def _taken(self, index: int) -> int:
         """Source frames of item ``index``."""

@@ -97,15 +97,14 @@ class DenoiserObjective(Objective):
         """
         posterior, mask, frames = self._encoded(batch)
         shape = posterior.mean.shape[2:]
-        latents = posterior.sample(noise=draws.normal(frames, *shape))
+        sampling_noise, noise = draws.normal(frames, 2, *shape).unbind(dim=2)
+        latents = posterior.sample(noise=sampling_noise)
         condition = self._condition(batch["captions"])
         if not validating:
             timesteps = shifted_timesteps(draws.uniform(), self.diffusion.num_train_timesteps, self.timestep_shift)
             kept = draws.uniform() >= self.condition_dropout
-            noise = draws.normal(frames, *shape)
             loss = self._loss(latents, condition * kept[:, None], mask, timesteps, noise, self.snr_gamma)
             return {"loss": loss + self.load_balance * self.denoiser.load_balance_loss()}
-        noise = draws.normal(frames, *shape)
         values: dict[str, Tensor] = {}
         for t in self.validation_timesteps:
             timesteps = torch.full((len(latents),), t, device=latents.device)
