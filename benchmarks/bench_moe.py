@@ -57,14 +57,14 @@ def overhead(scope: Scope) -> Contest:
     """The registered operator and the kernels behind it, on inputs so small that only the call counts."""
     x = draw(Shape(2, dim=8, experts=2, width=8, rows=1), torch.float32, scope.device)
     name = backends.resolve(scope.device, torch.float32)
-    registered = torch.ops.intermoe.moe_forward
+    registered = torch.ops.intermoe.moe_inference
     entries = {
         name: lambda _: moe(*x, backend=name)[:1],
-        f"{name}, operator": lambda _: tuple(registered(*x, None, True, False, None, False, name)[:1]),
+        f"{name}, operator": lambda _: registered(*x, None, True, None, False, name)[:1],
     }
-    if hasattr(backends.load(name), "moe_forward"):
-        direct = backends.load(name).moe_forward
-        entries[f"{name}, kernels alone"] = lambda _: tuple(direct(*x, None, EPS, True, False)[:1])
+    if hasattr(backends.load(name), "moe_inference"):
+        direct = backends.load(name).moe_inference
+        entries[f"{name}, kernels alone"] = lambda _: tuple(direct(*x, None, EPS, True)[:1])
     return Contest(entries, lambda: moe(*x, backend="reference")[:1], tolerance(torch.float32))
 
 

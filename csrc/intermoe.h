@@ -18,7 +18,7 @@
 
 #include <stdint.h>
 
-#define INTERMOE_ABI_VERSION 2
+#define INTERMOE_ABI_VERSION 3
 
 #if defined(_WIN32)
 #define INTERMOE_API __declspec(dllexport)
@@ -107,7 +107,18 @@ INTERMOE_API int32_t intermoe_route_backward_cuda(const void* grad_tokens, const
                                                   int64_t D, int64_t E, int64_t R, int32_t dtype, int32_t device,
                                                   void* stream);
 
-/* experts: what surrounds the matrix products, which are the caller's.
+/* experts with their products, in float32 whatever T is: for few pairs, and for types that the machine cannot multiply.
+ *   tokens (S, D) T, token_idx (P,) int64, w_gate_up (E, 2F, D) T, w_down (E, D, F) T, h (P, 2F) T or NULL
+ *   ranges (E, 2) int64: the pairs of each expert that are computed; expert_out (., D) T has a row for each, in order
+ *   scratch: intermoe_experts_scratch(P, D, F) float32
+ */
+INTERMOE_API int64_t intermoe_experts_scratch(int64_t P, int64_t D, int64_t F);
+INTERMOE_API int32_t intermoe_experts_forward_cpu(const void* tokens, const int64_t* token_idx, const int64_t* ranges,
+                                                  const void* w_gate_up, const void* w_down, void* h, void* expert_out,
+                                                  float* scratch, int64_t P, int64_t S, int64_t D, int64_t E, int64_t F,
+                                                  int32_t dtype, int32_t num_threads);
+
+/* experts: what surrounds the matrix products where these are the caller's.
  *   gather: out[i, :] = source[rows[i], :]; rows (count,) int64 below num_rows; a row has row_bytes bytes.
  */
 INTERMOE_API int32_t intermoe_gather_cpu(const void* source, const int64_t* rows, int64_t count, int64_t num_rows,
@@ -141,6 +152,16 @@ INTERMOE_API int32_t intermoe_combine_cpu(const void* expert_out, const float* g
 INTERMOE_API int32_t intermoe_combine_cuda(const void* expert_out, const float* gates, const int64_t* slots,
                                            const int64_t* shift, void* out, int64_t P, int64_t S, int64_t D, int64_t E,
                                            int32_t dtype, int32_t device, void* stream);
+
+/* All of the forward in one call, for inference on few tokens; names and shapes as above, R = 0 without such rows.
+ * It allocates what lies between, some S * E rows of D + F float32 at most.
+ */
+INTERMOE_API int32_t intermoe_moe_forward_cpu(const void* hidden, const float* router_weight,
+                                              const float* router_offset, const float* scale, const float* shift,
+                                              const float* bias, const uint8_t* valid, const void* w_gate_up,
+                                              const void* w_down, void* out, int64_t* counts, int64_t S, int64_t D,
+                                              int64_t E, int64_t F, int64_t R, int64_t V, int32_t normalise, float eps,
+                                              int32_t dtype, int32_t num_threads);
 
 #ifdef __cplusplus
 }

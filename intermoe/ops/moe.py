@@ -4,8 +4,9 @@ r"""The four steps as one differentiable operation on one pool of tokens.
 
 The reference backend is the composition of the step references, differentiated by autograd. Every other backend
 offers each step's forward and backward, which one operator each way chains, so that torch.compile sees two opaque
-calls; a backend may offer the whole chain itself (``moe_forward``, ``moe_backward``). The routing, the normalised
-tokens and the experts' pre-activations are saved, not the experts' outputs.
+calls; a backend may offer the whole chain itself (``moe_forward``, ``moe_inference``, ``moe_backward``). The routing,
+the normalised tokens and the experts' pre-activations are saved, not the experts' outputs. Where nothing is
+differentiated an operator without a backward serves, ``moe_inference``: it keeps nothing and its call costs less.
 
 With ``max_pairs`` Triton allocates for that many pairs instead of asking the host how many there are: no host read at
 all, so the call can be captured by ``torch.cuda.graph``. A call that selects more yields NaN and raises at the next
@@ -30,6 +31,8 @@ from intermoe.ops.select import check_logits, check_select, select_reference
 
 STATIC_PAIRS = 4096
 """Triton allocates for all S * E pairs, which always suffices, where these are no more."""
+
+Arguments = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor, Tensor]
 
 
 def moe(
@@ -73,34 +76,52 @@ def moe(
     if max_pairs is not None and max_pairs < 1:
         raise ValueError(f"max_pairs: must be >= 1 or None, got {max_pairs}")
     device_type = hidden.device.type
-    if torch.is_autocast_enabled(device_type):
+    autocast = torch.is_autocast_enabled(device_type)
+    if autocast:
         dtype = torch.get_autocast_dtype(device_type)
         w_gate_up, w_down = w_gate_up.to(dtype), w_down.to(dtype)
     name = backends.resolve(hidden.device, w_gate_up.dtype, backend)
-    arguments = (hidden, router_weight, router_offset, scale, shift, selection_bias, w_gate_up, w_down)
+    arguments: Arguments = (hidden, router_weight, router_offset, scale, shift, selection_bias, w_gate_up, w_down)
     differentiable = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in arguments)
     if half_sums:
         _check_half_sums(name, w_gate_up.dtype, differentiable)
+    options = (valid, normalise, recompute, max_pairs, half_sums, differentiable, name)
+    if not autocast:
+        return _moe(arguments, *options)
     with torch.autocast(device_type, enabled=False):
-        if backends.detects_nan():
-            check_logits(route_reference(*arguments[:3], None, None, normalise=False)[1], valid)
-        if name == "reference":
-            if recompute and differentiable:
-                out, counts = checkpoint(
-                    moe_reference, *arguments, valid=valid, normalise=normalise, use_reentrant=False
-                )
-            else:
-                out, counts = moe_reference(*arguments, valid=valid, normalise=normalise)
-            _check_pairs(counts, max_pairs)
-            return out, counts
-        check_route(hidden, router_weight, router_offset, scale, shift)
-        if name == "triton" and max_pairs is None and hidden.shape[0] * router_weight.shape[0] <= STATIC_PAIRS:
-            max_pairs = hidden.shape[0] * router_weight.shape[0]
-        save_h = differentiable and not recompute
+        return _moe(arguments, *options)
+
+
+def _moe(
+    arguments: Arguments,
+    valid: Tensor | None,
+    normalise: bool,
+    recompute: bool,
+    max_pairs: int | None,
+    half_sums: bool,
+    differentiable: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    hidden, router_weight, router_offset, scale, shift = arguments[:5]
+    if backends.detects_nan():
+        check_logits(route_reference(*arguments[:3], None, None, normalise=False)[1], valid)
+    if backend == "reference":
+        if recompute and differentiable:
+            out, counts = checkpoint(moe_reference, *arguments, valid=valid, normalise=normalise, use_reentrant=False)
+        else:
+            out, counts = moe_reference(*arguments, valid=valid, normalise=normalise)
+        _check_pairs(counts, max_pairs)
+        return out, counts
+    check_route(hidden, router_weight, router_offset, scale, shift)
+    if backend == "triton" and max_pairs is None and hidden.shape[0] * router_weight.shape[0] <= STATIC_PAIRS:
+        max_pairs = hidden.shape[0] * router_weight.shape[0]
+    if differentiable:
         out, counts, *_ = torch.ops.intermoe.moe_forward(
-            *arguments, valid, normalise, save_h, max_pairs, half_sums, name
+            *arguments, valid, normalise, not recompute, max_pairs, half_sums, backend
         )
-        return out.to(hidden.dtype), counts
+    else:
+        out, counts = torch.ops.intermoe.moe_inference(*arguments, valid, normalise, max_pairs, half_sums, backend)
+    return out.to(hidden.dtype), counts
 
 
 def raise_on_overflow(device: torch.device | None = None, *, wait: bool = True) -> None:
@@ -183,6 +204,50 @@ def _forward(
     # An operator may not return its own input; the backward knows that no tokens means hidden.
     saved = tokens.new_empty(0, tokens.shape[1]) if tokens is hidden else tokens
     return [out, counts, saved, logits, mean, rstd, token_idx, gates, expert_offsets, slots, h]
+
+
+def _inference(
+    hidden: Tensor,
+    router_weight: Tensor,
+    router_offset: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    selection_bias: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    valid: Tensor | None,
+    normalise: bool,
+    max_pairs: int | None,
+    half_sums: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    steps = backends.load(backend)
+    arguments = (hidden, router_weight, router_offset, scale, shift, selection_bias, w_gate_up, w_down, valid)
+    if hasattr(steps, "moe_inference"):
+        out, counts = steps.moe_inference(*arguments, EPS, normalise)
+        _check_pairs(counts, max_pairs)
+    else:
+        out, counts, *_ = _forward(*arguments, normalise, False, max_pairs, half_sums, backend)
+    return out, counts
+
+
+def _inference_fake(
+    hidden: Tensor,
+    router_weight: Tensor,
+    router_offset: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    selection_bias: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    valid: Tensor | None,
+    normalise: bool,
+    max_pairs: int | None,
+    half_sums: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    counts = torch.empty(router_weight.shape[0], dtype=torch.int64, device=hidden.device)
+    return w_gate_up.new_empty(hidden.shape), counts
 
 
 def _forward_fake(
@@ -303,13 +368,20 @@ _library.define(
     "SymInt? max_pairs, bool half_sums, str backend) -> Tensor[]"
 )
 _library.define(
+    "moe_inference(Tensor hidden, Tensor router_weight, Tensor? router_offset, Tensor? scale, Tensor? shift, "
+    "Tensor selection_bias, Tensor w_gate_up, Tensor w_down, Tensor? valid, bool normalise, SymInt? max_pairs, "
+    "bool half_sums, str backend) -> (Tensor, Tensor)"
+)
+_library.define(
     "moe_backward(Tensor grad_out, Tensor hidden, Tensor router_weight, Tensor? scale, Tensor w_gate_up, "
     "Tensor w_down, Tensor[] saved, bool normalise, SymInt rows, bool saved_h, str backend) -> Tensor[]"
 )
 for _device in ("CPU", "CUDA"):
     # Where a graph breaks at the operator it runs as it is; its Python is not to be traced in turn.
     _library.impl("moe_forward", torch.compiler.disable(_forward), _device)
+    _library.impl("moe_inference", torch.compiler.disable(_inference), _device)
     _library.impl("moe_backward", torch.compiler.disable(_backward), _device)
 torch.library.register_fake("intermoe::moe_forward", _forward_fake, lib=_library)
+torch.library.register_fake("intermoe::moe_inference", _inference_fake, lib=_library)
 torch.library.register_fake("intermoe::moe_backward", _backward_fake, lib=_library)
 torch.library.register_autograd("intermoe::moe_forward", _differentiate, setup_context=_setup_context, lib=_library)

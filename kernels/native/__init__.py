@@ -5,7 +5,7 @@ Importing this package loads nothing; the first call of a step loads the shared 
 
 from .combine import combine
 from .experts import experts_backward, experts_forward
-from .moe import moe_backward, moe_forward
+from .moe import moe_backward, moe_forward, moe_inference
 from .route import route_backward, route_forward
 from .select import select, select_backward
 
@@ -15,6 +15,7 @@ __all__ = [
     "experts_forward",
     "moe_backward",
     "moe_forward",
+    "moe_inference",
     "route_backward",
     "route_forward",
     "select",

@@ -1,5 +1,7 @@
 """Step 3, experts: gather, two products per expert through torch, SwiGLU between them; and the gradients.
 
+On a CPU the library multiplies itself where torch is slow: few rows per expert, and half types without units for them.
+
 Work is done in segments of consecutive pairs of one expert, so the workspace is bounded whatever the pool's size.
 """
 
@@ -13,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import library
 from .registry import call, dense, on_cuda, register, storage_code
 
 SEGMENT_ROWS = 2048
@@ -23,6 +26,12 @@ MERGED_ROWS = 512
 
 CUDA_SEGMENT_ROWS = 16384
 """Both on CUDA, where launches cost more and the workspace (some 10 KB a row) is what bounds it."""
+
+FEW_ROWS = 64
+"""Most pairs per expert, on average, that the library multiplies faster than torch where both have AVX2."""
+
+FEW_OPERATIONS = 1 << 22
+"""Most operations of the products that take less time than torch's calls for them, on any machine."""
 
 Range = tuple[int, int]
 
@@ -105,6 +114,17 @@ def _multiplies(dtype: torch.dtype) -> bool:
     if dtype == torch.float16:
         return torch.ops.mkldnn._is_mkldnn_fp16_supported()
     return True
+
+
+def own_products(dtype: torch.dtype, num_pairs: int, weight: Tensor) -> bool:
+    """Whether the products of a forward on a CPU are the library's own, not torch's; ``weight``: w_down (E, D, F)."""
+    if not _multiplies(dtype):
+        return True
+    num_experts, dim, width = weight.shape
+    if 6 * num_pairs * dim * width <= FEW_OPERATIONS:
+        return True
+    few = num_pairs <= FEW_ROWS * num_experts
+    return few and dtype == torch.float32 and library.instruction_set() == "avx2"
 
 
 def product(left: Tensor, right: Tensor, out: Tensor) -> None:
@@ -205,6 +225,13 @@ class Forward:
     def __init__(self, problem: Problem, save_h: bool) -> None:
         self.problem, self.save_h = problem, save_h
         self.h = problem.tokens.new_empty(problem.num_pairs if save_h else 0, 2 * problem.width)
+        cpu = not on_cuda(problem.tokens)
+        self.own_products = cpu and own_products(problem.tokens.dtype, problem.num_pairs, problem.w_down)
+        if self.own_products:
+            sizes = (problem.num_pairs, problem.dim, problem.width)
+            self.scratch = torch.empty(library.load().intermoe_experts_scratch(*sizes))
+            self.weights = problem.w_gate_up.contiguous(), problem.w_down.contiguous()
+            return
         self.inputs, self.activation = problem.workspace(problem.dim), problem.workspace(problem.width)
         self.unsaved = None if save_h else problem.workspace(2 * problem.width)
         self.up, self.down = problem.w_gate_up.mT.unbind(), problem.w_down.mT.unbind()
@@ -212,6 +239,13 @@ class Forward:
     def run(self, ranges: list[Range], expert_out: Tensor) -> None:
         """Fill the first rows of ``expert_out`` with the outputs of the pairs in ``ranges``, one range per expert."""
         p = self.problem
+        if self.own_products:
+            pairs = torch.tensor(ranges, dtype=torch.int64)
+            h = self.h if self.save_h else None
+            sizes = (p.num_pairs, len(p.tokens), p.dim, len(ranges), p.width)
+            outputs = (h, expert_out, self.scratch)
+            call("experts_forward", p.tokens, p.token_idx, pairs, *self.weights, *outputs, *sizes, p.code)
+            return
         for segment in p.segments(ranges):
             first, last, row, parts = segment
             x = p.gather(p.tokens, segment, self.inputs)

@@ -7,7 +7,7 @@ import functools
 import sys
 from pathlib import Path
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 _FILE_NAMES = {"win32": "intermoe_native.dll", "darwin": "libintermoe_native.dylib"}
 
@@ -32,6 +32,8 @@ SIGNATURES = {
     "intermoe_route_backward_cpu": "i:ppppppppppppllllii",
     "intermoe_route_scratch_cuda": "l:llll",
     "intermoe_route_backward_cuda": "i:ppppppppppppplllliip",
+    "intermoe_experts_scratch": "l:lll",
+    "intermoe_experts_forward_cpu": "i:pppppppplllllii",
     "intermoe_gather_cpu": "i:pplllpi",
     "intermoe_gather_cuda": "i:pplllpip",
     "intermoe_swiglu_forward_cpu": "i:ppllii",
@@ -40,6 +42,7 @@ SIGNATURES = {
     "intermoe_swiglu_backward_cuda": "i:ppppplliip",
     "intermoe_combine_cpu": "i:pppppllllii",
     "intermoe_combine_cuda": "i:ppppplllliip",
+    "intermoe_moe_forward_cpu": "i:pppppppppppllllllifii",
 }
 
 _REINSTALL = "install g++ or clang++ (Windows: Visual Studio Build Tools) and install intermoe again"
@@ -113,6 +116,7 @@ def check_cuda(device: int | None) -> None:
         )
 
 
+@functools.cache
 def instruction_set() -> str:
     """Which CPU variant of the kernels this machine runs: ``baseline``, ``avx2`` or ``avx512``."""
     name: str = load().intermoe_instruction_set().decode()

@@ -13,7 +13,9 @@ from . import library
 
 NAMESPACE = "intermoe_native"
 
-_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+"""The C interface's codes of the types that the kernels store."""
+
 _PLAIN = frozenset({int, float, type(None)})
 _definitions = torch.library.Library(NAMESPACE, "DEF")
 
@@ -43,7 +45,7 @@ def dense(name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype, *
 
 def storage_code(name: str, tensor: Tensor) -> int:
     """The C interface's code of the tensor's dtype. Raises ``TypeError`` for one that the kernels do not store."""
-    code = _CODES.get(tensor.dtype)
+    code = CODES.get(tensor.dtype)
     if code is None:
         raise TypeError(f"{name}: expected float32, float16 or bfloat16, got {tensor.dtype}")
     return code

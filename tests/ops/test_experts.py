@@ -11,7 +11,16 @@ from intermoe.ops.experts import experts_reference
 from intermoe.ops.select import select_reference
 
 
-@pytest.mark.usefixtures("nan_filled_memory")
+@pytest.fixture(params=[True, False], ids=["own products", "torch's products"])
+def own_products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """Who multiplies in the native backend's forward, whatever the size."""
+    if backend == "native":
+        monkeypatch.setattr("intermoe.kernels.native.experts.own_products", lambda *_: request.param)
+    elif not request.param:
+        pytest.skip("only the native backend leaves products to torch")
+
+
+@pytest.mark.usefixtures("nan_filled_memory", "own_products")
 @pytest.mark.parametrize("saved", [True, False], ids=["h saved", "h recomputed"])
 def test_experts(steps, case, dtype, saved: bool, relative_error, tolerance) -> None:
     pairs = select_reference(case.hidden @ case.router_weight.T, case.selection_bias, case.valid)

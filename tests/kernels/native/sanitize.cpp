@@ -136,6 +136,23 @@ static void round_trip(int64_t S, int64_t D, int64_t E, int64_t F, int64_t R, in
        S, D, E, R, dtype);
 
 #ifndef INTERMOE_EMULATED
+  Array ranges(2 * E, 8, 0), room(intermoe_experts_scratch(P, D, F), 4, 0);
+  Array gate_up = values(E * 2 * F * D, dtype, skip), down = values(E * D * F, dtype, skip);
+  const bool half = pick(0, 2) == 0;  // a chunk that takes the first pairs of each expert only
+  int64_t taken = 0;
+  for (int64_t e = 0; e < E; ++e) {
+    const int64_t start = offsets.as<int64_t>()[e], count = offsets.as<int64_t>()[e + 1] - start;
+    ranges.as<int64_t>()[2 * e] = start;
+    ranges.as<int64_t>()[2 * e + 1] = start + (half ? count / 2 : count);
+    taken += half ? count / 2 : count;
+  }
+  Array some(taken * D, size, skip);
+  CALL(experts_forward, hidden.as<void>(), token_idx.as<int64_t>(), ranges.as<int64_t>(), gate_up.as<void>(),
+       down.as<void>(), pick(0, 1) ? h.as<void>() : nullptr, some.as<void>(), room.as<float>(), P, S, D, E, F, dtype);
+  CALL(moe_forward, hidden.as<void>(), weight.as<float>(), conditioned ? offset.as<float>() : nullptr,
+       modulated ? scale.as<float>() : nullptr, modulated ? shift.as<float>() : nullptr, bias.as<float>(),
+       pick(0, 1) ? valid.as<uint8_t>() : nullptr, gate_up.as<void>(), down.as<void>(), out.as<void>(),
+       counts.as<int64_t>(), S, D, E, F, conditioned ? R : 0, V, normalise, 1e-6f, dtype);
   if (P > 0) {
     token_idx.as<int64_t>()[P - 1] = S;
     expect(intermoe_gather_cpu(hidden.as<void>(), token_idx.as<int64_t>(), P, S, D * size, x.as<void>(), threads) != 0,
@@ -143,6 +160,11 @@ static void round_trip(int64_t S, int64_t D, int64_t E, int64_t F, int64_t R, in
     expect(intermoe_combine_cpu(expert_out.as<void>(), nullptr, slots.as<int64_t>(), nullptr, out.as<void>(), P - 1, S, D,
                                 E, dtype, threads) != 0,
            "a pair outside is refused");
+    ranges.as<int64_t>()[2 * E - 1] = P + 1;
+    expect(intermoe_experts_forward_cpu(hidden.as<void>(), token_idx.as<int64_t>(), ranges.as<int64_t>(),
+                                        gate_up.as<void>(), down.as<void>(), nullptr, some.as<void>(), room.as<float>(),
+                                        P, S, D, E, F, dtype, threads) != 0,
+           "a range outside is refused");
   }
 #endif
 }

@@ -1,0 +1,63 @@
+"""The experts' forward with the library's own products, in the variant of this machine and in that of any machine."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+
+from intermoe import backends
+from intermoe.kernels.native import library
+from intermoe.kernels.native.registry import CODES
+from intermoe.ops.experts import experts_reference
+
+
+@pytest.fixture(params=["machine", "baseline"])
+def native(request: pytest.FixtureRequest) -> ctypes.CDLL:
+    if request.param == "baseline":
+        return request.getfixturevalue("emulated_library")
+    status = backends.available()["native"]
+    if not status.usable:
+        pytest.skip(f"native backend: {status.reason}")
+    return library.load()
+
+
+def bound(dtype: torch.dtype, terms: int) -> float:
+    """Of the relative error of sums of so many products, stored in ``dtype``."""
+    return 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps * terms**0.5
+
+
+@pytest.mark.parametrize("dtype", list(CODES))
+@pytest.mark.parametrize(
+    ("dim", "width", "counts"),
+    [
+        (32, 48, [5, 0, 13, 1]),  # whole panels of every variant; rows that fill no tile, no row
+        (7, 9, [6, 12, 4]),  # less than a panel
+        (33, 17, [700, 900]),  # tails behind whole panels; more rows than the workspace has
+        (8, 8, [1] * 70),  # more experts than a block of parts holds
+    ],
+)
+def test_products(native, dtype, dim: int, width: int, counts: list[int], relative_error) -> None:
+    g = torch.Generator().manual_seed(0)
+    num_tokens, num_pairs, num_experts = 40, sum(counts), len(counts)
+    tokens, gate_up, down = (
+        torch.randn(*shape, generator=g).div(shape[-1] ** 0.5).to(dtype)
+        for shape in ((num_tokens, dim), (num_experts, 2 * width, dim), (num_experts, dim, width))
+    )
+    token_idx = torch.randint(0, num_tokens, (num_pairs,), generator=g)
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    ranges = torch.stack([offsets[:-1], offsets[1:]], dim=1).contiguous()
+    expected = experts_reference(tokens.double(), token_idx, offsets, gate_up.double(), down.double())
+    results = []
+    for threads in (1, 3):
+        out, h = tokens.new_full((num_pairs, dim), torch.nan), tokens.new_full((num_pairs, 2 * width), torch.nan)
+        scratch = torch.full((native.intermoe_experts_scratch(num_pairs, dim, width),), torch.nan)
+        arrays = (tokens, token_idx, ranges, gate_up, down, h, out, scratch)
+        sizes = (num_pairs, num_tokens, dim, num_experts, width, CODES[dtype], threads)
+        assert native.intermoe_experts_forward_cpu(*(array.data_ptr() for array in arrays), *sizes) == 0
+        results.append((out, h))
+    assert relative_error(results[0][0], expected) <= bound(dtype, max(dim, width))
+    wanted = [tokens[i].double() @ gate_up[e].double().T for e, i in enumerate(token_idx.split(counts))]
+    assert relative_error(results[0][1], torch.cat(wanted)) <= bound(dtype, dim)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)), "the number of threads changes nothing"
