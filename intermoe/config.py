@@ -116,7 +116,8 @@ class VAEConfig(Config):
 
 @dataclass(frozen=True)
 class DenoiserConfig(Config):
-    """Denoiser. ``input_dim`` is the latent width of one person and frame (coarse joints x latent_dim).
+    """Denoiser. ``input_dim`` is the latent width of one person and frame (coarse joints x latent_dim), or with
+    ``DiffusionConfig.principal`` the number of their principal coordinates.
 
     ``recompute`` saves memory in training: a layer's activations are dropped and computed again in the backward.
 
@@ -211,7 +212,9 @@ class DiffusionConfig(Config):
     ``snr_gamma`` weighs a timestep's loss by 1 + min(signal-to-noise ratio, snr_gamma); 0 is the plain loss.
     ``latent_scale`` multiplies the latents before noise is added to them, ``timestep_shift`` above 1 draws more noisy
     timesteps; ``guidance_until`` is the share of the schedule below which sampling is not guided (see
-    ``intermoe.diffusion``). The release has 1, 1 and 0.
+    ``intermoe.diffusion``). The release has 1, 1 and 0. ``principal`` diffuses the ``input_dim`` principal coordinates
+    of the latents (``intermoe.nn.latent_space``), with a denoiser that corrects the best linear guess; the release
+    diffuses the latents themselves.
     """
 
     num_train_timesteps: int = 1000
@@ -221,6 +224,7 @@ class DiffusionConfig(Config):
     latent_scale: float = 1.0
     timestep_shift: float = 1.0
     guidance_until: float = 0.0
+    principal: bool = False
 
     def __post_init__(self) -> None:
         _require(self.latent_scale > 0.0, "latent_scale", "> 0", self.latent_scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import functools
+import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +19,13 @@ from intermoe.data.batching import MotionBatch, collate
 from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.kinds import KINDS
-from intermoe.data.statistics import Statistics
 from intermoe.diffusion import build_scheduler, sample, shifted_timesteps, training_loss
 from intermoe.files import replacing, replacing_folder
 from intermoe.nn.clip import ClipTextEncoder
 from intermoe.nn.denoiser import Denoiser
+from intermoe.nn.latent_space import LatentSpace
 from intermoe.nn.text import TextEncoder, WordPieceTextEncoder, build_text_encoder
-from intermoe.nn.vae import CausalSkeletalVAE, LatentDistribution
+from intermoe.nn.vae import LatentDistribution
 from intermoe.pipeline import TOKENIZER_FILE, InterMoEPipeline
 from intermoe.train import run
 from intermoe.train.clip import load_tower
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     from intermoe.eval.evaluator import Evaluator
 
 TEXT_FILE = "text.safetensors"
+SPACE_FILE = "space.safetensors"
 CAPTIONS_KEPT = 100_000
+SPACE_EPOCHS = 4
 VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where the validation loss is taken, as shares of the diffusion's timesteps."""
 
@@ -49,15 +52,17 @@ class DenoiserObjective(Objective):
     """Denoiser and text encoder, and their diffusion loss on batches of motion or of its latents."""
 
     generates = True
+    data_std: Tensor | None
 
     def __init__(self, config: DenoiserTrainConfig, encoder: LatentEncoder, text: TextEncoder) -> None:
         super().__init__()
         self.denoiser = Denoiser(config.denoiser)
         self.text = text
         self.encoder = encoder
+        self.register_buffer("data_std", encoder.space.coordinate_std if encoder.space else None, persistent=False)
         self.scheduler = build_scheduler("ddpm", config.diffusion)
         self.diffusion = config.diffusion
-        self.condition_dropout = config.diffusion.condition_dropout
+        self.condition_dropout, self.condition_noise = config.diffusion.condition_dropout, config.condition_noise
         self.snr_gamma = config.diffusion.snr_gamma
         self.latent_scale = config.diffusion.latent_scale
         self.timestep_shift = config.diffusion.timestep_shift
@@ -101,8 +106,11 @@ class DenoiserObjective(Objective):
         latents = posterior.sample(noise=sampling_noise)
         condition = self._condition(batch["captions"])
         if not validating:
-            timesteps = shifted_timesteps(draws.uniform(), self.diffusion.num_train_timesteps, self.timestep_shift)
-            kept = draws.uniform() >= self.condition_dropout
+            shares, coins = draws.uniform(2).unbind(dim=1)
+            timesteps = shifted_timesteps(shares, self.diffusion.num_train_timesteps, self.timestep_shift)
+            kept = coins >= self.condition_dropout
+            if self.condition_noise > 0:
+                condition = condition + self.condition_noise * draws.normal(1, condition.shape[1])[:, 0]
             loss = self._loss(latents, condition * kept[:, None], mask, timesteps, noise, self.snr_gamma)
             return {"loss": loss + self.load_balance * self.denoiser.load_balance_loss()}
         values: dict[str, Tensor] = {}
@@ -118,6 +126,7 @@ class DenoiserObjective(Objective):
                 scheduler=build_scheduler("ddim", self.diffusion),
                 num_inference_steps=self.run.fid_steps,
                 latent_scale=self.latent_scale,
+                data_std=self.data_std,
                 guidance_until=self.diffusion.guidance_until,
                 mask=mask,
                 noise=draws.normal(frames, *shape),
@@ -161,6 +170,7 @@ class DenoiserObjective(Objective):
             scheduler=self.scheduler,
             snr_gamma=snr_gamma,
             latent_scale=self.latent_scale,
+            data_std=self.data_std,
             timesteps=timesteps,
             noise=noise,
         )
@@ -193,9 +203,11 @@ def run_denoiser(
     source = Path(vae) if vae is not None else None
     loaded, statistics = load_vae_folder(_vae_of_run(source, output_dir, resume=resume))
     width = loaded.latent_joints * loaded.config.latent_dim
-    if config.denoiser.input_dim != width:
+    fits = config.denoiser.input_dim <= width if config.diffusion.principal else config.denoiser.input_dim == width
+    if not fits:
+        most = "at most " if config.diffusion.principal else ""
         raise ValueError(
-            f"denoiser.input_dim: must be {width} for this VAE ({loaded.latent_joints} joints x latent_dim "
+            f"denoiser.input_dim: must be {most}{width} for this VAE ({loaded.latent_joints} joints x latent_dim "
             f"{loaded.config.latent_dim}), got {config.denoiser.input_dim}"
         )
     if loaded.config.layout != config.data.kind:
@@ -219,6 +231,10 @@ def run_denoiser(
         path = run.once(accelerator, output_dir / TEXT_FILE, functools.partial(_pretrain, config, text, train, encoder))
         text.load_state_dict(load_file(path))
         text.requires_grad_(False)
+    if config.diffusion.principal:
+        path = run.once(accelerator, output_dir / SPACE_FILE, functools.partial(_fit_space, config, train, encoder))
+        encoder.space = LatentSpace(width, config.denoiser.input_dim)
+        encoder.space.load_state_dict(load_file(path))
     objective = DenoiserObjective(config, encoder, text)
     splits: list[DrawnDataset] = [train, validation]
     if config.data.num_workers == 0:  # processes of their own would each encode everything
@@ -226,7 +242,7 @@ def run_denoiser(
     state = fit(accelerator, objective, config, splits[0], splits[1], output_dir, resume=resume)
     folder = output_dir / "model"
     if state is not None:
-        _save_pipeline(folder, config, state, loaded, statistics, tokenizer)
+        _save_pipeline(folder, config, state, encoder, tokenizer)
     return folder
 
 
@@ -256,9 +272,18 @@ def _train_tokenizer(config: DenoiserTrainConfig, train: MotionDataset, path: Pa
 def _pretrain(
     config: DenoiserTrainConfig, text: TextEncoder, train: MotionDataset, encoder: LatentEncoder, path: Path
 ) -> None:
-    pretrain_text(text, train, encoder.encode, KINDS[config.data.kind], config.text_pretraining, seed=config.seed)
+    pretrain_text(text, train, encoder.posterior, KINDS[config.data.kind], config.text_pretraining, seed=config.seed)
     with replacing(path) as temporary:
         save_file(text.state_dict(), temporary)
+
+
+def _fit_space(config: DenoiserTrainConfig, train: MotionDataset, encoder: LatentEncoder, path: Path) -> None:
+    """Of what each item is drawn as in the first epochs, mirrored or not, and other windows of long ones."""
+    draws = itertools.product(range(len(train)), range(SPACE_EPOCHS))
+    choices = dict.fromkeys(train.choose(index, epoch)[0] for index, epoch in draws)
+    latents = torch.cat([encoder.posterior(train.motion(choice)).mean.flatten(0, 2) for choice in choices])
+    with replacing(path) as temporary:
+        save_file(LatentSpace.fit(latents, config.denoiser.input_dim).state_dict(), temporary)
 
 
 def training_captions(config: DenoiserTrainConfig, train: MotionDataset) -> list[str]:
@@ -275,8 +300,7 @@ def _save_pipeline(
     folder: Path,
     config: DenoiserTrainConfig,
     state: dict[str, Tensor],
-    vae: CausalSkeletalVAE,
-    statistics: Statistics,
+    encoder: LatentEncoder,
     tokenizer: str | None,
 ) -> None:
     denoiser, text = Denoiser(config.denoiser), build_text_encoder(config.text, tokenizer)
@@ -288,11 +312,12 @@ def _save_pipeline(
         min_frames=config.data.min_frames,
         max_frames=config.data.max_frames,
         rigid_bones=config.rigid_bones,
-        vae=vae.config,
+        vae=encoder.vae.config,
         denoiser=config.denoiser,
         text=config.text,
         diffusion=config.diffusion,
     )
     with replacing_folder(folder) as temporary:
-        InterMoEPipeline(pipeline_config, vae, denoiser, text, statistics).save_pretrained(temporary)
+        parts = (encoder.vae, denoiser, text, encoder.statistics, encoder.space)
+        InterMoEPipeline(pipeline_config, *parts).save_pretrained(temporary)
         run.write_config(temporary / "training.json", run.without_paths(config))

@@ -11,6 +11,7 @@ from torch import Tensor
 from intermoe.data.batching import MotionBatch
 from intermoe.data.dataset import MotionChoice, MotionDataset
 from intermoe.data.statistics import Statistics
+from intermoe.nn.latent_space import LatentSpace
 from intermoe.nn.vae import CausalSkeletalVAE, LatentDistribution
 
 CACHE_BYTES = 2**30
@@ -37,12 +38,13 @@ class LatentBatch(TypedDict):
 
 class LatentEncoder:
     """Posteriors of batches of motion. Not a module: the frozen VAE is neither trained nor saved with the denoiser,
-    and ``train()`` of what holds this must not switch its dropout on.
+    and ``train()`` of what holds this must not switch its dropout on. With ``space`` latents are their coordinates.
     """
 
-    def __init__(self, vae: CausalSkeletalVAE, statistics: Statistics) -> None:
+    def __init__(self, vae: CausalSkeletalVAE, statistics: Statistics, space: LatentSpace | None = None) -> None:
         self.vae = vae.eval().requires_grad_(False)
         self.statistics = statistics
+        self.space = space
 
     @torch.no_grad()
     def __call__(self, batch: MotionBatch) -> tuple[LatentDistribution, Tensor]:
@@ -61,11 +63,18 @@ class LatentEncoder:
             part.flatten(2).view(batch, persons, part.shape[1], -1).transpose(1, 2).float()
             for part in (posterior.mean, posterior.log_var)
         )
-        return LatentDistribution(mean, log_var)
+        latents = LatentDistribution(mean, log_var)
+        return latents if self.space is None else self.space.to(motion.device).coordinates(latents)
+
+    def posterior(self, motion: Tensor) -> LatentDistribution:
+        """The posterior, (1, T', P, X) each, of the whole groups of 4 frames of one motion (T, P, ...)."""
+        return self.encode(motion[None, : len(motion) // self.vae.downsampling * self.vae.downsampling])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Un-normalised motion (B, 4T', P, ...) of latents (B, T', P, X)."""
+        if self.space is not None:
+            latents = self.space.latents(latents)
         persons = latents.shape[2]
         parts = latents.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.vae.latent_joints, -1))
         motion = self.statistics.denormalise(self.vae.decode(parts))
@@ -103,9 +112,7 @@ class LatentDataset:
     def _posterior(self, choice: MotionChoice) -> Tensor:
         if choice in self.kept:
             return self.kept[choice]
-        motion = self.dataset.motion(choice)
-        whole = len(motion) // self.encoder.vae.downsampling * self.encoder.vae.downsampling
-        encoded = self.encoder.encode(motion[None, :whole].to(self.device))
+        encoded = self.encoder.posterior(self.dataset.motion(choice).to(self.device))
         posterior = torch.stack([encoded.mean[0], encoded.log_var[0]], dim=1)
         if posterior.nbytes <= self.free:
             self.free -= posterior.nbytes

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from intermoe.data.batching import FRAME_MULTIPLE
 from intermoe.data.dataset import MotionChoice, MotionDataset
 from intermoe.data.items import MotionKind
 from intermoe.eval.turns import FULL_TURN, turns, yaw
@@ -48,7 +47,7 @@ def pretrain_text(
     that make the predictions are thrown away. The result depends on ``seed`` and the data alone.
 
     Args:
-        encode: motion (B, T, P, ...) to the posterior of its latents (B, T / 4, P, X), as ``LatentEncoder.encode``.
+        encode: one motion (T, P, ...) to the posterior of its latents (1, T', P, X), as ``LatentEncoder.posterior``.
     """
 
     @functools.cache
@@ -107,9 +106,8 @@ def turn_summary(joints: Tensor) -> Tensor:
 
 
 def _targets(motion: Tensor, encode: Encode, kind: MotionKind) -> tuple[Tensor, Tensor]:
-    whole = len(motion) // FRAME_MULTIPLE * FRAME_MULTIPLE
-    latents = encode(motion[None, :whole]).mean[0]
-    return latent_summary(latents), turn_summary(torch.stack([kind.joints(p) for p in motion.transpose(0, 1)]))
+    joints = torch.stack([kind.joints(person) for person in motion.transpose(0, 1)])
+    return latent_summary(encode(motion).mean[0]), turn_summary(joints)
 
 
 def _root_mean_square(values: Tensor, dim: int | None = None) -> Tensor:

@@ -65,7 +65,7 @@ class Turners:
 
 
 def encode(motion: torch.Tensor) -> LatentDistribution:
-    return LatentDistribution(motion[:, ::4, :, :66], torch.zeros_like(motion[:, ::4, :, :66]))
+    return LatentDistribution(motion[None, ::4, :, :66], torch.zeros_like(motion[None, ::4, :, :66]))
 
 
 def build(dataset: Turners) -> WordPieceTextEncoder:
