@@ -28,8 +28,8 @@ def contest(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool,
     graphs = frozenset[str]()
     if with_backward:
         usable.pop("triton, half sums", None)
-        generator = torch.Generator().manual_seed(1)
-        grads = [torch.randn(shape.tokens, shape.dim, generator=generator).to(sets[0].hidden) for _ in sets]
+        g, size = torch.Generator(scope.device).manual_seed(1), (shape.tokens, shape.dim)
+        grads = [torch.randn(size, generator=g, device=scope.device).to(dtype) for _ in sets]
         entries = {name: training(form, sets, grads) for name, form in usable.items()}
         expected = training(reference, sets, grads)
     else:

@@ -19,6 +19,7 @@ from intermoe.benchmarks.measure import (
     peak_memory,
     ratios,
     summarise,
+    synchronise,
     take_turns,
 )
 from intermoe.benchmarks.results import Row, Skipped, is_ours
@@ -63,7 +64,9 @@ class Scope:
         """Time of one case, after its check."""
         if self.quick:
             return Budget(0.05, 2, 3)
-        return Budget(20.0, 5) if self.full else Budget(2.0)
+        if self.full:
+            return Budget(20.0 if self.device.type == "cpu" else 3.0, 5)
+        return Budget(2.0 if self.device.type == "cpu" else 0.5)
 
 
 @dataclass
@@ -76,6 +79,7 @@ class Contest:
         tolerance: of the relative norm of each output's difference.
         others: entries that compute something else (no routing, a fixed number of experts), by what they compute.
         graphs: entries to be captured in a CUDA graph.
+        skipped: what cannot run here, by its reason. failed: what ran and is wrong, or should have run.
         work: operations and traffic of the reference's function. other_work: those of other entries.
     """
 
@@ -88,6 +92,7 @@ class Contest:
     others: Mapping[str, str] = field(default_factory=dict)
     other_work: Mapping[str, list[Work]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
     graphs: frozenset[str] = frozenset()
     sets: int = 1
 
@@ -112,6 +117,10 @@ class WrongResult(RuntimeError):
     """An entry does not compute what the reference computes; it is not timed."""
 
 
+class DeviceLost(RuntimeError):
+    """The device answers no more, so nothing else can be measured in this process."""
+
+
 def tolerance(dtype: torch.dtype) -> float:
     """Bound of the relative norm between two computations on values stored in ``dtype``, summed in float32."""
     if dtype == torch.float32:
@@ -129,42 +138,59 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return math.sqrt(difference / (norm or 1.0))
 
 
-def checked(contest: Contest) -> dict[str, Call]:
-    """The entries as they are timed, each after one run whose results were compared.
+def checked(contest: Contest) -> tuple[dict[str, Call], dict[str, float]]:
+    """The entries as they are timed, each after one run whose results were compared, and how far they were off.
 
-    A baseline that does not run here is moved to ``contest.skipped``; an entry of ours must run.
-
-    Raises:
-        WrongResult: an entry differs from the reference by more than the tolerance; names it and the difference.
+    What does not run, or computes something else, leaves the contest with its reason: to ``skipped`` where memory is
+    short or a baseline does not serve here, else to ``failed``. The others go on.
     """
     expected = None if contest.expected is None else contest.expected()
     calls: dict[str, Call] = {}
+    differences: dict[str, float] = {}
+    first = next(iter(contest.entries))
     for name, entry in list(contest.entries.items()):
-        call = captured(entry, contest.sets) if name in contest.graphs else entry
         try:
-            found = call(0)
-        except Exception as error:  # a baseline may fail in any way, and is then left out with its reason
-            if is_ours(name) or isinstance(error, torch.OutOfMemoryError):
-                raise
-            contest.skipped[name] = " ".join(str(error).split())[:200] or type(error).__name__
+            call = captured(entry, contest.sets) if name in contest.graphs else entry
+            difference = _difference(contest, name, call(0), expected)
+        except Exception as error:  # an entry may fail in any way, and is then left out with its reason
+            ours = is_ours(name) or name == first
+            wrong = isinstance(error, WrongResult) or (ours and reason_to_skip(error) is None)
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            (contest.failed if wrong else contest.skipped)[name] = reason
             del contest.entries[name]
             continue
         calls[name] = call
-        if name in contest.others or expected is None:
-            broken = [i for i, tensor in enumerate(found) if not bool(torch.isfinite(tensor).all())]
-            if broken:
-                raise WrongResult(f"{name}: output {broken[0]} is not finite, not timed")
-            continue
-        if [t.shape for t in found] != [t.shape for t in expected]:
-            raise WrongResult(f"{name}: shapes {[tuple(t.shape) for t in found]} are not the reference's, not timed")
-        worst = max((relative(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
-        if not worst <= contest.tolerance:  # NaN fails too
-            raise WrongResult(f"{name}: relative difference {worst:.1e} exceeds {contest.tolerance:.1e}, not timed")
-    return calls
+        if difference is not None:
+            differences[name] = difference
+    return calls, differences
+
+
+def _difference(contest: Contest, name: str, found: Outputs, expected: Outputs | None) -> float | None:
+    """Largest relative difference from the reference, ``None`` for an entry that has none.
+
+    Raises:
+        WrongResult: it exceeds the tolerance, or a value is not finite; says which and by how much.
+    """
+    if name in contest.others or expected is None:
+        broken = [i for i, tensor in enumerate(found) if not bool(torch.isfinite(tensor).all())]
+        if broken:
+            raise WrongResult(f"output {broken[0]} is not finite, not timed")
+        return None
+    if [t.shape for t in found] != [t.shape for t in expected]:
+        raise WrongResult(f"shapes {[tuple(t.shape) for t in found]} are not the reference's, not timed")
+    worst = max((relative(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
+    if not worst <= contest.tolerance:  # NaN fails too
+        raise WrongResult(f"relative difference {worst:.1e} exceeds {contest.tolerance:.1e}, not timed")
+    return worst
 
 
 def rows(
-    case: Case, contest: Contest, times: Mapping[str, list[float]], ceilings: Ceilings, device: torch.device
+    case: Case,
+    contest: Contest,
+    times: Mapping[str, list[float]],
+    differences: Mapping[str, float],
+    ceilings: Ceilings,
+    device: torch.device,
 ) -> list[Row]:
     """What was timed, with memory and host reads of one more call each."""
     first = next(iter(contest.entries))
@@ -198,14 +224,17 @@ def rows(
                 peak_bytes=None if captured_entry else peak_memory(entry, device),
                 host_reads=0 if captured_entry else host_reads(entry, device),
                 seconds_per_second=time.median / contest.seconds_of_motion if contest.seconds_of_motion else None,
+                difference=differences.get(name),
                 note=contest.others.get(name, ""),
             )
         )
     return made
 
 
-def skipped(case: Case, contest: Contest) -> list[Skipped]:
-    return [Skipped(case.name, name, reason) for name, reason in contest.skipped.items()]
+def left_out(case: Case, contest: Contest) -> list[Skipped]:
+    """What of a contest was not timed, failures marked as such."""
+    skipped = [Skipped(case.name, name, reason) for name, reason in contest.skipped.items()]
+    return skipped + [Skipped(case.name, name, reason, failed=True) for name, reason in contest.failed.items()]
 
 
 def reason_to_skip(error: Exception) -> str | None:
@@ -215,12 +244,30 @@ def reason_to_skip(error: Exception) -> str | None:
 
 
 def run(case: Case, scope: Scope, ceilings: Ceilings) -> tuple[list[Row], list[Skipped]]:
-    """Check, then measure one case; or say why this machine cannot."""
+    """Check, then measure one case; or say why this machine cannot, or what failed.
+
+    Raises:
+        DeviceLost: an error that every later call on this device would meet too.
+    """
     try:
         contest = case.prepare()
-        times = take_turns(checked(contest), scope.device, scope.budget, contest.sets)
-        return rows(case, contest, times, ceilings, scope.device), skipped(case, contest)
-    except (RuntimeError, ModuleNotFoundError) as error:
-        if (reason := reason_to_skip(error)) is None:
-            raise
-        return [], [Skipped(case.name, "all", reason)]
+        calls, differences = checked(contest)
+        times = take_turns(calls, scope.device, scope.budget, contest.sets) if calls else {}
+        made = rows(case, contest, times, differences, ceilings, scope.device) if calls else []
+        found = made, left_out(case, contest)
+    except Exception as error:  # whatever a case meets is no reason to lose the others
+        reason = reason_to_skip(error)
+        said = reason or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        found = [], [Skipped(case.name, "all", said, failed=reason is None)]
+    if problem := lost(scope.device):
+        raise DeviceLost(f"{case.name}: {found[1][-1].reason if found[1] else problem}")
+    return found
+
+
+def lost(device: torch.device) -> str | None:
+    """The error that a device answers everything with since a kernel has failed on it."""
+    try:
+        synchronise(device)
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None

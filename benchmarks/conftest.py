@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from intermoe.benchmarks import results, suite
-from intermoe.benchmarks.case import Case, Contest, Scope, checked, reason_to_skip, rows, skipped
+from intermoe.benchmarks.case import Case, Contest, Scope, checked, left_out, reason_to_skip, rows
 from intermoe.benchmarks.measure import Ceilings, ceilings, clock, synchronise, take_turns
 
 FOUND = pytest.StashKey[tuple[list[results.Row], list[results.Skipped], Ceilings]]()
@@ -59,21 +58,24 @@ def measured(benchmark: Any, scope: Scope, found: Any) -> Iterator[Callable[[Cas
     def measure(case: Case) -> None:
         try:
             contest = case.prepare()
-            calls = checked(contest)
+            calls, differences = checked(contest)
         except (RuntimeError, ModuleNotFoundError) as error:
             if (reason := reason_to_skip(error)) is None:
                 raise
             pytest.skip(reason)
-        times = _times(benchmark, scope, contest, calls)
-        if times is None:
-            return
-        made = rows(case, contest, times, found[2], scope.device)
-        found[0].extend(made)
-        found[1].extend(skipped(case, contest))
-        benchmark.extra_info.update({row.entry: row.to_dict() for row in made})
+        found[1].extend(left_out(case, contest))
+        times = _times(benchmark, scope, contest, calls) if calls else None
+        if times is not None:
+            made = rows(case, contest, times, differences, found[2], scope.device)
+            found[0].extend(made)
+            benchmark.extra_info.update({row.entry: row.to_dict() for row in made})
+        if contest.failed:
+            pytest.fail("; ".join(f"{name}: {reason}" for name, reason in contest.failed.items()))
+        if not calls:
+            pytest.skip("; ".join(f"{name}: {reason}" for name, reason in contest.skipped.items()))
 
     yield measure
-    gc.collect()
+    suite.release(scope.device)
 
 
 def _times(benchmark: Any, scope: Scope, contest: Contest, calls: dict[str, Any]) -> dict[str, list[float]] | None:

@@ -44,15 +44,24 @@ class Inputs(NamedTuple):
 
 
 def draw(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0, load: str = "even") -> Inputs:
-    """Random inputs, the selection settled at the shape's capacity.
+    """Random inputs, drawn on the device, the selection settled at the shape's capacity.
 
     Args:
         load: one of ``LOADS``: how the pairs spread over the experts.
     """
-    g = torch.Generator().manual_seed(seed)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # where a threshold lies is not to be rounded
+    try:
+        return _drawn(shape, dtype, device, seed, load)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _drawn(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int, load: str) -> Inputs:
+    g = torch.Generator(device).manual_seed(seed)
 
     def normal(*size: int, std: float = 1.0) -> Tensor:
-        return torch.randn(*size, generator=g) * std
+        return torch.randn(*size, generator=g, device=device) * std
 
     tokens, dim, experts, width, rows = shape.tokens, shape.dim, shape.experts, shape.width, shape.rows
     hidden = normal(tokens, dim).to(dtype)
@@ -60,7 +69,7 @@ def draw(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0, 
     scale, shift = normal(rows, dim, std=0.1), normal(rows, dim, std=0.1)
     _, logits = route_reference(hidden, router_weight, router_offset, None, None, normalise=False)
     bias = settled_bias(logits, _taken(shape, load))
-    inputs = Inputs(
+    return Inputs(
         _clear_of_thresholds(hidden, router_weight, router_offset, bias),
         router_weight,
         router_offset,
@@ -70,7 +79,6 @@ def draw(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0, 
         normal(experts, 2 * width, dim, std=dim**-0.5).to(dtype),
         normal(experts, dim, width, std=width**-0.5).to(dtype),
     )
-    return Inputs(*(value.to(device) for value in inputs))
 
 
 def _clear_of_thresholds(hidden: Tensor, router_weight: Tensor, router_offset: Tensor, bias: Tensor) -> Tensor:
@@ -108,7 +116,7 @@ def _taken(shape: Shape, load: str) -> list[int]:
 def settled_bias(logits: Tensor, taken: list[int]) -> Tensor:
     """Biases at which expert e takes ``taken[e]`` tokens."""
     num_tokens = logits.shape[0]
-    bias = torch.empty(logits.shape[1])
+    bias = torch.empty(logits.shape[1], device=logits.device)
     for expert, count in enumerate(taken):
         if count <= 0 or count >= num_tokens:
             bias[expert] = -1.0 if count <= 0 else 0.0

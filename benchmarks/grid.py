@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from intermoe import backends
-from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, tolerance
+from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, reason_to_skip, tolerance
 from intermoe.benchmarks.forms import Inputs, draw, usable_backends
 from intermoe.benchmarks.work import Shape, Work
 from intermoe.ops.route import route_reference
@@ -67,8 +67,8 @@ class Sample:
     def draw(cls, shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Sample:
         inputs = draw(shape, dtype, device, seed)
         tokens, logits = route_reference(*inputs[:5])
-        generator = torch.Generator().manual_seed(seed + 1)
-        grad = torch.randn(shape.tokens, shape.dim, generator=generator).to(device, dtype)
+        generator = torch.Generator(device).manual_seed(seed + 1)
+        grad = torch.randn(shape.tokens, shape.dim, generator=generator, device=device).to(dtype)
         return cls(inputs, tokens, logits, select_reference(logits, inputs.selection_bias), grad)
 
 
@@ -108,9 +108,16 @@ def _contest(
     prepared = [reference(sample) for sample in samples]
     names, skipped = usable_backends(scope.device, dtype)
     entries: dict[str, Callable[[int], Outputs]] = {}
+    failed: dict[str, str] = {}
     for name in names:
-        ready = prepared if name == "reference" else [kernel(backends.load(name), sample) for sample in samples]
-        entries[name] = partial(_call, ready)
+        try:
+            ready = prepared if name == "reference" else [kernel(backends.load(name), sample) for sample in samples]
+        except Exception as error:  # what a backward needs is made by its forward, which may fail like any entry
+            if reason_to_skip(error) is not None:
+                raise
+            failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        else:
+            entries[name] = partial(_call, ready)
     return Contest(
         entries=entries,
         expected=prepared[0],
@@ -118,6 +125,7 @@ def _contest(
         work=work,
         tokens=shape.tokens,
         skipped=skipped,
+        failed=failed,
         sets=sets,
     )
 

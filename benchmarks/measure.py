@@ -8,6 +8,7 @@ next.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -32,6 +33,9 @@ from intermoe.config import Config
 Call = Callable[[int], Any]
 """An entry of a contest; its argument is the number of the input set."""
 
+WINDOW = 1e-3
+"""Seconds between two events on CUDA at least: what starting the first call costs is not to count."""
+
 VERSIONS = ("intermoe", "torch", "triton", "numpy", "diffusers")
 
 
@@ -49,35 +53,51 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def clock(call: Call, device: torch.device, sets: int = 1) -> float:
-    """Seconds of one call: by the wall on a CPU, by device events over all input sets on CUDA."""
+def clock(call: Call, device: torch.device, sets: int = 1, repeats: int = 1) -> float:
+    """Seconds of one call: by the wall on a CPU, by device events over ``repeats`` of all input sets on CUDA."""
     if device.type != "cuda":
         began = time.perf_counter()
         call(0)
         return time.perf_counter() - began
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    for number in range(sets):
-        call(number)
+    for _ in range(repeats):
+        for number in range(sets):
+            call(number)
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3 / sets
+    return start.elapsed_time(end) / 1e3 / (sets * repeats)
 
 
 def take_turns(
     calls: Mapping[str, Call], device: torch.device, budget: Budget, sets: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of every call in every round; the first of a round changes from round to round."""
+    """Seconds of every call in every round; the first of a round changes from round to round.
+
+    Every call has run on input set 0 before. On CUDA each runs on the other sets too before it is timed, because a
+    kernel may be compiled anew for the number of pairs of another set.
+    """
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
+    repeats = {name: _repeats(call, device, sets) for name, call in calls.items()}
     until = time.monotonic() + budget.seconds
     for count in range(budget.max_rounds):
         if count >= budget.min_rounds and time.monotonic() > until:
             break
         turn = count % len(names)
         for name in names[turn:] + names[:turn]:
-            times[name].append(clock(calls[name], device, sets))
+            times[name].append(clock(calls[name], device, sets, repeats[name]))
     return times
+
+
+def _repeats(call: Call, device: torch.device, sets: int) -> int:
+    """How often to go through the input sets between two events, so that ``WINDOW`` lies between them."""
+    if device.type != "cuda":
+        return 1
+    for number in range(1, sets):
+        call(number)
+    seconds = clock(call, device, sets)
+    return min(max(math.ceil(WINDOW / (seconds * sets)), 1), 100)
 
 
 @dataclass(frozen=True)
@@ -172,14 +192,14 @@ def host_reads(call: Call, device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")  # which itself warns that it is a prototype
+        try:
             call(0)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in caught)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing" in str(warning.message) for warning in caught)
 
 
 @dataclass(frozen=True)
@@ -223,8 +243,13 @@ def _multiply(a: torch.Tensor, out: torch.Tensor, _: int) -> None:
 
 
 def _best(call: Call, device: torch.device) -> float:
+    """The best of five calls; on CUDA of as many as let its clocks rise."""
     call(0)
-    return min(clock(call, device) for _ in range(5))
+    until = time.monotonic() + (0.2 if device.type == "cuda" else 0.0)
+    best = min(clock(call, device) for _ in range(5))
+    while time.monotonic() < until:
+        best = min(best, clock(call, device))
+    return best
 
 
 def name_of(dtype: torch.dtype) -> str:

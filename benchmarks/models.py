@@ -32,7 +32,8 @@ FRAMES = 75
 def build_denoiser(config: DenoiserConfig, dtype: torch.dtype, device: torch.device) -> Denoiser:
     """Random weights everywhere, also where training starts from zeros; selections settled at the capacity."""
     torch.manual_seed(0)
-    denoiser = Denoiser(config).eval()
+    with torch.device(device):  # drawing hundreds of millions of weights takes a CPU seconds
+        denoiser = Denoiser(config).eval()
     with torch.no_grad():
         for name, parameter in denoiser.named_parameters():
             if name.endswith("modulation.weight") or name == "out.weight":
@@ -63,7 +64,7 @@ def settling(denoiser: Denoiser) -> Iterator[None]:
         hidden, condition = arguments[:2]
         logits = block.routing_logits(hidden, condition).flatten(0, 1)
         share = round(block.capacity * len(logits) / block.num_experts)
-        block.selection_bias.copy_(settled_bias(logits.cpu(), [share] * block.num_experts).clamp(-0.999, -0.001))
+        block.selection_bias.copy_(settled_bias(logits, [share] * block.num_experts).clamp(-0.999, -0.001))
 
     handles = [block.register_forward_pre_hook(settle) for block in denoiser.moe_blocks()]
     try:

@@ -73,17 +73,22 @@ class Profile:
         return "\n".join([*lines, ""])
 
 
-def summarise(name: str, events: list[dict[str, Any]], category: str) -> Profile:
-    """The table of a Chrome trace's complete events of one category.
+DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+"""Categories of a trace in which a GPU is busy."""
+
+
+def summarise(name: str, events: list[dict[str, Any]], categories: tuple[str, ...]) -> Profile:
+    """The table of a Chrome trace's complete events of some categories.
 
     Events of the main thread may contain others (an operator that calls operators): each counts with its own time.
 
     Raises:
         ValueError: there are none.
     """
-    chosen = [e for e in events if e.get("ph") == "X" and e.get("cat") == category]
+    chosen = [e for e in events if e.get("ph") == "X" and e.get("cat") in categories]
     if not chosen:
-        raise ValueError(f"{name}: the trace has no events of category {category!r}")
+        why = "; is this process allowed to use the GPU's counters (CUPTI)?" if "kernel" in categories else ""
+        raise ValueError(f"{name}: the trace has no events of {' or '.join(categories)}{why}")
     lanes: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
     for event in chosen:
         lanes.setdefault((event["pid"], event["tid"]), []).append(event)
@@ -153,21 +158,33 @@ def write(scope: Scope, folder: str | Path) -> list[Path]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if scope.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    category = "kernel" if scope.device.type == "cuda" else "cpu_op"
+    categories = DEVICE_WORK if scope.device.type == "cuda" else ("cpu_op",)
     written = []
     for name, call in calls(scope).items():
         for _ in range(WARM_UPS):
             call()
         synchronise(scope.device)
-        with quiet(), torch.profiler.profile(activities=activities) as profile:
-            call()
-            synchronise(scope.device)
         trace = folder / f"profile-{name}.json"
-        with replacing(trace) as temporary:
-            profile.export_chrome_trace(str(temporary))
+        # one more call under the profiler that is not recorded: setting it up costs the first one time
+        schedule = torch.profiler.schedule(wait=0, warmup=1, active=1, repeat=1)
+        with (
+            replacing(trace) as temporary,
+            quiet(),
+            torch.profiler.profile(
+                activities=activities, schedule=schedule, on_trace_ready=_writer(temporary)
+            ) as profile,
+        ):
+            for _ in range(2):
+                call()
+                synchronise(scope.device)
+                profile.step()
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
         table = trace.with_suffix(".md")
         with replacing(table) as temporary:
-            temporary.write_text(summarise(name, events, category).markdown(), encoding="utf-8")
+            temporary.write_text(summarise(name, events, categories).markdown(), encoding="utf-8")
         written += [trace, table]
     return written
+
+
+def _writer(path: Path) -> Callable[[torch.profiler.profile], None]:
+    return lambda profile: profile.export_chrome_trace(str(path))

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from intermoe.benchmarks import goals
 from intermoe.benchmarks.measure import Ceilings, Machine
 from intermoe.config import Config
 from intermoe.files import replacing
@@ -19,7 +20,7 @@ OURS = ("native", "triton", "reference")
 
 COLUMNS = (
     "case", "entry", "median", "middle 80 %", "ratio", "tokens/s", "FLOP/s", "of bound", "peak memory", "host reads",
-    "s per s",
+    "s per s", "difference",
 )  # fmt: skip
 
 
@@ -55,6 +56,8 @@ class Row(Config):
     host_reads: int | None = None
     seconds_per_second: float | None = None
     """Seconds that one generated second of motion takes."""
+    difference: float | None = None
+    """Largest relative norm of an output's difference from the reference, gradients included."""
     note: str = ""
 
     @property
@@ -74,11 +77,12 @@ class Row(Config):
 
 @dataclass(frozen=True)
 class Skipped(Config):
-    """What this machine could not do, and why."""
+    """What was not timed, and why: this machine cannot do it, or it ``failed``."""
 
     case: str
     entry: str
     reason: str
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,12 @@ class Report(Config):
     ceilings: Ceilings
     rows: tuple[Row, ...]
     skipped: tuple[Skipped, ...] = field(default_factory=tuple)
+    to_do: int = 0
+    """Cases of the run that were not reached."""
+
+    @property
+    def failed(self) -> list[Skipped]:
+        return [skipped for skipped in self.skipped if skipped.failed]
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
@@ -134,20 +144,35 @@ def conditions(report: Report) -> list[str]:
         lines.append(f"As found: {driver}{machine.clocks}.")
     if machine.kind == "cpu" and not machine.amx:
         lines.append("No AMX on this machine: bfloat16 products run without matrix units.")
+    if report.to_do:
+        lines.append(f"The run ended early: {report.to_do} cases were not reached.")
     return lines
 
 
 def markdown(report: Report) -> str:
-    """Conditions and one table per step."""
+    """Conditions, the goals that the run can judge, and one table per step."""
     lines = [f"# Benchmarks on {report.machine.device}", "", *[f"- {line}" for line in conditions(report)], ""]
+    if report.failed:
+        lines += ["## Failed", "", "| case | entry | what |", "|---|---|---|"]
+        lines += [f"| {s.case} | {s.entry} | {' '.join(s.reason.split())} |" for s in report.failed] + [""]
+    if judged := goals.judge(report):
+        lines += ["## Goals", "", *goals.table(judged), ""]
     for step in dict.fromkeys(row.step for row in report.rows):
         lines += [f"## {step}", "", *table([row for row in report.rows if row.step == step]), ""]
-    if report.skipped:
+    if skipped := [s for s in report.skipped if not s.failed]:
         lines += ["## Skipped", "", "| entry | cases | reason |", "|---|---|---|"]
-        reasons = Counter((s.entry, " ".join(s.reason.split())) for s in report.skipped)
+        reasons = Counter((s.entry, " ".join(s.reason.split())) for s in skipped)
         lines += [f"| {entry} | {count} | {reason} |" for (entry, reason), count in reasons.items()]
         lines.append("")
     return "\n".join(lines)
+
+
+def line(report: Report, case: str) -> str:
+    """One case as a line: its entries' times and ratios, or why there are none."""
+    found = [f"{row.entry} {si(row.median, 's')} ({row.ratio:.2f})" for row in report.rows if row.case == case]
+    failed = [f"{s.entry} FAILED: {s.reason}" for s in report.failed if s.case == case]
+    whole = [s.reason for s in report.skipped if s.case == case and s.entry == "all" and not s.failed]
+    return f"{case}: {', '.join([*found, *failed, *whole])}"
 
 
 def table(rows: Iterable[Row]) -> list[str]:
@@ -166,6 +191,7 @@ def table(rows: Iterable[Row]) -> list[str]:
             si(row.peak_bytes, "B"),
             "" if row.host_reads is None else str(row.host_reads),
             "" if row.seconds_per_second is None else f"{row.seconds_per_second:.3g}",
+            "" if row.difference is None else f"{row.difference:.1e}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

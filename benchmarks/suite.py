@@ -6,10 +6,11 @@ import datetime
 import gc
 import importlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 
-from intermoe.benchmarks.case import Case, Scope, run
+from intermoe.benchmarks.case import Case, DeviceLost, Scope, run
 from intermoe.benchmarks.measure import Ceilings, ceilings, machine
 from intermoe.benchmarks.results import SCHEMA, Report, Row, Skipped
 
@@ -52,32 +53,44 @@ def measure(
     todo: list[Case],
     *,
     progress: Callable[[int, int, str], None] | None = None,
+    done: Callable[[Case, Report], None] | None = None,
 ) -> Report:
-    """Run cases, as ``cases`` lists them.
+    """Run cases, as ``cases`` lists them. What fails is in the report; the other cases are measured.
 
     Args:
         progress: called as ``progress(done, total, what comes next)``.
-
-    Raises:
-        WrongResult: something computes what it should not; nothing of it is timed.
+        done: called after each case with the report so far, so that a run that is cut leaves what it has.
     """
     prepare(scope)
     limits = ceilings(scope.device, scope.dtypes, small=scope.quick)
-    rows: list[Row] = []
-    skipped: list[Skipped] = []
-    for done, case in enumerate(todo):
+    report = assemble(scope, (), (), limits, len(todo))  # clocks as found under the load of the ceilings
+    for number, case in enumerate(todo):
         if progress is not None:
-            progress(done, len(todo), case.name)
-        more, without = run(case, scope, limits)
-        rows += more
-        skipped += without
-        gc.collect()
+            progress(number, len(todo), case.name)
+        try:
+            rows, without = run(case, scope, limits)
+        except DeviceLost as error:
+            found = (*report.skipped, Skipped(case.name, "all", f"the device is lost: {error}", failed=True))
+            return replace(report, skipped=found)
+        skipped = tuple(dict.fromkeys((*report.skipped, *without)))
+        report = replace(report, rows=(*report.rows, *rows), skipped=skipped, to_do=len(todo) - number - 1)
+        if done is not None:
+            done(case, report)
+        release(scope.device)
     if progress is not None:
         progress(len(todo), len(todo), "done")
-    return assemble(scope, rows, skipped, limits)
+    return report
 
 
-def assemble(scope: Scope, rows: Iterable[Row], skipped: Iterable[Skipped], limits: Ceilings) -> Report:
+def release(device: torch.device) -> None:
+    """Give a case's tensors, graphs and their pools back before the next one."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def assemble(scope: Scope, rows: Iterable[Row], skipped: Iterable[Skipped], limits: Ceilings, to_do: int = 0) -> Report:
     """A report of what was measured just now on this machine."""
     date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return Report(SCHEMA, date, scope.level, machine(scope.device), limits, tuple(rows), tuple(dict.fromkeys(skipped)))
+    without = tuple(dict.fromkeys(skipped))
+    return Report(SCHEMA, date, scope.level, machine(scope.device), limits, tuple(rows), without, to_do)

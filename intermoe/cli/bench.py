@@ -13,7 +13,8 @@ from intermoe.cli.common import DeviceOption, check_folder, print_table, progres
 if TYPE_CHECKING:
     import torch
 
-    from intermoe.benchmarks.case import Scope
+    from intermoe.benchmarks.case import Case, Scope
+    from intermoe.benchmarks.results import Report
 
 
 def bench(
@@ -43,17 +44,13 @@ def bench(
             _compare(*compare)
             return
         check_folder(out)
-        from intermoe.benchmarks.case import Scope, WrongResult
+        from intermoe.benchmarks.case import Scope
 
         scope = Scope(_device(device), "full" if full else "quick" if quick else "default")
-        try:
-            if profile:
-                _profile(scope, out)
-            else:
-                _measure(scope, tuple(only or ()), tuple(match or ()), out)
-        except WrongResult as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from error
+        if profile:
+            _profile(scope, out)
+        else:
+            _measure(scope, tuple(only or ()), tuple(match or ()), out)
 
 
 def _device(name: str) -> torch.device:
@@ -69,24 +66,37 @@ def _device(name: str) -> torch.device:
 
 
 def _measure(scope: Scope, only: tuple[str, ...], match: tuple[str, ...], out: Path) -> None:
-    from intermoe.benchmarks import figure, results, suite
+    from intermoe.benchmarks import figure, goals, results, suite
 
     todo = suite.cases(scope, only or suite.STEPS, match)
     figure.check()
     with progress_bar() as bar:
         task = bar.add_task("ceilings", total=None)
+
+        def done(case: Case, report: Report) -> None:
+            report.save(out)  # a run that is cut leaves what it has measured
+            if not bar.console.is_terminal:
+                typer.echo(f"[{len(todo) - report.to_do}/{len(todo)}] {results.line(report, case.name)}", err=True)
+
         report = suite.measure(
             scope,
             todo,
             progress=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
+            done=done,
         )
     path = report.save(out)
     for row in results.table(report.rows):
         typer.echo(row)
+    if judged := goals.judge(report):
+        typer.echo("\n".join(["", *goals.table(judged), ""]))
     with contextlib.suppress(ValueError):  # steps without counted work have no place under a roofline
         for suffix in (".png", ".svg"):
             figure.roofline(report, path.with_suffix(suffix))
     typer.echo(path)
+    for failure in report.failed:
+        typer.echo(f"error: {failure.case}: {failure.entry}: {failure.reason}", err=True)
+    if report.failed:
+        raise typer.Exit(1)
 
 
 def _compare(old: Path, new: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, WrongResult, checked, run
+from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, checked, run
 from intermoe.benchmarks.measure import Ceilings
 from intermoe.benchmarks.work import Work
 
@@ -27,34 +27,62 @@ def contest(**entries: object) -> Contest:
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (RIGHT * 1.001, "loop: relative difference 1.0e-03 exceeds 1.0e-05, not timed"),
-        (RIGHT * float("nan"), "loop: relative difference nan"),
-        (RIGHT[:5], "loop: shapes"),
+        (RIGHT * 1.001, "relative difference 1.0e-03 exceeds 1.0e-05, not timed"),
+        (RIGHT * float("nan"), "relative difference nan exceeds 1.0e-05, not timed"),
+        (RIGHT[:5], "shapes [(5,)] are not the reference's, not timed"),
     ],
 )
-def test_wrong_results_are_refused(found: torch.Tensor, message: str) -> None:
-    with pytest.raises(WrongResult, match=message):
-        checked(contest(native=right, loop=lambda _: (found,)))
+def test_wrong_results_are_not_timed_and_the_others_are(found: torch.Tensor, message: str) -> None:
+    given = contest(native=right, loop=lambda _: (found,), grouped_mm=right)
+    calls, differences = checked(given)
+    assert list(calls) == list(differences) == ["native", "grouped_mm"]
+    assert given.failed == {"loop": message}
+    assert not given.skipped
 
 
 def test_another_function_need_only_be_finite() -> None:
     given = contest(native=right, dense=lambda _: (RIGHT + 1,))
     given.others = {"dense": "no routing"}
-    assert list(checked(given)) == ["native", "dense"]
+    calls, differences = checked(given)
+    assert (list(calls), list(differences)) == (["native", "dense"], ["native"])
     given.entries["dense"] = lambda _: (RIGHT / 0.0,)
-    with pytest.raises(WrongResult, match="dense: output 0 is not finite"):
-        checked(given)
+    checked(given)
+    assert given.failed == {"dense": "output 0 is not finite, not timed"}
 
 
 def test_a_baseline_that_cannot_run_is_skipped_with_its_reason() -> None:
     given = contest(native=right, grouped_mm=failing)
-    assert list(checked(given)) == ["native"]
+    assert list(checked(given)[0]) == ["native"]
     assert given.skipped == {"grouped_mm": "needs a newer card"}
+    assert not given.failed
 
 
-def test_ours_must_run() -> None:
-    with pytest.raises(RuntimeError, match="needs a newer card"):
-        checked(contest(native=failing))
+def out_of_memory(_: int) -> Outputs:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB")
+
+
+def test_ours_must_run_where_there_is_memory() -> None:
+    given = contest(triton=failing, native=out_of_memory, loop=right)
+    assert list(checked(given)[0]) == ["loop"]
+    assert given.failed == {"triton": "needs a newer card"}
+    assert list(given.skipped) == ["native"]
+
+
+def test_a_failure_is_in_the_report_and_the_run_goes_on() -> None:
+    def broken() -> Contest:
+        raise ValueError("no such shape")
+
+    scope, ceilings = Scope(torch.device("cpu"), "quick"), Ceilings(1e9, {"float32": 1e9})
+    cases = [
+        Case("moe", "forward", torch.float32, {"S": 6}, lambda: contest(native=failing)),
+        Case("moe", "forward", torch.float32, {"S": 7}, broken),
+    ]
+    found = [run(case, scope, ceilings) for case in cases]
+    assert [rows for rows, _ in found] == [[], []]
+    assert [(s.entry, s.reason, s.failed) for _, skipped in found for s in skipped] == [
+        ("native", "needs a newer card", True),
+        ("all", "ValueError: no such shape", True),
+    ]
 
 
 def test_rows() -> None:
@@ -68,6 +96,7 @@ def test_rows() -> None:
         assert row.tokens_per_second == pytest.approx(6 / row.median)
         assert row.flop_per_second == pytest.approx(12 / row.median)
         assert row.bound_share == pytest.approx(48e-9 / row.median)  # bytes are the slower of the two
+        assert row.difference == 0.0
     assert rows[0].ratio == 1.0
 
 
@@ -79,6 +108,7 @@ def test_a_missing_package_skips_the_case() -> None:
     rows, (skipped,) = run(case, Scope(torch.device("cpu"), "quick"), Ceilings(1e9, {"float32": 1e9}))
     assert not rows
     assert skipped.reason == "diffusers is needed"
+    assert not skipped.failed
 
 
 def test_unknown_level() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from intermoe import backends
 from intermoe.cli import app
 
 
@@ -48,6 +49,21 @@ def test_compare(run: Path, tmp_path: Path) -> None:
     code, output = bench("--compare", run, slower)
     assert code == 1
     assert "1 slower beyond the spread" in output
+
+
+def test_a_failure_leaves_the_rest_and_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(backends.load("native"), "select", broken)
+    code, output = bench("--quick", "--only", "select", "--match", "forward", "--device", "cpu", "--out", tmp_path)
+    assert code == 1
+    assert "[1/1] select forward float32 S=48" in output  # a line for each case where there is no terminal
+    assert "native: no kernel image" in output.splitlines()[-1]
+    (path,) = tmp_path.glob("*/*.json")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert {row["entry"] for row in report["rows"]} == {"reference"}
+    assert "| native | no kernel image |" in path.with_suffix(".md").read_text(encoding="utf-8")
 
 
 def test_profile(tmp_path: Path) -> None:

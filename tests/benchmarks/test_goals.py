@@ -1,0 +1,66 @@
+"""Goals are judged by what was measured, and only by that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from intermoe.benchmarks import goals, suite
+from intermoe.benchmarks.case import Scope
+from intermoe.benchmarks.measure import name_of
+from intermoe.benchmarks.results import Report, Row, markdown
+
+
+def rows(make_row: Callable[..., Row]) -> list[Row]:
+    shape: dict[str, Any] = {"shape": {"S": 4800.0, "D": 768.0}, "difference": 2e-7}
+    training = {**shape, "call": "forward + backward"}
+    return [
+        make_row(peak_bytes=100, **shape),
+        make_row("authors' form", ratio=1.9, **shape),
+        make_row("dense network", ratio=0.9, **shape),
+        make_row(peak_bytes=100, **training),
+        make_row("authors' form", ratio=1.8, peak_bytes=400, **training),
+    ]
+
+
+def test_what_was_measured_is_judged(make_report: Callable[..., Report], make_row: Callable[..., Row]) -> None:
+    report = make_report(*rows(make_row))
+    assert {j.goal.name: (round(j.measured, 3), j.reached) for j in goals.judge(report)} == {
+        "forward S=4800 float32, authors' form": (1.9, False),
+        "forward S=4800 float32, over a dense network": (1.111, True),
+        "with backward S=4800 float32, authors' form": (1.8, True),
+        "peak memory with backward S=4800, over the authors' form": (0.25, True),
+        "difference from the reference, float32": (0.0, True),
+    }
+    assert not goals.judge(replace(report, level="quick"))
+
+
+def test_the_report_shows_them(make_report: Callable[..., Report], make_row: Callable[..., Row]) -> None:
+    text = markdown(make_report(*rows(make_row)))
+    assert "| forward S=4800 float32, authors' form | ≥ 2 × | 1.9 × | no |" in text
+    assert "## Goals" not in markdown(make_report(make_row(dtype="float16")))
+
+
+@pytest.mark.parametrize(("kind", "level"), [("cpu", "full"), ("cuda", "default")])
+def test_a_run_has_the_cases_of_every_goal(
+    kind: str, level: str, make_report: Callable[..., Report], make_row: Callable[..., Row]
+) -> None:
+    """Rows of all cases and of the entries that goals speak of judge all of them."""
+    entries = (
+        ("native", "native, operator", "native, kernels alone", "authors' form", "authors' block", "dense network")
+        if kind == "cpu"
+        else ("triton", "triton, static", "triton, graph", "authors' form", "expert loop", "dense network")
+    )
+    found: dict[str, Any] = {"peak_bytes": 1, "host_reads": 0, "difference": 0.0}
+    made = [
+        make_row(entry, step=case.step, call=case.call, dtype=name_of(case.dtype), shape=case.shape, **found)
+        for case in suite.cases(Scope(torch.device(kind), level))
+        for entry in entries
+    ]
+    report = make_report(*made)
+    judged = goals.judge(replace(report, machine=replace(report.machine, kind=kind)))
+    assert [j.goal.name for j in judged] == [goal.name for goal in goals.GOALS[kind]]
