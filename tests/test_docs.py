@@ -22,13 +22,15 @@ def run(page: str) -> dict[str, Any]:
     return names
 
 
-def test_replace() -> None:
+def test_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("diffusers")
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names = run("replace.md")
     x = torch.randn(2, 5, 16)
     torch.testing.assert_close(names["loaded"].eval()(x), names["encoder"].eval()(x))
     assert names["out"].shape == x.shape
+    assert (tmp_path / "routing.png").stat().st_size > 1000
 
 
 def top_k_reference(x: Tensor, router: Tensor, gate: Tensor, up: Tensor, down: Tensor, top_k: int) -> Tensor:

@@ -23,7 +23,8 @@ class MoEFeedForward(nn.Module):
     """An ``InterMoEBlock`` in place of a dense network; built by ``replace_feed_forward``.
 
     Attributes:
-        moe: the block. dense: the host's network where it was kept (``init="residual"``), else ``None``.
+        moe: the block, or what an adapter library wrapped around it.
+        dense: the host's network where it was kept (``init="residual"``), else ``None``.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class MoEFeedForward(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.condition, self.mask, self.batch_first = name, condition, mask, batch_first
-        self.moe, self.dense = moe, dense
+        self.moe, self.dense, self.dim = moe, dense, moe.dim
         self.spec = dict(spec)
         # in a tuple torch does not take it for a part of the model
         self.skeleton = (skeleton,)
@@ -52,8 +53,8 @@ class MoEFeedForward(nn.Module):
         """(B, T, D), (T, B, D) in hosts that put time first, or (T, D) -> same shape, no residual added."""
         time_first = hidden.dim() == 3 and not self.batch_first
         tokens = hidden.transpose(0, 1) if time_first else hidden.unsqueeze(0) if hidden.dim() == 2 else hidden
-        if tokens.dim() != 3 or tokens.shape[-1] != self.moe.dim:
-            raise ValueError(f"{self.name}: expected tokens (B, T, {self.moe.dim}), got {tuple(hidden.shape)}")
+        if tokens.dim() != 3 or tokens.shape[-1] != self.dim:
+            raise ValueError(f"{self.name}: expected tokens (B, T, {self.dim}), got {tuple(hidden.shape)}")
         self._check_synchronised()
         out: Tensor = self.moe(tokens, self._read_condition(tokens.shape[0]), self._read_mask(tokens))
         out = out.transpose(0, 1) if time_first else out.squeeze(0) if hidden.dim() == 2 else out
@@ -123,10 +124,19 @@ class MoEFeedForward(nn.Module):
     def _check_synchronised(self) -> None:
         if torch.compiler.is_compiling() or not self.training or not (dist.is_available() and dist.is_initialized()):
             return
-        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.moe.parameters())
-        frozen = self.moe.routing != "dynamic" or self.moe.bias_rate == 0.0
-        if learns and not frozen and dist.get_world_size() > 1 and not counts_steps(self.moe):
+        if torch.is_grad_enabled() and dist.get_world_size() > 1 and any(_is_left_alone(b) for b in blocks_in(self)):
             raise RuntimeError(
                 f"{self.name}: several processes train it, but nothing updates its selection bias from the counts of "
                 "all of them; call attach_bias_update(optimizer, model), or freeze the bias with bias_rate=0"
             )
+
+
+def blocks_in(network: nn.Module) -> list[InterMoEBlock]:
+    """The block, also under wrappers: PEFT's ``modules_to_save`` keeps a frozen original beside the one that learns."""
+    return [module for module in network.modules() if isinstance(module, InterMoEBlock)]
+
+
+def _is_left_alone(block: InterMoEBlock) -> bool:
+    """Whether the block learns, its bias should move, and nothing moves it."""
+    moves = block.routing == "dynamic" and block.bias_rate != 0.0
+    return moves and any(p.requires_grad for p in block.parameters()) and not counts_steps(block)

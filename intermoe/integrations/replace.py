@@ -21,6 +21,8 @@ INITS = ("random", "upcycle", "upcycle_sparse", "residual")
 HOSTS = (
     "diffusers' BasicTransformerBlock, JointTransformerBlock and FluxTransformerBlock, torch's TransformerEncoderLayer"
 )
+NETWORK_NAMES = ("ff", "ff_context", "ffn", "mlp", "feed_forward", "feedforward", "img_mlp", "txt_mlp")
+"""What hosts call their feed-forward networks."""
 CONFIG_KEY = "intermoe"
 _FIXED = ("self", "dim", "num_experts", "expert_dim", "cond_dim", "capacity", "norm")
 BLOCK_OPTIONS = tuple(name for name in inspect.signature(InterMoEBlock.__init__).parameters if name not in _FIXED)
@@ -154,7 +156,7 @@ def find_slots(model: nn.Module, adapters: Sequence[BlockAdapter]) -> list[Slot]
     if not blocks:
         raise ValueError(
             f"model: {type(model).__name__} holds no known transformer block ({HOSTS}); "
-            "describe its block with adapters=[BlockAdapter(YourBlock, feed_forward=('mlp',), ...)]"
+            f"describe its block with adapters=[{_suggestion(model)}]"
         )
     slots, replaced = [], 0
     for index, (path, block, adapter) in enumerate(blocks):
@@ -170,6 +172,17 @@ def find_slots(model: nn.Module, adapters: Sequence[BlockAdapter]) -> list[Slot]
         found = sorted({type(block).__name__ for _, block, _ in blocks})
         raise ValueError(f"model: its blocks {found} have none of the feed-forward networks that the adapters name")
     return slots
+
+
+def _suggestion(model: nn.Module) -> str:
+    """The adapter that would fit the blocks of an unknown host, as far as names tell."""
+    for module in model.modules():
+        names = tuple(
+            n for n, child in module.named_children() if n in NETWORK_NAMES and token_width(child) is not None
+        )
+        if names:
+            return f"BlockAdapter({type(module).__name__!r}, feed_forward={names})"
+    return "BlockAdapter(YourBlock, feed_forward=('mlp',), ...)"
 
 
 def make_feed_forward(slot: Slot, condition: str | None, init: str, spec: Mapping[str, Any]) -> MoEFeedForward:
@@ -285,6 +298,8 @@ def _upcycle(name: str, moe: InterMoEBlock, dense: nn.Module, *, sparse: bool) -
 
 def _restored(network: MoEFeedForward) -> nn.Module:
     moe = network.moe
+    if not isinstance(moe, InterMoEBlock):
+        raise ValueError(f"{network.name}: {type(moe).__name__} wraps its experts; unload or merge that first")
     if network.dense is not None:
         if moe.w_down.any() or moe.num_shared_experts:
             raise ValueError(f"{network.name}: its experts add to the dense network by now, which would lose them")

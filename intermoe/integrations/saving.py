@@ -12,7 +12,7 @@ from torch import nn
 from intermoe.integrations.adapters import BlockAdapter
 from intermoe.integrations.replace import CONFIG_KEY, Replacement, find_slots, install, make_feed_forward
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model"
 
 
 def reapply_replacement(
@@ -40,12 +40,15 @@ def reapply_replacement(
     return install(model, made)
 
 
-def load_pretrained(model_class: Any, folder: str | Path, *, adapters: Sequence[BlockAdapter] = ()) -> Any:
+def load_pretrained(
+    model_class: Any, folder: str | Path, *, variant: str | None = None, adapters: Sequence[BlockAdapter] = ()
+) -> Any:
     """Load a diffusers model whose feed-forward networks were replaced before its ``save_pretrained``.
 
     Args:
         model_class: the host's class, such as ``diffusers.DiTTransformer2DModel``.
         folder: what ``save_pretrained`` wrote; weights in safetensors, in one file or several.
+        variant: as given to ``save_pretrained``, such as ``"fp16"``. adapters: those given to ``replace_feed_forward``.
 
     Returns:
         The model in evaluation mode. Every weight must be there and none may be left over.
@@ -53,19 +56,26 @@ def load_pretrained(model_class: Any, folder: str | Path, *, adapters: Sequence[
     from safetensors.torch import load_file
 
     folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder: {folder} is no folder; download a model of a hub first (snapshot_download)")
     config = dict(model_class.load_config(folder))
     note = config.pop(CONFIG_KEY, None)
     if note is None:
         raise ValueError(f"folder: {folder} holds no replaced model; use {model_class.__name__}.from_pretrained")
-    files = [folder / WEIGHTS]
-    index = folder / f"{WEIGHTS}.index.json"
+    middle = "" if variant is None else f".{variant}"
+    files = [folder / f"{WEIGHTS}{middle}.safetensors"]
+    index = folder / f"{WEIGHTS}.safetensors.index{middle}.json"
     if index.exists():
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         files = [folder / name for name in sorted(set(shards))]
     state: dict[str, Any] = {}
     for file in files:
         if not file.exists():
-            raise FileNotFoundError(f"folder: {file} not found; save_pretrained writes it with safe_serialization=True")
+            there = sorted(path.name for path in folder.iterdir())
+            raise FileNotFoundError(
+                f"folder: {file} not found, there are {there}; save_pretrained writes it with safe_serialization=True, "
+                "and with the variant in its name if it is given one"
+            )
         state |= load_file(file)
     model = model_class.from_config(config)
     reapply_replacement(model, note, adapters=adapters)

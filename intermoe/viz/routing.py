@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,20 +33,34 @@ class RoutingRecord:
     def __init__(self, names: Sequence[str]) -> None:
         self.calls: dict[str, list[Bools]] = {name: [] for name in names}
 
-    def stacked(self) -> Bools:
+    def stacked(self, layers: str = "*") -> Bools:
         """All calls as (N, L, B, T, E), N calls of L blocks.
+
+        Args:
+            layers: a pattern of the blocks' names, such as ``"*.ff.moe"`` for the image tokens of a joint transformer.
 
         Raises:
             ValueError: nothing was recorded, or blocks differ in the number or shape of their calls.
         """
-        shapes = {name: [call.shape for call in calls] for name, calls in self.calls.items()}
-        first = next(iter(shapes.values()), [])
+        names = self.names(layers)
+        shapes = {name: [call.shape for call in self.calls[name]] for name in names}
+        first = shapes[names[0]]
         if not first:
             raise ValueError("record: no block was called while it was recorded")
         for name, own in shapes.items():
             if own != first or len(set(own)) != 1:
-                raise ValueError(f"record: calls must be alike to be stacked, {name!r} was called with {own}")
-        return np.stack([np.stack(calls) for calls in self.calls.values()], axis=1)
+                raise ValueError(
+                    f"record: calls must be alike to be stacked, {name!r} was called with {own} and {names[0]!r} with "
+                    f"{first}; choose blocks that are alike with layers='PATTERN'"
+                )
+        return np.stack([np.stack(self.calls[name]) for name in names], axis=1)
+
+    def names(self, layers: str = "*") -> list[str]:
+        """Names of the blocks that match. Raises ``ValueError`` if none does."""
+        names = [name for name in self.calls if fnmatchcase(name, layers)]
+        if not names:
+            raise ValueError(f"layers: {layers!r} matches none of {list(self.calls)}")
+        return names
 
 
 @contextmanager
@@ -149,20 +164,24 @@ class RoutingTrace:
             )
 
 
-def trace_record(record: RoutingRecord, *, row: int = 0, persons: int = 1, title: str = "") -> RoutingTrace:
+def trace_record(
+    record: RoutingRecord, *, row: int = 0, persons: int = 1, layers: str = "*", title: str = ""
+) -> RoutingTrace:
     """The trace of row ``row`` of the recorded batches, whose tokens are those of ``persons`` persons one by one.
+
+    ``layers`` is a pattern of names: blocks that see different tokens, as a joint transformer's, go into traces apart.
 
     Raises:
         ValueError: as ``RoutingRecord.stacked``, no such row, or tokens that cannot be shared by ``persons``.
     """
-    chosen = record.stacked()
-    calls, layers, batch, tokens, experts = chosen.shape
+    names, chosen = record.names(layers), record.stacked(layers)
+    calls, depth, batch, tokens, experts = chosen.shape
     if not 0 <= row < batch:
         raise ValueError(f"row: must be in [0, {batch}), got {row}")
     if tokens % persons:
         raise ValueError(f"persons: must divide the {tokens} tokens of a row, got {persons}")
-    own = chosen[:, :, row].reshape(calls, layers, persons, tokens // persons, experts)
-    return RoutingTrace(own, np.zeros(calls, dtype=np.int64), tuple(record.calls), title=title)
+    own = chosen[:, :, row].reshape(calls, depth, persons, tokens // persons, experts)
+    return RoutingTrace(own, np.zeros(calls, dtype=np.int64), tuple(names), title=title)
 
 
 def trace_generation(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -14,9 +14,12 @@ from intermoe.viz.routing import RoutingTrace
 
 _PALE: Colour = (226, 229, 236)
 _GREY: Colour = (120, 126, 138)
+_BAR: Colour = (168, 174, 187)
 _EXPERT_HEIGHT = 10
 _GAP = 34
 _TOP, _SIDE = 74, 64
+_LETTER = 6
+"""Width of a layer's name per letter."""
 _MAP_WIDTH, _LOAD_WIDTH, _STEPS_WIDTH = 300, 130, 190
 
 
@@ -29,10 +32,12 @@ def draw_routing(trace: RoutingTrace) -> Drawing:
     _, layers, persons, tokens, experts = trace.chosen.shape
     height = experts * _EXPERT_HEIGHT
     several = len(trace.chosen) > 1
-    width = _SIDE + persons * (_MAP_WIDTH + _GAP) + _LOAD_WIDTH + _GAP + (several * (_STEPS_WIDTH + _GAP))
+    labels = _labels(trace.layers)
+    side = max(_SIDE, 28 + _LETTER * max(map(len, labels)))
+    width = side + persons * (_MAP_WIDTH + _GAP) + _LOAD_WIDTH + _GAP + (several * (_STEPS_WIDTH + _GAP))
     drawing = Drawing(width, _TOP + layers * (height + _GAP) + 12)
     drawing.text(16, 24, _shortened(trace.title, width // 8), size=15)
-    left = _SIDE
+    left = side
     for person in range(persons):
         label = f"person {person + 1}: experts over time" if persons > 1 else "experts over tokens"
         drawing.text(left, _TOP - 14, label, size=12)
@@ -41,18 +46,19 @@ def draw_routing(trace: RoutingTrace) -> Drawing:
             _heat_map(drawing, trace.share[layer, person], left, top, _MAP_WIDTH, height, _colour(person))
             _time_axis(drawing, trace, left, top + height, tokens)
         left += _MAP_WIDTH + _GAP
-    for layer, name in enumerate(trace.layers):
+    for layer, label in enumerate(labels):
         top = _TOP + layer * (height + _GAP)
-        drawing.text(_SIDE - 22, top + height / 2 + 4, _shortened(name, 9), size=11, anchor="end")
+        drawing.text(side - 22, top + height / 2 + 4, label, size=11, anchor="end")
         for expert in range(experts):
             baseline = top + (expert + 0.85) * _EXPERT_HEIGHT
-            drawing.text(_SIDE - 5, baseline, str(expert + 1), size=8, anchor="end", colour=_GREY)
+            drawing.text(side - 5, baseline, str(expert + 1), size=8, anchor="end", colour=_GREY)
         _load_bars(drawing, trace.load[layer], left, top)
     drawing.text(left, _TOP - 14, "load: share of tokens", size=12)
     if several:
         left += _LOAD_WIDTH + _GAP
         drawing.text(left, _TOP - 14, "experts per token over the steps", size=12)
-        _step_curves(drawing, trace.experts_per_token, left, height)
+        ends = ("noise", "motion") if trace.joints is not None else ("first call", "last")
+        _step_curves(drawing, trace.experts_per_token, left, height, ends)
     return drawing
 
 
@@ -77,14 +83,14 @@ class RoutingScene:
         row = experts * cell + 8
         height = 22 + layers * row + layers * row % 2
         self.size = (size[0], size[1] + height)
-        self._left = 58
+        labels = _labels(trace.layers)
+        self._left = max(58, 14 + _LETTER * max(map(len, labels)))
         self._map_width = (size[0] - self._left - 16 * persons) / persons
         self._starts = [self._left + person * (self._map_width + 16) for person in range(persons)]
         drawing = Drawing(size[0], height)
-        for layer, name in enumerate(trace.layers):
+        for layer, label in enumerate(labels):
             top = 14 + layer * row
-            label = top + experts * cell / 2 + 4
-            drawing.text(self._left - 8, label, _shortened(name, 8), size=11, anchor="end")
+            drawing.text(self._left - 8, top + experts * cell / 2 + 4, label, size=11, anchor="end")
             for person, start in enumerate(self._starts):
                 share = trace.share[layer, person]
                 _heat_map(drawing, share, start, top, self._map_width, experts * cell, _colour(person))
@@ -149,12 +155,14 @@ def _load_bars(drawing: Drawing, load: npt.NDArray[np.float64], left: float, top
     for expert, share in enumerate(load):
         y = top + expert * _EXPERT_HEIGHT
         drawing.rect(left, y, _LOAD_WIDTH, _EXPERT_HEIGHT - 1, _PALE)
-        drawing.rect(left, y, float(share) * _LOAD_WIDTH, _EXPERT_HEIGHT - 1, _GREY)
+        drawing.rect(left, y, float(share) * _LOAD_WIDTH, _EXPERT_HEIGHT - 1, _BAR)
         label = f"{100 * share:.0f} %"
         drawing.text(left + _LOAD_WIDTH - 3, y + 0.85 * _EXPERT_HEIGHT, label, size=8, anchor="end")
 
 
-def _step_curves(drawing: Drawing, values: npt.NDArray[np.float64], left: float, height: float) -> None:
+def _step_curves(
+    drawing: Drawing, values: npt.NDArray[np.float64], left: float, height: float, ends: tuple[str, str]
+) -> None:
     """A curve (N, L) of each layer from 0 to the largest value of all, on one scale."""
     most = max(1.0, float(np.ceil(values.max())))
     for layer in range(values.shape[1]):
@@ -165,12 +173,31 @@ def _step_curves(drawing: Drawing, values: npt.NDArray[np.float64], left: float,
         drawing.line(list(zip(x.tolist(), y.tolist(), strict=True)), INK, 1.5)
         for value, line in ((most, top + 8), (0.0, top + height)):
             drawing.text(left + _STEPS_WIDTH + 4, line, f"{value:g}", size=9, colour=_GREY)
-        drawing.text(left, top + height + 12, "noise", size=9, colour=_GREY)
-        drawing.text(left + _STEPS_WIDTH, top + height + 12, "motion", size=9, anchor="end", colour=_GREY)
+        drawing.text(left, top + height + 12, ends[0], size=9, colour=_GREY)
+        drawing.text(left + _STEPS_WIDTH, top + height + 12, ends[1], size=9, anchor="end", colour=_GREY)
 
 
 def _colour(person: int) -> Colour:
     return PERSON_COLOURS[person % len(PERSON_COLOURS)]
+
+
+def _labels(layers: Sequence[str]) -> list[str]:
+    """Names of layers without the parts that all of them share: ``blocks.0.ff.moe`` among its like is ``blocks.0``."""
+    parts = [name.split(".") for name in layers]
+    if len(parts) < 2:
+        return [_shortened(name, 24) for name in layers]
+    before, after = _shared(parts), _shared([part[::-1] for part in parts])
+    labels = []
+    for part in parts:
+        start = before - (0 < before < len(part) and part[before].isdigit())  # a number says little alone
+        labels.append(_shortened(".".join(part[start : max(len(part) - after, before + 1)]), 24))
+    return labels
+
+
+def _shared(parts: Sequence[Sequence[str]]) -> int:
+    """How many leading parts are the same in all, the last of the shortest left out."""
+    columns = list(zip(*parts, strict=False))[:-1]
+    return next((i for i, column in enumerate(columns) if len(set(column)) > 1), len(columns))
 
 
 def _shortened(text: str, length: int) -> str:

@@ -207,8 +207,13 @@ def test_bad_arguments_are_errors_that_leave_the_model_alone(
 
 
 def test_unknown_hosts_say_what_to_do(own_host: Any) -> None:
-    with pytest.raises(ValueError, match=r"holds no known transformer block .* adapters=\[BlockAdapter"):
+    suggested = (
+        r"holds no known transformer block .* adapters=\[BlockAdapter\('SwiGLUBlock', feed_forward=\('mlp',\)\)\]"
+    )
+    with pytest.raises(ValueError, match=suggested):
         replace_feed_forward(own_host.build(), **MOE)
+    with pytest.raises(ValueError, match=r"adapters=\[BlockAdapter\(YourBlock, feed_forward=\('mlp',\), ...\)\]"):
+        replace_feed_forward(nn.Linear(3, 3), **MOE)
     adapter = BlockAdapter("SwiGLUBlock", ("ffn",))
     with pytest.raises(ValueError, match="have none of the feed-forward networks"):
         replace_feed_forward(own_host.build(), adapters=[adapter], **MOE)
@@ -269,3 +274,17 @@ def test_reading_a_note_of_another_model_is_an_error(hosts: dict[str, Any], tmp_
     dense.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"holds no replaced model; use DiTTransformer2DModel.from_pretrained"):
         load_pretrained(type(dense), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"folder: nowhere is no folder"):
+        load_pretrained(type(dense), "nowhere")
+
+
+def test_a_variant_is_asked_for_by_its_name(hosts: dict[str, Any], tmp_path: Path) -> None:
+    model = replaced(hosts["dit"]).half()
+    for size in ("10GB", "10KB"):  # one file, several
+        model.save_pretrained(tmp_path / size, variant="fp16", max_shard_size=size)
+        with pytest.raises(FileNotFoundError, match="with the variant in its name"):
+            load_pretrained(type(model), tmp_path / size)
+        loaded = load_pretrained(type(model), tmp_path / size, variant="fp16")
+        assert loaded.dtype == torch.float16
+        expected = model.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())

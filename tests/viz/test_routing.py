@@ -110,6 +110,8 @@ def test_what_cannot_be_recorded() -> None:
         host(torch.randn(2, 6, 8))
     with pytest.raises(ValueError, match=r"record: calls must be alike to be stacked, 'blocks.0' was called with"):
         record.stacked()
+    with pytest.raises(ValueError, match=r"layers: '\*.moe' matches none of \['blocks.0', 'blocks.1'\]"):
+        trace_record(record, layers="*.moe")
     with record_routing(host) as record:
         host(torch.randn(2, 5, 8))
     with pytest.raises(ValueError, match=r"row: must be in \[0, 2\), got 2"):
@@ -189,6 +191,40 @@ def test_page_shows_the_cells(trace: RoutingTrace, tmp_path: Path) -> None:
         assert picture.size == (2 * drawing.width, 2 * drawing.height)
         x, y = (float(blue[0][key]) for key in ("x", "y"))
         assert picture.getpixel((int(2 * x + 20), int(2 * y + 8))) == (0x24, 0x68, 0xD8)
+
+
+def test_blocks_that_see_other_tokens_are_traced_apart() -> None:
+    host = Host().eval()
+    with record_routing(host) as record:
+        host.blocks[0](torch.randn(2, 5, 8))
+        host.blocks[1](torch.randn(2, 3, 8))
+    with pytest.raises(ValueError, match="choose blocks that are alike with layers='PATTERN'"):
+        trace_record(record)
+    trace = trace_record(record, layers="*.1")
+    assert trace.layers == ("blocks.1",)
+    assert trace.chosen.shape == (1, 1, 1, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "labels"),
+    [
+        (["blocks.0.ff.moe", "blocks.1.ff.moe"], ["blocks.0", "blocks.1"]),
+        (
+            ["blocks.0.ff.moe", "blocks.0.ff_context.moe", "blocks.1.ff.moe"],
+            ["blocks.0.ff", "blocks.0.ff_context", "blocks.1.ff"],
+        ),
+        (["down.1.attention.0.moe", "mid.attention.0.moe"], ["down.1", "mid"]),
+        (["layer 1", "layer 2"], ["layer 1", "layer 2"]),
+        (["moe", "blocks.0.moe"], ["moe", "blocks.0.moe"]),
+        (["a.moe", "a.moe.b"], ["moe", "moe.b"]),
+        (["x" * 30], ["x" * 23 + "…"]),
+    ],
+)
+def test_layers_are_told_apart(trace: RoutingTrace, layers: list[str], labels: list[str]) -> None:
+    chosen = np.repeat(trace.chosen[:1, :1], len(layers), axis=1)
+    svg = draw_routing(RoutingTrace(chosen, np.zeros(1, dtype=np.int64), tuple(layers))).svg()
+    texts = [node.text for node in ElementTree.fromstring(svg) if node.tag.endswith("text")]
+    assert [text for text in texts if text in labels] == labels
 
 
 def test_scene_moves_the_line(trace: RoutingTrace) -> None:
