@@ -62,6 +62,8 @@ def roofline(report: Report, path: str | Path) -> None:
 
 
 def _panel(axes: Any, report: Report, drawn: list[tuple[str, Row]]) -> None:
+    from matplotlib.patheffects import withStroke
+
     xs = [row.intensity for _, row in drawn if row.intensity is not None]
     ridge = report.ceilings.product["float32"] / report.ceilings.copy
     _ceilings(axes, report, {row.dtype for _, row in drawn}, min(*xs, ridge) / 4, max(xs) * 4)
@@ -74,7 +76,10 @@ def _panel(axes: Any, report: Report, drawn: list[tuple[str, Row]]) -> None:
         if ours:
             place = (row.intensity, row.flop_per_second)
             text = f"S={row.shape['S']:g}"
-            axes.annotate(text, place, xytext=(0, -15), textcoords="offset points", ha="center", fontsize=7)
+            axes.annotate(
+                text, place, xytext=(0, -15), textcoords="offset points", ha="center", fontsize=7, zorder=4,
+                path_effects=[withStroke(linewidth=2, foreground="white")],
+            )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that must be moved")
     axes.grid(True, which="major", color="#e4e4e4", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -89,12 +94,13 @@ def _ceilings(axes: Any, report: Report, dtypes: set[str], lowest: float, highes
         bends = [lowest, *([ridge] if lowest < ridge < highest else []), highest]
         heights = [min(rate, x * report.ceilings.copy) for x in bends]
         axes.plot(bends, heights, color=COLOURS[names[0]] if len(names) == 1 else "#555555", linewidth=1.5)
-        text = f"large product, {' and '.join(names)}: {si(rate, 'FLOP/s')}"
+        tf32 = report.machine.kind == "cuda" and report.machine.float32_products != "highest"
+        spoken = ["float32 (TF32)" if tf32 and name == "float32" else name for name in names]
+        text = f"large product, {' and '.join(spoken)}: {si(rate, 'FLOP/s')}"
         axes.annotate(text, (highest, heights[-1]), xytext=(0, 5), textcoords="offset points", ha="right", fontsize=8)
-    middle = report.ceilings.product["float32"] / report.ceilings.copy / 1.5
-    axes.annotate(
-        f"copy: {si(report.ceilings.copy, 'B/s')}", (middle, middle * report.ceilings.copy), xytext=(-6, 0),
-        textcoords="offset points", ha="right", fontsize=8,
+    axes.annotate(  # right of the line's lower end, where no result of a real size lies
+        f"copy: {si(report.ceilings.copy, 'B/s')}", (lowest, lowest * report.ceilings.copy), xytext=(8, -2),
+        textcoords="offset points", ha="left", fontsize=8,
     )  # fmt: skip
 
 
