@@ -22,7 +22,7 @@ from intermoe.benchmarks.measure import (
     synchronise,
     take_turns,
 )
-from intermoe.benchmarks.results import Row, Skipped, is_ours
+from intermoe.benchmarks.results import Row, Skipped, case_name, is_ours
 from intermoe.benchmarks.work import Work
 
 Outputs = tuple[Tensor, ...]
@@ -109,8 +109,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        shape = " ".join(f"{name}={value:g}" for name, value in self.shape.items())
-        return f"{self.step} {self.call} {name_of(self.dtype)} {shape}"
+        return case_name(self.step, self.call, name_of(self.dtype), self.shape)
 
 
 class WrongResult(RuntimeError):

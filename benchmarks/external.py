@@ -96,7 +96,7 @@ def liger_kernel(shape: Shape, inputs: Inputs) -> Found:
 
     def call(x: Inputs) -> Tensor:
         weight, index = _first_choice(x)
-        out: Tensor = LigerFusedMoEFunction.apply(x.hidden, x.w_gate_up, x.w_down, index, weight)
+        out: Tensor = LigerFusedMoEFunction.apply(x.hidden, x.w_gate_up, x.w_down, index.int(), weight)
         return out
 
     return call, ()

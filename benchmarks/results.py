@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,12 @@ COLUMNS = (
     "case", "entry", "median", "middle 80 %", "ratio", "tokens/s", "FLOP/s", "of bound", "peak memory", "host reads",
     "s per s", "difference",
 )  # fmt: skip
+
+
+def case_name(step: str, call: str, dtype: str, shape: Mapping[str, float]) -> str:
+    """``moe forward float32 S=300``; whole numbers in full, so that ``--match S=1000000`` finds what it says."""
+    sizes = (f"{n}={int(v) if float(v).is_integer() else format(v, 'g')}" for n, v in shape.items())
+    return " ".join([step, call, dtype, *sizes])
 
 
 def is_ours(entry: str) -> bool:
@@ -63,8 +69,7 @@ class Row(Config):
     @property
     def case(self) -> str:
         """The case, the same for all entries that took turns."""
-        shape = " ".join(f"{name}={value:g}" for name, value in self.shape.items())
-        return f"{self.step} {self.call} {self.dtype} {shape}".strip()
+        return case_name(self.step, self.call, self.dtype, self.shape)
 
     @property
     def key(self) -> str:

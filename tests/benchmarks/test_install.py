@@ -47,3 +47,4 @@ def test_the_default_run_covers_the_published_comparisons() -> None:
     full = {case.name for case in suite.cases(Scope(torch.device("cpu"), "full"))}
     assert names < full | {name for name in names if name.startswith("training denoiser")}
     assert f"moe forward + backward bfloat16 S=4800 {sizes}" in full
+    assert "scaling tokens, forward float32 S=1000000 D=256 E=8 F=512" in full

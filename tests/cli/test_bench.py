@@ -77,7 +77,7 @@ def test_profile(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--full", "--quick"), "--quick: cannot be combined"),
-        (("--only", "nothing"), "--only: must be one of route"),
+        (("--only", "nothing"), "--only: must be one of moe"),
         (("--only", "vae", "--match", "S=1", "--match", "B=2"), "--match: no case of this run holds 'S=1' and 'B=2'"),
         (("--device", "toaster"), "--device: cannot use 'toaster'"),
         (("--compare", "absent.json", "absent.json"), "absent.json"),
