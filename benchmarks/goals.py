@@ -176,7 +176,7 @@ def table(judged: Iterable[Judged]) -> list[str]:
     lines = ["| what | goal | measured | reached |", "|---|---|---|---|"]
     for found in judged:
         goal = found.goal
-        bound = f"≥ {goal.least:.3g}" if goal.least is not None else f"≤ {goal.most:.2g}"
+        bound = f"≥ {goal.least:.3g}" if goal.least is not None else f"≤ {goal.most:.3g}"
         unit = f" {goal.unit}" if goal.unit else ""
         reached = "yes" if found.reached else "no"
         lines.append(f"| {goal.name} | {bound}{unit} | {found.measured:.3g}{unit} | {reached} |")

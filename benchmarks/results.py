@@ -210,7 +210,7 @@ class Change:
     old: float
     new: float
     verdict: str
-    """"slower" or "faster" where the ranges of both runs do not overlap, else "same"."""
+    """"slower" or "faster" beyond the spread, else "same"; see ``compare``."""
 
     @property
     def ratio(self) -> float:
@@ -220,16 +220,36 @@ class Change:
 def compare(old: Report, new: Report) -> list[Change]:
     """Every row that both runs have, in the order of the new one.
 
+    A row is slower or faster if the ranges of its time do not overlap. On a CPU, where other work may slow a whole run,
+    it must also have changed against what took turns with it: the case's first entry, and the first entry itself
+    against a baseline, by the ranges of their ratios.
+
     Raises:
         ValueError: the runs share no row.
     """
     before = {row.key: row for row in old.rows}
-    changes = []
-    for row in new.rows:
-        if (past := before.get(row.key)) is None:
-            continue
-        verdict = "slower" if row.low > past.high else "faster" if row.high < past.low else "same"
-        changes.append(Change(row.key, past.median, row.median, verdict))
-    if not changes:
+    shared = [(before[row.key], row) for row in new.rows if row.key in before]
+    if not shared:
         raise ValueError("--compare: the two runs have no case in common")
+    both_cpu = old.machine.kind == new.machine.kind == "cpu"
+    changes = []
+    for past, row in shared:
+        verdict = _verdict(past.low, past.high, row.low, row.high)
+        if both_cpu and verdict != "same" and not _stands_out(past, row, shared, verdict):
+            verdict = "same"
+        changes.append(Change(row.key, past.median, row.median, verdict))
     return changes
+
+
+def _verdict(old_low: float, old_high: float, new_low: float, new_high: float) -> str:
+    return "slower" if new_low > old_high else "faster" if new_high < old_low else "same"
+
+
+def _stands_out(past: Row, row: Row, shared: list[tuple[Row, Row]], verdict: str) -> bool:
+    """Whether the row changed against the entries that took turns with it, where there are any."""
+    if row.ratio_low != row.ratio_high or row.ratio != 1.0:  # another than the first, whose ratio is 1 in every round
+        return _verdict(past.ratio_low, past.ratio_high, row.ratio_low, row.ratio_high) == verdict
+    others = [(p, r) for p, r in shared if r.case == row.case and not r.ours]
+    opposite = "faster" if verdict == "slower" else "slower"
+    found = [_verdict(p.ratio_low, p.ratio_high, r.ratio_low, r.ratio_high) == opposite for p, r in others]
+    return any(found) or not found

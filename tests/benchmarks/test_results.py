@@ -76,3 +76,23 @@ def test_compare_matches_cases_and_entries(make_report: Callable[..., Report], m
 )
 def test_si(value: float | None, text: str) -> None:
     assert si(value, "s") == text
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdicts"),
+    [
+        (2.0, 2.0, ["same", "same"]),  # a machine that is busy with other work
+        (2.0, 1.0, ["slower", "same"]),
+        (0.5, 1.0, ["faster", "same"]),
+        (1.0, 2.0, ["same", "slower"]),
+    ],
+)
+def test_on_a_cpu_a_change_shows_against_what_took_turns(
+    make_report: Callable[..., Report], make_row: Callable[..., Row], ours: float, theirs: float, verdicts: list[str]
+) -> None:
+    def run(ours: float, theirs: float) -> Report:
+        ratio = 3 * theirs / ours
+        ratios = {"ratio": ratio, "ratio_low": 0.9 * ratio, "ratio_high": 1.1 * ratio}
+        return make_report(make_row(median=ours), make_row("authors' form", median=3 * theirs, **ratios))
+
+    assert [change.verdict for change in compare(run(1.0, 1.0), run(ours, theirs))] == verdicts
