@@ -1,10 +1,12 @@
 """Everything about the Triton and CUDA kernels that only a GPU can tell, in one command and one JSON file.
 
-    python benchmarks/gpu_check.py [--out FILE] [--rehearse]
+    python benchmarks/gpu_check.py [correctness] [tests] [timings] [sanitizer] [--out FILE] [--rehearse]
 
-Correctness first (``gpu_correctness.py`` and the tests marked ``gpu``, the CUDA kernels of ``native`` too), then times
-and memory beside the baselines; nothing wrong is timed. The file goes to the folder of the environment variable OUT if
-that is set. ``--rehearse`` runs the same script on tiny shapes in Triton's interpreter (TRITON_INTERPRET=1) on a CPU.
+All parts, or those named: correctness (``gpu_correctness.py``); the tests marked ``gpu``, the CUDA kernels of
+``native`` among them; times and memory beside the baselines, each compared with ours before it is timed;
+compute-sanitizer over small shapes. Parts that an earlier run wrote stay in the file, which goes to the folder of the
+environment variable OUT if that is set. ``--rehearse`` runs tiny shapes in Triton's interpreter (TRITON_INTERPRET=1) on
+a CPU.
 """
 
 from __future__ import annotations
@@ -44,26 +46,39 @@ from torch import Tensor
 
 from intermoe.files import replacing
 from intermoe.kernels import triton as steps
+from intermoe.ops.moe import STATIC_PAIRS
+
+SANITIZER_SECONDS = 180
+PARTS = ("correctness", "tests", "timings", "sanitizer")
 
 
 def median_time(call: Callable[[], object], device: str, seconds: float = 1.0) -> float:
-    """Median of single runs in microseconds, by device events, after a warm-up."""
-    for _ in range(3 if device == "cuda" else 1):
+    """Median time of a call in microseconds, after a warm-up; on CUDA of calls in a row, by the device's events.
+
+    The calls between two events last a few milliseconds, as in a network that keeps the device's queue filled: what
+    the host does then costs only what the device waits for it.
+    """
+    if device != "cuda":
+        began = time.perf_counter()
         call()
+        return 1e6 * (time.perf_counter() - began)
+
+    def timed(calls: int) -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        return 1000 * start.elapsed_time(end) / calls
+
+    for _ in range(3):
+        call()
+    calls = max(1, int(4000 / timed(5)))
     times: list[float] = []
     until = time.monotonic() + seconds
-    while not times or (time.monotonic() < until and len(times) < 200):
-        if device == "cuda":
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            call()
-            end.record()
-            end.synchronize()
-            times.append(1000 * start.elapsed_time(end))
-        else:
-            began = time.perf_counter()
-            call()
-            times.append(1e6 * (time.perf_counter() - began))
+    while len(times) < 5 or (time.monotonic() < until and len(times) < 100):
+        times.append(timed(calls))
     return statistics.median(times)
 
 
@@ -87,7 +102,7 @@ def settled_bias(case: Case) -> Case:
     return Case((*case.values[:5], 1e-7 - threshold, *case.values[6:]))
 
 
-def time_case(name: str, case: Case, device: str, graph: bool) -> dict[str, Any]:
+def time_case(name: str, case: Case, device: str) -> dict[str, Any]:
     """Times in microseconds and memory in bytes, ours and each baseline's, forward and with backward."""
     made = forward(case)
     tokens, routing, gates = made["tokens"], (made["token_idx"], made["offsets"], made["slots"]), made["gates"]
@@ -134,13 +149,47 @@ def time_case(name: str, case: Case, device: str, graph: bool) -> dict[str, Any]
             "training_us": median_time(lambda run=run: run(True), device),
             "training_bytes": peak_memory(lambda run=run: run(True), device),
         }
-    if graph and device == "cuda":
-        room = case.values[0].shape[0] * case.values[1].shape[0]
-        replay, _ = capture(lambda: forward(case, room, save_h=False)["out"])
-        result["ours"]["captured_forward_us"] = median_time(replay, device)
+    result["ours"] |= captured_times(*captured_calls(case, grad), device)
+    result["dense_ffn"] |= captured_times(*dense_calls(case, tokens, grad), device)
     if tokens.dtype == torch.float16:
         result["half_sums"] = {"forward_us": median_time(lambda: forward(case, save_h=False, half_sums=True), device)}
     return result
+
+
+def captured_calls(case: Case, grad: Tensor) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Forward, and forward with backward, in the static mode with room for a fifth more pairs than there are."""
+    pairs, most = len(forward(case)["token_idx"]), case.values[0].shape[0] * case.values[1].shape[0]
+    room = most if most <= STATIC_PAIRS else min(most, pairs + pairs // 5)
+
+    def training() -> Tensor:
+        made = forward(case, room)
+        return backward(case, made, grad)["hidden"]
+
+    return lambda: forward(case, room, save_h=False)["out"], training
+
+
+def dense_calls(case: Case, tokens: Tensor, grad: Tensor) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """The same of the dense network."""
+    leaves = [value.detach().clone().requires_grad_() for value in (tokens, *case.weights)]
+
+    def training() -> Tensor:
+        return torch.autograd.grad(dense_ffn(leaves[0], Weights(*leaves[1:])), leaves, grad)[0]
+
+    def inference() -> Tensor:
+        with torch.no_grad():
+            return dense_ffn(tokens, case.weights)
+
+    return inference, training
+
+
+def captured_times(inference: Callable[[], Tensor], training: Callable[[], Tensor], device: str) -> dict[str, float]:
+    """Times of both as CUDA graphs, replayed: the device's alone."""
+    if device != "cuda":
+        return {}
+    return {
+        f"captured_{name}_us": median_time(capture(call)[0], device)
+        for name, call in (("forward", inference), ("training", training))
+    }
 
 
 def goals(timings: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -158,17 +207,15 @@ def goals(timings: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     large, small, tf32 = (timings.get(name) for name in ("S=9600 bfloat16", "S=300 bfloat16", "S=9600 tf32"))
     if large is not None:
         per_flop = large["pairs"] / large["tokens"]
-        row("forward S=9600 bf16, share of dense rate", per_flop * times(large, "dense_ffn", "forward_us"), 0.75)
+        for what, least in (("forward", 0.75), ("training", 0.7)):
+            for how, key in (("in graphs", f"captured_{what}_us"), ("from Python", f"{what}_us")):
+                name = f"{what} S=9600 bf16, share of dense rate, {how}"
+                row(name, per_flop * times(large, "dense_ffn", key), least)
         row("forward S=9600 bf16, times the authors' form", times(large, "authors_form", "forward_us"), 6.0)
         row("forward S=9600 bf16, times an expert loop", times(large, "expert_loop", "forward_us"), 1.3)
-        row("training S=9600 bf16, share of dense rate", per_flop * times(large, "dense_ffn", "training_us"), 0.7)
         row("training S=9600 bf16, times the authors' form", times(large, "authors_form", "training_us"), 4.0)
-        row(
-            "training S=9600 bf16, memory over the authors'",
-            1 / times(large, "authors_form", "training_bytes"),
-            None,
-            0.25,
-        )
+        memory = times(large, "authors_form", "training_bytes")
+        row("training S=9600 bf16, memory over the authors'", 1 / memory, None, 0.25)
     if small is not None:
         captured = small["ours"]["captured_forward_us"]
         row("forward S=300 in a graph, us", captured, None, 70.0)
@@ -180,18 +227,22 @@ def goals(timings: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def sanitize() -> dict[str, str]:
-    """compute-sanitizer over the small cases of this script, where the tool is installed."""
+    """compute-sanitizer's memcheck and racecheck, at once, over the small cases, where the tool is installed."""
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         return {"compute-sanitizer": "not installed"}
-    results = {}
+    runs = {}
     for check in ("memcheck", "racecheck"):
         command = [tool, "--tool", check, "--error-exitcode", "1", sys.executable, __file__, "--small-only"]
+        runs[check] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    results, until = {}, time.monotonic() + SANITIZER_SECONDS
+    for check, run in runs.items():
         try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=120)
-            results[check] = "passed" if run.returncode == 0 else run.stdout[-2000:]
+            said, _ = run.communicate(timeout=max(1.0, until - time.monotonic()))
+            results[check] = "passed" if run.returncode == 0 else said[-2000:]
         except subprocess.TimeoutExpired:
-            results[check] = "not finished in 120 s"
+            run.kill()
+            results[check] = f"not finished in {SANITIZER_SECONDS} s"
     return results
 
 
@@ -202,69 +253,96 @@ def gpu_tests() -> dict[str, Any]:
     return {"exit_code": run.returncode, "said": run.stdout[-4000:]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    default = Path(os.environ.get("OUT", "."), "gpu_check.json")
-    parser.add_argument("--out", type=Path, default=default, help=f"where the results go; {default} by default")
-    parser.add_argument("--rehearse", action="store_true", help="tiny shapes in Triton's interpreter, on CPU")
-    parser.add_argument("--small-only", action="store_true", help="only the small correctness cases")
-    options = parser.parse_args()
-    device = "cpu" if options.rehearse else "cuda"
-    reason = steps.unusable_reason(torch.device(device), torch.float32)
-    if reason is not None:
-        raise SystemExit(f"gpu_check: {reason}")
-    torch.manual_seed(0)
-    report: dict[str, Any] = {
-        "device": platform.processor() if options.rehearse else torch.cuda.get_device_name(),
-        "torch": torch.__version__, "triton": triton.__version__, "correctness": {}, "timings": [],
-    }  # fmt: skip
-
+def check_correctness(device: str, small_only: bool) -> dict[str, Any]:
+    """Everything of ``gpu_correctness``; raises for the first that is wrong."""
+    found: dict[str, Any] = {"differences": {}}
     # odd everything; the model's width; many experts. tokens, experts, dim, expert_dim, rows
     shapes = [(66, 7, 97, 63, 6), (600, 8, 768, 1024, 4), (256, 64, 128, 64, 1)]
-    if options.rehearse:
+    if device == "cpu":
         shapes = [(18, 3, 20, 9, 2)]
     for label, (dtype, matmul, allowed) in PRECISIONS.items():
-        if options.rehearse and dtype == torch.bfloat16:
+        if device == "cpu" and dtype == torch.bfloat16:
             continue
         torch.set_float32_matmul_precision(matmul)
-        for shape in shapes[:1] if options.small_only else shapes:
+        for shape in shapes[:1] if small_only else shapes:
             for bias in (-0.5, 0.5, -0.999):
                 case = Case.draw(*shape, dtype, device, bias)
-                report["correctness"][f"{label} {shape} bias {bias}"] = check_numbers(case, allowed)
+                found["differences"][f"{label} {shape} bias {bias}"] = check_numbers(case, allowed)
             case = Case.draw(*shape, dtype, device, -0.5)
             check_reproducible(case)
             check_static(case, device)
     torch.set_float32_matmul_precision("highest")
     check_block(device)
-    report["routing_kinds"] = check_kinds(device)
-    report["half_sums"] = check_half_sums(device)
-    report["large_offsets"] = {} if options.small_only else check_large_offsets(device)
+    found["routing_kinds"] = check_kinds(device)
+    found["half_sums"] = check_half_sums(device)
+    found["large_offsets"] = {} if small_only else check_large_offsets(device)
     # check_static and check_block raise at the first host read
-    report["host_reads_static_mode"] = None if options.rehearse else 0
-    print(f"correct: {len(report['correctness'])} cases, routing kinds, static mode; {report['large_offsets']}")
-    if options.small_only:
-        return
+    found["host_reads_static_mode"] = None if device == "cpu" else 0
+    return found
 
-    report["gpu_tests"] = {} if options.rehearse else gpu_tests()
-    print(report["gpu_tests"].get("said", "tests that need a GPU: left out of the rehearsal"))
+
+def time_everything(device: str) -> list[dict[str, Any]]:
+    """``time_case`` of the cases that the goals are about."""
     torch.set_float32_matmul_precision("high")
     timed = [("S=9600 bfloat16", 9600, torch.bfloat16), ("S=300 bfloat16", 300, torch.bfloat16),
              ("S=9600 tf32", 9600, torch.float32), ("S=9600 float16", 9600, torch.float16)]  # fmt: skip
     sizes = (8, 768, 1024)
-    if options.rehearse:
+    if device == "cpu":
         timed, sizes = [("rehearsal", 16, torch.float32)], (2, 16, 16)
+    results = []
     for name, tokens, dtype in timed:
         case = settled_bias(Case.draw(tokens, *sizes, 4, dtype, device, -0.5))
-        result = time_case(name, case, device, graph=True)
-        report["timings"].append(result)
-        print(name, json.dumps({k: v for k, v in result.items() if isinstance(v, dict)}, indent=1))
-    report["goals"] = goals({timing["case"]: timing for timing in report["timings"]})
-    for line in report["goals"]:
-        print(json.dumps(line))
-    report["sanitizer"] = sanitize() if device == "cuda" else {}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(options.out) as temporary:
-        temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        results.append(time_case(name, case, device))
+        print(name, json.dumps({k: v for k, v in results[-1].items() if isinstance(v, dict)}, indent=1))
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    default = Path(os.environ.get("OUT", "."), "gpu_check.json")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--out", type=Path, default=default, help=f"where the results go; {default} by default")
+    parser.add_argument("--rehearse", action="store_true", help="tiny shapes in Triton's interpreter, on CPU")
+    parser.add_argument("--small-only", action="store_true", help="only the small correctness cases, nothing written")
+    options = parser.parse_args()
+    parts = options.parts or list(PARTS)
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"PART: must be of {', '.join(PARTS)}, got {unknown[0]!r}")
+    device = "cpu" if options.rehearse else "cuda"
+    reason = steps.unusable_reason(torch.device(device), torch.float32)
+    if reason is not None:
+        raise SystemExit(f"gpu_check: {reason}")
+    torch.manual_seed(0)
+    if options.small_only:
+        check_correctness(device, small_only=True)
+        return
+    report: dict[str, Any] = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    report |= {
+        "device": platform.processor() if options.rehearse else torch.cuda.get_device_name(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+
+    def keep(part: str, found: Any) -> None:
+        report[part] = found
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(options.out) as temporary:
+            temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
+
+    if "correctness" in parts:
+        keep("correctness", check_correctness(device, small_only=False))
+        print(f"correct: {len(report['correctness']['differences'])} cases, routing kinds, static mode, large offsets")
+    if "tests" in parts and not options.rehearse:
+        keep("tests", gpu_tests())
+        print(report["tests"]["said"])
+    if "timings" in parts:
+        keep("timings", time_everything(device))
+        keep("goals", goals({timing["case"]: timing for timing in report["timings"]}))
+        for line in report["goals"]:
+            print(json.dumps(line))
+    if "sanitizer" in parts and not options.rehearse:
+        keep("sanitizer", sanitize())
+        print(report["sanitizer"])
     print(f"wrote {options.out}")
 
 

@@ -116,7 +116,7 @@ def grouped(kernel: str, name: str, architecture: int, precision: str, tokens: i
     extra = {  # activations beside the product's own input: written and read in the epilogue
         "up": pairs * EXPERT_DIM * (1 if "inference" in name else 3),
         "down": pairs * DIM,
-        "grad_hidden": pairs * EXPERT_DIM * 5,
+        "grad_hidden": pairs * EXPERT_DIM,
         "grad_pairs": pairs * DIM,
     }[kernel]
     moved = (pairs * inner + extra) * element + weights * (2 if kernel in ("up", "grad_pairs") else 1)
@@ -124,35 +124,47 @@ def grouped(kernel: str, name: str, architecture: int, precision: str, tokens: i
     return Work(name, flops, flops * row_tiles * tile.block_m / pairs, moved, loaded, programs, specimen)
 
 
-def streaming(name: str, tensors: float, precision: str, tokens: int) -> Work:
-    """A pass over ``tensors`` arrays of tokens x DIM."""
-    moved = tensors * tokens * DIM * (2 if precision == "half" else 4)
+def streaming(name: str, tensors: float, precision: str, tokens: int, width: int = DIM) -> Work:
+    """A pass over ``tensors`` arrays of tokens x width."""
+    moved = tensors * tokens * width * (2 if precision == "half" else 4)
     return Work(name, 0.0, 0.0, moved, moved, 0, None)
 
 
 def steps(direction: str, architecture: int, precision: str, tokens: int) -> list[Work]:
     """The launches of one call, in order."""
     work = {kernel: (kernel, kernel, architecture, precision, tokens) for kernel in configs.KERNELS}
+    weights_read = 3 * NUM_EXPERTS * EXPERT_DIM
+    rounded = (
+        [
+            streaming("round tokens", 2, precision, tokens),
+            streaming("round weights", 2, precision, weights_read),
+        ]
+        if precision == "tf32"
+        else []
+    )
     selection = Work("select", 0.0, 0.0, tokens * NUM_EXPERTS * 20.0, 0.0, 0, None)
     if direction == "backward":
         weights = [
             grouped("grad_weight", f"grad_weight {part}", architecture, precision, tokens) for part in ("up", "down")
         ]
         return [
+            *rounded,
+            *rounded[:1],
             grouped(*work["grad_hidden"]),
+            streaming("swiglu_backward", 6, precision, tokens, EXPERT_DIM),
             grouped(*work["grad_pairs"]),
             *weights,
             streaming("combine", 2, precision, tokens),
             selection,
             streaming("route grad_input", 3, precision, tokens),
             streaming("route grad_router", 1, precision, tokens),
-            streaming("route grad_rows", 2, precision, tokens),
         ]
     up = "up" if direction == "forward" else "up inference"
     return [
         streaming("route", 2, precision, tokens),
         selection,
         selection,
+        *rounded,
         grouped("up", up, architecture, precision, tokens),
         grouped(*work["down"]),
         streaming("combine", 2, precision, tokens),

@@ -20,24 +20,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import configs
-from .combine import BLOCK_D as COMBINE_COLUMNS
-from .combine import BLOCK_S as COMBINE_ROWS
-from .combine import combine_kernel
+from .combine import combine_constants, combine_kernel
 from .configs import PRECISIONS, Tile
-from .experts import grouped_product_kernel, up_kernel
-from .experts_backward import grad_hidden_kernel, grad_weight_kernel
-from .route import BLOCK_S as ROUTE_ROWS
-from .route import columns, padded_experts, route_kernel
-from .route_backward import SUM_ROWS, grad_input_kernel, grad_router_kernel, grad_rows_kernel
-from .select import BLOCK_S as SELECT_ROWS
-from .select import MAX_CHUNKS, count_kernel, scatter_kernel, select_backward_kernel
+from .experts import ROUND_BLOCK, grouped_product_kernel, up_kernel
+from .experts_backward import grad_weight_kernel, swiglu_backward_kernel, swiglu_constants
+from .route import route_constants, route_kernel
+from .route_backward import grad_input_constants, grad_input_kernel, grad_router_constants, grad_router_kernel
+from .select import FILL, MAX_CHUNKS, count_kernel, scatter_kernel, select_backward_kernel, selection_constants
+from .tiles import round_kernel
 
 DIM, EXPERT_DIM, NUM_EXPERTS = 768, 1024, 8
 _ELEMENT = {"half": "bf16", "tf32": "fp32", "ieee": "fp32"}
 _HALF_SUMS = ", half sums"
 _INT64 = ("token_idx_ptr", "offsets_ptr", "slots_ptr", "counts_ptr", "overflow_ptr")
 _FLOAT32 = (
-    "gates_ptr", "logits_ptr", "bias_ptr", "router_offset_ptr", "mean_ptr", "rstd_ptr", "partials_ptr",
+    "gates_ptr", "logits_ptr", "bias_ptr", "router_offset_ptr", "mean_ptr", "rstd_ptr",
     "grad_gates_ptr", "grad_logits_ptr", "grad_scale_ptr", "grad_shift_ptr", "grad_router_weight_ptr",
 )  # fmt: skip
 
@@ -50,7 +47,6 @@ class Specimen:
     kernel: Any = field(compare=False)
     element: str
     constants: dict[str, Any] = field(compare=False)
-    aligned: bool = True
     num_warps: int = 4
     num_stages: int = 3
 
@@ -72,35 +68,40 @@ class Resources:
         return min(by_registers, by_shared, threads_available // self.threads, 16)
 
 
-def grouped_specimens(kernel: str, precision: str, tile: Tile, aligned: bool = True) -> list[Specimen]:
+def grouped_specimens(
+    kernel: str, precision: str, tile: Tile, dim: int = DIM, expert_dim: int = EXPERT_DIM
+) -> list[Specimen]:
     """The specialisations of a grouped product with this tile, as training and inference launch it."""
     common: dict[str, Any] = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
     common["PRECISION"] = "ieee" if precision == "ieee" else "tf32"
-    rowwise = {"NUM_EXPERTS": NUM_EXPERTS, "PADDED_EXPERTS": NUM_EXPERTS, "EVEN_K": aligned}
+    rowwise = {"NUM_EXPERTS": NUM_EXPERTS, "PADDED_EXPERTS": NUM_EXPERTS}
     variants: list[tuple[str, Any, dict[str, Any]]]
     if kernel == "up":
+        sizes = {"DIM": dim, "EXPERT_DIM": expert_dim, "SAVE_ACTIVATION": True, "ROUND": precision == "tf32"}
         variants = [
-            ("", up_kernel, {"SAVE_H": True, "SAVE_ACTIVATION": True, "HALF_SUMS": False}),
-            (" inference", up_kernel, {"SAVE_H": False, "SAVE_ACTIVATION": True, "HALF_SUMS": False}),
-            (_HALF_SUMS, up_kernel, {"SAVE_H": False, "SAVE_ACTIVATION": True, "HALF_SUMS": True}),
+            ("", up_kernel, {**sizes, "SAVE_H": True, "HALF_SUMS": False}),
+            (" inference", up_kernel, {**sizes, "SAVE_H": False, "HALF_SUMS": False}),
+            (_HALF_SUMS, up_kernel, {**sizes, "SAVE_H": False, "HALF_SUMS": True}),
         ]
-    elif kernel in ("down", "grad_pairs"):
-        flags = {"TRANSPOSED": kernel == "grad_pairs", "HALF_SUMS": False}
-        variants = [("", grouped_product_kernel, flags)]
+    elif kernel != "grad_weight":
+        inner, outer = {
+            "down": (expert_dim, dim),
+            "grad_hidden": (dim, expert_dim),
+            "grad_pairs": (2 * expert_dim, dim),
+        }[kernel]
+        flags = {"INNER": inner, "OUTER": outer, "TRANSPOSED": kernel != "down", "GATHER": kernel == "grad_hidden"}
+        variants = [("", grouped_product_kernel, {**flags, "HALF_SUMS": False})]
         if kernel == "down":
             variants.append((_HALF_SUMS, grouped_product_kernel, {**flags, "HALF_SUMS": True}))
-    elif kernel == "grad_hidden":
-        variants = [("", grad_hidden_kernel, {})]
     else:
         rowwise = {}
-        variants = [
-            (" up", grad_weight_kernel, {"GATHER_LEFT": False, "GATHER_RIGHT": True}),
-            (" down", grad_weight_kernel, {"GATHER_LEFT": True, "GATHER_RIGHT": False}),
-        ]
+        up = {"HEIGHT": 2 * expert_dim, "WIDTH": dim, "GATHER_LEFT": False, "GATHER_RIGHT": True}
+        down = {"HEIGHT": dim, "WIDTH": expert_dim, "GATHER_LEFT": True, "GATHER_RIGHT": False}
+        variants = [(" up", grad_weight_kernel, up), (" down", grad_weight_kernel, down)]
     return [
         Specimen(
             f"{kernel}{suffix}", function, "fp16" if suffix == _HALF_SUMS else _ELEMENT[precision],
-            {**common, **rowwise, **flags}, aligned, tile.num_warps, tile.num_stages,
+            {**common, **rowwise, **flags}, tile.num_warps, tile.num_stages,
         )
         for suffix, function, flags in variants
         if precision == "half" or suffix != _HALF_SUMS
@@ -108,29 +109,28 @@ def grouped_specimens(kernel: str, precision: str, tile: Tile, aligned: bool = T
 
 
 def tokenwise_specimens(element: str) -> list[Specimen]:
-    """The kernels that pass over tokens, whose blocks are the same on every card."""
-    router = {"NUM_EXPERTS": NUM_EXPERTS, "PADDED_EXPERTS": padded_experts(NUM_EXPERTS)}
-    blocks = {"BLOCK_S": ROUTE_ROWS, "BLOCK_D": columns(DIM)}
+    """The kernels that pass over tokens or pairs, whose blocks are the same on every card."""
     norm = {"NORMALISE": True, "HAS_SCALE": True}
     wide = element == "fp32"
-    selection = {"NUM_EXPERTS": NUM_EXPERTS, "PADDED_EXPERTS": NUM_EXPERTS, "BLOCK_S": SELECT_ROWS}
-    masked = {**selection, "VALID": "pair"}
-    sums = {"BLOCK_S": COMBINE_ROWS, "BLOCK_D": COMBINE_COLUMNS, "HAS_RESIDUAL": True}
-    rows = {**blocks, "CHUNK_BLOCKS": SUM_ROWS // ROUTE_ROWS}
+    selection: dict[str, Any] = {**selection_constants(NUM_EXPERTS), "VALID": "pair"}
     found: list[tuple[str, Any, dict[str, Any]]] = [
-        ("route", route_kernel, {**router, **blocks, **norm, "HAS_OFFSET": True, "WIDEN": wide}),
-        ("route grad_input", grad_input_kernel, {**router, **blocks, **norm}),
-        ("route grad_rows", grad_rows_kernel, rows),
-        ("route grad_router", grad_router_kernel, {**router, **blocks}),
-        ("combine", combine_kernel, {**sums, "HAS_GATES": True}),
+        ("route", route_kernel, {**route_constants(DIM, NUM_EXPERTS), **norm, "HAS_OFFSET": True}),
+        ("route grad_input", grad_input_kernel, {**grad_input_constants(DIM, NUM_EXPERTS), **norm}),
+        ("route grad_router", grad_router_kernel, grad_router_constants(DIM, NUM_EXPERTS)),
+        ("swiglu_backward", swiglu_backward_kernel, {**swiglu_constants(EXPERT_DIM, NUM_EXPERTS), "ROUND": wide}),
+        ("combine", combine_kernel, {**combine_constants(DIM, NUM_EXPERTS), "HAS_RESIDUAL": True, "HAS_GATES": True}),
     ]
     if wide:
         found += [
-            ("select count", count_kernel, masked),
-            ("select scatter", scatter_kernel, {**masked, "MAX_CHUNKS": MAX_CHUNKS}),
-            ("select backward", select_backward_kernel, selection),
+            ("round", round_kernel, {"BLOCK": ROUND_BLOCK}),
+            ("select count", count_kernel, selection),
+            ("select scatter", scatter_kernel, {**selection, "MAX_CHUNKS": MAX_CHUNKS, "FILL": FILL}),
+            ("select backward", select_backward_kernel, selection_constants(NUM_EXPERTS)),
         ]
-    return [Specimen(name, kernel, element, constants) for name, kernel, constants in found]
+    return [
+        Specimen(name, kernel, element, constants, num_warps=constants.pop("num_warps", 4))
+        for name, kernel, constants in found
+    ]
 
 
 def specimens(architecture: int) -> Iterator[tuple[str, Specimen]]:
@@ -171,8 +171,7 @@ def compile_specimen(specimen: Specimen, architecture: int) -> Resources:
             constants[(index,)] = specimen.constants[name]
             continue
         signature[name] = _type_of(name, specimen.element)
-        sized = name in ("dim", "expert_dim", "inner", "outer", "height", "width")
-        if specimen.aligned and (name.endswith("_ptr") or sized):
+        if name.endswith("_ptr"):
             attributes[(index,)] = [["tt.divisibility", 16]]
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, attributes),

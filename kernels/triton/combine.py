@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .registry import check_usable, register
+from .launch import blocks, cdiv, launch, power_of_2
+from .registry import register
 
-BLOCK_S = 4
-BLOCK_D = 512
+ELEMENTS, ELEMENTS_PER_WARP = 2048, 1024
 
 # expert_out  (P, D)      outputs of the pairs
 # gates       (P,) f32    their weights
@@ -22,7 +22,7 @@ BLOCK_D = 512
 # out         (S, D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def combine_kernel(
     expert_out_ptr,
     gates_ptr,
@@ -30,49 +30,67 @@ def combine_kernel(
     residual_ptr,
     out_ptr,
     num_tokens,
-    dim,
-    num_experts,
+    DIM: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    PADDED_EXPERTS: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
     HAS_GATES: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
 ):
-    rows = (tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)).to(tl.int64)
+    rows = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     cols = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = (rows < num_tokens)[:, None] & (cols < dim)[None, :]
-    places = rows[:, None] * dim + cols[None, :]
+    experts = tl.arange(0, PADDED_EXPERTS)
+    real = (rows < num_tokens)[:, None] & (experts < NUM_EXPERTS)[None, :]
+    # every slot and gate at once: the loop then waits for outputs alone
+    slots = tl.load(slots_ptr + rows.to(tl.int64)[:, None] * NUM_EXPERTS + experts[None, :], mask=real, other=-1)
+    if HAS_GATES:
+        gates = tl.load(gates_ptr + slots, mask=slots >= 0, other=0.0)
+    inside = (rows < num_tokens)[:, None] & (cols < DIM)[None, :]
+    places = rows.to(tl.int64)[:, None] * DIM + cols[None, :]
     total = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
     if HAS_RESIDUAL:
         total += tl.load(residual_ptr + places, mask=inside, other=0.0).to(tl.float32)
-    for expert in range(num_experts):
-        slot = tl.load(slots_ptr + rows * num_experts + expert, mask=rows < num_tokens, other=-1)
-        taken = slot >= 0
-        value = tl.load(
-            expert_out_ptr + slot[:, None] * dim + cols[None, :], mask=taken[:, None] & (cols < dim)[None, :], other=0.0
-        ).to(tl.float32)
+    for expert in range(NUM_EXPERTS):
+        mine = (experts == expert)[None, :]
+        slot = tl.sum(tl.where(mine, slots, 0), axis=1)
+        value_ptrs = expert_out_ptr + slot[:, None] * DIM + cols[None, :]
+        value = tl.load(value_ptrs, mask=(slot >= 0)[:, None] & (cols < DIM)[None, :], other=0.0).to(tl.float32)
         if HAS_GATES:
-            value *= tl.load(gates_ptr + slot, mask=taken, other=0.0)[:, None]
+            value *= tl.sum(tl.where(mine, gates, 0.0), axis=1)[:, None]
         total += value
     tl.store(out_ptr + places, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+def combine_constants(dim: int, num_experts: int) -> dict[str, int]:
+    """Sizes and blocks of the kernel's programs."""
+    rows, columns, warps = blocks(dim, ELEMENTS, ELEMENTS_PER_WARP, widest=1024)
+    return {
+        "DIM": dim,
+        "NUM_EXPERTS": num_experts,
+        "PADDED_EXPERTS": power_of_2(max(2, num_experts)),
+        "BLOCK_S": rows,
+        "BLOCK_D": columns,
+        "num_warps": warps,
+    }
+
+
 def _combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor, residual: Tensor | None) -> Tensor:
-    check_usable(expert_out)
     num_tokens, num_experts = slots.shape
     dim = expert_out.shape[1]
     if residual is not None and residual.shape != (num_tokens, dim):
         raise ValueError(f"residual: expected shape {(num_tokens, dim)}, got {tuple(residual.shape)}")
     out = torch.empty(num_tokens, dim, dtype=expert_out.dtype, device=expert_out.device)
-    if out.numel():
-        block_d = min(BLOCK_D, max(16, triton.next_power_of_2(dim)))
-        combine_kernel[(triton.cdiv(num_tokens, BLOCK_S), triton.cdiv(dim, block_d))](
-            expert_out.contiguous(),
-            None if gates is None else gates.float().contiguous(),
-            slots.contiguous(),
-            None if residual is None else residual.contiguous(),
-            out, num_tokens, dim, num_experts,
-            BLOCK_S=BLOCK_S, BLOCK_D=block_d, HAS_GATES=gates is not None, HAS_RESIDUAL=residual is not None,
-        )  # fmt: skip
+    expert_out, slots = expert_out.contiguous(), slots.contiguous()
+    gates = None if gates is None else gates.float().contiguous()
+    residual = None if residual is None else residual.contiguous()
+    sizes = combine_constants(max(dim, 1), num_experts)
+    launch(
+        combine_kernel,
+        (cdiv(num_tokens, sizes["BLOCK_S"]), cdiv(dim, sizes["BLOCK_D"]), 1),
+        (expert_out, gates, slots, residual, out, num_tokens),
+        {**sizes, "HAS_GATES": gates is not None, "HAS_RESIDUAL": residual is not None},
+    )
     return out
 
 

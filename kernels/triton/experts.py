@@ -18,8 +18,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import Tile, architecture_of, precision_of, size_class, tile
-from .registry import check_usable, register
-from .tiles import silu_and_gradient, tile_rows
+from .launch import cdiv, launch, power_of_2
+from .registry import register
+from .tiles import round_kernel, silu_and_gradient, stored, tile_rows
+
+ROUND_BLOCK = 4096
 
 # tokens      (S, D)        normalised tokens
 # token_idx   (P,) i64      token of each pair
@@ -39,20 +42,20 @@ def up_kernel(
     w_gate_up_ptr,
     h_ptr,
     activation_ptr,
-    dim,
-    expert_dim,
+    DIM: tl.constexpr,
+    EXPERT_DIM: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
     PADDED_EXPERTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
     SAVE_H: tl.constexpr,
     SAVE_ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
     HALF_SUMS: tl.constexpr,
 ):
-    blocks_n = tl.cdiv(expert_dim, BLOCK_N)
+    blocks_n = tl.cdiv(EXPERT_DIM, BLOCK_N)
     pid = tl.program_id(0)
     expert, first_row, end_row = tile_rows(offsets_ptr, pid // blocks_n, NUM_EXPERTS, PADDED_EXPERTS, BLOCK_M)
     if expert >= NUM_EXPERTS:
@@ -62,21 +65,21 @@ def up_kernel(
     steps = tl.arange(0, BLOCK_K)
     # rows and columns past the end repeat valid ones and are never stored: the loop needs no mask for them
     token = tl.load(token_idx_ptr + tl.minimum(rows, end_row - 1))
-    safe_cols = cols % expert_dim
+    safe_cols = cols % EXPERT_DIM
 
-    x_ptrs = tokens_ptr + token[:, None] * dim + steps[None, :]
-    gate_rows = expert.to(tl.int64) * 2 * expert_dim + safe_cols
-    gate_ptrs = w_gate_up_ptr + gate_rows[None, :] * dim + steps[:, None]
-    up_ptrs = w_gate_up_ptr + (gate_rows + expert_dim)[None, :] * dim + steps[:, None]
+    x_ptrs = tokens_ptr + token[:, None] * DIM + steps[None, :]
+    gate_rows = expert.to(tl.int64) * 2 * EXPERT_DIM + safe_cols
+    gate_ptrs = w_gate_up_ptr + gate_rows[None, :] * DIM + steps[:, None]
+    up_ptrs = w_gate_up_ptr + (gate_rows + EXPERT_DIM)[None, :] * DIM + steps[:, None]
     gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k in range(0, dim, BLOCK_K):
-        if EVEN_K:
+    for k in range(0, DIM, BLOCK_K):
+        if DIM % BLOCK_K == 0:
             x = tl.load(x_ptrs)
             w_gate = tl.load(gate_ptrs)
             w_up = tl.load(up_ptrs)
         else:
-            inside = k + steps < dim
+            inside = k + steps < DIM
             x = tl.load(x_ptrs, mask=inside[None, :], other=0.0)
             w_gate = tl.load(gate_ptrs, mask=inside[:, None], other=0.0)
             w_up = tl.load(up_ptrs, mask=inside[:, None], other=0.0)
@@ -91,20 +94,21 @@ def up_kernel(
         up_ptrs += BLOCK_K
 
     # one 64-bit base per tile and 32-bit offsets within it: half the address registers
-    inside = (rows < end_row)[:, None] & (cols < expert_dim)[None, :]
+    inside = (rows < end_row)[:, None] & (cols < EXPERT_DIM)[None, :]
     within = tl.arange(0, BLOCK_M)[:, None]
-    tile_start = first_row.to(tl.int64) * expert_dim
+    tile_start = first_row.to(tl.int64) * EXPERT_DIM
     if SAVE_H:
-        h_ptrs = h_ptr + 2 * tile_start + (within * (2 * expert_dim) + cols[None, :])
+        h_ptrs = h_ptr + 2 * tile_start + (within * (2 * EXPERT_DIM) + cols[None, :])
         tl.store(h_ptrs, gate.to(h_ptr.dtype.element_ty), mask=inside)
-        tl.store(h_ptrs + expert_dim, up.to(h_ptr.dtype.element_ty), mask=inside)
+        tl.store(h_ptrs + EXPERT_DIM, up.to(h_ptr.dtype.element_ty), mask=inside)
     if SAVE_ACTIVATION:
         activation = silu_and_gradient(gate)[0] * up
-        places = within * expert_dim + cols[None, :]
-        tl.store(activation_ptr + tile_start + places, activation.to(activation_ptr.dtype.element_ty), mask=inside)
+        places = within * EXPERT_DIM + cols[None, :]
+        activation = stored(activation, activation_ptr.dtype.element_ty, ROUND)
+        tl.store(activation_ptr + tile_start + places, activation, mask=inside)
 
 
-# x       (P, K)        rows of the pairs, grouped by expert
+# x       (P, K)        rows of the pairs, grouped by expert; or (S, K) gathered through token_idx with GATHER
 # weight  (E, N, K)     or (E, K, N) with TRANSPOSED, one matrix per expert
 # out     (P, N)        x W^T, or x W with TRANSPOSED
 
@@ -112,22 +116,23 @@ def up_kernel(
 @triton.jit
 def grouped_product_kernel(
     x_ptr,
+    token_idx_ptr,
     offsets_ptr,
     weight_ptr,
     out_ptr,
-    inner,
-    outer,
+    INNER: tl.constexpr,
+    OUTER: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
     PADDED_EXPERTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
+    GATHER: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     PRECISION: tl.constexpr,
     HALF_SUMS: tl.constexpr,
 ):
-    blocks_n = tl.cdiv(outer, BLOCK_N)
+    blocks_n = tl.cdiv(OUTER, BLOCK_N)
     pid = tl.program_id(0)
     expert, first_row, end_row = tile_rows(offsets_ptr, pid // blocks_n, NUM_EXPERTS, PADDED_EXPERTS, BLOCK_M)
     if expert >= NUM_EXPERTS:
@@ -136,21 +141,23 @@ def grouped_product_kernel(
     cols = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
     steps = tl.arange(0, BLOCK_K)
     safe_rows = tl.minimum(rows, end_row - 1).to(tl.int64)
-    safe_cols = cols % outer
+    if GATHER:
+        safe_rows = tl.load(token_idx_ptr + safe_rows)
+    safe_cols = cols % OUTER
 
-    x_ptrs = x_ptr + safe_rows[:, None] * inner + steps[None, :]
-    weight_ptr += expert.to(tl.int64) * inner * outer
+    x_ptrs = x_ptr + safe_rows[:, None] * INNER + steps[None, :]
+    weight_ptr += expert.to(tl.int64) * INNER * OUTER
     if TRANSPOSED:
-        w_ptrs = weight_ptr + steps.to(tl.int64)[:, None] * outer + safe_cols[None, :]
+        w_ptrs = weight_ptr + steps.to(tl.int64)[:, None] * OUTER + safe_cols[None, :]
     else:
-        w_ptrs = weight_ptr + safe_cols.to(tl.int64)[None, :] * inner + steps[:, None]
+        w_ptrs = weight_ptr + safe_cols.to(tl.int64)[None, :] * INNER + steps[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k in range(0, inner, BLOCK_K):
-        if EVEN_K:
+    for k in range(0, INNER, BLOCK_K):
+        if INNER % BLOCK_K == 0:
             x = tl.load(x_ptrs)
             w = tl.load(w_ptrs)
         else:
-            inside = k + steps < inner
+            inside = k + steps < INNER
             x = tl.load(x_ptrs, mask=inside[None, :], other=0.0)
             w = tl.load(w_ptrs, mask=inside[:, None], other=0.0)
         if HALF_SUMS:
@@ -159,12 +166,12 @@ def grouped_product_kernel(
             total = tl.dot(x, w, total, input_precision=PRECISION)
         x_ptrs += BLOCK_K
         if TRANSPOSED:
-            w_ptrs += BLOCK_K * outer
+            w_ptrs += BLOCK_K * OUTER
         else:
             w_ptrs += BLOCK_K
-    places = tl.arange(0, BLOCK_M)[:, None] * outer + cols[None, :]
-    inside = (rows < end_row)[:, None] & (cols < outer)[None, :]
-    tl.store(out_ptr + first_row.to(tl.int64) * outer + places, total.to(out_ptr.dtype.element_ty), mask=inside)
+    places = tl.arange(0, BLOCK_M)[:, None] * OUTER + cols[None, :]
+    inside = (rows < end_row)[:, None] & (cols < OUTER)[None, :]
+    tl.store(out_ptr + first_row.to(tl.int64) * OUTER + places, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 class Launch:
@@ -183,22 +190,32 @@ class Launch:
 
     def row_tiles(self, chosen: Tile) -> int:
         """The most row tiles that the pairs can make, whatever the sizes of the groups."""
-        return min(self.num_pairs, triton.cdiv(self.num_pairs, chosen.block_m) + self.num_experts)
+        return min(self.num_pairs, cdiv(self.num_pairs, chosen.block_m) + self.num_experts)
 
-    def constants(self, chosen: Tile, inner: int) -> dict[str, Any]:
-        """Compile-time arguments common to the grouped products that reduce over ``inner``."""
+    @property
+    def rounds(self) -> bool:
+        """Whether products are of TF32, for which what they read is rounded first."""
+        return self.precision == "tf32"
+
+    def operand(self, x: Tensor) -> Tensor:
+        """A tensor as the products read it: contiguous, rounded for TF32."""
+        x = x.contiguous()
+        if not self.rounds:
+            return x
+        rounded = torch.empty_like(x)
+        launch(round_kernel, (cdiv(x.numel(), ROUND_BLOCK), 1, 1), (x, rounded, x.numel()), {"BLOCK": ROUND_BLOCK})
+        return rounded
+
+    def rowwise(self) -> dict[str, int]:
+        """Compile-time arguments that say how rows belong to experts."""
+        return {"NUM_EXPERTS": self.num_experts, "PADDED_EXPERTS": power_of_2(max(2, self.num_experts))}
+
+    def blocks(self, chosen: Tile) -> dict[str, Any]:
+        """Compile-time arguments and options of the tile."""
         return {
-            "NUM_EXPERTS": self.num_experts,
-            "PADDED_EXPERTS": max(2, triton.next_power_of_2(self.num_experts)),
             "BLOCK_M": chosen.block_m,
             "BLOCK_N": chosen.block_n,
             "BLOCK_K": chosen.block_k,
-            "EVEN_K": inner % chosen.block_k == 0,
-            **self.options(chosen),
-        }
-
-    def options(self, chosen: Tile) -> dict[str, Any]:
-        return {
             "PRECISION": "ieee" if self.precision == "ieee" else "tf32",
             "num_warps": chosen.num_warps,
             "num_stages": chosen.num_stages,
@@ -207,7 +224,7 @@ class Launch:
 
 
 def launch_up(
-    launch: Launch,
+    shared: Launch,
     tokens: Tensor,
     token_idx: Tensor,
     offsets: Tensor,
@@ -216,36 +233,43 @@ def launch_up(
     activation: Tensor | None,
     half_sums: bool = False,
 ) -> None:
-    """Fill ``h`` and ``activation``, as far as given."""
-    chosen = launch.tile("up")
-    grid = launch.row_tiles(chosen) * triton.cdiv(launch.expert_dim, chosen.block_n)
-    if grid:
-        up_kernel[(grid,)](
-            tokens, token_idx, offsets, w_gate_up, h, activation, launch.dim, launch.expert_dim,
-            SAVE_H=h is not None, SAVE_ACTIVATION=activation is not None, HALF_SUMS=half_sums,
-            **launch.constants(chosen, launch.dim),
-        )  # fmt: skip
+    """Fill ``h`` and ``activation``, as far as given; ``activation`` as an operand."""
+    chosen = shared.tile("up")
+    launch(
+        up_kernel,
+        (shared.row_tiles(chosen) * cdiv(shared.expert_dim, chosen.block_n), 1, 1),
+        (tokens, token_idx, offsets, w_gate_up, h, activation),
+        {
+            "DIM": shared.dim, "EXPERT_DIM": shared.expert_dim, **shared.rowwise(), **shared.blocks(chosen),
+            "SAVE_H": h is not None, "SAVE_ACTIVATION": activation is not None,
+            "ROUND": shared.rounds, "HALF_SUMS": half_sums,
+        },
+    )  # fmt: skip
 
 
 def launch_product(
-    launch: Launch,
+    shared: Launch,
     kernel: str,
     x: Tensor,
     offsets: Tensor,
     weight: Tensor,
     out: Tensor,
     transposed: bool,
+    token_idx: Tensor | None = None,
     half_sums: bool = False,
 ) -> None:
-    """out[p] = weight[e] x[p], or weight[e]^T x[p] where ``transposed``."""
-    chosen = launch.tile(kernel)
+    """out[p] = weight[e] x[p], or weight[e]^T x[p] where ``transposed``; of x[token_idx[p]] where that is given."""
+    chosen = shared.tile(kernel)
     inner, outer = x.shape[1], out.shape[1]
-    grid = launch.row_tiles(chosen) * triton.cdiv(outer, chosen.block_n)
-    if grid:
-        grouped_product_kernel[(grid,)](
-            x, offsets, weight, out, inner, outer,
-            TRANSPOSED=transposed, HALF_SUMS=half_sums, **launch.constants(chosen, inner),
-        )  # fmt: skip
+    launch(
+        grouped_product_kernel,
+        (shared.row_tiles(chosen) * cdiv(outer, chosen.block_n), 1, 1),
+        (x, token_idx, offsets, weight, out),
+        {
+            "INNER": inner, "OUTER": outer, **shared.rowwise(), **shared.blocks(chosen),
+            "GATHER": token_idx is not None, "TRANSPOSED": transposed, "HALF_SUMS": half_sums,
+        },
+    )  # fmt: skip
 
 
 def _experts_forward(
@@ -257,20 +281,19 @@ def _experts_forward(
     save_h: bool,
     half_sums: bool,
 ) -> tuple[Tensor, Tensor]:
-    check_usable(tokens)
     for name, weight in (("w_gate_up", w_gate_up), ("w_down", w_down)):
         if weight.dtype != tokens.dtype:
             raise TypeError(f"{name}: expected the dtype of tokens {tokens.dtype}, got {weight.dtype}")
     if half_sums and tokens.dtype != torch.float16:
         raise TypeError(f"half_sums: sums in float16 need float16 tokens and weights, got {tokens.dtype}")
-    tokens, w_gate_up, w_down = tokens.contiguous(), w_gate_up.contiguous(), w_down.contiguous()
     num_pairs = token_idx.shape[0]
-    launch = Launch(tokens, num_pairs, w_down)
-    h = tokens.new_empty(num_pairs if save_h else 0, 2 * launch.expert_dim)
-    activation = tokens.new_empty(num_pairs, launch.expert_dim)
-    expert_out = tokens.new_empty(num_pairs, launch.dim)
-    launch_up(launch, tokens, token_idx, expert_offsets, w_gate_up, h if save_h else None, activation, half_sums)
-    launch_product(launch, "down", activation, expert_offsets, w_down, expert_out, False, half_sums)
+    shared = Launch(tokens, num_pairs, w_down)
+    tokens, w_gate_up, w_down = map(shared.operand, (tokens, w_gate_up, w_down))
+    h = tokens.new_empty(num_pairs if save_h else 0, 2 * shared.expert_dim)
+    activation = tokens.new_empty(num_pairs, shared.expert_dim)
+    expert_out = tokens.new_empty(num_pairs, shared.dim)
+    launch_up(shared, tokens, token_idx, expert_offsets, w_gate_up, h if save_h else None, activation, half_sums)
+    launch_product(shared, "down", activation, expert_offsets, w_down, expert_out, False, half_sums=half_sums)
     return expert_out, h
 
 

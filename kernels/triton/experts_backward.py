@@ -2,14 +2,16 @@ r"""Experts on the GPU, backward: gradients of the pairs, their gates and the we
 
 For each pair p of token s and expert e, with a = silu(h_gate) * h_up and da = W_down,e^T grad_out[s]:
 
-    grad_gates[p]   = sum_f da[f] a[f]                                        kernel "grad_hidden"
+    da[p]           = W_down,e^T grad_out[s]                                  kernel "grad_hidden"
+    grad_gates[p]   = sum_f da[f] a[f]                                        kernel "swiglu_backward"
     grad_h[p]       = gates[p] da * (d a / d h)                                  "
     grad_pairs[p]   = W_gate_up,e^T grad_h[p]                                 kernel "grad_pairs"
     grad_w_down[e]  = sum over p of e:  grad_out[s] (gates[p] a)^T            kernel "grad_weight"
     grad_w_gate_up  = sum over p of e:  grad_h[p] tokens[s]^T                    "
 
-The experts' outputs aren't needed: the gate's gradient falls out of the first product's epilogue, as one partial sum
-per tile of columns, added in a fixed order. Weight gradients sum over a group in the order of its pairs.
+The experts' outputs aren't needed. The activation's gradient is a pass of its own over whole pairs: in the product's
+epilogue it took longer than both, and the gate's gradient came in parts. Weight gradients sum over a group in the order
+of its pairs.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .experts import Launch, launch_product, launch_up
-from .registry import check_usable, register
-from .tiles import silu_and_gradient, tile_rows
+from .launch import blocks, cdiv, launch
+from .registry import register
+from .tiles import silu_and_gradient, stored
+
+ELEMENTS, ELEMENTS_PER_WARP = 2048, 512
 
 # grad_out    (S, D)        gradient of the block's output
 # token_idx   (P,) i64      token of each pair
@@ -30,81 +35,46 @@ from .tiles import silu_and_gradient, tile_rows
 # w_down      (E, D, F)
 # h           (P, 2F)       pre-activations, gate | up
 # grad_h      (P, 2F)       their gradient
-# weighted    (P, F)        gates * a, for the gradient of w_down
-# partials    (N, P) f32    sums of da * a over each of the N tiles of columns
+# weighted    (P, F)        da; in its place gates * a, for the gradient of w_down
+# grad_gates  (P,) f32
 
 
 @triton.jit
-def grad_hidden_kernel(
-    grad_out_ptr,
-    token_idx_ptr,
-    offsets_ptr,
-    gates_ptr,
-    w_down_ptr,
+def swiglu_backward_kernel(
     h_ptr,
+    gates_ptr,
+    offsets_ptr,
     grad_h_ptr,
     weighted_ptr,
-    partials_ptr,
-    num_pairs,
-    dim,
-    expert_dim,
+    grad_gates_ptr,
+    EXPERT_DIM: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
-    PADDED_EXPERTS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_F: tl.constexpr,
+    ROUND: tl.constexpr,
 ):
-    blocks_n = tl.cdiv(expert_dim, BLOCK_N)
-    pid = tl.program_id(0)
-    expert, first_row, end_row = tile_rows(offsets_ptr, pid // blocks_n, NUM_EXPERTS, PADDED_EXPERTS, BLOCK_M)
-    if expert >= NUM_EXPERTS:
+    num_pairs = tl.load(offsets_ptr + NUM_EXPERTS).to(tl.int32)
+    if tl.program_id(0) * BLOCK_P >= num_pairs:
         return
-    rows = first_row + tl.arange(0, BLOCK_M)
-    cols = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
-    steps = tl.arange(0, BLOCK_K)
-    token = tl.load(token_idx_ptr + tl.minimum(rows, end_row - 1))
-    safe_cols = cols % expert_dim
-
-    x_ptrs = grad_out_ptr + token[:, None] * dim + steps[None, :]
-    w_rows = expert.to(tl.int64) * dim + steps
-    w_ptrs = w_down_ptr + w_rows[:, None] * expert_dim + safe_cols[None, :]
-    product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k in range(0, dim, BLOCK_K):
-        if EVEN_K:
-            x = tl.load(x_ptrs)
-            w = tl.load(w_ptrs)
-        else:
-            inside = k + steps < dim
-            x = tl.load(x_ptrs, mask=inside[None, :], other=0.0)
-            w = tl.load(w_ptrs, mask=inside[:, None], other=0.0)
-        product = tl.dot(x, w, product, input_precision=PRECISION)
-        x_ptrs += BLOCK_K
-        w_ptrs += BLOCK_K * expert_dim
-
-    # one 64-bit base per tile and 32-bit offsets within it: half the address registers
-    within = tl.arange(0, BLOCK_M)
-    inside = (rows < end_row)[:, None] & (cols < expert_dim)[None, :]
-    tile_start = first_row.to(tl.int64) * expert_dim
-    places = within[:, None] * expert_dim + cols[None, :]
-    h_places = within[:, None] * (2 * expert_dim) + cols[None, :]
-    h_ptr += 2 * tile_start
-    grad_h_ptr += 2 * tile_start
-    h_gate = tl.load(h_ptr + h_places, mask=inside, other=0.0).to(tl.float32)
-    h_up = tl.load(h_ptr + expert_dim + h_places, mask=inside, other=0.0).to(tl.float32)
-    gates = tl.load(gates_ptr + rows, mask=rows < end_row, other=0.0)
-    silu, silu_gradient = silu_and_gradient(h_gate)
-    activation = silu * h_up
-
-    partial = tl.sum(product * activation, axis=1)  # outside, h and with it the activation is 0
-    partial_ptrs = partials_ptr + (pid % blocks_n).to(tl.int64) * num_pairs + rows
-    tl.store(partial_ptrs, partial, mask=rows < end_row)
-    dtype = grad_h_ptr.dtype.element_ty
-    product *= gates[:, None]
-    tl.store(weighted_ptr + tile_start + places, (activation * gates[:, None]).to(dtype), mask=inside)
-    tl.store(grad_h_ptr + expert_dim + h_places, (product * silu).to(dtype), mask=inside)
-    tl.store(grad_h_ptr + h_places, (product * h_up * silu_gradient).to(dtype), mask=inside)
+    rows = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    starts = rows.to(tl.int64)[:, None] * EXPERT_DIM
+    gates = tl.load(gates_ptr + rows, mask=rows < num_pairs, other=0.0)
+    grad_gates = tl.zeros((BLOCK_P,), tl.float32)
+    for start in range(0, EXPERT_DIM, BLOCK_F):
+        cols = start + tl.arange(0, BLOCK_F)[None, :]
+        inside = (rows < num_pairs)[:, None] & (cols < EXPERT_DIM)
+        grad = tl.load(weighted_ptr + starts + cols, mask=inside, other=0.0).to(tl.float32)
+        h_gate = tl.load(h_ptr + 2 * starts + cols, mask=inside, other=0.0).to(tl.float32)
+        h_up = tl.load(h_ptr + 2 * starts + EXPERT_DIM + cols, mask=inside, other=0.0).to(tl.float32)
+        silu, silu_gradient = silu_and_gradient(h_gate)
+        activation = silu * h_up
+        grad_gates += tl.sum(grad * activation, axis=1)
+        grad *= gates[:, None]
+        dtype = grad_h_ptr.dtype.element_ty
+        tl.store(weighted_ptr + starts + cols, stored(activation * gates[:, None], dtype, ROUND), mask=inside)
+        tl.store(grad_h_ptr + 2 * starts + cols, stored(grad * h_up * silu_gradient, dtype, ROUND), mask=inside)
+        tl.store(grad_h_ptr + 2 * starts + EXPERT_DIM + cols, stored(grad * silu, dtype, ROUND), mask=inside)
+    tl.store(grad_gates_ptr + rows, grad_gates, mask=rows < num_pairs)
 
 
 # left      (P, M)        or (S, M) gathered through token_idx with GATHER_LEFT
@@ -119,8 +89,8 @@ def grad_weight_kernel(
     token_idx_ptr,
     offsets_ptr,
     out_ptr,
-    height,
-    width,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -128,14 +98,14 @@ def grad_weight_kernel(
     GATHER_RIGHT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    blocks_n = tl.cdiv(width, BLOCK_N)
-    blocks = tl.cdiv(height, BLOCK_M) * blocks_n
+    blocks_n = tl.cdiv(WIDTH, BLOCK_N)
+    blocks = tl.cdiv(HEIGHT, BLOCK_M) * blocks_n
     expert = tl.program_id(0) // blocks
     block = tl.program_id(0) % blocks
     ups = (block // blocks_n) * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = (block % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
-    safe_ups = ups % height
-    safe_cols = cols % width
+    safe_ups = ups % HEIGHT
+    safe_cols = cols % WIDTH
     first_row = tl.load(offsets_ptr + expert).to(tl.int32)
     end_row = tl.load(offsets_ptr + expert + 1).to(tl.int32)
 
@@ -147,16 +117,28 @@ def grad_weight_kernel(
         token = tl.load(token_idx_ptr + rows, mask=inside, other=0)
         left_rows = token if GATHER_LEFT else pairs
         right_rows = token if GATHER_RIGHT else pairs
-        left = tl.load(left_ptr + left_rows[:, None] * height + safe_ups[None, :], mask=inside[:, None], other=0.0)
-        right = tl.load(right_ptr + right_rows[:, None] * width + safe_cols[None, :], mask=inside[:, None], other=0.0)
+        left = tl.load(left_ptr + left_rows[:, None] * HEIGHT + safe_ups[None, :], mask=inside[:, None], other=0.0)
+        right = tl.load(right_ptr + right_rows[:, None] * WIDTH + safe_cols[None, :], mask=inside[:, None], other=0.0)
         total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
-    out_ptrs = out_ptr + (expert.to(tl.int64) * height + ups)[:, None] * width + cols[None, :]
-    inside_out = (ups < height)[:, None] & (cols < width)[None, :]
+    out_ptrs = out_ptr + (expert.to(tl.int64) * HEIGHT + ups)[:, None] * WIDTH + cols[None, :]
+    inside_out = (ups < HEIGHT)[:, None] & (cols < WIDTH)[None, :]
     tl.store(out_ptrs, total.to(out_ptr.dtype.element_ty), mask=inside_out)
 
 
-def _launch_grad_hidden(
-    launch: Launch,
+def swiglu_constants(expert_dim: int, num_experts: int) -> dict[str, int]:
+    """Sizes and blocks of the kernel's programs."""
+    rows, columns, warps = blocks(expert_dim, ELEMENTS, ELEMENTS_PER_WARP, widest=1024)
+    return {
+        "EXPERT_DIM": expert_dim,
+        "NUM_EXPERTS": num_experts,
+        "BLOCK_P": rows,
+        "BLOCK_F": columns,
+        "num_warps": warps,
+    }
+
+
+def launch_grad_hidden(
+    shared: Launch,
     grad_out: Tensor,
     token_idx: Tensor,
     offsets: Tensor,
@@ -164,31 +146,35 @@ def _launch_grad_hidden(
     w_down: Tensor,
     h: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    chosen = launch.tile("grad_hidden")
-    grad_h = torch.empty_like(h)
-    weighted = h.new_empty(launch.num_pairs, launch.expert_dim)
-    blocks_n = triton.cdiv(launch.expert_dim, chosen.block_n)
-    partials = gates.new_empty(blocks_n, launch.num_pairs)
-    grid = launch.row_tiles(chosen) * blocks_n
-    if grid:
-        grad_hidden_kernel[(grid,)](
-            grad_out, token_idx, offsets, gates, w_down, h, grad_h, weighted, partials,
-            launch.num_pairs, launch.dim, launch.expert_dim, **launch.constants(chosen, launch.dim),
-        )  # fmt: skip
-    return grad_h, weighted, partials.sum(dim=0)
+    """``grad_h`` (P, 2F) and ``weighted`` (P, F), both as operands, and ``grad_gates`` (P,)."""
+    grad_h, grad_gates = torch.empty_like(h), torch.empty_like(gates)
+    weighted = h.new_empty(shared.num_pairs, shared.expert_dim)
+    launch_product(shared, "grad_hidden", grad_out, offsets, w_down, weighted, True, token_idx)
+    sizes = swiglu_constants(shared.expert_dim, shared.num_experts)
+    launch(
+        swiglu_backward_kernel,
+        (cdiv(shared.num_pairs, sizes["BLOCK_P"]), 1, 1),
+        (h, gates, offsets, grad_h, weighted, grad_gates),
+        {**sizes, "ROUND": shared.rounds},
+    )
+    return grad_h, weighted, grad_gates
 
 
-def _launch_grad_weight(
-    launch: Launch, left: Tensor, right: Tensor, token_idx: Tensor, offsets: Tensor, gather_left: bool
+def launch_grad_weight(
+    shared: Launch, left: Tensor, right: Tensor, token_idx: Tensor, offsets: Tensor, gather_left: bool
 ) -> Tensor:
-    chosen = launch.tile("grad_weight")
+    """(E, M, N), the sum over each expert's pairs of left^T right, one of them gathered through ``token_idx``."""
+    chosen = shared.tile("grad_weight")
     height, width = left.shape[1], right.shape[1]
-    out = left.new_empty(launch.num_experts, height, width)
-    grid = launch.num_experts * triton.cdiv(height, chosen.block_m) * triton.cdiv(width, chosen.block_n)
-    grad_weight_kernel[(grid,)](
-        left, right, token_idx, offsets, out, height, width,
-        BLOCK_M=chosen.block_m, BLOCK_N=chosen.block_n, BLOCK_K=chosen.block_k,
-        GATHER_LEFT=gather_left, GATHER_RIGHT=not gather_left, **launch.options(chosen),
+    out = left.new_empty(shared.num_experts, height, width)
+    launch(
+        grad_weight_kernel,
+        (shared.num_experts * cdiv(height, chosen.block_m) * cdiv(width, chosen.block_n), 1, 1),
+        (left, right, token_idx, offsets, out),
+        {
+            "HEIGHT": height, "WIDTH": width, **shared.blocks(chosen),
+            "GATHER_LEFT": gather_left, "GATHER_RIGHT": not gather_left,
+        },
     )  # fmt: skip
     return out
 
@@ -203,20 +189,19 @@ def _experts_backward(
     w_gate_up: Tensor,
     w_down: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    check_usable(tokens)
-    grad_out, gates = grad_out.to(tokens.dtype).contiguous(), gates.float().contiguous()
-    tokens, w_gate_up, w_down = tokens.contiguous(), w_gate_up.contiguous(), w_down.contiguous()
     num_pairs = token_idx.shape[0]
-    launch = Launch(tokens, num_pairs, w_down)
+    shared = Launch(tokens, num_pairs, w_down)
+    grad_out, gates = grad_out.to(tokens.dtype), gates.float().contiguous()
+    grad_out, tokens, w_gate_up, w_down = map(shared.operand, (grad_out, tokens, w_gate_up, w_down))
     if h is None:
-        h = tokens.new_empty(num_pairs, 2 * launch.expert_dim)
-        launch_up(launch, tokens, token_idx, expert_offsets, w_gate_up, h, None)
+        h = tokens.new_empty(num_pairs, 2 * shared.expert_dim)
+        launch_up(shared, tokens, token_idx, expert_offsets, w_gate_up, h, None)
     h = h.contiguous()
-    grad_h, weighted, grad_gates = _launch_grad_hidden(launch, grad_out, token_idx, expert_offsets, gates, w_down, h)
-    grad_pairs = tokens.new_empty(num_pairs, launch.dim)
-    launch_product(launch, "grad_pairs", grad_h, expert_offsets, w_gate_up, grad_pairs, True)
-    grad_w_down = _launch_grad_weight(launch, grad_out, weighted, token_idx, expert_offsets, True)
-    grad_w_gate_up = _launch_grad_weight(launch, grad_h, tokens, token_idx, expert_offsets, False)
+    grad_h, weighted, grad_gates = launch_grad_hidden(shared, grad_out, token_idx, expert_offsets, gates, w_down, h)
+    grad_pairs = tokens.new_empty(num_pairs, shared.dim)
+    launch_product(shared, "grad_pairs", grad_h, expert_offsets, w_gate_up, grad_pairs, True)
+    grad_w_down = launch_grad_weight(shared, grad_out, weighted, token_idx, expert_offsets, True)
+    grad_w_gate_up = launch_grad_weight(shared, grad_h, tokens, token_idx, expert_offsets, False)
     return grad_pairs, grad_gates, grad_w_gate_up, grad_w_down
 
 

@@ -16,13 +16,18 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "
 
 
 def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Define ``intermoe_triton::<schema>``, its implementation and its shapes; returns the callable operation.
+    """Define ``intermoe_triton::<schema>``, its implementation and its shapes; returns what calls it.
 
     Kernels start on the current device, so each call makes that of its first argument, a tensor, the current one.
     """
 
     @functools.wraps(implementation)
     def on_its_device(tensor: Tensor, *others: Any) -> Any:
+        reason = unusable_reason(tensor.device, tensor.dtype)
+        if reason is not None:
+            raise RuntimeError(f"backend 'triton': {reason}")
+        if tensor.device.type == "cpu" or tensor.get_device() == torch.cuda.current_device():
+            return implementation(tensor, *others)
         with torch.cuda.device_of(tensor):
             return implementation(tensor, *others)
 
@@ -31,9 +36,17 @@ def register(schema: str, implementation: Callable[..., Any], fake: Callable[...
     torch.library.define(qualified, schema[len(name) :], tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, ("cpu", "cuda"), on_its_device)
     torch.library.register_fake(qualified, fake)
-    return getattr(getattr(torch.ops, NAMESPACE), name)
+    operation = getattr(getattr(torch.ops, NAMESPACE), name)
+
+    @functools.wraps(implementation)
+    def call(*arguments: Any) -> Any:
+        # only a compiler needs the operation; reaching a kernel through it takes the host as long as several launches
+        return operation(*arguments) if torch.compiler.is_compiling() else on_its_device(*arguments)
+
+    return call
 
 
+@functools.cache
 def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels can't serve tensors of this device and dtype, with the remedy; ``None`` if they can."""
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -52,10 +65,3 @@ def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
     if major < 8:
         return f"needs compute capability 8.0 or newer, got {major}.{minor}"
     return None
-
-
-def check_usable(tensor: Tensor) -> None:
-    """Raise ``RuntimeError`` with the reason where the kernels can't serve this tensor."""
-    reason = unusable_reason(tensor.device, tensor.dtype)
-    if reason is not None:
-        raise RuntimeError(f"backend 'triton': {reason}")

@@ -1,10 +1,10 @@
-r"""Route on the GPU: one pass for the statistics and the logits, a second, over rows still in cache, to normalise.
+r"""Route on the GPU: one pass over each token for its statistics, its normalised form and its logits.
 
     logits[s, e] = hidden[s] . router_weight[e] + router_offset[row(s), e]                       (float32)
     tokens[s]    = (hidden[s] - mean_s) * rstd_s * (1 + scale[row(s)]) + shift[row(s)]
 
-The variance comes from Chan's update (Chan, Golub and LeVeque 1983), exact where the mean is large. Products of float32
-are IEEE products whatever torch's precision setting: the selection hangs on a threshold.
+A program holds whole tokens, so the variance is that of deviations from the mean. Products are float32 sums of float32
+products whatever torch's precision setting: the selection hangs on a threshold.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .registry import check_usable, register
+from .launch import blocks, cdiv, launch, power_of_2
+from .registry import register
 
-BLOCK_S = 16
-BLOCK_D = 128
+ELEMENTS, ELEMENTS_PER_WARP = 2048, 2048
 
 # hidden         (S, D)
 # router_weight  (E, D)
@@ -28,7 +28,7 @@ BLOCK_D = 128
 # mean, rstd     (S,) f32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "tokens_per_offset", "tokens_per_row"])
 def route_kernel(
     hidden_ptr,
     router_weight_ptr,
@@ -40,10 +40,10 @@ def route_kernel(
     mean_ptr,
     rstd_ptr,
     num_tokens,
-    dim,
     tokens_per_offset,
     tokens_per_row,
     eps,
+    DIM: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
     PADDED_EXPERTS: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -51,80 +51,57 @@ def route_kernel(
     NORMALISE: tl.constexpr,
     HAS_OFFSET: tl.constexpr,
     HAS_SCALE: tl.constexpr,
-    WIDEN: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    inside = rows < num_tokens
-    row_starts = rows.to(tl.int64) * dim
+    cols = tl.arange(0, BLOCK_D)
     experts = tl.arange(0, PADDED_EXPERTS)
-    real = experts < NUM_EXPERTS
-    steps = tl.arange(0, BLOCK_D)
-    logits = tl.zeros((BLOCK_S, PADDED_EXPERTS), tl.float32)
-    mean = tl.zeros((BLOCK_S,), tl.float32)
-    squares = tl.zeros((BLOCK_S,), tl.float32)
-    for start in range(0, dim, BLOCK_D):
-        cols = start + steps
-        real_cols = cols < dim
-        x = tl.load(
-            hidden_ptr + row_starts[:, None] + cols[None, :], mask=inside[:, None] & real_cols[None, :], other=0.0
-        )
-        weight = tl.load(
-            router_weight_ptr + experts[None, :] * dim + cols[:, None],
-            mask=real[None, :] & real_cols[:, None],
-            other=0.0,
-        )
-        if WIDEN:
-            logits = tl.dot(x.to(tl.float32), weight.to(tl.float32), logits, input_precision="ieee")
-        else:
-            logits = tl.dot(x, weight, logits, input_precision="ieee")
-        if NORMALISE:
-            wide = x.to(tl.float32)
-            count = tl.minimum(dim - start, BLOCK_D).to(tl.float32)
-            chunk_mean = tl.sum(wide, axis=1) / count
-            deviation = tl.where(real_cols[None, :], wide - chunk_mean[:, None], 0.0)
-            shift_of_mean = chunk_mean - mean
-            mean += shift_of_mean * (count / (start + count))
-            squares += tl.sum(deviation * deviation, axis=1)
-            squares += shift_of_mean * shift_of_mean * (start * count / (start + count))
-
-    places = rows.to(tl.int64)[:, None] * NUM_EXPERTS + experts[None, :]
-    if HAS_OFFSET:
-        offset_rows = (rows // tokens_per_offset).to(tl.int64)
-        logits += tl.load(
-            router_offset_ptr + offset_rows[:, None] * NUM_EXPERTS + experts[None, :],
-            mask=inside[:, None] & real[None, :],
-            other=0.0,
-        )
-    tl.store(logits_ptr + places, logits, mask=inside[:, None] & real[None, :])
+    inside = rows < num_tokens
+    real = cols < DIM
+    mask = inside[:, None] & real[None, :]
+    places = rows.to(tl.int64)[:, None] * DIM + cols[None, :]
+    x = tl.load(hidden_ptr + places, mask=mask, other=0.0).to(tl.float32)
 
     if NORMALISE:
-        rstd = 1 / tl.sqrt(squares / dim + eps)
+        mean = tl.sum(x, axis=1) / DIM
+        deviation = tl.where(real[None, :], x - mean[:, None], 0.0)
+        rstd = 1 / tl.sqrt(tl.sum(deviation * deviation, axis=1) / DIM + eps)
+        y = deviation * rstd[:, None]
+        if HAS_SCALE:
+            condition = (rows // tokens_per_row).to(tl.int64)[:, None] * DIM + cols[None, :]
+            scale = tl.load(scale_ptr + condition, mask=mask, other=0.0).to(tl.float32)
+            shift = tl.load(shift_ptr + condition, mask=mask, other=0.0).to(tl.float32)
+            y = y * (1 + scale) + shift
+        tl.store(tokens_ptr + places, y.to(tokens_ptr.dtype.element_ty), mask=mask)
         tl.store(mean_ptr + rows, mean, mask=inside)
         tl.store(rstd_ptr + rows, rstd, mask=inside)
-        condition_starts = (rows // tokens_per_row).to(tl.int64) * dim
-        for start in range(0, dim, BLOCK_D):
-            cols = start + steps
-            mask = inside[:, None] & (cols < dim)[None, :]
-            x = tl.load(hidden_ptr + row_starts[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-            y = (x - mean[:, None]) * rstd[:, None]
-            if HAS_SCALE:
-                condition = condition_starts[:, None] + cols[None, :]
-                scale = tl.load(scale_ptr + condition, mask=mask, other=0.0).to(tl.float32)
-                shift = tl.load(shift_ptr + condition, mask=mask, other=0.0).to(tl.float32)
-                y = y * (1 + scale) + shift
-            tl.store(tokens_ptr + row_starts[:, None] + cols[None, :], y.to(tokens_ptr.dtype.element_ty), mask=mask)
+
+    logits = tl.zeros((BLOCK_S, PADDED_EXPERTS), tl.float32)
+    for expert in range(NUM_EXPERTS):
+        weight = tl.load(router_weight_ptr + expert * DIM + cols, mask=real, other=0.0).to(tl.float32)
+        products = tl.sum(x * weight[None, :], axis=1)
+        logits = tl.where((experts == expert)[None, :], products[:, None], logits)
+    known = inside[:, None] & (experts < NUM_EXPERTS)[None, :]
+    if HAS_OFFSET:
+        offsets = (rows // tokens_per_offset).to(tl.int64)[:, None] * NUM_EXPERTS + experts[None, :]
+        logits += tl.load(router_offset_ptr + offsets, mask=known, other=0.0)
+    tl.store(logits_ptr + rows.to(tl.int64)[:, None] * NUM_EXPERTS + experts[None, :], logits, mask=known)
 
 
 def tokens_per(rows: Tensor | None, num_tokens: int) -> int:
     return 1 if rows is None else num_tokens // rows.shape[0]
 
 
-def padded_experts(num_experts: int) -> int:
-    return max(16, triton.next_power_of_2(num_experts))
-
-
-def columns(dim: int) -> int:
-    return min(BLOCK_D, max(16, triton.next_power_of_2(dim)))
+def route_constants(dim: int, num_experts: int) -> dict[str, int]:
+    """Sizes and blocks of the kernel's programs."""
+    rows, columns, warps = blocks(dim, ELEMENTS, ELEMENTS_PER_WARP)
+    return {
+        "DIM": dim,
+        "NUM_EXPERTS": num_experts,
+        "PADDED_EXPERTS": power_of_2(max(2, num_experts)),
+        "BLOCK_S": rows,
+        "BLOCK_D": columns,
+        "num_warps": warps,
+    }
 
 
 def _route_forward(
@@ -136,7 +113,6 @@ def _route_forward(
     eps: float,
     normalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    check_usable(hidden)
     num_tokens, dim = hidden.shape
     num_experts = router_weight.shape[0]
     hidden, router_weight = hidden.contiguous(), router_weight.contiguous()
@@ -148,14 +124,19 @@ def _route_forward(
     logits = hidden.new_empty(num_tokens, num_experts, dtype=torch.float32)
     mean = hidden.new_empty(num_tokens if normalise else 0, dtype=torch.float32)
     rstd = torch.empty_like(mean)
-    if num_tokens:
-        route_kernel[(triton.cdiv(num_tokens, BLOCK_S),)](
+    sizes = route_constants(dim, num_experts)
+    launch(
+        route_kernel,
+        (cdiv(num_tokens, sizes["BLOCK_S"]), 1, 1),
+        (
             hidden, router_weight, router_offset, scale, shift, tokens, logits, mean, rstd,
-            num_tokens, dim, tokens_per(router_offset, num_tokens), tokens_per(scale, num_tokens), eps,
-            NUM_EXPERTS=num_experts, PADDED_EXPERTS=padded_experts(num_experts), BLOCK_S=BLOCK_S, BLOCK_D=columns(dim),
-            NORMALISE=normalise, HAS_OFFSET=router_offset is not None, HAS_SCALE=scale is not None,
-            WIDEN=hidden.dtype != router_weight.dtype,
-        )  # fmt: skip
+            num_tokens, tokens_per(router_offset, num_tokens), tokens_per(scale, num_tokens), eps,
+        ),
+        {
+            **sizes,
+            "NORMALISE": normalise, "HAS_OFFSET": router_offset is not None, "HAS_SCALE": scale is not None,
+        },
+    )  # fmt: skip
     return tokens, logits, mean, rstd
 
 

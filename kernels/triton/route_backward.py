@@ -14,20 +14,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .registry import check_usable, register
-from .route import BLOCK_S, columns, padded_experts, tokens_per
+from .launch import blocks, cdiv, launch, power_of_2
+from .registry import register
 
-SUM_ROWS = 64
-"""Tokens that a program of ``grad_rows_kernel`` adds, at most; more tokens in a row are more chunks."""
+ELEMENTS, ELEMENTS_PER_WARP = 2048, 1024
+SUM_TOKENS = 16
+"""Tokens of a row that a program of ``grad_input_kernel`` adds, at most; more tokens in a row are more chunks."""
+WEIGHT_BLOCK_S, WEIGHT_BLOCK_D = 16, 128
 WEIGHT_CHUNKS = 64
 """Most chunks of the router weight's gradient, each (E, D)."""
 
 # grad_tokens  (S, D)
 # grad_logits  (S, E) f32
-# grad_hidden  (S, D)      others as in route.py
+# grad_hidden  (S, D)           others as in route.py
+# grad_scale, grad_shift  (R', C, D) f32    sum over each of the C chunks of a row's tokens
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens_per_row", "chunks_per_row"])
 def grad_input_kernel(
     grad_tokens_ptr,
     grad_logits_ptr,
@@ -37,116 +40,71 @@ def grad_input_kernel(
     router_weight_ptr,
     scale_ptr,
     grad_hidden_ptr,
-    num_tokens,
-    dim,
+    grad_scale_ptr,
+    grad_shift_ptr,
     tokens_per_row,
+    chunks_per_row,
+    DIM: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
     PADDED_EXPERTS: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    SUM_TOKENS: tl.constexpr,
     NORMALISE: tl.constexpr,
     HAS_SCALE: tl.constexpr,
 ):
-    rows = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    inside = rows < num_tokens
-    row_starts = rows.to(tl.int64) * dim
+    row = tl.program_id(0) // chunks_per_row
+    chunk = tl.program_id(0) % chunks_per_row
+    cols = tl.arange(0, BLOCK_D)
     experts = tl.arange(0, PADDED_EXPERTS)
-    real = experts < NUM_EXPERTS
-    steps = tl.arange(0, BLOCK_D)
-    grad_logits = tl.load(
-        grad_logits_ptr + rows.to(tl.int64)[:, None] * NUM_EXPERTS + experts[None, :],
-        mask=inside[:, None] & real[None, :],
-        other=0.0,
-    )
-    condition_starts = (rows // tokens_per_row).to(tl.int64) * dim
-    sum_g = tl.zeros((BLOCK_S,), tl.float32)
-    sum_gx = tl.zeros((BLOCK_S,), tl.float32)
-    if NORMALISE:
-        mean = tl.load(mean_ptr + rows, mask=inside, other=0.0)
-        rstd = tl.load(rstd_ptr + rows, mask=inside, other=0.0)
-        for start in range(0, dim, BLOCK_D):
-            cols = start + steps
-            mask = inside[:, None] & (cols < dim)[None, :]
-            places = row_starts[:, None] + cols[None, :]
-            g = tl.load(grad_tokens_ptr + places, mask=mask, other=0.0).to(tl.float32)
-            x = tl.load(hidden_ptr + places, mask=mask, other=0.0).to(tl.float32)
-            if HAS_SCALE:
-                scale = tl.load(scale_ptr + condition_starts[:, None] + cols[None, :], mask=mask, other=0.0)
-                g *= 1 + scale.to(tl.float32)
-            sum_g += tl.sum(g, axis=1)
-            sum_gx += tl.sum(g * (x - mean[:, None]) * rstd[:, None], axis=1)
-    for start in range(0, dim, BLOCK_D):
-        cols = start + steps
-        real_cols = cols < dim
-        mask = inside[:, None] & real_cols[None, :]
-        places = row_starts[:, None] + cols[None, :]
-        weight = tl.load(
-            router_weight_ptr + experts[:, None] * dim + cols[None, :],
-            mask=real[:, None] & real_cols[None, :],
-            other=0.0,
-        )
+    real = cols < DIM
+    if HAS_SCALE:
+        factor = 1 + tl.load(scale_ptr + row.to(tl.int64) * DIM + cols, mask=real, other=0.0).to(tl.float32)
+        grad_scale = tl.zeros((BLOCK_D,), tl.float32)
+        grad_shift = tl.zeros((BLOCK_D,), tl.float32)
+    for start in range(0, SUM_TOKENS, BLOCK_S):
+        within = chunk * SUM_TOKENS + start + tl.arange(0, BLOCK_S)
+        inside = within < tokens_per_row
+        tokens = row.to(tl.int64) * tokens_per_row + within
+        mask = inside[:, None] & real[None, :]
+        places = tokens[:, None] * DIM + cols[None, :]
         g = tl.load(grad_tokens_ptr + places, mask=mask, other=0.0).to(tl.float32)
         if NORMALISE:
             x = tl.load(hidden_ptr + places, mask=mask, other=0.0).to(tl.float32)
-            xhat = (x - mean[:, None]) * rstd[:, None]
+            mean = tl.load(mean_ptr + tokens, mask=inside, other=0.0)
+            rstd = tl.load(rstd_ptr + tokens, mask=inside, other=0.0)
+            xhat = tl.where(mask, (x - mean[:, None]) * rstd[:, None], 0.0)
             if HAS_SCALE:
-                scale = tl.load(scale_ptr + condition_starts[:, None] + cols[None, :], mask=mask, other=0.0)
-                g *= 1 + scale.to(tl.float32)
-            g = (g - (sum_g / dim)[:, None] - xhat * (sum_gx / dim)[:, None]) * rstd[:, None]
-        g = tl.dot(grad_logits, weight.to(tl.float32), g, input_precision="ieee")
+                grad_scale += tl.sum(g * xhat, axis=0)
+                grad_shift += tl.sum(g, axis=0)
+                g *= factor[None, :]
+            mean_g = tl.sum(g, axis=1) / DIM
+            mean_gx = tl.sum(g * xhat, axis=1) / DIM
+            g = (g - mean_g[:, None] - xhat * mean_gx[:, None]) * rstd[:, None]
+        logit_ptrs = grad_logits_ptr + tokens[:, None] * NUM_EXPERTS + experts[None, :]
+        grad_logits = tl.load(logit_ptrs, mask=inside[:, None] & (experts < NUM_EXPERTS)[None, :], other=0.0)
+        for expert in range(NUM_EXPERTS):
+            weight = tl.load(router_weight_ptr + expert * DIM + cols, mask=real, other=0.0).to(tl.float32)
+            grad_logit = tl.sum(tl.where((experts == expert)[None, :], grad_logits, 0.0), axis=1)
+            g += grad_logit[:, None] * weight[None, :]
         tl.store(grad_hidden_ptr + places, g.to(grad_hidden_ptr.dtype.element_ty), mask=mask)
-
-
-# grad_scale, grad_shift  (R', C, D) f32    sum over each of the C chunks of a row's tokens
-
-
-@triton.jit
-def grad_rows_kernel(
-    grad_tokens_ptr,
-    hidden_ptr,
-    mean_ptr,
-    rstd_ptr,
-    grad_scale_ptr,
-    grad_shift_ptr,
-    dim,
-    tokens_per_row,
-    chunks_per_row,
-    BLOCK_S: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CHUNK_BLOCKS: tl.constexpr,
-):
-    row = tl.program_id(0) // chunks_per_row
-    chunk = tl.program_id(0) % chunks_per_row
-    cols = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    grad_scale = tl.zeros((BLOCK_D,), tl.float32)
-    grad_shift = tl.zeros((BLOCK_D,), tl.float32)
-    for block in range(CHUNK_BLOCKS):
-        within = (chunk * CHUNK_BLOCKS + block) * BLOCK_S + tl.arange(0, BLOCK_S)
-        inside = within < tokens_per_row
-        tokens = row.to(tl.int64) * tokens_per_row + within
-        mask = inside[:, None] & (cols < dim)[None, :]
-        g = tl.load(grad_tokens_ptr + tokens[:, None] * dim + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        x = tl.load(hidden_ptr + tokens[:, None] * dim + cols[None, :], mask=mask, other=0.0).to(tl.float32)
-        mean = tl.load(mean_ptr + tokens, mask=inside, other=0.0)
-        rstd = tl.load(rstd_ptr + tokens, mask=inside, other=0.0)
-        grad_scale += tl.sum(g * ((x - mean[:, None]) * rstd[:, None]), axis=0)
-        grad_shift += tl.sum(g, axis=0)
-    places = tl.program_id(0).to(tl.int64) * dim + cols
-    tl.store(grad_scale_ptr + places, grad_scale, mask=cols < dim)
-    tl.store(grad_shift_ptr + places, grad_shift, mask=cols < dim)
+    if HAS_SCALE:
+        sums = tl.program_id(0).to(tl.int64) * DIM + cols
+        tl.store(grad_scale_ptr + sums, grad_scale, mask=real)
+        tl.store(grad_shift_ptr + sums, grad_shift, mask=real)
 
 
 # grad_router_weight  (C, E, D) f32    grad_logits^T hidden of each chunk of tokens
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "blocks_per_chunk"])
 def grad_router_kernel(
     grad_logits_ptr,
     hidden_ptr,
     grad_router_weight_ptr,
     num_tokens,
-    dim,
     blocks_per_chunk,
+    DIM: tl.constexpr,
     NUM_EXPERTS: tl.constexpr,
     PADDED_EXPERTS: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -166,11 +124,34 @@ def grad_router_kernel(
             other=0.0,
         )
         x = tl.load(
-            hidden_ptr + rows[:, None] * dim + cols[None, :], mask=inside[:, None] & (cols < dim)[None, :], other=0.0
+            hidden_ptr + rows[:, None] * DIM + cols[None, :], mask=inside[:, None] & (cols < DIM)[None, :], other=0.0
         )
         total = tl.dot(g, x.to(tl.float32), total, input_precision="ieee")
-    places = (chunk.to(tl.int64) * NUM_EXPERTS + experts)[:, None] * dim + cols[None, :]
-    tl.store(grad_router_weight_ptr + places, total, mask=real[:, None] & (cols < dim)[None, :])
+    places = (chunk.to(tl.int64) * NUM_EXPERTS + experts)[:, None] * DIM + cols[None, :]
+    tl.store(grad_router_weight_ptr + places, total, mask=real[:, None] & (cols < DIM)[None, :])
+
+
+def grad_input_constants(dim: int, num_experts: int) -> dict[str, int]:
+    rows, columns, warps = blocks(dim, ELEMENTS, ELEMENTS_PER_WARP)
+    return {
+        "DIM": dim,
+        "NUM_EXPERTS": num_experts,
+        "PADDED_EXPERTS": power_of_2(max(2, num_experts)),
+        "BLOCK_S": rows,
+        "BLOCK_D": columns,
+        "SUM_TOKENS": SUM_TOKENS,
+        "num_warps": warps,
+    }
+
+
+def grad_router_constants(dim: int, num_experts: int) -> dict[str, int]:
+    return {
+        "DIM": dim,
+        "NUM_EXPERTS": num_experts,
+        "PADDED_EXPERTS": max(16, power_of_2(num_experts)),
+        "BLOCK_S": WEIGHT_BLOCK_S,
+        "BLOCK_D": min(WEIGHT_BLOCK_D, max(16, power_of_2(dim))),
+    }
 
 
 def _route_backward(
@@ -184,53 +165,47 @@ def _route_backward(
     normalise: bool,
     rows: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    check_usable(hidden)
     num_tokens, dim = hidden.shape
     num_experts = router_weight.shape[0]
     grad_tokens, grad_logits = grad_tokens.to(hidden.dtype).contiguous(), grad_logits.float().contiguous()
     hidden, router_weight = hidden.contiguous(), router_weight.contiguous()
-    scale = None if scale is None else scale.contiguous()
-    scale_rows = 0 if scale is None or not normalise else scale.shape[0]
-    block_d = columns(dim)
-    sizes = {
-        "NUM_EXPERTS": num_experts,
-        "PADDED_EXPERTS": padded_experts(num_experts),
-        "BLOCK_S": BLOCK_S,
-        "BLOCK_D": block_d,
-    }
-
+    scale = scale.contiguous() if normalise and scale is not None else None
     grad_router_offset = grad_logits.view(rows, num_tokens // max(rows, 1), num_experts).sum(dim=1)
     grad_hidden = torch.empty_like(hidden)
+    scale_rows = 0 if scale is None else scale.shape[0]
     if num_tokens == 0:
         grad_router_weight = grad_logits.new_zeros(num_experts, dim)
         grad_scale = grad_logits.new_zeros(scale_rows, dim)
         return grad_hidden, grad_router_weight, grad_router_offset, grad_scale, grad_scale.clone()
 
-    grad_input_kernel[(triton.cdiv(num_tokens, BLOCK_S),)](
-        grad_tokens, grad_logits, hidden, mean, rstd, router_weight, scale, grad_hidden,
-        num_tokens, dim, tokens_per(scale, num_tokens), NORMALISE=normalise, HAS_SCALE=scale is not None, **sizes,
+    tokens_per_row = num_tokens // max(scale_rows, 1)
+    chunks_per_row = cdiv(tokens_per_row, SUM_TOKENS)
+    grad_scale, grad_shift = grad_logits.new_empty(2, scale_rows, chunks_per_row, dim)
+    launch(
+        grad_input_kernel,
+        (max(scale_rows, 1) * chunks_per_row, 1, 1),
+        (
+            grad_tokens, grad_logits, hidden, mean, rstd, router_weight, scale, grad_hidden, grad_scale, grad_shift,
+            tokens_per_row, chunks_per_row,
+        ),
+        {
+            **grad_input_constants(dim, num_experts),
+            "NORMALISE": normalise, "HAS_SCALE": scale is not None,
+        },
     )  # fmt: skip
 
-    blocks = triton.cdiv(num_tokens, BLOCK_S)
-    blocks_per_chunk = triton.cdiv(blocks, WEIGHT_CHUNKS)
-    chunks = triton.cdiv(blocks, blocks_per_chunk)
+    sizes = grad_router_constants(dim, num_experts)
+    blocks = cdiv(num_tokens, sizes["BLOCK_S"])
+    blocks_per_chunk = cdiv(blocks, WEIGHT_CHUNKS)
+    chunks = cdiv(blocks, blocks_per_chunk)
     weight_sums = grad_logits.new_empty(chunks, num_experts, dim)
-    grad_router_kernel[(chunks, triton.cdiv(dim, block_d))](
-        grad_logits, hidden, weight_sums, num_tokens, dim, blocks_per_chunk, **sizes
+    launch(
+        grad_router_kernel,
+        (chunks, cdiv(dim, sizes["BLOCK_D"]), 1),
+        (grad_logits, hidden, weight_sums, num_tokens, blocks_per_chunk),
+        sizes,
     )
-    grad_router_weight = weight_sums.sum(dim=0)
-
-    if scale is None or not normalise:
-        none = grad_logits.new_empty(0, dim)
-        return grad_hidden, grad_router_weight, grad_router_offset, none, none.clone()
-    tokens_per_row = num_tokens // scale_rows
-    chunks_per_row = triton.cdiv(tokens_per_row, SUM_ROWS)
-    row_sums = grad_logits.new_empty(2, scale_rows, chunks_per_row, dim)
-    grad_rows_kernel[(scale_rows * chunks_per_row, triton.cdiv(dim, block_d))](
-        grad_tokens, hidden, mean, rstd, row_sums[0], row_sums[1], dim, tokens_per_row, chunks_per_row,
-        BLOCK_S=BLOCK_S, BLOCK_D=block_d, CHUNK_BLOCKS=SUM_ROWS // BLOCK_S,
-    )  # fmt: skip
-    return grad_hidden, grad_router_weight, grad_router_offset, row_sums[0].sum(dim=1), row_sums[1].sum(dim=1)
+    return grad_hidden, weight_sums.sum(dim=0), grad_router_offset, grad_scale.sum(dim=1), grad_shift.sum(dim=1)
 
 
 def _route_backward_fake(

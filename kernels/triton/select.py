@@ -16,23 +16,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import cdiv, launch, power_of_2
 from .overflow import overflow_flag
-from .registry import check_usable, register
+from .registry import register
 
 MAX_EXPERTS = 64
 MAX_CHUNKS = 128
 BLOCK_S = 32
+FILL = 512
 
 # logits        (S, E) f32     routing logits
 # bias          (E,) f32       selection bias
 # valid         (S,) bool      False = padding; or (S, E) bool, False = pair not allowed
 # chunk_counts  (E, C) i32     tokens that each expert takes of each chunk
-# token_idx     (P_cap,) i64   token of each pair
+# token_idx     (P_cap,) i64   token of each pair; 0 beyond the last, with FILL
 # gates         (P_cap,) f32   softmax over all experts, taken at the pair's; NaN when more than P_cap are needed
 # offsets       (E + 1,) i64   pairs of each expert, cut off at P_cap
 # slots         (S, E) i64     pair of a token and an expert, -1 = none
 # counts        (E,) i64       pairs of each expert, not cut off
-# overflow      (2,) i64       pairs needed and P_cap, written when more than P_cap are needed
+# overflow      (2,) i64       in the host's memory: pairs needed and P_cap, written when more than P_cap are needed
 
 
 @triton.jit
@@ -62,7 +64,7 @@ def _selected(logits, bias, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS: t
     return taken
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_chunks", "blocks_per_chunk"])
 def count_kernel(
     logits_ptr,
     bias_ptr,
@@ -88,7 +90,7 @@ def count_kernel(
     tl.store(chunk_counts_ptr + experts * num_chunks + chunk, totals, mask=experts < NUM_EXPERTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "num_chunks", "blocks_per_chunk", "max_pairs"])
 def scatter_kernel(
     logits_ptr,
     bias_ptr,
@@ -106,9 +108,10 @@ def scatter_kernel(
     max_pairs,
     NUM_EXPERTS: tl.constexpr,
     PADDED_EXPERTS: tl.constexpr,
-    MAX_CHUNKS: tl.constexpr,
     BLOCK_S: tl.constexpr,
     VALID: tl.constexpr,
+    MAX_CHUNKS: tl.constexpr,
+    FILL: tl.constexpr,
 ):
     chunk = tl.program_id(0)
     experts = tl.arange(0, PADDED_EXPERTS)
@@ -151,13 +154,19 @@ def scatter_kernel(
         )
         position += tl.sum(taken.to(tl.int32), axis=0)
 
+    if FILL:  # what lies beyond the pairs stays valid indices
+        for start in range(needed + chunk * FILL, max_pairs, num_chunks * FILL):
+            unused = start + tl.arange(0, FILL)
+            tl.store(token_idx_ptr + unused, tl.zeros((FILL,), tl.int64), mask=unused < max_pairs)
+            tl.store(gates_ptr + unused, tl.zeros((FILL,), tl.float32), mask=unused < max_pairs)
+
 
 # grad_gates   (P_cap,) f32   gradient of each pair's gate
 # logits       (S, E) f32,  slots (S, E) i64: as above
 # grad_logits  (S, E) f32     p * (G - sum_e p G), p = softmax(logits), G = grad_gates where selected, else 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def select_backward_kernel(
     grad_gates_ptr,
     logits_ptr,
@@ -182,11 +191,10 @@ def select_backward_kernel(
 def _select(
     logits: Tensor, selection_bias: Tensor, valid: Tensor | None, max_pairs: int | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    check_usable(logits)
     num_tokens, num_experts = logits.shape
     _check_size(num_tokens, num_experts)
-    if max_pairs is not None and max_pairs < 0:
-        raise ValueError(f"max_pairs: must be >= 0, got {max_pairs}")
+    if max_pairs is not None and not 0 <= max_pairs < 2**31:
+        raise ValueError(f"max_pairs: must be >= 0 and < 2**31, got {max_pairs}")
     logits, selection_bias = logits.float().contiguous(), selection_bias.float().contiguous()
     valid = None if valid is None else valid.contiguous()
     flag = overflow_flag(logits.device)
@@ -194,28 +202,27 @@ def _select(
 
     device = logits.device
     capacity = num_tokens * num_experts if max_pairs is None else max_pairs
-    pairs = torch.empty if max_pairs is None else torch.zeros  # the static mode's unused pairs stay valid indices
-    token_idx = pairs(capacity, dtype=torch.int64, device=device)
-    gates = pairs(capacity, dtype=torch.float32, device=device)
-    whole = torch.empty if num_tokens else torch.zeros
-    offsets = whole(num_experts + 1, dtype=torch.int64, device=device)
+    made = torch.empty if num_tokens else torch.zeros
+    token_idx = made(capacity, dtype=torch.int64, device=device)
+    gates = made(capacity, dtype=torch.float32, device=device)
+    offsets = made(num_experts + 1, dtype=torch.int64, device=device)
     slots = torch.empty(num_tokens, num_experts, dtype=torch.int64, device=device)
-    counts = whole(num_experts, dtype=torch.int64, device=device)
+    counts = made(num_experts, dtype=torch.int64, device=device)
     if num_tokens:
-        blocks_per_chunk = triton.cdiv(num_tokens, MAX_CHUNKS * BLOCK_S)
-        num_chunks = triton.cdiv(num_tokens, blocks_per_chunk * BLOCK_S)
+        blocks_per_chunk = cdiv(num_tokens, MAX_CHUNKS * BLOCK_S)
+        num_chunks = cdiv(num_tokens, blocks_per_chunk * BLOCK_S)
         chunk_counts = torch.empty(num_experts, num_chunks, dtype=torch.int32, device=device)
-        sizes = {"NUM_EXPERTS": num_experts, "PADDED_EXPERTS": _padded(num_experts), "VALID": _extent(valid)}
-        count_kernel[(num_chunks,)](
-            logits, selection_bias, valid, chunk_counts, num_tokens, num_chunks, blocks_per_chunk,
-            BLOCK_S=BLOCK_S, **sizes,
-        )  # fmt: skip
-        scatter_kernel[(num_chunks,)](
-            logits, selection_bias, valid, chunk_counts, token_idx, gates, offsets, slots, counts, flag.device_pair,
-            num_tokens, num_chunks, blocks_per_chunk, capacity, MAX_CHUNKS=MAX_CHUNKS, BLOCK_S=BLOCK_S, **sizes,
-        )  # fmt: skip
+        sizes = {**selection_constants(num_experts), "VALID": _extent(valid)}
+        inputs = (logits, selection_bias, valid, chunk_counts)
+        counted = (num_tokens, num_chunks, blocks_per_chunk)
+        launch(count_kernel, (num_chunks, 1, 1), (*inputs, *counted), sizes)
+        launch(
+            scatter_kernel,
+            (num_chunks, 1, 1),
+            (*inputs, token_idx, gates, offsets, slots, counts, flag.pair, *counted, capacity),
+            {**sizes, "MAX_CHUNKS": MAX_CHUNKS, "FILL": 0 if max_pairs is None else FILL},
+        )
     if max_pairs is not None:
-        flag.publish()
         if device.type == "cpu":
             flag.raise_if_set()
         return token_idx, gates, offsets, slots, counts
@@ -234,16 +241,16 @@ def _select_fake(
 
 
 def _select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor:
-    check_usable(logits)
     num_tokens, num_experts = logits.shape
     _check_size(num_tokens, num_experts)
     grad_gates, logits, slots = grad_gates.float().contiguous(), logits.float().contiguous(), slots.contiguous()
     grad_logits = torch.empty_like(logits)
-    if num_tokens:
-        select_backward_kernel[(triton.cdiv(num_tokens, BLOCK_S),)](
-            grad_gates, logits, slots, grad_logits, num_tokens,
-            NUM_EXPERTS=num_experts, PADDED_EXPERTS=_padded(num_experts), BLOCK_S=BLOCK_S,
-        )  # fmt: skip
+    launch(
+        select_backward_kernel,
+        (cdiv(num_tokens, BLOCK_S), 1, 1),
+        (grad_gates, logits, slots, grad_logits, num_tokens),
+        selection_constants(num_experts),
+    )
     return grad_logits
 
 
@@ -251,8 +258,9 @@ def _select_backward_fake(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> 
     return logits.new_empty(logits.shape, dtype=torch.float32)
 
 
-def _padded(num_experts: int) -> int:
-    return max(2, triton.next_power_of_2(num_experts))
+def selection_constants(num_experts: int) -> dict[str, int]:
+    """Sizes and blocks of the programs of every kernel here."""
+    return {"NUM_EXPERTS": num_experts, "PADDED_EXPERTS": power_of_2(max(2, num_experts)), "BLOCK_S": BLOCK_S}
 
 
 def _extent(valid: Tensor | None) -> str:

@@ -1,4 +1,4 @@
-"""Device functions that the grouped products share: which rows a program works on, and the activation."""
+"""Device functions that the grouped products share: which rows a program works on, the activation, rounding to TF32."""
 
 from __future__ import annotations
 
@@ -31,3 +31,31 @@ def silu_and_gradient(x):
     """silu(x) and its derivative."""
     sigmoid = 1 / (1 + tl.exp(-x))
     return x * sigmoid, sigmoid * (1 + x * (1 - sigmoid))
+
+
+@triton.jit
+def round_to_tf32(x):
+    """The nearest float32 whose last 13 bits are zero, ties away from zero.
+
+    Matrix units ignore these bits: without rounding every factor shrinks by 3.5e-4 on average, always towards zero.
+    """
+    bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)  # a NaN of all ones would become -0
+
+
+@triton.jit
+def stored(x, dtype: tl.constexpr, ROUND: tl.constexpr):
+    """A float32 value as it is stored for the next product to read."""
+    if ROUND:
+        x = round_to_tf32(x)
+    return x.to(dtype)
+
+
+# x, out  (N,) f32
+
+
+@triton.jit(do_not_specialize=["count"])
+def round_kernel(x_ptr, out_ptr, count, BLOCK: tl.constexpr):
+    places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + places, mask=places < count, other=0.0)
+    tl.store(out_ptr + places, round_to_tf32(x), mask=places < count)

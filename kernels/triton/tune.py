@@ -17,7 +17,7 @@ from torch import Tensor
 from . import configs
 from .configs import Key, Tile
 from .experts import Launch, launch_product, launch_up
-from .experts_backward import _launch_grad_hidden, _launch_grad_weight
+from .experts_backward import launch_grad_hidden, launch_grad_weight
 from .select import select
 
 LEAST_GAIN = 0.02
@@ -92,14 +92,14 @@ class Problem:
             launch_product(launch, kernel, self.activation, offsets, self.w_down, out, False)
             return (out,)
         if kernel == "grad_hidden":
-            return _launch_grad_hidden(launch, self.grad_out, self.token_idx, offsets, self.gates, self.w_down, self.h)
+            return launch_grad_hidden(launch, self.grad_out, self.token_idx, offsets, self.gates, self.w_down, self.h)
         if kernel == "grad_pairs":
             out = self.tokens.new_empty(launch.num_pairs, launch.dim)
             launch_product(launch, kernel, self.h, offsets, self.w_gate_up, out, True)
             return (out,)
         return (
-            _launch_grad_weight(launch, self.grad_out, self.activation, self.token_idx, offsets, True),
-            _launch_grad_weight(launch, self.h, self.tokens, self.token_idx, offsets, False),
+            launch_grad_weight(launch, self.grad_out, self.activation, self.token_idx, offsets, True),
+            launch_grad_weight(launch, self.h, self.tokens, self.token_idx, offsets, False),
         )
 
 
