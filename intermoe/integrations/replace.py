@@ -86,8 +86,8 @@ def replace_feed_forward(
             ``None`` for all.
         init: ``"random"``: new experts, the dense weights go.
             ``"upcycle"``: every expert is the dense network and, until the selection bias has moved, every token goes
-            to every expert, so the gates sum to one and the model computes what it did. Needs SwiGLU networks without
-            biases and ``expert_dim`` equal to their width.
+            to every expert, so the gates sum to one and the model computes what it did, but at padding. Needs SwiGLU
+            networks without biases and ``expert_dim`` equal to their width.
             ``"upcycle_sparse"``: the same with the experts' output scaled by num_experts / n, n the experts per token
             (``top_k`` or ``capacity``): a token's output is the dense one where its gates sum to n / num_experts.
             ``"residual"``: the dense network stays beside the experts, whose output starts at zero: any network, the

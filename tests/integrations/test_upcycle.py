@@ -92,6 +92,13 @@ def test_upcycled_model_computes_what_it_did(name: str, relative_error: Any) -> 
     assert network.moe.expert_counts.tolist() == [120] * 4
 
 
+def test_upcycling_a_host_with_padding_preserves_the_valid_tokens(own_host: Any, relative_error: Any) -> None:
+    expected, model = own_host.call(own_host.build()), own_host.build()
+    replace_feed_forward(model, num_experts=4, expert_dim=24, init="upcycle", adapters=own_host.adapters)
+    valid = torch.arange(6) < torch.tensor([[4], [6]])  # as its call has it
+    assert relative_error(own_host.call(model)[valid], expected[valid]) <= 1e-5
+
+
 @pytest.mark.parametrize("init", ["upcycle", "residual"])
 def test_shared_experts_add_nothing_at_first(init: str, relative_error: Any) -> None:
     block, x, emb = draw("intermoe")
