@@ -13,7 +13,7 @@ from torch import Tensor
 from .launch import blocks, cdiv, launch, power_of_2
 from .registry import register
 
-ELEMENTS, ELEMENTS_PER_WARP = 2048, 1024
+ELEMENTS, ELEMENTS_PER_WARP = 1024, 1024
 
 # expert_out  (P, D)      outputs of the pairs
 # gates       (P,) f32    their weights

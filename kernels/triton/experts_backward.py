@@ -26,7 +26,7 @@ from .launch import blocks, cdiv, launch
 from .registry import register
 from .tiles import silu_and_gradient, stored
 
-ELEMENTS, ELEMENTS_PER_WARP = 2048, 512
+ELEMENTS, ELEMENTS_PER_WARP = 1024, 512
 
 # grad_out    (S, D)        gradient of the block's output
 # token_idx   (P,) i64      token of each pair

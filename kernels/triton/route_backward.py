@@ -17,7 +17,7 @@ from torch import Tensor
 from .launch import blocks, cdiv, launch, power_of_2
 from .registry import register
 
-ELEMENTS, ELEMENTS_PER_WARP = 2048, 1024
+ELEMENTS, ELEMENTS_PER_WARP = 1024, 256
 SUM_TOKENS = 16
 """Tokens of a row that a program of ``grad_input_kernel`` adds, at most; more tokens in a row are more chunks."""
 WEIGHT_BLOCK_S, WEIGHT_BLOCK_D = 16, 128
