@@ -102,7 +102,7 @@ _IEEE: _Table = {
     "up": (Tile(32, 32, 16, 4, 2),) * 3,
     "down": (Tile(32, 64, 16, 4, 2),) * 3,
     "grad_hidden": (Tile(32, 64, 16, 4, 2),) * 3,
-    "grad_pairs": (Tile(32, 64, 16, 4, 2),) * 3,
+    "grad_pairs": (Tile(32, 64, 16, 4, 3),) * 3,
     "grad_weight": (Tile(64, 64, 16, 8, 2),) * 3,
 }
 _INTERPRETER: _Table = {kernel: (Tile(16, 16, 32, 1, 1),) * 3 for kernel in KERNELS}
