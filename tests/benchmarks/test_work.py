@@ -24,10 +24,15 @@ def test_counts_are_those_of_the_roofline(tokens: int, direction: str) -> None:
     from intermoe.benchmarks import roofline
 
     shape = Shape(tokens)
-    theirs = [w for w in roofline.steps(direction, 86, "half", tokens) if w.flops]
+    launches = roofline.steps(direction, 86, "half", tokens)
+    theirs = [w for w in launches if w.flops]
     ours = work.experts(shape, 2, True) if direction == "forward" else work.experts_backward(shape, 2)
     assert [w.flops for w in theirs] == [w.flop for w in ours]
-    assert [w.bytes for w in theirs] == [w.bytes for w in ours]
+    moved = [w.bytes for w in theirs]
+    if direction == "backward":
+        # the activation's gradient is a pass of its own there; the bound has it in the product's epilogue
+        moved[0] += sum(w.bytes for w in launches if w.name == "swiglu_backward") - 2 * shape.pairs * shape.width * 2
+    assert moved == [w.bytes for w in ours]
 
 
 def test_the_bound_is_the_slower_ceiling() -> None:
