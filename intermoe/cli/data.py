@@ -50,6 +50,8 @@ def prepare(
             )
         for split, report in cache.reports.items():
             typer.echo(_describe(split, report), err=True)
+        for split, files in cache.absent.items():
+            typer.echo(f"{split}: none, there is no {' and no '.join(files)}", err=True)
         if not cache.written:
             typer.echo(f"{out} is up to date", err=True)
         broken = sum(report.count for report in cache.reports.values())

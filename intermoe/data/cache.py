@@ -22,17 +22,22 @@ from intermoe.data.motion import Array
 from intermoe.files import replacing_folder
 
 VERSION = 1
+SPLITS = ("train", "val", "test")
 INDEX, MOTION, STATISTICS = "index.json", "motion.f32", "statistics.json"
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class PreparedCache:
-    """``reports`` by split; ``written`` is False where a cache of the same source and settings was there already."""
+    """``reports`` by split; ``written`` is False where a cache of the same source and settings was there already.
+
+    ``absent`` has the usual splits that the source does not have, with the files that are missing for it.
+    """
 
     folder: Path
     written: bool
     reports: dict[str, DatasetReport]
+    absent: dict[str, list[str]]
 
 
 def is_cache(folder: Path) -> bool:
@@ -87,12 +92,13 @@ def write_cache(
         raise FileExistsError(f"out: {out} exists and is not a cache")
     splits = reader.splits()
     if not splits:
-        raise FileNotFoundError(f"{root}: lists no split (expected {kind.name}'s layout)")
+        raise FileNotFoundError(f"{root}: lists no split (expected {kind.name}'s layout: {reader.layout})")
+    absent = {split: reader.absent(split) for split in SPLITS if split not in splits}
     key = fingerprint(kind, reader, root, settings)
     if is_cache(out):
         index = json.loads((out / INDEX).read_text(encoding="utf-8"))
         if index.get("fingerprint") == key:
-            return PreparedCache(out, False, {name: _report(split) for name, split in index["splits"].items()})
+            return PreparedCache(out, False, {name: _report(split) for name, split in index["splits"].items()}, absent)
     with replacing_folder(out) as folder:
         with (folder / MOTION).open("wb") as file:
             index = _Writer(kind, reader, file.write, progress).index(splits)
@@ -102,7 +108,7 @@ def write_cache(
         index |= {"fingerprint": key, "settings": settings}
         (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
         statistics(folder)
-    return PreparedCache(out, True, {name: _report(split) for name, split in index["splits"].items()})
+    return PreparedCache(out, True, {name: _report(split) for name, split in index["splits"].items()}, absent)
 
 
 class _Writer:

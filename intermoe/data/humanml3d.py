@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from intermoe.data.interhuman import check_finite, read_array
-from intermoe.data.items import Clip, ItemError, MotionKind, read_captions, read_lines
+from intermoe.data.items import Clip, ItemError, MotionKind, absent, read_captions, read_lines
 from intermoe.data.motion import NUM_JOINTS, Array
 
 FPS = 20
@@ -30,6 +30,8 @@ class HumanML3DReader:
     A line of text is ``caption#tokens#start#end``. Where start and end are given, in seconds, the caption describes
     that part of the sequence, which becomes a clip of its own, named ``<name>@<start>-<end>``.
     """
+
+    layout = "<split>.txt, new_joint_vecs/<name>.npy, texts/<name>.txt"
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -69,6 +71,10 @@ class HumanML3DReader:
         return [
             path for pattern in ("new_joint_vecs/*.npy", "texts/*.txt", "*.txt") for path in self.root.glob(pattern)
         ]
+
+    def absent(self, split: str) -> list[str]:
+        """Its list."""
+        return absent(self.root, f"{split}.txt")
 
 
 def _parse(line: str, name: str) -> tuple[str, tuple[float, float]]:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intermoe.data.dataset import MotionDataset
-from intermoe.data.items import Clip, ItemError, MotionKind, read_captions, read_lines
+from intermoe.data.items import Clip, ItemError, MotionKind, absent, read_captions, read_lines
 from intermoe.data.motion import FPS, RAW_WIDTH, Array, joints, mirror_raw, process_pair, row_major_rot6d
 
 FILE_WIDTH = 492
@@ -22,6 +22,8 @@ class InterHumanReader:
 
     Rotations stored column after column are brought to InterHuman's row-major rot6D (see ``row_major_rot6d``).
     """
+
+    layout = "split/<split>.txt, motions_processed/person1 and person2/<name>.npy, annots/<name>.txt"
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -57,11 +59,17 @@ class InterHumanReader:
         folders = [*(f"motions_processed/{person}/*.npy" for person in PERSONS), "annots/*.txt", "split/*.txt"]
         return [path for folder in folders for path in self.root.glob(folder)] + list(self.root.glob("ignore_list.txt"))
 
+    def absent(self, split: str) -> list[str]:
+        """Its list."""
+        return absent(self.root, f"split/{split}.txt")
+
 
 def read_array(path: Path, label: str, width: int) -> Array:
     """A (T, width) array of finite numbers as float32. Raises ``ItemError`` where the file holds something else."""
     try:
-        values: npt.NDArray[np.generic] = np.load(path, allow_pickle=False)
+        # not np.load: of a file that is no array it says to unpickle it
+        with path.open("rb") as file:
+            values: npt.NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ItemError("unreadable file", f"{label}: {error}") from error
     if not isinstance(values, np.ndarray) or not np.issubdtype(values.dtype, np.floating):
@@ -99,7 +107,7 @@ INTERHUMAN = MotionKind(
     persons=2,
     source_shape=(2, RAW_WIDTH),
     lost_frames=1,
-    min_frames=16,
+    min_frames=15,
     max_frames=300,
     reader=InterHumanReader,
     convert=_convert,

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from intermoe.data.interhuman import check_finite
-from intermoe.data.items import Clip, ItemError, MotionKind, read_captions, read_lines
+from intermoe.data.items import Clip, ItemError, MotionKind, absent, read_captions, read_lines
 from intermoe.data.motion import Array
 from intermoe.nn.skeleton import skeleton_layout
 
@@ -53,6 +53,8 @@ class InterXReader:
         ModuleNotFoundError: h5py is not installed; says how to install it. ValueError: a bad ``source_fps``.
     """
 
+    layout = "splits/<split>.txt, motions/<split>.h5, texts_processed or texts/<name>.txt"
+
     def __init__(self, root: Path, *, skeleton: Array | None = None, source_fps: int = FPS) -> None:
         if source_fps < FPS or source_fps % FPS:
             raise ValueError(f"source_fps: must be a multiple of {FPS}, got {source_fps}")
@@ -77,6 +79,10 @@ class InterXReader:
         lists = list((self.root / "splits").glob("*.txt"))
         motion = [path for split in lists if (path := self._path(split.stem)).exists()]
         return [*lists, *motion, *self._texts().glob("*.txt")]
+
+    def absent(self, split: str) -> list[str]:
+        """Its list and its file of motion."""
+        return absent(self.root, f"splits/{split}.txt", str(self._path(split).relative_to(self.root)))
 
     def _motion(self, values: Array, name: str) -> Array:
         shape = values.shape

@@ -69,7 +69,9 @@ class ItemError(ValueError):
 
 
 class Reader(Protocol):
-    """Reads one folder in the layout in which a data set is published."""
+    """Reads one folder in the layout in which a data set is published; ``layout`` says what that is in one line."""
+
+    layout: str
 
     def splits(self) -> list[str]:
         """Names of the splits that the folder lists."""
@@ -88,6 +90,10 @@ class Reader(Protocol):
 
     def files(self) -> list[Path]:
         """Every file that the clips are made of."""
+        ...
+
+    def absent(self, split: str) -> list[str]:
+        """Files, relative to the folder, without which there is no such split: those that are not there."""
         ...
 
 
@@ -132,6 +138,11 @@ def read_lines(path: Path, layout: str) -> list[str]:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file (expected {layout}'s layout)") from None
     return [line.strip() for line in lines if line.strip()]
+
+
+def absent(root: Path, *files: str) -> list[str]:
+    """Those of ``files`` that ``root`` does not have."""
+    return [file for file in files if not (root / file).exists()]
 
 
 def read_captions(folder: Path, name: str) -> list[str]:

@@ -35,6 +35,7 @@ def test_prepare_reports_by_name_and_is_done_once(few: Path, tmp_path: Path) -> 
     assert "train: 2 of 4 sequences, 1 known to be missing (3945)" in first.stderr
     assert "  no caption: 1 (99999: no file in annots)" in first.stderr
     assert "val: 1 of 1 sequences\n" in first.stderr
+    assert "test: none, there is no split/test.txt\n" in first.stderr
     assert first.stdout.strip() == str(cache)
     again = run("prepare", "interhuman", few, "--out", cache)
     assert f"{cache} is up to date" in again.stderr
@@ -50,7 +51,9 @@ def test_prepare_reports_by_name_and_is_done_once(few: Path, tmp_path: Path) -> 
     [
         (("dancing", "."), "kind: must be one of interhuman, interx, humanml3d, got 'dancing'"),
         (("interhuman", "absent"), "root: not a folder: absent"),
-        (("interhuman", "tests"), "tests: lists no split (expected interhuman's layout)"),
+        (("interhuman", "tests"), "tests: lists no split (expected interhuman's layout: split/<split>.txt, motions_"),
+        (("interx", "tests"), "tests: lists no split (expected interx's layout: splits/<split>.txt, motions/<split>"),
+        (("humanml3d", "tests"), "tests: lists no split (expected humanml3d's layout: <split>.txt, new_joint_vecs/"),
         (("interhuman", "tests", "--source-fps", 120), "are for interx alone"),
         (("interx", "tests", "--skeleton", "absent.npy"), "absent.npy"),
     ],

@@ -154,7 +154,7 @@ def break_set(root):
 
 
 def test_problems_are_reported_by_name(make_set):
-    root = make_set((40,) * 7 + (16,) + (40,) * 4)
+    root = make_set((40,) * 7 + (15,) + (40,) * 4)
     break_set(root)
     (root / "ignore_list.txt").write_text("a11\n")
     with pytest.warns(UserWarning, match="10 of 11 items cannot be used"):
@@ -171,12 +171,13 @@ def test_problems_are_reported_by_name(make_set):
         "wrong shape": ["a3"],
         "not finite": ["a4"],
         "no caption": ["a5", "a6"],
-        "shorter than 17 frames": ["a7"],
+        "shorter than 16 frames": ["a7"],
         "persons of different length": ["a8"],
         "no motion file": ["a10"],
     }
     assert "no caption: 2 (a5: empty file, a6: no file in annots)" in dataset.report.summary()
     assert "no caption: 2 (a5: empty file, and 1 more)" in dataset.report.summary(names=1)
+    assert not any("pickle.load" in detail for detail in dataset.report.problems["unreadable file"])
     assert "frame 7" in dataset.report.problems["not finite"][0]
     with pytest.raises(ValueError, match="10 of 11 items cannot be used"):
         InterHumanDataset(root, "train", strict=True)
