@@ -219,7 +219,6 @@ class Launch:
             "PRECISION": "ieee" if self.precision == "ieee" else "tf32",
             "num_warps": chosen.num_warps,
             "num_stages": chosen.num_stages,
-            "enable_fp_fusion": True,
         }
 
 

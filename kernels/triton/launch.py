@@ -2,7 +2,8 @@
 
 Triton's launcher binds, specialises and looks up its kernel at every call, which takes longer than most kernels here
 run. So sizes of tensors' rows are compile-time constants, counts are never specialised, and a compiled kernel is kept
-by what is left to tell its specialisations apart: the device, the constants, and each tensor's dtype and alignment.
+by what is left to tell its specialisations apart: the device, the constants, each tensor's dtype and alignment, each
+number's width.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def launch(kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], 
     Args:
         kernel: jitted with ``do_not_specialize`` for every number among its arguments; constants come last.
         grid: programs along each axis; nothing is launched where one is 0.
-        arguments: tensors, ``None``, and numbers below 2^31. constants: compile-time arguments and options.
+        arguments: tensors, ``None`` and numbers. constants: compile-time arguments and options.
     """
     if 0 in grid:
         return
@@ -34,7 +35,8 @@ def launch(kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], 
     key = (id(kernel), *map(_kind, arguments), *constants.values())
     found = _compiled.get(key)
     if found is None:
-        compiled = kernel[grid](*arguments, **constants)
+        # the default of the fusion of products and sums depends on Triton's version, and with it the last bits
+        compiled = kernel[grid](*arguments, **constants, enable_fp_fusion=True)
         names = kernel.arg_names[len(arguments) :] if _TAKES_CONSTANTS else ()
         _compiled[key] = compiled, tuple(constants[name] for name in names)
     else:
@@ -45,7 +47,7 @@ def launch(kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], 
 def _kind(argument: Tensor | float | None) -> Any:
     if isinstance(argument, Tensor):
         return argument.dtype, argument.get_device(), argument.data_ptr() % 16 == 0
-    return argument if argument is None else type(argument)
+    return argument if argument is None else (type(argument), argument >= 2**31)
 
 
 def cdiv(count: int, size: int) -> int:
