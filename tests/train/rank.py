@@ -1,12 +1,13 @@
 """What each process of a launcher runs in the tests of several processes, with its arguments as globals.
 
-It leaves the losses of all steps behind and, where it has whole weights, these.
+It leaves the losses of all steps behind and, where it has whole weights, these; what failed is in a file too.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,20 @@ class Watched(loop.Trainer):
         return losses
 
 
-torch.set_num_threads(1)
-os.environ.update(ARGUMENTS["environment"])
-loop.Trainer = Watched  # type: ignore[misc]
-if ARGUMENTS["sharded"]:
-    run.start = start_sharded
-run_denoiser(*(ARGUMENTS[name] for name in ("config", "output", "vae", "resume", "data")))
-if torch.distributed.is_initialized():
-    torch.distributed.destroy_process_group()
+def main() -> None:
+    torch.set_num_threads(1)
+    os.environ.update(ARGUMENTS["environment"])
+    loop.Trainer = Watched  # type: ignore[misc]
+    if ARGUMENTS["sharded"]:
+        run.start = start_sharded
+    run_denoiser(*(ARGUMENTS[name] for name in ("config", "output", "vae", "resume", "data")))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+try:
+    main()
+except BaseException:
+    rank = ARGUMENTS["environment"].get("RANK", "0")
+    (FOLDER / f"error{rank}.txt").write_text(f"rank {rank}: {traceback.format_exc()}")
+    raise
