@@ -119,6 +119,9 @@ class DenoiserConfig(Config):
     """Denoiser. ``input_dim`` is the latent width of one person and frame (coarse joints x latent_dim), or with
     ``DiffusionConfig.principal`` the number of their principal coordinates.
 
+    Persons are exchangeable: which of them a caption's "first dancer" becomes is left to the noise. ``first_person``
+    adds a learned vector to the tokens of the first, in whose frame the motion is given: the text can name it then.
+
     ``recompute`` saves memory in training: a layer's activations are dropped and computed again in the backward.
 
     The routing values are those of ``intermoe.InterMoEBlock``, whose rows here are samples: both persons' frames.
@@ -142,6 +145,7 @@ class DenoiserConfig(Config):
     top_k: int | None = None
     pool: str = "batch"
     unit: str = "frame"
+    first_person: bool = False
     recompute: bool = False
 
     def __post_init__(self) -> None:
@@ -240,7 +244,8 @@ class DiffusionConfig(Config):
 class PipelineConfig(Config):
     """Everything that ``InterMoEPipeline.from_pretrained`` needs besides weights and tokenizer.
 
-    ``rigid_bones`` holds the bones of decoded motion at their mean length over the clip (``intermoe.data.bones``), for
+    Of decoded motion, ``rigid_bones`` holds the bones at their mean length over the clip (``intermoe.data.bones``), and
+    ``planted_feet`` keeps feet from sliding while its contact columns say that they stand (``intermoe.data.feet``); for
     the layout ``interhuman`` alone; the release does not.
     """
 
@@ -249,6 +254,7 @@ class PipelineConfig(Config):
     min_frames: int = 16
     max_frames: int = 300
     rigid_bones: bool = False
+    planted_feet: bool = False
     vae: VAEConfig = field(default_factory=VAEConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -257,8 +263,9 @@ class PipelineConfig(Config):
     def __post_init__(self) -> None:
         _require(self.fps >= 1, "fps", ">= 1", self.fps)
         _require(4 <= self.min_frames <= self.max_frames, "min_frames", "in [4, max_frames]", self.min_frames)
-        ok = not self.rigid_bones or self.vae.layout == "interhuman"
-        _require(ok, "rigid_bones", "false for every layout but 'interhuman'", self.rigid_bones)
+        for name in ("rigid_bones", "planted_feet"):
+            ok = not getattr(self, name) or self.vae.layout == "interhuman"
+            _require(ok, name, "false for every layout but 'interhuman'", getattr(self, name))
         _require(
             self.text.output_dim == self.denoiser.text_dim,
             "text.output_dim",

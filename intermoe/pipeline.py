@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from intermoe.config import PipelineConfig
 from intermoe.data.bones import with_rigid_bones
+from intermoe.data.feet import with_planted_feet
 from intermoe.data.kinds import motion_kind
 from intermoe.data.statistics import Statistics
 from intermoe.diffusion import build_scheduler, sample
@@ -214,6 +215,8 @@ class InterMoEPipeline:
         motion = self.statistics.denormalise(self.vae.decode(parts).float().cpu())
         if self.config.rigid_bones:
             motion = with_rigid_bones(motion)
+        if self.config.planted_feet:
+            motion = with_planted_feet(motion)
         return motion.unflatten(0, (-1, persons))
 
     def check(self, prompts: Sequence[str], num_frames: int) -> None:

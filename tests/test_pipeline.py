@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from intermoe import InterMoEPipeline
 from intermoe.config import VAEConfig
 from intermoe.data.bones import with_rigid_bones
+from intermoe.data.feet import with_planted_feet
 from intermoe.eval.metrics import bone_variation
 from intermoe.pipeline import available_models
 
@@ -81,8 +82,20 @@ def test_bones_are_rigid_where_the_configuration_says_so(tiny_pipeline, monkeypa
     rigid = tiny_pipeline.decode(latents)
     torch.testing.assert_close(rigid, with_rigid_bones(free))
     assert bone_variation(rigid[0, ..., :66].unflatten(-1, (22, 3)).detach().numpy()) < 1e-3
-    with pytest.raises(ValueError, match="rigid_bones: must be false for every layout but 'interhuman'"):
-        replace(tiny_pipeline.config, rigid_bones=True, vae=VAEConfig(layout="interx", latent_dim=4))
+
+
+def test_feet_are_planted_where_the_configuration_says_so(tiny_pipeline, monkeypatch) -> None:
+    latents = torch.randn(2, 3, 2, 28)
+    monkeypatch.setattr(tiny_pipeline, "config", replace(tiny_pipeline.config, rigid_bones=True))
+    rigid = tiny_pipeline.decode(latents)
+    monkeypatch.setattr(tiny_pipeline, "config", replace(tiny_pipeline.config, planted_feet=True))
+    torch.testing.assert_close(tiny_pipeline.decode(latents), with_planted_feet(rigid))
+
+
+@pytest.mark.parametrize("name", ["rigid_bones", "planted_feet"])
+def test_only_interhuman_motion_is_cleaned(tiny_pipeline, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: must be false for every layout but 'interhuman'"):
+        replace(tiny_pipeline.config, **{name: True}, vae=VAEConfig(layout="interx", latent_dim=4))
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intermoe.data.motion import MOTION_WIDTH, NUM_JOINTS, PARENTS, joints
+from intermoe.data.motion import PARENTS, joints, with_positions
 
 SWEEPS = 5
-_POSITIONS = slice(0, 3 * NUM_JOINTS)
-_VELOCITIES = slice(3 * NUM_JOINTS, 6 * NUM_JOINTS)
 _SHORTEST = 1e-6
 
 
@@ -21,13 +19,7 @@ def with_rigid_bones(motion: Tensor) -> Tensor:
     Raises:
         ValueError: not (..., T, 262).
     """
-    if motion.dim() < 2 or motion.shape[-1] != MOTION_WIDTH:
-        raise ValueError(f"motion: expected shape (..., T, {MOTION_WIDTH}), got {tuple(motion.shape)}")
-    positions = hold_bone_lengths(joints(motion)).flatten(-2)
-    result = motion.clone()
-    result[..., _POSITIONS] = positions
-    result[..., :-1, _VELOCITIES] = positions.diff(dim=-2)
-    return result
+    return with_positions(motion, hold_bone_lengths(joints(motion)))
 
 
 def hold_bone_lengths(positions: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 Array = npt.NDArray[np.float32]
 ArrayOrTensor = TypeVar("ArrayOrTensor", npt.NDArray[np.floating], torch.Tensor)
@@ -20,6 +21,7 @@ FPS = 30
 NUM_JOINTS = 22
 RAW_WIDTH = 192
 MOTION_WIDTH = 262
+CONTACT_COLUMNS = slice(258, 262)
 
 JOINT_NAMES = (
     "pelvis", "left_hip", "right_hip", "spine1", "left_knee", "right_knee", "spine2", "left_ankle", "right_ankle",
@@ -138,3 +140,17 @@ def joints(motion: ArrayOrTensor) -> ArrayOrTensor:
     if motion.shape[-1] != MOTION_WIDTH:
         raise ValueError(f"motion: last dimension must be {MOTION_WIDTH}, got {tuple(motion.shape)}")
     return motion[..., : 3 * NUM_JOINTS].reshape(*motion.shape[:-1], NUM_JOINTS, 3)
+
+
+def with_positions(motion: Tensor, positions: Tensor) -> Tensor:
+    """Motion (..., T, 262) with other joint positions (..., T, 22, 3), and with their velocities.
+
+    Velocities are the differences of the positions; the last frame's stays, as do rotations and contacts.
+    """
+    if motion.dim() < 2 or motion.shape[-1] != MOTION_WIDTH:
+        raise ValueError(f"motion: expected shape (..., T, {MOTION_WIDTH}), got {tuple(motion.shape)}")
+    columns = positions.flatten(-2)
+    result = motion.clone()
+    result[..., : 3 * NUM_JOINTS] = columns
+    result[..., :-1, 3 * NUM_JOINTS : 6 * NUM_JOINTS] = columns.diff(dim=-2)
+    return result

@@ -67,6 +67,7 @@ class Denoiser(nn.Module):
         self.out = nn.Linear(config.dim, config.input_dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+        self.first_person = nn.Parameter(torch.zeros(config.dim)) if config.first_person else None
 
     def forward(self, x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
         """One denoising estimate.
@@ -84,6 +85,8 @@ class Denoiser(nn.Module):
         condition = self.embed_timestep(timesteps) + self.embed_text(text)
         frames = torch.arange(x.shape[1], device=x.device)
         hidden = self.embed_motion(x.transpose(1, 2)) + sinusoid(frames, self.config.dim).to(x.dtype)
+        if self.first_person is not None:
+            hidden = torch.cat([hidden[:, :1] + self.first_person, hidden[:, 1:]], dim=1)
         recompute = self.config.recompute and torch.is_grad_enabled()
         for layer in self.layers:
             if recompute:

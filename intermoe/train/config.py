@@ -216,12 +216,13 @@ class DenoiserTrainConfig(TrainConfig):
 
     ``condition_noise`` is the standard deviation of noise that is added to the text condition: few captions are few
     points, and what lies between them must mean something too. ``load_balance`` weighs the load-balance loss of
-    token-choice routing (Fedus et al. 2021 have 0.01); ``rigid_bones`` goes into the saved pipeline too
-    (``PipelineConfig``).
+    token-choice routing (Fedus et al. 2021 have 0.01); ``rigid_bones`` and ``planted_feet`` go
+    into the saved pipeline (``PipelineConfig``).
     """
 
     name: str = "intermoe"
     rigid_bones: bool = False
+    planted_feet: bool = False
     load_balance: float = 0.01
     condition_noise: float = 0.0
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)

@@ -312,6 +312,7 @@ def _save_pipeline(
         min_frames=config.data.min_frames,
         max_frames=config.data.max_frames,
         rigid_bones=config.rigid_bones,
+        planted_feet=config.planted_feet,
         vae=encoder.vae.config,
         denoiser=config.denoiser,
         text=config.text,

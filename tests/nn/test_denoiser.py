@@ -60,6 +60,21 @@ def test_persons_share_weights_and_permute(persons: int) -> None:
     torch.testing.assert_close(model(x.flip(2), t, text), y.flip(2))
 
 
+def test_the_text_can_name_the_first_person() -> None:
+    torch.manual_seed(0)
+    model = tiny(first_person=True).eval()
+    x, text, t = torch.randn(2, 5, 3, 6), torch.randn(2, 5), torch.tensor([3, 700])
+    same = x[:, :, :1].expand(-1, -1, 3, -1)
+    torch.testing.assert_close(model(same, t, text)[:, :, 0], model(same, t, text)[:, :, 1])  # it starts at zero
+    torch.nn.init.normal_(model.first_person)
+    y = model(x, t, text)
+    torch.testing.assert_close(model(x[:, :, [0, 2, 1]], t, text), y[:, :, [0, 2, 1]])  # the others stay exchangeable
+    assert (model(x.flip(2), t, text) - y.flip(2)).abs().max() > 1e-2
+    y.square().sum().backward()
+    assert model.first_person.grad.abs().max() > 0
+    assert "first_person" not in tiny().state_dict()
+
+
 def test_a_person_sees_all_the_others() -> None:
     model = tiny().eval()
     x, text, t = torch.randn(1, 5, 3, 6), torch.randn(1, 5), torch.tensor([3])
