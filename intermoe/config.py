@@ -116,8 +116,7 @@ class VAEConfig(Config):
 
 @dataclass(frozen=True)
 class DenoiserConfig(Config):
-    """Denoiser. ``input_dim`` is the latent width of one person and frame (coarse joints x latent_dim), or with
-    ``DiffusionConfig.principal`` the number of their principal coordinates.
+    """Denoiser. ``input_dim`` is the latent width of one person and frame (coarse joints x latent_dim).
 
     Persons are exchangeable: which of them a caption's "first dancer" becomes is left to the noise. ``first_person``
     adds a learned vector to the tokens of the first, in whose frame the motion is given: the text can name it then.
@@ -216,9 +215,8 @@ class DiffusionConfig(Config):
     ``snr_gamma`` weighs a timestep's loss by 1 + min(signal-to-noise ratio, snr_gamma); 0 is the plain loss.
     ``latent_scale`` multiplies the latents before noise is added to them, ``timestep_shift`` above 1 draws more noisy
     timesteps; ``guidance_until`` is the share of the schedule below which sampling is not guided (see
-    ``intermoe.diffusion``). The release has 1, 1 and 0. ``principal`` diffuses the ``input_dim`` principal coordinates
-    of the latents (``intermoe.nn.latent_space``), with a denoiser that corrects the best linear guess; the release
-    diffuses the latents themselves.
+    ``intermoe.diffusion``). The release has 1, 1 and 0. ``loss_std_floor`` above 0 divides the squared error along each
+    principal direction of the latents by its standard deviation, or by the floor (``intermoe.train.latents``).
     """
 
     num_train_timesteps: int = 1000
@@ -228,13 +226,14 @@ class DiffusionConfig(Config):
     latent_scale: float = 1.0
     timestep_shift: float = 1.0
     guidance_until: float = 0.0
-    principal: bool = False
+    loss_std_floor: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.latent_scale > 0.0, "latent_scale", "> 0", self.latent_scale)
         _require(0.0 <= self.guidance_until <= 1.0, "guidance_until", "in [0, 1]", self.guidance_until)
         _require(self.timestep_shift > 0.0, "timestep_shift", "> 0", self.timestep_shift)
         _require(self.snr_gamma >= 0.0, "snr_gamma", ">= 0", self.snr_gamma)
+        _require(self.loss_std_floor >= 0.0, "loss_std_floor", ">= 0", self.loss_std_floor)
         _require(self.num_train_timesteps >= 1, "num_train_timesteps", ">= 1", self.num_train_timesteps)
         _require(0.0 < self.max_beta < 1.0, "max_beta", "in (0, 1)", self.max_beta)
         _require(0.0 <= self.condition_dropout <= 1.0, "condition_dropout", "in [0, 1]", self.condition_dropout)

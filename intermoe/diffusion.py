@@ -70,39 +70,6 @@ def shifted_timesteps(shares: Tensor, num_train_timesteps: int, shift: float) ->
     )
 
 
-def estimate(
-    denoiser: Callable[..., Tensor],
-    noisy: Tensor,
-    timesteps: Tensor,
-    text_condition: Tensor,
-    mask: Tensor | None,
-    *,
-    scheduler: SchedulerMixin,
-    latent_scale: float = 1.0,
-    data_std: Tensor | None = None,
-) -> Tensor:
-    """Estimate of the clean latents z from ``noisy`` = sqrt(a) s z + sqrt(1 - a) noise; a is alpha_bar, s latent_scale.
-
-    Without ``data_std`` it is the denoiser's output. With the standard deviations d of channels that are centred and
-    do not correlate, the denoiser sees and answers numbers of size 1 at every noise level, and what is seen clearly
-    passes by it (Karras et al. 2022, section 5, for a schedule that preserves variance):
-
-        estimate = sqrt(a) s d^2 / v * noisy + d sqrt((1 - a) / v) * denoiser(noisy / sqrt(v)),   v = a s^2 d^2 + 1 - a
-
-    the best guess that is linear in ``noisy``, and the standard deviation that it leaves, times the output.
-
-    Args:
-        denoiser: called as ``Denoiser.forward``. noisy: (B, T', P, X). timesteps: (B,). data_std: (X,).
-    """
-    if data_std is None:
-        return denoiser(noisy, timesteps, text_condition, mask)
-    alpha_bar = scheduler.alphas_cumprod.to(noisy.device)[timesteps].view(-1, 1, 1, 1)
-    signal, noise_variance = latent_scale * alpha_bar.sqrt(), 1 - alpha_bar
-    variance = (signal * data_std) ** 2 + noise_variance
-    output = denoiser(noisy / variance.sqrt(), timesteps, text_condition, mask)
-    return signal * data_std**2 / variance * noisy + data_std * (noise_variance / variance).sqrt() * output
-
-
 def training_loss(
     denoiser: Callable[..., Tensor],
     latents: Tensor,
@@ -113,7 +80,7 @@ def training_loss(
     condition_dropout: float = 0.0,
     snr_gamma: float = 0.0,
     latent_scale: float = 1.0,
-    data_std: Tensor | None = None,
+    error_metric: Tensor | None = None,
     generator: torch.Generator | None = None,
     timesteps: Tensor | None = None,
     noise: Tensor | None = None,
@@ -132,7 +99,8 @@ def training_loss(
         latent_scale: noise is added to ``latent_scale * latents``; the estimate stays that of the latents themselves.
             Below 1 it drowns what many channels and frames agree on, which noise of the same variance leaves legible at
             almost every timestep, so that nothing is left for the text to decide (Chen 2023, input scaling).
-        data_std: (X,) of the latents, for ``estimate``.
+        error_metric: (X, X) that the error is multiplied by before it is squared, or ``None``
+            (``intermoe.train.latents.error_metric``).
         generator: source of timesteps, noise and dropout (on the device of ``latents``).
         timesteps: (B,) and noise: like ``latents``; given ones replace random ones.
 
@@ -149,9 +117,11 @@ def training_loss(
         keep = torch.rand(batch, generator=generator, device=device) >= condition_dropout
         text_condition = text_condition * keep[:, None]
     noisy = scheduler.add_noise(latent_scale * latents, noise, timesteps)
-    given: dict[str, Any] = {"scheduler": scheduler, "latent_scale": latent_scale, "data_std": data_std}
-    estimated = estimate(denoiser, noisy, timesteps, text_condition, mask, **given)
-    per_frame = (estimated - latents).float().square().mean(dim=(-2, -1))
+    estimate = denoiser(noisy, timesteps, text_condition, mask)
+    error = (estimate - latents).float()
+    if error_metric is not None:
+        error = error @ error_metric
+    per_frame = error.square().mean(dim=(-2, -1))
     if snr_gamma > 0:
         alpha_bar = scheduler.alphas_cumprod.to(device)[timesteps]
         per_frame = per_frame * (1 + (alpha_bar / (1 - alpha_bar)).clamp(max=snr_gamma))[:, None]
@@ -170,7 +140,6 @@ def sample(
     num_inference_steps: int = 50,
     guidance_scale: float = 3.5,
     latent_scale: float = 1.0,
-    data_std: Tensor | None = None,
     guidance_until: float = 0.0,
     mask: Tensor | None = None,
     generators: Sequence[torch.Generator] | None = None,
@@ -182,7 +151,7 @@ def sample(
     Args:
         text_condition: (B, C). shape: (B, T', P, X) of the latents.
         num_inference_steps: in [1, num_train_timesteps].
-        guidance_scale: >= 1. latent_scale, data_std: as in training.
+        guidance_scale: >= 1. latent_scale: as in training.
         guidance_until: timesteps below this share of the schedule are not guided (Kynkäänniemi et al. 2024): there the
             text has decided already, and guidance exaggerates details instead.
         mask: (B, T') bool, True = valid, or ``None``.
@@ -206,17 +175,16 @@ def sample(
     x = noise.to(device=device, dtype=dtype)
     both = torch.cat([text_condition, torch.zeros_like(text_condition)])
     stochastic = {"generator": list(generators)} if generators is not None and _is_stochastic(scheduler) else {}
-    given: dict[str, Any] = {"scheduler": scheduler, "latent_scale": latent_scale, "data_std": data_std}
     scheduler.set_timesteps(num_inference_steps, device=device)
     for step, timestep in enumerate(scheduler.timesteps):
         if guidance_scale > 1 and timestep >= guidance_until * high:
             doubled = None if mask is None else mask.repeat(2, 1)
-            doubled_x, timesteps = torch.cat([x, x]), timestep.expand(2 * shape[0])
-            conditional, unconditional = estimate(denoiser, doubled_x, timesteps, both, doubled, **given).chunk(2)
-            estimated = guidance_scale * conditional + (1 - guidance_scale) * unconditional
+            estimate = denoiser(torch.cat([x, x]), timestep.expand(2 * shape[0]), both, doubled)
+            conditional, unconditional = estimate.chunk(2)
+            estimate = guidance_scale * conditional + (1 - guidance_scale) * unconditional
         else:
-            estimated = estimate(denoiser, x, timestep.expand(shape[0]), text_condition, mask, **given)
-        x = scheduler.step(latent_scale * estimated, timestep, x, **stochastic).prev_sample
+            estimate = denoiser(x, timestep.expand(shape[0]), text_condition, mask)
+        x = scheduler.step(latent_scale * estimate, timestep, x, **stochastic).prev_sample
         if callback is not None:
             callback(step + 1, num_inference_steps)
     return x / latent_scale

@@ -20,9 +20,8 @@ from intermoe.diffusion import build_scheduler, sample
 from intermoe.files import replacing
 from intermoe.nn.denoiser import Denoiser
 from intermoe.nn.init import SkipRandomInit
-from intermoe.nn.latent_space import LatentSpace
 from intermoe.nn.text import TextEncoder, build_text_encoder
-from intermoe.nn.vae import CausalSkeletalVAE, LatentDistribution
+from intermoe.nn.vae import CausalSkeletalVAE
 
 MODELS = Path(__file__).parent / "models"
 CONFIG_FILE = "config.json"
@@ -48,7 +47,6 @@ class InterMoEPipeline:
 
     Args:
         config: the model's configuration. vae, denoiser, text_encoder: its parts. statistics: of its motion columns.
-        space: of the latents, exactly where ``config.diffusion.principal``.
     """
 
     def __init__(
@@ -58,17 +56,13 @@ class InterMoEPipeline:
         denoiser: Denoiser,
         text_encoder: TextEncoder,
         statistics: Statistics,
-        space: LatentSpace | None = None,
     ) -> None:
-        if (space is not None) != config.diffusion.principal:
-            raise ValueError(f"space: must be given exactly with diffusion.principal, got {space!r}")
         self.config = config
         self.kind = motion_kind(config.vae.layout)
         self.vae = vae.eval()
         self.denoiser = denoiser.eval()
         self.text_encoder = text_encoder.eval()
         self.statistics = statistics
-        self.space = space
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | Path, *, device: str | torch.device = "cpu") -> InterMoEPipeline:
@@ -89,11 +83,7 @@ class InterMoEPipeline:
             tensors = load_file(folder / WEIGHTS_FILE)
         except Exception as error:
             raise ValueError(f"{folder / WEIGHTS_FILE}: not a readable safetensors file: {error}") from error
-        space = None
-        if config.diffusion.principal:
-            space = LatentSpace(vae.latent_joints * config.vae.latent_dim, config.denoiser.input_dim)
-        parts = {"vae": vae, "denoiser": denoiser, "text": text_encoder, **({"space": space} if space else {})}
-        for name, module in parts.items():
+        for name, module in (("vae", vae), ("denoiser", denoiser), ("text", text_encoder)):
             _load_part(module, name, tensors, folder / WEIGHTS_FILE)
         try:
             statistics = Statistics(tensors.pop("statistics.mean").numpy(), tensors.pop("statistics.std").numpy())
@@ -101,15 +91,14 @@ class InterMoEPipeline:
             raise ValueError(f"{folder / WEIGHTS_FILE}: missing key {error}") from error
         if tensors:
             raise ValueError(f"{folder / WEIGHTS_FILE}: unexpected keys {sorted(tensors)}")
-        return cls(config, vae, denoiser, text_encoder, statistics, space).to(device)
+        return cls(config, vae, denoiser, text_encoder, statistics).to(device)
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json, model.safetensors and, for an own tokenizer, tokenizer.json; each whole or not at all.
 
         Args:
             folder: made if absent. dtype: storage type of the weights (``torch.float16`` halves the file); the
-                statistics, the latents' space and the selection biases stay in float32. Loading gives float32 weights
-                in any case.
+                statistics and the selection biases stay in float32. Loading gives float32 weights in any case.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,8 +108,7 @@ class InterMoEPipeline:
         }
         for name, module in self._parts().items():
             for key, value in module.state_dict().items():
-                wide = name == "space" or key.endswith("selection_bias")
-                narrow = dtype is not None and value.is_floating_point() and not wide
+                narrow = dtype is not None and value.is_floating_point() and not key.endswith("selection_bias")
                 tensors[f"{name}.{key}"] = value.detach().cpu().to(dtype if narrow else value.dtype).contiguous()
         with replacing(folder / WEIGHTS_FILE) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
@@ -178,7 +166,6 @@ class InterMoEPipeline:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             latent_scale=self.config.diffusion.latent_scale,
-            data_std=self.data_std,
             guidance_until=self.config.diffusion.guidance_until,
             generators=[torch.Generator().manual_seed(s) for s in seeds],
             callback=progress,
@@ -187,29 +174,16 @@ class InterMoEPipeline:
         joints = self.kind.joints(motion).contiguous()
         return PipelineResult(joints, motion.contiguous(), prompts, seeds, self.config.fps)
 
-    @property
-    def data_std(self) -> Tensor | None:
-        """Standard deviations of the space's coordinates, for ``intermoe.diffusion``; ``None`` without a space."""
-        return None if self.space is None else self.space.coordinate_std
-
     def encode(self, motion: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Motion (B, T, P, ...), T a multiple of 4, to latents (B, T/4, P, X): the mean, or a sample if seeded.
-
-        With ``space`` to their coordinates, as all that is called latents here.
-        """
+        """Motion (B, T, P, ...), T a multiple of 4, to latents (B, T/4, P, X): the mean, or a sample if seeded."""
         persons = motion.shape[2]
         normed = self.statistics.normalise(motion).transpose(1, 2).flatten(0, 1)
         posterior = self.vae.encode(normed)
-        posterior = LatentDistribution(posterior.mean.flatten(2), posterior.log_var.flatten(2))
-        if self.space is not None:
-            posterior = self.space.coordinates(posterior)
         latents = posterior.mode() if generator is None else posterior.sample(generator)
-        return latents.unflatten(0, (-1, persons)).transpose(1, 2)
+        return latents.flatten(2).unflatten(0, (-1, persons)).transpose(1, 2)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """What ``encode`` makes (B, T', P, X) to motion (B, P, 4T', ...), float32 on CPU."""
-        if self.space is not None:
-            latents = self.space.latents(latents)
+        """Latents (B, T', P, X) to motion (B, P, 4T', ...), float32 on CPU."""
         persons = latents.shape[2]
         parts = latents.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.vae.latent_joints, -1))
         motion = self.statistics.denormalise(self.vae.decode(parts).float().cpu())
@@ -231,8 +205,7 @@ class InterMoEPipeline:
             raise ValueError(f"num_frames: must be in [{low}, {high}] for this model, got {num_frames}")
 
     def _parts(self) -> dict[str, nn.Module]:
-        parts = {"vae": self.vae, "denoiser": self.denoiser, "text": self.text_encoder}
-        return parts if self.space is None else {**parts, "space": self.space}
+        return {"vae": self.vae, "denoiser": self.denoiser, "text": self.text_encoder}
 
 
 def available_models() -> list[str]:

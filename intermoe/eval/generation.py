@@ -48,7 +48,6 @@ def generate(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         latent_scale=pipeline.config.diffusion.latent_scale,
-        data_std=pipeline.data_std,
         guidance_until=pipeline.config.diffusion.guidance_until,
         mask=torch.arange(shape[0], device=device) < torch.tensor(frames, device=device)[:, None],
         generators=generators,

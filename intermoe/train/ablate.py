@@ -312,9 +312,7 @@ def _validate(
     pipeline: InterMoEPipeline, config: DenoiserTrainConfig, dataset: MotionDataset
 ) -> tuple[float, float, float]:
     """Validation loss as in training, experts per valid token, and the share of valid tokens without any."""
-    objective = DenoiserObjective(
-        config, LatentEncoder(pipeline.vae, pipeline.statistics, pipeline.space), pipeline.text_encoder
-    )
+    objective = DenoiserObjective(config, LatentEncoder(pipeline.vae, pipeline.statistics), pipeline.text_encoder)
     objective.denoiser = pipeline.denoiser
     objective.eval()
     size, total, pairs, idle, tokens = config.data.batch_size, 0.0, 0, 0, 0

@@ -214,17 +214,14 @@ class TextPretrainingConfig(Config):
 class DenoiserTrainConfig(TrainConfig):
     """Training of denoiser and text encoder on the latents of a trained VAE. ``name`` goes into the saved pipeline.
 
-    ``condition_noise`` is the standard deviation of noise that is added to the text condition: few captions are few
-    points, and what lies between them must mean something too. ``load_balance`` weighs the load-balance loss of
-    token-choice routing (Fedus et al. 2021 have 0.01); ``rigid_bones`` and ``planted_feet`` go
-    into the saved pipeline (``PipelineConfig``).
+    ``load_balance`` weighs the load-balance loss of token-choice routing (Fedus et al. 2021 have 0.01);
+    ``rigid_bones`` and ``planted_feet`` go into the saved pipeline (``PipelineConfig``).
     """
 
     name: str = "intermoe"
     rigid_bones: bool = False
     planted_feet: bool = False
     load_balance: float = 0.01
-    condition_noise: float = 0.0
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     text: TextConfig = field(default_factory=TextConfig)
     text_pretraining: TextPretrainingConfig = field(default_factory=TextPretrainingConfig)
@@ -232,7 +229,6 @@ class DenoiserTrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.condition_noise >= 0.0, "condition_noise", ">= 0", self.condition_noise)
         _require(self.load_balance >= 0.0, "load_balance", ">= 0", self.load_balance)
         expected = f"denoiser.text_dim={self.denoiser.text_dim}"
         _require(self.text.output_dim == self.denoiser.text_dim, "text.output_dim", expected, self.text.output_dim)

@@ -19,19 +19,19 @@ from intermoe.data.batching import MotionBatch, collate
 from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.kinds import KINDS
+from intermoe.data.statistics import Statistics
 from intermoe.diffusion import build_scheduler, sample, shifted_timesteps, training_loss
 from intermoe.files import replacing, replacing_folder
 from intermoe.nn.clip import ClipTextEncoder
 from intermoe.nn.denoiser import Denoiser
-from intermoe.nn.latent_space import LatentSpace
 from intermoe.nn.text import TextEncoder, WordPieceTextEncoder, build_text_encoder
-from intermoe.nn.vae import LatentDistribution
+from intermoe.nn.vae import CausalSkeletalVAE, LatentDistribution
 from intermoe.pipeline import TOKENIZER_FILE, InterMoEPipeline
 from intermoe.train import run
 from intermoe.train.clip import load_tower
 from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.draws import ItemDraws
-from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents
+from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents, error_metric
 from intermoe.train.loop import Batch, Objective, fit
 from intermoe.train.stream import DrawnDataset
 from intermoe.train.text import pretrain_text
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from intermoe.eval.evaluator import Evaluator
 
 TEXT_FILE = "text.safetensors"
-SPACE_FILE = "space.safetensors"
+METRIC_FILE = "metric.safetensors"
 CAPTIONS_KEPT = 100_000
-SPACE_EPOCHS = 4
+METRIC_EPOCHS = 4
 VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where the validation loss is taken, as shares of the diffusion's timesteps."""
 
@@ -52,17 +52,23 @@ class DenoiserObjective(Objective):
     """Denoiser and text encoder, and their diffusion loss on batches of motion or of its latents."""
 
     generates = True
-    data_std: Tensor | None
+    error_metric: Tensor | None
 
-    def __init__(self, config: DenoiserTrainConfig, encoder: LatentEncoder, text: TextEncoder) -> None:
+    def __init__(
+        self,
+        config: DenoiserTrainConfig,
+        encoder: LatentEncoder,
+        text: TextEncoder,
+        error_metric: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.denoiser = Denoiser(config.denoiser)
         self.text = text
         self.encoder = encoder
-        self.register_buffer("data_std", encoder.space.coordinate_std if encoder.space else None, persistent=False)
+        self.register_buffer("error_metric", error_metric, persistent=False)
         self.scheduler = build_scheduler("ddpm", config.diffusion)
         self.diffusion = config.diffusion
-        self.condition_dropout, self.condition_noise = config.diffusion.condition_dropout, config.condition_noise
+        self.condition_dropout = config.diffusion.condition_dropout
         self.snr_gamma = config.diffusion.snr_gamma
         self.latent_scale = config.diffusion.latent_scale
         self.timestep_shift = config.diffusion.timestep_shift
@@ -106,12 +112,10 @@ class DenoiserObjective(Objective):
         latents = posterior.sample(noise=sampling_noise)
         condition = self._condition(batch["captions"])
         if not validating:
-            shares, coins = draws.uniform(2).unbind(dim=1)
-            timesteps = shifted_timesteps(shares, self.diffusion.num_train_timesteps, self.timestep_shift)
-            kept = coins >= self.condition_dropout
-            if self.condition_noise > 0:
-                condition = condition + self.condition_noise * draws.normal(1, condition.shape[1])[:, 0]
-            loss = self._loss(latents, condition * kept[:, None], mask, timesteps, noise, self.snr_gamma)
+            timesteps = shifted_timesteps(draws.uniform(), self.diffusion.num_train_timesteps, self.timestep_shift)
+            kept = draws.uniform() >= self.condition_dropout
+            weights = {"snr_gamma": self.snr_gamma, "error_metric": self.error_metric}
+            loss = self._loss(latents, condition * kept[:, None], mask, timesteps, noise, **weights)
             return {"loss": loss + self.load_balance * self.denoiser.load_balance_loss()}
         values: dict[str, Tensor] = {}
         for t in self.validation_timesteps:
@@ -126,7 +130,6 @@ class DenoiserObjective(Objective):
                 scheduler=build_scheduler("ddim", self.diffusion),
                 num_inference_steps=self.run.fid_steps,
                 latent_scale=self.latent_scale,
-                data_std=self.data_std,
                 guidance_until=self.diffusion.guidance_until,
                 mask=mask,
                 noise=draws.normal(frames, *shape),
@@ -160,7 +163,7 @@ class DenoiserObjective(Objective):
         return evaluator.embed_motion(self.encoder.decode(latents), self.encoder.vae.downsampling * mask.sum(dim=1))
 
     def _loss(
-        self, latents: Tensor, condition: Tensor, mask: Tensor, timesteps: Tensor, noise: Tensor, snr_gamma: float = 0.0
+        self, latents: Tensor, condition: Tensor, mask: Tensor, timesteps: Tensor, noise: Tensor, **weights: Any
     ) -> Tensor:
         return training_loss(
             self.denoiser,
@@ -168,11 +171,10 @@ class DenoiserObjective(Objective):
             condition,
             mask,
             scheduler=self.scheduler,
-            snr_gamma=snr_gamma,
             latent_scale=self.latent_scale,
-            data_std=self.data_std,
             timesteps=timesteps,
             noise=noise,
+            **weights,
         )
 
 
@@ -188,7 +190,7 @@ def run_denoiser(
     Args:
         config_path: YAML or JSON of ``DenoiserTrainConfig``.
         output_dir: gets ``config.json``, a copy of ``vae``, ``tokenizer.json``, ``checkpoints``, ``logs``, ``model``,
-            and ``text.safetensors`` if the text encoder is trained first.
+            ``text.safetensors`` if the text encoder is trained first, and ``metric.safetensors`` if the loss has one.
         vae: model folder that ``run_vae`` wrote; needed to start a run, and compared with the run's copy on ``resume``.
         resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
         data: folder of the data in place of the configured one.
@@ -203,11 +205,9 @@ def run_denoiser(
     source = Path(vae) if vae is not None else None
     loaded, statistics = load_vae_folder(_vae_of_run(source, output_dir, resume=resume))
     width = loaded.latent_joints * loaded.config.latent_dim
-    fits = config.denoiser.input_dim <= width if config.diffusion.principal else config.denoiser.input_dim == width
-    if not fits:
-        most = "at most " if config.diffusion.principal else ""
+    if config.denoiser.input_dim != width:
         raise ValueError(
-            f"denoiser.input_dim: must be {most}{width} for this VAE ({loaded.latent_joints} joints x latent_dim "
+            f"denoiser.input_dim: must be {width} for this VAE ({loaded.latent_joints} joints x latent_dim "
             f"{loaded.config.latent_dim}), got {config.denoiser.input_dim}"
         )
     if loaded.config.layout != config.data.kind:
@@ -231,18 +231,18 @@ def run_denoiser(
         path = run.once(accelerator, output_dir / TEXT_FILE, functools.partial(_pretrain, config, text, train, encoder))
         text.load_state_dict(load_file(path))
         text.requires_grad_(False)
-    if config.diffusion.principal:
-        path = run.once(accelerator, output_dir / SPACE_FILE, functools.partial(_fit_space, config, train, encoder))
-        encoder.space = LatentSpace(width, config.denoiser.input_dim)
-        encoder.space.load_state_dict(load_file(path))
-    objective = DenoiserObjective(config, encoder, text)
+    metric = None
+    if config.diffusion.loss_std_floor > 0:
+        path = run.once(accelerator, output_dir / METRIC_FILE, functools.partial(_fit_metric, config, train, encoder))
+        metric = load_file(path)["metric"]
+    objective = DenoiserObjective(config, encoder, text, metric)
     splits: list[DrawnDataset] = [train, validation]
     if config.data.num_workers == 0:  # processes of their own would each encode everything
         splits = [LatentDataset(split, encoder, accelerator.device) for split in (train, validation)]
     state = fit(accelerator, objective, config, splits[0], splits[1], output_dir, resume=resume)
     folder = output_dir / "model"
     if state is not None:
-        _save_pipeline(folder, config, state, encoder, tokenizer)
+        _save_pipeline(folder, config, state, loaded, statistics, tokenizer)
     return folder
 
 
@@ -277,13 +277,13 @@ def _pretrain(
         save_file(text.state_dict(), temporary)
 
 
-def _fit_space(config: DenoiserTrainConfig, train: MotionDataset, encoder: LatentEncoder, path: Path) -> None:
+def _fit_metric(config: DenoiserTrainConfig, train: MotionDataset, encoder: LatentEncoder, path: Path) -> None:
     """Of what each item is drawn as in the first epochs, mirrored or not, and other windows of long ones."""
-    draws = itertools.product(range(len(train)), range(SPACE_EPOCHS))
+    draws = itertools.product(range(len(train)), range(METRIC_EPOCHS))
     choices = dict.fromkeys(train.choose(index, epoch)[0] for index, epoch in draws)
     latents = torch.cat([encoder.posterior(train.motion(choice)).mean.flatten(0, 2) for choice in choices])
     with replacing(path) as temporary:
-        save_file(LatentSpace.fit(latents, config.denoiser.input_dim).state_dict(), temporary)
+        save_file({"metric": error_metric(latents, config.diffusion.loss_std_floor)}, temporary)
 
 
 def training_captions(config: DenoiserTrainConfig, train: MotionDataset) -> list[str]:
@@ -300,7 +300,8 @@ def _save_pipeline(
     folder: Path,
     config: DenoiserTrainConfig,
     state: dict[str, Tensor],
-    encoder: LatentEncoder,
+    vae: CausalSkeletalVAE,
+    statistics: Statistics,
     tokenizer: str | None,
 ) -> None:
     denoiser, text = Denoiser(config.denoiser), build_text_encoder(config.text, tokenizer)
@@ -313,12 +314,11 @@ def _save_pipeline(
         max_frames=config.data.max_frames,
         rigid_bones=config.rigid_bones,
         planted_feet=config.planted_feet,
-        vae=encoder.vae.config,
+        vae=vae.config,
         denoiser=config.denoiser,
         text=config.text,
         diffusion=config.diffusion,
     )
     with replacing_folder(folder) as temporary:
-        parts = (encoder.vae, denoiser, text, encoder.statistics, encoder.space)
-        InterMoEPipeline(pipeline_config, *parts).save_pretrained(temporary)
+        InterMoEPipeline(pipeline_config, vae, denoiser, text, statistics).save_pretrained(temporary)
         run.write_config(temporary / "training.json", run.without_paths(config))

@@ -11,7 +11,6 @@ from torch import Tensor
 from intermoe.data.batching import MotionBatch
 from intermoe.data.dataset import MotionChoice, MotionDataset
 from intermoe.data.statistics import Statistics
-from intermoe.nn.latent_space import LatentSpace
 from intermoe.nn.vae import CausalSkeletalVAE, LatentDistribution
 
 CACHE_BYTES = 2**30
@@ -38,13 +37,12 @@ class LatentBatch(TypedDict):
 
 class LatentEncoder:
     """Posteriors of batches of motion. Not a module: the frozen VAE is neither trained nor saved with the denoiser,
-    and ``train()`` of what holds this must not switch its dropout on. With ``space`` latents are their coordinates.
+    and ``train()`` of what holds this must not switch its dropout on.
     """
 
-    def __init__(self, vae: CausalSkeletalVAE, statistics: Statistics, space: LatentSpace | None = None) -> None:
+    def __init__(self, vae: CausalSkeletalVAE, statistics: Statistics) -> None:
         self.vae = vae.eval().requires_grad_(False)
         self.statistics = statistics
-        self.space = space
 
     @torch.no_grad()
     def __call__(self, batch: MotionBatch) -> tuple[LatentDistribution, Tensor]:
@@ -63,8 +61,7 @@ class LatentEncoder:
             part.flatten(2).view(batch, persons, part.shape[1], -1).transpose(1, 2).float()
             for part in (posterior.mean, posterior.log_var)
         )
-        latents = LatentDistribution(mean, log_var)
-        return latents if self.space is None else self.space.to(motion.device).coordinates(latents)
+        return LatentDistribution(mean, log_var)
 
     def posterior(self, motion: Tensor) -> LatentDistribution:
         """The posterior, (1, T', P, X) each, of the whole groups of 4 frames of one motion (T, P, ...)."""
@@ -73,8 +70,6 @@ class LatentEncoder:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Un-normalised motion (B, 4T', P, ...) of latents (B, T', P, X)."""
-        if self.space is not None:
-            latents = self.space.latents(latents)
         persons = latents.shape[2]
         parts = latents.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.vae.latent_joints, -1))
         motion = self.statistics.denormalise(self.vae.decode(parts))
@@ -118,6 +113,26 @@ class LatentDataset:
             self.free -= posterior.nbytes
             self.kept[choice] = posterior
         return posterior
+
+
+def error_metric(latents: Tensor, std_floor: float) -> Tensor:
+    """M (X, X), float32, of latents (N, X): |e M|^2 weighs an error along principal axis k by c / max(std_k, floor).
+
+    A few directions, where the persons are and go, hold most of an autoencoder's variance, and a plain error hears of
+    little else. Divided by their variances all would count alike, noise included; the root lies between. The scale c
+    keeps the expected square of ``latents`` minus their mean.
+
+    Raises:
+        ValueError: a floor that is not positive.
+    """
+    if not std_floor > 0:
+        raise ValueError(f"std_floor: must be > 0, got {std_floor}")
+    centred = latents.double() - latents.double().mean(dim=0)
+    variances, directions = torch.linalg.eigh(centred.T @ centred / len(latents))
+    variances = variances.clamp(min=0)
+    weights = 1 / variances.sqrt().clamp(min=std_floor)
+    weights = weights * variances.sum() / (weights * variances).sum()
+    return (directions * weights.sqrt()).float().contiguous()
 
 
 def collate_latents(items: Sequence[LatentItem]) -> LatentBatch:

@@ -233,7 +233,7 @@ def trace_motion(
         raise ValueError(f"level: must be in [0, 1), got {level}")
     if motion.ndim < 3 or motion.shape[0] < group:
         raise ValueError(f"motion: expected shape (T >= {group}, P, width), got {tuple(motion.shape)}")
-    from intermoe.diffusion import build_scheduler, estimate
+    from intermoe.diffusion import build_scheduler
 
     motion = motion[: motion.shape[0] // group * group]
     latents = pipeline.encode(motion[None].to(pipeline.device))
@@ -245,10 +245,7 @@ def trace_motion(
     if prompt:
         text = pipeline.text_encoder([prompt])
     with record_routing(pipeline.denoiser) as record:
-        estimate(
-            pipeline.denoiser, noisy, timesteps, text, None,
-            scheduler=scheduler, latent_scale=pipeline.config.diffusion.latent_scale, data_std=pipeline.data_std,
-        )  # fmt: skip
+        pipeline.denoiser(noisy, timesteps, text)
     joints = pipeline.kind.joints(motion.transpose(0, 1)[None].float().cpu())[0].contiguous().numpy()
     chosen = trace_record(record, persons=len(joints)).chosen
     title = prompt or "no text"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from intermoe import InterMoEPipeline
@@ -99,24 +100,20 @@ def test_width_of_the_latents_must_fit(
     assert not (tmp_path / "run").exists()
 
 
-def test_principal_coordinates_go_into_the_model(
+def test_the_loss_takes_its_metric_from_the_training_latents(
     trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    config = write_config(
-        "denoiser", **{"diffusion.principal": True, "denoiser.input_dim": 20, "condition_noise": 0.1, "optim.steps": 2}
-    )
-    folder = run_denoiser(config, tmp_path / "run", vae=trained_vae / "model", data=pairs)
-    pipeline = InterMoEPipeline.from_pretrained(folder)
-    assert pipeline.space is not None
-    motion = InterHumanDataset(pairs, "train", min_frames=16)[0]["motion"][None, :24]
-    plain, statistics = load_vae_folder(trained_vae / "model")
-    latents = plain.encode(statistics.normalise(motion).transpose(1, 2).flatten(0, 1)).mean.flatten(2)
-    coordinates = pipeline.encode(motion)
-    assert coordinates.shape == (1, 6, 2, 20)
-    kept = pipeline.space.latents(coordinates)[0].transpose(0, 1)
-    # 28 numbers of a frame in 20, those in which training varies least left out
-    assert (kept - latents).norm() < 0.1 * (latents - latents.mean(dim=1, keepdim=True)).norm()
-    assert pipeline(["two people dance"], num_frames=16, num_inference_steps=2).joints.isfinite().all()
+    biases = {}
+    for floor in (0.0, 0.5):
+        config = write_config("denoiser", **{"diffusion.loss_std_floor": floor, "optim.steps": 2})
+        output = tmp_path / str(floor)
+        run_denoiser(config, output, vae=trained_vae / "model", data=pairs)
+        assert (output / "metric.safetensors").exists() == (floor > 0)
+        biases[floor] = load_file(output / "model" / "model.safetensors")["denoiser.out.bias"]
+    assert load_file(tmp_path / "0.5" / "metric.safetensors")["metric"].shape == (28, 28)
+    assert not torch.equal(biases[0.0], biases[0.5])
+    with pytest.raises(ValueError, match=r"loss_std_floor: must be >= 0"):
+        run_denoiser(write_config("denoiser", **{"diffusion.loss_std_floor": -1.0}), tmp_path / "c", data=pairs)
 
 
 def test_a_vae_is_needed(pairs: Path, write_config: Callable[..., Path], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from intermoe.data.statistics import Statistics
 from intermoe.nn.vae import CausalSkeletalVAE
 from intermoe.train import latents as module
 from intermoe.train import load_vae_folder
-from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents
+from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents, error_metric
 
 CPU = torch.device("cpu")
 
@@ -66,3 +66,18 @@ def test_what_is_kept_is_bounded(
     encoded = LatentDataset(InterHumanDataset(pairs, "val", min_frames=16), LatentEncoder(*vae), CPU)
     encoded.draw(0, 0)
     assert not encoded.kept
+
+
+def test_errors_weigh_by_the_root_of_what_latents_vary_by() -> None:
+    generator = torch.Generator().manual_seed(0)
+    std = torch.tensor([7.0, 2.0, 0.5, 0.01])
+    turned = torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
+    latents = (torch.randn(100_000, 4, generator=generator) * std) @ turned.T + 3
+    metric = error_metric(latents, 0.1)
+    size = (turned.T @ metric).square().sum(dim=1)  # of a unit error along each direction
+    expected = 1 / std.clamp(min=0.1)
+    torch.testing.assert_close(size / size[0], expected / expected[0], rtol=2e-2, atol=0)
+    centred = latents - latents.mean(dim=0)
+    torch.testing.assert_close((centred @ metric).square().mean(), centred.square().mean(), rtol=1e-3, atol=0)
+    with pytest.raises(ValueError, match="std_floor: must be > 0, got 0"):
+        error_metric(latents, 0)
