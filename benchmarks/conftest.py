@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -96,17 +95,14 @@ def _times(benchmark: Any, scope: Scope, contest: Contest, calls: dict[str, Any]
         for name in others:
             times[name].append(clock(calls[name], scope.device))
 
-    began = time.monotonic()
-    calls[first](0)
+    own = [clock(calls[first], scope.device)]
     turn()
-    rounds = int(budget.seconds / (time.monotonic() - began))
+    rounds = int(budget.seconds / (own[0] + sum(times[name][0] for name in others)))
     rounds = min(max(rounds, budget.min_rounds), budget.max_rounds)
-    for name in others:
-        times[name].clear()
-    benchmark.pedantic(calls[first], (0,), setup=turn, rounds=rounds)
+    benchmark.pedantic(calls[first], (0,), setup=turn, rounds=max(rounds - 1, 1))
     if benchmark.stats is None:  # --benchmark-disable: checked, not timed
         return None
-    return {first: list(benchmark.stats.stats.data), **times}
+    return {first: own + list(benchmark.stats.stats.data), **times}
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

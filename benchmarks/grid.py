@@ -19,10 +19,8 @@ from intermoe.ops.select import Selection, select_reference
 
 SMALL = Shape(48, dim=64, experts=4, width=48)
 
-MANY, TOO_MANY = 1000, 5000
-"""Tokens above which a CPU run leaves gradients in half types to the full level, and half types out altogether: without
-matrix units for them the baselines take minutes a call.
-"""
+TOO_MANY = 5000
+"""Tokens above which a CPU run leaves half types out: without units for them the baselines take minutes a call."""
 
 
 def shapes(scope: Scope) -> list[Shape]:
@@ -36,10 +34,10 @@ def shapes(scope: Scope) -> list[Shape]:
 
 
 def affordable(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool) -> bool:
-    """Whether the run's level has time for it."""
+    """Whether the run's level has time for it: half types on a CPU without units for them take seconds a call."""
     if scope.device.type != "cpu" or dtype == torch.float32:
         return True
-    return shape.tokens <= (MANY if with_backward and not scope.full else TOO_MANY)
+    return shape.tokens <= TOO_MANY and not (with_backward and scope.level == "default")
 
 
 def dimensions(shape: Shape) -> dict[str, float]:
