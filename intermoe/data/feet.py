@@ -46,10 +46,11 @@ def with_planted_feet(motion: Tensor) -> Tensor:
 def _offsets(ball: Tensor, stands: Tensor) -> Tensor:
     """The minimiser o (..., T, 3) for positions (..., T, 3) and steps (..., T - 1, 1); its height is 0."""
     frames = ball.shape[-2]
-    steps = torch.eye(frames, dtype=torch.float64, device=ball.device).diff(dim=0)
+    identity = torch.eye(frames, dtype=torch.float64, device=ball.device)
+    steps = identity.diff(dim=0)
     unwanted = ball.double().diff(dim=-2) * stands
     unwanted[..., 1] = 0
-    system = torch.eye(frames, dtype=torch.float64, device=ball.device) / REACH**2 + steps.T @ steps
+    system = identity / REACH**2 + steps.T @ steps
     return -torch.linalg.solve(system, steps.T @ unwanted).to(ball.dtype)
 
 

@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intermoe.data.humanml3d import root_centred_joints
-from intermoe.data.motion import FOOT_JOINTS, FPS, joints
+from intermoe.data.motion import CONTACT_COLUMNS, FOOT_JOINTS, FPS, joints
 from intermoe.nn.skeleton import Edges, skeleton_layout
 from intermoe.nn.vae import LatentDistribution
 from intermoe.train.config import VAELossConfig
 
 _PER_DECIMETRE = 10.0
-_CONTACTS = slice(-len(FOOT_JOINTS), None)
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def vae_losses(
     lengths, expected_lengths = _bone_lengths(found, bones), _bone_lengths(expected, bones)
     skating = velocity.new_zeros(())
     if layout == "interhuman":
-        skating = _skating(found, expected, (target * std + mean)[..., _CONTACTS])
+        skating = _skating(found, expected, (target * std + mean)[..., CONTACT_COLUMNS])
     terms = {
         "reconstruction": F.smooth_l1_loss(output, target),
         "position": _PER_DECIMETRE * torch.linalg.vector_norm(metres, dim=-1).mean(),

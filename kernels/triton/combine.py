@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import blocks, cdiv, launch, power_of_2
+from .launch import cdiv, launch, token_constants
 from .registry import register
 
 ELEMENTS, ELEMENTS_PER_WARP = 1024, 1024
@@ -64,15 +64,7 @@ def combine_kernel(
 
 def combine_constants(dim: int, num_experts: int) -> dict[str, int]:
     """Sizes and blocks of the kernel's programs."""
-    rows, columns, warps = blocks(dim, ELEMENTS, ELEMENTS_PER_WARP, widest=1024)
-    return {
-        "DIM": dim,
-        "NUM_EXPERTS": num_experts,
-        "PADDED_EXPERTS": power_of_2(max(2, num_experts)),
-        "BLOCK_S": rows,
-        "BLOCK_D": columns,
-        "num_warps": warps,
-    }
+    return token_constants(dim, num_experts, ELEMENTS, ELEMENTS_PER_WARP, widest=1024)
 
 
 def _combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor, residual: Tensor | None) -> Tensor:

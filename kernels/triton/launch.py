@@ -70,3 +70,18 @@ def blocks(width: int, elements: int, per_warp: int, widest: int | None = None) 
         columns = min(columns, widest)
     rows = min(16, max(1, elements // columns))
     return rows, columns, min(16, max(1, rows * columns // per_warp))
+
+
+def token_constants(
+    dim: int, num_experts: int, elements: int, per_warp: int, widest: int | None = None
+) -> dict[str, int]:
+    """Sizes and ``blocks`` of a kernel over tokens of width ``dim``, each with a number for every expert."""
+    rows, columns, warps = blocks(dim, elements, per_warp, widest)
+    return {
+        "DIM": dim,
+        "NUM_EXPERTS": num_experts,
+        "PADDED_EXPERTS": power_of_2(max(2, num_experts)),
+        "BLOCK_S": rows,
+        "BLOCK_D": columns,
+        "num_warps": warps,
+    }

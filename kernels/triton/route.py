@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import blocks, cdiv, launch, power_of_2
+from .launch import cdiv, launch, token_constants
 from .registry import register
 
 ELEMENTS, ELEMENTS_PER_WARP = 2048, 2048
@@ -93,15 +93,7 @@ def tokens_per(rows: Tensor | None, num_tokens: int) -> int:
 
 def route_constants(dim: int, num_experts: int) -> dict[str, int]:
     """Sizes and blocks of the kernel's programs."""
-    rows, columns, warps = blocks(dim, ELEMENTS, ELEMENTS_PER_WARP)
-    return {
-        "DIM": dim,
-        "NUM_EXPERTS": num_experts,
-        "PADDED_EXPERTS": power_of_2(max(2, num_experts)),
-        "BLOCK_S": rows,
-        "BLOCK_D": columns,
-        "num_warps": warps,
-    }
+    return token_constants(dim, num_experts, ELEMENTS, ELEMENTS_PER_WARP)
 
 
 def _route_forward(

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import blocks, cdiv, launch, power_of_2
+from .launch import cdiv, launch, power_of_2, token_constants
 from .registry import register
 
 ELEMENTS, ELEMENTS_PER_WARP = 1024, 256
@@ -132,16 +132,7 @@ def grad_router_kernel(
 
 
 def grad_input_constants(dim: int, num_experts: int) -> dict[str, int]:
-    rows, columns, warps = blocks(dim, ELEMENTS, ELEMENTS_PER_WARP)
-    return {
-        "DIM": dim,
-        "NUM_EXPERTS": num_experts,
-        "PADDED_EXPERTS": power_of_2(max(2, num_experts)),
-        "BLOCK_S": rows,
-        "BLOCK_D": columns,
-        "SUM_TOKENS": SUM_TOKENS,
-        "num_warps": warps,
-    }
+    return {**token_constants(dim, num_experts, ELEMENTS, ELEMENTS_PER_WARP), "SUM_TOKENS": SUM_TOKENS}
 
 
 def grad_router_constants(dim: int, num_experts: int) -> dict[str, int]:
