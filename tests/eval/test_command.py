@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed import TCPStore
 from typer.testing import CliRunner
 
 from intermoe import cli
@@ -98,11 +98,11 @@ def test_two_processes_give_the_same_numbers(run: Run, bowing: Path, tmp_path: P
     arguments = ["interhuman", "--data", bowing, "--evaluator", "evaluator", "--model", "model", *SMALL]
     arguments += ["--replications", 1, "--generation-batch", 3]
     assert run(*arguments, "--out", "one").exit_code == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # here, at a port that is its own from the start: one that was free a moment ago may be taken
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     root = str(Path(__file__).resolve().parents[2])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "-m", "intermoe.cli", "evaluate", *map(str, arguments), "--out", "two"]
     ranks = [

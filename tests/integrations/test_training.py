@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -173,46 +171,47 @@ def test_calibration_starts_at_the_capacity() -> None:
     assert not moe._forward_pre_hooks
 
 
-def _rank(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2)
     try:
-        model, moe = draw()
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        with pytest.raises(RuntimeError, match=r"call attach_bias_update\(optimizer, model\), or freeze"):
-            wrapped(*batch(0))
-        model, moe = draw()
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
-        attach_bias_update(optimizer, wrapped)
-        for step in range(3):
-            with wrapped.no_sync():
-                wrapped(*batch(4 * step + rank)).square().mean().backward()
-            wrapped(*batch(4 * step + 2 + rank)).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        torch.save(moe.selection_bias, f"{folder}/{rank}.pt")
-        frozen, _ = draw(bias_rate=0.0)
-        frozen(*batch(0))
-
-        model, moe = draw()
-        moe.selection_bias.fill_(-0.4 - 0.1 * rank)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        attach_bias_update(optimizer, model)
-        model(*batch(rank)).sum().backward()
-        with pytest.raises(RuntimeError, match="selection_bias: differs between the ranks"):
-            optimizer.step()
+        _train_on(rank, folder)
     finally:
         dist.destroy_process_group()
 
 
+def _train_on(rank: int, folder: str) -> None:
+    """In a function of its own: DistributedDataParallel must be gone before its process group, or either may wait."""
+    model, moe = draw()
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    with pytest.raises(RuntimeError, match=r"call attach_bias_update\(optimizer, model\), or freeze"):
+        wrapped(*batch(0))
+    model, moe = draw()
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
+    attach_bias_update(optimizer, wrapped)
+    for step in range(3):
+        with wrapped.no_sync():
+            wrapped(*batch(4 * step + rank)).square().mean().backward()
+        wrapped(*batch(4 * step + 2 + rank)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    torch.save(moe.selection_bias, f"{folder}/{rank}.pt")
+    frozen, _ = draw(bias_rate=0.0)
+    frozen(*batch(0))
+
+    model, moe = draw()
+    moe.selection_bias.fill_(-0.4 - 0.1 * rank)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach_bias_update(optimizer, model)
+    model(*batch(rank)).sum().backward()
+    with pytest.raises(RuntimeError, match="selection_bias: differs between the ranks"):
+        optimizer.step()
+
+
 def test_ranks_share_their_counts(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     # New interpreters: a fork of this one would wait for OpenMP threads that it does not have.
-    commands = [[sys.executable, __file__, str(rank), str(port), str(tmp_path)] for rank in range(2)]
+    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in range(2)]
     ranks = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     try:
         errors = [process.communicate(timeout=120)[1] for process in ranks]
@@ -236,4 +235,4 @@ def test_ranks_share_their_counts(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    _rank(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    _rank(int(sys.argv[1]), sys.argv[2])
