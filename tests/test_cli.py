@@ -221,3 +221,31 @@ def test_the_pipeline_needs_no_pretrained_library() -> None:
     """Generation with an own text encoder must not pay for importing transformers."""
     code = "import sys, intermoe.pipeline; assert not {'diffusers', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "words"),
+    [
+        ("raise SystemExit(3)", 3, ""),
+        ("raise SystemExit", 0, ""),
+        ("raise SystemExit('no more')", 1, "no more"),
+        ("raise RuntimeError('broken')", 1, "RuntimeError: broken"),
+        ("pass", 0, ""),
+    ],
+)
+def test_leaving_early_loses_nothing(ending: str, status: int, words: str) -> None:
+    script = f"""
+import atexit, threading, time
+from intermoe import cli
+def command():
+    atexit.register(print, "handled", flush=False)
+    threading.Thread(target=lambda: (time.sleep(0.2), print("threaded"))).start()
+    print("begun")
+    {ending}
+cli.app = command
+cli.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == status
+    assert ended.stdout.split() == ["begun", "threaded", "handled"]
+    assert words in ended.stderr

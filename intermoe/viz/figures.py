@@ -6,7 +6,7 @@ once. Capsules are painted far ones first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -107,14 +107,16 @@ class Scene:
         corner = np.array([*box[:2], 0]) * OVERSAMPLING
         mask = Image.new("L", (width // SHADOW_SHRINK, height // SHADOW_SHRINK))
         pen = ImageDraw.Draw(mask)
-        for shadow in (shadows - corner) / (OVERSAMPLING * SHADOW_SHRINK):
+        for shadow in ((shadows - corner) / (OVERSAMPLING * SHADOW_SHRINK)).tolist():
             _draw_capsule(pen, shadow, 255)
         mask = mask.filter(ImageFilter.GaussianBlur(2)).resize((width, height), Image.Resampling.BILINEAR)
         patch = Image.composite(self._shaded.crop(box), self._lit.crop(box), mask)
         patch = patch.resize((width * OVERSAMPLING, height * OVERSAMPLING), Image.Resampling.NEAREST)
         pen = ImageDraw.Draw(patch)
+        tubes = _tubes(bodies - corner).tolist()
         for which in np.argsort(-depth):
-            _draw_tube(pen, bodies[which] - corner, self._paints[which])
+            for capsule, colour in zip(tubes[which], self._paints[which], strict=True):
+                _draw_capsule(pen, capsule, colour)
 
         picture = self._lit.copy()
         picture.paste(patch.reduce(OVERSAMPLING), box[:2])
@@ -178,17 +180,14 @@ class Scene:
             x += 3.5 * swatch + self._font.getlength(label)
 
 
-def _draw_tube(pen: ImageDraw.ImageDraw, capsule: Array, paint: Paint) -> None:
-    """A capsule with a dark rim and a highlight towards the upper left, which make it round."""
-    radius = capsule[:, 2:]
-    _draw_capsule(pen, capsule + RIM, paint.rim)
-    _draw_capsule(pen, capsule, paint.body)
-    _draw_capsule(pen, capsule + radius * HIGHLIGHT, paint.highlight)
+def _tubes(capsules: Array) -> Array:
+    """(N, 2, 3) -> (N, 3, 2, 3): each with a dark rim and a highlight towards the upper left, which make it round."""
+    return np.stack([capsules + RIM, capsules, capsules + capsules[..., 2:] * HIGHLIGHT], axis=1)
 
 
-def _draw_capsule(pen: ImageDraw.ImageDraw, capsule: Array, fill: Any) -> None:
-    """``capsule``: two rows of x, y, radius in pixels."""
-    (x1, y1, r1), (x2, y2, r2) = capsule.tolist()
+def _draw_capsule(pen: ImageDraw.ImageDraw, capsule: Sequence[Sequence[float]], fill: Any) -> None:
+    """``capsule``: x, y, radius in pixels of both ends."""
+    (x1, y1, r1), (x2, y2, r2) = capsule
     pen.ellipse((x1 - r1, y1 - r1, x1 + r1, y1 + r1), fill=fill)
     length = ((x2 - x1) ** 2 + (y2 - y1) ** 2) ** 0.5
     if length < 0.5:

@@ -46,7 +46,8 @@ def save_mp4(path: str | Path, scene: Animation) -> None:
             fps=scene.fps,
             codec="libx264",
             macro_block_size=2,
-            output_params=["-preset", "veryfast", "-crf", "20", "-movflags", "+faststart"],
+            # one thread, since drawing is the slower side and encoding must leave it its core
+            output_params=["-preset", "veryfast", "-crf", "20", "-threads", "1", "-movflags", "+faststart"],
         )
         writer.send(None)
         try:
