@@ -119,7 +119,7 @@ class Trainer:
             lr=self.optim.learning_rate,
             weight_decay=self.optim.weight_decay,
             betas=(self.optim.betas[0], self.optim.betas[1]),
-            fused=accelerator.device.type == "cuda",
+            fused=accelerator.device.type in ("cpu", "cuda"),
         )
         self.model, self.optimizer = accelerator.prepare(objective, optimizer)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
