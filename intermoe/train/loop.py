@@ -171,7 +171,7 @@ class Trainer:
             last = micro == micro_steps - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 losses = self.model(batch, draws)
-                self.unread.append((self.step, {k: v.detach() for k, v in losses.items()}, batch["names"]))
+                self.unread.append((self.step + 1, {k: v.detach() for k, v in losses.items()}, batch["names"]))
                 self.accelerator.backward(share * losses["loss"] / micro_steps)
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + share * value.detach() / micro_steps

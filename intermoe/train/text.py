@@ -76,7 +76,7 @@ def pretrain_text(
         loss = F.mse_loss(latent_head(embedded), wanted)
         loss = loss + F.mse_loss(turn_head(embedded), torch.stack([turned for _, turned in motion]) / turn_scale)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the text encoder's loss is {loss.item()} at step {step}")
+            raise FloatingPointError(f"the text encoder's loss is {loss.item()} at step {step + 1}")
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
