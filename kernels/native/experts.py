@@ -109,11 +109,13 @@ def segments(ranges: list[Range], most: int, merged: int) -> Iterator[Segment]:
 @functools.cache
 def _multiplies(dtype: torch.dtype) -> bool:
     """Whether torch multiplies ``dtype`` matrices on this CPU at speed; where not, float32 is several times faster."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return True
+    if not torch.backends.mkldnn.is_available():  # a torch built without oneDNN does not know the questions below
+        return False
     if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if dtype == torch.float16:
-        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    return True
+    return torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def own_products(dtype: torch.dtype, num_pairs: int, weight: Tensor) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from intermoe import backends
-from intermoe.kernels.native import library
+from intermoe.kernels.native import experts, library
 from intermoe.kernels.native.registry import CODES
 from intermoe.ops.experts import experts_reference
 
@@ -61,3 +61,15 @@ def test_products(native, dtype, dim: int, width: int, counts: list[int], relati
     wanted = [tokens[i].double() @ gate_up[e].double().T for e, i in enumerate(token_idx.split(counts))]
     assert relative_error(results[0][1], torch.cat(wanted)) <= bound(dtype, dim)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)), "the number of threads changes nothing"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_without_onednn_are_the_library_s_own(dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> bool:
+        raise AttributeError("this torch has no such operator")
+
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
+        monkeypatch.setattr(torch.ops.mkldnn, name, unknown)
+    monkeypatch.setattr(experts, "_multiplies", experts._multiplies.__wrapped__)
+    assert experts.own_products(dtype, 10**6, torch.empty(2, 1024, 1024, device="meta"))
