@@ -68,6 +68,24 @@ def tiny_pipeline() -> Any:
     return InterMoEPipeline(config, vae, denoiser, text_encoder, statistics)
 
 
+@pytest.fixture(scope="session")
+def rendezvous() -> Callable[[int], dict[str, str]]:
+    """What a launcher tells each of so many processes, but its rank: ``rendezvous(2)`` is part of an environment.
+
+    They meet at a store of this process, whose port is its own from the start: one that was free a moment ago may be
+    taken.
+    """
+    stores = []  # each ends with its last reference
+
+    def meet(processes: int) -> dict[str, str]:
+        stores.append(torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(stores[-1].port), "WORLD_SIZE": str(processes)}
+        agent = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        return {**place, **agent, "ACCELERATE_USE_CPU": "true"}
+
+    return meet
+
+
 @pytest.fixture
 def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Uninitialised floating-point memory reads as NaN, so a result that depends on it cannot pass."""

@@ -238,7 +238,7 @@ def test_leaving_early_loses_nothing(ending: str, status: int, words: str) -> No
 import atexit, threading, time
 from intermoe import cli
 def command():
-    atexit.register(print, "handled", flush=False)
+    atexit.register(print, "handled")
     threading.Thread(target=lambda: (time.sleep(0.2), print("threaded"))).start()
     print("begun")
     {ending}

@@ -42,12 +42,12 @@ def main() -> None:
     status = 1  # also of an exception that nobody catches
 
     def leave() -> None:
-        """End here: freeing torch module by module would take two seconds more, for nothing."""
+        """End here: freeing torch module by module would take long, for nothing."""
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
-    gc.set_threshold(10_000)  # the modules of torch and diffusers are many objects, searched for garbage at every 700
+    gc.set_threshold(10_000)  # torch and diffusers are too many objects to be searched for garbage all the time
     atexit.register(leave)  # as the first it runs last, when what others have registered is done
     warnings.showwarning = lambda message, *_: typer.echo(f"warning: {message}", err=True)
     try:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.distributed import TCPStore
 from typer.testing import CliRunner
 
 from intermoe import cli
@@ -94,16 +93,14 @@ def test_data_and_evaluator_must_fit(run: Run, tmp_path: Path, bowing: Path) -> 
     assert "evaluator: is for interhuman, the data is humanml3d" in result.stderr
 
 
-def test_two_processes_give_the_same_numbers(run: Run, bowing: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_same_numbers(
+    run: Run, bowing: Path, tmp_path: Path, rendezvous: Callable[[int], dict[str, str]]
+) -> None:
     arguments = ["interhuman", "--data", bowing, "--evaluator", "evaluator", "--model", "model", *SMALL]
     arguments += ["--replications", 1, "--generation-batch", 3]
     assert run(*arguments, "--out", "one").exit_code == 0
-    # here, at a port that is its own from the start: one that was free a moment ago may be taken
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     root = str(Path(__file__).resolve().parents[2])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, "ACCELERATE_USE_CPU": "true"}
+    shared = {**rendezvous(2), "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     command = [sys.executable, "-m", "intermoe.cli", "evaluate", *map(str, arguments), "--out", "two"]
     ranks = [
         subprocess.Popen(

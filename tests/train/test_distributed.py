@@ -6,6 +6,7 @@ sets after the start what keeps it from being chosen.
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -20,7 +21,6 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from torch.distributed import TCPStore
 
 import intermoe.train
 
@@ -44,19 +44,23 @@ def one_thread() -> Iterator[None]:
 
 
 def _launch(
-    processes: int, config: Path, output: Path, vae: Path, data: Path, *, sharded: bool = False, resume: bool = False
+    rendezvous: Callable[[int], dict[str, str]],
+    processes: int,
+    config: Path,
+    output: Path,
+    vae: Path,
+    data: Path,
+    *,
+    sharded: bool = False,
+    resume: bool = False,
 ) -> list[float]:
     """Train, and return the loss of every step, the mean over processes."""
     paths = {"config": config, "output": output, "vae": vae, "data": data}
     arguments = {**{name: str(path) for name, path in paths.items()}, "sharded": sharded, "resume": resume}
-    # here, at a port that is its own from the start: one that was free a moment ago may be taken
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(processes)}
-    shared |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    shared = rendezvous(processes) if processes > 1 else {}
     ranks = []
     for rank in range(processes):
-        own = {**shared, "ACCELERATE_USE_CPU": "true", "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        environment = own if processes > 1 else {}
+        environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if shared else {}
         ranks.append(SERVER.Process(target=runpy.run_path, args=(str(RANK), {**arguments, "environment": environment})))
         ranks[-1].start()
     try:
@@ -76,6 +80,11 @@ def _launch(
     return curves[0]
 
 
+@pytest.fixture(scope="module")
+def launch(rendezvous: Callable[[int], dict[str, str]]) -> Callable[..., list[float]]:
+    return functools.partial(_launch, rendezvous)
+
+
 # no dropout, which is drawn rank by rank; micro-steps, so that there are steps without synchronisation too
 SAME = {
     "denoiser.dropout": 0.0,
@@ -88,17 +97,22 @@ SAME = {
 
 @pytest.fixture(scope="module")
 def whole(
-    trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    launch: Callable[..., list[float]],
+    trained_vae: Path,
+    pairs: Path,
+    write_config: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[list[float], Path]:
     """Losses and folder of one process with the doubled batch."""
     output = tmp_path_factory.mktemp("whole") / "run"
     config = write_config("denoiser", **SAME, **{"data.batch_size": 4})
-    return _launch(1, config, output, trained_vae / "model", pairs), output
+    return launch(1, config, output, trained_vae / "model", pairs), output
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
 def test_two_processes_train_as_one_and_resume(
     sharded: bool,
+    launch: Callable[..., list[float]],
     whole: tuple[list[float], Path],
     trained_vae: Path,
     pairs: Path,
@@ -110,7 +124,7 @@ def test_two_processes_train_as_one_and_resume(
         trained_vae / "model",
         tmp_path / "run",
     )
-    losses = _launch(2, config, output, vae, pairs, sharded=sharded)
+    losses = launch(2, config, output, vae, pairs, sharded=sharded)
     assert len(set(losses)) == len(losses) == 4
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(whole[0]), rtol=1e-4, atol=0)
     model, expected = (load_file(folder / "model/model.safetensors") for folder in (output, whole[1]))
@@ -127,13 +141,15 @@ def test_two_processes_train_as_one_and_resume(
     last = "checkpoints/step-00000004"
     again = tmp_path / "again" / "run"
     shutil.copytree(output, again, ignore=shutil.ignore_patterns("step-00000004", "model", "logs"))
-    resumed = _launch(2, config, again, vae, pairs, sharded=sharded, resume=True)
+    resumed = launch(2, config, again, vae, pairs, sharded=sharded, resume=True)
     assert resumed == losses[2:]
     for name in ("model.safetensors", "average.safetensors", "state.json"):
         assert (again / last / name).read_bytes() == (output / last / name).read_bytes(), name
 
 
-def test_the_smoke_recipe_gives_the_same_curve_on_two_processes(salsa: Path, trained_vae: Path, tmp_path: Path) -> None:
+def test_the_smoke_recipe_gives_the_same_curve_on_two_processes(
+    launch: Callable[..., list[float]], salsa: Path, trained_vae: Path, tmp_path: Path
+) -> None:
     few = tmp_path / "salsa"
     (few / "split").mkdir(parents=True)
     for name in ("motions_processed", "annots"):
@@ -150,6 +166,6 @@ def test_the_smoke_recipe_gives_the_same_curve_on_two_processes(salsa: Path, tra
         recipe["data"]["batch_size"] = batch_size
         config, output = tmp_path / f"{processes}.json", tmp_path / str(processes) / "run"
         config.write_text(json.dumps(recipe), encoding="utf-8")
-        curves.append(_launch(processes, config, output, trained_vae / "model", few))
+        curves.append(launch(processes, config, output, trained_vae / "model", few))
     assert len(set(curves[0])) == 8
     torch.testing.assert_close(torch.tensor(curves[1]), torch.tensor(curves[0]), rtol=1e-4, atol=0)
