@@ -13,11 +13,11 @@ from intermoe.benchmarks import models
 from intermoe.benchmarks.bench_denoiser import chaotic
 from intermoe.benchmarks.case import Case, Contest, Outputs, Scope
 from intermoe.benchmarks.forms import PERSONS, usable_backends
-from intermoe.config import DiffusionConfig, VAEConfig
-from intermoe.diffusion import build_scheduler, sample
-from intermoe.nn.denoiser import Denoiser
-from intermoe.nn.vae import CausalSkeletalVAE
-from intermoe.pipeline import InterMoEPipeline
+from intermoe.diffusion import DiffusionConfig, build_scheduler, sample
+from intermoe.systems.intermoe.config import VAEConfig
+from intermoe.systems.intermoe.denoiser import Denoiser
+from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 
 FPS = 30
 PROMPT = "Two people dance salsa together."

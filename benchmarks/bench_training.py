@@ -15,9 +15,9 @@ from intermoe import backends
 from intermoe.benchmarks import models
 from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, tolerance
 from intermoe.benchmarks.forms import PERSONS, usable_backends
-from intermoe.config import DiffusionConfig, VAEConfig
-from intermoe.diffusion import build_scheduler, training_loss
-from intermoe.nn.vae import CausalSkeletalVAE
+from intermoe.diffusion import DiffusionConfig, build_scheduler, training_loss
+from intermoe.systems.intermoe.config import VAEConfig
+from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 
 
 class Trainee:

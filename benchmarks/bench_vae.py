@@ -9,8 +9,8 @@ from torch import Tensor
 
 from intermoe.benchmarks import models
 from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, tolerance
-from intermoe.config import VAEConfig
-from intermoe.nn.vae import CausalSkeletalVAE
+from intermoe.systems.intermoe.config import VAEConfig
+from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 
 FPS = 30
 

@@ -17,9 +17,9 @@ from intermoe.benchmarks import baselines
 from intermoe.benchmarks.case import Outputs
 from intermoe.benchmarks.forms import PERSONS, settled_bias
 from intermoe.benchmarks.work import Work
-from intermoe.config import DenoiserConfig
-from intermoe.nn.denoiser import Denoiser
 from intermoe.nn.moe import InterMoEBlock
+from intermoe.systems.intermoe.config import DenoiserConfig
+from intermoe.systems.intermoe.denoiser import Denoiser
 
 PUBLISHED = DenoiserConfig(dropout=0.0)
 TINY = DenoiserConfig(

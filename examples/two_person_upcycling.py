@@ -18,7 +18,8 @@ import torch
 from comparison import print_results, train
 from torch import Tensor, nn
 
-from intermoe.data import InterHumanDataset, compute_statistics
+from intermoe.data import InterHumanDataset
+from intermoe.data.statistics import compute_statistics
 from intermoe.integrations import BlockAdapter, Condition, Mask, calibrated_selection, replace_feed_forward
 from intermoe.nn.attention import CrossAttention, SelfAttention
 from intermoe.nn.layers import AdaLN, SwiGLU, TimestepEmbedding, sinusoid

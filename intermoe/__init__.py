@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from intermoe import backends, official
     from intermoe.nn.moe import InterMoEBlock
-    from intermoe.pipeline import InterMoEPipeline
+    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
 __version__ = "0.1.0"
 __all__ = ["InterMoEBlock", "InterMoEPipeline", "__version__", "backends", "official"]
@@ -16,7 +16,7 @@ __all__ = ["InterMoEBlock", "InterMoEPipeline", "__version__", "backends", "offi
 # loaded on first use: the block alone needs torch, generation needs more
 _WHERE = {
     "InterMoEBlock": ("intermoe.nn.moe", "InterMoEBlock"),
-    "InterMoEPipeline": ("intermoe.pipeline", "InterMoEPipeline"),
+    "InterMoEPipeline": ("intermoe.systems.intermoe.pipeline", "InterMoEPipeline"),
     "backends": ("intermoe.backends", None),
     "official": ("intermoe.official", None),
 }

@@ -7,18 +7,49 @@ Cosine schedule (Nichol and Dhariwal 2021), the network predicts the clean laten
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from intermoe.config import DiffusionConfig
-from intermoe.nn.denoiser import Denoiser
+from intermoe.config import Config, _require
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 SCHEDULERS = ("ddim", "dpmsolver++", "unipc", "ddpm")
+
+
+@dataclass(frozen=True)
+class DiffusionConfig(Config):
+    """Noise schedule (cosine, Nichol and Dhariwal 2021), conditioning dropout and weighting of the training loss.
+
+    ``snr_gamma`` weighs a timestep's loss by 1 + min(signal-to-noise ratio, snr_gamma); 0 is the plain loss.
+    ``latent_scale`` multiplies the latents before noise is added to them, ``timestep_shift`` above 1 draws more noisy
+    timesteps; ``guidance_until`` is the share of the schedule below which sampling is not guided (see
+    ``intermoe.diffusion``). The release has 1, 1 and 0. ``loss_std_floor`` above 0 divides the squared error along each
+    principal direction of the latents by its standard deviation, or by the floor (``intermoe.train.latents``).
+    """
+
+    num_train_timesteps: int = 1000
+    max_beta: float = 0.999
+    condition_dropout: float = 0.1
+    snr_gamma: float = 0.0
+    latent_scale: float = 1.0
+    timestep_shift: float = 1.0
+    guidance_until: float = 0.0
+    loss_std_floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.latent_scale > 0.0, "latent_scale", "> 0", self.latent_scale)
+        _require(0.0 <= self.guidance_until <= 1.0, "guidance_until", "in [0, 1]", self.guidance_until)
+        _require(self.timestep_shift > 0.0, "timestep_shift", "> 0", self.timestep_shift)
+        _require(self.snr_gamma >= 0.0, "snr_gamma", ">= 0", self.snr_gamma)
+        _require(self.loss_std_floor >= 0.0, "loss_std_floor", ">= 0", self.loss_std_floor)
+        _require(self.num_train_timesteps >= 1, "num_train_timesteps", ">= 1", self.num_train_timesteps)
+        _require(0.0 < self.max_beta < 1.0, "max_beta", "in (0, 1)", self.max_beta)
+        _require(0.0 <= self.condition_dropout <= 1.0, "condition_dropout", "in [0, 1]", self.condition_dropout)
 
 
 def build_scheduler(name: str, config: DiffusionConfig) -> SchedulerMixin:
@@ -132,7 +163,7 @@ def training_loss(
 
 @torch.no_grad()
 def sample(
-    denoiser: Denoiser,
+    denoiser: Callable[..., Tensor],
     text_condition: Tensor,
     shape: tuple[int, int, int, int],
     *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = Path(os.environ.get("INTERMOE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+"""Reference arrays and real motion, which are not part of the repository: beside it, or where the variable says."""
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Path:
+    """Folder of the reference arrays and of real motion; it may be absent."""
+    return SHARED
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +29,7 @@ def golden() -> Callable[[str], Any]:
     def read(name: str) -> Any:
         path = SHARED / "golden" / name
         if not path.exists():
-            pytest.skip(f"reference arrays are absent: {name} not found in ../shared/golden")
+            pytest.skip(f"reference arrays are absent: {name} not found in {path.parent}")
         if path.suffix == ".json":
             return json.loads(path.read_text(encoding="utf-8"))
         return np.load(path, allow_pickle=False)
@@ -34,19 +42,20 @@ def salsa() -> Path:
     """Folder of the two-person salsa motion capture in InterHuman's layout."""
     path = SHARED / "data" / "salsa"
     if not path.exists():
-        pytest.skip("real motion is absent: ../shared/data/salsa not found")
+        pytest.skip(f"real motion is absent: {path} not found")
     return path
 
 
 @pytest.fixture(scope="session")
 def tiny_pipeline() -> Any:
     """A whole model, freshly drawn and small enough to generate in a fraction of a second. Do not change it."""
-    from intermoe.config import DenoiserConfig, PipelineConfig, TextConfig, VAEConfig
-    from intermoe.data.statistics import Statistics
-    from intermoe.nn.denoiser import Denoiser
-    from intermoe.nn.text import WordPieceTextEncoder
-    from intermoe.nn.vae import CausalSkeletalVAE
-    from intermoe.pipeline import InterMoEPipeline
+    from intermoe.motion.statistics import Statistics
+    from intermoe.systems.intermoe.config import DenoiserConfig, PipelineConfig, VAEConfig
+    from intermoe.systems.intermoe.denoiser import Denoiser
+    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+    from intermoe.systems.intermoe.vae import CausalSkeletalVAE
+    from intermoe.text.protocol import TextConfig
+    from intermoe.text.wordpiece import WordPieceTextEncoder
 
     torch.manual_seed(0)
     text = TextConfig(output_dim=8, width=8, num_layers=1, num_heads=2, feedforward_dim=8, max_tokens=16, vocab_size=60)

@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from intermoe import cli
-from intermoe.data import Statistics
-from intermoe.pipeline import InterMoEPipeline
+from intermoe.motion.statistics import Statistics
+from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
 Run = Callable[..., Any]
 

@@ -7,7 +7,10 @@ import json
 
 import pytest
 
-from intermoe.config import Config, DenoiserConfig, DiffusionConfig, PipelineConfig, TextConfig, VAEConfig
+from intermoe.config import Config
+from intermoe.diffusion import DiffusionConfig
+from intermoe.systems.intermoe.config import DenoiserConfig, PipelineConfig, VAEConfig
+from intermoe.text.protocol import TextConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from intermoe import official
-from intermoe.config import DiffusionConfig
-from intermoe.diffusion import SCHEDULERS, build_scheduler, sample, shifted_timesteps, training_loss
+from intermoe.diffusion import SCHEDULERS, DiffusionConfig, build_scheduler, sample, shifted_timesteps, training_loss
 
 CONFIG = DiffusionConfig()
 

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from intermoe import InterMoEPipeline
-from intermoe.config import VAEConfig
-from intermoe.data.bones import with_rigid_bones
-from intermoe.data.feet import with_planted_feet
-from intermoe.eval.metrics import bone_variation
+from intermoe.metrics.kinematics import bone_variation
+from intermoe.motion.bones import with_rigid_bones
+from intermoe.motion.feet import with_planted_feet
 from intermoe.pipeline import available_models
+from intermoe.systems.intermoe.config import VAEConfig
 
 PROMPTS = ["two people bow", "one of them turns to the left"]
 
@@ -128,7 +128,7 @@ def test_a_failed_save_leaves_the_old_model(tiny_pipeline, tmp_path, monkeypatch
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("intermoe.pipeline.save_file", fail)
+    monkeypatch.setattr("intermoe.systems.intermoe.pipeline.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         tiny_pipeline.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before

@@ -51,7 +51,7 @@ def ablate(
         check_folder(out)
         if not data.is_dir():
             raise NotADirectoryError(f"--data: not a folder: {data}")
-        from intermoe.eval.evaluator import load_evaluator
+        from intermoe.evaluators.evaluator import load_evaluator
         from intermoe.train.ablate import (
             AblationSettings,
             check_names,

@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from intermoe.pipeline import InterMoEPipeline
+    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
 USER_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)
 
@@ -78,9 +78,10 @@ def load_pipeline(
     """The pipeline; what its configuration alone can refuse is refused before the weights are read."""
     import torch
 
-    from intermoe.config import PipelineConfig
     from intermoe.diffusion import SCHEDULERS
-    from intermoe.pipeline import CONFIG_FILE, InterMoEPipeline, model_folder
+    from intermoe.pipeline import CONFIG_FILE, model_folder
+    from intermoe.systems.intermoe.config import PipelineConfig
+    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
     config = PipelineConfig.load(model_folder(model) / CONFIG_FILE)
     if frames is not None and not config.min_frames <= frames <= config.max_frames:

@@ -43,10 +43,10 @@ def convert(
             raise FileExistsError(f"--out: {out} holds a model already")
         if tokenizer is not None and not tokenizer.is_dir():
             raise NotADirectoryError(f"--tokenizer: not a folder: {tokenizer}")
-        from intermoe.eval.evaluator import save_evaluator
-        from intermoe.nn.clip import ClipPrompts
+        from intermoe.evaluators.evaluator import save_evaluator
+        from intermoe.evaluators.official import load_bigru, load_interclip
         from intermoe.official.checkpoint import checkpoint_kind, load_checkpoint
-        from intermoe.official.evaluators import load_bigru, load_interclip
+        from intermoe.text.clip import ClipPrompts
 
         kind = checkpoint_kind(checkpoint)
         for name, value in {"stats": stats, "tokenizer": tokenizer, "layout": layout, "words": words}.items():

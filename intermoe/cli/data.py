@@ -83,7 +83,8 @@ def stats(
         if out.suffix not in (".json", ".npz"):
             raise ValueError(f"--out: expected a .json or .npz file, got {out}")
         check_folder(out.parent)
-        from intermoe.data import MotionDataset, compute_statistics, motion_kind
+        from intermoe.data import MotionDataset, motion_kind
+        from intermoe.data.statistics import compute_statistics
 
         chosen = motion_kind(kind)
         mirror, swap = augment and chosen.mirror is not None, augment and chosen.swappable

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from intermoe.data.dataset import MotionDataset
     from intermoe.eval.estimate import Estimate
     from intermoe.eval.protocol import Protocol
-    from intermoe.pipeline import InterMoEPipeline
+    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
 DATA_SETS = ("interhuman", "interx", "humanml3d")
 
@@ -109,11 +109,11 @@ def _register(kind: str) -> None:
             if replications < 1:
                 raise ValueError(f"--replications: must be >= 1, got {replications}")
             from intermoe.eval.estimate import estimate
-            from intermoe.eval.evaluator import load_evaluator
             from intermoe.eval.protocol import PROTOCOLS
             from intermoe.eval.report import EvaluationReport
             from intermoe.eval.runner import Evaluation, EvaluationSettings, digest, evaluate
-            from intermoe.eval.words import read_texts
+            from intermoe.evaluators.evaluator import load_evaluator
+            from intermoe.evaluators.words import read_texts
             from intermoe.pipeline import model_folder
 
             protocol = PROTOCOLS[kind]

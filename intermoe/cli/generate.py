@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from intermoe.pipeline import InterMoEPipeline, PipelineResult
+    from intermoe.pipeline import PipelineResult
+    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
 BATCH_SIZE = 8
 DEFAULT_FRAMES = 120
@@ -119,7 +120,7 @@ def _warn_of_unknown_words(pipeline: InterMoEPipeline, prompt: str) -> None:
 
 def _body(joints: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """What is drawn: (P, T, 22, 3). Of more joints these are the first, and such motion has its origin at a pelvis."""
-    from intermoe.data.motion import NUM_JOINTS
+    from intermoe.motion.skeleton import NUM_JOINTS
 
     if joints.shape[2] == NUM_JOINTS:
         return joints

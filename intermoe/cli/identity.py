@@ -46,7 +46,7 @@ def evaluate_identity(
         pipeline = None if model is None else load_pipeline(model, device)
         from intermoe.data import InterHumanDataset
         from intermoe.eval import evaluate_identity
-        from intermoe.eval.identity import min_frames
+        from intermoe.metrics.identity import min_frames
 
         longest = MAX_FRAMES if pipeline is None else pipeline.config.max_frames
         if longest < min_frames():

@@ -24,7 +24,7 @@ from intermoe.cli.common import (
 
 if TYPE_CHECKING:
     from intermoe.data import InterHumanDataset
-    from intermoe.viz import RoutingTrace
+    from intermoe.routing.trace import RoutingTrace
 
 
 class Format(str, Enum):
@@ -71,7 +71,7 @@ def routing(
         check_folder(out)
         dataset = None if data is None else _open(data, split, str(item))
         pipeline = load_pipeline(model, device, frames=frames)
-        from intermoe.viz import trace_generation, trace_motion
+        from intermoe.routing.trace import trace_generation, trace_motion
 
         if dataset is not None:
             motion = dataset[dataset.names.index(str(item))]["motion"]
@@ -106,7 +106,8 @@ def _open(data: Path, split: str, item: str) -> InterHumanDataset:
 
 
 def _write(trace: RoutingTrace, folder: Path, title: str, formats: Sequence[Format]) -> list[Path]:
-    from intermoe.viz import RoutingScene, draw_routing, output_stem, save_gif, save_mp4
+    from intermoe.routing.picture import RoutingScene, draw_routing
+    from intermoe.viz import output_stem, save_gif, save_mp4
 
     stem = output_stem(folder, title, [f".{each.value}" for each in Format])
     written = []

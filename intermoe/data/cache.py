@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from intermoe.data.items import DatasetReport, ItemError, MotionKind, Reader
-from intermoe.data.motion import Array
 from intermoe.files import replacing_folder
+from intermoe.motion.arrays import Array
 
 VERSION = 1
 SPLITS = ("train", "val", "test")

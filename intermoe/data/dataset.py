@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from intermoe.data.cache import CachedClips, is_cache
 from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.items import DatasetReport, ItemError, MotionItem, MotionKind
-from intermoe.data.motion import Array
+from intermoe.motion.arrays import Array
 
 # Source columns stay in memory up to this size; sets beyond it are read again from disk.
 _MEMORY_BYTES = 4 * 2**30

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from intermoe.data.interhuman import check_finite, read_array
 from intermoe.data.items import Clip, ItemError, MotionKind, absent, read_captions, read_lines
-from intermoe.data.motion import NUM_JOINTS, Array
+from intermoe.motion.arrays import Array
+from intermoe.motion.skeleton import NUM_JOINTS
 
 FPS = 20
 WIDTH = 263

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.items import Clip, ItemError, MotionKind, absent, read_captions, read_lines
-from intermoe.data.motion import FPS, RAW_WIDTH, Array, joints, mirror_raw, process_pair, row_major_rot6d
+from intermoe.motion.arrays import Array
+from intermoe.motion.interhuman import FPS, RAW_WIDTH, joints, mirror_raw, process_pair, row_major_rot6d
 
 FILE_WIDTH = 492
 _USED_COLUMNS = np.r_[0:66, 186:312]

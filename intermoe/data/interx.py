@@ -21,8 +21,8 @@ import torch
 
 from intermoe.data.interhuman import check_finite
 from intermoe.data.items import Clip, ItemError, MotionKind, absent, read_captions, read_lines
-from intermoe.data.motion import Array
-from intermoe.nn.skeleton import skeleton_layout
+from intermoe.motion.arrays import Array
+from intermoe.motion.skeleton import skeleton_layout
 
 NUM_JOINTS = 55
 JOINT_WIDTH = 12

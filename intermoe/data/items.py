@@ -9,7 +9,7 @@ from typing import Protocol, TypedDict
 
 import torch
 
-from intermoe.data.motion import Array
+from intermoe.motion.arrays import Array
 
 
 class MotionItem(TypedDict):

@@ -13,7 +13,8 @@ from intermoe.data.humanml3d import HUMANML3D
 from intermoe.data.interhuman import INTERHUMAN
 from intermoe.data.interx import FPS, INTERX, InterXReader, load_skeleton
 from intermoe.data.items import MotionKind, Reader
-from intermoe.data.statistics import Statistics, compute_statistics
+from intermoe.data.statistics import compute_statistics
+from intermoe.motion.statistics import Statistics
 
 KINDS: dict[str, MotionKind] = {kind.name: kind for kind in (INTERHUMAN, INTERX, HUMANML3D)}
 STATISTICS_PASSES = 4

@@ -1,96 +1,14 @@
-"""Mean and standard deviation of the motion columns, stored with every model."""
+"""Statistics of a data set, taken from its items as training sees them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from intermoe.data.dataset import MotionDataset
-from intermoe.data.motion import Array, ArrayOrTensor
-from intermoe.files import replacing
-
-# Below this a column counts as constant (rigid joints): dividing by its own deviation would only amplify rounding. The
-# smallest real deviations, of velocities in metres per frame, are several times as large.
-STD_FLOOR = 1e-3
-
-
-@dataclass(frozen=True, eq=False)
-class Statistics:
-    """``mean`` and ``std``, float32 numpy arrays of one shape (C,); ``std`` is positive.
-
-    Raises:
-        ValueError: shapes differ, a value is not finite or a deviation is not positive.
-    """
-
-    mean: Array
-    std: Array
-
-    def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            values = np.array(getattr(self, name), dtype=np.float32)
-            if values.ndim != 1 or not np.isfinite(values).all():
-                raise ValueError(f"{name}: expected a vector of finite numbers, got shape {values.shape}")
-            values.setflags(write=False)
-            object.__setattr__(self, name, values)
-        if self.mean.shape != self.std.shape:
-            raise ValueError(f"std: expected the shape of mean {self.mean.shape}, got {self.std.shape}")
-        if not (self.std > 0).all():
-            raise ValueError(f"std: expected positive numbers, got a smallest of {self.std.min()}")
-
-    def normalise(self, x: ArrayOrTensor) -> ArrayOrTensor:
-        """(x - mean) / std over the last dimension; numpy in, numpy out; a tensor keeps device and dtype."""
-        mean, std = self._like(x)
-        normalised: ArrayOrTensor = (x - mean) / std
-        return normalised
-
-    def denormalise(self, x: ArrayOrTensor) -> ArrayOrTensor:
-        """x * std + mean over the last dimension, the inverse of ``normalise``."""
-        mean, std = self._like(x)
-        restored: ArrayOrTensor = x * std + mean
-        return restored
-
-    def _like(self, x: ArrayOrTensor) -> tuple[Any, Any]:
-        if x.shape[-1] != self.mean.shape[0]:
-            raise ValueError(f"x: last dimension must be {self.mean.shape[0]}, got {tuple(x.shape)}")
-        if isinstance(x, torch.Tensor):
-            return torch.tensor(self.mean).to(x), torch.tensor(self.std).to(x)
-        return self.mean, self.std
-
-    def save(self, path: str | Path) -> None:
-        """Write a ``.json`` or ``.npz`` file, whole or not at all. Raises ``ValueError`` for another suffix."""
-        path = Path(path)
-        _check_suffix(path)
-        with replacing(path) as temporary:
-            if path.suffix == ".npz":
-                np.savez(temporary, mean=self.mean, std=self.std)
-            else:
-                values = {"mean": self.mean.tolist(), "std": self.std.tolist()}
-                temporary.write_text(json.dumps(values), encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Statistics:
-        """Read what ``save`` wrote. Raises ``ValueError`` that names the file where it holds something else."""
-        path = Path(path)
-        _check_suffix(path)
-        try:
-            if path.suffix == ".npz":
-                with np.load(path, allow_pickle=False) as values:
-                    return cls(values["mean"], values["std"])
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(np.array(values["mean"], np.float32), np.array(values["std"], np.float32))
-        except (KeyError, TypeError, ValueError, EOFError) as error:
-            raise ValueError(f"{path}: not a file of motion statistics: {error!r}") from error
-
-
-def _check_suffix(path: Path) -> None:
-    if path.suffix not in (".json", ".npz"):
-        raise ValueError(f"path: expected a .json or .npz file, got {path}")
+from intermoe.motion.statistics import STD_FLOOR, Statistics
 
 
 def compute_statistics(dataset: MotionDataset | Sequence[dict[str, torch.Tensor]], *, passes: int = 1) -> Statistics:

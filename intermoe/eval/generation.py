@@ -11,7 +11,7 @@ from torch import Tensor
 from intermoe.diffusion import build_scheduler, sample
 
 if TYPE_CHECKING:
-    from intermoe.pipeline import InterMoEPipeline
+    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
 
 @torch.no_grad()

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from intermoe.data.interhuman import InterHumanDataset
-from intermoe.data.motion import NUM_JOINTS
-from intermoe.data.motion import joints as motion_joints
-from intermoe.eval import corruptions
-from intermoe.eval.identity import MERGE_DISTANCE, SWAP_THRESHOLD, Floats, IdentityMetrics, measure_identity
 from intermoe.eval.kinematics import generate_clips, reconstruct
 from intermoe.files import replacing
+from intermoe.metrics import corruptions
+from intermoe.metrics.identity import MERGE_DISTANCE, SWAP_THRESHOLD, Floats, IdentityMetrics, measure_identity
+from intermoe.motion.interhuman import joints as motion_joints
+from intermoe.motion.skeleton import NUM_JOINTS
 
 if TYPE_CHECKING:
-    from intermoe.pipeline import InterMoEPipeline
+    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
 CORRUPTIONS: dict[str, Callable[[Floats], Floats]] = {
     "swapped midway": corruptions.swap_midway,

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from intermoe.data.interhuman import InterHumanDataset
-from intermoe.data.motion import joints as motion_joints
-from intermoe.eval.metrics import Clip, KinematicMetrics, measure
 from intermoe.files import replacing
+from intermoe.metrics.kinematics import Clip, KinematicMetrics, measure
+from intermoe.motion.interhuman import joints as motion_joints
 
 if TYPE_CHECKING:
-    from intermoe.pipeline import InterMoEPipeline
+    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
 # Titles of the table, in its order; every other field is in the JSON file only.
 _TITLES = {

@@ -21,15 +21,15 @@ import torch
 from intermoe.config import Config, _require
 from intermoe.data.captions import swap_caption
 from intermoe.data.items import MotionItem
-from intermoe.eval.distribution import diversity, frechet_distance, multimodality, retrieval
-from intermoe.eval.evaluator import Evaluator
 from intermoe.eval.generation import generate
 from intermoe.eval.protocol import DIVERSITY_PAIRS, MULTIMODALITY_PAIRS, Protocol
+from intermoe.evaluators.evaluator import Evaluator
 from intermoe.files import replacing
+from intermoe.metrics.distribution import diversity, frechet_distance, multimodality, retrieval
 
 if TYPE_CHECKING:
     from intermoe.data.dataset import MotionDataset
-    from intermoe.pipeline import InterMoEPipeline
+    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
 UNIT = 4
 SETTINGS_FILE = "settings.json"

@@ -9,11 +9,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from intermoe.official.model import load_denoiser, load_moe_block, load_text_encoder, load_vae
+from intermoe.systems.intermoe.official import load_denoiser, load_moe_block, load_text_encoder, load_vae
 
 if TYPE_CHECKING:
+    from intermoe.evaluators.official import load_bigru, load_evaluator_motion_encoder, load_interclip
     from intermoe.official.checkpoint import load_checkpoint
-    from intermoe.official.evaluators import load_bigru, load_evaluator_motion_encoder, load_interclip
 
 __all__ = [
     "load_bigru",
@@ -28,10 +28,10 @@ __all__ = [
 
 # loaded on first use: whole models and evaluators need more than torch
 _WHERE = {
-    "load_bigru": "intermoe.official.evaluators",
+    "load_bigru": "intermoe.evaluators.official",
     "load_checkpoint": "intermoe.official.checkpoint",
-    "load_evaluator_motion_encoder": "intermoe.official.evaluators",
-    "load_interclip": "intermoe.official.evaluators",
+    "load_evaluator_motion_encoder": "intermoe.evaluators.official",
+    "load_interclip": "intermoe.evaluators.official",
 }
 
 

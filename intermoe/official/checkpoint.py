@@ -1,29 +1,21 @@
-"""The published model's checkpoint file as a pipeline. Nothing in the file is ever executed.
-
-The file is a Lightning checkpoint. Besides the weights it holds the optimiser's state, the learning-rate schedule with
-numpy scalars and the configuration as objects of OmegaConf. ``torch.load(weights_only=True)`` reads it with inert
-stand-ins for exactly those classes; a file with anything else is refused by name.
-"""
+"""The published model's checkpoint file as a pipeline."""
 
 from __future__ import annotations
 
-import pickle
-import re
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from intermoe.config import DiffusionConfig, PipelineConfig
-from intermoe.data.motion import FPS, MOTION_WIDTH
-from intermoe.data.statistics import Statistics
-from intermoe.official.model import load_denoiser, load_text_encoder, load_vae
-from intermoe.official.reader import require_setting, setting
-from intermoe.pipeline import InterMoEPipeline
+from intermoe.checkpoints import load_tensors, read_checkpoint, require_setting, setting
+from intermoe.diffusion import DiffusionConfig
+from intermoe.motion.interhuman import FPS, MOTION_WIDTH
+from intermoe.motion.statistics import Statistics
+from intermoe.systems.intermoe.config import PipelineConfig
+from intermoe.systems.intermoe.official import load_denoiser, load_text_encoder, load_vae
+from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
 STATISTICS_FILES = ("global_mean.npy", "global_std.npy")
 MIN_FRAMES, MAX_FRAMES = 15, 300
@@ -40,79 +32,6 @@ PUBLISHED: dict[str, Any] = {
     "vae": {"latent_dim": 64, "dataset_name": "interhuman", "n_extra_layers": 1, "kernel_size": 3, "dropout": 0.1},
     "DIFFUSION_STEPS": 1000,
 }
-
-
-class _Inert(dict[Any, Any]):
-    """Takes the place of an object of the file: keeps what was stored in it and does nothing."""
-
-    state: Any = None
-
-    def __init__(self, *_: Any) -> None:
-        super().__init__()
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    modules = {
-        "omegaconf.dictconfig": ("DictConfig",),
-        "omegaconf.listconfig": ("ListConfig",),
-        "omegaconf.base": ("ContainerMetadata", "Metadata"),
-        "omegaconf.nodes": ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode"),
-        "typing": ("Any",),
-        "builtins": ("dict", "list", "str", "int", "float", "bool"),
-        "collections": ("defaultdict",),
-        "pytorch_lightning.utilities.parsing": ("AttributeDict",),
-        "lightning_fabric.utilities.data": ("AttributeDict",),
-        "yacs.config": ("CfgNode",),
-        "numpy": ("dtype",),
-        "numpy.core.multiarray": ("scalar",),
-        "numpy._core.multiarray": ("scalar",),
-    }
-    return [
-        type(name, (_Inert,), {"__module__": module, "__qualname__": name})
-        for module, names in modules.items()
-        for name in names
-    ]
-
-
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State dict and configuration (empty if there is none) of a Lightning checkpoint or a bare state dict.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint, or one with an object of a class that is not expected; names it.
-    """
-    path = Path(path)
-    loaded = load_tensors(path)
-    state = loaded.get("state_dict", loaded)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: expected a state dict, or a checkpoint with one under 'state_dict'")
-    config = _plain(loaded.get("hyper_parameters", {})) if "state_dict" in loaded else {}
-    return state, config if isinstance(config, dict) else {}
-
-
-def load_tensors(path: Path) -> dict[str, Any]:
-    """What ``torch.load(weights_only=True)`` reads with inert stand-ins; see the module. Memory-mapped if possible."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with torch.serialization.safe_globals(_stand_ins()):
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        if named is None:
-            raise ValueError(f"{path}: not a checkpoint of torch.save: {str(error).splitlines()[0]}") from error
-        raise ValueError(
-            f"{path}: holds an object of {named.group(1)}, which is not loaded because it could run code; if you trust "
-            "the file, save its weights alone: torch.save({'state_dict': checkpoint['state_dict']}, new_file)"
-        ) from error
-    except (RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path}: not a checkpoint of torch.save: {str(error).splitlines()[0]}") from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path}: expected a mapping, got {type(loaded).__name__}")
-    return loaded
 
 
 def checkpoint_kind(path: str | Path) -> str:
@@ -222,17 +141,3 @@ def read_statistics(folder: Path) -> Statistics:
 
 def _count_layers(text: Mapping[str, Tensor]) -> int:
     return len({key.split(".")[2] for key in text if key.startswith("clip_transformer.resblocks.")})
-
-
-def _plain(value: Any) -> Any:
-    """The values that a stored configuration holds, without its objects."""
-    if isinstance(value, _Inert):
-        state = value.state if isinstance(value.state, dict) else {}
-        value = state.get("_content", state.get("_val", dict(value)))
-        if isinstance(value, _Inert):
-            return _plain(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value

@@ -17,19 +17,19 @@ from safetensors.torch import save_file
 from intermoe.config import Config, _require
 from intermoe.data.batching import collate
 from intermoe.data.dataset import MotionDataset
-from intermoe.eval.distribution import frechet_distance, retrieval
-from intermoe.eval.evaluator import Evaluator
 from intermoe.eval.generation import generate
-from intermoe.eval.metrics import Clip, measure
 from intermoe.eval.protocol import PROTOCOLS
+from intermoe.evaluators.evaluator import Evaluator
 from intermoe.files import replacing, replacing_folder
-from intermoe.pipeline import InterMoEPipeline
+from intermoe.metrics.distribution import frechet_distance, retrieval
+from intermoe.metrics.kinematics import Clip, measure
+from intermoe.routing.record import record_routing
+from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 from intermoe.train import run
 from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.denoiser import VALIDATION_NOISE_LEVELS, DenoiserObjective, run_denoiser
 from intermoe.train.draws import ItemDraws
 from intermoe.train.latents import LatentEncoder
-from intermoe.viz.routing import record_routing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -197,7 +197,7 @@ def run_ablation(
         output_dir: gets a folder for each variant, ``ablation.json`` and ``ablation.md``, rewritten after each variant.
         vae: model folder of the autoencoder that all variants share.
         only: names of variants to do; all if empty.
-        evaluator: from ``intermoe.eval.evaluator.load_evaluator``.
+        evaluator: from ``intermoe.evaluators.evaluator.load_evaluator``.
         progress: called as ``progress(name, variants_done, variants)`` before each variant.
 
     Raises:

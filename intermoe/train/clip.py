@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from intermoe.nn.clip import TOKENIZER, ClipTextEncoder
+from intermoe.text.clip import TOKENIZER, ClipTextEncoder
 
 
 def load_tower(encoder: ClipTextEncoder) -> None:

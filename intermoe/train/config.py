@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from intermoe.config import Config, DenoiserConfig, DiffusionConfig, TextConfig, VAEConfig, _require
+from intermoe.config import Config, _require
 from intermoe.data.kinds import KINDS
+from intermoe.diffusion import DiffusionConfig
+from intermoe.systems.intermoe.config import DenoiserConfig, VAEConfig
+from intermoe.text.protocol import TextConfig
 
 SCHEDULES = ("cosine", "constant")
 CLIPS = ("value", "norm", "none")

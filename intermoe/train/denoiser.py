@@ -14,19 +14,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from intermoe.config import PipelineConfig
 from intermoe.data.batching import MotionBatch, collate
 from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.kinds import KINDS
-from intermoe.data.statistics import Statistics
 from intermoe.diffusion import build_scheduler, sample, shifted_timesteps, training_loss
 from intermoe.files import replacing, replacing_folder
-from intermoe.nn.clip import ClipTextEncoder
-from intermoe.nn.denoiser import Denoiser
-from intermoe.nn.text import TextEncoder, WordPieceTextEncoder, build_text_encoder
-from intermoe.nn.vae import CausalSkeletalVAE, LatentDistribution
-from intermoe.pipeline import TOKENIZER_FILE, InterMoEPipeline
+from intermoe.motion.statistics import Statistics
+from intermoe.pipeline import TOKENIZER_FILE
+from intermoe.systems.intermoe.config import PipelineConfig
+from intermoe.systems.intermoe.denoiser import Denoiser
+from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+from intermoe.systems.intermoe.vae import CausalSkeletalVAE, LatentDistribution
+from intermoe.text.build import build_text_encoder
+from intermoe.text.clip import ClipTextEncoder
+from intermoe.text.protocol import TextEncoder
+from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train import run
 from intermoe.train.clip import load_tower
 from intermoe.train.config import DenoiserTrainConfig
@@ -38,7 +41,7 @@ from intermoe.train.text import pretrain_text
 from intermoe.train.vae import load_vae_folder
 
 if TYPE_CHECKING:
-    from intermoe.eval.evaluator import Evaluator
+    from intermoe.evaluators.evaluator import Evaluator
 
 TEXT_FILE = "text.safetensors"
 METRIC_FILE = "metric.safetensors"
@@ -77,7 +80,7 @@ class DenoiserObjective(Objective):
         self.run = config.run
         self.evaluator: list[Evaluator] = []  # in a list: it is neither trained nor saved
         if config.run.fid_evaluator is not None:
-            from intermoe.eval.evaluator import load_evaluator
+            from intermoe.evaluators.evaluator import load_evaluator
 
             self.evaluator = [load_evaluator(config.run.fid_evaluator)]
         self.embedded: dict[str, Tensor] = {}

@@ -13,10 +13,10 @@ from torch import Tensor
 from intermoe.config import _require
 from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
-from intermoe.eval.evaluator import TOKENIZER_FILE, save_evaluator
-from intermoe.eval.interclip import InterClip, InterClipConfig
+from intermoe.evaluators.evaluator import TOKENIZER_FILE, save_evaluator
+from intermoe.evaluators.interclip import InterClip, InterClipConfig
 from intermoe.files import replacing, replacing_folder
-from intermoe.nn.text import WordPieceTextEncoder
+from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train import run
 from intermoe.train.config import TrainConfig
 from intermoe.train.draws import ItemDraws

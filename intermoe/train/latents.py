@@ -10,8 +10,8 @@ from torch import Tensor
 
 from intermoe.data.batching import MotionBatch
 from intermoe.data.dataset import MotionChoice, MotionDataset
-from intermoe.data.statistics import Statistics
-from intermoe.nn.vae import CausalSkeletalVAE, LatentDistribution
+from intermoe.motion.statistics import Statistics
+from intermoe.systems.intermoe.vae import CausalSkeletalVAE, LatentDistribution
 
 CACHE_BYTES = 2**30
 CACHE_SHARE = 1 / 8

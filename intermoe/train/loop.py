@@ -236,7 +236,7 @@ class Trainer:
     def _fid(self, features: list[Any]) -> dict[str, float]:
         if not self.config.run.fid_clips:
             return {}
-        from intermoe.eval.distribution import frechet_distance
+        from intermoe.metrics.distribution import frechet_distance
 
         if self.accelerator.num_processes > 1:
             features = gather_object(features)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intermoe.data.humanml3d import root_centred_joints
-from intermoe.data.motion import CONTACT_COLUMNS, FOOT_JOINTS, FPS, joints
-from intermoe.nn.skeleton import Edges, skeleton_layout
-from intermoe.nn.vae import LatentDistribution
+from intermoe.motion.interhuman import CONTACT_COLUMNS, FPS, joints
+from intermoe.motion.skeleton import FOOT_JOINTS, Edges, skeleton_layout
+from intermoe.systems.intermoe.vae import LatentDistribution
 from intermoe.train.config import VAELossConfig
 
 _PER_DECIMETRE = 10.0

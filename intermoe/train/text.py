@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from intermoe.data.dataset import MotionChoice, MotionDataset
 from intermoe.data.items import MotionKind
-from intermoe.eval.turns import FULL_TURN, turns, yaw
-from intermoe.nn.text import TextEncoder
-from intermoe.nn.vae import LatentDistribution
+from intermoe.metrics.turns import FULL_TURN, turns, yaw
+from intermoe.systems.intermoe.vae import LatentDistribution
+from intermoe.text.protocol import TextEncoder
 from intermoe.train.config import TextPretrainingConfig
 
 SEGMENTS = 8
@@ -93,7 +93,7 @@ def turn_summary(joints: Tensor) -> Tensor:
     """How the persons (P, T, J, 3) turn, in half turns, positive to the left: (P * (SEGMENTS + 4),).
 
     Of each person the change of heading over each stretch of time and over the whole, and the angles of full turns
-    (``intermoe.eval.turns``): their sum, the sum of those to the left and of those to the right.
+    (``intermoe.metrics.turns.turns``): their sum, the sum of those to the left and of those to the right.
     """
     rows = []
     for person in joints.numpy():

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from intermoe.config import VAEConfig
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.items import MotionItem
 from intermoe.data.kinds import KINDS, train_statistics
-from intermoe.data.statistics import Statistics
 from intermoe.files import replacing_folder
-from intermoe.nn.vae import CausalSkeletalVAE
+from intermoe.motion.statistics import Statistics
+from intermoe.systems.intermoe.config import VAEConfig
+from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.train import run
 from intermoe.train.config import VAETrainConfig
 from intermoe.train.draws import ItemDraws

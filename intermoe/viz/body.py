@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from intermoe.data.motion import LEFT_JOINTS, NUM_JOINTS, PARENTS, RIGHT_JOINTS
+from intermoe.motion.skeleton import LEFT_JOINTS, NUM_JOINTS, PARENTS, RIGHT_JOINTS
 from intermoe.viz.camera import Array
 
 BODY, LEFT, RIGHT, SKIN = range(4)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from intermoe.data.motion import NUM_JOINTS
+from intermoe.motion.skeleton import NUM_JOINTS
 from intermoe.viz.body import LEFT, RIGHT, SKIN, build_body
 from intermoe.viz.camera import Array, frame_motion
 from intermoe.viz.drawing import INK, PAPER, Colour, mixed

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from intermoe import cli
-from intermoe.eval.evaluator import load_evaluator
+from intermoe.evaluators.evaluator import load_evaluator
 from intermoe.nn.layers import sinusoid
 
 

@@ -13,9 +13,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from intermoe.data import KINDS, InterHumanDataset, MotionDataset, Statistics, collate, compute_statistics, prepare
+from intermoe.data import KINDS, InterHumanDataset, MotionDataset, collate, prepare
 from intermoe.data.cache import CachedClips, read_index
 from intermoe.data.kinds import train_statistics
+from intermoe.data.statistics import compute_statistics
+from intermoe.motion.statistics import Statistics
 
 INTERHUMAN = KINDS["interhuman"]
 OPTIONS = {"mirror": True, "swap_persons": True, "seed": 3}

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from intermoe.data import InterHumanDataset, collate, joints, process_pair
+from intermoe.data import InterHumanDataset, collate
+from intermoe.motion.interhuman import joints, process_pair
 
 
 @pytest.fixture

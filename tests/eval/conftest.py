@@ -39,9 +39,9 @@ def bowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_evaluator() -> Any:
     """An evaluator that was never trained."""
-    from intermoe.config import TextConfig
-    from intermoe.eval.interclip import InterClip, InterClipConfig
-    from intermoe.nn.text import WordPieceTextEncoder
+    from intermoe.evaluators.interclip import InterClip, InterClipConfig
+    from intermoe.text.protocol import TextConfig
+    from intermoe.text.wordpiece import WordPieceTextEncoder
 
     torch.manual_seed(0)
     text = TextConfig(output_dim=6, width=8, num_layers=1, num_heads=2, feedforward_dim=8, max_tokens=16, vocab_size=90)

@@ -16,13 +16,13 @@ import torch
 from typer.testing import CliRunner
 
 from intermoe import cli
-from intermoe.config import PipelineConfig, VAEConfig
-from intermoe.data import Statistics
-from intermoe.eval.bigru import BiGRUConfig, BiGRUEvaluator
-from intermoe.eval.evaluator import save_evaluator
-from intermoe.nn.denoiser import Denoiser
-from intermoe.nn.vae import CausalSkeletalVAE
-from intermoe.pipeline import InterMoEPipeline
+from intermoe.evaluators.bigru import BiGRUConfig, BiGRUEvaluator
+from intermoe.evaluators.evaluator import save_evaluator
+from intermoe.motion.statistics import Statistics
+from intermoe.systems.intermoe.config import PipelineConfig, VAEConfig
+from intermoe.systems.intermoe.denoiser import Denoiser
+from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 
 SMALL = ("--batch-size", 3, "--replications", 2, "--mm-captions", 1, "--mm-samples", 2, "--steps", 2)
 Run = Callable[..., Any]

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from intermoe.data import InterHumanDataset, joints
+from intermoe.data import InterHumanDataset
 from intermoe.eval import evaluate_kinematics
+from intermoe.motion.interhuman import joints
 
 
 class StubPipeline:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from intermoe.pipeline import InterMoEPipeline
+from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 from intermoe.train import ablate
 from intermoe.train.ablate import AblationConfig, AblationSettings, run_ablation, save_autoencoder, variant_configs
 from intermoe.train.vae import load_vae_folder
@@ -91,7 +91,7 @@ def test_shipped_variants_change_what_they_say() -> None:
 
 def test_every_shipped_switch_builds_and_trains_a_step() -> None:
     """On a denoiser small enough that sixteen of them take a second."""
-    from intermoe.nn.denoiser import Denoiser
+    from intermoe.systems.intermoe.denoiser import Denoiser
 
     for name, config in variant_configs(MATRIX).items():
         small = {"input_dim": 8, "text_dim": 8, "dim": 16, "num_layers": 1, "num_heads": 2, "expert_dim": 4}
@@ -141,9 +141,9 @@ def test_validation_loss_is_the_trainers(ablation: Any, pairs: Path, matrix: Pat
 
 
 def test_a_trained_evaluator_measures(ablation: Any, pairs: Path, matrix: Path) -> None:
-    from intermoe.config import TextConfig
     from intermoe.data import InterHumanDataset
-    from intermoe.eval.interclip import InterClip, InterClipConfig
+    from intermoe.evaluators.interclip import InterClip, InterClipConfig
+    from intermoe.text.protocol import TextConfig
 
     pipeline = InterMoEPipeline.from_pretrained(ablation.folder / "full" / "run" / "model")
     small = {"num_layers": 1, "num_heads": 2, "width": 8, "feedforward_dim": 8}

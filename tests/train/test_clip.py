@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from intermoe.config import TextConfig
-from intermoe.nn.clip import ClipTextEncoder
+from intermoe.text.clip import ClipTextEncoder
+from intermoe.text.protocol import TextConfig
 from intermoe.train.clip import load_tower
 
 transformers = pytest.importorskip("transformers")

@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 import intermoe.train
-from intermoe.config import DenoiserConfig, DiffusionConfig
-from intermoe.nn.denoiser import DenoiserLayer
+from intermoe.diffusion import DiffusionConfig
+from intermoe.systems.intermoe.config import DenoiserConfig
+from intermoe.systems.intermoe.denoiser import DenoiserLayer
 from intermoe.train.config import (
     DataConfig,
     DenoiserTrainConfig,

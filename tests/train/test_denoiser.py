@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from intermoe import InterMoEPipeline
-from intermoe.data import InterHumanDataset, Statistics, collate
-from intermoe.nn.vae import CausalSkeletalVAE
+from intermoe.data import InterHumanDataset, collate
+from intermoe.motion.statistics import Statistics
+from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.train import load_vae_folder, run_denoiser
 from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.denoiser import DenoiserObjective, training_captions

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from intermoe.data import KINDS, MotionDataset, collate
-from intermoe.eval.evaluator import load_evaluator
+from intermoe.evaluators.evaluator import load_evaluator
 from intermoe.train.draws import ItemDraws
 from intermoe.train.evaluator import EvaluatorObjective, EvaluatorTrainConfig, run_evaluator
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from intermoe import InterMoEPipeline
-from intermoe.config import VAEConfig
 from intermoe.data import KINDS, MotionDataset, prepare
-from intermoe.nn.skeleton import skeleton_layout
-from intermoe.nn.vae import CausalSkeletalVAE
+from intermoe.motion.skeleton import skeleton_layout
+from intermoe.systems.intermoe.config import VAEConfig
+from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.train import load_vae_folder, run_denoiser, run_vae
 from intermoe.train.config import DataConfig, VAELossConfig
 from intermoe.train.losses import PARTS, vae_losses

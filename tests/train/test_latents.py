@@ -7,8 +7,8 @@ import torch
 
 from intermoe.data.batching import collate
 from intermoe.data.interhuman import InterHumanDataset
-from intermoe.data.statistics import Statistics
-from intermoe.nn.vae import CausalSkeletalVAE
+from intermoe.motion.statistics import Statistics
+from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.train import latents as module
 from intermoe.train import load_vae_folder
 from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents, error_metric

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intermoe.nn.vae import LatentDistribution
+from intermoe.systems.intermoe.vae import LatentDistribution
 from intermoe.train.config import VAELossConfig
 from intermoe.train.losses import vae_losses
 

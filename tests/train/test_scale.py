@@ -16,10 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import intermoe.train
 from intermoe import InterMoEBlock, InterMoEPipeline
-from intermoe.config import DenoiserConfig
 from intermoe.data import InterHumanDataset
-from intermoe.eval.distribution import frechet_distance
-from intermoe.nn.denoiser import Denoiser
+from intermoe.metrics.distribution import frechet_distance
+from intermoe.systems.intermoe.config import DenoiserConfig
+from intermoe.systems.intermoe.denoiser import Denoiser
 from intermoe.train import run_denoiser, run_vae
 from intermoe.train.config import OptimConfig
 from intermoe.train.routing import Routing
@@ -169,7 +169,7 @@ def test_fid_is_that_of_the_features(
             return seen[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("intermoe.eval.evaluator.load_evaluator", lambda folder: Mean())
+        patch.setattr("intermoe.evaluators.evaluator.load_evaluator", lambda folder: Mean())
         config = write_config(
             "denoiser", **{"run.fid_clips": 2, "run.fid_steps": 2, "run.fid_evaluator": "folder", "data.batch_size": 1}
         )

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from intermoe.config import TextConfig
 from intermoe.data.kinds import KINDS
-from intermoe.nn.text import WordPieceTextEncoder, build_text_encoder
-from intermoe.nn.vae import LatentDistribution
+from intermoe.systems.intermoe.vae import LatentDistribution
+from intermoe.text.build import build_text_encoder
+from intermoe.text.protocol import TextConfig
+from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train import run_denoiser
 from intermoe.train.config import TextPretrainingConfig
 from intermoe.train.text import SEGMENTS, latent_summary, pretrain_text, turn_summary

@@ -1,0 +1,1 @@
+"""Networks that judge motion against text, as the published protocols do."""

@@ -1,0 +1,104 @@
+"""What an evaluator is: two encoders that put motion and its description into one space."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from intermoe.config import Config
+from intermoe.files import replacing
+from intermoe.nn.init import SkipRandomInit
+
+CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
+
+
+class Evaluator(nn.Module, ABC):
+    """Embeds motion and text so that what belongs together is near; the learned ruler of all metrics but kinematics.
+
+    ``layout`` names the data whose motion it reads. ``kind`` is the evaluator's name in a folder's ``config.json``.
+    ``reads_tokens`` says what ``embed_text`` takes: captions, or captions as words with their part of speech.
+    """
+
+    kind: ClassVar[str]
+    reads_tokens: ClassVar[bool] = False
+    config: Config
+    layout: str
+    tokenizer_json: str | None = None
+
+    @abstractmethod
+    def embed_motion(self, motion: Tensor, lengths: Tensor) -> Tensor:
+        """Motion (B, T, P, ...) in the data's own representation, not normalised, of ``lengths`` (B,) frames: (B, E).
+
+        What lies beyond a motion's length has no influence.
+        """
+
+    @abstractmethod
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """Descriptions (B strings): (B, E)."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+
+def save_evaluator(folder: str | Path, evaluator: Evaluator) -> None:
+    """Write config.json, model.safetensors and, for an own tokenizer, tokenizer.json; each whole or not at all."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in evaluator.state_dict().items()}
+    with replacing(folder / WEIGHTS_FILE) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    if evaluator.tokenizer_json is not None:
+        with replacing(folder / TOKENIZER_FILE) as temporary:
+            temporary.write_text(evaluator.tokenizer_json, encoding="utf-8")
+    values = {"kind": evaluator.kind, **evaluator.config.to_dict()}
+    with replacing(folder / CONFIG_FILE) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def load_evaluator(folder: str | Path, *, device: str | torch.device = "cpu") -> Evaluator:
+    """The evaluator of a folder that ``save_evaluator`` wrote, in eval mode and frozen.
+
+    Raises:
+        FileNotFoundError: a file is missing. ValueError: a file is broken or does not fit the others; named.
+    """
+    from intermoe.evaluators.bigru import BiGRUConfig, BiGRUEvaluator
+    from intermoe.evaluators.interclip import InterClip, InterClipConfig
+
+    folder = Path(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"evaluator: {folder} holds no {name}; 'intermoe train evaluator' makes such a folder, and so does "
+                "'intermoe convert' of a published evaluator's checkpoint"
+            )
+    path = folder / CONFIG_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    kind = values.pop("kind", None) if isinstance(values, dict) else None
+    evaluator: Evaluator
+    tokenizer = folder / TOKENIZER_FILE
+    content = tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None
+    if kind == InterClip.kind:
+        config = InterClipConfig.from_dict(values, where=str(path))
+        with SkipRandomInit():  # every weight is read below
+            evaluator = InterClip(config, content)
+    elif kind == BiGRUEvaluator.kind:
+        evaluator = BiGRUEvaluator(BiGRUConfig.from_dict(values, where=str(path)), content)
+    else:
+        raise ValueError(f"{path}: kind must be one of {(InterClip.kind, BiGRUEvaluator.kind)}, got {kind!r}")
+    try:
+        evaluator.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except Exception as error:
+        raise ValueError(f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {error}") from error
+    return evaluator.to(device).eval().requires_grad_(False)

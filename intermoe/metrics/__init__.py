@@ -1,0 +1,33 @@
+"""Numbers of motion: how it moves, who is who, how it is distributed."""
+
+from intermoe.metrics.identity import (
+    IdentityMetrics,
+    bone_inconsistency,
+    measure_identity,
+    role_break,
+    separation,
+    style_overlap,
+    style_spectra,
+    swap_score,
+)
+from intermoe.metrics.kinematics import Clip, KinematicMetrics, measure
+from intermoe.metrics.turns import TurnAgreement, TurnClaim, agreement, parse_turns, turns
+
+__all__ = [
+    "Clip",
+    "IdentityMetrics",
+    "KinematicMetrics",
+    "TurnAgreement",
+    "TurnClaim",
+    "agreement",
+    "bone_inconsistency",
+    "measure",
+    "measure_identity",
+    "parse_turns",
+    "role_break",
+    "separation",
+    "style_overlap",
+    "style_spectra",
+    "swap_score",
+    "turns",
+]

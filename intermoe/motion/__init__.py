@@ -1,0 +1,1 @@
+"""What motion is: skeletons, representations, rotations, statistics, rigid bones and planted feet."""

@@ -1,0 +1,141 @@
+"""The 262-number motion representation of InterHuman (Liang et al., InterGen, 2023) and its source columns.
+
+One person and frame: 66 positions, 66 velocities, 126 rot6D (joints 1..21), 4 foot contacts. Positions are in metres,
+Y up, at 30 frames per second; both persons share one frame of reference: person 1 starts at its origin, facing Z+.
+A rot6D holds the first two columns of a local rotation row by row: r00 r01 r10 r11 r20 r21.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from intermoe.motion.arrays import Array, ArrayOrTensor
+from intermoe.motion.skeleton import FOOT_JOINTS, LEFT_HIP, LEFT_JOINTS, NUM_JOINTS, RIGHT_HIP, RIGHT_JOINTS
+
+FPS = 30
+RAW_WIDTH = 192
+MOTION_WIDTH = 262
+CONTACT_COLUMNS = slice(258, 262)
+
+# Height under which each joint of FOOT_JOINTS may count as standing.
+CONTACT_HEIGHTS = (0.12, 0.05, 0.12, 0.05)
+CONTACT_SQUARED_SPEED = 0.001
+
+# Under the reflection x -> -x those entries of r00 r01 r10 r11 r20 r21 change sign that have x as exactly one index.
+_MIRRORED_ROT6D = np.array([1, -1, -1, 1, -1, 1], dtype=np.float32)
+
+
+def process_pair(raw1: npt.NDArray[np.floating], raw2: npt.NDArray[np.floating]) -> tuple[Array, Array]:
+    """Two persons' source columns to the 262 representation, in person 1's starting frame.
+
+    Each person stands on the lowest point of their own clip. Rotations are local and pass through unchanged.
+
+    Args:
+        raw1, raw2: (T, 192) with T >= 2: 66 positions (metres, Z up) and 126 rot6D, in one world frame.
+
+    Returns:
+        Two arrays (T - 1, 262) float32: velocities are differences to the next frame, so the last frame drops out.
+
+    Raises:
+        ValueError: wrong shape, different lengths, or hips that lie above each other in frame 0 (no facing direction).
+    """
+    for name, raw in (("raw1", raw1), ("raw2", raw2)):
+        if raw.ndim != 2 or raw.shape[1] != RAW_WIDTH or raw.shape[0] < 2:
+            raise ValueError(f"{name}: expected shape (T >= 2, {RAW_WIDTH}), got {raw.shape}")
+    if raw1.shape != raw2.shape:
+        raise ValueError(f"raw2: expected as many frames as raw1 ({raw1.shape[0]}), got {raw2.shape[0]}")
+    positions1, positions2 = _y_up_on_floor(raw1), _y_up_on_floor(raw2)
+    origin = positions1[0, 0] * (1.0, 0.0, 1.0)
+    turn = _turn_to_face_forward(positions1[0])
+    return (
+        _assemble((positions1 - origin) @ turn.T, raw1),
+        _assemble((positions2 - origin) @ turn.T, raw2),
+    )
+
+
+def _y_up_on_floor(raw: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    z_up = raw[:, : 3 * NUM_JOINTS].astype(np.float64).reshape(-1, NUM_JOINTS, 3)
+    y_up = np.stack([z_up[..., 0], z_up[..., 2], -z_up[..., 1]], axis=-1)
+    y_up[..., 1] -= y_up[..., 1].min()
+    return y_up
+
+
+def _turn_to_face_forward(pose: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rotation (3, 3) about Y that makes a pose (22, 3) face Z+; forward = Y x (right hip - left hip)."""
+    across = pose[RIGHT_HIP] - pose[LEFT_HIP]
+    forward_x, forward_z = across[2], -across[0]
+    length = np.hypot(forward_x, forward_z)
+    if length < 1e-8:
+        raise ValueError("raw1: the hips of frame 0 lie above each other, so it has no facing direction")
+    sin, cos = forward_x / length, forward_z / length
+    return np.array([[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]])
+
+
+def _assemble(positions: npt.NDArray[np.float64], raw: npt.NDArray[np.floating]) -> Array:
+    frames = positions.shape[0] - 1
+    velocity = positions[1:] - positions[:-1]
+    feet = list(FOOT_JOINTS)
+    still = (velocity[:, feet] ** 2).sum(-1) < CONTACT_SQUARED_SPEED
+    low = positions[:-1, feet, 1] < CONTACT_HEIGHTS
+    columns = (
+        positions[:-1].reshape(frames, -1),
+        velocity.reshape(frames, -1),
+        raw[:-1, 3 * NUM_JOINTS :],
+        still & low,
+    )
+    return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+def mirror_raw(raw: npt.NDArray[np.floating]) -> Array:
+    """Source columns (T, 192) of the mirror image: x negated, left and right exchanged. Its own inverse."""
+    if raw.ndim != 2 or raw.shape[1] != RAW_WIDTH:
+        raise ValueError(f"raw: expected shape (T, {RAW_WIDTH}), got {raw.shape}")
+    exchanged = np.arange(NUM_JOINTS)
+    exchanged[list(LEFT_JOINTS)], exchanged[list(RIGHT_JOINTS)] = RIGHT_JOINTS, LEFT_JOINTS
+    positions = raw[:, : 3 * NUM_JOINTS].reshape(-1, NUM_JOINTS, 3)[:, exchanged] * (-1.0, 1.0, 1.0)
+    rotations = raw[:, 3 * NUM_JOINTS :].reshape(-1, NUM_JOINTS - 1, 6)[:, exchanged[1:] - 1] * _MIRRORED_ROT6D
+    frames = raw.shape[0]
+    return np.concatenate([positions.reshape(frames, -1), rotations.reshape(frames, -1)], axis=1).astype(np.float32)
+
+
+def row_major_rot6d(rotations: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """Bring rot6D (T, N, 6) to InterHuman's order r00 r01 r10 r11 r20 r21.
+
+    Files in InterHuman's layout also come with one column after the other (r00 r10 r20 r01 r11 r21). Only in the true
+    order are a rotation's two columns orthonormal, which tells them apart. Numbers that are rotations in neither order
+    stay as they are.
+    """
+    by_row = np.stack([rotations[..., 0::2], rotations[..., 1::2]], axis=-1)
+    by_column = np.stack([rotations[..., :3], rotations[..., 3:]], axis=-1)
+    if _is_orthonormal(by_column) and not _is_orthonormal(by_row):
+        return by_column.reshape(rotations.shape)
+    return rotations
+
+
+def _is_orthonormal(columns: npt.NDArray[np.floating]) -> bool:
+    """Whether the two columns of (..., 3, 2) are, typically: a few bad frames do not hide a file's order."""
+    products = np.einsum("...ij,...ik->...jk", columns, columns)
+    return bool(np.median(np.abs(products - np.eye(2)).max(axis=(-1, -2))) < 0.01)
+
+
+def joints(motion: ArrayOrTensor) -> ArrayOrTensor:
+    """Joint positions (..., 22, 3) in metres, Y up, of un-normalised motion (..., 262)."""
+    if motion.shape[-1] != MOTION_WIDTH:
+        raise ValueError(f"motion: last dimension must be {MOTION_WIDTH}, got {tuple(motion.shape)}")
+    return motion[..., : 3 * NUM_JOINTS].reshape(*motion.shape[:-1], NUM_JOINTS, 3)
+
+
+def with_positions(motion: Tensor, positions: Tensor) -> Tensor:
+    """Motion (..., T, 262) with other joint positions (..., T, 22, 3), and with their velocities.
+
+    Velocities are the differences of the positions; the last frame's stays, as do rotations and contacts.
+    """
+    if motion.dim() < 2 or motion.shape[-1] != MOTION_WIDTH:
+        raise ValueError(f"motion: expected shape (..., T, {MOTION_WIDTH}), got {tuple(motion.shape)}")
+    columns = positions.flatten(-2)
+    result = motion.clone()
+    result[..., : 3 * NUM_JOINTS] = columns
+    result[..., :-1, 3 * NUM_JOINTS : 6 * NUM_JOINTS] = columns.diff(dim=-2)
+    return result

@@ -1,0 +1,190 @@
+"""The routing of one input through all layers and steps of a pipeline, kept as arrays.
+
+``trace_generation`` and ``trace_motion`` record it; pictures of a ``RoutingTrace`` are in ``intermoe.routing.picture``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from intermoe.files import replacing
+from intermoe.routing.record import Bools, RoutingRecord, record_routing
+
+if TYPE_CHECKING:
+    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+
+
+@dataclass(frozen=True)
+class RoutingTrace:
+    """The routing of one input through N calls of L layers: P persons (1 for other models), T tokens each, E experts.
+
+    Attributes:
+        chosen: (N, L, P, T, E) bool, whether an expert took a token.
+        timesteps: (N,) int64, the noise level of each call in the training schedule; zeros for other models.
+        layers: names of the L blocks.
+        joints: (P, frames, 22, 3) float32, the motion in metres, or ``None``.
+        title: what was generated. fps: frames of ``joints`` a second.
+    """
+
+    chosen: Bools
+    timesteps: npt.NDArray[np.int64]
+    layers: tuple[str, ...]
+    joints: npt.NDArray[np.float32] | None = None
+    title: str = ""
+    fps: int = 30
+
+    def __post_init__(self) -> None:
+        if self.chosen.ndim != 5 or self.chosen.dtype != np.bool_ or 0 in self.chosen.shape:
+            raise ValueError(f"chosen: expected bool (N, L, P, T, E), got {self.chosen.dtype} {self.chosen.shape}")
+        calls, layers, persons = self.chosen.shape[:3]
+        if self.timesteps.shape != (calls,):
+            raise ValueError(f"timesteps: expected shape ({calls},), got {self.timesteps.shape}")
+        if len(self.layers) != layers:
+            raise ValueError(f"layers: expected {layers} names, got {len(self.layers)}")
+        if self.joints is not None and (self.joints.ndim != 4 or self.joints.shape[0] != persons):
+            raise ValueError(f"joints: expected shape ({persons}, frames, 22, 3), got {self.joints.shape}")
+
+    @property
+    def share(self) -> npt.NDArray[np.float64]:
+        """(L, P, T, E): share of the calls in which an expert took a token, from 0 to 1."""
+        return self.chosen.mean(axis=0)
+
+    @property
+    def experts_per_token(self) -> npt.NDArray[np.float64]:
+        """(N, L): experts that a token took on average."""
+        return self.chosen.sum(axis=-1).mean(axis=(2, 3))
+
+    @property
+    def load(self) -> npt.NDArray[np.float64]:
+        """(L, E): share of all tokens that an expert took, from 0 to 1."""
+        return self.chosen.mean(axis=(0, 2, 3))
+
+    def save_npz(self, path: str | Path) -> None:
+        """Write everything and the three summaries; ``np.load`` reads it without pickle."""
+        optional: dict[str, Any] = {} if self.joints is None else {"joints": self.joints}
+        with replacing(path) as temporary:
+            np.savez_compressed(
+                temporary,
+                chosen=self.chosen,
+                timesteps=self.timesteps,
+                layers=np.array(self.layers),
+                title=self.title,
+                fps=self.fps,
+                share=self.share.astype(np.float32),
+                experts_per_token=self.experts_per_token.astype(np.float32),
+                load=self.load.astype(np.float32),
+                **optional,
+            )
+
+
+def trace_record(
+    record: RoutingRecord, *, row: int = 0, persons: int = 1, layers: str = "*", title: str = ""
+) -> RoutingTrace:
+    """The trace of row ``row`` of the recorded batches, whose tokens are those of ``persons`` persons one by one.
+
+    ``layers`` is a pattern of names: blocks that see different tokens, as a joint transformer's, go into traces apart.
+
+    Raises:
+        ValueError: as ``RoutingRecord.stacked``, no such row, or tokens that cannot be shared by ``persons``.
+    """
+    names, chosen = record.names(layers), record.stacked(layers)
+    calls, depth, batch, tokens, experts = chosen.shape
+    if not 0 <= row < batch:
+        raise ValueError(f"row: must be in [0, {batch}), got {row}")
+    if tokens % persons:
+        raise ValueError(f"persons: must divide the {tokens} tokens of a row, got {persons}")
+    own = chosen[:, :, row].reshape(calls, depth, persons, tokens // persons, experts)
+    return RoutingTrace(own, np.zeros(calls, dtype=np.int64), tuple(names), title=title)
+
+
+def trace_generation(
+    pipeline: InterMoEPipeline,
+    prompt: str,
+    *,
+    num_frames: int,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 3.5,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> RoutingTrace:
+    """Generate a motion and record the routing of its conditional half in every denoising step.
+
+    The motion is the one that the pipeline generates with these arguments; they are checked as there.
+    """
+    timesteps: list[int] = []
+    with record_routing(pipeline.denoiser) as record, _timesteps(pipeline.denoiser, timesteps):
+        result = pipeline(prompt, num_frames, num_inference_steps, guidance_scale, seed, progress=progress)
+    for calls in record.calls.values():
+        calls[:] = [call[:1] for call in calls]  # guided calls hold the unconditional half too
+    joints = result.joints[0].numpy()
+    chosen = trace_record(record, persons=len(joints)).chosen
+    return RoutingTrace(chosen, np.array(timesteps), _layer_names(record), joints, prompt, result.fps)
+
+
+@torch.no_grad()
+def trace_motion(
+    pipeline: InterMoEPipeline,
+    motion: torch.Tensor,
+    *,
+    level: float,
+    prompt: str = "",
+    seed: int = 0,
+) -> RoutingTrace:
+    """Record how one motion is routed when it is noised to a level of the training schedule.
+
+    Args:
+        motion: (T, P, width) as a dataset gives it, at least one group of the autoencoder's frames; what is beyond
+            whole groups is left out.
+        level: in [0, 1), share of the schedule; 0 is the least noise.
+        prompt: condition of the denoiser; empty for none. seed: of the noise.
+
+    Raises:
+        ValueError: a level out of range or a motion that is too short.
+    """
+    group, total = pipeline.vae.downsampling, pipeline.config.diffusion.num_train_timesteps
+    if not 0 <= level < 1:
+        raise ValueError(f"level: must be in [0, 1), got {level}")
+    if motion.ndim < 3 or motion.shape[0] < group:
+        raise ValueError(f"motion: expected shape (T >= {group}, P, width), got {tuple(motion.shape)}")
+    from intermoe.diffusion import build_scheduler
+
+    motion = motion[: motion.shape[0] // group * group]
+    latents = pipeline.encode(motion[None].to(pipeline.device))
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
+    timesteps = torch.tensor([int(level * total)], device=latents.device)
+    scheduler = build_scheduler("ddpm", pipeline.config.diffusion)
+    noisy = scheduler.add_noise(pipeline.config.diffusion.latent_scale * latents, noise, timesteps)
+    text = torch.zeros(1, pipeline.config.denoiser.text_dim).to(latents)
+    if prompt:
+        text = pipeline.text_encoder([prompt])
+    with record_routing(pipeline.denoiser) as record:
+        pipeline.denoiser(noisy, timesteps, text)
+    joints = pipeline.kind.joints(motion.transpose(0, 1)[None].float().cpu())[0].contiguous().numpy()
+    chosen = trace_record(record, persons=len(joints)).chosen
+    title = prompt or "no text"
+    return RoutingTrace(chosen, timesteps.cpu().numpy(), _layer_names(record), joints, title, pipeline.config.fps)
+
+
+def _layer_names(record: RoutingRecord) -> tuple[str, ...]:
+    return tuple(f"layer {number}" for number in range(1, len(record.calls) + 1))
+
+
+@contextmanager
+def _timesteps(denoiser: nn.Module, seen: list[int]) -> Iterator[None]:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        seen.append(int(args[1][0]))
+
+    handle = denoiser.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,103 @@
+"""Configuration of the InterMoE system: autoencoder, denoiser, and the whole pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from intermoe.config import LAYOUTS, Config, _require, check_moe
+from intermoe.diffusion import DiffusionConfig
+from intermoe.text.protocol import TextConfig
+
+
+@dataclass(frozen=True)
+class VAEConfig(Config):
+    """Causal-Skeletal VAE. ``layout`` fixes joints, graph and input width; see ``intermoe.motion.skeleton``."""
+
+    layout: str = "interhuman"
+    latent_dim: int = 64
+    num_blocks: int = 2
+    kernel_size: int = 3
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(self.layout in LAYOUTS, "layout", f"one of {LAYOUTS}", self.layout)
+        _require(self.latent_dim >= 1, "latent_dim", ">= 1", self.latent_dim)
+        _require(self.num_blocks >= 1, "num_blocks", ">= 1", self.num_blocks)
+        _require(self.kernel_size >= 1 and self.kernel_size % 2 == 1, "kernel_size", "odd", self.kernel_size)
+        _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
+
+
+@dataclass(frozen=True)
+class DenoiserConfig(Config):
+    """Denoiser. ``input_dim`` is the latent width of one person and frame (coarse joints x latent_dim).
+
+    Persons are exchangeable: which of them a caption's "first dancer" becomes is left to the noise. ``first_person``
+    adds a learned vector to the tokens of the first, in whose frame the motion is given: the text can name it then.
+
+    ``recompute`` saves memory in training: a layer's activations are dropped and computed again in the backward.
+
+    The routing values are those of ``intermoe.InterMoEBlock``, whose rows here are samples: both persons' frames.
+    """
+
+    input_dim: int = 448
+    text_dim: int = 768
+    dim: int = 768
+    num_layers: int = 8
+    num_heads: int = 8
+    num_experts: int = 8
+    expert_dim: int = 1024
+    capacity: float = 1.0
+    fusion: str = "weighted"
+    alpha: float = 0.5
+    num_shared_experts: int = 0
+    bias_rate: float = 1e-3
+    bias_init: float = -0.5
+    dropout: float = 0.1
+    routing: str = "dynamic"
+    top_k: int | None = None
+    pool: str = "batch"
+    unit: str = "frame"
+    first_person: bool = False
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("input_dim", "text_dim", "dim", "num_layers", "num_heads", "num_experts", "expert_dim"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        _require(self.dim % self.num_heads == 0, "dim", f"a multiple of num_heads={self.num_heads}", self.dim)
+        _require(self.dim % 2 == 0, "dim", "even (sinusoidal positions)", self.dim)
+        _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
+        check_moe(self)
+
+
+@dataclass(frozen=True)
+class PipelineConfig(Config):
+    """Everything that ``InterMoEPipeline.from_pretrained`` needs besides weights and tokenizer.
+
+    Of decoded motion, ``rigid_bones`` holds the bones at their mean length over the clip (``intermoe.motion.bones``),
+    and ``planted_feet`` keeps feet from sliding while its contact columns say that they stand
+    (``intermoe.motion.feet``); for the layout ``interhuman`` alone; the release does not.
+    """
+
+    name: str = "intermoe"
+    fps: int = 30
+    min_frames: int = 16
+    max_frames: int = 300
+    rigid_bones: bool = False
+    planted_feet: bool = False
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.fps >= 1, "fps", ">= 1", self.fps)
+        _require(4 <= self.min_frames <= self.max_frames, "min_frames", "in [4, max_frames]", self.min_frames)
+        for name in ("rigid_bones", "planted_feet"):
+            ok = not getattr(self, name) or self.vae.layout == "interhuman"
+            _require(ok, name, "false for every layout but 'interhuman'", getattr(self, name))
+        _require(
+            self.text.output_dim == self.denoiser.text_dim,
+            "text.output_dim",
+            f"denoiser.text_dim={self.denoiser.text_dim}",
+            self.text.output_dim,
+        )

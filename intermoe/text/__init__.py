@@ -1,0 +1,1 @@
+"""Text encoders: a prompt becomes one vector. ``build_text_encoder`` chooses by ``TextConfig.kind``."""

@@ -1,0 +1,30 @@
+"""The text encoder that a configuration names."""
+
+from __future__ import annotations
+
+from intermoe.text.clip import ClipTextEncoder
+from intermoe.text.huggingface import HuggingFaceTextEncoder
+from intermoe.text.protocol import TextConfig, TextEncoder
+from intermoe.text.wordpiece import WordPieceTextEncoder
+
+
+def build_text_encoder(config: TextConfig, tokenizer_json: str | None) -> TextEncoder:
+    """The text encoder that ``config.kind`` names.
+
+    Args:
+        config: which encoder and its sizes.
+        tokenizer_json: content of ``tokenizer.json``: needed by ``wordpiece``, optional for ``clip`` (otherwise loaded
+            by name at the first prompt), must be ``None`` for ``huggingface``, which brings its own.
+
+    Raises:
+        ValueError: if the tokenizer is missing or not wanted, or the encoder cannot be loaded.
+    """
+    if config.kind == "wordpiece":
+        if tokenizer_json is None:
+            raise ValueError("tokenizer_json: expected the tokenizer that kind='wordpiece' was trained with, got None")
+        return WordPieceTextEncoder(config, tokenizer_json)
+    if config.kind == "huggingface":
+        if tokenizer_json is not None:
+            raise ValueError("tokenizer_json: expected None, since kind='huggingface' brings its own tokenizer")
+        return HuggingFaceTextEncoder(config)
+    return ClipTextEncoder(config, tokenizer_json)

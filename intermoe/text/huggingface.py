@@ -1,0 +1,91 @@
+"""Any pretrained Hugging Face text encoder, frozen, with a trainable adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intermoe.text.protocol import TextConfig, TextEncoder, check_prompts, masked_mean, transformer
+
+
+class HuggingFaceTextEncoder(TextEncoder):
+    """Any pretrained Hugging Face text encoder, frozen, with a trainable adapter on its token states.
+
+    Frozen token states -> Linear to ``width`` -> ``num_layers`` post-norm transformer layers -> LayerNorm -> mean over
+    tokens -> Linear to ``output_dim``. The frozen model is always in eval mode, has no gradient, and is neither in
+    ``state_dict()`` nor in ``parameters()``: it is loaded again by ``name_or_path``. It follows ``.to()`` and the like.
+
+    Only safetensors weights are read and no code of the model's repository is run.
+
+    Raises:
+        ValueError: if ``name_or_path`` cannot be loaded as a text encoder.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.output_dim = config.output_dim
+        # Held in a list, because a module attribute would be registered, saved and switched to training mode.
+        self._frozen = [_load_frozen(str(config.name_or_path))]
+        self._tokenizer = _load_tokenizer(str(config.name_or_path))
+        self.input = nn.Linear(self._frozen[0].config.hidden_size, config.width)
+        self.transformer = transformer(config, norm_first=False)
+        self.norm = nn.LayerNorm(config.width)
+        self.output = nn.Linear(config.width, config.output_dim)
+
+    @property
+    def frozen(self) -> nn.Module:
+        """The pretrained encoder."""
+        model: nn.Module = self._frozen[0]
+        return model
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HuggingFaceTextEncoder:
+        self._frozen[0]._apply(fn, recurse)
+        moved: HuggingFaceTextEncoder = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
+
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        """Embed ``prompts``: (B, output_dim) float32. Raises ``ValueError`` for a prompt over ``max_tokens`` tokens."""
+        encoded = self._tokenizer(check_prompts(prompts), padding=True, return_tensors="pt")
+        if encoded["input_ids"].shape[1] > self.config.max_tokens:
+            lengths = encoded["attention_mask"].sum(1)
+            raise ValueError(
+                f"prompts: expected at most max_tokens={self.config.max_tokens} tokens, got {int(lengths.max())} "
+                f"in {prompts[int(lengths.argmax())][:60]!r}..."
+            )
+        encoded = encoded.to(self.output.weight.device)
+        mask = encoded["attention_mask"].bool()
+        with torch.no_grad():
+            states = self._frozen[0](**encoded).last_hidden_state
+        states = self.transformer(self.input(states), src_key_padding_mask=~mask)
+        result: Tensor = self.output(masked_mean(self.norm(states), mask)).float()
+        return result
+
+
+def _load_frozen(name_or_path: str) -> Any:
+    from transformers import AutoModel
+
+    try:
+        model = AutoModel.from_pretrained(name_or_path, trust_remote_code=False, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"name_or_path: cannot load a text encoder from {name_or_path!r}: {error}") from error
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    if not hasattr(model.config, "hidden_size"):
+        raise ValueError(
+            f"name_or_path: expected a text encoder, got a {type(model).__name__} from {name_or_path!r}; "
+            "the CLIP text tower is kind='clip'"
+        )
+    return model.float().requires_grad_(False).eval()
+
+
+def _load_tokenizer(name_or_path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"name_or_path: cannot load a tokenizer from {name_or_path!r}: {error}") from error

@@ -1,0 +1,123 @@
+"""What every text encoder keeps: prompts become one vector each, the text part of a condition.
+
+Importing this module imports neither ``transformers`` nor ``tokenizers``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from intermoe.config import Config, _require
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TEXT_ENCODERS = ("wordpiece", "huggingface", "clip")
+
+
+@dataclass(frozen=True)
+class TextConfig(Config):
+    """Text encoder. ``kind`` chooses; the other fields describe the trainable part of that kind.
+
+    - ``wordpiece``: own small transformer over word pieces; ``width``, ``num_layers``, ``num_heads``, ``vocab_size``,
+      ``max_tokens`` describe it, ``output_dim`` its output.
+    - ``huggingface``: ``name_or_path`` is a frozen encoder, the rest describes the adapter on its token states.
+    - ``clip``: the release's CLIP tower and adapter; ``clip_*`` describe the tower, the rest the adapter.
+    """
+
+    kind: str = "wordpiece"
+    output_dim: int = 768
+    width: int = 768
+    num_layers: int = 2
+    num_heads: int = 8
+    feedforward_dim: int = 2048
+    dropout: float = 0.1
+    max_tokens: int = 77
+    vocab_size: int = 2000
+    name_or_path: str | None = None
+    clip_layers: int = 12
+    clip_heads: int = 12
+
+    def __post_init__(self) -> None:
+        _require(self.kind in TEXT_ENCODERS, "kind", f"one of {TEXT_ENCODERS}", self.kind)
+        for name in ("output_dim", "width", "num_layers", "num_heads", "feedforward_dim", "max_tokens", "vocab_size"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        _require(self.width % self.num_heads == 0, "width", f"a multiple of num_heads={self.num_heads}", self.width)
+        _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
+        if self.kind == "huggingface":
+            _require(bool(self.name_or_path), "name_or_path", "a model name or folder", self.name_or_path)
+
+
+class TextEncoder(nn.Module, ABC):
+    """Protocol of all text encoders.
+
+    ``output_dim`` is the width of the condition. ``tokenizer_json`` is the content of the ``tokenizer.json`` to save
+    beside the weights, or ``None`` where the tokenizer comes from elsewhere. ``state_dict()`` holds exactly what must
+    be saved to rebuild the encoder with ``build_text_encoder``.
+    """
+
+    output_dim: int
+    tokenizer_json: str | None = None
+
+    @abstractmethod
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        """Embed ``prompts`` (B strings): float32 (B, output_dim), on the device of the weights."""
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of ``prompt`` that training never showed to the encoder, in order, each once; pretrained ones: none."""
+        return []
+
+
+def check_prompts(prompts: Sequence[str]) -> list[str]:
+    """``prompts`` as a list. Raises ``TypeError`` for anything but a sequence of strings, ``ValueError`` if empty."""
+    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise TypeError(f"prompts: expected a sequence of strings, got {prompts!r}")
+    if len(prompts) == 0:
+        raise ValueError("prompts: expected at least one prompt, got none")
+    return list(prompts)
+
+
+def parse_tokenizer(tokenizer_json: str) -> Tokenizer:
+    """The tokenizer that the content of a ``tokenizer.json`` describes. Raises ``ValueError`` if it is malformed."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # the library raises a bare Exception for malformed JSON
+        raise ValueError(f"tokenizer_json: not a tokenizer of the tokenizers library: {error}") from error
+
+
+def pad_token_ids(rows: Sequence[Sequence[int]], device: torch.device, padding: int = 0) -> tuple[Tensor, Tensor]:
+    """Token ids (B, longest) int64 and their mask, bool with True = a token."""
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([list(row) + [padding] * (longest - len(row)) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(longest, device=device) < lengths[:, None]
+
+
+def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``states`` (B, L, D) over the positions where ``mask`` (B, L) is True: (B, D)."""
+    weights = mask.to(states.dtype).unsqueeze(-1)
+    return (states * weights).sum(1) / weights.sum(1)
+
+
+def transformer(
+    config: TextConfig, *, norm_first: bool, activation: str | Callable[[Tensor], Tensor] = "gelu"
+) -> nn.TransformerEncoder:
+    """The trainable transformer that ``config`` describes: (B, L, width) to (B, L, width)."""
+    layer = nn.TransformerEncoderLayer(
+        config.width,
+        config.num_heads,
+        config.feedforward_dim,
+        config.dropout,
+        activation,
+        batch_first=True,
+        norm_first=norm_first,
+    )
+    return nn.TransformerEncoder(layer, config.num_layers, enable_nested_tensor=False)

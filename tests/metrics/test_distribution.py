@@ -1,0 +1,60 @@
+"""Metrics of embeddings against the published ones and against closed forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from intermoe.metrics.distribution import diversity, frechet_distance, multimodality, retrieval
+
+
+def test_metrics_equal_the_published_ones(golden: Any) -> None:
+    archive = golden("metrics.npz")
+    text, motion, truth = (archive[f"{name}_emb"] for name in ("text", "motion", "gt_motion"))
+    found = retrieval(text, motion, int(archive["batch"]))
+    assert found.r_precision == pytest.approx(archive["r_precision"], abs=1e-12)
+    assert found.mm_dist == pytest.approx(float(archive["mm_dist"]), rel=1e-6)
+    assert frechet_distance(motion, truth, scale=6) == pytest.approx(float(archive["fid"]), rel=1e-6)
+    pairs = (archive["diversity_first"], archive["diversity_second"])
+    assert diversity(motion, *pairs, scale=6, divide_by=2) == pytest.approx(float(archive["diversity"]), rel=1e-6)
+    pairs = (archive["mm_first"], archive["mm_second"])
+    expected = float(archive["multimodality"])
+    assert multimodality(archive["mm_emb"], *pairs) == pytest.approx(expected, rel=1e-6)
+    assert multimodality(archive["mm_emb"], *pairs, scale=6, divide_by=2) == pytest.approx(3 * expected, rel=1e-6)
+
+
+def test_fid_of_sets_with_known_moments() -> None:
+    # covariances diag(4, 9) and diag(1, 1), means 3 apart: 9 + 13 + 2 - 2 (2 + 3)
+    corners = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]) * np.sqrt(3 / 4)
+    assert frechet_distance(corners * (2.0, 3.0) + (3.0, 0.0), corners) == pytest.approx(14.0)
+
+
+@pytest.mark.parametrize("count", [5, 40])  # fewer and more samples than dimensions
+def test_fid_is_a_squared_distance(count: int) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(count, 12)), rng.normal(size=(count + 3, 12)) * 2 + 1
+    assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a))
+    assert frechet_distance(a, b, scale=6) == pytest.approx(36 * frechet_distance(a, b))
+    rotation = np.linalg.qr(rng.normal(size=(12, 12)))[0]
+    assert frechet_distance(a @ rotation, b @ rotation) == pytest.approx(frechet_distance(a, b))
+    assert frechet_distance(a + 2.0, a) == pytest.approx(4.0 * 12)
+
+
+def test_retrieval_by_hand() -> None:
+    text = np.array([[0.0], [1.0], [10.0], [99.0]])
+    motion = np.array([[0.9], [0.1], [13.0], [99.0]])
+    found = retrieval(text, motion, 3)  # the fourth is left out
+    assert found.r_precision == pytest.approx((1 / 3, 1.0, 1.0))
+    assert found.mm_dist == pytest.approx((0.9 + 0.9 + 3.0) / 3)
+
+
+def test_bad_arrays_are_named() -> None:
+    with pytest.raises(ValueError, match=r"text: expected the shape of motion, \(N >= 5, E\)"):
+        retrieval(np.zeros((4, 2)), np.zeros((4, 2)), 5)
+    with pytest.raises(ValueError, match=r"embeddings: expected \(N >= 2, E\) finite"):
+        frechet_distance(np.full((3, 2), np.nan), np.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"got shape \(1, 2\)"):
+        frechet_distance(np.zeros((1, 2)), np.zeros((3, 2)))

@@ -1,0 +1,208 @@
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from intermoe.data import InterHumanDataset
+from intermoe.eval import evaluate_identity
+from intermoe.eval.identity_report import CORRUPTIONS, LONG_LIMBS
+from intermoe.metrics import corruptions
+from intermoe.metrics.frames import body_frames, mirror_body, to_body
+from intermoe.metrics.identity import (
+    MERGE_DISTANCE,
+    SWAP_THRESHOLD,
+    bone_inconsistency,
+    measure_identity,
+    min_frames,
+    role_break,
+    separation,
+    style_overlap,
+    style_spectra,
+    swap_score,
+)
+
+# What each metric promises of which damage; on the skeleton that both dancers share, bones promise less.
+PROMISED = {
+    "swapped midway": {"style_overlap", "role_break", "swap_score"},
+    "swapped, blend of 10": {"bone_inconsistency", "style_overlap", "role_break", "swap_score", "separation_cm"},
+    "averaged": {"bone_inconsistency", "style_overlap", "role_break", "swap_score", "separation_cm"},
+    "averaged in place": {"style_overlap"},
+    "mirrored midway": {"style_overlap", "role_break", "swap_score"},
+    "mirrored, blend of 10": {"bone_inconsistency", "role_break"},
+}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two rigid bodies (2, 60, 22, 3), a metre and a half apart, that bob, sway and turn at their own rates."""
+    rng = np.random.default_rng(0)
+    time = np.arange(60) / 30
+    body = np.zeros((22, 3))
+    body[1:] = rng.uniform(-0.4, 0.4, (21, 3))
+    body[[1, 2, 16, 17]] = [[0.1, 0, 0], [-0.1, 0, 0], [0.2, 0.5, 0], [-0.2, 0.5, 0]]
+    people = []
+    for side, rate in ((-0.75, 1.0), (0.75, 1.7)):
+        angle = 0.5 * np.sin(2 * np.pi * rate * time) + (side > 0) * np.pi
+        turn = np.zeros((60, 3, 3))
+        turn[:, 0, 0], turn[:, 0, 2], turn[:, 1, 1] = np.cos(angle), np.sin(angle), 1
+        turn[:, 2, 0], turn[:, 2, 2] = -np.sin(angle), np.cos(angle)
+        place = np.stack([0.1 * np.sin(3 * rate * time), 1 + 0.05 * np.sin(5 * rate * time), side + 0 * time], axis=-1)
+        people.append(np.einsum("txy,jy->tjx", turn, body) + place[:, None])
+    return np.stack(people)
+
+
+@pytest.fixture(scope="module")
+def report(salsa):
+    return evaluate_identity(InterHumanDataset(salsa, "val", max_frames=600, training=False))
+
+
+@pytest.mark.parametrize("copy", CORRUPTIONS)
+def test_real_motion_ranks_above_its_broken_copy(report, copy):
+    """Ten held-out clips; on all 95 the least of the promised shares is 96 %."""
+    for metric in PROMISED[copy]:
+        assert report.ranking[copy][metric] >= 90, metric
+
+
+@pytest.mark.parametrize("copy", ["swapped midway", "swapped, blend of 10", "averaged"])
+def test_bones_tell_when_skeletons_differ(report, copy):
+    assert report.ranking[f"{copy}, longer limbs"]["bone_inconsistency"] == 100
+    if copy == "swapped midway":
+        assert report.ranking[copy]["bone_inconsistency"] == 0
+
+
+def test_detection_on_real_motion(report):
+    assert (report.rows["ground truth"].swaps, report.rows["ground truth"].merges) == (0, 0)
+    assert report.rows["swapped midway"].swaps == report.rows["swapped, blend of 10"].swaps == 100
+    assert report.rows["averaged"].merges == 100
+
+
+def test_bone_inconsistency_is_the_logarithm_of_the_length(pair):
+    assert bone_inconsistency(pair) < 1e-10
+    grown = pair.copy()
+    pelvis = grown[0, 30:45, :1]
+    grown[0, 30:45] = pelvis + 1.1 * (grown[0, 30:45] - pelvis)  # one of two persons for a quarter of the time
+    assert bone_inconsistency(grown) == pytest.approx(100 * np.log(1.1) * np.sqrt(1 / 8), rel=1e-3)
+
+
+def test_spectra_keep_the_power_of_a_sine(pair):
+    """A sine of amplitude A m/s carries A^2 / 2 at its frequency, and (2 pi f)^2 times that in the acceleration."""
+    frames, frequency, amplitude = 200, 3.75, 0.3  # a multiple of 30 / 32 Hz
+    still = np.repeat(pair[:, :1], frames, axis=1)
+    still[0, :, 0, 2] += amplitude / (2 * np.pi * frequency) * np.sin(2 * np.pi * frequency * np.arange(frames) / 30)
+    spectra = style_spectra(still)
+    width = spectra.frequencies[1]
+    power = spectra.velocity[0, :, 0].sum(axis=-1) * width
+    # differences of neighbouring frames weaken a frequency f by sinc(f / fps)
+    np.testing.assert_allclose(power, amplitude**2 / 2 * np.sinc(frequency / 30) ** 2, rtol=1e-2)
+    peak = spectra.velocity[0, 0, 0].argmax()
+    assert spectra.frequencies[peak] == frequency
+    ratio = spectra.acceleration[0, :, 0, peak] / spectra.velocity[0, :, 0, peak]
+    np.testing.assert_allclose(ratio, (2 * np.pi * frequency * np.sinc(frequency / 30)) ** 2, rtol=1e-2)
+    assert spectra.velocity[1].max() == pytest.approx(0, abs=1e-20)
+
+
+def test_style_overlap_of_different_and_of_exchanged_persons(pair):
+    assert style_overlap(pair) < -0.5
+    assert style_overlap(corruptions.average(pair)) > 0
+    assert style_overlap(pair[::-1]) == pytest.approx(style_overlap(pair))
+
+
+def test_the_moment_of_a_break_is_found(pair):
+    for score in (swap_score, role_break):
+        assert score(pair).score < 0
+        found = score(corruptions.swap_midway(pair))
+        assert found.score > 0
+        assert found.frame == 30
+    assert role_break(corruptions.mirror_midway(pair)).frame == 30
+
+
+def test_separation(pair):
+    near = pair.copy()
+    near[1, 40] = near[0, 40] + (0.03, 0, 0.04)
+    assert separation(near) == (pytest.approx(0.05), 40)
+    assert separation(pair).distance > MERGE_DISTANCE
+
+
+def test_nobody_moving_is_consistent(pair):
+    still = np.repeat(pair[:, :1], 60, axis=1)
+    metrics = measure_identity(still)
+    assert metrics.swap_score < SWAP_THRESHOLD
+    assert all(np.isfinite(list(asdict(metrics).values())))
+
+
+def test_place_heading_and_reflection_do_not_matter(pair):
+    turn = np.array([[0.6, 0, 0.8], [0, 1, 0], [-0.8, 0, 0.6]])
+    moved = pair @ turn.T + (3, 0, -2)
+    expected = asdict(measure_identity(pair))
+    assert asdict(measure_identity(moved)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    exchanged = [0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20]
+    mirrored = pair[:, :, exchanged] * (-1, 1, 1)
+    symmetric = {"style_overlap", "role_break", "swap_score", "separation_cm"}  # these random bones are not
+    reflected = asdict(measure_identity(mirrored))
+    assert {k: reflected[k] for k in symmetric} == pytest.approx({k: expected[k] for k in symmetric}, rel=1e-6)
+
+
+def test_body_frames(pair):
+    local = to_body(pair, pair)
+    np.testing.assert_allclose(local, np.broadcast_to(local[0, 0], local.shape), atol=1e-12)  # rigid bodies
+    np.testing.assert_allclose(mirror_body(mirror_body(local)), local)
+    axes = body_frames(pair)
+    np.testing.assert_allclose(axes @ axes.swapaxes(-1, -2), np.broadcast_to(np.eye(3), axes.shape), atol=1e-12)
+    np.testing.assert_allclose(np.cross(axes[..., 0, :], axes[..., 1, :]), axes[..., 2, :], atol=1e-12)
+
+
+def test_swap_and_its_blend(pair):
+    swapped = corruptions.swap_midway(pair)
+    np.testing.assert_array_equal(swapped[:, :30], pair[:, :30])
+    np.testing.assert_array_equal(swapped[:, 30:], pair[::-1, 30:])
+    blended = corruptions.swap_midway(pair, blend=10)
+    np.testing.assert_array_equal(blended[:, :25], pair[:, :25])
+    np.testing.assert_array_equal(blended[:, 35:], pair[::-1, 35:])
+    np.testing.assert_allclose(blended[0, 30], 0.45 * pair[0, 30] + 0.55 * pair[1, 30])
+
+
+def test_mirror_keeps_pelvises_at_the_cut_and_distances(pair):
+    mirrored = corruptions.mirror_midway(pair)
+    np.testing.assert_allclose(mirrored[:, 30, 0], pair[:, 30, 0], atol=1e-12)
+    np.testing.assert_array_equal(mirrored[:, :30], pair[:, :30])
+    apart = [np.linalg.norm(x[0, 30:, 20] - x[1, 30:, y], axis=-1) for x, y in ((pair, 20), (mirrored, 20))]
+    right = np.linalg.norm(pair[0, 30:, 21] - pair[1, 30:, 21], axis=-1)
+    np.testing.assert_allclose(apart[1], right)  # left hands of the mirror image are right hands
+    np.testing.assert_allclose(to_body(mirrored, mirrored)[:, 45], mirror_body(to_body(pair, pair)[:, 45]), atol=1e-12)
+
+
+def test_averages(pair):
+    averaged = corruptions.average(pair)
+    np.testing.assert_allclose(averaged[0], pair.mean(axis=0))
+    assert separation(averaged).distance == 0
+    in_place = corruptions.average_in_place(pair)
+    np.testing.assert_allclose(in_place[..., 0, :], pair[..., 0, :])
+    assert bone_inconsistency(in_place) < 1e-10
+
+
+def test_other_bones_keep_directions_and_the_other_person(pair):
+    scaled = corruptions.scale_skeleton(pair, LONG_LIMBS)
+    np.testing.assert_array_equal(scaled[0], pair[0])
+    np.testing.assert_allclose(scaled[1, :, 20] - scaled[1, :, 18], 1.1 * (pair[1, :, 20] - pair[1, :, 18]))
+    np.testing.assert_allclose(scaled[1, :, 9] - scaled[1, :, 6], pair[1, :, 9] - pair[1, :, 6])
+    np.testing.assert_allclose(scaled[1, :, 0], pair[1, :, 0] * (1, 1.1, 1))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda pair: measure_identity(pair[:1]), r"joints: expected shape \(2, T >= 4, 22, 3\), got \(1, 60, 22, 3\)"),
+        (lambda pair: style_spectra(pair[:, : min_frames() - 1]), "joints: expected at least 42 frames, got 41"),
+        (lambda pair: corruptions.swap_midway(pair, blend=61), r"blend: must be in \[0, 60\] frames, got 61"),
+        (lambda pair: corruptions.scale_skeleton(pair, [1.0] * 21), "factors: expected 22 positive numbers"),
+        (lambda pair: corruptions.average(pair[0]), "joints: expected shape"),
+    ],
+)
+def test_bad_input(pair, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(pair)
+
+
+def test_random_items_are_refused(salsa):
+    with pytest.raises(ValueError, match="dataset: expected training=False and no augmentation"):
+        evaluate_identity(InterHumanDataset(salsa, "val", training=True))

@@ -1,0 +1,130 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from intermoe.metrics.kinematics import (
+    Clip,
+    bone_variation,
+    floor_penetration,
+    foot_contact,
+    jitter,
+    joint_error,
+    measure,
+    pelvis_distances,
+    wasserstein,
+    wrist_contact,
+)
+
+FPS = 30
+
+
+def still(frames=40, seed=0):
+    """A person who does not move: random bones, everything but the feet 0.2 m to 1.5 m above the floor."""
+    pose = np.random.default_rng(seed).uniform(0.2, 1.5, size=(22, 3))
+    pose[[10, 11], 1] = 0.01
+    return np.tile(pose, (frames, 1, 1))
+
+
+def pair(frames=40, apart=1.0):
+    one = still(frames)
+    return np.stack([one, np.add(one, (apart, 0.0, 0.0))])
+
+
+def test_joint_error():
+    one = pair()
+    assert joint_error(one, one) == 0
+    assert joint_error(np.add(one, (0.03, 0.0, 0.04)), one) == pytest.approx(5.0)
+    with pytest.raises(ValueError, match="joints: expected the shape of reference"):
+        joint_error(one, one[:, 1:])
+
+
+def test_bone_variation():
+    rigid = still()
+    angle = np.linspace(0, 5, 40)
+    turn = np.array([[np.cos(angle), 0 * angle, np.sin(angle)], [0 * angle, 0 * angle + 1, 0 * angle]])
+    turn = np.concatenate([turn, [[-np.sin(angle), 0 * angle, np.cos(angle)]]]).transpose(2, 0, 1)
+    assert bone_variation(rigid @ turn) == pytest.approx(0, abs=1e-9)
+    # All bones scaled by 1 + 0.1 sin over whole periods: deviation 0.1 / sqrt(2).
+    scale = 1 + 0.1 * np.sin(2 * np.pi * np.arange(40) / 20)
+    assert bone_variation(rigid * scale[:, None, None]) == pytest.approx(10 / np.sqrt(2))
+
+
+def test_foot_sliding():
+    # One foot stands, one slides at 3 cm a frame, and after frame 20 it is lifted: no contact any more.
+    person = still()
+    person[:, 11, 0] += 0.03 * np.arange(40)
+    person[20:, 11, 1] = 0.2
+    feet = foot_contact(person)
+    assert (feet.pairs, feet.contacts, feet.sliding) == (78, 39 + 19, 19)
+    assert feet.distance == pytest.approx(19 * 0.03)
+    assert foot_contact(pair()).pairs == 156
+    assert foot_contact(pair()) + feet == dataclasses.replace(feet, pairs=78 + 156, contacts=58 + 156)
+    # Below the limit, and up and down without horizontal movement, is no sliding.
+    person = still()
+    person[:, 10, 2] += 0.02 * np.arange(40)
+    person[::2, 11, 1] += 0.03
+    assert foot_contact(person).sliding == 0
+
+
+def test_jitter_of_a_cubic():
+    time = np.arange(30) / FPS
+    person = still(30) + (0.5 * time**3 - time**2 + 4 * time)[:, None, None] * (0.0, 1.0, 0.0)
+    assert jitter(person) == pytest.approx(0.5 * 6, rel=1e-6)
+    assert jitter(still()) == 0
+    assert jitter(person, fps=60) == pytest.approx(3 * 8, rel=1e-6)
+    with pytest.raises(ValueError, match="at least 4 frames"):
+        jitter(still(3))
+
+
+def test_floor_penetration():
+    person = still()
+    assert floor_penetration(person) == 0
+    person[:10, 10, 1] = -0.04
+    person[:10, 11, 1] = -0.01  # only the lowest joint counts
+    assert floor_penetration(person) == pytest.approx(4.0 * 10 / 40)
+
+
+def test_pelvis_distance_and_wasserstein():
+    near, far = pelvis_distances(pair(apart=0.5)), pelvis_distances(pair(apart=0.8))
+    np.testing.assert_allclose(near, 50)
+    assert wasserstein(near, far) == pytest.approx(30)
+    assert wasserstein(np.concatenate([near, far]), far) == pytest.approx(15)
+
+
+def test_wrist_contact():
+    persons = pair(apart=5.0)
+    assert wrist_contact(persons) == 0
+    persons[1, :10, 20] = persons[0, :10, 21] + (0.2, 0.0, 0.0)  # a left wrist near a right one
+    assert wrist_contact(persons) == pytest.approx(25)
+
+
+def test_all_together():
+    truth = [Clip(pair(40), ("one of them spins once to the left", "they stand")), Clip(pair(80), ())]
+    shifted = [Clip(np.add(clip.joints, (0.0, 0.02, 0.0)), clip.captions) for clip in truth]
+    metrics = measure(shifted, truth, paired=True)
+    assert metrics.clips == 2
+    assert metrics.joint_error_cm == pytest.approx(2)
+    assert (metrics.foot_contact_share, metrics.foot_skating_share, metrics.foot_skating_speed) == (100, 0, 0)
+    assert metrics.pelvis_distance_cm == pytest.approx(100)
+    assert metrics.pelvis_wasserstein_cm == pytest.approx(0)
+    assert (metrics.turn_direction, metrics.turn_direction_captions, metrics.turn_count_captions) == (0, 1, 1)
+    floating = measure([Clip(np.add(pair(), (0.0, 1.0, 0.0)))], truth, paired=False)
+    assert floating.foot_contact_share == 0
+    assert floating.joint_error_cm is None
+    assert floating.foot_skating_share is None
+    assert floating.turn_direction is None
+    with pytest.raises(ValueError, match="clips: expected at least one"):
+        measure([], truth, paired=False)
+
+
+@pytest.mark.parametrize("metric", [bone_variation, foot_contact, jitter, floor_penetration, pelvis_distances])
+def test_bad_shapes(metric):
+    with pytest.raises(ValueError, match="joints: expected shape"):
+        metric(np.zeros((2, 5, 21, 3)))
+
+
+@pytest.mark.parametrize("metric", [pelvis_distances, wrist_contact])
+def test_one_person_is_no_pair(metric):
+    with pytest.raises(ValueError, match=r"joints: expected shape \(2, T, 22, 3\)"):
+        metric(still())

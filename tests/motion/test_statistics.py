@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+
+from intermoe.data import InterHumanDataset
+from intermoe.data.statistics import compute_statistics
+from intermoe.motion.statistics import STD_FLOOR, Statistics
+
+
+def items(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    motions = [torch.randn(frames, 2, 262, generator=generator) * 3 + 1 for frames in (17, 30)]
+    for motion in motions:
+        motion[..., 5] = 0.25  # a constant column
+    return [{"motion": motion} for motion in motions]
+
+
+def test_mean_and_deviation_over_frames_of_both_persons():
+    frames = torch.cat([item["motion"].reshape(-1, 262) for item in items()]).double()
+    statistics = compute_statistics(items())
+    np.testing.assert_allclose(statistics.mean, frames.mean(0), rtol=1e-5)
+    expected = np.maximum(frames.std(0, correction=0).numpy(), STD_FLOOR)
+    np.testing.assert_allclose(statistics.std, expected, rtol=1e-5)
+    assert statistics.std[5] == np.float32(STD_FLOOR)
+    with pytest.raises(ValueError, match="passes: must be >= 1"):
+        compute_statistics(items(), passes=0)
+
+
+def test_normalising_real_motion(salsa):
+    dataset = InterHumanDataset(salsa, "train", mirror=True, swap_persons=True)
+    dataset.set_epoch(5)
+    statistics = compute_statistics(dataset, passes=2)
+    motion = dataset[3]["motion"]
+    normalised = statistics.normalise(motion)
+    assert normalised.abs().max() < 30
+    assert torch.allclose(statistics.denormalise(normalised), motion, atol=1e-5)
+
+
+@pytest.mark.parametrize("convert", [lambda x: x, torch.from_numpy, lambda x: torch.from_numpy(x).double()])
+def test_normalise_keeps_kind_and_dtype(convert):
+    statistics = Statistics(np.arange(4), np.arange(1, 5))
+    x = convert(np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32))
+    normalised = statistics.normalise(x)
+    assert type(normalised) is type(x)
+    assert normalised.dtype == x.dtype
+    np.testing.assert_allclose(normalised, (np.asarray(x) - np.arange(4)) / np.arange(1, 5), rtol=1e-5)
+    np.testing.assert_allclose(statistics.denormalise(normalised), x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["json", "npz"])
+def test_files_come_back_exactly(tmp_path, suffix):
+    statistics = compute_statistics(items())
+    path = tmp_path / f"statistics.{suffix}"
+    statistics.save(path)
+    loaded = Statistics.load(path)
+    np.testing.assert_array_equal(loaded.mean, statistics.mean)
+    np.testing.assert_array_equal(loaded.std, statistics.std)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    path.write_bytes(b"{}")
+    with pytest.raises(ValueError, match="not a file of motion statistics"):
+        Statistics.load(path)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (np.zeros(3), np.ones(4), "std: expected the shape of mean"),
+        (np.zeros(3), np.zeros(3), "std: expected positive"),
+        (np.full(3, np.nan), np.ones(3), "mean: expected a vector of finite"),
+        (np.zeros((3, 1)), np.ones((3, 1)), "mean: expected a vector"),
+    ],
+)
+def test_bad_values(mean, std, message):
+    with pytest.raises(ValueError, match=message):
+        Statistics(mean, std)
+
+
+def test_bad_use(tmp_path):
+    statistics = Statistics(np.zeros(3), np.ones(3))
+    with pytest.raises(ValueError, match="x: last dimension must be 3"):
+        statistics.normalise(np.zeros((2, 4), np.float32))
+    with pytest.raises(ValueError, match=r"path: expected a .json or .npz file"):
+        statistics.save(tmp_path / "statistics.pkl")
+    with pytest.raises(ValueError, match="read-only"):
+        statistics.mean[0] = 1.0

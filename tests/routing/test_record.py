@@ -1,0 +1,271 @@
+"""Recorded routing: what it says is what happened, and watching changes nothing; pictures show the numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from intermoe import InterMoEBlock
+from intermoe.routing.picture import RoutingScene, draw_routing
+from intermoe.routing.record import record_routing
+from intermoe.routing.trace import RoutingTrace, trace_generation, trace_motion, trace_record
+from intermoe.viz.drawing import Drawing
+
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"routing": "token_choice", "top_k": 2},
+    {"routing": "expert_choice"},
+    {"pool": "sample", "unit": "sequence"},
+]
+
+
+class Host(nn.Module):
+    """Two blocks one after the other, in any model."""
+
+    def __init__(self, **kinds: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        blocks = [InterMoEBlock(8, 4, 6, cond_dim=None, bias_init=-0.5, **kinds) for _ in range(2)]
+        for block in blocks:
+            nn.init.normal_(block.motion_router, std=0.5)
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block(x, mask=mask)
+        return x
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_the_record_is_what_the_blocks_did(kinds: dict[str, Any]) -> None:
+    host = Host(**kinds).train()
+    x, mask = torch.randn(3, 5, 8), torch.ones(3, 5, dtype=torch.bool)
+    mask[1, 3:] = False
+    with record_routing(host) as record:
+        host(x, mask)
+    assert list(record.calls) == ["blocks.0", "blocks.1"]
+    for name, block in zip(record.calls, host.blocks, strict=True):
+        (chosen,) = record.calls[name]
+        assert chosen.shape == (3, 5, 4)
+        assert not chosen[1, 3:].any()
+        np.testing.assert_array_equal(chosen.sum(axis=(0, 1)), block.expert_counts)
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_watching_changes_nothing(kinds: dict[str, Any]) -> None:
+    x = torch.randn(2, 5, 8)
+    results = []
+    for watched in (False, True):
+        host = Host(**kinds).train()
+        if watched:
+            with record_routing(host):
+                out = host(x)
+                out.sum().backward()
+        else:
+            out = host(x)
+            out.sum().backward()
+        for block in host.blocks:
+            block.update_selection_bias()
+        results.append([out, *(p.grad for p in host.parameters() if p.grad is not None), *host.buffers()])
+        assert not any(block._forward_pre_hooks for block in host.blocks)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_hooks_leave_when_the_model_fails() -> None:
+    host = Host()
+    with pytest.raises(ValueError, match="hidden"), record_routing(host):
+        host(torch.randn(2, 5, 7))
+    assert not any(block._forward_pre_hooks for block in host.blocks)
+
+
+def test_calls_of_another_model_become_a_trace() -> None:
+    host = Host().eval()
+    with record_routing(host) as record:
+        for _ in range(3):
+            host(torch.randn(2, 6, 8))
+    trace = trace_record(record, row=1, persons=2)
+    assert trace.chosen.shape == (3, 2, 2, 3, 4)
+    np.testing.assert_array_equal(trace.chosen[2, 1, 1], record.calls["blocks.1"][2][1, 3:])
+    assert trace.experts_per_token[2, 1] == record.calls["blocks.1"][2][1].sum(-1).mean()
+    np.testing.assert_allclose(trace.load[0], np.mean([call[1] for call in record.calls["blocks.0"]], axis=(0, 1)))
+    np.testing.assert_allclose(trace.share.mean(axis=(1, 2)), trace.load)
+
+
+def test_what_cannot_be_recorded() -> None:
+    with pytest.raises(ValueError, match="model: expected at least one InterMoEBlock in it, got Linear"):
+        record_routing(nn.Linear(2, 2)).__enter__()
+    host = Host()
+    with record_routing(host) as record:
+        pass
+    with pytest.raises(ValueError, match="record: no block was called"):
+        record.stacked()
+    with record_routing(host) as record:
+        host(torch.randn(2, 5, 8))
+        host(torch.randn(2, 6, 8))
+    with pytest.raises(ValueError, match=r"record: calls must be alike to be stacked, 'blocks.0' was called with"):
+        record.stacked()
+    with pytest.raises(ValueError, match=r"layers: '\*.moe' matches none of \['blocks.0', 'blocks.1'\]"):
+        trace_record(record, layers="*.moe")
+    with record_routing(host) as record:
+        host(torch.randn(2, 5, 8))
+    with pytest.raises(ValueError, match=r"row: must be in \[0, 2\), got 2"):
+        trace_record(record, row=2)
+    with pytest.raises(ValueError, match="persons: must divide the 5 tokens of a row, got 2"):
+        trace_record(record, persons=2)
+
+
+def test_a_generation_is_the_same_when_traced(tiny_pipeline: Any) -> None:
+    options = {"num_frames": 16, "num_inference_steps": 3, "seed": 4}
+    trace = trace_generation(tiny_pipeline, "Two people bow.", **options)
+    expected = tiny_pipeline("Two people bow.", **options)
+    np.testing.assert_array_equal(trace.joints, expected.joints[0])
+    assert trace.chosen.shape == (3, 1, 2, 4, 3)  # steps, layers, persons, latent frames, experts
+    np.testing.assert_array_equal(trace.timesteps, [666, 333, 0])
+    assert trace.title == "Two people bow."
+
+
+def test_a_generation_that_is_guided_in_part(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    diffusion = dataclasses.replace(tiny_pipeline.config.diffusion, guidance_until=0.5)
+    monkeypatch.setattr(tiny_pipeline, "config", dataclasses.replace(tiny_pipeline.config, diffusion=diffusion))
+    trace = trace_generation(tiny_pipeline, "Two people bow.", num_frames=16, num_inference_steps=4, guidance_scale=2.0)
+    assert trace.chosen.shape[0] == 4
+    assert trace.timesteps.tolist() == [750, 500, 250, 0]
+
+
+def test_a_motion_is_noised_to_a_level(tiny_pipeline: Any) -> None:
+    motion = torch.randn(18, 2, 262, generator=torch.Generator().manual_seed(0))
+    trace = trace_motion(tiny_pipeline, motion, level=0.25, prompt="Two people bow.")
+    assert trace.chosen.shape == (1, 1, 2, 4, 3)  # 16 of the 18 frames fill groups of four
+    np.testing.assert_array_equal(trace.timesteps, [250])
+    np.testing.assert_array_equal(trace.joints, motion[:16].transpose(0, 1)[..., :66].reshape(2, 16, 22, 3))
+    again = trace_motion(tiny_pipeline, motion, level=0.25, prompt="Two people bow.")
+    np.testing.assert_array_equal(trace.chosen, again.chosen)
+    assert trace_motion(tiny_pipeline, motion, level=0.25).title == "no text"
+    with pytest.raises(ValueError, match=r"level: must be in \[0, 1\), got 1"):
+        trace_motion(tiny_pipeline, motion, level=1)
+    with pytest.raises(ValueError, match="motion: expected shape"):
+        trace_motion(tiny_pipeline, motion[:3], level=0.5)
+
+
+@pytest.fixture
+def trace() -> RoutingTrace:
+    """Two calls, two layers, two persons, five tokens, three experts: few enough to know every cell."""
+    chosen = np.zeros((2, 2, 2, 5, 3), dtype=np.bool_)
+    chosen[:, 0, 0, :, 1] = True  # layer 1, person 1: expert 2 takes all, always
+    chosen[0, 1, 1, 2:4, 0] = True  # layer 2, person 2: expert 1 takes two tokens, half the time
+    joints = np.random.default_rng(0).normal(size=(2, 10, 22, 3)).astype(np.float32) * 0.2 + np.float32(1)
+    return RoutingTrace(chosen, np.array([500, 0]), ("first", "second"), joints, "a <b> & c")
+
+
+def test_archive_holds_the_numbers(trace: RoutingTrace, tmp_path: Path) -> None:
+    trace.save_npz(tmp_path / "routing.npz")
+    with np.load(tmp_path / "routing.npz", allow_pickle=False) as archive:
+        np.testing.assert_array_equal(archive["chosen"], trace.chosen)
+        np.testing.assert_array_equal(archive["share"][1, 1, :, 0], np.float32([0, 0, 0.5, 0.5, 0]))
+        np.testing.assert_array_equal(archive["experts_per_token"], np.float32([[0.5, 0.2], [0.5, 0]]))
+        np.testing.assert_array_equal(archive["load"], np.float32([[0, 0.5, 0], [0.1, 0, 0]]))
+        assert archive["layers"].tolist() == ["first", "second"]
+        assert archive["joints"].shape == (2, 10, 22, 3)
+
+
+def test_page_shows_the_cells(trace: RoutingTrace, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    drawing = draw_routing(trace)
+    drawing.save(tmp_path / "routing.svg")
+    drawing.save(tmp_path / "routing.png")
+    root = ElementTree.parse(tmp_path / "routing.svg").getroot()
+    rects = [node.attrib for node in root if node.tag.endswith("rect")]
+    blue = [rect for rect in rects if rect["fill"] == "#2468d8"]
+    assert [(float(rect["width"]), float(rect["height"])) for rect in blue] == [
+        (300, 10)
+    ]  # all of the time, one expert
+    texts = [node.text for node in root if node.tag.endswith("text")]
+    assert {"a <b> & c", "first", "second", "50 %", "10 %", "noise"} <= set(texts)
+    with image.open(tmp_path / "routing.png") as picture:
+        assert picture.size == (2 * drawing.width, 2 * drawing.height)
+        x, y = (float(blue[0][key]) for key in ("x", "y"))
+        assert picture.getpixel((int(2 * x + 20), int(2 * y + 8))) == (0x24, 0x68, 0xD8)
+
+
+def test_blocks_that_see_other_tokens_are_traced_apart() -> None:
+    host = Host().eval()
+    with record_routing(host) as record:
+        host.blocks[0](torch.randn(2, 5, 8))
+        host.blocks[1](torch.randn(2, 3, 8))
+    with pytest.raises(ValueError, match="choose blocks that are alike with layers='PATTERN'"):
+        trace_record(record)
+    trace = trace_record(record, layers="*.1")
+    assert trace.layers == ("blocks.1",)
+    assert trace.chosen.shape == (1, 1, 1, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "labels"),
+    [
+        (["blocks.0.ff.moe", "blocks.1.ff.moe"], ["blocks.0", "blocks.1"]),
+        (
+            ["blocks.0.ff.moe", "blocks.0.ff_context.moe", "blocks.1.ff.moe"],
+            ["blocks.0.ff", "blocks.0.ff_context", "blocks.1.ff"],
+        ),
+        (["down.1.attention.0.moe", "mid.attention.0.moe"], ["down.1", "mid"]),
+        (["layer 1", "layer 2"], ["layer 1", "layer 2"]),
+        (["moe", "blocks.0.moe"], ["moe", "blocks.0.moe"]),
+        (["a.moe", "a.moe.b"], ["moe", "moe.b"]),
+        (["x" * 30], ["x" * 23 + "…"]),
+    ],
+)
+def test_layers_are_told_apart(trace: RoutingTrace, layers: list[str], labels: list[str]) -> None:
+    chosen = np.repeat(trace.chosen[:1, :1], len(layers), axis=1)
+    svg = draw_routing(RoutingTrace(chosen, np.zeros(1, dtype=np.int64), tuple(layers))).svg()
+    texts = [node.text for node in ElementTree.fromstring(svg) if node.tag.endswith("text")]
+    assert [text for text in texts if text in labels] == labels
+
+
+def test_scene_moves_the_line(trace: RoutingTrace) -> None:
+    pytest.importorskip("PIL.Image")
+    scene = RoutingScene(trace, size=(320, 200))
+    assert len(scene) == 10
+    assert scene.size[0] % 2 == scene.size[1] % 2 == 0
+    first, last = scene.frame(0), scene.frame(9)
+    assert first.shape == (scene.size[1], 320, 3)
+    columns = [np.flatnonzero((frame[210:-6] == (46, 50, 60)).all(axis=(0, 2))) for frame in (first, last)]
+    assert len(columns[0]) == len(columns[1]) == 4  # two pixels for each person
+    assert columns[1].min() - columns[0].min() > 50
+    with pytest.raises(ValueError, match="trace: has no joints"):
+        RoutingScene(RoutingTrace(trace.chosen, trace.timesteps, trace.layers))
+
+
+def test_a_model_without_persons_or_steps_is_drawn(trace: RoutingTrace) -> None:
+    chosen = trace.chosen[:1, :, :1]
+    svg = draw_routing(RoutingTrace(chosen, np.zeros(1, dtype=np.int64), trace.layers)).svg()
+    assert "experts over tokens" in svg
+    assert "noise" not in svg
+
+
+def test_drawing_refuses() -> None:
+    with pytest.raises(ValueError, match=r"path: expected a \.png or \.svg file, got page.pdf"):
+        Drawing(10, 10).save("page.pdf")
+    with pytest.raises(ValueError, match="anchor: must be one of"):
+        Drawing(10, 10).text(0, 0, "x", anchor="left")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chosen": np.zeros((2, 2, 2, 5, 3))}, "chosen: expected bool"),
+        ({"timesteps": np.zeros(3, dtype=np.int64)}, r"timesteps: expected shape \(2,\)"),
+        ({"layers": ("one",)}, "layers: expected 2 names, got 1"),
+        ({"joints": np.zeros((1, 10, 22, 3), dtype=np.float32)}, r"joints: expected shape \(2, frames, 22, 3\)"),
+    ],
+)
+def test_inconsistent_traces(trace: RoutingTrace, changes: dict[str, Any], message: str) -> None:
+    values = {"chosen": trace.chosen, "timesteps": trace.timesteps, "layers": trace.layers, "joints": trace.joints}
+    with pytest.raises(ValueError, match=message):
+        RoutingTrace(**(values | changes))
