@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from intermoe.data import KINDS, MotionDataset, MotionKind, collate
+from intermoe.data import DATA_SETS, DataSet, MotionDataset, collate
 from intermoe.data.cache import INDEX, MOTION, VERSION, is_cache
 from intermoe.train.stream import DrawnDataset, Draws, StreamSampler
 from intermoe.train.vae import Windows
@@ -28,7 +28,7 @@ SEQUENCES, FRAMES, BATCH = 7779, 150, 64
 WINDOW = 64
 
 
-def synthetic(kind: MotionKind, folder: Path) -> Path:
+def synthetic(kind: DataSet, folder: Path) -> Path:
     """A cache whose sequences are random and long enough; they start one frame after each other."""
     captions = ["two people bow", "one of them turns to the left", "they walk"]
     total = SEQUENCES + FRAMES
@@ -61,13 +61,13 @@ def samples_per_second(dataset: DrawnDataset, workers: int, batches: int) -> flo
 
 def check(dataset: MotionDataset) -> None:
     """What is timed is right: an item is its source, converted."""
-    plain = MotionDataset(dataset.kind, dataset.root, "train", training=False)
-    source = plain._clips[3][: plain.num_frames(3) + dataset.kind.lost_frames]
-    if not torch.equal(plain.draw(3, 0)["motion"], torch.from_numpy(dataset.kind.convert(source))):
-        raise RuntimeError(f"{dataset.kind.name}: an item is not its source")
+    plain = MotionDataset(dataset.data_set, dataset.root, "train", training=False)
+    source = plain._clips[3][: plain.num_frames(3) + dataset.data_set.lost_frames]
+    if not torch.equal(plain.draw(3, 0)["motion"], torch.from_numpy(dataset.data_set.convert(source))):
+        raise RuntimeError(f"{dataset.data_set.name}: an item is not its source")
 
 
-def measure(kind: MotionKind, cache: Path, workers: list[int], batches: int) -> None:
+def measure(kind: DataSet, cache: Path, workers: list[int], batches: int) -> None:
     """Print one line."""
     started = time.perf_counter()
     dataset = MotionDataset(kind, cache, "train", mirror=kind.mirror is not None, swap_persons=kind.swappable)
@@ -83,17 +83,17 @@ def measure(kind: MotionKind, cache: Path, workers: list[int], batches: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=sorted(KINDS), help="default: all, which needs synthetic caches")
+    parser.add_argument("--kind", choices=sorted(DATA_SETS), help="default: all, which needs synthetic caches")
     parser.add_argument("--cache", type=Path, help="a cache from intermoe prepare; default: a synthetic one")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--batches", type=int, default=20, help=f"of {BATCH} items")
     options = parser.parse_args()
     if options.cache is not None and (options.kind is None or not is_cache(options.cache)):
         parser.error("--cache: expected the folder of a cache, and its --kind")
-    for name in [options.kind] if options.kind else sorted(KINDS):
+    for name in [options.kind] if options.kind else sorted(DATA_SETS):
         with tempfile.TemporaryDirectory() as folder:
-            cache = options.cache or synthetic(KINDS[name], Path(folder))
-            measure(KINDS[name], cache, options.workers, options.batches)
+            cache = options.cache or synthetic(DATA_SETS[name], Path(folder))
+            measure(DATA_SETS[name], cache, options.workers, options.batches)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -21,7 +21,6 @@ NORMS = ("adaln", "none")
 ROUTINGS = ("dynamic", "token_choice", "expert_choice")
 POOLS = ("batch", "sample")
 UNITS = ("frame", "sequence")
-LAYOUTS = ("interhuman", "interx", "humanml3d")
 TEXT_ENCODERS = ("wordpiece", "huggingface", "clip")
 
 
@@ -56,13 +55,19 @@ def _coerce(kind: Any, value: Any, name: str) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """Base of all configurations: conversion to and from plain mappings and JSON files."""
+    """Base of all configurations: conversion to and from plain mappings and JSON files.
+
+    ``RENAMED`` maps names that a field had in files of earlier versions to its name of today.
+    """
+
+    RENAMED: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def from_dict(cls: type[ConfigT], values: Any, *, where: str = "config") -> ConfigT:
         """Build from a mapping. Raises ``ValueError`` that names an unknown key, a wrong type or a bad value."""
         if not isinstance(values, dict):
             raise ValueError(f"{where}: must be a mapping, got {type(values).__name__}")
+        values = {cls.RENAMED.get(key, key): value for key, value in values.items()}
         hints = typing.get_type_hints(cls)
         names = [f.name for f in dataclasses.fields(cls)]
         for key in values:

@@ -50,7 +50,7 @@ def test_yaml_and_integers_for_floats(tmp_path) -> None:
         (DenoiserConfig, {"dim": 3, "num_heads": 3}, "dim: must be even"),
         (DenoiserConfig, {"capacity": 9}, r"capacity: must be in \(0, num_experts\], got 9.0"),
         (DenoiserConfig, {"fusion": "max"}, "fusion: must be one of"),
-        (VAEConfig, {"layout": "kit"}, "layout: must be one of"),
+        (VAEConfig, {"representation": "kit"}, "representation: must be one of"),
         (VAEConfig, {"kernel_size": 2}, "kernel_size: must be odd"),
         (TextConfig, {"kind": "bert"}, "kind: must be one of"),
         (TextConfig, {"kind": "huggingface"}, "name_or_path: must be a model name or folder, got None"),
@@ -63,3 +63,8 @@ def test_yaml_and_integers_for_floats(tmp_path) -> None:
 def test_bad_values_are_named(kind, values, message) -> None:
     with pytest.raises(ValueError, match=message):
         kind.from_dict(values)
+
+
+def test_names_of_earlier_versions_are_read() -> None:
+    assert VAEConfig.from_dict({"layout": "interx"}) == VAEConfig(representation="interx")
+    assert "layout" not in VAEConfig(representation="interx").to_dict()

@@ -94,8 +94,8 @@ def test_feet_are_planted_where_the_configuration_says_so(tiny_pipeline, monkeyp
 
 @pytest.mark.parametrize("name", ["rigid_bones", "planted_feet"])
 def test_only_interhuman_motion_is_cleaned(tiny_pipeline, name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}: must be false for every layout but 'interhuman'"):
-        replace(tiny_pipeline.config, **{name: True}, vae=VAEConfig(layout="interx", latent_dim=4))
+    with pytest.raises(ValueError, match=f"{name}: must be false for interx"):
+        replace(tiny_pipeline.config, **{name: True}, vae=VAEConfig(representation="interx", latent_dim=4))
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])

@@ -34,10 +34,10 @@ def prepare(
     """
     with reported():
         check_folder(out.parent)
-        from intermoe.data import motion_kind
+        from intermoe.data import DATA_SETS
         from intermoe.data import prepare as prepare_cache
 
-        chosen = motion_kind(kind)
+        chosen = DATA_SETS[kind]
         with progress_bar() as progress:
             task = progress.add_task("reading", total=None)
             cache = prepare_cache(
@@ -83,10 +83,10 @@ def stats(
         if out.suffix not in (".json", ".npz"):
             raise ValueError(f"--out: expected a .json or .npz file, got {out}")
         check_folder(out.parent)
-        from intermoe.data import MotionDataset, motion_kind
+        from intermoe.data import DATA_SETS, MotionDataset
         from intermoe.data.statistics import compute_statistics
 
-        chosen = motion_kind(kind)
+        chosen = DATA_SETS[kind]
         mirror, swap = augment and chosen.mirror is not None, augment and chosen.swappable
         dataset = MotionDataset(chosen, data, split, mirror=mirror, swap_persons=swap, training=False, strict=strict)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -120,7 +120,7 @@ def _register(kind: str) -> None:
             processes = _processes()
             chosen = str(processes.device) if processes is not None and device == "auto" else device
             judge = load_evaluator(evaluator)
-            words = read_texts(texts or _texts(kind, data)) if judge.reads_tokens else None
+            words = read_texts(texts or _texts(data)) if judge.reads_tokens else None
             pipeline = load_pipeline(model, chosen, scheduler=scheduler)
             judge.to(pipeline.device)
             dataset = _open(protocol, data, split, seed, pipeline)
@@ -198,11 +198,12 @@ def _processes() -> Any:
 def _open(protocol: Protocol, data: Path, split: str, seed: int, pipeline: InterMoEPipeline) -> MotionDataset:
     """The split as the protocol draws from it, within the lengths that both data and model have."""
     from intermoe.data.dataset import MotionDataset
-    from intermoe.data.kinds import motion_kind
+    from intermoe.data.sets import DATA_SETS
 
-    motion = motion_kind(protocol.data)
+    data_set = DATA_SETS[protocol.data]
+    motion = data_set.representation
     return MotionDataset(
-        motion,
+        data_set,
         data,
         split,
         min_frames=max(motion.min_frames, pipeline.config.min_frames),
@@ -213,8 +214,10 @@ def _open(protocol: Protocol, data: Path, split: str, seed: int, pipeline: Inter
     )
 
 
-def _texts(kind: str, data: Path) -> Path:
-    return data / ("texts_processed" if kind == "interx" else "texts")
+def _texts(data: Path) -> Path:
+    """The folder of captions with their parts of speech: Inter-X has them apart from its plain ones."""
+    processed = data / "texts_processed"
+    return processed if processed.is_dir() else data / "texts"
 
 
 def _told(expected: Estimate, ranks: int) -> str:

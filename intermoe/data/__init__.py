@@ -4,20 +4,19 @@ from intermoe.data.batching import MotionBatch, collate
 from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.interhuman import InterHumanDataset
-from intermoe.data.items import DatasetReport, MotionItem, MotionKind
-from intermoe.data.kinds import KINDS, motion_kind, prepare
+from intermoe.data.items import DataSet, DatasetReport, MotionItem
+from intermoe.data.sets import DATA_SETS, prepare
 
 __all__ = [
-    "KINDS",
+    "DATA_SETS",
+    "DataSet",
     "DatasetReport",
     "InterHumanDataset",
     "MotionBatch",
     "MotionDataset",
     "MotionItem",
-    "MotionKind",
     "collate",
     "mirror_caption",
-    "motion_kind",
     "prepare",
     "swap_caption",
 ]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from intermoe.data.items import DatasetReport, ItemError, MotionKind, Reader
+from intermoe.data.items import DataSet, DatasetReport, ItemError, Reader
 from intermoe.files import replacing_folder
 from intermoe.motion.arrays import Array
 
@@ -57,9 +57,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def fingerprint(kind: MotionKind, reader: Reader, root: Path, settings: dict[str, Any]) -> str:
-    """What a cache depends on: names, sizes and times of the source files, and settings."""
-    content = hashlib.sha256(json.dumps([VERSION, kind.name, settings], sort_keys=True).encode())
+def fingerprint(data_set: DataSet, reader: Reader, root: Path) -> str:
+    """What a cache depends on: names, sizes and times of the source files, and the reader's settings."""
+    content = hashlib.sha256(json.dumps([VERSION, data_set.name, reader.settings], sort_keys=True).encode())
     for path in sorted(reader.files()):
         status = path.stat()
         # files beside the data, such as a skeleton, are named in full
@@ -69,19 +69,18 @@ def fingerprint(kind: MotionKind, reader: Reader, root: Path, settings: dict[str
 
 
 def write_cache(
-    kind: MotionKind,
+    data_set: DataSet,
     reader: Reader,
     root: Path,
     out: Path,
     *,
-    settings: dict[str, Any],
     statistics: Callable[[Path], None],
     progress: Progress | None = None,
 ) -> PreparedCache:
     """Read every split of ``root`` into the cache ``out``, unless it is there already.
 
     Args:
-        settings: of the reader, plain values. statistics: called with the folder of the finished array and index;
+        statistics: called with the folder of the finished array and index;
             writes ``statistics.json`` there. progress: called as ``progress(sequences_done, sequences)``.
 
     Raises:
@@ -92,20 +91,20 @@ def write_cache(
         raise FileExistsError(f"out: {out} exists and is not a cache")
     splits = reader.splits()
     if not splits:
-        raise FileNotFoundError(f"{root}: lists no split (expected {kind.name}'s layout: {reader.layout})")
+        raise FileNotFoundError(f"{root}: lists no split (expected {data_set.name}'s layout: {reader.layout})")
     absent = {split: reader.absent(split) for split in SPLITS if split not in splits}
-    key = fingerprint(kind, reader, root, settings)
+    key = fingerprint(data_set, reader, root)
     if is_cache(out):
         index = json.loads((out / INDEX).read_text(encoding="utf-8"))
         if index.get("fingerprint") == key:
             return PreparedCache(out, False, {name: _report(split) for name, split in index["splits"].items()}, absent)
     with replacing_folder(out) as folder:
         with (folder / MOTION).open("wb") as file:
-            index = _Writer(kind, reader, file.write, progress).index(splits)
+            index = _Writer(data_set, reader, file.write, progress).index(splits)
         if not index["clips"]["names"]:
             first = next(iter(index["splits"].values()))
             raise ValueError(f"{root}: {_report(first).summary()}")
-        index |= {"fingerprint": key, "settings": settings}
+        index |= {"fingerprint": key, "settings": reader.settings}
         (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
         statistics(folder)
     return PreparedCache(out, True, {name: _report(split) for name, split in index["splits"].items()}, absent)
@@ -113,9 +112,9 @@ def write_cache(
 
 class _Writer:
     def __init__(
-        self, kind: MotionKind, reader: Reader, write: Callable[[bytes], object], progress: Progress | None
+        self, data_set: DataSet, reader: Reader, write: Callable[[bytes], object], progress: Progress | None
     ) -> None:
-        self.kind, self.reader, self.write, self.progress = kind, reader, write, progress
+        self.data_set, self.reader, self.write, self.progress = data_set, reader, write, progress
         self.clips: dict[str, list[Any]] = {"names": [], "captions": [], "starts": [], "frames": []}
         self.frames = 0
         # the clips of a sequence, or why it has none: a sequence may be in several splits
@@ -131,7 +130,7 @@ class _Writer:
                 found = self._sequence(split, name)
                 if not isinstance(found, ItemError):
                     clips += found
-                elif name in self.kind.known_missing:
+                elif name in self.data_set.known_missing:
                     report.known_missing.append(name)
                 else:
                     report.add(found)
@@ -139,8 +138,8 @@ class _Writer:
                 if self.progress is not None:
                     self.progress(done, total)
             parts[split] = {"clips": clips, **asdict(report)}
-        shape = list(self.kind.source_shape)
-        return {"version": VERSION, "kind": self.kind.name, "frame": shape, "clips": self.clips, "splits": parts}
+        shape = list(self.data_set.source_shape)
+        return {"version": VERSION, "kind": self.data_set.name, "frame": shape, "clips": self.clips, "splits": parts}
 
     def _sequence(self, split: str, name: str) -> list[int] | ItemError:
         if name not in self.read:
@@ -164,14 +163,14 @@ class CachedClips:
     """The clips of one split of a cache; their columns are mapped into memory, not read.
 
     Raises:
-        FileNotFoundError: no such split. ValueError: a cache of another kind or version, or a broken one.
+        FileNotFoundError: no such split. ValueError: a cache of another data set or version, or a broken one.
     """
 
-    def __init__(self, kind: MotionKind, folder: Path, split: str) -> None:
-        self._opened_with = (kind, folder, split)
+    def __init__(self, data_set: DataSet, folder: Path, split: str) -> None:
+        self._opened_with = (data_set, folder, split)
         index = read_index(folder)
-        if index["kind"] != kind.name:
-            raise ValueError(f"{folder}: a cache of {index['kind']}, expected {kind.name}")
+        if index["kind"] != data_set.name:
+            raise ValueError(f"{folder}: a cache of {index['kind']}, expected {data_set.name}")
         if split not in index["splits"]:
             raise FileNotFoundError(f"{folder}: no split {split!r} in this cache, only {', '.join(index['splits'])}")
         part, clips = index["splits"][split], index["clips"]
@@ -180,13 +179,13 @@ class CachedClips:
         self.captions = [tuple(clips["captions"][i]) for i in part["clips"]]
         self.frames: list[int] = [clips["frames"][i] for i in part["clips"]]
         self._starts: list[int] = [clips["starts"][i] for i in part["clips"]]
-        shape = (sum(clips["frames"]), *kind.source_shape)
+        shape = (sum(clips["frames"]), *data_set.source_shape)
         size = 4 * int(np.prod(shape))
         if (folder / MOTION).stat().st_size != size:
             raise ValueError(f"{folder / MOTION}: expected {size} bytes, got {(folder / MOTION).stat().st_size}")
         self._motion = np.memmap(folder / MOTION, dtype="<f4", mode="r", shape=shape)
 
-    def __reduce__(self) -> tuple[type[CachedClips], tuple[MotionKind, Path, str]]:
+    def __reduce__(self) -> tuple[type[CachedClips], tuple[DataSet, Path, str]]:
         # a worker that is spawned maps the file itself: a pickled memory map would be all of its contents
         return CachedClips, self._opened_with
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from intermoe.data.cache import CachedClips, is_cache
 from intermoe.data.captions import mirror_caption, swap_caption
-from intermoe.data.items import DatasetReport, ItemError, MotionItem, MotionKind
+from intermoe.data.items import DataSet, DatasetReport, ItemError, MotionItem
 from intermoe.motion.arrays import Array
 
 # Source columns stay in memory up to this size; sets beyond it are read again from disk.
@@ -38,8 +38,8 @@ class Clips(Protocol):
 class FolderClips:
     """Clips of a folder as published. Every one is read and checked once: what is broken is known before training."""
 
-    def __init__(self, kind: MotionKind, root: Path, split: str) -> None:
-        self.reader, self.split = kind.reader(root), split
+    def __init__(self, data_set: DataSet, root: Path, split: str) -> None:
+        self.reader, self.split = data_set.reader(root), split
         wanted, ignored = self.reader.names(split)
         self.report = DatasetReport(total=len(wanted), ignored=ignored)
         self.names: list[str] = []
@@ -52,7 +52,7 @@ class FolderClips:
             try:
                 clips = self.reader.read(split, name)
             except ItemError as error:
-                if name in kind.known_missing:
+                if name in data_set.known_missing:
                     self.report.known_missing.append(name)
                 else:
                     self.report.add(error)
@@ -84,7 +84,7 @@ class MotionChoice:
 
 
 class MotionDataset(Dataset[MotionItem]):
-    """Motion with captions, one item a clip, in the representation of its kind.
+    """Motion with captions, one item a clip, in the data set's representation.
 
     ``root`` is the folder of the data as published, or a cache that ``intermoe prepare`` made of it.
 
@@ -94,12 +94,12 @@ class MotionDataset(Dataset[MotionItem]):
     alone, not on workers, order or earlier items.
 
     Args:
-        kind: which data set; ``intermoe.data.KINDS`` has them by name.
+        data_set: which; ``intermoe.data.DATA_SETS`` has them by name.
         root: folder of the data, or of its cache.
         split: name of a split of the data.
         window: exact number of frames of every item; shorter sequences are left out. None: whole sequences.
-        min_frames: shortest sequence to use, in converted frames; by default that of the kind.
-        max_frames: longest item, in converted frames; by default that of the kind.
+        min_frames: shortest sequence to use, in converted frames; by default the data set's.
+        max_frames: longest item, in converted frames; by default the data set's.
         mirror: mirror an item, words of its caption included, with probability 1/2.
         swap_persons: exchange the persons, words of the caption included, with probability 1/2.
         seed: of everything random.
@@ -113,7 +113,7 @@ class MotionDataset(Dataset[MotionItem]):
 
     def __init__(
         self,
-        kind: MotionKind,
+        data_set: DataSet,
         root: str | Path,
         split: str,
         *,
@@ -126,19 +126,19 @@ class MotionDataset(Dataset[MotionItem]):
         training: bool | None = None,
         strict: bool = False,
     ) -> None:
-        min_frames = kind.min_frames if min_frames is None else min_frames
-        max_frames = kind.max_frames if max_frames is None else max_frames
+        min_frames = data_set.representation.min_frames if min_frames is None else min_frames
+        max_frames = data_set.representation.max_frames if max_frames is None else max_frames
         if not 1 <= min_frames <= max_frames:
             raise ValueError(f"min_frames: must be in [1, max_frames={max_frames}], got {min_frames}")
         if window is not None and not 1 <= window <= max_frames:
             raise ValueError(f"window: must be in [1, max_frames={max_frames}], got {window}")
         if seed < 0:
             raise ValueError(f"seed: must be >= 0, got {seed}")
-        if mirror and kind.mirror is None:
-            raise ValueError(f"mirror: {kind.name} has no mirroring")
-        if swap_persons and not kind.swappable:
-            raise ValueError(f"swap_persons: {kind.name} has one person")
-        self.kind = kind
+        if mirror and data_set.mirror is None:
+            raise ValueError(f"mirror: {data_set.name} has no mirroring")
+        if swap_persons and not data_set.swappable:
+            raise ValueError(f"swap_persons: {data_set.name} has one person")
+        self.data_set = data_set
         self.root = Path(root)
         self.split = split
         self.window = window
@@ -152,7 +152,7 @@ class MotionDataset(Dataset[MotionItem]):
         self._epoch = torch.zeros((), dtype=torch.int64)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
         cached = is_cache(self.root)
-        self._clips: Clips = (CachedClips if cached else FolderClips)(kind, self.root, split)
+        self._clips: Clips = (CachedClips if cached else FolderClips)(data_set, self.root, split)
         self.report = self._clips.report
         self._indices = self._long_enough()
         self.names = [self._clips.names[i] for i in self._indices]
@@ -190,17 +190,17 @@ class MotionDataset(Dataset[MotionItem]):
         """The motion (T, P, ...) that was chosen, converted."""
         source = self._clips[self._indices[choice.index]]
         source = source[choice.start : choice.start + self._taken(choice.index)]
-        if choice.mirrored and self.kind.mirror is not None:
-            source = self.kind.mirror(source)
+        if choice.mirrored and self.data_set.mirror is not None:
+            source = self.data_set.mirror(source)
         if choice.swapped:
             source = source[:, ::-1]
-        return torch.from_numpy(self.kind.convert(source))
+        return torch.from_numpy(self.data_set.convert(source))
 
     def num_frames(self, index: int) -> int:
         """Length of item ``index`` in converted frames, the same in every epoch."""
         if self.window is not None:
             return self.window
-        return min(self.max_frames, self._clips.frames[self._indices[index]] - self.kind.lost_frames)
+        return min(self.max_frames, self._clips.frames[self._indices[index]] - self.data_set.lost_frames)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """All captions of an item as written, before any mirroring or exchange."""
@@ -222,10 +222,10 @@ class MotionDataset(Dataset[MotionItem]):
 
     def _taken(self, index: int) -> int:
         """Source frames of item ``index``."""
-        return self.num_frames(index) + self.kind.lost_frames
+        return self.num_frames(index) + self.data_set.lost_frames
 
     def _long_enough(self) -> list[int]:
-        needed = self.kind.lost_frames + max(self.window or 0, self.min_frames)
+        needed = self.data_set.lost_frames + max(self.window or 0, self.min_frames)
         indices = []
         for index, (name, frames) in enumerate(zip(self._clips.names, self._clips.frames, strict=True)):
             if frames < needed:

@@ -1,28 +1,17 @@
-"""Reader of single-person motion in HumanML3D's layout (Guo et al. 2022), and the joints of its representation.
-
-One frame: 263 = rotation velocity of the root about Y (1), velocity of the root in the ground plane (2), its height
-(1), positions of joints 1 to 21 relative to the root and turned with it (63), rot6D of joints 1 to 21 (126), velocities
-of all joints (66), foot contacts (4); at 20 frames a second.
-"""
+"""Reader of single-person motion in HumanML3D's layout (Guo et al. 2022)."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from intermoe.data.interhuman import check_finite, read_array
-from intermoe.data.items import Clip, ItemError, MotionKind, absent, read_captions, read_lines
+from intermoe.data.items import Clip, DataSet, ItemError, absent, read_captions, read_lines
 from intermoe.motion.arrays import Array
-from intermoe.motion.skeleton import NUM_JOINTS
-
-FPS = 20
-WIDTH = 263
-MIN_FRAMES = 40
-MAX_FRAMES = 196
+from intermoe.motion.humanml3d import FPS, HUMANML3D, WIDTH
 
 
 class HumanML3DReader:
@@ -36,6 +25,7 @@ class HumanML3DReader:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.settings: dict[str, Any] = {}
 
     def splits(self) -> list[str]:
         """Names of the lists beside the folders of motion and text."""
@@ -89,51 +79,14 @@ def _parse(line: str, name: str) -> tuple[str, tuple[float, float]]:
     return caption.strip(), (float(np.nan_to_num(span[0])), float(np.nan_to_num(span[1])))
 
 
-def root_centred_joints(motion: Tensor) -> Tensor:
-    """Joints (..., 22, 3) of un-normalised motion (..., 263), in metres.
-
-    They stand where the root is on the ground, and turn with it.
-    """
-    zero = torch.zeros_like(motion[..., 3])
-    root = torch.stack([zero, motion[..., 3], zero], dim=-1)
-    others = motion[..., 4 : 4 + 3 * (NUM_JOINTS - 1)].unflatten(-1, (NUM_JOINTS - 1, 3))
-    return torch.cat([root[..., None, :], others], dim=-2)
-
-
-def world_joints(motion: Tensor) -> Tensor:
-    """Joints (..., T, 22, 3) in metres, Y up, of un-normalised motion (..., T, 263); the first frame faces Z+.
-
-    The root's turn is the running sum of its velocities. The stored rotation velocity is half the angle a frame, the
-    argument of a quaternion; the stored velocity of the root is turned with the root.
-    """
-    half = torch.cat([torch.zeros_like(motion[..., :1, 0]), motion[..., :-1, 0]], dim=-1).cumsum(dim=-1)
-    cos, sin = torch.cos(-2 * half), torch.sin(-2 * half)
-    velocity = torch.cat([torch.zeros_like(motion[..., :1, 1:3]), motion[..., :-1, 1:3]], dim=-2)
-    x, z = _turn(velocity[..., 0], velocity[..., 1], cos, sin)
-    joints = root_centred_joints(motion)
-    turned_x, turned_z = _turn(joints[..., 0], joints[..., 2], cos[..., None], sin[..., None])
-    x, z = x.cumsum(dim=-1)[..., None], z.cumsum(dim=-1)[..., None]
-    return torch.stack([turned_x + x, joints[..., 1], turned_z + z], dim=-1)
-
-
-def _turn(x: Tensor, z: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotation about Y."""
-    return cos * x + sin * z, cos * z - sin * x
-
-
 def _convert(source: Array) -> Array:
     return np.array(source, dtype=np.float32)
 
 
-HUMANML3D = MotionKind(
-    name="humanml3d",
-    fps=FPS,
-    persons=1,
+DATA_SET = DataSet(
+    HUMANML3D,
     source_shape=(1, WIDTH),
     lost_frames=0,
-    min_frames=MIN_FRAMES,
-    max_frames=MAX_FRAMES,
     reader=HumanML3DReader,
     convert=_convert,
-    joints=world_joints,
 )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from intermoe.data.dataset import MotionDataset
-from intermoe.data.items import Clip, ItemError, MotionKind, absent, read_captions, read_lines
+from intermoe.data.items import Clip, DataSet, ItemError, absent, read_captions, read_lines
 from intermoe.motion.arrays import Array
-from intermoe.motion.interhuman import FPS, RAW_WIDTH, joints, mirror_raw, process_pair, row_major_rot6d
+from intermoe.motion.interhuman import INTERHUMAN, RAW_WIDTH, mirror_raw, process_pair
+from intermoe.motion.rotations import row_major_rot6d
 
 FILE_WIDTH = 492
 _USED_COLUMNS = np.r_[0:66, 186:312]
@@ -28,6 +30,7 @@ class InterHumanReader:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.settings: dict[str, Any] = {}
 
     def splits(self) -> list[str]:
         """Names of the files in ``split``."""
@@ -102,17 +105,12 @@ def _mirror(source: Array) -> Array:
     return np.stack([mirror_raw(source[:, person]) for person in range(source.shape[1])], axis=1)
 
 
-INTERHUMAN = MotionKind(
-    name="interhuman",
-    fps=FPS,
-    persons=2,
+DATA_SET = DataSet(
+    INTERHUMAN,
     source_shape=(2, RAW_WIDTH),
     lost_frames=1,
-    min_frames=15,
-    max_frames=300,
     reader=InterHumanReader,
     convert=_convert,
-    joints=joints,
     mirror=_mirror,
     known_missing=frozenset({"3945", "4106"}),
 )
@@ -136,7 +134,7 @@ class InterHumanDataset(MotionDataset):
         strict: bool = False,
     ) -> None:
         super().__init__(
-            INTERHUMAN,
+            DATA_SET,
             root,
             split,
             window=window,

@@ -1,37 +1,21 @@
-r"""Reader of two-person whole-body motion in Inter-X's layout (Xu et al. 2024), and its 12-per-joint representation.
-
-One person and frame: 55 SMPL-X joints of 12 numbers, position 3, velocity 3, rotation 6. Positions are in metres, Y up,
-relative to the pelvis of person 1 in the first frame; the velocity is the difference to the next frame, zero in the
-last; the rotation is local, the first two rows of its matrix (r00 r01 r02 r10 r11 r12), of the root the global one.
-
-The published files hold rotations and one translation only. Where joints are follows from a skeleton at rest, whose
-joints are at :math:`J_j` with parent :math:`p(j)`, by forward kinematics:
-
-.. math:: x_0 = J_0 + t, \quad G_0 = R_0, \quad x_j = x_{p(j)} + G_{p(j)} (J_j - J_{p(j)}), \quad G_j = G_{p(j)} R_j
-"""
+"""Reader of two-person whole-body motion in Inter-X's layout (Xu et al. 2024)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from intermoe.data.interhuman import check_finite
-from intermoe.data.items import Clip, ItemError, MotionKind, absent, read_captions, read_lines
+from intermoe.data.items import Clip, DataSet, ItemError, absent, read_captions, read_lines
 from intermoe.motion.arrays import Array
-from intermoe.motion.skeleton import skeleton_layout
+from intermoe.motion.interx import FPS, INTERX, JOINT_WIDTH, NUM_JOINTS, raw_motion
+from intermoe.motion.rotations import rotation_matrices, rows_rot6d
 
-NUM_JOINTS = 55
-JOINT_WIDTH = 12
-FPS = 30
 # of one person: position, velocity, axis-angle; and position, velocity, rot6D
 _PROCESSED_WIDTHS = (9, 12)
-
-PARENTS = tuple(parent for parent, _ in sorted(skeleton_layout("interx").edges[0], key=lambda bone: bone[1]))
-"""Parent of each joint but the root, joints 1 to 54."""
 
 
 class InterXReader:
@@ -45,7 +29,7 @@ class InterXReader:
 
     Args:
         root: the folder.
-        skeleton: (55, 3) rest positions of the joints in metres, from ``load_skeleton``.
+        skeleton: (55, 3) rest positions of the joints in metres, or a file that ``load_skeleton`` reads.
         source_fps: frames a second of raw files, a multiple of 30. Inter-X's own preparation of the recordings, which
             are at 120, keeps every fourth frame.
 
@@ -55,10 +39,14 @@ class InterXReader:
 
     layout = "splits/<split>.txt, motions/<split>.h5, texts_processed or texts/<name>.txt"
 
-    def __init__(self, root: Path, *, skeleton: Array | None = None, source_fps: int = FPS) -> None:
+    def __init__(self, root: Path, *, skeleton: Array | Path | None = None, source_fps: int | None = None) -> None:
+        source_fps = FPS if source_fps is None else source_fps
         if source_fps < FPS or source_fps % FPS:
             raise ValueError(f"source_fps: must be a multiple of {FPS}, got {source_fps}")
-        self.root, self.skeleton, self.keep_every = root, skeleton, source_fps // FPS
+        self.root, self.keep_every = root, source_fps // FPS
+        self.skeleton = load_skeleton(skeleton) if isinstance(skeleton, Path) else skeleton
+        rest = None if self.skeleton is None else self.skeleton.tolist()
+        self.settings: dict[str, Any] = {"source_fps": source_fps, "skeleton": rest}
         _import_h5py()
 
     def splits(self) -> list[str]:
@@ -124,33 +112,6 @@ class InterXReader:
             raise ValueError(f"{path}: not a readable HDF5 file of motion: {error}") from error
 
 
-def raw_motion(rotations: Array, translation: Array, skeleton: Array) -> Array:
-    """Axis-angles (T, P, 55, 3), translations (T, P, 3), rest joints (55, 3) to motion (T, P, 55, 12)."""
-    matrices = rotation_matrices(rotations.astype(np.float64))
-    rest = skeleton.astype(np.float64)
-    positions = np.empty(rotations.shape, np.float64)
-    positions[..., 0, :] = rest[0] + translation
-    turned = matrices.copy()
-    for joint, parent in enumerate(PARENTS, start=1):
-        bone = turned[..., parent, :, :] @ (rest[joint] - rest[parent])
-        positions[..., joint, :] = positions[..., parent, :] + bone
-        turned[..., joint, :, :] = turned[..., parent, :, :] @ matrices[..., joint, :, :]
-    velocity = np.diff(positions, axis=0, append=positions[-1:])
-    return np.concatenate([positions, velocity, _rot6d(matrices)], axis=-1).astype(np.float32)
-
-
-def rotation_matrices(axis_angles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Axis-angles (..., 3) in radians to matrices (..., 3, 3), by Rodrigues' formula."""
-    angle = np.linalg.norm(axis_angles, axis=-1)[..., None, None]
-    x, y, z = np.moveaxis(axis_angles, -1, 0)
-    zero = np.zeros_like(x)
-    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
-    # sin(a) / a and (1 - cos(a)) / a^2 without a division by zero
-    first = np.sinc(angle / np.pi)
-    second = 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
-    return np.eye(3) + first * cross + second * (cross @ cross)
-
-
 def load_skeleton(path: Path) -> Array:
     """Rest joints (55, 3) in metres from a ``.npy`` of that shape, or from SMPL-X's own model file (``.npz``).
 
@@ -172,12 +133,8 @@ def load_skeleton(path: Path) -> Array:
 
 
 def _with_rot6d(motion: Array) -> Array:
-    rotation = _rot6d(rotation_matrices(motion[..., 6:].astype(np.float64)))
+    rotation = rows_rot6d(rotation_matrices(motion[..., 6:].astype(np.float64)))
     return np.concatenate([motion[..., :6], rotation], axis=-1).astype(np.float32)
-
-
-def _rot6d(matrices: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return matrices[..., :2, :].reshape(*matrices.shape[:-2], 6)
 
 
 def _import_h5py() -> ModuleType:
@@ -192,19 +149,11 @@ def _convert(source: Array) -> Array:
     return np.array(source, dtype=np.float32)
 
 
-def _joints(motion: torch.Tensor) -> torch.Tensor:
-    return motion[..., :3]
-
-
-INTERX = MotionKind(
-    name="interx",
-    fps=FPS,
-    persons=2,
+DATA_SET = DataSet(
+    INTERX,
     source_shape=(2, NUM_JOINTS, JOINT_WIDTH),
     lost_frames=0,
-    min_frames=24,
-    max_frames=150,
     reader=InterXReader,
     convert=_convert,
-    joints=_joints,
+    options=("skeleton", "source_fps"),
 )

@@ -1,15 +1,16 @@
-"""What the readers of all data sets have in common: items, reports of what is broken, and what a kind of data is."""
+"""What the readers of all data sets have in common: items, reports of what is broken, and what a data set is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
 
 from intermoe.motion.arrays import Array
+from intermoe.motion.representation import Representation
 
 
 class MotionItem(TypedDict):
@@ -22,7 +23,7 @@ class MotionItem(TypedDict):
 
 @dataclass(frozen=True)
 class Clip:
-    """One sequence as it is read: ``source`` is float32 (F, P, ...), what ``MotionKind.convert`` takes."""
+    """One sequence as it is read: ``source`` is float32 (F, P, ...), what ``DataSet.convert`` takes."""
 
     name: str
     captions: tuple[str, ...]
@@ -72,6 +73,8 @@ class Reader(Protocol):
     """Reads one folder in the layout in which a data set is published; ``layout`` says what that is in one line."""
 
     layout: str
+    settings: dict[str, Any]
+    """What was asked of it beside the folder, in plain values."""
 
     def splits(self) -> list[str]:
         """Names of the splits that the folder lists."""
@@ -98,37 +101,37 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
-class MotionKind:
-    """A published data set: how it is read, converted and drawn.
+class DataSet:
+    """A published data set: how it is read and converted.
 
     Args:
-        name: also the name of the autoencoder's layout. fps: frames a second. persons: in one clip.
-        source_shape: (P, ...) of one frame of a source. lost_frames: source frames that conversion consumes.
-        min_frames, max_frames: the published bounds of an item, in converted frames.
-        reader: opens a folder.
+        representation: of its motion, once converted. source_shape: (P, ...) of one frame of a source.
+        lost_frames: source frames that conversion consumes.
+        reader: opens a folder; takes the ``options`` by name.
         convert: source (F, P, ...) to motion (F - lost_frames, P, ...).
-        joints: un-normalised motion (..., T, frame) of one person to joints (..., T, J, 3) in metres, Y up.
         mirror: mirrors a source, or ``None`` where the data has no such augmentation of its own.
         known_missing: sequences that are missing in every copy of the data.
+        options: names of what its reader takes beside the folder.
     """
 
-    name: str
-    fps: int
-    persons: int
+    representation: Representation
     source_shape: tuple[int, ...]
     lost_frames: int
-    min_frames: int
-    max_frames: int
-    reader: Callable[[Path], Reader]
+    reader: Callable[..., Reader]
     convert: Callable[[Array], Array]
-    joints: Callable[[torch.Tensor], torch.Tensor]
     mirror: Callable[[Array], Array] | None = None
     known_missing: frozenset[str] = frozenset()
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """That of its representation."""
+        return self.representation.name
 
     @property
     def swappable(self) -> bool:
         """Whether persons can change places."""
-        return self.persons > 1
+        return self.representation.persons > 1
 
 
 def read_lines(path: Path, layout: str) -> list[str]:

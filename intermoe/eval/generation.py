@@ -34,7 +34,7 @@ def generate(
     if not len(prompts) == len(lengths) == len(seeds):
         raise ValueError(f"lengths, seeds: expected {len(prompts)} of each, got {len(lengths)} and {len(seeds)}")
     frames = [-(-length // pipeline.vae.downsampling) for length in lengths]
-    shape = (max(frames), pipeline.kind.persons, pipeline.config.denoiser.input_dim)
+    shape = (max(frames), pipeline.representation.persons, pipeline.config.denoiser.input_dim)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.zeros(len(prompts), *shape)
     for row, count, generator in zip(noise, frames, generators, strict=True):

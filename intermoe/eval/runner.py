@@ -127,9 +127,9 @@ class Evaluation:
         texts: Mapping[str, str] | None = None,
         keep_motions: bool = True,
     ) -> None:
-        for name, layout in (("evaluator", evaluator.layout), ("model", pipeline.vae.config.layout)):
-            if layout != dataset.kind.name:
-                raise ValueError(f"{name}: is for {layout}, the data is {dataset.kind.name}")
+        for name, own in (("evaluator", evaluator.representation), ("model", pipeline.representation.name)):
+            if own != dataset.data_set.name:
+                raise ValueError(f"{name}: is for {own}, the data is {dataset.data_set.name}")
         if evaluator.reads_tokens and texts is None:
             raise ValueError("texts: the evaluator reads words with their part of speech, got none")
         self.pipeline, self.evaluator, self.dataset = pipeline, evaluator, dataset

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +18,19 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from intermoe.config import Config, _require
 from intermoe.evaluators.evaluator import Evaluator
 from intermoe.evaluators.words import CATEGORIES, encode
+from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.text.protocol import pad_token_ids
 
 UNIT = 4
-LAYOUTS = ("humanml3d", "interx")
 
 
 @dataclass(frozen=True)
 class BiGRUConfig(Config):
     """Sizes of ``BiGRUEvaluator``; the defaults are the published ones of HumanML3D, but for the vocabulary."""
 
-    layout: str = "humanml3d"
+    RENAMED: ClassVar[dict[str, str]] = {"layout": "representation"}
+
+    representation: str = "humanml3d"
     input_dim: int = 259
     max_frames: int = 196
     max_words: int = 20
@@ -39,7 +42,8 @@ class BiGRUConfig(Config):
     embedding_dim: int = 512
 
     def __post_init__(self) -> None:
-        _require(self.layout in LAYOUTS, "layout", f"one of {LAYOUTS}", self.layout)
+        known = self.representation in REPRESENTATIONS
+        _require(known, "representation", f"one of {tuple(REPRESENTATIONS)}", self.representation)
         for name in ("input_dim", "max_words", "vocab_size", "word_dim", "movement_dim", "motion_dim", "text_dim"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         _require(self.max_frames >= UNIT, "max_frames", f">= {UNIT}", self.max_frames)
@@ -89,7 +93,7 @@ class BiGRUEvaluator(Evaluator):
         if not isinstance(listed, list) or len(listed) != config.vocab_size:
             raise ValueError(f"words: expected a JSON list of vocab_size={config.vocab_size} words")
         self.config = config
-        self.layout = config.layout
+        self.representation = config.representation
         self.tokenizer_json = words
         self._index = {word: number for number, word in enumerate(listed)}
         self.register_buffer("mean", torch.zeros(config.input_dim))
@@ -125,7 +129,7 @@ class BiGRUEvaluator(Evaluator):
         return embedded
 
     def _columns(self, motion: Tensor) -> Tensor:
-        if self.layout == "humanml3d":
+        if len(REPRESENTATIONS[self.representation].frame_shape) == 1:  # one person's columns but the contacts
             if motion.shape[2:] != (1, self.config.input_dim + 4):
                 raise ValueError(f"motion: expected (B, T, 1, {self.config.input_dim + 4}), got {tuple(motion.shape)}")
             return motion[:, :, 0, : self.config.input_dim]

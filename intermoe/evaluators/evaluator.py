@@ -22,14 +22,14 @@ CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", 
 class Evaluator(nn.Module, ABC):
     """Embeds motion and text so that what belongs together is near; the learned ruler of all metrics but kinematics.
 
-    ``layout`` names the data whose motion it reads. ``kind`` is the evaluator's name in a folder's ``config.json``.
+    ``representation`` names the motion it reads. ``kind`` is the evaluator's name in a folder's ``config.json``.
     ``reads_tokens`` says what ``embed_text`` takes: captions, or captions as words with their part of speech.
     """
 
     kind: ClassVar[str]
     reads_tokens: ClassVar[bool] = False
     config: Config
-    layout: str
+    representation: str
     tokenizer_json: str | None = None
 
     @abstractmethod

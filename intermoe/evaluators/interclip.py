@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from intermoe.config import LAYOUTS, Config, _require
+from intermoe.config import Config, _require
 from intermoe.evaluators.evaluator import Evaluator
+from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.nn.layers import sinusoid
 from intermoe.text.build import build_text_encoder
 from intermoe.text.clip import ClipPrompts, at_end_of_text
@@ -30,7 +32,9 @@ class InterClipConfig(Config):
     token embeddings; any other kind is that encoder of ``intermoe.text.wordpiece``, trained with the rest.
     """
 
-    layout: str = "interhuman"
+    RENAMED: ClassVar[dict[str, str]] = {"layout": "representation"}
+
+    representation: str = "interhuman"
     persons: int = 2
     input_dim: int = 258
     width: int = 1024
@@ -47,7 +51,8 @@ class InterClipConfig(Config):
     )
 
     def __post_init__(self) -> None:
-        _require(self.layout in LAYOUTS, "layout", f"one of {LAYOUTS}", self.layout)
+        known = self.representation in REPRESENTATIONS
+        _require(known, "representation", f"one of {tuple(REPRESENTATIONS)}", self.representation)
         for name in ("persons", "input_dim", "width", "num_layers", "num_heads", "feedforward_dim", "embedding_dim"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         _require(self.width % self.num_heads == 0, "width", f"a multiple of num_heads={self.num_heads}", self.width)
@@ -128,7 +133,7 @@ class InterClip(Evaluator):
     def __init__(self, config: InterClipConfig, tokenizer_json: str | None = None) -> None:
         super().__init__()
         self.config = config
-        self.layout = config.layout
+        self.representation = config.representation
         self.motion = InterClipMotionEncoder(config)
         self.text: TextEncoder
         if config.text.kind == "clip":

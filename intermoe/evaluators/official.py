@@ -114,7 +114,9 @@ def _read_motion_encoder(reader: StrictReader, prefix: str, encoder: InterClipMo
         raise ValueError(f"state_dict: {key!r} is not the sinusoidal table that the model is defined with")
 
 
-def load_bigru(path: str | Path, layout: str, words: str | Path, stats: str | Path | None = None) -> BiGRUEvaluator:
+def load_bigru(
+    path: str | Path, representation: str, words: str | Path, stats: str | Path | None = None
+) -> BiGRUEvaluator:
     """A published BiGRU evaluator (``finest.tar``), in eval mode. Its weights are read strictly, key by key.
 
     No weights were at hand when this was written: names and shapes are those of the published modules, and what feeds
@@ -122,18 +124,20 @@ def load_bigru(path: str | Path, layout: str, words: str | Path, stats: str | Pa
 
     Args:
         path: file with the state dicts ``movement_encoder``, ``motion_encoder`` and ``text_encoder``.
-        layout: "humanml3d" or "interx". words: folder with the published word vectors.
+        representation: "humanml3d" or "interx". words: folder with the published word vectors.
         stats: HumanML3D: folder with the evaluator's own ``mean.npy`` and ``std.npy``; Inter-X has none.
 
     Raises:
         FileNotFoundError: a file is missing. ValueError: a key that is missing, unexpected or of the wrong shape.
     """
     path = Path(path)
-    if layout not in _BIGRU:
-        raise ValueError(f"layout: must be one of {tuple(_BIGRU)}, got {layout!r}")
-    sizes, prefix = _BIGRU[layout]
-    if (stats is None) == (layout == "humanml3d"):
-        raise ValueError(f"stats: {'needed' if stats is None else 'there are none'} for the evaluator of {layout}")
+    if representation not in _BIGRU:
+        raise ValueError(f"representation: must be one of {tuple(_BIGRU)}, got {representation!r}")
+    sizes, prefix = _BIGRU[representation]
+    if (stats is None) == (prefix == "our_vab"):
+        raise ValueError(
+            f"stats: {'needed' if stats is None else 'there are none'} for the evaluator of {representation}"
+        )
     listed, vectors = read_word_vectors(Path(words), prefix)
     loaded = load_tensors(path)
     readers = {}
@@ -142,7 +146,7 @@ def load_bigru(path: str | Path, layout: str, words: str | Path, stats: str | Pa
             raise ValueError(f"{path}: missing key {part!r}")
         readers[part] = StrictReader(loaded[part], part)
     config = BiGRUConfig(
-        layout=layout,
+        representation=representation,
         **sizes,
         vocab_size=len(listed),
         word_dim=vectors.shape[1],

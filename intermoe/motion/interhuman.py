@@ -12,7 +12,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from intermoe.motion.arrays import Array, ArrayOrTensor
-from intermoe.motion.skeleton import FOOT_JOINTS, LEFT_HIP, LEFT_JOINTS, NUM_JOINTS, RIGHT_HIP, RIGHT_JOINTS
+from intermoe.motion.representation import ABSENT, Representation, columns, contact_column
+from intermoe.motion.skeleton import BODY, FOOT_JOINTS, LEFT_HIP, LEFT_JOINTS, NUM_JOINTS, RIGHT_HIP, RIGHT_JOINTS
 
 FPS = 30
 RAW_WIDTH = 192
@@ -100,26 +101,6 @@ def mirror_raw(raw: npt.NDArray[np.floating]) -> Array:
     return np.concatenate([positions.reshape(frames, -1), rotations.reshape(frames, -1)], axis=1).astype(np.float32)
 
 
-def row_major_rot6d(rotations: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Bring rot6D (T, N, 6) to InterHuman's order r00 r01 r10 r11 r20 r21.
-
-    Files in InterHuman's layout also come with one column after the other (r00 r10 r20 r01 r11 r21). Only in the true
-    order are a rotation's two columns orthonormal, which tells them apart. Numbers that are rotations in neither order
-    stay as they are.
-    """
-    by_row = np.stack([rotations[..., 0::2], rotations[..., 1::2]], axis=-1)
-    by_column = np.stack([rotations[..., :3], rotations[..., 3:]], axis=-1)
-    if _is_orthonormal(by_column) and not _is_orthonormal(by_row):
-        return by_column.reshape(rotations.shape)
-    return rotations
-
-
-def _is_orthonormal(columns: npt.NDArray[np.floating]) -> bool:
-    """Whether the two columns of (..., 3, 2) are, typically: a few bad frames do not hide a file's order."""
-    products = np.einsum("...ij,...ik->...jk", columns, columns)
-    return bool(np.median(np.abs(products - np.eye(2)).max(axis=(-1, -2))) < 0.01)
-
-
 def joints(motion: ArrayOrTensor) -> ArrayOrTensor:
     """Joint positions (..., 22, 3) in metres, Y up, of un-normalised motion (..., 262)."""
     if motion.shape[-1] != MOTION_WIDTH:
@@ -139,3 +120,26 @@ def with_positions(motion: Tensor, positions: Tensor) -> Tensor:
     result[..., : 3 * NUM_JOINTS] = columns
     result[..., :-1, 3 * NUM_JOINTS : 6 * NUM_JOINTS] = columns.diff(dim=-2)
     return result
+
+
+INTERHUMAN = Representation(
+    name="interhuman",
+    fps=FPS,
+    persons=2,
+    min_frames=15,
+    max_frames=300,
+    skeleton=BODY,
+    frame_shape=(MOTION_WIDTH,),
+    features=tuple(
+        columns(3 * joint, 3)
+        + (columns(132 + 6 * (joint - 1), 6) if joint else (ABSENT,) * 6)
+        + columns(66 + 3 * joint, 3)
+        + contact_column(joint, CONTACT_COLUMNS.start)
+        for joint in range(NUM_JOINTS)
+    ),
+    joints=joints,
+    positions=joints,
+    velocity=slice(66, 132),
+    rotation=slice(132, 258),
+    contacts=CONTACT_COLUMNS,
+)

@@ -1,8 +1,6 @@
-"""Joint layouts of the supported motion representations, their skeleton graphs and their two pooling levels.
+"""Skeletons: joints, bones, and the two levels at which joints are pooled into limbs and limbs into body parts.
 
-A layout says which columns of a motion frame belong to which joint, which joints are bones' neighbours at each of three
-resolutions (joints, limbs, body parts) and which joints are averaged into which part. The numbering of joints is
-SMPL's (22 body joints) and SMPL-X's (55: body, jaw, eyes, 15 joints per hand).
+The numbering of joints is SMPL's (22 body joints) and SMPL-X's (55: body, jaw, eyes, 15 joints per hand).
 """
 
 from __future__ import annotations
@@ -14,9 +12,6 @@ from torch import Tensor
 
 Edges = tuple[tuple[int, int], ...]
 Groups = tuple[tuple[int, ...], ...]
-
-ABSENT = -1
-"""Column index of a joint feature that the representation does not store; it reads as zero."""
 
 NUM_JOINTS = 22
 JOINT_NAMES = (
@@ -58,36 +53,45 @@ BODY_PARTS: Groups = (
 
 
 @dataclass(frozen=True)
-class SkeletonLayout:
-    """How a motion frame splits into joints, and how joints are pooled.
+class Skeleton:
+    """Joints and how they are pooled.
 
-    ``features[j]`` lists the columns of the flattened frame that make up joint ``j`` (``ABSENT`` where the
-    representation has none). ``edges[i]`` and ``groups[i]`` are the bones and the pooling groups of level ``i``.
+    ``parents[j]`` is the parent of joint ``j``, -1 for the root. ``limbs`` are groups of joints, ``parts`` groups of
+    limbs; a joint may be in several groups. ``limb_edges`` connects limbs as bones connect joints.
     """
 
-    name: str
-    frame_shape: tuple[int, ...]
-    features: Groups
-    edges: tuple[Edges, Edges]
-    groups: tuple[Groups, Groups]
+    parents: tuple[int, ...]
+    limbs: Groups
+    limb_edges: Edges
+    parts: Groups
 
     @property
     def num_joints(self) -> int:
         """Joints at full resolution."""
-        return len(self.features)
+        return len(self.parents)
 
     @property
     def latent_joints(self) -> int:
         """Body parts at the coarsest resolution."""
-        return len(self.groups[-1])
+        return len(self.parts)
 
     @property
-    def frame_size(self) -> int:
-        """Values per frame."""
-        return torch.Size(self.frame_shape).numel()
+    def bones(self) -> Edges:
+        """(parent, child) of every bone."""
+        return tuple((parent, joint) for joint, parent in enumerate(self.parents) if parent >= 0)
+
+    @property
+    def edges(self) -> tuple[Edges, Edges]:
+        """Neighbours among joints and among limbs."""
+        return self.bones, self.limb_edges
+
+    @property
+    def groups(self) -> tuple[Groups, Groups]:
+        """Joints of each limb and limbs of each part."""
+        return self.limbs, self.parts
 
     def adjacency(self, level: int) -> Tensor:
-        """Symmetric 0/1 matrix of the bones of ``level``, self-connections included: float32 (J, J)."""
+        """Symmetric 0/1 matrix of the edges of ``level``, self-connections included: float32 (J, J)."""
         size = self.num_joints if level == 0 else len(self.groups[level - 1])
         matrix = torch.eye(size)
         for a, b in self.edges[level]:
@@ -103,47 +107,11 @@ class SkeletonLayout:
         return matrix
 
 
-def _columns(start: int, count: int) -> tuple[int, ...]:
-    return tuple(range(start, start + count))
+BODY = Skeleton(PARENTS, BODY_LIMBS, BODY_LIMB_EDGES, BODY_PARTS)
+"""The 22 joints of SMPL without hands: 12 limbs, 7 parts."""
 
 
-def _bones(parents: tuple[int, ...]) -> Edges:
-    return tuple((parent, joint) for joint, parent in enumerate(parents) if parent >= 0)
-
-
-def _contact(joint: int, start: int) -> tuple[int, ...]:
-    return (start + FOOT_JOINTS.index(joint),) if joint in FOOT_JOINTS else ()
-
-
-def _interhuman() -> SkeletonLayout:
-    """262 = positions 22x3, velocities 22x3, rotations 21x6 (none for the root), 4 contacts."""
-    features = tuple(
-        _columns(3 * joint, 3)
-        + (_columns(132 + 6 * (joint - 1), 6) if joint else (ABSENT,) * 6)
-        + _columns(66 + 3 * joint, 3)
-        + _contact(joint, 258)
-        for joint in range(22)
-    )
-    edges = (_bones(PARENTS), BODY_LIMB_EDGES)
-    return SkeletonLayout("interhuman", (262,), features, edges, (BODY_LIMBS, BODY_PARTS))
-
-
-def _humanml3d() -> SkeletonLayout:
-    """263 = root 4, root-relative positions 21x3, rotations 21x6, velocities 22x3, 4 contacts."""
-    root = _columns(0, 4) + _columns(193, 3)
-    others = tuple(
-        _columns(4 + 3 * (joint - 1), 3)
-        + _columns(67 + 6 * (joint - 1), 6)
-        + _columns(193 + 3 * joint, 3)
-        + _contact(joint, 259)
-        for joint in range(1, 22)
-    )
-    edges = (_bones(PARENTS), BODY_LIMB_EDGES)
-    return SkeletonLayout("humanml3d", (263,), (root, *others), edges, (BODY_LIMBS, BODY_PARTS))
-
-
-def _interx() -> SkeletonLayout:
-    """55 joints x 12 (position 3, rotation 6, velocity 3); each finger is a chain of three joints from its wrist."""
+def _whole_body() -> Skeleton:
     head = (15, 15, 15)  # jaw, left eye, right eye
     fingers = tuple(
         wrist if joint == 0 else first + 3 * finger + joint - 1
@@ -151,20 +119,12 @@ def _interx() -> SkeletonLayout:
         for finger in range(5)
         for joint in range(3)
     )
-    hands = (_columns(25, 15), _columns(40, 15))
+    hands = (tuple(range(25, 40)), tuple(range(40, 55)))
     limbs = (*BODY_LIMBS[:-1], (*BODY_LIMBS[-1], 22, 23, 24), *hands)
     limb_edges = (*BODY_LIMB_EDGES, (8, 12), (10, 13))
     parts = (*BODY_PARTS[:4], (*BODY_PARTS[4], 12), (*BODY_PARTS[5], 13), BODY_PARTS[6])
-    features = tuple(_columns(12 * joint, 12) for joint in range(55))
-    edges = (_bones(PARENTS + head + fingers), limb_edges)
-    return SkeletonLayout("interx", (55, 12), features, edges, (limbs, parts))
+    return Skeleton(PARENTS + head + fingers, limbs, limb_edges, parts)
 
 
-_LAYOUTS = {layout.name: layout for layout in (_interhuman(), _interx(), _humanml3d())}
-
-
-def skeleton_layout(name: str) -> SkeletonLayout:
-    """The layout called ``name``. Raises ``ValueError`` for an unknown one."""
-    if name not in _LAYOUTS:
-        raise ValueError(f"layout: must be one of {tuple(_LAYOUTS)}, got {name!r}")
-    return _LAYOUTS[name]
+WHOLE_BODY = _whole_body()
+"""The 55 joints of SMPL-X; each finger is a chain of three joints from its wrist."""

@@ -168,7 +168,7 @@ def trace_motion(
         text = pipeline.text_encoder([prompt])
     with record_routing(pipeline.denoiser) as record:
         pipeline.denoiser(noisy, timesteps, text)
-    joints = pipeline.kind.joints(motion.transpose(0, 1)[None].float().cpu())[0].contiguous().numpy()
+    joints = pipeline.representation.joints(motion.transpose(0, 1)[None].float().cpu())[0].contiguous().numpy()
     chosen = trace_record(record, persons=len(joints)).chosen
     title = prompt or "no text"
     return RoutingTrace(chosen, timesteps.cpu().numpy(), _layer_names(record), joints, title, pipeline.config.fps)

@@ -208,8 +208,10 @@ def run_ablation(
     check_names(configs, only)
     configs = {name: run.with_data(own, data) for name, own in configs.items() if not only or name in only}
     first = next(iter(configs.values()))
-    if evaluator is not None and (evaluator.layout != first.data.kind or evaluator.reads_tokens):
-        raise ValueError(f"evaluator: expected one that reads captions of {first.data.kind}, got {evaluator.kind}")
+    if evaluator is not None and (evaluator.representation != first.data.representation or evaluator.reads_tokens):
+        raise ValueError(
+            f"evaluator: expected one that reads captions of {first.data.representation}, got {evaluator.kind}"
+        )
     shared = {**settings.to_dict(), "steps": first.optim.steps, "seed": first.seed, "evaluator": evaluator is not None}
     dataset = run.open_split(first, "val", min_frames=first.data.min_frames)
     rows: dict[str, Numbers] = {GROUND_TRUTH: _measure_truth(dataset, evaluator)}
@@ -324,7 +326,7 @@ def _validate(
         total += len(items) * values["loss"].item()
         chosen = record.stacked()  # padding takes nothing
         frames = sum(len(item["motion"]) // pipeline.vae.downsampling for item in items)
-        valid = frames * pipeline.kind.persons * len(VALIDATION_NOISE_LEVELS) * chosen.shape[1]
+        valid = frames * pipeline.representation.persons * len(VALIDATION_NOISE_LEVELS) * chosen.shape[1]
         pairs, tokens = pairs + int(chosen.sum()), tokens + valid
         idle += valid - int(chosen.any(axis=-1).sum())
     return total / len(dataset), pairs / tokens, idle / tokens
@@ -347,7 +349,7 @@ def _captions(dataset: MotionDataset) -> list[list[str]]:
 
 
 def _kinematics(motions: Sequence[tuple[Tensor, str]], dataset: MotionDataset) -> Numbers:
-    if dataset.kind.persons != 2:
+    if dataset.data_set.representation.persons != 2:
         return {}
     clips = [Clip(_joints(motion, dataset), (caption,)) for motion, caption in motions]
     truth = [Clip(_joints(dataset[index]["motion"], dataset)) for index in range(len(dataset))]
@@ -356,7 +358,7 @@ def _kinematics(motions: Sequence[tuple[Tensor, str]], dataset: MotionDataset) -
 
 
 def _joints(motion: Tensor, dataset: MotionDataset) -> Any:
-    return dataset.kind.joints(motion.transpose(0, 1)).float().numpy()
+    return dataset.data_set.representation.joints(motion.transpose(0, 1)).float().numpy()
 
 
 @torch.no_grad()
@@ -366,7 +368,7 @@ def _embedded(motions: Sequence[tuple[Tensor, str]], dataset: MotionDataset, eva
     text = evaluator.embed_text([caption for _, caption in motions]).cpu().numpy()
     found = retrieval(text, motion, len(dataset))
     return {
-        "fid": frechet_distance(motion, truth, scale=PROTOCOLS[dataset.kind.name].scale),
+        "fid": frechet_distance(motion, truth, scale=PROTOCOLS[dataset.data_set.name].scale),
         **{f"r_precision_{k}": value for k, value in enumerate(found.r_precision, start=1)},
         "mm_dist": found.mm_dist,
     }

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
 from intermoe.config import Config, _require
-from intermoe.data.kinds import KINDS
+from intermoe.data.sets import DATA_SETS
 from intermoe.diffusion import DiffusionConfig
 from intermoe.systems.intermoe.config import DenoiserConfig, VAEConfig
 from intermoe.text.protocol import TextConfig
@@ -23,12 +24,14 @@ PRECISIONS = ("no", "fp16", "bf16")
 class DataConfig(Config):
     """Which motion is read and how it is batched.
 
-    ``kind`` is a data set of ``intermoe.data.KINDS``, ``root`` its folder as published or its cache from ``intermoe
-    prepare``. ``batch_size`` counts items (all persons of a clip) per process and micro-step. ``mirror`` is for
-    interhuman alone, ``swap_persons`` for data of two persons.
+    ``representation`` names a data set of ``intermoe.data.DATA_SETS``, ``root`` its folder as published or its cache
+    from ``intermoe prepare``. ``batch_size`` counts items (all persons of a clip) per process and micro-step.
+    ``mirror`` is for interhuman alone, ``swap_persons`` for data of two persons.
     """
 
-    kind: str = "interhuman"
+    RENAMED: ClassVar[dict[str, str]] = {"kind": "representation"}
+
+    representation: str = "interhuman"
     root: str | None = None
     batch_size: int = 64
     min_frames: int = 16
@@ -39,11 +42,11 @@ class DataConfig(Config):
     strict: bool = False
 
     def __post_init__(self) -> None:
-        _require(self.kind in KINDS, "kind", f"one of {tuple(KINDS)}", self.kind)
-        kind = KINDS[self.kind]
-        _require(not self.mirror or kind.mirror is not None, "mirror", f"false for {self.kind}", self.mirror)
-        ok = not self.swap_persons or kind.swappable
-        _require(ok, "swap_persons", f"false for {self.kind}", self.swap_persons)
+        name = self.representation
+        _require(name in DATA_SETS, "representation", f"one of {tuple(DATA_SETS)}", name)
+        data_set = DATA_SETS[name]
+        _require(not self.mirror or data_set.mirror is not None, "mirror", f"false for {name}", self.mirror)
+        _require(not self.swap_persons or data_set.swappable, "swap_persons", f"false for {name}", self.swap_persons)
         _require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
         _require(4 <= self.min_frames <= self.max_frames, "min_frames", "in [4, max_frames]", self.min_frames)
         _require(self.num_workers >= 0, "num_workers", ">= 0", self.num_workers)
@@ -149,7 +152,7 @@ class TrainConfig(Config):
 
 @dataclass(frozen=True)
 class VAELossConfig(Config):
-    """Weights of the terms of ``intermoe.train.losses.vae_losses``; ``skating`` is for interhuman alone."""
+    """Weights of the terms of ``intermoe.train.losses.vae_losses``; ``skating`` is for grounded contacts alone."""
 
     reconstruction: float = 1.0
     position: float = 0.5
@@ -190,10 +193,10 @@ class VAETrainConfig(TrainConfig):
         _require(self.latent_noise >= 0.0, "latent_noise", ">= 0", self.latent_noise)
         ok = self.window_stride is None or self.window_stride >= 1
         _require(ok, "window_stride", ">= 1", self.window_stride)
-        ok = self.model.layout == self.data.kind
-        _require(ok, "model.layout", f"data.kind={self.data.kind!r}", self.model.layout)
-        feet = self.losses.skating == 0 or self.data.kind == "interhuman"
-        _require(feet, "losses.skating", f"0 for {self.data.kind}", self.losses.skating)
+        data, model = self.data.representation, self.model.representation
+        _require(model == data, "model.representation", f"data.representation={data!r}", model)
+        feet = self.losses.skating == 0 or DATA_SETS[data].representation.grounded
+        _require(feet, "losses.skating", f"0 for {data}", self.losses.skating)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from intermoe.data.batching import MotionBatch, collate
 from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
-from intermoe.data.kinds import KINDS
+from intermoe.data.sets import DATA_SETS
 from intermoe.diffusion import build_scheduler, sample, shifted_timesteps, training_loss
 from intermoe.files import replacing, replacing_folder
 from intermoe.motion.statistics import Statistics
@@ -213,8 +213,9 @@ def run_denoiser(
             f"denoiser.input_dim: must be {width} for this VAE ({loaded.latent_joints} joints x latent_dim "
             f"{loaded.config.latent_dim}), got {config.denoiser.input_dim}"
         )
-    if loaded.config.layout != config.data.kind:
-        raise ValueError(f"data.kind: must be {loaded.config.layout!r} for this VAE, got {config.data.kind!r}")
+    own, data = loaded.config.representation, config.data.representation
+    if own != data:
+        raise ValueError(f"data.representation: expected {own!r}, which this VAE is for, got {data!r}")
     accelerator = run.start(config, output_dir, resume=resume)
     if source is not None:
         run.once(accelerator, output_dir / "vae", functools.partial(_copy, source))
@@ -275,7 +276,7 @@ def _train_tokenizer(config: DenoiserTrainConfig, train: MotionDataset, path: Pa
 def _pretrain(
     config: DenoiserTrainConfig, text: TextEncoder, train: MotionDataset, encoder: LatentEncoder, path: Path
 ) -> None:
-    pretrain_text(text, train, encoder.posterior, KINDS[config.data.kind], config.text_pretraining, seed=config.seed)
+    pretrain_text(text, train, encoder.posterior, config.text_pretraining, seed=config.seed)
     with replacing(path) as temporary:
         save_file(text.state_dict(), temporary)
 
@@ -312,7 +313,7 @@ def _save_pipeline(
         module.load_state_dict({k.removeprefix(name): v for k, v in state.items() if k.startswith(name)})
     pipeline_config = PipelineConfig(
         name=config.name,
-        fps=KINDS[config.data.kind].fps,
+        fps=DATA_SETS[config.data.representation].representation.fps,
         min_frames=config.data.min_frames,
         max_frames=config.data.max_frames,
         rigid_bones=config.rigid_bones,

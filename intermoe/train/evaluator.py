@@ -37,7 +37,8 @@ class EvaluatorTrainConfig(TrainConfig):
             ">= 2 (the others are what to tell apart)",
             self.data.batch_size,
         )
-        _require(self.model.layout == self.data.kind, "model.layout", f"{self.data.kind!r}", self.model.layout)
+        data, model = self.data.representation, self.model.representation
+        _require(model == data, "model.representation", f"data.representation={data!r}", model)
         own = self.model.text.kind != "clip"
         _require(own, "model.text.kind", "wordpiece or huggingface (CLIP's weights do not come along)", "clip")
 

@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intermoe.data.humanml3d import root_centred_joints
-from intermoe.motion.interhuman import CONTACT_COLUMNS, FPS, joints
-from intermoe.motion.skeleton import FOOT_JOINTS, Edges, skeleton_layout
+from intermoe.motion.interhuman import INTERHUMAN
+from intermoe.motion.representation import Representation
+from intermoe.motion.skeleton import FOOT_JOINTS, Edges
 from intermoe.systems.intermoe.vae import LatentDistribution
 from intermoe.train.config import VAELossConfig
 
 _PER_DECIMETRE = 10.0
-
-
-@dataclass(frozen=True)
-class MotionParts:
-    """Where a layout's last dimension holds what the losses compare.
-
-    ``positions`` gives joints (..., J, 3) in metres of un-normalised motion. They are those of the world, whose
-    differences in time are the velocity columns, unless ``root_centred``.
-    """
-
-    positions: Callable[[Tensor], Tensor]
-    velocity: slice
-    rotation: slice
-    root_centred: bool = False
-
-
-PARTS = {
-    "interhuman": MotionParts(joints, slice(66, 132), slice(132, 258)),
-    "interx": MotionParts(lambda motion: motion[..., :3], slice(3, 6), slice(6, 12)),
-    "humanml3d": MotionParts(root_centred_joints, slice(193, 259), slice(67, 193), root_centred=True),
-}
 
 
 def vae_losses(
@@ -46,7 +22,7 @@ def vae_losses(
     mean: Tensor,
     std: Tensor,
     weights: VAELossConfig,
-    layout: str = "interhuman",
+    representation: Representation = INTERHUMAN,
 ) -> dict[str, Tensor]:
     """Terms of the VAE's loss, unweighted, and ``"loss"``, their weighted sum.
 
@@ -57,36 +33,37 @@ def vae_losses(
       root-centred ones).
     - rotation: L1 of normalised rot6D columns.
     - bone: relative error of the bones' lengths, which errors of neighbouring joints do not leave alone.
-    - skating: speed in m/s of feet beyond the target's while the target's foot contacts are set; interhuman alone.
+    - skating: speed in m/s of feet beyond the target's while the target's foot contacts are set; 0 where feet are
+      not grounded.
     - kl: divergence of the posterior from the standard normal, mean over elements.
 
     Args:
-        output: (N, T, 262) normalised reconstruction, or (N, T, 55, 12), or (N, T, 263), as ``layout`` has it.
+        output: (N, T, 262) normalised reconstruction, or (N, T, 55, 12), or (N, T, 263), as ``representation`` has it.
         target: same shape, normalised motion.
         mean: of the last dimension and std: likewise, the statistics that the motion was normalised with.
 
     Raises:
-        ValueError: shapes differ or are not those of the layout with T >= 2.
+        ValueError: shapes differ or are not those of the representation with T >= 2.
     """
-    frame = skeleton_layout(layout).frame_shape
+    frame = representation.frame_shape
     if output.shape != target.shape or target.shape[2:] != frame or target.shape[1] < 2:
         got = f"{tuple(output.shape)} and {tuple(target.shape)}"
         raise ValueError(f"output, target: must both be (N, T >= 2, {', '.join(map(str, frame))}), got {got}")
-    parts, bones = PARTS[layout], skeleton_layout(layout).edges[0]
-    found, expected = (parts.positions(motion * std + mean) for motion in (output, target))
+    bones = representation.skeleton.bones
+    found, expected = (representation.positions(motion * std + mean) for motion in (output, target))
     metres = found - expected
-    velocity = F.l1_loss(output[..., parts.velocity], target[..., parts.velocity])
-    if not parts.root_centred:
-        velocity = velocity + (metres.diff(dim=1) / std[parts.velocity].view(-1, 3)).abs().mean()
+    velocity = F.l1_loss(output[..., representation.velocity], target[..., representation.velocity])
+    if not representation.root_centred:
+        velocity = velocity + (metres.diff(dim=1) / std[representation.velocity].view(-1, 3)).abs().mean()
     lengths, expected_lengths = _bone_lengths(found, bones), _bone_lengths(expected, bones)
     skating = velocity.new_zeros(())
-    if layout == "interhuman":
-        skating = _skating(found, expected, (target * std + mean)[..., CONTACT_COLUMNS])
+    if representation.grounded:
+        skating = _skating(found, expected, (target * std + mean)[..., representation.contacts], representation.fps)
     terms = {
         "reconstruction": F.smooth_l1_loss(output, target),
         "position": _PER_DECIMETRE * torch.linalg.vector_norm(metres, dim=-1).mean(),
         "velocity": velocity,
-        "rotation": F.l1_loss(output[..., parts.rotation], target[..., parts.rotation]),
+        "rotation": F.l1_loss(output[..., representation.rotation], target[..., representation.rotation]),
         "bone": ((lengths - expected_lengths).abs() / expected_lengths).mean(),
         "skating": skating,
         "kl": posterior.kl(),
@@ -101,9 +78,9 @@ def _bone_lengths(positions: Tensor, bones: Edges) -> Tensor:
     return torch.linalg.vector_norm(positions[..., children, :] - positions[..., parents, :], dim=-1)
 
 
-def _skating(found: Tensor, expected: Tensor, contacts: Tensor) -> Tensor:
+def _skating(found: Tensor, expected: Tensor, contacts: Tensor, fps: int) -> Tensor:
     speeds = [
-        FPS * torch.linalg.vector_norm(positions[:, :, FOOT_JOINTS][..., [0, 2]].diff(dim=1), dim=-1)
+        fps * torch.linalg.vector_norm(positions[:, :, FOOT_JOINTS][..., [0, 2]].diff(dim=1), dim=-1)
         for positions in (found, expected)
     ]
     return ((speeds[0] - speeds[1]).clamp(min=0) * contacts[:, :-1].clamp(0, 1)).mean()

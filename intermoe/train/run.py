@@ -14,7 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from intermoe.config import Config
 from intermoe.data.dataset import MotionDataset
-from intermoe.data.kinds import KINDS
+from intermoe.data.sets import DATA_SETS
 from intermoe.files import replacing
 from intermoe.train.config import TrainConfig
 
@@ -71,7 +71,7 @@ def open_split(config: TrainConfig, split: str, *, min_frames: int) -> MotionDat
     """The training split with, any other split without augmentation."""
     augment = split == "train"
     return MotionDataset(
-        KINDS[config.data.kind],
+        DATA_SETS[config.data.representation],
         str(config.data.root),
         split,
         min_frames=min_frames,

@@ -18,8 +18,8 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from intermoe.data.dataset import MotionChoice, MotionDataset
-from intermoe.data.items import MotionKind
 from intermoe.metrics.turns import FULL_TURN, turns, yaw
+from intermoe.motion.representation import Representation
 from intermoe.systems.intermoe.vae import LatentDistribution
 from intermoe.text.protocol import TextEncoder
 from intermoe.train.config import TextPretrainingConfig
@@ -36,7 +36,6 @@ def pretrain_text(
     text: TextEncoder,
     dataset: MotionDataset,
     encode: Encode,
-    kind: MotionKind,
     config: TextPretrainingConfig,
     *,
     seed: int,
@@ -52,7 +51,7 @@ def pretrain_text(
 
     @functools.cache
     def targets(choice: MotionChoice) -> tuple[Tensor, Tensor]:
-        return _targets(dataset.motion(choice), encode, kind)
+        return _targets(dataset.motion(choice), encode, dataset.data_set.representation)
 
     everything = [targets(dataset.choose(i, 0)[0]) for i in range(len(dataset))]
     latent_mean = torch.stack([latents for latents, _ in everything]).mean(dim=0)
@@ -105,8 +104,8 @@ def turn_summary(joints: Tensor) -> Tensor:
     return torch.tensor(np.array(rows) / _HALF_TURN, dtype=torch.float32).flatten()
 
 
-def _targets(motion: Tensor, encode: Encode, kind: MotionKind) -> tuple[Tensor, Tensor]:
-    joints = torch.stack([kind.joints(person) for person in motion.transpose(0, 1)])
+def _targets(motion: Tensor, encode: Encode, representation: Representation) -> tuple[Tensor, Tensor]:
+    joints = torch.stack([representation.joints(person) for person in motion.transpose(0, 1)])
     return latent_summary(encode(motion).mean[0]), turn_summary(joints)
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.items import MotionItem
-from intermoe.data.kinds import KINDS, train_statistics
+from intermoe.data.sets import train_statistics
 from intermoe.files import replacing_folder
+from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
@@ -20,7 +21,7 @@ from intermoe.train import run
 from intermoe.train.config import VAETrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.loop import Batch, Objective, fit
-from intermoe.train.losses import PARTS, vae_losses
+from intermoe.train.losses import vae_losses
 
 
 class VAEObjective(Objective):
@@ -32,7 +33,7 @@ class VAEObjective(Objective):
     def __init__(self, config: VAETrainConfig, statistics: Statistics) -> None:
         super().__init__()
         self.vae = CausalSkeletalVAE(config.model)
-        self.weights, self.layout = config.losses, config.model.layout
+        self.weights, self.representation = config.losses, REPRESENTATIONS[config.model.representation]
         self.latent_noise = config.latent_noise
         if config.decoder_only:
             for part in (self.vae.joint_encoder, self.vae.encoder, self.vae.head):
@@ -53,9 +54,9 @@ class VAEObjective(Objective):
             frames, *rest = posterior.mean.shape[1:]
             noise = draws.normal(frames, persons, *rest).transpose(1, 2).flatten(0, 1)
             output = self.vae.decode(self._disturbed(posterior.sample(noise=noise), draws, persons))
-            return vae_losses(output, motion, posterior, self.mean, self.std, self.weights, self.layout)
+            return vae_losses(output, motion, posterior, self.mean, self.std, self.weights, self.representation)
         output = self.vae.decode(self.vae.encode(motion).mode())
-        error = PARTS[self.layout].positions((output - motion) * self.std)
+        error = self.representation.positions((output - motion) * self.std)
         distance = torch.linalg.vector_norm(error, dim=-1).mean(dim=-1)
         # frames beyond the last full group of 4 were encoded together with padding
         whole = batch["lengths"] // self.vae.downsampling * self.vae.downsampling
@@ -137,7 +138,7 @@ def run_vae(
         run.once(
             accelerator,
             output_dir / "statistics.json",
-            lambda path: (start[1] if start else train_statistics(KINDS[config.data.kind], train)).save(path),
+            lambda path: (start[1] if start else train_statistics(train)).save(path),
         )
     )
     torch.manual_seed(config.seed)

@@ -49,12 +49,12 @@ def test_prepare_reports_by_name_and_is_done_once(few: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("dancing", "."), "kind: must be one of interhuman, interx, humanml3d, got 'dancing'"),
+        (("dancing", "."), "representation: expected one of interhuman, interx, humanml3d, got 'dancing'"),
         (("interhuman", "absent"), "root: not a folder: absent"),
         (("interhuman", "tests"), "tests: lists no split (expected interhuman's layout: split/<split>.txt, motions_"),
         (("interx", "tests"), "tests: lists no split (expected interx's layout: splits/<split>.txt, motions/<split>"),
         (("humanml3d", "tests"), "tests: lists no split (expected humanml3d's layout: <split>.txt, new_joint_vecs/"),
-        (("interhuman", "tests", "--source-fps", 120), "are for interx alone"),
+        (("interhuman", "tests", "--source-fps", 120), "options: expected none for interhuman, got source_fps"),
         (("interx", "tests", "--skeleton", "absent.npy"), "absent.npy"),
     ],
 )

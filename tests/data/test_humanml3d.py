@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from intermoe.data import KINDS, MotionDataset
-from intermoe.data.humanml3d import HumanML3DReader, root_centred_joints, world_joints
+from intermoe.data import DATA_SETS, MotionDataset
+from intermoe.data.humanml3d import HumanML3DReader
+from intermoe.motion.humanml3d import root_centred_joints, world_joints
 
-HUMANML3D = KINDS["humanml3d"]
+HUMANML3D = DATA_SETS["humanml3d"]
 
 
 def _about_y(angle: np.ndarray) -> np.ndarray:

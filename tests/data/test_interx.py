@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from intermoe.data import KINDS, MotionDataset
-from intermoe.data.interx import PARENTS, InterXReader, load_skeleton, raw_motion, rotation_matrices
+from intermoe.data import DATA_SETS, MotionDataset
+from intermoe.data.interx import InterXReader, load_skeleton
 from intermoe.data.items import ItemError
-from intermoe.data.kinds import prepare
+from intermoe.data.sets import prepare
+from intermoe.motion.interx import raw_motion
+from intermoe.motion.rotations import rotation_matrices
+from intermoe.motion.skeleton import WHOLE_BODY
 
-INTERX = KINDS["interx"]
+INTERX = DATA_SETS["interx"]
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def test_parents_are_smplxs() -> None:
     body = [0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 15, 15, 15]
     left = [20, 25, 26, 20, 28, 29, 20, 31, 32, 20, 34, 35, 20, 37, 38]
     right = [21, 40, 41, 21, 43, 44, 21, 46, 47, 21, 49, 50, 21, 52, 53]
-    assert list(PARENTS) == body + left + right
+    assert list(WHOLE_BODY.parents[1:]) == body + left + right
 
 
 def test_matrices_are_the_exponentials_of_their_axes(rng: np.random.Generator) -> None:
@@ -52,7 +55,7 @@ def test_positions_are_a_chain_of_rigid_transforms(rng: np.random.Generator) -> 
     assert motion.shape == (4, 1, 55, 12)
     for frame in range(4):
         chain = []
-        for joint, parent in enumerate((-1, *PARENTS)):
+        for joint, parent in enumerate(WHOLE_BODY.parents):
             local = np.eye(4)
             local[:3, :3] = rotation_matrices(raw[frame, joint, :3].astype(np.float64))
             local[:3, 3] = rest[joint] - (rest[parent] if parent >= 0 else 0)

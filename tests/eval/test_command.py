@@ -144,7 +144,7 @@ def test_humanml3d_with_a_recurrent_evaluator(run: Run, tiny_pipeline: Any, tmp_
         name="walker",
         fps=20,
         max_frames=196,
-        vae=VAEConfig(layout="humanml3d", latent_dim=4, num_blocks=1),
+        vae=VAEConfig(representation="humanml3d", latent_dim=4, num_blocks=1),
         denoiser=tiny_pipeline.config.denoiser,
         text=tiny_pipeline.config.text,
     )

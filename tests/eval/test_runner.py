@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from intermoe.data import KINDS, MotionDataset
+from intermoe.data import DATA_SETS, MotionDataset
 from intermoe.eval.estimate import estimate
 from intermoe.eval.generation import generate
 from intermoe.eval.protocol import PROTOCOLS
@@ -27,7 +27,7 @@ Make = Callable[..., Evaluation]
 def make(tiny_pipeline: Any, tiny_evaluator: Any, bowing: Path, tmp_path: Path) -> Make:
     def build(folder: str = "out", *, keep_motions: bool = True, **changes: Any) -> Evaluation:
         dataset = MotionDataset(
-            KINDS["interhuman"], bowing, "test", min_frames=8, max_frames=40, swap_persons=True, training=True
+            DATA_SETS["interhuman"], bowing, "test", min_frames=8, max_frames=40, swap_persons=True, training=True
         )
         values = {"data": "interhuman", "split": "test", "items": len(dataset), "model": "m", "evaluator": "e"}
         small = {"batch_size": 3, "mm_captions": 2, "mm_samples": 3, "num_inference_steps": 2, "generation_batch": 4}
@@ -193,12 +193,12 @@ def test_bad_settings_are_named(make: Make, changes: dict[str, Any], message: st
 def test_parts_must_fit(make: Make, tiny_evaluator: Any) -> None:
     evaluation = make()
     values = [evaluation.pipeline, tiny_evaluator, evaluation.dataset, evaluation.protocol, evaluation.settings]
-    tiny_evaluator.layout = "interx"
+    tiny_evaluator.representation = "interx"
     try:
         with pytest.raises(ValueError, match="evaluator: is for interx, the data is interhuman"):
             Evaluation(*values, evaluation.folder)
     finally:
-        tiny_evaluator.layout = "interhuman"
+        tiny_evaluator.representation = "interhuman"
 
 
 def test_estimate_writes_nothing(make: Make) -> None:

@@ -200,7 +200,7 @@ def test_recurrent_evaluators_are_strict(bigru_files: Path) -> None:
         official.load_bigru(bigru_files / "humanml3d.tar", "humanml3d", bigru_files)
     with pytest.raises(ValueError, match="stats: there are none"):
         official.load_bigru(path, "interx", bigru_files, bigru_files)
-    with pytest.raises(ValueError, match="layout: must be one of"):
+    with pytest.raises(ValueError, match="representation: must be one of"):
         official.load_bigru(path, "interhuman", bigru_files)
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["text_encoder"]["gru.bias_hh_l0_reverse"]

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from intermoe.data import InterHumanDataset
-from intermoe.motion.interhuman import joints, mirror_raw, process_pair, row_major_rot6d
+from intermoe.motion.interhuman import joints, mirror_raw, process_pair
+from intermoe.motion.rotations import row_major_rot6d
 from intermoe.motion.skeleton import FOOT_JOINTS, JOINT_NAMES, LEFT_JOINTS, PARENTS, RIGHT_JOINTS
 
 

@@ -158,7 +158,7 @@ def test_a_trained_evaluator_measures(ablation: Any, pairs: Path, matrix: Path) 
     assert found["mm_dist"] > 0
     same = ablate.measure_variant(pipeline, config, dataset, SETTINGS)
     assert same.items() < found.items()
-    evaluator.layout = "interx"
+    evaluator.representation = "interx"
     with pytest.raises(ValueError, match="evaluator: expected one that reads captions of interhuman, got interclip"):
         run_ablation(matrix, ablation.folder, data=pairs, vae=pairs, settings=SETTINGS, evaluator=evaluator)
 

@@ -40,7 +40,7 @@ def test_shipped_configuration_is_valid_and_survives_json(name: str, kind: type[
 def test_published_recipes(kind: str) -> None:
     vae = VAETrainConfig.load(CONFIGS / f"{kind}_vae.yaml")
     denoiser = DenoiserTrainConfig.load(CONFIGS / f"{kind}_denoiser.yaml")
-    assert vae.data.kind == denoiser.data.kind == vae.model.layout == kind
+    assert vae.data.representation == denoiser.data.representation == vae.model.representation == kind
     persons = 1 if kind == "humanml3d" else 2
     assert vae.data.batch_size * persons == 256
     assert (vae.window, vae.window_stride, vae.optim.epochs) == (64, 10, 500)
@@ -87,7 +87,7 @@ def test_shipped_configurations_fit_together() -> None:
         (lambda: VAETrainConfig(window=30), "window"),
         (lambda: VAETrainConfig(window=400), "window"),
         (lambda: VAETrainConfig.from_dict({"losses": {"position": -1}}), "position"),
-        (lambda: VAETrainConfig.from_dict({"model": {"layout": "interx"}}), "model.layout"),
+        (lambda: VAETrainConfig.from_dict({"model": {"representation": "interx"}}), "model.representation"),
         (lambda: DenoiserTrainConfig.from_dict({"text": {"output_dim": 3}}), "text.output_dim"),
         (lambda: DenoiserTrainConfig.from_dict({"optim": {"lr": 1}}), "'lr'"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from intermoe.data import KINDS, MotionDataset, collate
+from intermoe.data import DATA_SETS, MotionDataset, collate
 from intermoe.evaluators.evaluator import load_evaluator
 from intermoe.train.draws import ItemDraws
 from intermoe.train.evaluator import EvaluatorObjective, EvaluatorTrainConfig, run_evaluator
@@ -56,7 +56,7 @@ def test_it_learns_to_match(pairs: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     whole = load_evaluator(run_evaluator(write(tmp_path / "config.json"), tmp_path / "run", data=pairs))
     objective = EvaluatorObjective(whole.requires_grad_(True))  # type: ignore[arg-type]
-    dataset = MotionDataset(KINDS["interhuman"], pairs, "train", min_frames=16, training=False)
+    dataset = MotionDataset(DATA_SETS["interhuman"], pairs, "train", min_frames=16, training=False)
     captions = ["the first dancer", "the second dancer", "two people", "turns to the left", "to the right"]
     batch = {**collate([dataset[index] for index in range(5)]), "captions": captions}
     draws = ItemDraws((0, 0), range(5), torch.device("cpu"))
@@ -95,7 +95,7 @@ def test_bad_configurations_are_named() -> None:
     values: dict[str, Any] = {"model": CONFIG["model"]}
     with pytest.raises(ValueError, match=r"data\.batch_size: must be >= 2"):
         EvaluatorTrainConfig.from_dict({**values, "data": {"batch_size": 1}})
-    with pytest.raises(ValueError, match=r"model\.layout: must be 'interhuman'"):
+    with pytest.raises(ValueError, match=r"model\.representation: must be data\.representation='interhuman'"):
         EvaluatorTrainConfig.from_dict({"model": {**CONFIG["model"], "layout": "interx"}})
     with pytest.raises(ValueError, match=r"model\.text\.kind: must be wordpiece or huggingface"):
         EvaluatorTrainConfig.from_dict({})

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from intermoe import InterMoEPipeline
-from intermoe.data import KINDS, MotionDataset, prepare
-from intermoe.motion.skeleton import skeleton_layout
+from intermoe.data import DATA_SETS, MotionDataset, prepare
+from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.train import load_vae_folder, run_denoiser, run_vae
 from intermoe.train.config import DataConfig, VAELossConfig
-from intermoe.train.losses import PARTS, vae_losses
+from intermoe.train.losses import vae_losses
 
 
 def _smooth(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -50,7 +50,7 @@ def interx(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 file[name] = _smooth(rng, 32, 56, 6)
                 (root / "texts" / f"{name}.txt").write_text("the first person hugs the second\n")
     np.save(root / "rest.npy", rng.normal(scale=0.3, size=(55, 3)))
-    return prepare(KINDS["interx"], root, root / "cache", skeleton=root / "rest.npy").folder
+    return prepare(DATA_SETS["interx"], root, root / "cache", skeleton=root / "rest.npy").folder
 
 
 @pytest.mark.parametrize(
@@ -67,36 +67,38 @@ def test_from_data_to_generated_joints(
     tmp_path: Path,
 ) -> None:
     root = request.getfixturevalue(kind)
-    data = {"data.kind": kind, "data.mirror": False, "data.swap_persons": swap, "data.min_frames": 24}
+    data = {"data.representation": kind, "data.mirror": False, "data.swap_persons": swap, "data.min_frames": 24}
     short = {"optim.steps": 2, "run.validate_every": 2, "run.checkpoint_every": 2}
-    vae = run_vae(write_config("vae", **data, **short, **{"model.layout": kind}), tmp_path / "vae", data=root)
+    vae = run_vae(write_config("vae", **data, **short, **{"model.representation": kind}), tmp_path / "vae", data=root)
     loaded, statistics = load_vae_folder(vae)
-    assert loaded.config.layout == kind
+    assert loaded.config.representation == kind
     assert statistics.mean.shape == (columns,)
     config = write_config("denoiser", **data, **short)
     model = run_denoiser(config, tmp_path / "denoiser", vae=vae, data=root)
     pipeline = InterMoEPipeline.from_pretrained(model)
-    assert pipeline.config.fps == KINDS[kind].fps
+    assert pipeline.config.fps == DATA_SETS[kind].representation.fps
     result = pipeline(["a man walks"], num_frames=24, num_inference_steps=2)
     assert result.joints.shape == (1, *joints)
     assert torch.isfinite(result.joints).all()
-    motion = MotionDataset(KINDS[kind], root, "val")[0]["motion"][None, :24]
+    motion = MotionDataset(DATA_SETS[kind], root, "val")[0]["motion"][None, :24]
     assert pipeline.decode(pipeline.encode(motion)).shape == motion.transpose(1, 2).shape
 
 
 def test_the_vae_must_be_of_the_same_kind(
     trained_vae: Path, humanml3d: Path, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    config = write_config("denoiser", **{"data.kind": "humanml3d", "data.mirror": False, "data.swap_persons": False})
-    with pytest.raises(ValueError, match=r"data\.kind: must be 'interhuman' for this VAE, got 'humanml3d'"):
+    config = write_config(
+        "denoiser", **{"data.representation": "humanml3d", "data.mirror": False, "data.swap_persons": False}
+    )
+    with pytest.raises(ValueError, match=r"data\.representation: expected 'interhuman', which this VAE is for"):
         run_denoiser(config, tmp_path / "run", vae=trained_vae / "model", data=humanml3d)
 
 
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"kind": "dance"}, "kind: must be one of"),
-        ({"kind": "interx"}, "mirror: must be false for interx"),
+        ({"representation": "dance"}, "representation: must be one of"),
+        ({"representation": "interx"}, "mirror: must be false for interx"),
         ({"kind": "humanml3d", "mirror": False}, "swap_persons: must be false for humanml3d"),
     ],
 )
@@ -106,23 +108,23 @@ def test_augmentation_that_a_kind_lacks_is_refused(values: dict[str, object], na
 
 
 @pytest.mark.parametrize("kind", ["interhuman", "interx", "humanml3d"])
-def test_losses_compare_the_columns_of_the_layout(kind: str) -> None:
+def test_losses_compare_the_columns_of_the_representation(kind: str) -> None:
     """An error in one group of columns shows in its own terms, and a perfect reconstruction costs nothing."""
-    layout, parts = skeleton_layout(kind), PARTS[kind]
+    own = REPRESENTATIONS[kind]
     rng = torch.Generator().manual_seed(0)
-    target = torch.randn(2, 8, *layout.frame_shape, generator=rng)
-    columns = layout.frame_shape[-1]
+    target = torch.randn(2, 8, *own.frame_shape, generator=rng)
+    columns = own.frame_shape[-1]
     mean, std = torch.randn(columns, generator=rng), torch.rand(columns, generator=rng) + 0.5
-    posterior = CausalSkeletalVAE(VAEConfig(layout=kind, latent_dim=4, num_blocks=1)).encode(target)
+    posterior = CausalSkeletalVAE(VAEConfig(representation=kind, latent_dim=4, num_blocks=1)).encode(target)
 
     def terms(output: torch.Tensor) -> dict[str, torch.Tensor]:
         weights = VAELossConfig(kl=0.0)
-        return vae_losses(output, target, posterior, mean, std, weights, kind)
+        return vae_losses(output, target, posterior, mean, std, weights, own)
 
     assert terms(target)["loss"] == 0
     rotated, faster = target.clone(), target.clone()
-    rotated[..., parts.rotation] += 1
-    faster[..., parts.velocity] += 1
+    rotated[..., own.rotation] += 1
+    faster[..., own.velocity] += 1
     found = terms(rotated)
     assert found["rotation"] == 1
     assert found["position"] == found["velocity"] == found["bone"] == 0
@@ -137,4 +139,4 @@ def test_losses_compare_the_columns_of_the_layout(kind: str) -> None:
     share = 21 / 22 if kind == "humanml3d" else 1  # the root is the centre there
     torch.testing.assert_close(terms(moved)["position"], torch.tensor(10.0 * share), rtol=1e-4, atol=0)
     with pytest.raises(ValueError, match="must both be"):
-        vae_losses(target[:, :1], target[:, :1], posterior, mean, std, VAELossConfig(), kind)
+        vae_losses(target[:, :1], target[:, :1], posterior, mean, std, VAELossConfig(), own)

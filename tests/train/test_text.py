@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from intermoe.data.kinds import KINDS
+from intermoe.data.sets import DATA_SETS
 from intermoe.systems.intermoe.vae import LatentDistribution
 from intermoe.text.build import build_text_encoder
 from intermoe.text.protocol import TextConfig
@@ -50,6 +50,7 @@ def test_latent_summary_is_the_mean_over_stretches_of_time() -> None:
 class Turners:
     """Clips in which the second of two persons turns to the side that the caption says."""
 
+    data_set = DATA_SETS["interhuman"]
     captions = tuple(f"{who} {how} to the {{}}" for who in ("she", "the second", "one") for how in ("turns", "spins"))
 
     def __len__(self) -> int:
@@ -85,7 +86,7 @@ def test_sides_are_told_apart_whatever_else_the_caption_says() -> None:
     dataset, config = Turners(), TextPretrainingConfig(steps=150, batch_size=4, learning_rate=3e-3)
     encoders = [build(dataset), build(dataset)]
     for encoder in encoders:
-        pretrain_text(encoder, dataset, encode, KINDS["interhuman"], config, seed=0)  # type: ignore[arg-type]
+        pretrain_text(encoder, dataset, encode, config, seed=0)  # type: ignore[arg-type]
     with torch.no_grad():
         first, second = (
             [encoder([caption.format(side) for caption in dataset.captions]) for side in ("left", "right")]
@@ -119,7 +120,6 @@ def test_no_finite_loss_stops_with_its_step() -> None:
             build(dataset),
             dataset,
             broken,
-            KINDS["interhuman"],
             TextPretrainingConfig(steps=1),
             seed=0,  # type: ignore[arg-type]
         )

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from intermoe.config import LAYOUTS, Config, _require, check_moe
+from intermoe.config import Config, _require, check_moe
 from intermoe.diffusion import DiffusionConfig
+from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.text.protocol import TextConfig
 
 
 @dataclass(frozen=True)
 class VAEConfig(Config):
-    """Causal-Skeletal VAE. ``layout`` fixes joints, graph and input width; see ``intermoe.motion.skeleton``."""
+    """Causal-Skeletal VAE. ``representation`` fixes joints, graph and input width; see ``intermoe.motion``."""
 
-    layout: str = "interhuman"
+    RENAMED: ClassVar[dict[str, str]] = {"layout": "representation"}
+
+    representation: str = "interhuman"
     latent_dim: int = 64
     num_blocks: int = 2
     kernel_size: int = 3
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        _require(self.layout in LAYOUTS, "layout", f"one of {LAYOUTS}", self.layout)
+        known = self.representation in REPRESENTATIONS
+        _require(known, "representation", f"one of {tuple(REPRESENTATIONS)}", self.representation)
         _require(self.latent_dim >= 1, "latent_dim", ">= 1", self.latent_dim)
         _require(self.num_blocks >= 1, "num_blocks", ">= 1", self.num_blocks)
         _require(self.kernel_size >= 1 and self.kernel_size % 2 == 1, "kernel_size", "odd", self.kernel_size)
@@ -75,7 +80,8 @@ class PipelineConfig(Config):
 
     Of decoded motion, ``rigid_bones`` holds the bones at their mean length over the clip (``intermoe.motion.bones``),
     and ``planted_feet`` keeps feet from sliding while its contact columns say that they stand
-    (``intermoe.motion.feet``); for the layout ``interhuman`` alone; the release does not.
+    (``intermoe.motion.feet``); for
+    representations whose feet stand in the world; the release does not.
     """
 
     name: str = "intermoe"
@@ -93,8 +99,8 @@ class PipelineConfig(Config):
         _require(self.fps >= 1, "fps", ">= 1", self.fps)
         _require(4 <= self.min_frames <= self.max_frames, "min_frames", "in [4, max_frames]", self.min_frames)
         for name in ("rigid_bones", "planted_feet"):
-            ok = not getattr(self, name) or self.vae.layout == "interhuman"
-            _require(ok, name, "false for every layout but 'interhuman'", getattr(self, name))
+            ok = not getattr(self, name) or REPRESENTATIONS[self.vae.representation].grounded
+            _require(ok, name, f"false for {self.vae.representation}", getattr(self, name))
         _require(
             self.text.output_dim == self.denoiser.text_dim,
             "text.output_dim",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.checkpoints import StrictReader, require_setting, setting
+from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.skeleton import FOOT_JOINTS
 from intermoe.nn.init import SkipRandomInit
 from intermoe.nn.layers import AdaLN, sinusoid
@@ -19,7 +20,7 @@ from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.text.clip import ClipTextEncoder
 from intermoe.text.protocol import TextConfig
 
-_LAYOUT_OF_DATASET = {"interhuman": "interhuman", "interx": "interx", "t2m": "humanml3d"}
+_REPRESENTATIONS = {"interhuman": "interhuman", "interx": "interx", "t2m": "humanml3d"}
 
 
 def load_vae(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> CausalSkeletalVAE:
@@ -31,13 +32,13 @@ def load_vae(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Cau
     trained on it.
     """
     dataset = setting(config, "dataset_name")
-    if dataset not in _LAYOUT_OF_DATASET:
-        raise ValueError(f"config: dataset_name must be one of {tuple(_LAYOUT_OF_DATASET)}, got {dataset!r}")
-    contacts = [] if dataset == "interx" else list(FOOT_JOINTS)
+    if dataset not in _REPRESENTATIONS:
+        raise ValueError(f"config: dataset_name must be one of {tuple(_REPRESENTATIONS)}, got {dataset!r}")
+    contacts = [] if REPRESENTATIONS[_REPRESENTATIONS[dataset]].contacts is None else list(FOOT_JOINTS)
     for key, supported in (("activation", "silu"), ("norm", "none"), ("n_layers", 2), ("contact_joints", contacts)):
         require_setting(config, key, supported, supported)
     vae_config = VAEConfig(
-        layout=_LAYOUT_OF_DATASET[dataset],
+        representation=_REPRESENTATIONS[dataset],
         latent_dim=setting(config, "latent_dim"),
         num_blocks=config.get("n_extra_layers", 1) + 1,
         kernel_size=config.get("kernel_size", 3),
@@ -61,7 +62,7 @@ def load_vae(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Cau
 def _read_joint_layers(reader: StrictReader, vae: CausalSkeletalVAE) -> None:
     encoder, decoder = vae.joint_encoder, vae.joint_decoder
     start = 0
-    for joint, columns in enumerate(vae.layout.features):
+    for joint, columns in enumerate(vae.representation.features):
         rows = slice(start, start + len(columns))
         start += len(columns)
         reader.copy(encoder.weight[rows].t(), f"motion_enc.layers.{joint}.0.weight")

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from intermoe.data.kinds import motion_kind
 from intermoe.diffusion import build_scheduler, sample
 from intermoe.files import replacing
 from intermoe.motion.bones import with_rigid_bones
@@ -41,7 +40,7 @@ class InterMoEPipeline:
         statistics: Statistics,
     ) -> None:
         self.config = config
-        self.kind = motion_kind(config.vae.layout)
+        self.representation = vae.representation
         self.vae = vae.eval()
         self.denoiser = denoiser.eval()
         self.text_encoder = text_encoder.eval()
@@ -144,7 +143,7 @@ class InterMoEPipeline:
         latents = sample(
             self.denoiser,
             condition,
-            (len(prompts), latent_frames, self.kind.persons, self.config.denoiser.input_dim),
+            (len(prompts), latent_frames, self.representation.persons, self.config.denoiser.input_dim),
             scheduler=build_scheduler(scheduler, self.config.diffusion),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -154,7 +153,7 @@ class InterMoEPipeline:
             callback=progress,
         )
         motion = self.decode(latents)[:, :, :num_frames]
-        joints = self.kind.joints(motion).contiguous()
+        joints = self.representation.joints(motion).contiguous()
         return PipelineResult(joints, motion.contiguous(), prompts, seeds, self.config.fps)
 
     def encode(self, motion: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intermoe.motion.skeleton import ABSENT, SkeletonLayout, skeleton_layout
+from intermoe.motion.representation import ABSENT, REPRESENTATIONS, Representation
 from intermoe.systems.intermoe.config import VAEConfig
 
 _MEAN_EPS = 1e-6
@@ -70,9 +70,9 @@ class JointLinear(nn.Module):
         return torch.baddbmm(self.bias.unsqueeze(1), x.transpose(0, 1), self.weight)
 
 
-def _padded_slots(layout: SkeletonLayout) -> tuple[list[list[int]], int]:
+def _padded_slots(representation: Representation) -> tuple[list[list[int]], int]:
     """For each joint the running numbers of its features, filled up to the widest joint with the total count."""
-    widths = [len(columns) for columns in layout.features]
+    widths = [len(columns) for columns in representation.features]
     total, widest, start, slots = sum(widths), max(widths), 0, []
     for width in widths:
         slots.append([*range(start, start + width), *[total] * (widest - width)])
@@ -90,18 +90,22 @@ class JointEncoder(nn.Module):
     slots: Tensor
     columns: Tensor
 
-    def __init__(self, layout: SkeletonLayout, dim: int) -> None:
+    def __init__(self, representation: Representation, dim: int) -> None:
         super().__init__()
-        slots, total = _padded_slots(layout)
-        flat = [layout.frame_size if column == ABSENT else column for columns in layout.features for column in columns]
-        columns = [[*flat, layout.frame_size][slot] for row in slots for slot in row]
+        slots, total = _padded_slots(representation)
+        flat = [
+            representation.frame_size if column == ABSENT else column
+            for columns in representation.features
+            for column in columns
+        ]
+        columns = [[*flat, representation.frame_size][slot] for row in slots for slot in row]
         self.register_buffer("slots", torch.tensor(slots), persistent=False)
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
-        bounds = torch.tensor([len(joint) ** -0.5 for joint in layout.features for _ in joint])
+        bounds = torch.tensor([len(joint) ** -0.5 for joint in representation.features for _ in joint])
         self.weight = nn.Parameter((torch.rand(total, dim) * 2 - 1) * bounds[:, None])
-        joint_bounds = torch.tensor([len(joint) ** -0.5 for joint in layout.features])
-        self.bias = nn.Parameter((torch.rand(layout.num_joints, dim) * 2 - 1) * joint_bounds[:, None])
-        self.out = JointLinear(layout.num_joints, dim, dim)
+        joint_bounds = torch.tensor([len(joint) ** -0.5 for joint in representation.features])
+        self.bias = nn.Parameter((torch.rand(representation.skeleton.num_joints, dim) * 2 - 1) * joint_bounds[:, None])
+        self.out = JointLinear(representation.skeleton.num_joints, dim, dim)
 
     def forward(self, frames: Tensor) -> Tensor:
         joints, width = self.slots.shape
@@ -117,17 +121,17 @@ class JointDecoder(nn.Module):
     slots: Tensor
     rows: Tensor
 
-    def __init__(self, layout: SkeletonLayout, dim: int) -> None:
+    def __init__(self, representation: Representation, dim: int) -> None:
         super().__init__()
-        slots, total = _padded_slots(layout)
-        rows = [0] * layout.frame_size
-        for joint, columns in enumerate(layout.features):
+        slots, total = _padded_slots(representation)
+        rows = [0] * representation.frame_size
+        for joint, columns in enumerate(representation.features):
             for position, column in enumerate(columns):
                 if column != ABSENT:
                     rows[column] = joint * len(slots[0]) + position
         self.register_buffer("slots", torch.tensor(slots), persistent=False)
         self.register_buffer("rows", torch.tensor(rows), persistent=False)
-        self.inner = JointLinear(layout.num_joints, dim, dim)
+        self.inner = JointLinear(representation.skeleton.num_joints, dim, dim)
         bound = dim**-0.5
         self.weight = nn.Parameter(torch.empty(total, dim).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(total).uniform_(-bound, bound))
@@ -224,7 +228,7 @@ def _resample(x: Tensor, time: tuple[tuple[float, ...], ...], joints: Tensor) ->
 class CausalSkeletalVAE(nn.Module):
     """Autoencoder of one person's normalised motion.
 
-    A motion is float (B, T, 262) for the layout ``interhuman``, (B, T, 55, 12) for ``interx``, (B, T, 263) for
+    A motion is float (B, T, 262) for the representation ``interhuman``, (B, T, 55, 12) for ``interx``, (B, T, 263) for
     ``humanml3d``, with ``T`` a multiple of ``downsampling``; latents are (B, T/4, 7, latent_dim).
     """
 
@@ -238,16 +242,16 @@ class CausalSkeletalVAE(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.layout = skeleton_layout(config.layout)
-        self.latent_joints = self.layout.latent_joints
+        self.representation = REPRESENTATIONS[config.representation]
+        self.latent_joints = self.representation.skeleton.latent_joints
         for level in range(2):
-            self.register_buffer(f"adjacency_{level}", self.layout.adjacency(level))
-            self.register_buffer(f"pool_{level}", self.layout.pool(level))
-        self.joint_encoder = JointEncoder(self.layout, config.latent_dim)
+            self.register_buffer(f"adjacency_{level}", self.representation.skeleton.adjacency(level))
+            self.register_buffer(f"pool_{level}", self.representation.skeleton.pool(level))
+        self.joint_encoder = JointEncoder(self.representation, config.latent_dim)
         self.encoder = nn.ModuleList(ResidualStack(config) for _ in range(2))
         self.head = JointLinear(self.latent_joints, config.latent_dim, 2 * config.latent_dim)
         self.decoder = nn.ModuleList(ResidualStack(config) for _ in range(2))
-        self.joint_decoder = JointDecoder(self.layout, config.latent_dim)
+        self.joint_decoder = JointDecoder(self.representation, config.latent_dim)
 
     def _neighbour_mean(self, level: int) -> Tensor:
         adjacency = (self.adjacency_0, self.adjacency_1)[level]
@@ -261,12 +265,13 @@ class CausalSkeletalVAE(nn.Module):
     def encode(self, motion: Tensor) -> LatentDistribution:
         """Posterior of ``motion``.
 
-        Raises ``ValueError`` for a shape that is not (B, T, 262) or what the layout has, and if T is not 4, 8, 12, ...
+        Raises ``ValueError`` for a shape that is not (B, T, 262) or what the representation has, and if T is not 4, 8,
+        12, ...
         """
         self._check_motion(motion)
         batch, frames = motion.shape[:2]
-        joints = self.joint_encoder(motion.reshape(batch * frames, self.layout.frame_size))
-        x = joints.view(batch, frames, self.layout.num_joints, self.config.latent_dim)
+        joints = self.joint_encoder(motion.reshape(batch * frames, self.representation.frame_size))
+        x = joints.view(batch, frames, self.representation.skeleton.num_joints, self.config.latent_dim)
         history = History()
         for level, pool in enumerate((self.pool_0, self.pool_1)):
             x = self.encoder[level](x, self._neighbour_mean(level), history)
@@ -291,13 +296,15 @@ class CausalSkeletalVAE(nn.Module):
             x = _resample(x, time, members.t().contiguous())
             x = stack(x, self._neighbour_mean(level), history)
         frames: Tensor = self.joint_decoder(x.flatten(0, 1))
-        return frames.view(*x.shape[:2], *self.layout.frame_shape)
+        return frames.view(*x.shape[:2], *self.representation.frame_shape)
 
     def _check_motion(self, motion: Tensor) -> None:
-        frame = self.layout.frame_shape
+        frame = self.representation.frame_shape
         if motion.shape[2:] != frame or 0 in motion.shape:
             wanted = ", ".join(map(str, frame))
-            raise ValueError(f"motion: must be (B, T, {wanted}) for {self.layout.name}, got {tuple(motion.shape)}")
+            raise ValueError(
+                f"motion: must be (B, T, {wanted}) for {self.representation.name}, got {tuple(motion.shape)}"
+            )
         if motion.shape[1] % self.downsampling:
             raise ValueError(f"motion: frames must be a multiple of {self.downsampling}, got {motion.shape[1]}")
 
@@ -320,7 +327,7 @@ class StreamingDecoder:
 
     @torch.no_grad()
     def step(self, latent: Tensor) -> Tensor:
-        """The next 4 frames, (B, 4, 262) or what the layout has, from ``latent`` (B, 7, latent_dim).
+        """The next 4 frames, (B, 4, 262) or what the representation has, from ``latent`` (B, 7, latent_dim).
 
         Raises ``ValueError`` for another shape or a batch size that changed since the stream began, ``RuntimeError``
         in training mode, whose dropout would differ between steps.

@@ -39,7 +39,7 @@ def test_equals_the_release(golden: Golden, relative_error: Callable[..., float]
 
 def test_graphs_come_from_the_state_dict(golden: Golden) -> None:
     state, config, _ = read_release(golden, "interx")
-    loaded, own = load_vae(state, config), CausalSkeletalVAE(VAEConfig(layout="interx", latent_dim=8))
+    loaded, own = load_vae(state, config), CausalSkeletalVAE(VAEConfig(representation="interx", latent_dim=8))
     assert torch.equal(loaded.adjacency_0, state["conv_enc.layers.0.0.layers.2.adj_matrix"])
     assert not torch.equal(loaded.adjacency_0, own.adjacency_0)
     assert torch.equal(loaded.pool_0, own.pool_0)

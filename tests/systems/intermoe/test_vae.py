@@ -21,11 +21,11 @@ RelativeError = Callable[[Tensor, Tensor], float]
 
 def make_vae(layout: str = "interhuman", latent_dim: int = 6, **settings: float) -> CausalSkeletalVAE:
     torch.manual_seed(0)
-    return CausalSkeletalVAE(VAEConfig(layout=layout, latent_dim=latent_dim, **settings)).eval()
+    return CausalSkeletalVAE(VAEConfig(representation=layout, latent_dim=latent_dim, **settings)).eval()
 
 
 def make_motion(vae: CausalSkeletalVAE, batch: int, frames: int) -> Tensor:
-    return torch.randn(batch, frames, *vae.layout.frame_shape, generator=torch.Generator().manual_seed(1))
+    return torch.randn(batch, frames, *vae.representation.frame_shape, generator=torch.Generator().manual_seed(1))
 
 
 def test_full_size_has_the_published_number_of_parameters() -> None:
@@ -145,7 +145,7 @@ def test_streaming_equals_the_whole_sequence(layout: str, batch: int, relative_e
     latents = torch.randn(batch, 9, 7, 6)
     stream = vae.streaming_decoder()
     steps = [stream.step(latents[:, index]) for index in range(9)]
-    assert all(step.shape == (batch, 4, *vae.layout.frame_shape) for step in steps)
+    assert all(step.shape == (batch, 4, *vae.representation.frame_shape) for step in steps)
     assert relative_error(torch.cat(steps, dim=1), vae.decode(latents)) < FLOAT32_TOLERANCE
 
 
@@ -231,9 +231,9 @@ def test_bad_latents_are_refused(shape: tuple[int, ...]) -> None:
         make_vae().decode(torch.zeros(shape))
 
 
-def test_unknown_layout_is_refused() -> None:
-    with pytest.raises(ValueError, match="layout"):
-        VAEConfig(layout="kit")
+def test_unknown_representation_is_refused() -> None:
+    with pytest.raises(ValueError, match="representation: must be one of"):
+        VAEConfig(representation="kit")
 
 
 def test_posterior_sampling_is_seeded_and_differentiable() -> None:
