@@ -20,7 +20,7 @@ class PipelineResult:
     joints: Tensor
     """(N, P, T, J, 3) float32 on CPU, metres, Y up, at ``fps``; two persons of 22 joints, for interhuman."""
     motion: Tensor
-    """(N, P, T, ...) float32 on CPU in the representation of the model's layout, (N, 2, T, 262) for interhuman."""
+    """(N, P, T, ...) float32 on CPU in the model's representation, (N, 2, T, 262) for interhuman."""
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     fps: int

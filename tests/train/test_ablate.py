@@ -28,7 +28,7 @@ VARIANTS = [
 class StubEvaluator:
     """Embeds a motion as its length and a text as the length of the item that it describes."""
 
-    device, layout, kind, reads_tokens = torch.device("cpu"), "interhuman", "stub", False
+    device, representation, kind, reads_tokens = torch.device("cpu"), "interhuman", "stub", False
 
     def embed_motion(self, motion: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         assert motion.shape[2:] == (2, 262)
