@@ -122,7 +122,7 @@ def training_loss(
         denoiser: called as ``Denoiser.forward``.
         latents: (B, T', P, X) clean latents.
         text_condition: (B, C). Whole rows are zeroed with probability ``condition_dropout``.
-        mask: (B, T') bool, True = valid, or ``None``.
+        mask: (B, T') bool, True = valid, or ``None``. What padded frames hold changes nothing.
         scheduler: from ``build_scheduler``; adds the noise.
         snr_gamma: weighs each sample by 1 + min(SNR, snr_gamma), SNR = alpha_bar / (1 - alpha_bar) of its timestep. The
             truncation is that of Hang et al. 2023; at 0 the loss is plain. A larger value asks for precision where
@@ -147,9 +147,14 @@ def training_loss(
     if condition_dropout > 0:
         keep = torch.rand(batch, generator=generator, device=device) >= condition_dropout
         text_condition = text_condition * keep[:, None]
+    padding = None if mask is None else ~mask[:, :, None, None]
+    if padding is not None:
+        latents, noise = latents.masked_fill(padding, 0.0), noise.masked_fill(padding, 0.0)
     noisy = scheduler.add_noise(latent_scale * latents, noise, timesteps)
     estimate = denoiser(noisy, timesteps, text_condition, mask)
     error = (estimate - latents).float()
+    if padding is not None:
+        error = error.masked_fill(padding, 0.0)
     if error_metric is not None:
         error = error @ error_metric
     per_frame = error.square().mean(dim=(-2, -1))
@@ -158,7 +163,7 @@ def training_loss(
         per_frame = per_frame * (1 + (alpha_bar / (1 - alpha_bar)).clamp(max=snr_gamma))[:, None]
     if mask is None:
         return per_frame.mean()
-    return (per_frame * mask).sum() / mask.sum().clamp(min=1)
+    return per_frame.sum() / mask.sum().clamp(min=1)
 
 
 @torch.no_grad()
@@ -185,7 +190,7 @@ def sample(
         guidance_scale: >= 1. latent_scale: as in training.
         guidance_until: timesteps below this share of the schedule are not guided (Kynkäänniemi et al. 2024): there the
             text has decided already, and guidance exaggerates details instead.
-        mask: (B, T') bool, True = valid, or ``None``.
+        mask: (B, T') bool, True = valid, or ``None``. What noise holds at padded frames changes nothing.
         generators: one CPU generator per sample, so that a sample does not depend on the rest of its batch.
         noise: initial noise in place of one drawn from ``generators``.
         callback: called as ``callback(steps_done, num_inference_steps)``.
@@ -204,6 +209,8 @@ def sample(
             raise ValueError(f"generators: expected one for each of the {shape[0]} samples, got {generators!r}")
         noise = torch.cat([torch.randn((1, *shape[1:]), generator=g) for g in generators])
     x = noise.to(device=device, dtype=dtype)
+    if mask is not None:
+        x = x.masked_fill(~mask[:, :, None, None], 0.0)
     both = torch.cat([text_condition, torch.zeros_like(text_condition)])
     stochastic = {"generator": list(generators)} if generators is not None and _is_stochastic(scheduler) else {}
     scheduler.set_timesteps(num_inference_steps, device=device)

@@ -54,5 +54,6 @@ def generate(
         noise=noise,
         callback=progress,
     )
-    motion = pipeline.decode(latents).transpose(1, 2)
-    return [row[:length].clone() for row, length in zip(motion, lengths, strict=True)]
+    # each alone: bones and feet are straightened over all frames that are decoded together, padding included
+    decoded = (pipeline.decode(row[None, :count])[0] for row, count in zip(latents, frames, strict=True))
+    return [motion.transpose(0, 1)[:length].clone() for motion, length in zip(decoded, lengths, strict=True)]

@@ -112,7 +112,8 @@ class BiGRUEvaluator(Evaluator):
         if int(units.min()) < 1:
             raise ValueError(f"lengths: must be >= {UNIT}, got {int(lengths.min())}")
         columns = (self._columns(motion)[:, : self.config.max_frames] - self.mean) / self.std
-        columns = columns * (torch.arange(columns.shape[1], device=motion.device) < UNIT * units[:, None])[..., None]
+        valid = torch.arange(columns.shape[1], device=motion.device) < UNIT * units[:, None]
+        columns = columns.masked_fill(~valid[..., None], 0.0)
         columns = nn.functional.pad(columns, (0, 0, 0, self.config.max_frames - columns.shape[1]))
         hidden = nn.functional.leaky_relu(self.conv1(columns.transpose(1, 2)), 0.2)
         hidden = nn.functional.leaky_relu(self.conv2(hidden), 0.2)

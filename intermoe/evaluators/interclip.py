@@ -93,7 +93,7 @@ class InterClipMotionEncoder(nn.Module):
                 f"got {tuple(motion.shape)}"
             )
         valid = torch.arange(frames + 1, device=motion.device) <= lengths.to(motion.device)[:, None]
-        columns = columns[..., : self.config.input_dim] * valid[:, 1:, None, None]
+        columns = columns[..., : self.config.input_dim].masked_fill(~valid[:, 1:, None, None], 0.0)
         hidden = torch.cat([self.query.expand(batch, 1, -1), self.embed(columns.flatten(2))], dim=1)
         hidden = hidden + sinusoid(torch.arange(frames + 1, device=motion.device), self.config.width).to(hidden.dtype)
         hidden = self.transformer(self.dropout(hidden), src_key_padding_mask=~valid)

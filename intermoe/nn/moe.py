@@ -137,12 +137,15 @@ class InterMoEBlock(nn.Module):
 
         Args:
             hidden: (B, T, D). condition: (B, C), required exactly when ``cond_dim`` is set.
-            mask: (B, T) bool, True = valid; padded frames are neither routed nor counted and yield 0.
+            mask: (B, T) bool, True = valid; padded frames are neither routed nor counted and yield 0, whatever they
+                hold.
 
         Returns:
             (B, T, D) in the dtype of ``hidden``; no residual is added.
         """
         self._check(hidden, condition, mask)
+        if mask is not None:  # whatever padding holds: 0 times infinity would be NaN in the gradients
+            hidden = hidden.masked_fill(~mask[..., None], 0.0)
         router_weight, router_offset = self._router(condition)
         scale, shift = self._scale_shift(condition)
         chosen = self._choose(hidden, router_weight, router_offset, mask)
@@ -167,7 +170,7 @@ class InterMoEBlock(nn.Module):
         out = out.view(hidden.shape)
         if self.shared_experts is not None:
             shared = self.shared_experts(self._normalise(hidden, condition))
-            out = out + (shared if mask is None else shared * mask[..., None])
+            out = out + (shared if mask is None else shared.masked_fill(~mask[..., None], 0.0))
         return out
 
     def routing_logits(self, hidden: Tensor, condition: Tensor | None = None) -> Tensor:

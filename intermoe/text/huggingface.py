@@ -60,7 +60,8 @@ class HuggingFaceTextEncoder(TextEncoder):
         mask = encoded["attention_mask"].bool()
         with torch.no_grad():
             states = self._frozen[0](**encoded).last_hidden_state
-        states = self.transformer(self.input(states), src_key_padding_mask=~mask)
+        states = self.input(states.masked_fill(~mask[..., None], 0.0))
+        states = self.transformer(states, src_key_padding_mask=~mask)
         result: Tensor = self.output(masked_mean(self.norm(states), mask)).float()
         return result
 

@@ -103,8 +103,7 @@ def pad_token_ids(rows: Sequence[Sequence[int]], device: torch.device, padding: 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``states`` (B, L, D) over the positions where ``mask`` (B, L) is True: (B, D)."""
-    weights = mask.to(states.dtype).unsqueeze(-1)
-    return (states * weights).sum(1) / weights.sum(1)
+    return states.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True)
 
 
 def transformer(

@@ -147,6 +147,7 @@ class WordPieceTextEncoder(TextEncoder):
             rows = [self._spell_at_random(row) for row in rows]
         ids, mask = pad_token_ids(rows, self.token_embedding.weight.device, self._vocabulary[PAD])
         states = self.token_embedding(ids) + self.position_embedding[: ids.shape[1]]
+        states = states.masked_fill(~mask[..., None], 0.0)  # what a padded position holds is nobody's business
         states = self.norm(self.transformer(states, src_key_padding_mask=~mask))
         result: Tensor = self.output(masked_mean(states, mask)).float()
         return result

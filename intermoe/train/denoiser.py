@@ -34,7 +34,7 @@ from intermoe.train import run
 from intermoe.train.clip import load_tower
 from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.draws import ItemDraws
-from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents, error_metric
+from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents, error_metric, without_padding
 from intermoe.train.loop import Batch, Objective, fit
 from intermoe.train.stream import DrawnDataset
 from intermoe.train.text import pretrain_text
@@ -143,7 +143,8 @@ class DenoiserObjective(Objective):
     def _encoded(self, batch: Batch) -> tuple[LatentDistribution, Tensor, list[int]]:
         """Posterior, mask, and the numbers of latent frames."""
         if "posterior" in batch:
-            return LatentDistribution(*batch["posterior"].unbind(dim=2)), batch["mask"], batch["frames"]
+            posterior = LatentDistribution(*batch["posterior"].unbind(dim=2))
+            return without_padding(posterior, batch["mask"]), batch["mask"], batch["frames"]
         posterior, mask = self.encoder(cast("MotionBatch", batch))
         return posterior, mask, mask.sum(dim=1).tolist()
 
@@ -159,8 +160,9 @@ class DenoiserObjective(Objective):
         return torch.stack([self.embedded[caption] for caption in captions])
 
     def _features(self, latents: Tensor, mask: Tensor) -> Tensor:
+        latents = latents.masked_fill(~mask[:, :, None, None], 0.0)
         if not self.evaluator:
-            mean = (latents * mask[..., None, None]).sum(dim=1) / mask.sum(dim=1)[:, None, None]
+            mean = latents.sum(dim=1) / mask.sum(dim=1)[:, None, None]
             return mean.flatten(1)
         evaluator = self.evaluator[0].to(latents.device)
         return evaluator.embed_motion(self.encoder.decode(latents), self.encoder.vae.downsampling * mask.sum(dim=1))

@@ -46,10 +46,18 @@ class LatentEncoder:
 
     @torch.no_grad()
     def __call__(self, batch: MotionBatch) -> tuple[LatentDistribution, Tensor]:
-        """The posterior, (B, T', 2, X) each, and the mask (B, T') of latent frames whose 4 frames are all there."""
+        """The posterior, (B, T', 2, X) each, and the mask (B, T') of latent frames whose 4 frames are all there.
+
+        The other latent frames are 0. They are encoded from the mean motion: raw zeros, or whatever padding holds, lie
+        so far outside the data that a log-variance overflows, and infinity times a mask of 0 is NaN.
+        """
         motion, frames = batch["motion"], batch["lengths"] // self.vae.downsampling
         mask = torch.arange(int(frames.max()), device=motion.device) < frames[:, None]
-        return self.encode(motion[:, : self.vae.downsampling * mask.shape[1]]), mask
+        motion = motion[:, : self.vae.downsampling * mask.shape[1]]
+        whole = mask.repeat_interleave(self.vae.downsampling, dim=1)
+        mean = torch.tensor(self.statistics.mean).to(motion)
+        motion = torch.where(whole.view(*whole.shape, *[1] * (motion.dim() - 2)), motion, mean)
+        return without_padding(self.encode(motion), mask), mask
 
     @torch.no_grad()
     def encode(self, motion: Tensor) -> LatentDistribution:
@@ -74,6 +82,12 @@ class LatentEncoder:
         parts = latents.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.vae.latent_joints, -1))
         motion = self.statistics.denormalise(self.vae.decode(parts))
         return motion.unflatten(0, (-1, persons)).transpose(1, 2)
+
+
+def without_padding(posterior: LatentDistribution, mask: Tensor) -> LatentDistribution:
+    """The posterior, (B, T', P, X) each, with 0 where ``mask`` (B, T') is False, whatever was there."""
+    padding = ~mask[:, :, None, None]
+    return LatentDistribution(posterior.mean.masked_fill(padding, 0.0), posterior.log_var.masked_fill(padding, 0.0))
 
 
 class LatentDataset:

@@ -47,12 +47,16 @@ class VAEObjective(Objective):
 
     def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
         """Training: the terms of ``vae_losses``. Validation: ``joint_error_cm`` of the mode's reconstruction."""
-        persons = batch["motion"].shape[2]
-        motion = ((batch["motion"] - self.mean) / self.std).transpose(1, 2).flatten(0, 1)
+        frames, persons = batch["motion"].shape[1:3]
+        valid = torch.arange(frames, device=batch["motion"].device) < batch["lengths"][:, None]
+        motion = (batch["motion"] - self.mean) / self.std
+        # padding is the mean motion, whatever came: raw zeros lie far outside the data
+        motion = motion.masked_fill(~valid.view(*valid.shape, *[1] * (motion.dim() - 2)), 0.0)
+        motion = motion.transpose(1, 2).flatten(0, 1)
         if not validating:
             posterior = self.vae.encode(motion)
-            frames, *rest = posterior.mean.shape[1:]
-            noise = draws.normal(frames, persons, *rest).transpose(1, 2).flatten(0, 1)
+            latent_frames, *rest = posterior.mean.shape[1:]
+            noise = draws.normal(latent_frames, persons, *rest).transpose(1, 2).flatten(0, 1)
             output = self.vae.decode(self._disturbed(posterior.sample(noise=noise), draws, persons))
             return vae_losses(output, motion, posterior, self.mean, self.std, self.weights, self.representation)
         output = self.vae.decode(self.vae.encode(motion).mode())
@@ -60,8 +64,8 @@ class VAEObjective(Objective):
         distance = torch.linalg.vector_norm(error, dim=-1).mean(dim=-1)
         # frames beyond the last full group of 4 were encoded together with padding
         whole = batch["lengths"] // self.vae.downsampling * self.vae.downsampling
-        valid = (torch.arange(motion.shape[1], device=motion.device) < whole[:, None]).repeat_interleave(persons, dim=0)
-        per_person = (distance * valid).sum(dim=1) / valid.sum(dim=1)
+        valid = (torch.arange(frames, device=motion.device) < whole[:, None]).repeat_interleave(persons, dim=0)
+        per_person = distance.masked_fill(~valid, 0.0).sum(dim=1) / valid.sum(dim=1)
         return {"joint_error_cm": 100 * per_person.mean()}
 
     def _disturbed(self, latents: Tensor, draws: ItemDraws, persons: int) -> Tensor:

@@ -145,6 +145,18 @@ def test_a_motion_is_the_same_whatever_shares_its_batch(tiny_pipeline: Any) -> N
         generate(tiny_pipeline, prompts, lengths[:2], seeds)
 
 
+@pytest.mark.parametrize("straightened", ["rigid_bones", "planted_feet"])
+def test_what_is_straightened_over_time_ends_with_the_motion(
+    tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch, straightened: str
+) -> None:
+    """Bones have their mean length over a motion; that of a short one must not hear of its batch's padding."""
+    config = dataclasses.replace(tiny_pipeline.config, **{straightened: True})
+    monkeypatch.setattr(tiny_pipeline, "config", config)
+    together = generate(tiny_pipeline, ["two people bow", "people"], [9, 40], [5, 6], num_inference_steps=2)
+    alone = generate(tiny_pipeline, ["two people bow"], [9], [5], num_inference_steps=2)
+    torch.testing.assert_close(alone[0], together[0], atol=1e-4, rtol=1e-4)
+
+
 def test_persons_change_places(make: Make) -> None:
     evaluation = make()
     places = set()

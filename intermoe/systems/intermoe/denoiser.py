@@ -76,12 +76,14 @@ class Denoiser(nn.Module):
             x: (B, T', P, input_dim) noisy latents of P persons.
             timesteps: (B,) integers in the training schedule.
             text: (B, text_dim) text condition; zeros for none.
-            mask: (B, T') bool, True = valid; padded frames are not attended to, routed or counted.
+            mask: (B, T') bool, True = valid; padded frames are not attended to, routed or counted, whatever they hold.
 
         Returns:
             (B, T', P, input_dim) estimate of the clean latents. Values at padded frames are meaningless.
         """
         self._check(x, timesteps, text, mask)
+        if mask is not None:  # an attention weight of 0 times infinity would be NaN
+            x = x.masked_fill(~mask[:, :, None, None], 0.0)
         condition = self.embed_timestep(timesteps) + self.embed_text(text)
         frames = torch.arange(x.shape[1], device=x.device)
         hidden = self.embed_motion(x.transpose(1, 2)) + sinusoid(frames, self.config.dim).to(x.dtype)
