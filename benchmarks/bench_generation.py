@@ -47,7 +47,7 @@ def published(scope: Scope, frames: int, steps: int) -> Contest:
     denoiser = models.build_denoiser(config, torch.float32, scope.device)
     vae = CausalSkeletalVAE(VAEConfig(latent_dim=config.input_dim // 7)).eval().to(scope.device)
     text = torch.randn(1, config.text_dim, generator=torch.Generator().manual_seed(0)).to(scope.device)
-    shape = (1, frames // 4, PERSONS, config.input_dim)
+    shape = (1, PERSONS, frames // 4, config.input_dim)
     scheduler = build_scheduler("ddim", DiffusionConfig())
     baseline = models.with_published_blocks(denoiser)
 
@@ -57,7 +57,7 @@ def published(scope: Scope, frames: int, steps: int) -> Contest:
                 network, text, shape, scheduler=scheduler, num_inference_steps=steps,
                 generators=[torch.Generator().manual_seed(0)],
             )  # fmt: skip
-            parts = latents.transpose(1, 2).flatten(0, 1).unflatten(-1, (vae.latent_joints, -1))
+            parts = latents.flatten(0, 1).unflatten(-1, (vae.latent_joints, -1))
             return (vae.decode(parts),)
 
         return models.on(backend, run)

@@ -48,9 +48,9 @@ def build_denoiser(config: DenoiserConfig, dtype: torch.dtype, device: torch.dev
 def denoiser_inputs(
     config: DenoiserConfig, batch: int, persons: int, frames: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents (B, T', P, X), timesteps (B,) and text (B, C), as for one prompt with guidance if ``batch`` is 2."""
+    """Latents (B, P, T', X), timesteps (B,) and text (B, C), as for one prompt with guidance if ``batch`` is 2."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(batch, frames, persons, config.input_dim, generator=generator)
+    x = torch.randn(batch, persons, frames, config.input_dim, generator=generator)
     text = torch.randn(batch, config.text_dim, generator=generator)
     text[batch // 2 :] *= 0.0 if batch > 1 else 1.0
     return x.to(device, dtype), torch.full((batch,), 500, device=device), text.to(device, dtype)

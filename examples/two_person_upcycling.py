@@ -62,12 +62,12 @@ class TwoPersonDenoiser(nn.Module):
         self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
 
     def forward(self, motion: Tensor, timesteps: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, 2, FEATURES), (B,), (B, T) bool -> (B, T, 2, FEATURES)."""
+        """(B, 2, T, FEATURES), (B,), (B, T) bool -> (B, 2, T, FEATURES)."""
         condition = self.embed_timestep(timesteps)
-        hidden = self.embed_motion(motion.transpose(1, 2)) + sinusoid(torch.arange(motion.shape[1]), DIM)
+        hidden = self.embed_motion(motion) + sinusoid(torch.arange(motion.shape[2]), DIM)
         for block in self.blocks:
             hidden = block(hidden, condition, mask, mask.repeat(1, 2))
-        return self.out(hidden).transpose(1, 2)
+        return self.out(hidden)
 
 
 class Clips:
@@ -78,10 +78,10 @@ class Clips:
         self.statistics = compute_statistics(InterHumanDataset(root, "train"))
 
     def batch(self, seed: int) -> Tensor:
-        """(BATCH, WINDOW / STRIDE, 2, FEATURES)."""
+        """(BATCH, 2, WINDOW / STRIDE, FEATURES)."""
         self.dataset.set_epoch(seed)
         chosen = torch.randint(len(self.dataset), (BATCH,), generator=torch.Generator().manual_seed(seed))
-        motion = torch.stack([self.dataset[int(i)]["motion"][::STRIDE] for i in chosen])
+        motion = torch.stack([self.dataset[int(i)]["motion"][:, ::STRIDE] for i in chosen])
         return self.statistics.normalise(motion)
 
 
@@ -92,10 +92,10 @@ def loss_on(clips: Clips, model: nn.Module, seed: int) -> Tensor:
     timesteps = torch.randint(1000, (BATCH,), generator=generator)
     level = (timesteps / 1000 * math.pi / 2)[:, None, None, None]
     noisy = level.cos() * motion + level.sin() * torch.randn(motion.shape, generator=generator)
-    frames = motion.shape[1]
+    frames = motion.shape[2]
     lengths = torch.randint(frames // 2, frames + 1, (BATCH,), generator=generator)
     mask = torch.arange(frames) < lengths[:, None]
-    return (model(noisy, timesteps, mask) - motion)[mask].square().mean()
+    return (model(noisy, timesteps, mask) - motion).transpose(1, 2)[mask].square().mean()
 
 
 def main() -> None:

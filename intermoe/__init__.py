@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from intermoe import backends, official
     from intermoe.nn.moe import InterMoEBlock
+    from intermoe.pipeline import MotionPipeline
     from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
 __version__ = "0.1.0"
-__all__ = ["InterMoEBlock", "InterMoEPipeline", "__version__", "backends", "official"]
+__all__ = ["InterMoEBlock", "InterMoEPipeline", "MotionPipeline", "__version__", "backends", "official"]
 
 # loaded on first use: the block alone needs torch, generation needs more
 _WHERE = {
     "InterMoEBlock": ("intermoe.nn.moe", "InterMoEBlock"),
     "InterMoEPipeline": ("intermoe.systems.intermoe.pipeline", "InterMoEPipeline"),
+    "MotionPipeline": ("intermoe.pipeline", "MotionPipeline"),
     "backends": ("intermoe.backends", None),
     "official": ("intermoe.official", None),
 }

@@ -120,7 +120,7 @@ def training_loss(
 
     Args:
         denoiser: called as ``Denoiser.forward``.
-        latents: (B, T', P, X) clean latents.
+        latents: (B, P, T', X) clean latents.
         text_condition: (B, C). Whole rows are zeroed with probability ``condition_dropout``.
         mask: (B, T') bool, True = valid, or ``None``. What padded frames hold changes nothing.
         scheduler: from ``build_scheduler``; adds the noise.
@@ -147,7 +147,7 @@ def training_loss(
     if condition_dropout > 0:
         keep = torch.rand(batch, generator=generator, device=device) >= condition_dropout
         text_condition = text_condition * keep[:, None]
-    padding = None if mask is None else ~mask[:, :, None, None]
+    padding = None if mask is None else ~mask[:, None, :, None]
     if padding is not None:
         latents, noise = latents.masked_fill(padding, 0.0), noise.masked_fill(padding, 0.0)
     noisy = scheduler.add_noise(latent_scale * latents, noise, timesteps)
@@ -157,7 +157,7 @@ def training_loss(
         error = error.masked_fill(padding, 0.0)
     if error_metric is not None:
         error = error @ error_metric
-    per_frame = error.square().mean(dim=(-2, -1))
+    per_frame = error.square().mean(dim=(1, 3))
     if snr_gamma > 0:
         alpha_bar = scheduler.alphas_cumprod.to(device)[timesteps]
         per_frame = per_frame * (1 + (alpha_bar / (1 - alpha_bar)).clamp(max=snr_gamma))[:, None]
@@ -185,7 +185,7 @@ def sample(
     """Latents from noise. Condition and unconditional run as one doubled batch; guidance_scale 1 skips the latter.
 
     Args:
-        text_condition: (B, C). shape: (B, T', P, X) of the latents.
+        text_condition: (B, C). shape: (B, P, T', X) of the latents.
         num_inference_steps: in [1, num_train_timesteps].
         guidance_scale: >= 1. latent_scale: as in training.
         guidance_until: timesteps below this share of the schedule are not guided (Kynkäänniemi et al. 2024): there the
@@ -196,7 +196,7 @@ def sample(
         callback: called as ``callback(steps_done, num_inference_steps)``.
 
     Returns:
-        (B, T', P, X), the last estimate of the clean latents.
+        (B, P, T', X), the last estimate of the clean latents.
     """
     high = int(scheduler.config.num_train_timesteps)
     if not 1 <= num_inference_steps <= high:
@@ -210,7 +210,7 @@ def sample(
         noise = torch.cat([torch.randn((1, *shape[1:]), generator=g) for g in generators])
     x = noise.to(device=device, dtype=dtype)
     if mask is not None:
-        x = x.masked_fill(~mask[:, :, None, None], 0.0)
+        x = x.masked_fill(~mask[:, None, :, None], 0.0)
     both = torch.cat([text_condition, torch.zeros_like(text_condition)])
     stochastic = {"generator": list(generators)} if generators is not None and _is_stochastic(scheduler) else {}
     scheduler.set_timesteps(num_inference_steps, device=device)

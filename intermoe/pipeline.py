@@ -1,16 +1,53 @@
-"""What every system keeps: prompts in, motion of several persons out; the result, and where models are found."""
+"""What every system keeps: prompts in, motion of several persons out; its result, and the systems and models there are.
+
+Generation, evaluation, control, export and the command know systems only through ``MotionPipeline``. A new system is a
+folder in ``intermoe.systems`` and a line in ``SYSTEMS``.
+"""
 
 from __future__ import annotations
 
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from intermoe.config import Config, _require
+from intermoe.motion.representation import Representation
+from intermoe.registry import Registry
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 MODELS = Path(__file__).parent / "models"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ModelConfig(Config):
+    """What the configuration of every system's models has; each system adds its own parts.
+
+    ``system`` names the system in ``SYSTEMS``; ``min_frames`` and ``max_frames`` bound what may be asked for.
+    """
+
+    system: str = "intermoe"
+    name: str = "intermoe"
+    fps: int = 30
+    min_frames: int = 16
+    max_frames: int = 300
+
+    def __post_init__(self) -> None:
+        _require(self.system in SYSTEMS, "system", f"one of {tuple(SYSTEMS)}", self.system)
+        _require(self.fps >= 1, "fps", ">= 1", self.fps)
+        _require(4 <= self.min_frames <= self.max_frames, "min_frames", "in [4, max_frames]", self.min_frames)
 
 
 @dataclass(frozen=True)
@@ -24,6 +61,200 @@ class PipelineResult:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     fps: int
+
+
+class MotionPipeline(ABC):
+    """A whole model of one system.
+
+    Attributes:
+        config: the model's configuration. representation: of the motion it makes.
+        config_type: its class. schedulers: names of the samplers that ``sample`` takes.
+        frame_multiple: frames that are coded together; ``encode`` takes a multiple of them.
+    """
+
+    config_type: ClassVar[type[ModelConfig]]
+    schedulers: ClassVar[tuple[str, ...]] = ()
+    config: ModelConfig
+    representation: Representation
+    frame_multiple: int = 1
+
+    @classmethod
+    def from_pretrained(cls, path_or_name: str | Path, *, device: str | torch.device = "cpu") -> Self:
+        """Load a model folder, or a model shipped with the package by its name (``"salsa"``). Never unpickles.
+
+        Called on ``MotionPipeline`` it loads a model of any system, called on a system's class one of that system.
+
+        Raises:
+            FileNotFoundError: neither a folder with a model nor a shipped name; lists the shipped ones.
+            ValueError: a model of another system, or a file of the model that is broken or does not fit the
+                configuration; names file and key.
+        """
+        folder = model_folder(path_or_name)
+        system = _system_of(folder / CONFIG_FILE)
+        if not issubclass(system, cls):
+            raise ValueError(f"model: expected one of {cls.__name__}, got one of {system.__name__} in {folder}")
+        return system.load(folder).to(device)
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> Self:
+        """The model of a folder that ``save_pretrained`` wrote, on the CPU; raises as ``from_pretrained``."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write config.json, model.safetensors and, for an own tokenizer, tokenizer.json; each whole or not at all.
+
+        Args:
+            folder: made if absent. dtype: storage type of the weights (``torch.float16`` halves the file); what must
+                stay in float32 does. Loading gives float32 weights in any case.
+        """
+
+    @property
+    @abstractmethod
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts with weights, by the names under which these are saved."""
+
+    @abstractmethod
+    def sample(
+        self,
+        prompts: Sequence[str],
+        lengths: Sequence[int],
+        seeds: Sequence[int],
+        *,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 3.5,
+        scheduler: str = "ddim",
+        progress: Progress | None = None,
+    ) -> list[Tensor]:
+        """One motion (P, lengths[i], ...) for each prompt, float32 on CPU, un-normalised, in the representation.
+
+        A motion's noise depends on its seed and length alone, and what is beyond its length is masked: a sample depends
+        on the others of its call by rounding only (but for the stochastic scheduler "ddpm").
+
+        Args:
+            num_inference_steps: solver steps. guidance_scale: >= 1, 1 for no guidance.
+            scheduler: one of ``schedulers``. progress: called as ``progress(steps_done, steps)``.
+        """
+
+    def encode(self, motion: Tensor) -> Tensor:
+        """Motion (B, P, T, ...) to latents (B, P, T', X), where the system has them.
+
+        Raises:
+            ValueError: it has none.
+        """
+        raise ValueError(f"encode: expected a system with latents, got {self.config.system}")
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, P, T', X) to motion (B, P, T, ...), float32 on CPU. Raises as ``encode``."""
+        raise ValueError(f"decode: expected a system with latents, got {self.config.system}")
+
+    def denoise_once(self, motion: Tensor, level: float, *, prompt: str = "", seed: int = 0) -> int:
+        """Noise one motion (P, T, ...) to a level of the training schedule and call the denoiser once, to be watched.
+
+        Args:
+            level: in [0, 1), share of the schedule; 0 is the least noise. prompt: empty for none. seed: of the noise.
+
+        Returns:
+            The timestep.
+
+        Raises:
+            ValueError: the system has no such levels.
+        """
+        raise ValueError(f"denoise_once: expected a system with noise levels, got {self.config.system}")
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of ``prompt`` that training never showed, in order, each once."""
+        return []
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        num_frames: int = 210,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 3.5,
+        seed: int = 0,
+        scheduler: str = "ddim",
+        progress: Progress | None = None,
+    ) -> PipelineResult:
+        """Generate one motion for each prompt.
+
+        Args:
+            prompts: one or several descriptions, none empty.
+            num_frames: length in frames, in [min_frames, max_frames] of the model.
+            num_inference_steps: solver steps. guidance_scale: >= 1, 1 for no guidance.
+            seed: prompt i is drawn with seed + i, whatever else is in the call.
+            scheduler: one of ``schedulers``.
+            progress: called as ``progress(steps_done, steps)``.
+
+        Raises:
+            ValueError: a value outside its range, named.
+        """
+        prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        self.check(prompts, num_frames)
+        seeds = tuple(seed + i for i in range(len(prompts)))
+        motions = self.sample(
+            prompts,
+            [num_frames] * len(prompts),
+            seeds,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            scheduler=scheduler,
+            progress=progress,
+        )
+        motion = torch.stack(motions)
+        joints = self.representation.joints(motion).contiguous()
+        return PipelineResult(joints, motion, prompts, seeds, self.config.fps)
+
+    def check(self, prompts: Sequence[str], num_frames: int) -> None:
+        """Raise ``ValueError`` for what ``__call__`` would refuse, before any work."""
+        if not prompts:
+            raise ValueError("prompts: expected at least one, got none")
+        for prompt in prompts:
+            if not prompt.strip():
+                raise ValueError(f"prompts: a prompt must not be empty, got {prompt!r}")
+        low, high = self.config.min_frames, self.config.max_frames
+        if not low <= num_frames <= high:
+            raise ValueError(f"num_frames: must be in [{low}, {high}] for this model, got {num_frames}")
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move all parts to a device."""
+        for module in self.modules.values():
+            module.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(parameter.device for module in self.modules.values() for parameter in module.parameters())
+
+
+SYSTEMS: Registry[type[MotionPipeline]] = Registry(
+    "system", {"intermoe": "intermoe.systems.intermoe.pipeline:InterMoEPipeline"}
+)
+
+
+def model_config(path_or_name: str | Path) -> ModelConfig:
+    """The configuration of a model; what it alone can refuse need not wait for the weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``MotionPipeline.from_pretrained``.
+    """
+    path = model_folder(path_or_name) / CONFIG_FILE
+    return _system_of(path).config_type.load(path)
+
+
+def _system_of(path: Path) -> type[MotionPipeline]:
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping, got {type(values).__name__}")
+    system = values.get("system", "intermoe")  # models of before there were several systems
+    if not isinstance(system, str) or system not in SYSTEMS:
+        raise ValueError(f"{path}: system: expected one of {', '.join(SYSTEMS)}, got {system!r}")
+    return SYSTEMS[system]
 
 
 def available_models() -> list[str]:

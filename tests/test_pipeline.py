@@ -58,25 +58,20 @@ def test_the_prompt_is_embedded_once(tiny_pipeline, monkeypatch) -> None:
 
 
 def test_encode_and_decode_are_the_vae_between_statistics(tiny_pipeline) -> None:
-    motion = torch.randn(3, 8, 2, 262)
+    motion = torch.randn(3, 2, 8, 262)
     latents = tiny_pipeline.encode(motion)
     assert latents.shape == (3, 2, 2, 28)
-    normed = (motion[1, :, 1] - torch.tensor(tiny_pipeline.statistics.mean)) / torch.tensor(
-        tiny_pipeline.statistics.std
-    )
+    normed = (motion[1, 1] - torch.tensor(tiny_pipeline.statistics.mean)) / torch.tensor(tiny_pipeline.statistics.std)
     mean = tiny_pipeline.vae.encode(normed[None]).mode()
-    torch.testing.assert_close(latents[1, :, 1], mean[0].flatten(1))
+    torch.testing.assert_close(latents[1, 1], mean[0].flatten(1))
     decoded = tiny_pipeline.decode(latents)
     assert decoded.shape == (3, 2, 8, 262)
     expected = tiny_pipeline.statistics.denormalise(tiny_pipeline.vae.decode(mean))
     torch.testing.assert_close(decoded[1, 1], expected[0])
-    sampled = [tiny_pipeline.encode(motion, torch.Generator().manual_seed(1)) for _ in range(2)]
-    assert torch.equal(*sampled)
-    assert not torch.equal(sampled[0], latents)
 
 
 def test_bones_are_rigid_where_the_configuration_says_so(tiny_pipeline, monkeypatch) -> None:
-    latents = torch.randn(2, 3, 2, 28)
+    latents = torch.randn(2, 2, 3, 28)
     free = tiny_pipeline.decode(latents)
     monkeypatch.setattr(tiny_pipeline, "config", replace(tiny_pipeline.config, rigid_bones=True))
     rigid = tiny_pipeline.decode(latents)
@@ -85,7 +80,7 @@ def test_bones_are_rigid_where_the_configuration_says_so(tiny_pipeline, monkeypa
 
 
 def test_feet_are_planted_where_the_configuration_says_so(tiny_pipeline, monkeypatch) -> None:
-    latents = torch.randn(2, 3, 2, 28)
+    latents = torch.randn(2, 2, 3, 28)
     monkeypatch.setattr(tiny_pipeline, "config", replace(tiny_pipeline.config, rigid_bones=True))
     rigid = tiny_pipeline.decode(latents)
     monkeypatch.setattr(tiny_pipeline, "config", replace(tiny_pipeline.config, planted_feet=True))

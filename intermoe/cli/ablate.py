@@ -13,7 +13,6 @@ from intermoe.cli.common import (
     StepsOption,
     check_folder,
     check_sampling,
-    load_pipeline,
     parse_seeds,
     print_table,
     reported,
@@ -67,7 +66,7 @@ def ablate(
             vae = out / "vae"
             if not vae.is_dir():
                 out.mkdir(parents=True, exist_ok=True)
-                save_autoencoder(load_pipeline(DEFAULT_MODEL, "cpu"), vae)
+                save_autoencoder(DEFAULT_MODEL, vae)
         report = run_ablation(
             path,
             out,

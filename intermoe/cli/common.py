@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+    from intermoe.pipeline import MotionPipeline
 
 USER_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)
 
@@ -74,29 +74,27 @@ def parse_seeds(text: str) -> list[int]:
 
 def load_pipeline(
     model: str, device: str, *, frames: int | None = None, scheduler: str | None = None
-) -> InterMoEPipeline:
+) -> MotionPipeline:
     """The pipeline; what its configuration alone can refuse is refused before the weights are read."""
     import torch
 
-    from intermoe.diffusion import SCHEDULERS
-    from intermoe.pipeline import CONFIG_FILE, model_folder
-    from intermoe.systems.intermoe.config import PipelineConfig
-    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+    from intermoe.pipeline import SYSTEMS, MotionPipeline, model_config
 
-    config = PipelineConfig.load(model_folder(model) / CONFIG_FILE)
+    config = model_config(model)
     if frames is not None and not config.min_frames <= frames <= config.max_frames:
         raise ValueError(
             f"--frames: must be in [{config.min_frames}, {config.max_frames}] for model {model!r}, got {frames}"
         )
-    if scheduler is not None and scheduler not in SCHEDULERS:
-        raise ValueError(f"--scheduler: must be one of {', '.join(SCHEDULERS)}, got {scheduler!r}")
+    schedulers = SYSTEMS[config.system].schedulers
+    if scheduler is not None and scheduler not in schedulers:
+        raise ValueError(f"--scheduler: must be one of {', '.join(schedulers)}, got {scheduler!r}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: cannot use {device!r}: {error}") from error
-    return InterMoEPipeline.from_pretrained(model, device=device)
+    return MotionPipeline.from_pretrained(model, device=device)
 
 
 def progress_bar() -> Progress:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from intermoe.data.dataset import MotionDataset
     from intermoe.eval.estimate import Estimate
     from intermoe.eval.protocol import Protocol
-    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+    from intermoe.pipeline import MotionPipeline
 
 DATA_SETS = ("interhuman", "interx", "humanml3d")
 
@@ -195,7 +195,7 @@ def _processes() -> Any:
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
 
 
-def _open(protocol: Protocol, data: Path, split: str, seed: int, pipeline: InterMoEPipeline) -> MotionDataset:
+def _open(protocol: Protocol, data: Path, split: str, seed: int, pipeline: MotionPipeline) -> MotionDataset:
     """The split as the protocol draws from it, within the lengths that both data and model have."""
     from intermoe.data.dataset import MotionDataset
     from intermoe.data.sets import DATA_SETS

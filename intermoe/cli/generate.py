@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from intermoe.pipeline import PipelineResult
-    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+    from intermoe.pipeline import MotionPipeline, PipelineResult
 
 BATCH_SIZE = 8
 DEFAULT_FRAMES = 120
@@ -68,7 +67,6 @@ def generate(
         pipeline = load_pipeline(model, device, frames=frames, scheduler=scheduler)
         num_frames = frames or min(DEFAULT_FRAMES, pipeline.config.max_frames)
         pipeline.check(chosen, num_frames)
-        pipeline.text_encoder(chosen)  # refuses a prompt that is too long before anything is sampled
         for prompt in chosen:
             _warn_of_unknown_words(pipeline, prompt)
         out.mkdir(parents=True, exist_ok=True)
@@ -111,8 +109,8 @@ def _collect_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     return chosen
 
 
-def _warn_of_unknown_words(pipeline: InterMoEPipeline, prompt: str) -> None:
-    unknown = pipeline.text_encoder.unknown_words(prompt)
+def _warn_of_unknown_words(pipeline: MotionPipeline, prompt: str) -> None:
+    unknown = pipeline.unknown_words(prompt)
     if unknown:
         listed = ", ".join(unknown)
         typer.echo(f"warning: the model has never seen: {listed} (in {prompt!r}); it can only guess", err=True)

@@ -75,7 +75,7 @@ def routing(
 
         if dataset is not None:
             motion = dataset[dataset.names.index(str(item))]["motion"]
-            trace = trace_motion(pipeline, motion[:frames], level=level, prompt=prompt, seed=seed)
+            trace = trace_motion(pipeline, motion[:, :frames], level=level, prompt=prompt, seed=seed)
         else:
             num_frames = frames or min(120, pipeline.config.max_frames)
             pipeline.check([prompt], num_frames)

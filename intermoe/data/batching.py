@@ -14,7 +14,7 @@ FRAME_MULTIPLE = 4
 
 
 class MotionBatch(TypedDict):
-    """``motion`` float32 (B, T, P, ...), zero from ``lengths`` (int64 (B,), true numbers of frames) on."""
+    """``motion`` float32 (B, P, T, ...), zero from ``lengths`` (int64 (B,), true numbers of frames) on."""
 
     names: list[str]
     captions: list[str]
@@ -29,14 +29,20 @@ def collate(items: Sequence[MotionItem]) -> MotionBatch:
     """
     if not items:
         raise ValueError("items: expected at least one, got none")
-    lengths = [item["motion"].shape[0] for item in items]
-    frames = -(-max(lengths) // FRAME_MULTIPLE) * FRAME_MULTIPLE
-    motion = items[0]["motion"].new_zeros(len(items), frames, *items[0]["motion"].shape[1:])
-    for row, item in zip(motion, items, strict=True):
-        row[: item["motion"].shape[0]] = item["motion"]
+    motion, lengths = pad_motion([item["motion"] for item in items], multiple=FRAME_MULTIPLE)
     return {
         "names": [item["name"] for item in items],
         "captions": [item["caption"] for item in items],
         "motion": motion,
-        "lengths": torch.tensor(lengths, dtype=torch.int64),
+        "lengths": lengths,
     }
+
+
+def pad_motion(motions: Sequence[torch.Tensor], *, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Motions (P, T_i, ...) zero-padded to the longest, rounded up to ``multiple``: (B, P, T, ...), lengths (B,)."""
+    lengths = [motion.shape[1] for motion in motions]
+    persons, _, *frame = motions[0].shape
+    padded = motions[0].new_zeros(len(motions), persons, -(-max(lengths) // multiple) * multiple, *frame)
+    for row, motion in zip(padded, motions, strict=True):
+        row[:, : motion.shape[1]] = motion
+    return padded, torch.tensor(lengths, dtype=torch.int64)

@@ -187,14 +187,14 @@ class MotionDataset(Dataset[MotionItem]):
         return MotionChoice(index, start, mirrored, swapped), caption
 
     def motion(self, choice: MotionChoice) -> torch.Tensor:
-        """The motion (T, P, ...) that was chosen, converted."""
+        """The motion (P, T, ...) that was chosen, converted."""
         source = self._clips[self._indices[choice.index]]
         source = source[choice.start : choice.start + self._taken(choice.index)]
         if choice.mirrored and self.data_set.mirror is not None:
             source = self.data_set.mirror(source)
         if choice.swapped:
             source = source[:, ::-1]
-        return torch.from_numpy(self.data_set.convert(source))
+        return torch.from_numpy(np.ascontiguousarray(self.data_set.convert(source).swapaxes(0, 1)))
 
     def num_frames(self, index: int) -> int:
         """Length of item ``index`` in converted frames, the same in every epoch."""

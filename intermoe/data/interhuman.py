@@ -117,7 +117,7 @@ DATA_SET = DataSet(
 
 
 class InterHumanDataset(MotionDataset):
-    """``MotionDataset`` of InterHuman's layout: items (T, 2, 262). The arguments are those of ``MotionDataset``."""
+    """``MotionDataset`` of InterHuman's layout: items (2, T, 262). The arguments are those of ``MotionDataset``."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ from intermoe.motion.representation import Representation
 
 
 class MotionItem(TypedDict):
-    """One item: ``motion`` is float32 (T, P, ...), not normalised; the frame's shape is that of the data's kind."""
+    """One item: ``motion`` is float32 (P, T, ...), not normalised; a frame is as its representation says."""
 
     name: str
     motion: torch.Tensor

@@ -22,7 +22,7 @@ from intermoe.motion.interhuman import joints as motion_joints
 from intermoe.motion.skeleton import NUM_JOINTS
 
 if TYPE_CHECKING:
-    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+    from intermoe.pipeline import MotionPipeline
 
 CORRUPTIONS: dict[str, Callable[[Floats], Floats]] = {
     "swapped midway": corruptions.swap_midway,
@@ -96,7 +96,7 @@ class IdentityReport:
 @torch.no_grad()
 def evaluate_identity(
     dataset: InterHumanDataset,
-    pipeline: InterMoEPipeline | None = None,
+    pipeline: MotionPipeline | None = None,
     *,
     seeds: Sequence[int] = (0,),
     num_inference_steps: int = 50,
@@ -119,7 +119,7 @@ def evaluate_identity(
     if dataset.training or dataset.mirror or dataset.swap_persons:
         raise ValueError("dataset: expected training=False and no augmentation")
     motions = [dataset[index]["motion"] for index in range(len(dataset))]
-    clean = [_joints(motion.transpose(0, 1)) for motion in motions]
+    clean = [_joints(motion) for motion in motions]
     measured = {"ground truth": _measure(clean)}
     if pipeline is not None:
         measured["reconstruction"] = _measure([_joints(reconstruct(pipeline, motion)) for motion in motions])

@@ -18,7 +18,7 @@ from intermoe.metrics.kinematics import Clip, KinematicMetrics, measure
 from intermoe.motion.interhuman import joints as motion_joints
 
 if TYPE_CHECKING:
-    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+    from intermoe.pipeline import MotionPipeline
 
 # Titles of the table, in its order; every other field is in the JSON file only.
 _TITLES = {
@@ -77,7 +77,7 @@ class KinematicReport:
 
 @torch.no_grad()
 def evaluate_kinematics(
-    pipeline: InterMoEPipeline,
+    pipeline: MotionPipeline,
     dataset: InterHumanDataset,
     *,
     seeds: Sequence[int] = (0, 1, 2),
@@ -102,7 +102,7 @@ def evaluate_kinematics(
     for index in range(len(dataset)):
         motion = dataset[index]["motion"]
         captions = dataset.captions(index)
-        truth.append(_clip(motion.transpose(0, 1), captions))
+        truth.append(_clip(motion, captions))
         reconstruction.append(_clip(reconstruct(pipeline, motion), captions))
     generated = generate_clips(
         pipeline,
@@ -133,7 +133,7 @@ def evaluate_kinematics(
 
 
 def generate_clips(
-    pipeline: InterMoEPipeline,
+    pipeline: MotionPipeline,
     dataset: InterHumanDataset,
     *,
     seeds: Sequence[int],
@@ -180,13 +180,12 @@ def _check_sampling(seeds: Sequence[int], batch_size: int) -> None:
         raise ValueError(f"batch_size: must be >= 1, got {batch_size}")
 
 
-def reconstruct(pipeline: InterMoEPipeline, motion: torch.Tensor) -> torch.Tensor:
-    """Motion (T, 2, 262) through the autoencoder: (2, T, 262). The last frame fills the last group up."""
-    frames = motion.shape[0]
-    missing = -frames % pipeline.vae.downsampling
-    padded = torch.cat([motion, motion[-1:].expand(missing, -1, -1)])
-    latents = pipeline.encode(padded[None].to(pipeline.device))
-    return pipeline.decode(latents)[0, :, :frames]
+def reconstruct(pipeline: MotionPipeline, motion: torch.Tensor) -> torch.Tensor:
+    """Motion (P, T, ...) through the autoencoder. The last frame fills the last group up."""
+    frames = motion.shape[1]
+    last = motion[:, -1:].repeat_interleave(-frames % pipeline.frame_multiple, dim=1)
+    padded = torch.cat([motion, last], dim=1)
+    return pipeline.decode(pipeline.encode(padded[None].to(pipeline.device)))[0, :, :frames]
 
 
 def _clip(motion: torch.Tensor, captions: Sequence[str]) -> Clip:

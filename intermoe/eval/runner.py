@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 
 from intermoe.config import Config, _require
+from intermoe.data.batching import pad_motion
 from intermoe.data.captions import swap_caption
 from intermoe.data.items import MotionItem
-from intermoe.eval.generation import generate
 from intermoe.eval.protocol import DIVERSITY_PAIRS, MULTIMODALITY_PAIRS, Protocol
 from intermoe.evaluators.evaluator import Evaluator
 from intermoe.files import replacing
@@ -29,7 +29,7 @@ from intermoe.metrics.distribution import diversity, frechet_distance, multimoda
 
 if TYPE_CHECKING:
     from intermoe.data.dataset import MotionDataset
-    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+    from intermoe.pipeline import MotionPipeline
 
 UNIT = 4
 SETTINGS_FILE = "settings.json"
@@ -117,7 +117,7 @@ class Evaluation:
 
     def __init__(
         self,
-        pipeline: InterMoEPipeline,
+        pipeline: MotionPipeline,
         evaluator: Evaluator,
         dataset: MotionDataset,
         protocol: Protocol,
@@ -193,17 +193,15 @@ class Evaluation:
         arrays: dict[str, npt.NDArray[Any]] = {"draws": np.array(piece.draws)}
         motions = [item["motion"] for item in items]
         if piece.generated:
-            motions = generate(
-                self.pipeline,
+            motions = self.pipeline.sample(
                 [item["caption"] for item in items],
-                [len(motion) for motion in motions],
+                [motion.shape[1] for motion in motions],
                 [self._noise_seed(replication, *draw) for draw in piece.draws],
                 num_inference_steps=num_inference_steps,
                 guidance_scale=self.settings.guidance_scale,
                 scheduler=self.settings.scheduler,
             )
-        lengths = torch.tensor([len(motion) for motion in motions])
-        padded = torch.nn.utils.rnn.pad_sequence(motions, batch_first=True)
+        padded, lengths = pad_motion(motions)
         with torch.no_grad():
             embedded = self.evaluator.embed_motion(padded.to(self.evaluator.device), lengths)
             arrays["motion_embedding"] = embedded.cpu().numpy()
@@ -256,11 +254,11 @@ class Evaluation:
         flip, start, shorter = self._rng(_DRAW, epoch, index).random(3)
         motion, caption = item["motion"], item["caption"]
         if self.protocol.swaps_persons and flip < 0.5:
-            motion, caption = motion.flip(1), swap_caption(caption)
+            motion, caption = motion.flip(0), swap_caption(caption)
         if self.protocol.crops:
-            length = max(len(motion) // UNIT - int(shorter < 1 / 3), 1) * UNIT
-            start = int(start * (len(motion) - length + 1))
-            motion = motion[start : start + length]
+            length = max(motion.shape[1] // UNIT - int(shorter < 1 / 3), 1) * UNIT
+            start = int(start * (motion.shape[1] - length + 1))
+            motion = motion[:, start : start + length]
         return {"name": item["name"], "motion": motion, "caption": caption}
 
     def _words(self, caption: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -131,12 +132,13 @@ class BiGRUEvaluator(Evaluator):
 
     def _columns(self, motion: Tensor) -> Tensor:
         if len(REPRESENTATIONS[self.representation].frame_shape) == 1:  # one person's columns but the contacts
-            if motion.shape[2:] != (1, self.config.input_dim + 4):
-                raise ValueError(f"motion: expected (B, T, 1, {self.config.input_dim + 4}), got {tuple(motion.shape)}")
-            return motion[:, :, 0, : self.config.input_dim]
+            width = self.config.input_dim + 4
+            if motion.dim() != 4 or (motion.shape[1], motion.shape[3]) != (1, width):
+                raise ValueError(f"motion: expected (B, 1, T, {width}), got {tuple(motion.shape)}")
+            return motion[:, 0, :, : self.config.input_dim]
         joints = self.config.input_dim // 12 - 1
-        if motion.shape[2:] != (2, joints, 12):
-            raise ValueError(f"motion: expected (B, T, 2, {joints}, 12), got {tuple(motion.shape)}")
+        if motion.dim() != 5 or (motion.shape[1], *motion.shape[3:]) != (2, joints, 12):
+            raise ValueError(f"motion: expected (B, 2, T, {joints}, 12), got {tuple(motion.shape)}")
         place = nn.functional.pad(motion[..., :1, :3], (0, 3))
         parts = torch.cat([motion[..., 6:], place], dim=3)
-        return parts.transpose(2, 3).flatten(2)
+        return rearrange(parts, "b p t j c -> b t (j p c)")

@@ -34,7 +34,7 @@ class Evaluator(nn.Module, ABC):
 
     @abstractmethod
     def embed_motion(self, motion: Tensor, lengths: Tensor) -> Tensor:
-        """Motion (B, T, P, ...) in the data's own representation, not normalised, of ``lengths`` (B,) frames: (B, E).
+        """Motion (B, P, T, ...) in the data's own representation, not normalised, of ``lengths`` (B,) frames: (B, E).
 
         What lies beyond a motion's length has no influence.
         """

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from intermoe.config import Config, _require
@@ -84,17 +85,19 @@ class InterClipMotionEncoder(nn.Module):
         self.out = nn.Linear(config.width, config.embedding_dim)
 
     def forward(self, motion: Tensor, lengths: Tensor) -> Tensor:
-        """motion (B, T, P, ...), lengths (B,) -> (B, embedding_dim), not normalised."""
-        batch, frames, persons = motion.shape[:3]
+        """motion (B, P, T, ...), lengths (B,) -> (B, embedding_dim), not normalised."""
+        batch, persons, frames = motion.shape[:3]
         columns = motion.flatten(3) if motion.dim() > 3 else motion
         if motion.dim() < 4 or persons != self.config.persons or columns.shape[-1] < self.config.input_dim:
             raise ValueError(
-                f"motion: expected (B, T, {self.config.persons}, at least {self.config.input_dim} columns), "
+                f"motion: expected (B, {self.config.persons}, T, at least {self.config.input_dim} columns), "
                 f"got {tuple(motion.shape)}"
             )
         valid = torch.arange(frames + 1, device=motion.device) <= lengths.to(motion.device)[:, None]
-        columns = columns[..., : self.config.input_dim].masked_fill(~valid[:, 1:, None, None], 0.0)
-        hidden = torch.cat([self.query.expand(batch, 1, -1), self.embed(columns.flatten(2))], dim=1)
+        columns = columns[..., : self.config.input_dim].masked_fill(~valid[:, None, 1:, None], 0.0)
+        hidden = torch.cat(
+            [self.query.expand(batch, 1, -1), self.embed(rearrange(columns, "b p t c -> b t (p c)"))], dim=1
+        )
         hidden = hidden + sinusoid(torch.arange(frames + 1, device=motion.device), self.config.width).to(hidden.dtype)
         hidden = self.transformer(self.dropout(hidden), src_key_padding_mask=~valid)
         embedded: Tensor = self.out(self.norm(hidden[:, 0]))

@@ -20,7 +20,7 @@ from intermoe.files import replacing
 from intermoe.routing.record import Bools, RoutingRecord, record_routing
 
 if TYPE_CHECKING:
-    from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+    from intermoe.pipeline import MotionPipeline
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def trace_record(
 
 
 def trace_generation(
-    pipeline: InterMoEPipeline,
+    pipeline: MotionPipeline,
     prompt: str,
     *,
     num_frames: int,
@@ -121,7 +121,8 @@ def trace_generation(
     The motion is the one that the pipeline generates with these arguments; they are checked as there.
     """
     timesteps: list[int] = []
-    with record_routing(pipeline.denoiser) as record, _timesteps(pipeline.denoiser, timesteps):
+    denoiser = pipeline.modules["denoiser"]
+    with record_routing(denoiser) as record, _timesteps(denoiser, timesteps):
         result = pipeline(prompt, num_frames, num_inference_steps, guidance_scale, seed, progress=progress)
     for calls in record.calls.values():
         calls[:] = [call[:1] for call in calls]  # guided calls hold the unconditional half too
@@ -130,9 +131,8 @@ def trace_generation(
     return RoutingTrace(chosen, np.array(timesteps), _layer_names(record), joints, prompt, result.fps)
 
 
-@torch.no_grad()
 def trace_motion(
-    pipeline: InterMoEPipeline,
+    pipeline: MotionPipeline,
     motion: torch.Tensor,
     *,
     level: float,
@@ -142,7 +142,7 @@ def trace_motion(
     """Record how one motion is routed when it is noised to a level of the training schedule.
 
     Args:
-        motion: (T, P, width) as a dataset gives it, at least one group of the autoencoder's frames; what is beyond
+        motion: (P, T, width) as a dataset gives it, at least one group of the autoencoder's frames; what is beyond
             whole groups is left out.
         level: in [0, 1), share of the schedule; 0 is the least noise.
         prompt: condition of the denoiser; empty for none. seed: of the noise.
@@ -150,28 +150,18 @@ def trace_motion(
     Raises:
         ValueError: a level out of range or a motion that is too short.
     """
-    group, total = pipeline.vae.downsampling, pipeline.config.diffusion.num_train_timesteps
+    group = pipeline.frame_multiple
     if not 0 <= level < 1:
         raise ValueError(f"level: must be in [0, 1), got {level}")
-    if motion.ndim < 3 or motion.shape[0] < group:
-        raise ValueError(f"motion: expected shape (T >= {group}, P, width), got {tuple(motion.shape)}")
-    from intermoe.diffusion import build_scheduler
-
-    motion = motion[: motion.shape[0] // group * group]
-    latents = pipeline.encode(motion[None].to(pipeline.device))
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
-    timesteps = torch.tensor([int(level * total)], device=latents.device)
-    scheduler = build_scheduler("ddpm", pipeline.config.diffusion)
-    noisy = scheduler.add_noise(pipeline.config.diffusion.latent_scale * latents, noise, timesteps)
-    text = torch.zeros(1, pipeline.config.denoiser.text_dim).to(latents)
-    if prompt:
-        text = pipeline.text_encoder([prompt])
-    with record_routing(pipeline.denoiser) as record:
-        pipeline.denoiser(noisy, timesteps, text)
-    joints = pipeline.representation.joints(motion.transpose(0, 1)[None].float().cpu())[0].contiguous().numpy()
+    if motion.ndim < 3 or motion.shape[1] < group:
+        raise ValueError(f"motion: expected shape (P, T >= {group}, width), got {tuple(motion.shape)}")
+    motion = motion[:, : motion.shape[1] // group * group]
+    with record_routing(pipeline.modules["denoiser"]) as record:
+        timestep = pipeline.denoise_once(motion, level, prompt=prompt, seed=seed)
+    joints = pipeline.representation.joints(motion.float().cpu()).contiguous().numpy()
     chosen = trace_record(record, persons=len(joints)).chosen
     title = prompt or "no text"
-    return RoutingTrace(chosen, timesteps.cpu().numpy(), _layer_names(record), joints, title, pipeline.config.fps)
+    return RoutingTrace(chosen, np.array([timestep]), _layer_names(record), joints, title, pipeline.config.fps)
 
 
 def _layer_names(record: RoutingRecord) -> tuple[str, ...]:

@@ -15,9 +15,8 @@ import yaml
 from safetensors.torch import save_file
 
 from intermoe.config import Config, _require
-from intermoe.data.batching import collate
+from intermoe.data.batching import collate, pad_motion
 from intermoe.data.dataset import MotionDataset
-from intermoe.eval.generation import generate
 from intermoe.eval.protocol import PROTOCOLS
 from intermoe.evaluators.evaluator import Evaluator
 from intermoe.files import replacing, replacing_folder
@@ -225,8 +224,9 @@ def run_ablation(
     return report
 
 
-def save_autoencoder(pipeline: InterMoEPipeline, folder: Path) -> Path:
-    """Write a pipeline's autoencoder as a folder that training a denoiser takes."""
+def save_autoencoder(model: str | Path, folder: Path) -> Path:
+    """Write the autoencoder of a model, given as to ``from_pretrained``, as a folder that trains a denoiser."""
+    pipeline = InterMoEPipeline.from_pretrained(model)
     with replacing_folder(folder) as temporary:
         run.write_config(temporary / "config.json", pipeline.config.vae)
         pipeline.statistics.save(temporary / "statistics.json")
@@ -297,8 +297,7 @@ def _generate(
             motions: dict[int, Tensor] = {}
             for start in range(0, count, batch_size):
                 batch = order[start : start + batch_size]
-                made = generate(
-                    pipeline,
+                made = pipeline.sample(
                     [prompts[i] for i in batch],
                     [dataset.num_frames(i) for i in batch],
                     [first + i for i in batch],
@@ -314,7 +313,7 @@ def _validate(
     pipeline: InterMoEPipeline, config: DenoiserTrainConfig, dataset: MotionDataset
 ) -> tuple[float, float, float]:
     """Validation loss as in training, experts per valid token, and the share of valid tokens without any."""
-    objective = DenoiserObjective(config, LatentEncoder(pipeline.vae, pipeline.statistics), pipeline.text_encoder)
+    objective = DenoiserObjective(config, LatentEncoder(pipeline.codec), pipeline.text_encoder)
     objective.denoiser = pipeline.denoiser
     objective.eval()
     size, total, pairs, idle, tokens = config.data.batch_size, 0.0, 0, 0, 0
@@ -325,7 +324,7 @@ def _validate(
             values = objective(collate(items), draws, validating=True)
         total += len(items) * values["loss"].item()
         chosen = record.stacked()  # padding takes nothing
-        frames = sum(len(item["motion"]) // pipeline.vae.downsampling for item in items)
+        frames = sum(item["motion"].shape[1] // pipeline.vae.downsampling for item in items)
         valid = frames * pipeline.representation.persons * len(VALIDATION_NOISE_LEVELS) * chosen.shape[1]
         pairs, tokens = pairs + int(chosen.sum()), tokens + valid
         idle += valid - int(chosen.any(axis=-1).sum())
@@ -358,7 +357,7 @@ def _kinematics(motions: Sequence[tuple[Tensor, str]], dataset: MotionDataset) -
 
 
 def _joints(motion: Tensor, dataset: MotionDataset) -> Any:
-    return dataset.data_set.representation.joints(motion.transpose(0, 1)).float().numpy()
+    return dataset.data_set.representation.joints(motion).float().numpy()
 
 
 @torch.no_grad()
@@ -375,8 +374,7 @@ def _embedded(motions: Sequence[tuple[Tensor, str]], dataset: MotionDataset, eva
 
 
 def _embed(evaluator: Evaluator, motions: Sequence[Tensor]) -> Any:
-    lengths = torch.tensor([len(motion) for motion in motions])
-    padded = torch.nn.utils.rnn.pad_sequence(list(motions), batch_first=True)
+    padded, lengths = pad_motion(motions)
     return evaluator.embed_motion(padded.to(evaluator.device), lengths).cpu().numpy().astype(np.float64)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from intermoe.diffusion import build_scheduler, sample, shifted_timesteps, train
 from intermoe.files import replacing, replacing_folder
 from intermoe.motion.statistics import Statistics
 from intermoe.pipeline import TOKENIZER_FILE
+from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
@@ -110,8 +112,8 @@ class DenoiserObjective(Objective):
         With ``generating`` also features (B, F) of motion ``"generated"`` for the captions and of the ``"real"`` one.
         """
         posterior, mask, frames = self._encoded(batch)
-        shape = posterior.mean.shape[2:]
-        sampling_noise, noise = draws.normal(frames, 2, *shape).unbind(dim=2)
+        persons, width = posterior.mean.shape[1], posterior.mean.shape[3]
+        sampling_noise, noise = rearrange(draws.normal(frames, 2, persons, width), "b t n p x -> n b p t x")
         latents = posterior.sample(noise=sampling_noise)
         condition = self._condition(batch["captions"])
         if not validating:
@@ -129,13 +131,13 @@ class DenoiserObjective(Objective):
             made = sample(
                 self.denoiser,
                 condition,
-                (latents.shape[0], latents.shape[1], *shape),
+                (latents.shape[0], persons, latents.shape[2], width),
                 scheduler=build_scheduler("ddim", self.diffusion),
                 num_inference_steps=self.run.fid_steps,
                 latent_scale=self.latent_scale,
                 guidance_until=self.diffusion.guidance_until,
                 mask=mask,
-                noise=draws.normal(frames, *shape),
+                noise=rearrange(draws.normal(frames, persons, width), "b t p x -> b p t x"),
             )
             values |= {"generated": self._features(made, mask), "real": self._features(posterior.mode(), mask)}
         return values
@@ -143,7 +145,7 @@ class DenoiserObjective(Objective):
     def _encoded(self, batch: Batch) -> tuple[LatentDistribution, Tensor, list[int]]:
         """Posterior, mask, and the numbers of latent frames."""
         if "posterior" in batch:
-            posterior = LatentDistribution(*batch["posterior"].unbind(dim=2))
+            posterior = LatentDistribution(*batch["posterior"].unbind(dim=1))
             return without_padding(posterior, batch["mask"]), batch["mask"], batch["frames"]
         posterior, mask = self.encoder(cast("MotionBatch", batch))
         return posterior, mask, mask.sum(dim=1).tolist()
@@ -160,12 +162,12 @@ class DenoiserObjective(Objective):
         return torch.stack([self.embedded[caption] for caption in captions])
 
     def _features(self, latents: Tensor, mask: Tensor) -> Tensor:
-        latents = latents.masked_fill(~mask[:, :, None, None], 0.0)
+        latents = latents.masked_fill(~mask[:, None, :, None], 0.0)
         if not self.evaluator:
-            mean = latents.sum(dim=1) / mask.sum(dim=1)[:, None, None]
+            mean = latents.sum(dim=2) / mask.sum(dim=1)[:, None, None]
             return mean.flatten(1)
         evaluator = self.evaluator[0].to(latents.device)
-        return evaluator.embed_motion(self.encoder.decode(latents), self.encoder.vae.downsampling * mask.sum(dim=1))
+        return evaluator.embed_motion(self.encoder.codec.decode(latents), self.encoder.downsampling * mask.sum(dim=1))
 
     def _loss(
         self, latents: Tensor, condition: Tensor, mask: Tensor, timesteps: Tensor, noise: Tensor, **weights: Any
@@ -232,7 +234,7 @@ def run_denoiser(
     if isinstance(text, ClipTextEncoder):
         load_tower(text)
         tokenizer = text.tokenizer_json
-    encoder = LatentEncoder(loaded, statistics)
+    encoder = LatentEncoder(LatentCodec(loaded, statistics))
     if config.text_pretraining.steps:
         path = run.once(accelerator, output_dir / TEXT_FILE, functools.partial(_pretrain, config, text, train, encoder))
         text.load_state_dict(load_file(path))

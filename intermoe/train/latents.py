@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from intermoe.data.batching import MotionBatch
 from intermoe.data.dataset import MotionChoice, MotionDataset
-from intermoe.motion.statistics import Statistics
-from intermoe.systems.intermoe.vae import CausalSkeletalVAE, LatentDistribution
+from intermoe.systems.intermoe.codec import LatentCodec
+from intermoe.systems.intermoe.vae import LatentDistribution
 
 CACHE_BYTES = 2**30
 CACHE_SHARE = 1 / 8
 
 
 class LatentItem(TypedDict):
-    """One item: ``posterior`` is float32 (T', 2, P, X), mean and log-variance of each latent frame."""
+    """One item: ``posterior`` is float32 (2, P, T', X), mean and log-variance of each latent frame."""
 
     name: str
     posterior: Tensor
@@ -26,7 +27,7 @@ class LatentItem(TypedDict):
 
 
 class LatentBatch(TypedDict):
-    """``posterior`` (B, T', 2, P, X), zero from ``frames`` (numbers of latent frames) on; ``mask`` (B, T')."""
+    """``posterior`` (B, 2, P, T', X), zero from ``frames`` (numbers of latent frames) on; ``mask`` (B, T')."""
 
     names: list[str]
     captions: list[str]
@@ -36,57 +37,35 @@ class LatentBatch(TypedDict):
 
 
 class LatentEncoder:
-    """Posteriors of batches of motion. Not a module: the frozen VAE is neither trained nor saved with the denoiser,
-    and ``train()`` of what holds this must not switch its dropout on.
-    """
+    """Posteriors of batches of motion, whatever their padding holds."""
 
-    def __init__(self, vae: CausalSkeletalVAE, statistics: Statistics) -> None:
-        self.vae = vae.eval().requires_grad_(False)
-        self.statistics = statistics
+    def __init__(self, codec: LatentCodec) -> None:
+        self.codec = codec
+        self.downsampling = codec.vae.downsampling
 
     @torch.no_grad()
     def __call__(self, batch: MotionBatch) -> tuple[LatentDistribution, Tensor]:
-        """The posterior, (B, T', 2, X) each, and the mask (B, T') of latent frames whose 4 frames are all there.
+        """The posterior, (B, P, T', X) each, and the mask (B, T') of latent frames whose 4 frames are all there.
 
         The other latent frames are 0. They are encoded from the mean motion: raw zeros, or whatever padding holds, lie
         so far outside the data that a log-variance overflows, and infinity times a mask of 0 is NaN.
         """
-        motion, frames = batch["motion"], batch["lengths"] // self.vae.downsampling
+        motion, frames = batch["motion"], batch["lengths"] // self.downsampling
         mask = torch.arange(int(frames.max()), device=motion.device) < frames[:, None]
-        motion = motion[:, : self.vae.downsampling * mask.shape[1]]
-        whole = mask.repeat_interleave(self.vae.downsampling, dim=1)
-        mean = torch.tensor(self.statistics.mean).to(motion)
-        motion = torch.where(whole.view(*whole.shape, *[1] * (motion.dim() - 2)), motion, mean)
-        return without_padding(self.encode(motion), mask), mask
-
-    @torch.no_grad()
-    def encode(self, motion: Tensor) -> LatentDistribution:
-        """The posterior, (B, T / 4, P, X) each, of motion (B, T, P, ...), not normalised."""
-        batch, persons = motion.shape[0], motion.shape[2]
-        self.vae.to(motion.device)
-        posterior = self.vae.encode(self.statistics.normalise(motion).transpose(1, 2).flatten(0, 1))
-        mean, log_var = (
-            part.flatten(2).view(batch, persons, part.shape[1], -1).transpose(1, 2).float()
-            for part in (posterior.mean, posterior.log_var)
-        )
-        return LatentDistribution(mean, log_var)
+        motion = motion[:, :, : self.downsampling * mask.shape[1]]
+        whole = mask.repeat_interleave(self.downsampling, dim=1)
+        mean = torch.tensor(self.codec.statistics.mean).to(motion)
+        motion = torch.where(whole.view(len(whole), 1, -1, *[1] * (motion.dim() - 3)), motion, mean)
+        return without_padding(self.codec.encode(motion), mask), mask
 
     def posterior(self, motion: Tensor) -> LatentDistribution:
-        """The posterior, (1, T', P, X) each, of the whole groups of 4 frames of one motion (T, P, ...)."""
-        return self.encode(motion[None, : len(motion) // self.vae.downsampling * self.vae.downsampling])
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Un-normalised motion (B, 4T', P, ...) of latents (B, T', P, X)."""
-        persons = latents.shape[2]
-        parts = latents.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.vae.latent_joints, -1))
-        motion = self.statistics.denormalise(self.vae.decode(parts))
-        return motion.unflatten(0, (-1, persons)).transpose(1, 2)
+        """The posterior, (1, P, T', X) each, of the whole groups of 4 frames of one motion (P, T, ...)."""
+        return self.codec.encode(motion[None, :, : motion.shape[1] // self.downsampling * self.downsampling])
 
 
 def without_padding(posterior: LatentDistribution, mask: Tensor) -> LatentDistribution:
-    """The posterior, (B, T', P, X) each, with 0 where ``mask`` (B, T') is False, whatever was there."""
-    padding = ~mask[:, :, None, None]
+    """The posterior, (B, P, T', X) each, with 0 where ``mask`` (B, T') is False, whatever was there."""
+    padding = ~mask[:, None, :, None]
     return LatentDistribution(posterior.mean.masked_fill(padding, 0.0), posterior.log_var.masked_fill(padding, 0.0))
 
 
@@ -122,7 +101,7 @@ class LatentDataset:
         if choice in self.kept:
             return self.kept[choice]
         encoded = self.encoder.posterior(self.dataset.motion(choice).to(self.device))
-        posterior = torch.stack([encoded.mean[0], encoded.log_var[0]], dim=1)
+        posterior = torch.stack([encoded.mean[0], encoded.log_var[0]])
         if posterior.nbytes <= self.free:
             self.free -= posterior.nbytes
             self.kept[choice] = posterior
@@ -152,13 +131,12 @@ def error_metric(latents: Tensor, std_floor: float) -> Tensor:
 def collate_latents(items: Sequence[LatentItem]) -> LatentBatch:
     """Zero-pad to the longest item."""
     rows = [item["posterior"] for item in items]
-    frames = [len(row) for row in rows]
-    same = min(frames) == max(frames)
+    frames = [row.shape[2] for row in rows]
     mask = torch.arange(max(frames)) < torch.tensor(frames)[:, None]
     return {
         "names": [item["name"] for item in items],
         "captions": [item["caption"] for item in items],
-        "posterior": torch.stack(rows) if same else torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        "posterior": torch.stack([F.pad(row, (0, 0, 0, max(frames) - row.shape[2])) for row in rows]),
         "mask": mask.to(rows[0].device, non_blocking=True),
         "frames": frames,
     }

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def pretrain_text(
     that make the predictions are thrown away. The result depends on ``seed`` and the data alone.
 
     Args:
-        encode: one motion (T, P, ...) to the posterior of its latents (1, T', P, X), as ``LatentEncoder.posterior``.
+        encode: one motion (P, T, ...) to the posterior of its latents (1, P, T', X), as ``LatentEncoder.posterior``.
     """
 
     @functools.cache
@@ -84,8 +85,8 @@ def pretrain_text(
 
 
 def latent_summary(latents: Tensor) -> Tensor:
-    """Means of latents (T', P, X) over ``SEGMENTS`` stretches of time: (P * X * SEGMENTS,)."""
-    return F.adaptive_avg_pool1d(latents.flatten(1).t()[None], SEGMENTS).flatten()
+    """Means of latents (P, T', X) over ``SEGMENTS`` stretches of time: (P * X * SEGMENTS,)."""
+    return F.adaptive_avg_pool1d(rearrange(latents, "p t x -> 1 (p x) t"), SEGMENTS).flatten()
 
 
 def turn_summary(joints: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ def turn_summary(joints: Tensor) -> Tensor:
 
 
 def _targets(motion: Tensor, encode: Encode, representation: Representation) -> tuple[Tensor, Tensor]:
-    joints = torch.stack([representation.joints(person) for person in motion.transpose(0, 1)])
+    joints = torch.stack([representation.joints(person) for person in motion])
     return latent_summary(encode(motion).mean[0]), turn_summary(joints)
 
 

@@ -47,12 +47,11 @@ class VAEObjective(Objective):
 
     def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
         """Training: the terms of ``vae_losses``. Validation: ``joint_error_cm`` of the mode's reconstruction."""
-        frames, persons = batch["motion"].shape[1:3]
+        persons, frames = batch["motion"].shape[1:3]
         valid = torch.arange(frames, device=batch["motion"].device) < batch["lengths"][:, None]
         motion = (batch["motion"] - self.mean) / self.std
         # padding is the mean motion, whatever came: raw zeros lie far outside the data
-        motion = motion.masked_fill(~valid.view(*valid.shape, *[1] * (motion.dim() - 2)), 0.0)
-        motion = motion.transpose(1, 2).flatten(0, 1)
+        motion = motion.masked_fill(~valid.view(len(valid), 1, frames, *[1] * (motion.dim() - 3)), 0.0).flatten(0, 1)
         if not validating:
             posterior = self.vae.encode(motion)
             latent_frames, *rest = posterior.mean.shape[1:]
@@ -103,9 +102,9 @@ class Windows:
         number, start = self.places[index]
         item = self.dataset.draw(number, epoch)
         if start is None:
-            room = item["motion"].shape[0] - self.frames
+            room = item["motion"].shape[1] - self.frames
             start = int(np.random.default_rng((self.dataset.seed, epoch, number, self.frames)).integers(room + 1))
-        return {**item, "motion": item["motion"][start : start + self.frames]}
+        return {**item, "motion": item["motion"][:, start : start + self.frames]}
 
 
 def run_vae(

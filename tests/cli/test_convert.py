@@ -61,7 +61,7 @@ def test_interclip_becomes_an_evaluator(interclip: Path, tmp_path: Path) -> None
     result = run(interclip, "--out", tmp_path / "evaluator")
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(tmp_path / "evaluator")
-    embedded = load_evaluator(tmp_path / "evaluator").embed_motion(torch.randn(2, 9, 2, 262), torch.tensor([9, 4]))
+    embedded = load_evaluator(tmp_path / "evaluator").embed_motion(torch.randn(2, 2, 9, 262), torch.tensor([9, 4]))
     torch.testing.assert_close(embedded.norm(dim=1), torch.ones(2))
     again = run(interclip, "--out", tmp_path / "evaluator")
     assert again.exit_code == 2

@@ -160,5 +160,5 @@ def test_a_cache_of_7779_sequences_opens_within_ten_seconds(tmp_path: Path) -> N
     dataset = MotionDataset(INTERHUMAN, tmp_path, "train", **OPTIONS)
     batch = collate([dataset.draw(i, 0) for i in range(0, sequences, sequences // 64)])
     assert time.perf_counter() - started < 10
-    assert batch["motion"].shape == (65, 20, 2, 262)
+    assert batch["motion"].shape == (65, 2, 20, 262)
     assert isinstance(dataset._clips, CachedClips)

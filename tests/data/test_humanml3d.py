@@ -57,7 +57,7 @@ def test_clips_are_sequences_and_the_parts_that_captions_describe(humanml3d_fold
     np.testing.assert_array_equal(clips[1].source[:, 0], motion[20:90])
     dataset = MotionDataset(HUMANML3D, root, "train", training=False)
     assert dataset.names == ["000001", "000001@1-4.5", "M000001"]
-    assert dataset[2]["motion"].shape == (60, 1, 263)
+    assert dataset[2]["motion"].shape == (1, 60, 263)
     assert dataset.captions(2) == ("a man walks.", "a person strolls")
 
 
@@ -67,7 +67,7 @@ def test_long_sequences_become_windows(humanml3d_folder) -> None:
     motion = np.load(root / "new_joint_vecs" / "000001.npy")
     starts = set()
     for epoch in range(30):
-        drawn = dataset.draw(0, epoch)["motion"][:, 0].numpy()
+        drawn = dataset.draw(0, epoch)["motion"][0].numpy()
         assert len(drawn) == 196
         starts |= {s for s in range(4) if (motion[s : s + 196] == drawn).all()}
     assert starts == {0, 1, 2, 3}

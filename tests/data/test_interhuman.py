@@ -45,11 +45,11 @@ def test_reads_the_right_columns(make_set):
         np.load(root / "motions_processed" / p / "a0.npy")[:, [*range(66), *range(186, 312)]]
         for p in ("person1", "person2")
     ]
-    expected = np.stack(process_pair(*raw), axis=1)
+    expected = np.stack(process_pair(*raw))
     assert item["name"] == "a0"
     assert item["caption"] == "the first dancer turns left 0"
     assert item["motion"].dtype == torch.float32
-    assert item["motion"].shape == (39, 2, 262)
+    assert item["motion"].shape == (2, 39, 262)
     np.testing.assert_array_equal(item["motion"].numpy(), expected)
 
 
@@ -57,10 +57,10 @@ def test_evaluation_takes_the_first_frames_and_caption(make_set):
     dataset = InterHumanDataset(make_set(split="val"), "val", max_frames=16)
     whole = InterHumanDataset(dataset.root, "val")
     for index in range(3):
-        assert dataset[index]["motion"].shape[0] == 16
+        assert dataset[index]["motion"].shape[1] == 16
         assert dataset[index]["caption"] == dataset.captions(index)[0]
         # Rotations are local, so they show which frames these are whatever the canonical frame.
-        assert torch.equal(dataset[index]["motion"][..., 132:258], whole[index]["motion"][:16, ..., 132:258])
+        assert torch.equal(dataset[index]["motion"][..., 132:258], whole[index]["motion"][:, :16, 132:258])
         dataset.set_epoch(1)
         assert same(dataset[index], dataset[index])
 
@@ -72,10 +72,10 @@ def test_windows_are_random_canonical_and_inside(make_set):
     for epoch in range(40):
         dataset.set_epoch(epoch)
         item = dataset[0]
-        assert item["motion"].shape == (20, 2, 262)
+        assert item["motion"].shape == (2, 20, 262)
         assert torch.allclose(joints(item["motion"])[0, 0, 0, [0, 2]], torch.zeros(2), atol=1e-6)
         rotations = whole[0]["motion"][..., 132:258]
-        starts |= {s for s in range(20) if torch.equal(rotations[s : s + 20], item["motion"][..., 132:258])}
+        starts |= {s for s in range(20) if torch.equal(rotations[:, s : s + 20], item["motion"][..., 132:258])}
         captions.add(item["caption"])
     assert min(starts) < 5
     assert max(starts) > 14
@@ -92,7 +92,7 @@ def test_every_window_can_be_drawn(make_set, frames, window):
     for epoch in range(30):
         dataset.set_epoch(epoch)
         window_rotations = dataset[0]["motion"][..., 132:258]
-        starts |= {s for s in range(frames - window) if torch.equal(rotations[s : s + window], window_rotations)}
+        starts |= {s for s in range(frames - window) if torch.equal(rotations[:, s : s + window], window_rotations)}
     assert starts == set(range(frames - window))
 
 
@@ -109,7 +109,7 @@ def test_augmentation_moves_captions_with_motion(make_set):
         seen.add((mirrored, swapped))
         rotations = item["motion"][..., 132:258]
         if swapped:
-            rotations = rotations.flip(1)
+            rotations = rotations.flip(0)
         expected = plain[0]["motion"][..., 132:258]
         assert torch.equal(rotations, expected) is not mirrored
         if mirrored:  # the left knee's rotation is the mirrored right knee's
@@ -235,12 +235,12 @@ def test_missing_split_empty_split_and_bad_index(make_set):
 def test_collate_pads_to_a_multiple_of_four(make_set):
     dataset = InterHumanDataset(make_set(), "train")
     batch = collate([dataset[i] for i in (0, 2)])
-    assert batch["motion"].shape == (2, 40, 2, 262)
+    assert batch["motion"].shape == (2, 2, 40, 262)
     assert batch["lengths"].tolist() == [39, 29]
     assert batch["names"] == ["a0", "a2"]
     assert len(batch["captions"]) == 2
-    assert torch.equal(batch["motion"][1, :29], dataset[2]["motion"])
-    assert not batch["motion"][1, 29:].any()
+    assert torch.equal(batch["motion"][1, :, :29], dataset[2]["motion"])
+    assert not batch["motion"][1, :, 29:].any()
     with pytest.raises(ValueError, match="items: expected at least one"):
         collate([])
 

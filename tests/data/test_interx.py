@@ -107,9 +107,9 @@ def test_dataset_of_a_prepared_folder(rng: np.random.Generator, interx_folder, t
     dataset = MotionDataset(INTERX, tmp_path / "cache", "train", swap_persons=True)
     assert [dataset.num_frames(i) for i in range(2)] == [40, 150]
     plain = MotionDataset(INTERX, tmp_path / "cache", "train", training=False)[0]["motion"]
-    assert plain.shape == (40, 2, 55, 12)
+    assert plain.shape == (2, 40, 55, 12)
     items = [dataset.draw(0, epoch) for epoch in range(12)]
-    swapped = [torch.equal(item["motion"], plain.flip(1)) for item in items]
+    swapped = [torch.equal(item["motion"], plain.flip(0)) for item in items]
     assert any(swapped)
     for item, is_swapped in zip(items, swapped, strict=True):
         assert is_swapped or torch.equal(item["motion"], plain)

@@ -15,7 +15,6 @@ import torch
 
 from intermoe.data import DATA_SETS, MotionDataset
 from intermoe.eval.estimate import estimate
-from intermoe.eval.generation import generate
 from intermoe.eval.protocol import PROTOCOLS
 from intermoe.eval.report import EvaluationReport
 from intermoe.eval.runner import GENERATED, MULTIMODAL, REFERENCE, TRUTH, Evaluation, EvaluationSettings, evaluate
@@ -78,7 +77,7 @@ def test_pieces_hold_every_motion_once(make: Make) -> None:
     assert len({index for index, _ in drawn}) == 2
     assert [sample for _, sample in drawn] == [1, 2, 3, 1, 2, 3]
     with np.load(evaluation.folder / "pieces" / "00" / "generated-0001.npz") as arrays:
-        assert arrays["motion"].shape == (3, 40, 2, 262)
+        assert arrays["motion"].shape == (3, 2, 40, 262)
         assert arrays["motion"].dtype == np.float32
         lengths, captions = arrays["lengths"].tolist(), arrays["captions"].tolist()
         assert lengths == [22, 31, 40]
@@ -135,14 +134,14 @@ def test_batches_of_generation_change_nothing_but_rounding(make: Make) -> None:
 
 def test_a_motion_is_the_same_whatever_shares_its_batch(tiny_pipeline: Any) -> None:
     prompts, lengths, seeds = ["two people bow", "one of them turns", "people"], [40, 9, 22], [5, 6, 7]
-    together = generate(tiny_pipeline, prompts, lengths, seeds, num_inference_steps=3)
-    assert [tuple(motion.shape) for motion in together] == [(length, 2, 262) for length in lengths]
-    alone = generate(tiny_pipeline, prompts[1:2], lengths[1:2], seeds[1:2], num_inference_steps=3)
+    together = tiny_pipeline.sample(prompts, lengths, seeds, num_inference_steps=3)
+    assert [tuple(motion.shape) for motion in together] == [(2, length, 262) for length in lengths]
+    alone = tiny_pipeline.sample(prompts[1:2], lengths[1:2], seeds[1:2], num_inference_steps=3)
     torch.testing.assert_close(alone[0], together[1], atol=1e-4, rtol=1e-4)
     same = tiny_pipeline(prompts[:1], num_frames=40, num_inference_steps=3, seed=5)
-    torch.testing.assert_close(same.motion[0].transpose(0, 1), together[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(same.motion[0], together[0], atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="lengths, seeds: expected 3 of each"):
-        generate(tiny_pipeline, prompts, lengths[:2], seeds)
+        tiny_pipeline.sample(prompts, lengths[:2], seeds)
 
 
 @pytest.mark.parametrize("straightened", ["rigid_bones", "planted_feet"])
@@ -152,8 +151,8 @@ def test_what_is_straightened_over_time_ends_with_the_motion(
     """Bones have their mean length over a motion; that of a short one must not hear of its batch's padding."""
     config = dataclasses.replace(tiny_pipeline.config, **{straightened: True})
     monkeypatch.setattr(tiny_pipeline, "config", config)
-    together = generate(tiny_pipeline, ["two people bow", "people"], [9, 40], [5, 6], num_inference_steps=2)
-    alone = generate(tiny_pipeline, ["two people bow"], [9], [5], num_inference_steps=2)
+    together = tiny_pipeline.sample(["two people bow", "people"], [9, 40], [5, 6], num_inference_steps=2)
+    alone = tiny_pipeline.sample(["two people bow"], [9], [5], num_inference_steps=2)
     torch.testing.assert_close(alone[0], together[0], atol=1e-4, rtol=1e-4)
 
 
@@ -171,7 +170,7 @@ def test_persons_change_places(make: Make) -> None:
 def test_cropped_motion_is_of_whole_units(make: Make) -> None:
     evaluation = make()
     evaluation.protocol = PROTOCOLS["interx"]
-    lengths = {len(evaluation._draw(replication, TRUTH, 1)["motion"]) for replication in range(12)}
+    lengths = {evaluation._draw(replication, TRUTH, 1)["motion"].shape[1] for replication in range(12)}
     assert lengths == {28, 24}
 
 

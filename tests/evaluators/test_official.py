@@ -30,7 +30,7 @@ def encoder_state(golden: Any) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
 def test_motion_encoder_equals_the_published_one(encoder_state: Any, relative_error: Any, grad: bool) -> None:
     archive, state, config = encoder_state
     encoder = official.load_evaluator_motion_encoder(state, config)
-    motion = torch.from_numpy(archive["motions"]).unflatten(-1, (2, -1))
+    motion = torch.from_numpy(archive["motions"]).unflatten(-1, (2, -1)).transpose(1, 2)
     with torch.set_grad_enabled(grad):
         embedded = encoder(motion, torch.from_numpy(archive["lengths"]))
     assert relative_error(embedded, archive["motion_emb"]) < 1e-5
@@ -75,7 +75,7 @@ def test_interclip_from_its_checkpoint(encoder_state: Any, tmp_path: Path, relat
     assert evaluator.config.text == TextConfig(
         kind="clip", output_dim=512, width=WIDTH, feedforward_dim=24, max_tokens=6, vocab_size=VOCABULARY
     )
-    motion = torch.from_numpy(archive["motions"]).unflatten(-1, (2, -1))
+    motion = torch.from_numpy(archive["motions"]).unflatten(-1, (2, -1)).transpose(1, 2)
     expected = torch.nn.functional.normalize(torch.from_numpy(archive["motion_emb"]), dim=-1) * 1.7
     assert relative_error(evaluator.embed_motion(motion, torch.from_numpy(archive["lengths"])), expected) < 1e-5
     # the published text side, written down once more with its own modules
@@ -150,11 +150,11 @@ def test_recurrent_evaluators_round_trip(bigru_files: Path, layout: str) -> None
     stats = bigru_files if layout == "humanml3d" else None
     save_evaluator(bigru_files / "out", official.load_bigru(bigru_files / f"{layout}.tar", layout, bigru_files, stats))
     evaluator: Any = load_evaluator(bigru_files / "out")
-    motion = torch.randn(2, 21, 1, 263) if layout == "humanml3d" else torch.randn(2, 21, 2, 55, 12)
+    motion = torch.randn(2, 1, 21, 263) if layout == "humanml3d" else torch.randn(2, 2, 21, 55, 12)
     lengths = torch.tensor([21, 9])
     embedded = evaluator.embed_motion(motion, lengths)
     assert embedded.shape == (2, 7)
-    alone = evaluator.embed_motion(motion[1:, :8], torch.tensor([8]))
+    alone = evaluator.embed_motion(motion[1:, :, :8], torch.tensor([8]))
     torch.testing.assert_close(alone, embedded[1:])
     texts = evaluator.embed_text(["a/DET person/NOUN walk/VERB", "walk/NOUN"])
     torch.testing.assert_close(texts[1:], evaluator.embed_text(["walk/VERB"]))  # words of movement are their own kind
@@ -162,7 +162,7 @@ def test_recurrent_evaluators_round_trip(bigru_files: Path, layout: str) -> None
     with pytest.raises(ValueError, match="lengths: must be >= 4"):
         evaluator.embed_motion(motion, torch.tensor([21, 3]))
     with pytest.raises(ValueError, match="motion: expected"):
-        evaluator.embed_motion(torch.randn(2, 21, 2, 262), lengths)
+        evaluator.embed_motion(torch.randn(2, 2, 21, 262), lengths)
 
 
 def test_recurrent_evaluator_equals_its_parts(bigru_files: Path, relative_error: Any) -> None:
@@ -179,8 +179,8 @@ def test_recurrent_evaluator_equals_its_parts(bigru_files: Path, relative_error:
     )
     movement = parts["movement_encoder"]
     main.load_state_dict({k.removeprefix("main."): v for k, v in movement.items() if k.startswith("main.")})
-    motion = torch.randn(1, 20, 1, 263)
-    padded = torch.cat([(motion[:, :, 0, :259] - 0.5) / 2.0, torch.zeros(1, 176, 259)], dim=1)
+    motion = torch.randn(1, 1, 20, 263)
+    padded = torch.cat([(motion[:, 0, :, :259] - 0.5) / 2.0, torch.zeros(1, 176, 259)], dim=1)
     hidden = main(padded.transpose(1, 2)).transpose(1, 2) @ movement["out_net.weight"].T + movement["out_net.bias"]
     weights = parts["motion_encoder"]
     gru = torch.nn.GRU(8, 8, batch_first=True, bidirectional=True)

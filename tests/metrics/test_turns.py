@@ -141,7 +141,7 @@ def test_real_turns_agree_with_their_captions(salsa, split, direction, count):
     exchanged = [0, 2, 1, *range(3, 16), 17, 16, *range(18, 22)]
     verdicts, mirrored = [], []
     for index in range(len(dataset)):
-        positions = joints(dataset[index]["motion"]).numpy().transpose(1, 0, 2, 3)
+        positions = joints(dataset[index]["motion"]).numpy()
         for caption in dataset.captions(index):
             verdicts.append(agreement(positions, caption))
             mirrored.append(agreement(positions[:, :, exchanged] * mirror, caption))

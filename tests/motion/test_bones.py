@@ -18,7 +18,7 @@ def lengths(positions: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def clip(salsa: Path) -> torch.Tensor:
     """Real motion of two persons (2, T, 262); its bones are rigid."""
-    return torch.as_tensor(InterHumanDataset(salsa, "val", training=False)[1]["motion"]).transpose(0, 1)
+    return torch.as_tensor(InterHumanDataset(salsa, "val", training=False)[1]["motion"])
 
 
 def test_rigid_motion_stays_as_it_is(clip: torch.Tensor) -> None:

@@ -24,7 +24,7 @@ def lengths(motion: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def clip(salsa: Path) -> torch.Tensor:
     """Real motion of two persons (2, T, 262); its bones are rigid."""
-    clip = torch.as_tensor(InterHumanDataset(salsa, "val", training=False)[1]["motion"]).transpose(0, 1)
+    clip = torch.as_tensor(InterHumanDataset(salsa, "val", training=False)[1]["motion"])
     return with_positions(clip, hold_bone_lengths(joints(clip)))
 
 

@@ -140,18 +140,18 @@ def test_a_generation_that_is_guided_in_part(tiny_pipeline: Any, monkeypatch: py
 
 
 def test_a_motion_is_noised_to_a_level(tiny_pipeline: Any) -> None:
-    motion = torch.randn(18, 2, 262, generator=torch.Generator().manual_seed(0))
+    motion = torch.randn(2, 18, 262, generator=torch.Generator().manual_seed(0))
     trace = trace_motion(tiny_pipeline, motion, level=0.25, prompt="Two people bow.")
     assert trace.chosen.shape == (1, 1, 2, 4, 3)  # 16 of the 18 frames fill groups of four
     np.testing.assert_array_equal(trace.timesteps, [250])
-    np.testing.assert_array_equal(trace.joints, motion[:16].transpose(0, 1)[..., :66].reshape(2, 16, 22, 3))
+    np.testing.assert_array_equal(trace.joints, motion[:, :16, :66].reshape(2, 16, 22, 3))
     again = trace_motion(tiny_pipeline, motion, level=0.25, prompt="Two people bow.")
     np.testing.assert_array_equal(trace.chosen, again.chosen)
     assert trace_motion(tiny_pipeline, motion, level=0.25).title == "no text"
     with pytest.raises(ValueError, match=r"level: must be in \[0, 1\), got 1"):
         trace_motion(tiny_pipeline, motion, level=1)
     with pytest.raises(ValueError, match="motion: expected shape"):
-        trace_motion(tiny_pipeline, motion[:3], level=0.5)
+        trace_motion(tiny_pipeline, motion[:, :3], level=0.5)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ class StubEvaluator:
     device, representation, kind, reads_tokens = torch.device("cpu"), "interhuman", "stub", False
 
     def embed_motion(self, motion: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        assert motion.shape[2:] == (2, 262)
+        assert (motion.shape[1], motion.shape[3]) == (2, 262)
         return torch.stack([lengths, torch.zeros_like(lengths)], dim=-1).float()
 
     def embed_text(self, texts: list[str]) -> torch.Tensor:
@@ -130,7 +130,7 @@ def test_validation_loss_is_the_trainers(ablation: Any, pairs: Path, matrix: Pat
     pipeline = InterMoEPipeline.from_pretrained(ablation.folder / "full" / "run" / "model")
     config = variant_configs(matrix, steps=2)["full"]
     dataset = InterHumanDataset(pairs, "val", training=False)
-    objective = DenoiserObjective(config, LatentEncoder(pipeline.vae, pipeline.statistics), pipeline.text_encoder)
+    objective = DenoiserObjective(config, LatentEncoder(pipeline.codec), pipeline.text_encoder)
     objective.denoiser.load_state_dict(pipeline.denoiser.state_dict())
     items = [dataset.draw(index, 0) for index in range(len(dataset))]
     with torch.no_grad():
@@ -203,7 +203,8 @@ def test_another_training_in_the_same_folder_is_refused(
 
 
 def test_the_autoencoder_of_a_pipeline(tiny_pipeline: Any, tmp_path: Path) -> None:
-    vae, statistics = load_vae_folder(save_autoencoder(tiny_pipeline, tmp_path / "vae"))
+    tiny_pipeline.save_pretrained(tmp_path / "model")
+    vae, statistics = load_vae_folder(save_autoencoder(tmp_path / "model", tmp_path / "vae"))
     for key, value in tiny_pipeline.vae.state_dict().items():
         assert torch.equal(vae.state_dict()[key], value)
     np.testing.assert_array_equal(statistics.mean, tiny_pipeline.statistics.mean)

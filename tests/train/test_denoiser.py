@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from intermoe import InterMoEPipeline
 from intermoe.data import InterHumanDataset, collate
 from intermoe.motion.statistics import Statistics
+from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.train import load_vae_folder, run_denoiser
 from intermoe.train.config import DenoiserTrainConfig
@@ -73,7 +74,7 @@ def test_train_mode_leaves_the_vae_frozen(
 ) -> None:
     config = DenoiserTrainConfig.load(trained_denoiser / "config.json")
     pipeline = InterMoEPipeline.from_pretrained(trained_denoiser / "model")
-    objective = DenoiserObjective(config, LatentEncoder(*vae), pipeline.text_encoder).train()
+    objective = DenoiserObjective(config, LatentEncoder(LatentCodec(*vae)), pipeline.text_encoder).train()
     assert objective.denoiser.training
     assert not vae[0].training
     assert not any(key.startswith("encoder") for key in objective.state_dict())

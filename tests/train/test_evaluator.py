@@ -44,9 +44,9 @@ def test_a_run_resumes_and_is_an_evaluator(pairs: Path, tmp_path: Path) -> None:
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
     assert not any(parameter.requires_grad for parameter in whole.parameters())
-    motion = torch.randn(2, 20, 2, 262)
+    motion = torch.randn(2, 2, 20, 262)
     embedded = whole.embed_motion(motion, torch.tensor([20, 7]))
-    torch.testing.assert_close(whole.embed_motion(motion[1:, :7], torch.tensor([7])), embedded[1:])
+    torch.testing.assert_close(whole.embed_motion(motion[1:, :, :7], torch.tensor([7])), embedded[1:])
     assert whole.embed_text(["two people dance"]).shape == (1, 8)
     assert (tmp_path / "whole" / "model" / "training.json").exists()
 
@@ -78,7 +78,7 @@ def test_equal_descriptions_and_clips_are_not_told_apart(pairs: Path, tmp_path: 
     batch = {
         "names": ["a", "b", "c"],
         "captions": ["two people dance", "two people dance", "turns"],
-        "motion": torch.randn(3, 12, 2, 262),
+        "motion": torch.randn(3, 2, 12, 262),
         "lengths": torch.tensor([12, 9, 5]),
     }
     draws = ItemDraws((0, 0), range(3), torch.device("cpu"))

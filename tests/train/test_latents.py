@@ -8,6 +8,7 @@ import torch
 from intermoe.data.batching import collate
 from intermoe.data.interhuman import InterHumanDataset
 from intermoe.motion.statistics import Statistics
+from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.train import latents as module
 from intermoe.train import load_vae_folder
@@ -23,17 +24,17 @@ def vae(trained_vae: Path) -> tuple[CausalSkeletalVAE, Statistics]:
 
 def test_posteriors_are_the_vaes(vae: tuple[CausalSkeletalVAE, Statistics], pairs: Path) -> None:
     dataset = InterHumanDataset(pairs, "val", min_frames=16)
-    posterior, mask = LatentEncoder(*vae)(collate([dataset[0], dataset[1]]))
+    posterior, mask = LatentEncoder(LatentCodec(*vae))(collate([dataset[0], dataset[1]]))
     assert mask.sum(dim=1).tolist() == [31 // 4, 24 // 4]
-    motion = dataset[1]["motion"][:24].transpose(0, 1)
+    motion = dataset[1]["motion"][:, :24]
     expected = vae[0].encode(vae[1].normalise(motion))
     for name in ("mean", "log_var"):
-        wanted = getattr(expected, name).flatten(2).transpose(0, 1)
-        torch.testing.assert_close(getattr(posterior, name)[1, :6], wanted, rtol=1e-5, atol=1e-6)
+        wanted = getattr(expected, name).flatten(2)
+        torch.testing.assert_close(getattr(posterior, name)[1, :, :6], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_batch_of_latents_is_that_of_its_motion(vae: tuple[CausalSkeletalVAE, Statistics], pairs: Path) -> None:
-    dataset, encoder = InterHumanDataset(pairs, "train", min_frames=16, mirror=True), LatentEncoder(*vae)
+    dataset, encoder = InterHumanDataset(pairs, "train", min_frames=16, mirror=True), LatentEncoder(LatentCodec(*vae))
     encoded = LatentDataset(dataset, encoder, CPU)
     draws = [(0, 3), (2, 5), (0, 4)]
     batch = collate_latents([encoded.draw(*draw) for draw in draws])
@@ -43,15 +44,16 @@ def test_a_batch_of_latents_is_that_of_its_motion(vae: tuple[CausalSkeletalVAE, 
     assert batch["frames"] == mask.sum(dim=1).tolist()
     assert batch["captions"] == [item["caption"] for item in items]
     for k, wanted in enumerate((posterior.mean, posterior.log_var)):
-        torch.testing.assert_close(batch["posterior"][:, :, k][mask], wanted[mask], rtol=1e-5, atol=1e-6)
-        assert not batch["posterior"][:, :, k][~mask].any()
+        found, valid = batch["posterior"][:, k], mask[:, None, :, None].expand_as(wanted)
+        torch.testing.assert_close(found[valid], wanted[valid], rtol=1e-5, atol=1e-6)
+        assert not found[~valid].any()
 
 
 def test_equal_choices_are_encoded_once(
     vae: tuple[CausalSkeletalVAE, Statistics], pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = InterHumanDataset(pairs, "train", min_frames=16, mirror=True)
-    encoded = LatentDataset(dataset, LatentEncoder(*vae), CPU)
+    encoded = LatentDataset(dataset, LatentEncoder(LatentCodec(*vae)), CPU)
     first = [encoded.draw(1, epoch) for epoch in range(12)]
     assert len(encoded.kept) == 2  # as it is, and mirrored
     monkeypatch.setattr(dataset, "motion", lambda _: pytest.fail("read again"))
@@ -63,7 +65,7 @@ def test_what_is_kept_is_bounded(
     vae: tuple[CausalSkeletalVAE, Statistics], pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CACHE_BYTES", 1)
-    encoded = LatentDataset(InterHumanDataset(pairs, "val", min_frames=16), LatentEncoder(*vae), CPU)
+    encoded = LatentDataset(InterHumanDataset(pairs, "val", min_frames=16), LatentEncoder(LatentCodec(*vae)), CPU)
     encoded.draw(0, 0)
     assert not encoded.kept
 

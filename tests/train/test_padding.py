@@ -16,6 +16,7 @@ from intermoe.diffusion import build_scheduler, sample
 from intermoe.evaluators.bigru import BiGRUConfig, BiGRUEvaluator
 from intermoe.evaluators.interclip import InterClip, InterClipConfig
 from intermoe.nn.moe import InterMoEBlock
+from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.text.protocol import TextConfig
 from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train import load_vae_folder
@@ -89,7 +90,7 @@ def padded(dataset: InterHumanDataset) -> Callable[[float], Batch]:
     def batch(filling: float) -> Batch:
         made = collate([dataset[i] for i in (0, 1, 3)])
         for row, length in zip(made["motion"], made["lengths"].tolist(), strict=True):
-            row[length:] = filling
+            row[:, length:] = filling
         return made
 
     return batch
@@ -120,7 +121,7 @@ def make_objective(
         tokenizer = (trained_denoiser / "tokenizer.json").read_text(encoding="utf-8")
         torch.manual_seed(0)
         text = WordPieceTextEncoder(config.text, tokenizer)
-        objective = DenoiserObjective(config, LatentEncoder(*load_vae_folder(trained_vae / "model")), text)
+        objective = DenoiserObjective(config, LatentEncoder(LatentCodec(*load_vae_folder(trained_vae / "model"))), text)
         drawn(objective)
         return objective
 
@@ -141,14 +142,14 @@ def test_denoiser_on_latents_that_are_kept(
         objective = make_objective({})
         encoded = LatentDataset(dataset, objective.encoder, CPU)
         batch = dict(collate_latents([encoded.draw(i, 0) for i in (0, 1, 3)]))
-        batch["posterior"][~batch["mask"]] = filling  # type: ignore[index]
+        batch["posterior"].transpose(1, 3)[~batch["mask"]] = filling  # type: ignore[index]
         return everything(objective, batch, generating=True)
 
     assert_padding_is_nothing(results)
 
 
 def test_latents(padded: Callable[[float], Batch], trained_vae: Path) -> None:
-    encoder = LatentEncoder(*load_vae_folder(trained_vae / "model"))
+    encoder = LatentEncoder(LatentCodec(*load_vae_folder(trained_vae / "model")))
 
     def results(filling: float) -> Results:
         posterior, mask = encoder(padded(filling))  # type: ignore[arg-type]
@@ -156,8 +157,8 @@ def test_latents(padded: Callable[[float], Batch], trained_vae: Path) -> None:
 
     assert_padding_is_nothing(results)
     found = results(math.nan)
-    assert not found["mean"][~found["mask"]].any()
-    assert not found["log_var"][~found["mask"]].any()
+    assert not found["mean"].transpose(1, 2)[~found["mask"]].any()
+    assert not found["log_var"].transpose(1, 2)[~found["mask"]].any()
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
@@ -190,13 +191,13 @@ def test_block(changes: dict[str, Any], backend: str) -> None:
 def test_sampling(make_objective: Callable[..., DenoiserObjective]) -> None:
     objective = make_objective({}).eval()
     mask = torch.arange(6) < torch.tensor([[6], [4]])
-    noise, text = torch.randn(2, 6, 2, 28), torch.randn(2, 8)
+    noise, text = torch.randn(2, 2, 6, 28), torch.randn(2, 8)
 
     def results(filling: float) -> Results:
-        given = noise.masked_fill(~mask[..., None, None], filling)
+        given = noise.masked_fill(~mask[:, None, :, None], filling)
         scheduler = build_scheduler("ddim", objective.diffusion)
         made = sample(
-            objective.denoiser, text, (2, 6, 2, 28), scheduler=scheduler, num_inference_steps=2, mask=mask, noise=given
+            objective.denoiser, text, (2, 2, 6, 28), scheduler=scheduler, num_inference_steps=2, mask=mask, noise=given
         )
         return {"latents": made}
 
@@ -221,13 +222,13 @@ def test_evaluator_objective(padded: Callable[[float], Batch]) -> None:
 def test_recurrent_evaluators(layout: str, input_dim: int, frame: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     small = {"word_dim": 4, "movement_dim": 8, "motion_dim": 8, "text_dim": 4, "embedding_dim": 4}
-    config = BiGRUConfig(layout=layout, input_dim=input_dim, max_frames=24, **small)  # type: ignore[arg-type]
+    config = BiGRUConfig(representation=layout, input_dim=input_dim, max_frames=24, **small)  # type: ignore[arg-type]
     evaluator = BiGRUEvaluator(config, '["one"]')
-    motion, lengths = torch.randn(2, 20, *frame), torch.tensor([20, 9])
+    motion, lengths = torch.randn(2, frame[0], 20, *frame[1:]), torch.tensor([20, 9])
 
     def results(filling: float) -> Results:
         given = motion.clone()
-        given[1, 9:] = filling
+        given[1, :, 9:] = filling
         embedded = evaluator.embed_motion(given, lengths)
         evaluator.zero_grad()
         embedded.square().sum().backward()

@@ -111,7 +111,7 @@ def test_windows_at_every_stride(pairs: Path) -> None:
     assert len(windows) == sum((length - 16) // 4 + 1 for length in lengths)
     whole = dataset.draw(0, 3)["motion"]
     for number in range((lengths[0] - 16) // 4 + 1):
-        assert torch.equal(windows.draw(number, 3)["motion"], whole[4 * number : 4 * number + 16])
+        assert torch.equal(windows.draw(number, 3)["motion"], whole[:, 4 * number : 4 * number + 16])
 
 
 def test_shares_make_the_mean_over_all_frames_of_a_step() -> None:
@@ -164,7 +164,7 @@ def test_fid_is_that_of_the_features(
 
     class Mean(torch.nn.Module):
         def embed_motion(self, motion: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-            assert motion.shape[2:] == (2, 262)
+            assert (motion.shape[1], motion.shape[3]) == (2, 262)
             seen.append(torch.stack([row[:n, :, :3].mean(dim=(0, 1)) for row, n in zip(motion, lengths, strict=True)]))
             return seen[-1]
 

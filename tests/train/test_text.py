@@ -42,9 +42,9 @@ def test_turn_summary_of_steady_turns(degrees: float) -> None:
 
 
 def test_latent_summary_is_the_mean_over_stretches_of_time() -> None:
-    latents = torch.randn(2 * SEGMENTS, 2, 5)
-    expected = latents.view(SEGMENTS, 2, 10).mean(dim=1)  # (SEGMENTS, P * X)
-    torch.testing.assert_close(latent_summary(latents).view(10, SEGMENTS), expected.t())
+    latents = torch.randn(2, 2 * SEGMENTS, 5)
+    expected = latents.view(2, SEGMENTS, 2, 5).mean(dim=2)  # (P, SEGMENTS, X)
+    torch.testing.assert_close(latent_summary(latents).view(2, 5, SEGMENTS), expected.transpose(1, 2))
 
 
 class Turners:
@@ -62,12 +62,12 @@ class Turners:
 
     def motion(self, side: str) -> torch.Tensor:
         turned = turning_person(360.0 if side == "left" else -360.0, frames=40)
-        positions = torch.stack([turning_person(0.0, frames=40), turned], dim=1)  # (T, 2, 22, 3)
-        return torch.cat([positions.flatten(2), torch.zeros(40, 2, 262 - 66)], dim=-1)
+        positions = torch.stack([turning_person(0.0, frames=40), turned])  # (2, T, 22, 3)
+        return torch.cat([positions.flatten(2), torch.zeros(2, 40, 262 - 66)], dim=-1)
 
 
 def encode(motion: torch.Tensor) -> LatentDistribution:
-    return LatentDistribution(motion[None, ::4, :, :66], torch.zeros_like(motion[None, ::4, :, :66]))
+    return LatentDistribution(motion[None, :, ::4, :66], torch.zeros_like(motion[None, :, ::4, :66]))
 
 
 def build(dataset: Turners) -> WordPieceTextEncoder:

@@ -60,7 +60,7 @@ def test_validation_error_is_in_centimetres_and_ignores_padding(trained_vae: Pat
     expected = []
     for index in range(2):
         motion = dataset[index]["motion"]
-        motion = motion[: len(motion) // 4 * 4].transpose(0, 1)
+        motion = motion[:, : motion.shape[1] // 4 * 4]
         output = statistics.denormalise(vae.decode(vae.encode(statistics.normalise(motion)).mode()))
         error = (output - motion)[..., :66].reshape(-1, 22, 3)
         expected.append(100 * torch.linalg.vector_norm(error, dim=-1).mean())
@@ -74,8 +74,8 @@ def test_windows_depend_on_seed_epoch_and_index_alone(pairs: Path) -> None:
     whole = dataset.draw(2, 5)["motion"]
     dataset.set_epoch(3)
     assert torch.equal(first["motion"], windows.draw(2, 5)["motion"])
-    assert first["motion"].shape == (16, 2, 262)
-    assert any(torch.equal(first["motion"], whole[s : s + 16]) for s in range(len(whole) - 15))
+    assert first["motion"].shape == (2, 16, 262)
+    assert any(torch.equal(first["motion"], whole[:, s : s + 16]) for s in range(whole.shape[1] - 15))
     assert len({windows.draw(2, epoch)["motion"].sum().item() for epoch in range(6)}) > 1
 
 
@@ -132,7 +132,7 @@ def test_latent_noise_reaches_the_decoder_at_a_level_of_its_own_for_each_sequenc
 ) -> None:
     vae, statistics = load_vae_folder(trained_vae / "model")
     batch = collate([InterHumanDataset(pairs, "train", min_frames=16)[i] for i in range(4)])
-    batch["motion"] = batch["motion"][:, :16]
+    batch["motion"] = batch["motion"][:, :, :16]
     seen = []
     for noise in (0.0, 0.5):
         config = VAETrainConfig.load(write_config("vae", latent_noise=noise))

@@ -8,6 +8,7 @@ from typing import ClassVar
 from intermoe.config import Config, _require, check_moe
 from intermoe.diffusion import DiffusionConfig
 from intermoe.motion.representation import REPRESENTATIONS
+from intermoe.pipeline import ModelConfig
 from intermoe.text.protocol import TextConfig
 
 
@@ -75,7 +76,7 @@ class DenoiserConfig(Config):
 
 
 @dataclass(frozen=True)
-class PipelineConfig(Config):
+class PipelineConfig(ModelConfig):
     """Everything that ``InterMoEPipeline.from_pretrained`` needs besides weights and tokenizer.
 
     Of decoded motion, ``rigid_bones`` holds the bones at their mean length over the clip (``intermoe.motion.bones``),
@@ -84,10 +85,6 @@ class PipelineConfig(Config):
     representations whose feet stand in the world; the release does not.
     """
 
-    name: str = "intermoe"
-    fps: int = 30
-    min_frames: int = 16
-    max_frames: int = 300
     rigid_bones: bool = False
     planted_feet: bool = False
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -96,8 +93,7 @@ class PipelineConfig(Config):
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:
-        _require(self.fps >= 1, "fps", ">= 1", self.fps)
-        _require(4 <= self.min_frames <= self.max_frames, "min_frames", "in [4, max_frames]", self.min_frames)
+        super().__post_init__()
         for name in ("rigid_bones", "planted_feet"):
             ok = not getattr(self, name) or REPRESENTATIONS[self.vae.representation].grounded
             _require(ok, name, f"false for {self.vae.representation}", getattr(self, name))

@@ -73,20 +73,20 @@ class Denoiser(nn.Module):
         """One denoising estimate.
 
         Args:
-            x: (B, T', P, input_dim) noisy latents of P persons.
+            x: (B, P, T', input_dim) noisy latents of P persons.
             timesteps: (B,) integers in the training schedule.
             text: (B, text_dim) text condition; zeros for none.
             mask: (B, T') bool, True = valid; padded frames are not attended to, routed or counted, whatever they hold.
 
         Returns:
-            (B, T', P, input_dim) estimate of the clean latents. Values at padded frames are meaningless.
+            (B, P, T', input_dim) estimate of the clean latents. Values at padded frames are meaningless.
         """
         self._check(x, timesteps, text, mask)
         if mask is not None:  # an attention weight of 0 times infinity would be NaN
-            x = x.masked_fill(~mask[:, :, None, None], 0.0)
+            x = x.masked_fill(~mask[:, None, :, None], 0.0)
         condition = self.embed_timestep(timesteps) + self.embed_text(text)
-        frames = torch.arange(x.shape[1], device=x.device)
-        hidden = self.embed_motion(x.transpose(1, 2)) + sinusoid(frames, self.config.dim).to(x.dtype)
+        frames = torch.arange(x.shape[2], device=x.device)
+        hidden = self.embed_motion(x) + sinusoid(frames, self.config.dim).to(x.dtype)
         if self.first_person is not None:
             hidden = torch.cat([hidden[:, :1] + self.first_person, hidden[:, 1:]], dim=1)
         recompute = self.config.recompute and torch.is_grad_enabled()
@@ -96,7 +96,7 @@ class Denoiser(nn.Module):
             else:
                 hidden = layer(hidden, condition, mask)
         estimate: Tensor = self.out(hidden)
-        return estimate.transpose(1, 2)
+        return estimate
 
     def moe_blocks(self) -> list[InterMoEBlock]:
         """The MoE block of every layer, first to last."""
@@ -116,7 +116,7 @@ class Denoiser(nn.Module):
         return torch.stack(losses).sum() if losses else self.out.bias.new_zeros(())
 
     def _check(self, x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None) -> None:
-        size = check_tensor("x", x, ("B", "T'", "P", self.config.input_dim))
+        size = check_tensor("x", x, ("B", "P", "T'", self.config.input_dim))
         check_tensor("timesteps", timesteps, (size["B"],))
         check_tensor("text", text, (size["B"], self.config.text_dim))
         if size["P"] < 1 or size["T'"] < 1:

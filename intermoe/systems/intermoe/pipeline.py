@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from intermoe.diffusion import build_scheduler, sample
+from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
 from intermoe.files import replacing
 from intermoe.motion.bones import with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
-from intermoe.pipeline import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, PipelineResult, model_folder
+from intermoe.pipeline import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, MotionPipeline, Progress
+from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
@@ -24,12 +26,16 @@ from intermoe.text.build import build_text_encoder
 from intermoe.text.protocol import TextEncoder
 
 
-class InterMoEPipeline:
+class InterMoEPipeline(MotionPipeline):
     """A text encoder, a denoiser and an autoencoder that belong together.
 
     Args:
         config: the model's configuration. vae, denoiser, text_encoder: its parts. statistics: of its motion columns.
     """
+
+    config_type = PipelineConfig
+    schedulers = SCHEDULERS
+    config: PipelineConfig
 
     def __init__(
         self,
@@ -41,20 +47,16 @@ class InterMoEPipeline:
     ) -> None:
         self.config = config
         self.representation = vae.representation
-        self.vae = vae.eval()
+        self.codec = LatentCodec(vae, statistics)
+        self.vae = vae
+        self.frame_multiple = vae.downsampling
         self.denoiser = denoiser.eval()
         self.text_encoder = text_encoder.eval()
         self.statistics = statistics
 
     @classmethod
-    def from_pretrained(cls, path_or_name: str | Path, *, device: str | torch.device = "cpu") -> InterMoEPipeline:
-        """Load a model folder, or a model shipped with the package by its name (``"salsa"``). Never unpickles.
-
-        Raises:
-            FileNotFoundError: neither a folder with a model nor a shipped name; lists the shipped ones.
-            ValueError: a file of the model is broken or does not fit the configuration; names file and key.
-        """
-        folder = model_folder(path_or_name)
+    def load(cls, folder: Path) -> InterMoEPipeline:
+        """See ``MotionPipeline.load``."""
         config = PipelineConfig.load(folder / CONFIG_FILE)
         tokenizer = folder / TOKENIZER_FILE
         content = tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None
@@ -73,7 +75,7 @@ class InterMoEPipeline:
             raise ValueError(f"{folder / WEIGHTS_FILE}: missing key {error}") from error
         if tensors:
             raise ValueError(f"{folder / WEIGHTS_FILE}: unexpected keys {sorted(tensors)}")
-        return cls(config, vae, denoiser, text_encoder, statistics).to(device)
+        return cls(config, vae, denoiser, text_encoder, statistics)
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json, model.safetensors and, for an own tokenizer, tokenizer.json; each whole or not at all.
@@ -88,7 +90,7 @@ class InterMoEPipeline:
             "statistics.mean": torch.tensor(self.statistics.mean),
             "statistics.std": torch.tensor(self.statistics.std),
         }
-        for name, module in self._parts().items():
+        for name, module in self.modules.items():
             for key, value in module.state_dict().items():
                 narrow = dtype is not None and value.is_floating_point() and not key.endswith("selection_bias")
                 tensors[f"{name}.{key}"] = value.detach().cpu().to(dtype if narrow else value.dtype).contiguous()
@@ -100,94 +102,80 @@ class InterMoEPipeline:
         with replacing(folder / CONFIG_FILE) as temporary:
             temporary.write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
-    def to(self, device: str | torch.device) -> InterMoEPipeline:
-        """Move all parts to a device."""
-        for module in self._parts().values():
-            module.to(device)
-        return self
-
     @property
-    def device(self) -> torch.device:
-        """Device of the denoiser."""
-        return next(self.denoiser.parameters()).device
+    def modules(self) -> dict[str, nn.Module]:
+        """Autoencoder, denoiser and text encoder."""
+        return {"vae": self.vae, "denoiser": self.denoiser, "text": self.text_encoder}
 
     @torch.no_grad()
-    def __call__(
+    def sample(
         self,
-        prompts: str | Sequence[str],
-        num_frames: int = 210,
+        prompts: Sequence[str],
+        lengths: Sequence[int],
+        seeds: Sequence[int],
+        *,
         num_inference_steps: int = 50,
         guidance_scale: float = 3.5,
-        seed: int = 0,
         scheduler: str = "ddim",
-        progress: Callable[[int, int], None] | None = None,
-    ) -> PipelineResult:
-        """Generate one motion for each prompt.
-
-        Args:
-            prompts: one or several descriptions, none empty.
-            num_frames: length in frames, in [min_frames, max_frames] of the model.
-            num_inference_steps: solver steps. guidance_scale: >= 1, 1 for no guidance.
-            seed: prompt i is drawn with seed + i, whatever else is in the call.
-            scheduler: one of ``intermoe.diffusion.SCHEDULERS``.
-            progress: called as ``progress(steps_done, steps)``.
-
-        Raises:
-            ValueError: a value outside its range, named.
-        """
-        prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
-        self.check(prompts, num_frames)
-        seeds = tuple(seed + i for i in range(len(prompts)))
-        condition = self.text_encoder(prompts)
-        latent_frames = -(-num_frames // self.vae.downsampling)
+        progress: Progress | None = None,
+    ) -> list[Tensor]:
+        """See ``MotionPipeline.sample``."""
+        if not len(prompts) == len(lengths) == len(seeds):
+            raise ValueError(f"lengths, seeds: expected {len(prompts)} of each, got {len(lengths)} and {len(seeds)}")
+        frames = [-(-length // self.vae.downsampling) for length in lengths]
+        persons, width = self.representation.persons, self.config.denoiser.input_dim
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.zeros(len(prompts), max(frames), persons, width)
+        for row, count, generator in zip(noise, frames, generators, strict=True):
+            row[:count] = torch.randn((count, persons, width), generator=generator)
+        valid = torch.arange(max(frames)) < torch.tensor(frames)[:, None]
         latents = sample(
             self.denoiser,
-            condition,
-            (len(prompts), latent_frames, self.representation.persons, self.config.denoiser.input_dim),
+            self.text_encoder(prompts),
+            (len(prompts), persons, max(frames), width),
             scheduler=build_scheduler(scheduler, self.config.diffusion),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             latent_scale=self.config.diffusion.latent_scale,
             guidance_until=self.config.diffusion.guidance_until,
-            generators=[torch.Generator().manual_seed(s) for s in seeds],
+            mask=None if valid.all() else valid.to(self.device),
+            generators=generators,
+            noise=rearrange(noise, "b t p x -> b p t x"),
             callback=progress,
         )
-        motion = self.decode(latents)[:, :, :num_frames]
-        joints = self.representation.joints(motion).contiguous()
-        return PipelineResult(joints, motion.contiguous(), prompts, seeds, self.config.fps)
+        # each alone: bones and feet are straightened over all frames that are decoded together, padding included
+        decoded = (self.decode(row[None, :, :count])[0] for row, count in zip(latents, frames, strict=True))
+        return [motion[:, :length].clone() for motion, length in zip(decoded, lengths, strict=True)]
 
-    def encode(self, motion: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Motion (B, T, P, ...), T a multiple of 4, to latents (B, T/4, P, X): the mean, or a sample if seeded."""
-        persons = motion.shape[2]
-        normed = self.statistics.normalise(motion).transpose(1, 2).flatten(0, 1)
-        posterior = self.vae.encode(normed)
-        latents = posterior.mode() if generator is None else posterior.sample(generator)
-        return latents.flatten(2).unflatten(0, (-1, persons)).transpose(1, 2)
+    def encode(self, motion: Tensor) -> Tensor:
+        """Motion (B, P, T, ...), T a multiple of 4, to the mean of its latents (B, P, T / 4, X)."""
+        return self.codec.encode(motion).mode()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, T', P, X) to motion (B, P, 4T', ...), float32 on CPU."""
-        persons = latents.shape[2]
-        parts = latents.transpose(1, 2).flatten(0, 1).unflatten(-1, (self.vae.latent_joints, -1))
-        motion = self.statistics.denormalise(self.vae.decode(parts).float().cpu())
+        """Latents (B, P, T', X) to motion (B, P, 4T', ...), float32 on CPU, cleaned as the configuration says."""
+        motion = self.codec.decode(latents).cpu()
         if self.config.rigid_bones:
             motion = with_rigid_bones(motion)
         if self.config.planted_feet:
             motion = with_planted_feet(motion)
-        return motion.unflatten(0, (-1, persons))
+        return motion
 
-    def check(self, prompts: Sequence[str], num_frames: int) -> None:
-        """Raise ``ValueError`` for what ``__call__`` would refuse, before any work."""
-        if not prompts:
-            raise ValueError("prompts: expected at least one, got none")
-        for prompt in prompts:
-            if not prompt.strip():
-                raise ValueError(f"prompts: a prompt must not be empty, got {prompt!r}")
-        low, high = self.config.min_frames, self.config.max_frames
-        if not low <= num_frames <= high:
-            raise ValueError(f"num_frames: must be in [{low}, {high}] for this model, got {num_frames}")
+    @torch.no_grad()
+    def denoise_once(self, motion: Tensor, level: float, *, prompt: str = "", seed: int = 0) -> int:
+        """See ``MotionPipeline.denoise_once``."""
+        latents = self.encode(motion[None].to(self.device))
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
+        timestep = int(level * self.config.diffusion.num_train_timesteps)
+        timesteps = torch.tensor([timestep], device=latents.device)
+        scheduler = build_scheduler("ddpm", self.config.diffusion)
+        noisy = scheduler.add_noise(self.config.diffusion.latent_scale * latents, noise, timesteps)
+        text = self.text_encoder([prompt]) if prompt else torch.zeros(1, self.config.denoiser.text_dim).to(latents)
+        self.denoiser(noisy, timesteps, text)
+        return timestep
 
-    def _parts(self) -> dict[str, nn.Module]:
-        return {"vae": self.vae, "denoiser": self.denoiser, "text": self.text_encoder}
+    def unknown_words(self, prompt: str) -> list[str]:
+        """See ``TextEncoder.unknown_words``."""
+        return self.text_encoder.unknown_words(prompt)
 
 
 def _load_part(module: nn.Module, name: str, tensors: dict[str, Tensor], path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from einops import rearrange
 
 from intermoe import official
 from intermoe.nn.attention import Attention, CrossAttention
@@ -37,8 +38,9 @@ def test_whole_denoiser_equals_the_authors_on_valid_frames(golden, relative_erro
     archive = golden("denoiser.npz")
     model = golden_denoiser(archive)
     mask = torch.tensor(archive["mask"])[..., 0] > 0
-    x = torch.tensor(archive["x"]).unflatten(-1, (2, -1))
-    y = model(x, torch.tensor(archive["timesteps"]), torch.tensor(archive["cond"]), mask).flatten(2)
+    x = rearrange(torch.tensor(archive["x"]), "b t (p x) -> b p t x", p=2)
+    y = model(x, torch.tensor(archive["timesteps"]), torch.tensor(archive["cond"]), mask)
+    y = rearrange(y, "b p t x -> b t (p x)")
     assert relative_error(y[mask], archive["y"][mask.numpy()]) < TOLERANCE
 
 
@@ -54,22 +56,22 @@ def test_first_layer_equals_the_authors(golden, relative_error) -> None:
 @pytest.mark.parametrize("persons", [1, 2, 3])
 def test_persons_share_weights_and_permute(persons: int) -> None:
     model = tiny().eval()
-    x, text, t = torch.randn(2, 5, persons, 6), torch.randn(2, 5), torch.tensor([3, 700])
+    x, text, t = torch.randn(2, persons, 5, 6), torch.randn(2, 5), torch.tensor([3, 700])
     y = model(x, t, text)
     assert y.shape == x.shape
-    torch.testing.assert_close(model(x.flip(2), t, text), y.flip(2))
+    torch.testing.assert_close(model(x.flip(1), t, text), y.flip(1))
 
 
 def test_the_text_can_name_the_first_person() -> None:
     torch.manual_seed(0)
     model = tiny(first_person=True).eval()
-    x, text, t = torch.randn(2, 5, 3, 6), torch.randn(2, 5), torch.tensor([3, 700])
-    same = x[:, :, :1].expand(-1, -1, 3, -1)
-    torch.testing.assert_close(model(same, t, text)[:, :, 0], model(same, t, text)[:, :, 1])  # it starts at zero
+    x, text, t = torch.randn(2, 3, 5, 6), torch.randn(2, 5), torch.tensor([3, 700])
+    same = x[:, :1].expand(-1, 3, -1, -1)
+    torch.testing.assert_close(model(same, t, text)[:, 0], model(same, t, text)[:, 1])  # it starts at zero
     torch.nn.init.normal_(model.first_person)
     y = model(x, t, text)
-    torch.testing.assert_close(model(x[:, :, [0, 2, 1]], t, text), y[:, :, [0, 2, 1]])  # the others stay exchangeable
-    assert (model(x.flip(2), t, text) - y.flip(2)).abs().max() > 1e-2
+    torch.testing.assert_close(model(x[:, [0, 2, 1]], t, text), y[:, [0, 2, 1]])  # the others stay exchangeable
+    assert (model(x.flip(1), t, text) - y.flip(1)).abs().max() > 1e-2
     y.square().sum().backward()
     assert model.first_person.grad.abs().max() > 0
     assert "first_person" not in tiny().state_dict()
@@ -77,12 +79,12 @@ def test_the_text_can_name_the_first_person() -> None:
 
 def test_a_person_sees_all_the_others() -> None:
     model = tiny().eval()
-    x, text, t = torch.randn(1, 5, 3, 6), torch.randn(1, 5), torch.tensor([3])
+    x, text, t = torch.randn(1, 3, 5, 6), torch.randn(1, 5), torch.tensor([3])
     y = model(x, t, text)
     for other in (1, 2):
         changed = x.clone()
-        changed[:, :, other] += 1
-        assert (model(changed, t, text)[:, :, 0] - y[:, :, 0]).abs().max() > 1e-4
+        changed[:, other] += 1
+        assert (model(changed, t, text)[:, 0] - y[:, 0]).abs().max() > 1e-4
 
 
 def test_a_person_alone_attends_to_the_zero_key_only() -> None:
@@ -110,18 +112,19 @@ def test_attention_equals_torch_with_a_zero_key() -> None:
 
 def test_padding_does_not_reach_valid_frames() -> None:
     model = tiny().eval()
-    x, text, t = torch.randn(2, 6, 2, 6), torch.randn(2, 5), torch.tensor([3, 700])
+    x, text, t = torch.randn(2, 2, 6, 6), torch.randn(2, 5), torch.tensor([3, 700])
     mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
     y = model(x, t, text, mask)
-    changed = torch.where(mask[..., None, None], x, torch.full_like(x, 50.0))
-    torch.testing.assert_close(model(changed, t, text, mask)[mask], y[mask])
-    torch.testing.assert_close(model(x[1:, :4], t[1:], text[1:]), y[1:, :4])
+    valid = mask[:, None, :, None].expand_as(x)
+    changed = torch.where(valid, x, torch.full_like(x, 50.0))
+    torch.testing.assert_close(model(changed, t, text, mask)[valid], y[valid])
+    torch.testing.assert_close(model(x[1:, :, :4], t[1:], text[1:]), y[1:, :, :4])
 
 
 def test_padding_is_not_counted_and_both_persons_are_one_pool() -> None:
     model = tiny().train()
     mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
-    model(torch.randn(2, 6, 2, 6), torch.tensor([3, 700]), torch.randn(2, 5), mask)
+    model(torch.randn(2, 2, 6, 6), torch.tensor([3, 700]), torch.randn(2, 5), mask)
     assert [block.token_count.item() for block in model.moe_blocks()] == [20, 20]
     before = [block.selection_bias.clone() for block in model.moe_blocks()]
     model.update_selection_bias()
@@ -136,7 +139,7 @@ def test_every_routing_kind_trains(routing: str, pool: str) -> None:
     model = tiny(routing=routing, pool=pool, top_k=2 if routing == "token_choice" else None).train()
     assert DenoiserConfig.from_dict(model.config.to_dict()) == model.config
     mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
-    out = model(torch.randn(2, 6, 2, 6), torch.tensor([3, 700]), torch.randn(2, 5), mask)
+    out = model(torch.randn(2, 2, 6, 6), torch.tensor([3, 700]), torch.randn(2, 5), mask)
     balance = model.load_balance_loss()
     if routing == "token_choice":
         assert balance >= 2 * 0.9  # two layers, each 1 when even
@@ -144,14 +147,14 @@ def test_every_routing_kind_trains(routing: str, pool: str) -> None:
         assert all(block.expert_counts.sum() == 2 * 20 for block in model.moe_blocks())
     else:
         assert balance == 0
-    (out[mask].square().mean() + balance).backward()
+    (out.transpose(1, 2)[mask].square().mean() + balance).backward()
     model.update_selection_bias()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 def test_a_fresh_denoiser_answers_zero() -> None:
     model = Denoiser(DenoiserConfig(input_dim=6, text_dim=5, dim=16, num_layers=1, num_heads=2, expert_dim=8))
-    assert (model(torch.randn(1, 4, 2, 6), torch.tensor([1]), torch.randn(1, 5)) == 0).all()
+    assert (model(torch.randn(1, 2, 4, 6), torch.tensor([1]), torch.randn(1, 5)) == 0).all()
 
 
 def test_full_size_names_and_parameters(golden) -> None:
@@ -176,12 +179,12 @@ def test_sinusoid_is_interleaved() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((torch.zeros(1, 4, 2, 7), torch.zeros(1), torch.zeros(1, 5)), ValueError, "x: expected shape .* 6"),
-        ((torch.zeros(1, 4, 2, 6), torch.zeros(2), torch.zeros(1, 5)), ValueError, "timesteps: expected shape"),
-        ((torch.zeros(1, 4, 2, 6), torch.zeros(1), torch.zeros(1, 4)), ValueError, "text: expected shape"),
-        ((torch.zeros(1, 0, 2, 6), torch.zeros(1), torch.zeros(1, 5)), ValueError, "x: needs at least one"),
+        ((torch.zeros(1, 2, 4, 7), torch.zeros(1), torch.zeros(1, 5)), ValueError, "x: expected shape .* 6"),
+        ((torch.zeros(1, 2, 4, 6), torch.zeros(2), torch.zeros(1, 5)), ValueError, "timesteps: expected shape"),
+        ((torch.zeros(1, 2, 4, 6), torch.zeros(1), torch.zeros(1, 4)), ValueError, "text: expected shape"),
+        ((torch.zeros(1, 2, 0, 6), torch.zeros(1), torch.zeros(1, 5)), ValueError, "x: needs at least one"),
         (
-            (torch.zeros(1, 4, 2, 6), torch.zeros(1), torch.zeros(1, 5), torch.ones(1, 4)),
+            (torch.zeros(1, 2, 4, 6), torch.zeros(1), torch.zeros(1, 5), torch.ones(1, 4)),
             TypeError,
             "mask: expected dtype",
         ),
