@@ -18,7 +18,7 @@
 
 #include <stdint.h>
 
-#define INTERMOE_ABI_VERSION 3
+#define INTERMOE_ABI_VERSION 4
 
 #if defined(_WIN32)
 #define INTERMOE_API __declspec(dllexport)
@@ -44,7 +44,7 @@ INTERMOE_API const char* intermoe_last_error(void);
 
 /* select: selected(s, e) <=> valid[s, e] and sigmoid(logits[s, e]) + bias[e] > 0; a NaN selects nothing.
  * Two calls, because the caller allocates P pairs in between.
- *   logits   (S, E) float32    bias (E,) float32
+ *   logits   (S, E) float32    bias (E,) float32, or NULL where `valid` is the choice itself
  *   valid    (S, V) uint8 or NULL for all valid; V = E, or V = 1 for what holds for every expert
  *   slots    (S, E) int64      out of `count`: 1 = selected, -1 = not; out of `fill`: index of the pair or -1
  *   counts   (E,)   int64      tokens of each expert
@@ -90,6 +90,7 @@ INTERMOE_API int32_t intermoe_route_forward_cuda(const void* hidden, const float
                                                  int32_t device, void* stream);
 /* mean and rstd NULL: there was no normalisation, and grad_scale and grad_shift are NULL too.
  *   grad_tokens, grad_hidden (S, D) T, which may be the same array; every other gradient is float32; grad_router_offset has R rows, at least one.
+ *   grad_router_weight NULL: it is not computed.
  */
 INTERMOE_API int32_t intermoe_route_backward_cpu(const void* grad_tokens, const float* grad_logits, const void* hidden,
                                                  const float* mean, const float* rstd, const float* router_weight,

@@ -118,7 +118,8 @@ static void backward_columns(const RouteBackward& a, float* partial, int64_t fir
   const int64_t D = a.D, E = a.E, rows = a.R > 0 ? a.R : 1, per_row = a.S / rows, width = last - first;
   float *partial_scale = partial + E * width, *partial_shift = partial_scale + width;
   memset(partial, 0, static_cast<size_t>((E + 2) * width) * sizeof(float));
-  for (int64_t e = 0; e < E; ++e) memset(a.grad_router_weight + e * D + first, 0, static_cast<size_t>(width) * 4);
+  const int64_t weights = a.grad_router_weight == nullptr ? 0 : E;
+  for (int64_t e = 0; e < weights; ++e) memset(a.grad_router_weight + e * D + first, 0, static_cast<size_t>(width) * 4);
   for (int64_t r = 0; r < rows; ++r) {
     if (a.grad_scale != nullptr) {
       memset(a.grad_scale + r * D + first, 0, static_cast<size_t>(width) * 4);
@@ -130,7 +131,7 @@ static void backward_columns(const RouteBackward& a, float* partial, int64_t fir
         const int64_t count = end - s < 4 ? end - s : 4;
         const T* x[4];
         for (int64_t i = 0; i < 4; ++i) x[i] = (const T*)a.hidden + (s + (i < count ? i : 0)) * D + first;
-        for (int64_t e = 0; e < E; ++e) {
+        for (int64_t e = 0; e < weights; ++e) {
           Vec weight[4];
           for (int64_t i = 0; i < 4; ++i) weight[i] = splat(i < count ? a.grad_logits[(s + i) * E + e] : 0.0f);
           float* total = partial + e * width;
@@ -152,7 +153,7 @@ static void backward_columns(const RouteBackward& a, float* partial, int64_t fir
           }
         }
       }
-      for (int64_t e = 0; e < E; ++e) flush(a.grad_router_weight + e * D, partial + e * width, first, last);
+      for (int64_t e = 0; e < weights; ++e) flush(a.grad_router_weight + e * D, partial + e * width, first, last);
       if (a.grad_scale == nullptr) continue;
       flush(a.grad_scale + r * D, partial_scale, first, last);
       flush(a.grad_shift + r * D, partial_shift, first, last);
@@ -215,7 +216,8 @@ int32_t intermoe_route_backward_cpu(const void* grad_tokens, const float* grad_l
   const RouteBackward arguments{grad_tokens,        grad_logits, hidden,     mean, rstd, router_weight, scale, grad_hidden,
                                 grad_router_weight, grad_router_offset, grad_scale, grad_shift, S, D, E, R, dtype};
   if (check_sizes(arguments) != 0) return 1;
-  const int64_t groups = (D + kColumns - 1) / kColumns;
+  const bool sums = grad_router_weight != nullptr || grad_scale != nullptr;
+  const int64_t groups = sums ? (D + kColumns - 1) / kColumns : 0;
   bool enough_memory = true;
   parallel_for(groups, grain(S * kColumns * (E + 4)), num_threads, [&](int64_t first, int64_t last) {
     const int64_t from = first * kColumns, to = last * kColumns < D ? last * kColumns : D;

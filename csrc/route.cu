@@ -247,8 +247,9 @@ int32_t intermoe_route_backward_cuda(const void* grad_tokens, const float* grad_
     using A = decltype(access);
     using T = typename A::Element;
     const int64_t columns = divide_up(D, kThreads * A::width);
-    if (launch(at, grad_weight_kernel<T, A::width>, {pool.count, columns, divide_up(E, kSums)}, kThreads, a, scratch,
-               pool.length) != 0)
+    const Grid weights{pool.count, columns, divide_up(E, kSums)};
+    if (grad_router_weight != nullptr &&
+        launch(at, grad_weight_kernel<T, A::width>, weights, kThreads, a, scratch, pool.length) != 0)
       return 1;
     if (grad_scale != nullptr && launch(at, grad_modulation_kernel<T, A::width>, {rows * row.count, columns}, kThreads,
                                         a, partial_scale, partial_shift, row.count, row.length) != 0)
@@ -259,7 +260,7 @@ int32_t intermoe_route_backward_cuda(const void* grad_tokens, const float* grad_
   const auto sum_runs = [&](const float* partial, int64_t runs, int64_t count, int64_t size, float* out) {
     return launch(at, sum_runs_kernel, {divide_up(count * size, kThreads)}, kThreads, partial, runs, count, size, out);
   };
-  if (sum_runs(scratch, pool.count, 1, E * D, grad_router_weight) != 0) return 1;
+  if (grad_router_weight != nullptr && sum_runs(scratch, pool.count, 1, E * D, grad_router_weight) != 0) return 1;
   if (grad_scale != nullptr && row.count > 1) {
     if (sum_runs(partial_scale, row.count, rows, D, grad_scale) != 0) return 1;
     if (sum_runs(partial_shift, row.count, rows, D, grad_shift) != 0) return 1;

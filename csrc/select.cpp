@@ -9,7 +9,7 @@ static inline int64_t num_blocks(int64_t S) { return (S + kSelectBlock - 1) / kS
 
 namespace INTERMOE_VARIANT {
 
-// logits (S, E), bias (E,), valid (S, V) or NULL -> slots (S, E) of 1 or -1, block_counts (num_blocks, E)
+// logits (S, E), bias (E,) or NULL, valid (S, V) or NULL -> slots (S, E) of 1 or -1, block_counts (num_blocks, E)
 void select_mark(const float* logits, const float* bias, const uint8_t* valid, int64_t S, int64_t E, int64_t V,
                  int64_t* slots, int64_t* block_counts, int64_t block) {
   const int64_t first = block * kSelectBlock, last = first + kSelectBlock < S ? first + kSelectBlock : S;
@@ -18,7 +18,7 @@ void select_mark(const float* logits, const float* bias, const uint8_t* valid, i
   for (int64_t s = first; s < last; ++s) {
     for (int64_t e = 0; e < E; ++e) {
       const bool open = valid == nullptr || valid[s * V + (V == 1 ? 0 : e)] != 0;
-      const bool selected = open && selects(logits[s * E + e], bias[e]);
+      const bool selected = open && (bias == nullptr || selects(logits[s * E + e], bias[e]));
       slots[s * E + e] = selected ? 1 : -1;
       counts[e] += selected;
     }

@@ -15,7 +15,7 @@ static __device__ __forceinline__ void count_warps(bool selected, int e, int (&c
   if (threadIdx.x % kWarp == 0) counts[threadIdx.x / kWarp][e] = __popc(taken);
 }
 
-// logits (S, E), bias (E,), valid (S, V) or NULL -> slots (S, E) of 1 or -1, scratch (E, blocks) of counts
+// logits (S, E), bias (E,) or NULL, valid (S, V) or NULL -> slots (S, E) of 1 or -1, scratch (E, blocks) of counts
 static __global__ void mark_kernel(const float* logits, const float* bias, const uint8_t* valid, int64_t S, int64_t E,
                                    int64_t V, int64_t* slots, int64_t* scratch) {
   __shared__ int counts[kWarps][kExperts];
@@ -27,7 +27,7 @@ static __global__ void mark_kernel(const float* logits, const float* bias, const
       bool selected = false;
       if (s < S) {
         const bool open = valid == nullptr || valid[s * V + (V == 1 ? 0 : e)] != 0;
-        selected = open && selects(logits[s * E + e], bias[e]);
+        selected = open && (bias == nullptr || selects(logits[s * E + e], bias[e]));
         slots[s * E + e] = selected ? 1 : -1;
       }
       count_warps(selected, i, counts);

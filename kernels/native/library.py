@@ -7,7 +7,7 @@ import functools
 import sys
 from pathlib import Path
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 _FILE_NAMES = {"win32": "intermoe_native.dll", "darwin": "libintermoe_native.dylib"}
 
