@@ -15,8 +15,8 @@ from intermoe.benchmarks.case import Case, Contest, Scope, tolerance
 from intermoe.benchmarks.forms import Form, competitors, draw, forward, notes, training
 from intermoe.benchmarks.grid import affordable, dimensions, sets_for, shapes
 from intermoe.benchmarks.work import Shape
+from intermoe.ops import operators
 from intermoe.ops.moe import moe
-from intermoe.ops.route import EPS
 
 
 def contest(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool, load: str = "even") -> Contest:
@@ -24,7 +24,7 @@ def contest(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool,
     sets = [draw(shape, dtype, scope.device, seed, load) for seed in range(sets_for(shape, scope.device))]
     forms = competitors(shape, sets[0], everything=scope.all_backends)
     usable, skipped = dict(forms.usable), dict(forms.skipped)
-    reference = Form(lambda x: moe(*x, backend="reference")[0])
+    reference = Form(lambda x: moe(*x.steps(), backend="reference").out)
     graphs = frozenset[str]()
     if with_backward:
         usable.pop("triton, half sums", None)
@@ -57,15 +57,16 @@ def overhead(scope: Scope) -> Contest:
     """The registered operator and the kernels behind it, on inputs so small that only the call counts."""
     x = draw(Shape(2, dim=8, experts=2, width=8, rows=1), torch.float32, scope.device)
     name = backends.resolve(scope.device, torch.float32)
-    registered = torch.ops.intermoe.moe_inference
+    registered, direct = torch.ops.intermoe.moe_inference, backends.load(name).moe_inference
+    steps = x.steps()
+    route, select, experts = steps
+    flat = operators.flatten(route, select, experts, name)
     entries = {
-        name: lambda _: moe(*x, backend=name)[:1],
-        f"{name}, operator": lambda _: registered(*x, None, True, None, False, name)[:1],
+        name: lambda _: moe(*steps, backend=name)[:1],
+        f"{name}, operator": lambda _: registered(*flat)[:1],
+        f"{name}, kernels alone": lambda _: direct(*steps)[:1],
     }
-    if hasattr(backends.load(name), "moe_inference"):
-        direct = backends.load(name).moe_inference
-        entries[f"{name}, kernels alone"] = lambda _: tuple(direct(*x, None, EPS, True)[:1])
-    return Contest(entries, lambda: moe(*x, backend="reference")[:1], tolerance(torch.float32))
+    return Contest(entries, lambda: moe(*steps, backend="reference")[:1], tolerance(torch.float32))
 
 
 def cases(scope: Scope) -> Iterator[Case]:

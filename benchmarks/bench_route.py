@@ -10,7 +10,8 @@ import torch
 from intermoe.benchmarks import work
 from intermoe.benchmarks.case import Case, Scope
 from intermoe.benchmarks.grid import Ready, Sample, differentiate, step_cases
-from intermoe.ops.route import EPS, route_reference
+from intermoe.kernels.contract import EPS
+from intermoe.ops.route import route_reference
 
 
 def forward(steps: ModuleType, sample: Sample) -> Ready:

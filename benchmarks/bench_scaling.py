@@ -26,12 +26,13 @@ def pool(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool) ->
     """The default backend on one row of the condition, so that pieces of the pool are pools too."""
     sets = [draw(shape, dtype, scope.device, seed) for seed in range(sets_for(shape, scope.device))]
     names, skipped = usable_backends(scope.device, dtype)
-    form = Form(lambda x: moe(*x, backend=names[0])[0])
+    form = Form(lambda x: moe(*x.steps(), backend=names[0]).out)
 
     def expected() -> Outputs:
         with torch.no_grad():
             pieces = sets[0].hidden.split(PIECE)
-            return (torch.cat([moe(*Inputs(piece, *sets[0][1:]), backend="reference")[0] for piece in pieces]),)
+            parts = [Inputs(piece, *sets[0][1:]).steps() for piece in pieces]
+            return (torch.cat([moe(*part, backend="reference").out for part in parts]),)
 
     if with_backward:
         grads = [torch.ones_like(x.hidden) for x in sets]

@@ -13,7 +13,7 @@ from intermoe import backends
 from intermoe.benchmarks import baselines, external
 from intermoe.benchmarks.case import Outputs
 from intermoe.benchmarks.work import Shape
-from intermoe.ops.moe import moe
+from intermoe.ops.moe import Experts, Route, Select, moe
 from intermoe.ops.route import route_reference
 from intermoe.ops.select import select_reference
 
@@ -27,7 +27,7 @@ LOADS = ("even", "one hot expert", "half the experts empty")
 
 
 class Inputs(NamedTuple):
-    """Arguments of ``intermoe.ops.moe.moe``, in its order."""
+    """Tensors of ``intermoe.ops.moe.moe``."""
 
     hidden: Tensor
     router_weight: Tensor
@@ -41,6 +41,11 @@ class Inputs(NamedTuple):
     @property
     def weights(self) -> baselines.Weights:
         return baselines.Weights(self.w_gate_up, self.w_down)
+
+    def steps(self, max_pairs: int | None = None, **options: bool) -> tuple[Route, Select, Experts]:
+        """Arguments of ``intermoe.ops.moe.moe``; the options are those of ``Experts``."""
+        select = Select(self.selection_bias, max_pairs=max_pairs)
+        return Route(*self[:5]), select, Experts(self.w_gate_up, self.w_down, **options)
 
 
 def draw(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0, load: str = "even") -> Inputs:
@@ -190,8 +195,8 @@ def competitors(shape: Shape, inputs: Inputs, *, everything: bool = True) -> For
     return Forms(forms, skipped)
 
 
-def _ours(**options: Any) -> Form:
-    return Form(lambda x: moe(*x, **options)[0])
+def _ours(backend: str, **options: Any) -> Form:
+    return Form(lambda x: moe(*x.steps(**options), backend=backend).out)
 
 
 def published(x: Inputs) -> Tensor:

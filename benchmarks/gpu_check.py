@@ -46,7 +46,7 @@ from torch import Tensor
 
 from intermoe.files import replacing
 from intermoe.kernels import triton as steps
-from intermoe.ops.moe import STATIC_PAIRS
+from intermoe.kernels.triton.registry import STATIC_PAIRS
 
 SANITIZER_SECONDS = 180
 PARTS = ("correctness", "tests", "timings", "sanitizer")

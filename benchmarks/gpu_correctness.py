@@ -5,7 +5,7 @@ Every check raises ``RuntimeError`` with what was expected and what came; ``gpu_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from intermoe import InterMoEBlock
 from intermoe.kernels import triton as steps
 from intermoe.ops.combine import combine_reference
 from intermoe.ops.experts import experts_reference
-from intermoe.ops.moe import moe, raise_on_overflow
+from intermoe.ops.moe import Experts, Route, Select, moe, raise_on_overflow
 from intermoe.ops.route import route_reference
 from intermoe.ops.select import select_reference
 
@@ -65,6 +65,11 @@ class Case:
     @property
     def weights(self) -> Weights:
         return Weights(self.values[6], self.values[7])
+
+
+def steps_of(values: Sequence[Tensor], half_sums: bool = False) -> tuple[Route, Select, Experts]:
+    """Arguments of the whole operation, from values in the order of ``VALUES``."""
+    return Route(*values[:5]), Select(values[5]), Experts(values[6], values[7], half_sums=half_sums)
 
 
 def forward(
@@ -254,8 +259,10 @@ def check_half_sums(device: str) -> float:
     """Difference of an inference call with float16 sums from float64."""
     tokens, dim = (12, 32) if device == "cpu" else (2000, 256)
     case = Case.draw(tokens, 4, dim, dim, 4, torch.float16, device, -0.5)
-    found, _ = moe(*case.values, half_sums=True, backend="triton")
-    expected, _ = moe(*(value.double() for value in case.values), backend="reference")
+    wide = [value.double() for value in case.values]
+    with torch.no_grad():
+        found = moe(*steps_of(case.values, half_sums=True), backend="triton").out
+        expected = moe(*steps_of(wide), backend="reference").out
     difference, allowed = relative(found, expected), 4 * torch.finfo(torch.float16).eps * 64**0.5
     if not difference <= allowed:
         raise RuntimeError(f"half_sums: expected a relative difference <= {allowed:.1e}, got {difference:.1e}")

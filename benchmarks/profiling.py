@@ -17,7 +17,7 @@ import torch
 from intermoe import backends
 from intermoe.benchmarks import models
 from intermoe.benchmarks.case import Scope
-from intermoe.benchmarks.forms import PERSONS, draw
+from intermoe.benchmarks.forms import PERSONS, Inputs, draw
 from intermoe.benchmarks.grid import SMALL
 from intermoe.benchmarks.measure import machine, name_of, quiet, synchronise
 from intermoe.benchmarks.results import si
@@ -135,7 +135,7 @@ def calls(scope: Scope) -> dict[str, Callable[[], object]]:
     dtype = torch.bfloat16 if scope.device.type == "cuda" else torch.float32
     shape = SMALL if scope.quick else Shape(9600 if scope.device.type == "cuda" else 4800)
     inputs = draw(shape, dtype, scope.device)
-    leaves = [value.detach().requires_grad_(i != 5) for i, value in enumerate(inputs)]
+    leaves = Inputs(*(value.detach().requires_grad_(i != 5) for i, value in enumerate(inputs)))
     config = models.TINY if scope.quick else models.PUBLISHED
     denoiser = models.build_denoiser(config, dtype, scope.device)
     arguments = models.denoiser_inputs(config, 2, PERSONS, models.FRAMES, dtype, scope.device)
@@ -146,7 +146,7 @@ def calls(scope: Scope) -> dict[str, Callable[[], object]]:
 
     kind = f"{name_of(dtype)}-{backends.resolve(scope.device, dtype)}"
     return {
-        f"block-S{shape.tokens}-{kind}": lambda: moe(*leaves)[0].sum().backward(),
+        f"block-S{shape.tokens}-{kind}": lambda: moe(*leaves.steps()).out.sum().backward(),
         f"denoiser-call-{kind}": denoise,
     }
 

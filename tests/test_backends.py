@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from intermoe import backends
-from intermoe.__main__ import report
+from intermoe.cli.backends import report
+from intermoe.kernels import contract
 
 CPU = torch.device("cpu")
 
@@ -89,7 +90,7 @@ def test_unknown_name(name: str) -> None:
 
 def test_unknown_name_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "fast")
-    with pytest.raises(ValueError, match="INTERMOE_BACKEND: unknown backend 'fast'"):
+    with pytest.raises(ValueError, match=r"INTERMOE_BACKEND: expected one of .*, got unknown backend 'fast'"):
         backends.resolve(CPU, torch.float32)
 
 
@@ -110,4 +111,6 @@ def test_usable_backend_offers_every_step(name: str) -> None:
     if not backends.available()[name].usable:
         pytest.skip(f"{name} backend: {backends.available()[name].reason}")
     module = backends.load(name)
-    assert all(callable(getattr(module, step)) for step in backends.STEPS)
+    steps = ("route_forward", "route_backward", "select", "select_backward", "experts_forward", "experts_backward")
+    whole = [name for name in vars(contract.Backend) if not name.startswith("_")]
+    assert all(hasattr(module, offered) for offered in (*steps, "combine", *whole))

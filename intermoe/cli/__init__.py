@@ -19,7 +19,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the intermoe command needs typer: pip install 'intermoe[all]'") from error
 
-from intermoe.cli import ablate, bench, convert, data, evaluate, generate, identity, routing, train, tune
+from intermoe.cli import ablate, backends, bench, convert, data, evaluate, generate, identity, routing, train, tune
 
 app = typer.Typer(
     help="Text to the motion of two people.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
@@ -31,6 +31,7 @@ app.command()(convert.convert)
 app.command()(data.prepare)
 app.command()(data.stats)
 app.command()(tune.tune)
+app.command()(backends.backends)
 app.command()(ablate.ablate)
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intermoe.cli.common import DeviceOption, check_folder, print_table, progress_bar, reported
+from intermoe.cli.common import DeviceOption, check_folder, print_table, progress_bar, reported, usable_device
 
 if TYPE_CHECKING:
-    import torch
-
     from intermoe.benchmarks.case import Case, Scope
     from intermoe.benchmarks.results import Report
 
@@ -46,23 +44,11 @@ def bench(
         check_folder(out)
         from intermoe.benchmarks.case import Scope
 
-        scope = Scope(_device(device), "full" if full else "quick" if quick else "default")
+        scope = Scope(usable_device(device), "full" if full else "quick" if quick else "default")
         if profile:
             _profile(scope, out)
         else:
             _measure(scope, tuple(only or ()), tuple(match or ()), out)
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device: cannot use {name!r}: {error}") from error
-    return torch.device(name)
 
 
 def _measure(scope: Scope, only: tuple[str, ...], match: tuple[str, ...], out: Path) -> None:

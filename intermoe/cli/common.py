@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    import torch
     from rich.progress import Progress
 
     from intermoe.pipeline import MotionPipeline
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 USER_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)
 
 ModelOption = Annotated[str, typer.Option(help="Name of a shipped model, or a model folder.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, xpu, mps, ...; auto takes a GPU if there is one.")]
 StepsOption = Annotated[int, typer.Option(help="Sampling steps.")]
 GuidanceOption = Annotated[float, typer.Option(help="Guidance scale; 1 turns guidance off.")]
 DataOption = Annotated[Path, typer.Option(help="Folder of the data as published, or its cache from intermoe prepare.")]
@@ -76,8 +77,6 @@ def load_pipeline(
     model: str, device: str, *, frames: int | None = None, scheduler: str | None = None
 ) -> MotionPipeline:
     """The pipeline; what its configuration alone can refuse is refused before the weights are read."""
-    import torch
-
     from intermoe.pipeline import SYSTEMS, MotionPipeline, model_config
 
     config = model_config(model)
@@ -88,13 +87,25 @@ def load_pipeline(
     schedulers = SYSTEMS[config.system].schedulers
     if scheduler is not None and scheduler not in schedulers:
         raise ValueError(f"--scheduler: must be one of {', '.join(schedulers)}, got {scheduler!r}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return MotionPipeline.from_pretrained(model, device=usable_device(device))
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name; of "auto" the first of cuda, xpu, mps and cpu that is there."""
+    import torch
+
+    if name == "auto":
+        there = (
+            ("cuda", torch.cuda.is_available()),
+            ("xpu", torch.xpu.is_available()),
+            ("mps", torch.backends.mps.is_available()),
+        )
+        name = next((device for device, is_there in there if is_there), "cpu")
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device: cannot use {device!r}: {error}") from error
-    return MotionPipeline.from_pretrained(model, device=device)
+        raise ValueError(f"--device: cannot use {name!r}: {error}") from error
+    return torch.device(name)
 
 
 def progress_bar() -> Progress:

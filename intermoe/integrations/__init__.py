@@ -17,7 +17,7 @@ from intermoe.integrations.replace import (
     restore_feed_forward,
 )
 from intermoe.integrations.saving import load_pretrained, reapply_replacement
-from intermoe.integrations.training import attach_bias_update, calibrated_selection
+from intermoe.integrations.training import attach_bias_update, balance_losses, calibrated_selection
 
 __all__ = [
     "BlockAdapter",
@@ -27,6 +27,7 @@ __all__ = [
     "ReplacedLayer",
     "Replacement",
     "attach_bias_update",
+    "balance_losses",
     "calibrated_selection",
     "load_pretrained",
     "reapply_replacement",

@@ -48,6 +48,7 @@ class MoEFeedForward(nn.Module):
         self._handles: list[Any] = []
         self._names: tuple[str, ...] = ()
         self._arguments: dict[str, Any] | None = None
+        self.balances: list[Tensor] | None = None  # where ``balance_losses`` collects
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(B, T, D), (T, B, D) in hosts that put time first, or (T, D) -> same shape, no residual added."""
@@ -56,7 +57,11 @@ class MoEFeedForward(nn.Module):
         if tokens.dim() != 3 or tokens.shape[-1] != self.dim:
             raise ValueError(f"{self.name}: expected tokens (B, T, {self.dim}), got {tuple(hidden.shape)}")
         self._check_synchronised()
-        out: Tensor = self.moe(tokens, self._read_condition(tokens.shape[0]), self._read_mask(tokens))
+        condition, mask = self._read_condition(tokens.shape[0]), self._read_mask(tokens)
+        # asked for whether or not it is wanted: a recomputed forward must be the same as its first time
+        out, balance = self.moe(tokens, condition, mask, balance=True)
+        if self.balances is not None:
+            self.balances.append(balance)
         out = out.transpose(0, 1) if time_first else out.squeeze(0) if hidden.dim() == 2 else out
         return out if self.dense is None else out + self.dense(hidden)
 

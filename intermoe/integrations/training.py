@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,51 +12,35 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from intermoe.nn.moe import BIAS_MARGIN, InterMoEBlock
+from intermoe.nn.moe import BIAS_MARGIN, InterMoEBlock, call_of
 
-
-class Tally:
-    """Counts of one block over the forwards since the last optimiser step."""
-
-    def __init__(self, block: InterMoEBlock) -> None:
-        # a copy of the block gets a copy of its hooks, but no optimiser
-        self.owner = id(block)
-        # not buffers: DistributedDataParallel overwrites those with the first rank's before each forward
-        self.totals = [torch.zeros_like(count) for count in block.counters]
-
-    def add(self, block: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook. A forward that is computed again counts twice, its tokens too, so the bias moves alike."""
-        if block.training and torch.is_grad_enabled() and isinstance(block, InterMoEBlock):
-            self.totals = [total.to(new.device) + new for total, new in zip(self.totals, block.counters, strict=True)]
-
-    def hand_over(self, block: InterMoEBlock) -> None:
-        """Make the totals the block's counts and begin again."""
-        for count, total in zip(block.counters, self.totals, strict=True):
-            count.copy_(total)
-        self.totals = [torch.zeros_like(total) for total in self.totals]
+_followed: weakref.WeakSet[InterMoEBlock] = weakref.WeakSet()
+"""Blocks whose biases follow an optimiser; a copy of one does not."""
 
 
 class BiasUpdate:
     """What ``attach_bias_update`` attached; ``remove()`` detaches it."""
 
     def __init__(self, optimizer: Optimizer, blocks: list[InterMoEBlock]) -> None:
-        self._tallies = [(block, Tally(block)) for block in blocks]
-        self._handles = [block.register_forward_hook(tally.add) for block, tally in self._tallies]
-        self._handles.append(optimizer.register_step_post_hook(self._update))
+        self._blocks = blocks
+        self._handle = optimizer.register_step_post_hook(self._update)
         self._checked = False
+        _followed.update(blocks)
 
     def remove(self) -> None:
-        """Stop counting and updating."""
-        for handle in self._handles:
-            handle.remove()
+        """Stop updating."""
+        self._handle.remove()
+        _followed.difference_update(self._blocks)
 
     def _update(self, *_: Any) -> None:
-        learning = [(b, tally) for b, tally in self._tallies if any(p.requires_grad for p in b.parameters())]
+        learning = [block for block in self._blocks if any(p.requires_grad for p in block.parameters())]
         if not self._checked:
-            _check_same_on_all_ranks([block for block, _ in learning])
+            _check_same_on_all_ranks(learning)
             self._checked = True
-        for block, tally in learning:
-            tally.hand_over(block)
+        for block in learning:
+            if block.step_is_over:  # it was not called in this step
+                for counter in block.counters:
+                    counter.zero_()
             block.update_selection_bias()
 
 
@@ -63,8 +48,7 @@ def attach_bias_update(optimizer: Optimizer, model: nn.Module) -> BiasUpdate:
     """Update the selection biases of every ``InterMoEBlock`` in ``model`` after each step of ``optimizer``.
 
     Counts add up over the micro-steps of gradient accumulation and over data-parallel ranks; recomputed activations
-    do not disturb them. Blocks whose parameters are all frozen keep their bias. Attach before the first forward, so
-    that torch.compile sees the counting.
+    do not disturb them. Blocks whose parameters are all frozen keep their bias.
 
     Args:
         optimizer: torch's, or accelerate's wrapper of one, built after ``replace_feed_forward``.
@@ -82,8 +66,28 @@ def attach_bias_update(optimizer: Optimizer, model: nn.Module) -> BiasUpdate:
 
 def counts_steps(block: InterMoEBlock) -> bool:
     """Whether ``attach_bias_update`` serves this block."""
-    owners = (getattr(hook, "__self__", None) for hook in block._forward_hooks.values())
-    return any(isinstance(owner, Tally) and owner.owner == id(block) for owner in owners)
+    return block in _followed
+
+
+@contextmanager
+def balance_losses(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The balance losses of the replaced networks' training forwards within: token-choice routing has no bias.
+
+    Each is a scalar to be added to the loss, times a small coefficient (Fedus et al. 2021 have 0.01).
+
+    Examples:
+        >>> with balance_losses(model) as balances:
+        ...     loss = criterion(model(batch)) + 0.01 * sum(balances)
+    """
+    losses: list[Tensor] = []
+    networks: list[Any] = [module for module in model.modules() if hasattr(module, "balances")]
+    for network in networks:
+        network.balances = losses
+    try:
+        yield losses
+    finally:
+        for network in networks:
+            network.balances = None
 
 
 @contextmanager
@@ -110,7 +114,7 @@ def calibrated_selection(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def _calibrate(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if isinstance(block, InterMoEBlock):
-        _set_bias(block, *args, **kwargs)
+        _set_bias(block, *args, **call_of(kwargs))
 
 
 def _set_bias(

@@ -56,7 +56,10 @@ class SelfAttention(nn.Module):
         self.attention = Attention(dim, num_heads, dropout)
 
     def forward(self, hidden: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
-        """hidden (B, P, T, D), condition (B, D), mask (B, T) True = valid -> (B, P, T, D), no residual added."""
+        """hidden (B, P, T, D), condition (B, D) or (B, P, K, D), mask (B, T) True = valid -> (B, P, T, D), no residual.
+
+        K rows of the condition are for K equal runs of a person's frames.
+        """
         persons = hidden.shape[1]
         normed = self.norm(hidden, condition).flatten(0, 1)
         key_mask = None if mask is None else mask.repeat_interleave(persons, dim=0)
@@ -74,7 +77,7 @@ class CrossAttention(nn.Module):
         self.attention = Attention(dim, num_heads, dropout)
 
     def forward(self, hidden: Tensor, partners: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
-        """hidden and partners (B, P, T, D), condition (B, D), mask (B, T) -> (B, P, T, D), no residual added.
+        """hidden and partners (B, P, T, D), condition (B, D) or (B, P, K, D), mask (B, T) -> (B, P, T, D), no residual.
 
         ``partners`` holds every person's frames; person p attends to those of all others. With P = 1 there is
         nobody to attend to, and only the zero key remains.

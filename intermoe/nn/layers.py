@@ -8,6 +8,27 @@ import torch
 from torch import Tensor, nn
 
 
+def whole(parameter: Tensor) -> Tensor:
+    """A parameter as a plain tensor, also where a distributed one is read outside of its module's forward (FSDP2).
+
+    Gathering a distributed one is a collective: every rank must call it.
+    """
+    if type(parameter) in (Tensor, nn.Parameter) or not hasattr(parameter, "full_tensor"):
+        return parameter
+    gathered: Tensor = parameter.full_tensor()
+    return gathered
+
+
+class ZeroLinear(nn.Linear):
+    """A Linear layer that starts at zero, also when it is built on the meta device and filled later."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # draws, so that what is drawn next does not depend on this layer's kind
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
 class AdaLN(nn.Module):
     """Adaptive layer normalisation: LN(x) * (1 + scale(c)) + shift(c), zero-initialised (Peebles and Xie 2023).
 
@@ -20,21 +41,26 @@ class AdaLN(nn.Module):
     def __init__(self, dim: int, cond_dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.modulation = nn.Linear(cond_dim, 2 * dim)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        self.modulation = ZeroLinear(cond_dim, 2 * dim)
 
     def scale_shift(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift, each (..., D), of a condition (..., C)."""
-        scale, shift = self.modulation(nn.functional.silu(condition)).chunk(2, dim=-1)
+        weight, bias = whole(self.modulation.weight), whole(self.modulation.bias)
+        scale, shift = nn.functional.linear(nn.functional.silu(condition), weight, bias).chunk(2, dim=-1)
         return scale, shift
 
     def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
-        """hidden (B, ..., D), condition (B, C) -> (B, ..., D)."""
+        """hidden (B, ..., D), condition (B, C) or (B, ..., K, C) -> (B, ..., D).
+
+        K rows of the condition are for K equal runs of the dimension before the last, which K divides.
+        """
         scale, shift = self.scale_shift(condition)
-        broadcast = (hidden.shape[0], *[1] * (hidden.dim() - 2), self.dim)
         normed = nn.functional.layer_norm(hidden, (self.dim,), eps=self.eps)
-        return normed * (1 + scale.view(broadcast)) + shift.view(broadcast)
+        if condition.dim() == 2:
+            broadcast = (hidden.shape[0], *[1] * (hidden.dim() - 2), self.dim)
+            return normed * (1 + scale.view(broadcast)) + shift.view(broadcast)
+        runs = normed.unflatten(-2, (condition.shape[-2], -1))
+        return (runs * (1 + scale[..., None, :]) + shift[..., None, :]).flatten(-3, -2)
 
 
 class SwiGLU(nn.Module):
@@ -47,9 +73,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        down: Tensor = self.down(nn.functional.silu(gate) * up)
-        return down
+        gate, up = nn.functional.linear(x, whole(self.gate_up.weight)).chunk(2, dim=-1)
+        return nn.functional.linear(nn.functional.silu(gate) * up, whole(self.down.weight))
 
 
 def sinusoid(positions: Tensor, dim: int) -> Tensor:
@@ -76,7 +101,7 @@ class TimestepEmbedding(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, timesteps: Tensor) -> Tensor:
-        """(B,) integers -> (B, dim)."""
+        """(...) integers -> (..., dim)."""
         hidden = self.inner(sinusoid(timesteps, self.dim).to(self.inner.weight.dtype))
         embedded: Tensor = self.out(nn.functional.silu(hidden))
         return embedded

@@ -10,12 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from intermoe import backends
 from intermoe.config import NORMS, check_moe
-from intermoe.nn.layers import AdaLN, SwiGLU
+from intermoe.nn.layers import AdaLN, SwiGLU, whole
 from intermoe.ops.checks import check_tensor
-from intermoe.ops.moe import moe, raise_on_overflow
-from intermoe.ops.route import fuse, route_reference
-from intermoe.ops.routing import choose_pairs, load_balance_loss
+from intermoe.ops.moe import Experts, Result, Route, Select, moe, raise_on_overflow
+from intermoe.ops.route import fuse, logits_reference
+from intermoe.ops.routing import Rule, excess, load_balance_loss
 
 ROUTER_STD = 0.006
 BIAS_MARGIN = 1e-3
@@ -49,21 +50,20 @@ class InterMoEBlock(nn.Module):
 
     Buffers:
         selection_bias: (E,) float32 whatever the module's dtype, kept strictly inside (-1, 0); of dynamic routing.
-        expert_counts: (E,) int64, tokens that each expert took in the last training forward; not saved.
 
     Attributes:
-        load_balance_loss: after a training forward of token-choice routing the scalar of
-            ``intermoe.ops.routing.load_balance_loss``, differentiable, to be added to the loss; else ``None``.
+        expert_counts: (E,) int64, tokens that each expert took in the training forwards of this step: those with
+            gradients enabled since ``update_selection_bias``. They stay to be read until the next step's first forward;
+            not saved, and no buffers, because DistributedDataParallel overwrites those with the first rank's.
 
     Raises:
-        ValueError: for a value outside its range, naming it.
+        ValueError: for a value outside its range, naming it. RuntimeError: for a ``backend`` that is not usable here.
     """
 
     selection_bias: Tensor
     expert_counts: Tensor
     token_count: Tensor
     sample_votes: Tensor
-    load_balance_loss: Tensor | None
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class InterMoEBlock(nn.Module):
             if value < 1:
                 raise ValueError(f"{name}: must be >= 1, got {value}")
         if max_pairs is not None and max_pairs < 1:
-            raise ValueError(f"max_pairs: must be >= 1 or None, got {max_pairs}")
+            raise ValueError(f"max_pairs: expected >= 1 or None, got {max_pairs}")
         if cond_dim is not None and cond_dim < 1:
             raise ValueError(f"cond_dim: must be >= 1 or None, got {cond_dim}")
         if norm not in NORMS:
@@ -105,7 +105,8 @@ class InterMoEBlock(nn.Module):
         self.recompute, self.backend, self.max_pairs, self.half_sums = recompute, backend, max_pairs, half_sums
         self.routing, self.top_k, self.pool, self.unit = routing, top_k, pool, unit
         check_moe(self)
-        self.load_balance_loss = None
+        if backend is not None:
+            backends.check(backend)
 
         self.motion_router = nn.Parameter(torch.empty(num_experts, dim))
         self.text_router = nn.Parameter(torch.empty(num_experts, cond_dim)) if cond_dim is not None else None
@@ -117,13 +118,17 @@ class InterMoEBlock(nn.Module):
         self.w_down = nn.Parameter(torch.empty(num_experts, dim, expert_dim))
         self.shared_experts = SwiGLU(dim, num_shared_experts * expert_dim) if num_shared_experts else None
         self.register_buffer("selection_bias", torch.full((num_experts,), bias_init, dtype=torch.float32))
-        self.register_buffer("expert_counts", torch.zeros(num_experts, dtype=torch.int64), persistent=False)
-        self.register_buffer("token_count", torch.zeros((), dtype=torch.int64), persistent=False)
-        self.register_buffer("sample_votes", torch.zeros(num_experts, dtype=torch.int64), persistent=False)
+        self.expert_counts = torch.zeros(num_experts, dtype=torch.int64)
+        self.token_count = torch.zeros((), dtype=torch.int64)
+        self.sample_votes = torch.zeros(num_experts, dtype=torch.int64)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the routers from N(0, 0.006) and the experts as torch draws a Linear of their shape."""
+        """Draw the routers from N(0, 0.006) and the experts as torch draws a Linear of their shape; start the bias."""
+        nn.init.constant_(self.selection_bias, self.bias_init)
+        for counter in self.counters:
+            counter.zero_()
+        self.step_is_over = True
         for router in (self.motion_router, self.text_router):
             if router is not None:
                 nn.init.normal_(router, std=ROUTER_STD)
@@ -132,61 +137,56 @@ class InterMoEBlock(nn.Module):
         nn.init.uniform_(self.w_gate_up, -(self.dim**-0.5), self.dim**-0.5)
         nn.init.uniform_(self.w_down, -(self.expert_dim**-0.5), self.expert_dim**-0.5)
 
-    def forward(self, hidden: Tensor, condition: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, condition: Tensor | None = None, mask: Tensor | None = None, *, balance: bool = False
+    ) -> Any:
         """One call over all B * T tokens.
 
         Args:
-            hidden: (B, T, D). condition: (B, C), required exactly when ``cond_dim`` is set.
+            hidden: (B, T, D). condition: (B, C), or (B, K, C) with a row for each of K equal runs of tokens; required
+                exactly when ``cond_dim`` is set.
             mask: (B, T) bool, True = valid; padded frames are neither routed nor counted and yield 0, whatever they
                 hold.
+            balance: return the balance loss too.
 
         Returns:
-            (B, T, D) in the dtype of ``hidden``; no residual is added.
+            (B, T, D) in the dtype of ``hidden``; no residual is added. With ``balance`` a pair of it and the scalar of
+            ``intermoe.ops.routing.load_balance_loss``, differentiable, to be added to the loss; zero but for training
+            by token-choice routing.
         """
         self._check(hidden, condition, mask)
         if mask is not None:  # whatever padding holds: 0 times infinity would be NaN in the gradients
             hidden = hidden.masked_fill(~mask[..., None], 0.0)
-        router_weight, router_offset = self._router(condition)
-        scale, shift = self._scale_shift(condition)
-        chosen = self._choose(hidden, router_weight, router_offset, mask)
-        out, counts = moe(
-            hidden.reshape(-1, self.dim),
-            router_weight,
-            router_offset,
-            scale,
-            shift,
-            self.selection_bias if chosen is None else torch.ones_like(self.selection_bias),
-            self.w_gate_up,
-            self.w_down,
-            valid=_flat(mask if chosen is None else chosen),
-            normalise=self.norm is not None,
-            recompute=self.recompute,
-            max_pairs=self.max_pairs,
-            half_sums=self.half_sums,
-            backend=self.backend,
-        )
-        if self.training:
-            self._record(counts, chosen, hidden, mask)
-        out = out.view(hidden.shape)
+        route = self._route(hidden, condition)
+        select = Select(self.selection_bias, _flat(mask), self._rule(hidden), self.max_pairs)
+        experts = Experts(whole(self.w_gate_up), whole(self.w_down), self.recompute, self.half_sums)
+        result = moe(route, select, experts, backend=self.backend)  # route, select, experts, combine
+        if self.training and torch.is_grad_enabled() and not result.again:
+            self._count(result, hidden, mask)
+        out = result.out.view(hidden.shape)
         if self.shared_experts is not None:
             shared = self.shared_experts(self._normalise(hidden, condition))
             out = out + (shared if mask is None else shared.masked_fill(~mask[..., None], 0.0))
-        return out
+        return (out, self._balance(result, hidden, mask)) if balance else out
 
     def routing_logits(self, hidden: Tensor, condition: Tensor | None = None) -> Tensor:
         """R of every token, (B, T, E) float32 (float64 for float64), differentiable; arguments as in ``forward``."""
         self._check(hidden, condition, None)
-        return self._logits(hidden, *self._router(condition))
+        route = self._route(hidden, condition)
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = logits_reference(route)
+        return logits.view(*hidden.shape[:2], self.num_experts)
 
     @torch.no_grad()
     def chosen_pairs(self, hidden: Tensor, condition: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Which expert takes which token, (B, T, E) bool; arguments as in ``forward``."""
         self._check(hidden, condition, mask)
-        return self._choose_from(self.routing_logits(hidden, condition), mask)
+        logits = self.routing_logits(hidden, condition).flatten(0, 1)
+        return self._all_rules(hidden)(logits, _flat(mask), self.selection_bias).view(*hidden.shape[:2], -1)
 
     @property
     def counters(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The buffers that ``update_selection_bias`` reads; put in their sums over micro-steps to update for all.
+        """What ``update_selection_bias`` reads: sums over the training forwards of a step.
 
         ``expert_counts`` (E,) and ``token_count`` (), and ``sample_votes`` (E,): in how many samples more of the
         expert's capacity was taken, minus in how many less; counted with ``pool="sample"``.
@@ -197,8 +197,9 @@ class InterMoEBlock(nn.Module):
     def update_selection_bias(self) -> None:
         """Move the bias towards the capacity: b <- b - rate * sign(count - capacity * S / E).
 
-        Call it once after every optimiser step. It uses the counts of the last training forward, summed over
-        data-parallel ranks; every rank must call it. With ``pool="sample"`` every sample has a vote instead:
+        Call it once after every optimiser step. It uses the counts of the step's training forwards, summed over
+        data-parallel ranks; every rank must call it. A forward that ``torch.utils.checkpoint`` computes again counts
+        once, and one without gradients does not. With ``pool="sample"`` every sample has a vote instead:
         b <- b - rate * sign(sum over samples of sign(count in the sample - capacity * S / E of the sample)).
         Routing kinds without a bias are left alone.
 
@@ -206,15 +207,17 @@ class InterMoEBlock(nn.Module):
             RuntimeError: if a forward that selected more than ``max_pairs`` is known by now; this does not wait for it.
         """
         raise_on_overflow(self.selection_bias.device, wait=False)
+        self.step_is_over = True
         if self.routing != "dynamic":
             return
         totals = torch.cat([counter.reshape(-1) for counter in self.counters])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(totals)
         counts, tokens, votes = totals.split([self.num_experts, 1, self.num_experts])
-        excess = counts - self.capacity * tokens.double() / self.num_experts if self.pool == "batch" else votes
-        step = torch.sign(excess).to(self.selection_bias.dtype)
-        self.selection_bias.sub_(self.bias_rate * step).clamp_(-1 + BIAS_MARGIN, -BIAS_MARGIN)
+        batch = self.pool == "batch"
+        sign = excess(counts, tokens, self.capacity, self.num_experts) if batch else torch.sign(votes)
+        step = self.bias_rate * sign.to(self.selection_bias.device, self.selection_bias.dtype)
+        self.selection_bias.sub_(step).clamp_(-1 + BIAS_MARGIN, -BIAS_MARGIN)
 
     def extra_repr(self) -> str:
         return (
@@ -222,24 +225,30 @@ class InterMoEBlock(nn.Module):
             f"capacity={self.capacity}, fusion={self.fusion!r}, routing={self.routing!r}"
         )
 
-    def _router(self, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if condition is None or self.text_router is None:
-            return self.motion_router, None
-        with torch.autocast(condition.device.type, enabled=False):
-            wide = torch.promote_types(condition.dtype, torch.float32)
-            text_logits = condition.to(wide) @ self.text_router.to(wide).T
+    def _route(self, hidden: Tensor, condition: Tensor | None) -> Route:
+        rows = None if condition is None else condition.reshape(-1, condition.shape[-1])
+        tokens = hidden.reshape(-1, self.dim)
+        return Route(tokens, *self._router(rows), *self._scale_shift(rows), normalise=self.norm is not None)
+
+    def _router(self, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        motion = whole(self.motion_router)
+        if rows is None or self.text_router is None:
+            return motion, None
+        with torch.autocast(rows.device.type, enabled=False):
+            wide = torch.promote_types(rows.dtype, torch.float32)
+            text_logits = rows.to(wide) @ whole(self.text_router).to(wide).T
             alpha: Tensor | float | None = None
             if self.fusion == "weighted":
                 alpha = self.alpha
             elif self.fusion_logit is not None:
-                alpha = torch.sigmoid(self.fusion_logit)
-            return fuse(self.motion_router, text_logits, alpha)
+                alpha = torch.sigmoid(whole(self.fusion_logit))
+            return fuse(motion, text_logits, alpha)
 
-    def _scale_shift(self, condition: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        if isinstance(self.norm, AdaLN) and condition is not None:
-            return self.norm.scale_shift(condition)
+    def _scale_shift(self, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if isinstance(self.norm, AdaLN) and rows is not None:
+            return self.norm.scale_shift(rows)
         if isinstance(self.norm, nn.LayerNorm):
-            return (self.norm.weight - 1)[None], self.norm.bias[None]
+            return (whole(self.norm.weight) - 1)[None], whole(self.norm.bias)[None]
         return None, None
 
     def _normalise(self, hidden: Tensor, condition: Tensor | None) -> Tensor:
@@ -247,54 +256,52 @@ class InterMoEBlock(nn.Module):
             return self.norm(hidden, condition)
         return hidden if self.norm is None else self.norm(hidden)
 
-    def _choose(
-        self, hidden: Tensor, router_weight: Tensor, router_offset: Tensor | None, mask: Tensor | None
-    ) -> Tensor | None:
-        """(B, T, E) bool, or ``None`` where ``select`` itself knows the rule: dynamic, for every token alone."""
-        self.load_balance_loss = None
-        if (self.routing, self.pool, self.unit) == ("dynamic", "batch", "frame"):
-            return None
-        balances = self.training and self.routing == "token_choice"
-        with torch.set_grad_enabled(torch.is_grad_enabled() and balances):
-            logits = self._logits(hidden, router_weight, router_offset)
-        chosen = self._choose_from(logits, mask)
-        if balances:
-            self.load_balance_loss = load_balance_loss(logits, chosen, mask, pool=self.pool)
-        return chosen
+    def _rule(self, hidden: Tensor) -> Rule | None:
+        """``None`` where ``select`` itself knows the rule: dynamic, for every token alone."""
+        alone = (self.routing, self.unit) == ("dynamic", "frame")
+        return None if alone else self._all_rules(hidden)
 
-    def _choose_from(self, logits: Tensor, mask: Tensor | None) -> Tensor:
-        return choose_pairs(
-            logits, mask, self.selection_bias,
-            routing=self.routing, capacity=self.capacity, top_k=self.top_k, pool=self.pool, unit=self.unit,
-        )  # fmt: skip
+    def _all_rules(self, hidden: Tensor) -> Rule:
+        return Rule(self.routing, self.capacity, self.top_k, self.pool, self.unit, hidden.shape[0])
 
-    def _logits(self, hidden: Tensor, router_weight: Tensor, router_offset: Tensor | None) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            flat = hidden.reshape(-1, self.dim)
-            logits = route_reference(flat, router_weight, router_offset, None, None, normalise=False)[1]
-        return logits.view(*hidden.shape[:2], self.num_experts)
+    def _balance(self, result: Result, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        if not self.training or self.routing != "token_choice" or result.logits is None or result.slots is None:
+            return hidden.new_zeros((), dtype=torch.float32)
+        shape = (*hidden.shape[:2], self.num_experts)
+        return load_balance_loss(result.logits.view(shape), (result.slots >= 0).view(shape), mask, pool=self.pool)
 
     @torch.no_grad()
-    def _record(self, counts: Tensor, chosen: Tensor | None, hidden: Tensor, mask: Tensor | None) -> None:
-        self.expert_counts.copy_(counts)
-        if mask is None:
-            self.token_count.fill_(hidden.shape[0] * hidden.shape[1])
-        else:
-            self.token_count.copy_(mask.sum())
-        if self.pool == "sample" and chosen is not None:
-            valid = torch.ones_like(chosen[..., 0]) if mask is None else mask
-            share = self.capacity * valid.sum(dim=1, keepdim=True).double() / self.num_experts
-            self.sample_votes.copy_(torch.sign(chosen.sum(dim=1) - share).sum(dim=0))
+    def _count(self, result: Result, hidden: Tensor, mask: Tensor | None) -> None:
+        valid = hidden.new_ones(hidden.shape[:2], dtype=torch.bool) if mask is None else mask
+        votes = torch.zeros_like(result.counts)
+        if self.pool == "sample" and result.slots is not None:
+            taken = (result.slots >= 0).view(*hidden.shape[:2], self.num_experts).sum(dim=1)
+            votes = excess(taken, valid.sum(dim=1, keepdim=True), self.capacity, self.num_experts).sum(dim=0)
+        for name, new in (("expert_counts", result.counts), ("token_count", valid.sum()), ("sample_votes", votes)):
+            counter = getattr(self, name)
+            if counter.device != new.device:
+                counter = counter.to(new.device)
+                setattr(self, name, counter)
+            counter.copy_(new) if self.step_is_over else counter.add_(new)
+        self.step_is_over = False
 
     def _check(self, hidden: Tensor, condition: Tensor | None, mask: Tensor | None) -> None:
-        batch = check_tensor("hidden", hidden, ("B", "T", self.dim))
+        size = check_tensor("hidden", hidden, ("B", "T", self.dim))
         if (condition is None) != (self.cond_dim is None):
-            expected = "None (the block was built with cond_dim=None)" if self.cond_dim is None else "a tensor (B, C)"
+            expected = "None (the block was built with cond_dim=None)" if self.cond_dim is None else "a tensor"
             raise ValueError(f"condition: expected {expected}, got {None if condition is None else 'a tensor'}")
         if condition is not None and self.cond_dim is not None:
-            check_tensor("condition", condition, (batch["B"], self.cond_dim))
+            if condition.dim() != 3:
+                check_tensor("condition", condition, (size["B"], self.cond_dim))
+            elif (runs := check_tensor("condition", condition, (size["B"], "K", self.cond_dim))["K"]) < 1 or (
+                size["T"] % runs != 0
+            ):
+                raise ValueError(f"condition: expected (B, K, C) with K dividing T={size['T']}, got K={runs}")
+        for name, tensor in (("hidden", hidden), ("condition", condition), ("mask", mask)):
+            if hasattr(tensor, "full_tensor"):
+                raise TypeError(f"{name}: expected a plain tensor, got a DTensor; hand over its to_local()")
         if mask is not None:
-            check_tensor("mask", mask, (batch["B"], batch["T"]))
+            check_tensor("mask", mask, (size["B"], size["T"]))
             if mask.dtype != torch.bool:
                 raise TypeError(f"mask: expected dtype torch.bool (True = valid), got {mask.dtype}")
 
@@ -304,12 +311,19 @@ class InterMoEBlock(nn.Module):
         super()._apply(fn, recurse)
         if self.selection_bias.dtype != torch.float32:
             self.selection_bias = bias.to(self.selection_bias.device)
+        self.expert_counts, self.token_count, self.sample_votes = map(fn, self.counters)
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        # the loss belongs to a graph, which can be neither copied nor pickled
-        return {**self.__dict__, "load_balance_loss": None}
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.selection_bias.dtype != torch.float32:  # assign=True takes what the state holds
+            self.selection_bias = self.selection_bias.float()
 
 
-def _flat(valid: Tensor | None) -> Tensor | None:
-    return None if valid is None else valid.flatten(0, 1)
+def _flat(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.flatten(0, 1)
+
+
+def call_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of a forward that say what is routed, for a hook that routes it once more."""
+    return {name: value for name, value in options.items() if name != "balance"}

@@ -13,9 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from intermoe.kernels.contract import EPS, Route
 from intermoe.ops.checks import check_same_device, check_tensor
-
-EPS = 1e-6
 
 
 def fuse(
@@ -98,3 +97,8 @@ def route_reference(
     if scale is not None and shift is not None:
         tokens = tokens * (1 + per_token(scale.to(wide), num_tokens)) + per_token(shift.to(wide), num_tokens)
     return tokens.to(hidden.dtype), logits
+
+
+def logits_reference(route: Route) -> Tensor:
+    """The routing logits (S, E) alone, in float32 (float64 for float64 input)."""
+    return route_reference(route.hidden, route.router_weight, route.router_offset, None, None, normalise=False)[1]

@@ -17,10 +17,48 @@ kept over: of ``load_balance_loss`` for token choice, of the bias update for dyn
 
 from __future__ import annotations
 
+from fractions import Fraction
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from intermoe.ops.checks import check_same_device, check_tensor
+
+
+class Rule(NamedTuple):
+    """A routing kind for a pool of ``batch`` rows; the other fields are arguments of ``choose_pairs``."""
+
+    routing: str
+    capacity: float
+    top_k: int | None
+    pool: str
+    unit: str
+    batch: int
+
+    def __call__(self, logits: Tensor, valid: Tensor | None, selection_bias: Tensor | None) -> Tensor:
+        """The choice (S, E) bool. valid: (S,) bool or ``None``. selection_bias: (E,), of dynamic routing."""
+        num_tokens, num_experts = logits.shape
+        rows = (self.batch, num_tokens // max(self.batch, 1))
+        if selection_bias is None:
+            selection_bias = logits.new_zeros(num_experts)
+        chosen = choose_pairs(
+            logits.view(*rows, num_experts), None if valid is None else valid.view(rows), selection_bias,
+            routing=self.routing, capacity=self.capacity, top_k=self.top_k, pool=self.pool, unit=self.unit,
+        )  # fmt: skip
+        return chosen.view(num_tokens, num_experts)
+
+
+def share(capacity: float, num_experts: int) -> tuple[int, int]:
+    """An expert's share of the tokens, capacity / E, as numerator and denominator: no device needs float64 to count."""
+    exact = Fraction(capacity).limit_denominator(10**6) / num_experts
+    return exact.numerator, exact.denominator
+
+
+def excess(counts: Tensor, tokens: Tensor, capacity: float, num_experts: int) -> Tensor:
+    """-1, 0 or 1 where ``counts`` tokens are less than, just or more than an expert's share of ``tokens``; integers."""
+    numerator, denominator = share(capacity, num_experts)
+    return torch.sign(counts * denominator - tokens * numerator)
 
 
 def choose_pairs(
@@ -71,11 +109,12 @@ def choose_pairs(
 def _best_units(scores: Tensor, units: Tensor, capacity: float) -> Tensor:
     """The k best units of every expert in every pool: (N, U, E) scores and (N, U) bool -> (N, U, E) bool."""
     num_experts = scores.shape[-1]
-    share = torch.softmax(scores, dim=-1).masked_fill(~units[..., None], -1.0)
-    order = share.sort(dim=1, descending=True, stable=True).indices
+    probabilities = torch.softmax(scores, dim=-1).masked_fill(~units[..., None], -1.0)
+    order = probabilities.sort(dim=1, descending=True, stable=True).indices
     places = torch.arange(scores.shape[1], device=scores.device)[None, :, None].expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)
-    k = torch.floor(capacity * units.sum(dim=1).double() / num_experts).clamp(min=1)
+    numerator, denominator = share(capacity, num_experts)
+    k = torch.div(units.sum(dim=1) * numerator, denominator, rounding_mode="floor").clamp(min=1)
     return rank < k[:, None, None]
 
 
@@ -92,7 +131,7 @@ def load_balance_loss(logits: Tensor, chosen: Tensor, mask: Tensor | None, *, po
     valid = torch.ones_like(chosen[..., 0]) if mask is None else mask
     probabilities = torch.softmax(logits, dim=-1).masked_fill(~valid[..., None], 0.0)
     over = (0, 1) if pool == "batch" else (1,)
-    share = chosen.sum(dim=over) / chosen.sum(dim=(*over, -1)).clamp(min=1)[..., None]
+    taken = chosen.sum(dim=over) / chosen.sum(dim=(*over, -1)).clamp(min=1)[..., None]
     mean = probabilities.sum(dim=over) / valid.sum(dim=over).clamp(min=1)[..., None]
-    losses = num_experts * (share * mean).sum(dim=-1)
+    losses = num_experts * (taken * mean).sum(dim=-1)
     return losses if pool == "batch" else losses.sum() / valid.any(dim=1).sum().clamp(min=1)

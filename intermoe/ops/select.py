@@ -1,11 +1,11 @@
 r"""Step 2, select: every expert takes as many tokens as deserve it (Dynamic Temporal Selection).
 
-    selected(e, s) <=> valid[s, e] and sigmoid(logits[s, e]) + selection_bias[e] > 0
+    selected(e, s) <=> valid[s] and sigmoid(logits[s, e]) + selection_bias[e] > 0
     gate(e, s)     =   softmax(logits[s, :])[e]            over ALL experts, not renormalised over the selected ones
 
 Any number of experts per token, none included. Selected pairs are ordered by expert, then by token. The selection
-itself has no gradient; the gates do, dense over the experts. A bias of 1 leaves the choice to ``valid`` alone, which is
-how the other routing kinds (``routing.py``) come in.
+itself has no gradient; the gates do, dense over the experts. In place of the bias there may be a choice, chosen(e, s):
+so the other routing kinds (``routing.py``) come in, and a forward that is computed again (``recomputation.py``).
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ class Selection(NamedTuple):
     """(E,) number of tokens that each expert took."""
 
 
-def check_select(logits: Tensor, selection_bias: Tensor, valid: Tensor | None) -> None:
-    """Raise ``ValueError`` or ``TypeError`` unless the arguments of ``select`` fit together."""
-    size = check_tensor("logits", logits, ("S", "E"))
-    check_tensor("selection_bias", selection_bias, (size["E"],))
+def check_select(num_tokens: int, num_experts: int, selection_bias: Tensor | None, valid: Tensor | None) -> None:
+    """Raise ``ValueError`` or ``TypeError`` unless the arguments of ``select`` fit logits (S, E)."""
+    if selection_bias is not None:
+        check_tensor("selection_bias", selection_bias, (num_experts,))
+    elif valid is None:
+        raise ValueError("valid: expected the choice (S, E) where there is no selection_bias, got None")
     if valid is not None:
-        check_tensor("valid", valid, (size["S"],) if valid.dim() == 1 else (size["S"], size["E"]))
+        check_tensor("valid", valid, (num_tokens, num_experts) if selection_bias is None else (num_tokens,))
         if valid.dtype != torch.bool:
             raise TypeError(f"valid: expected dtype torch.bool (True = valid), got {valid.dtype}")
-    check_same_device(logits=logits, selection_bias=selection_bias, valid=valid)
 
 
 def check_logits(logits: Tensor, valid: Tensor | None) -> None:
@@ -59,20 +60,20 @@ def check_logits(logits: Tensor, valid: Tensor | None) -> None:
         )
 
 
-def select_reference(logits: Tensor, selection_bias: Tensor, valid: Tensor | None = None) -> Selection:
+def select_reference(logits: Tensor, selection_bias: Tensor | None, valid: Tensor | None = None) -> Selection:
     """Choose the pairs and their gates.
 
     Args:
         logits: (S, E) routing logits, float32 or float64. A NaN selects nothing.
-        selection_bias: (E,) same dtype as ``logits``, inside (-1, 0), or 1 to select all that ``valid`` allows.
-        valid: (S,) bool, ``False`` tokens are neither routed nor counted, or (S, E) bool, ``False`` pairs are not;
-            ``None`` for all valid.
+        selection_bias: (E,), inside (-1, 0), or ``None`` where ``valid`` is the choice.
+        valid: (S,) bool, ``False`` tokens are neither routed nor counted, ``None`` for all valid; without a bias
+            (S, E) bool, the selected pairs.
     """
-    check_select(logits, selection_bias, valid)
+    check_tensor("logits", logits, ("S", "E"))
     num_tokens, num_experts = logits.shape
-    selected = torch.sigmoid(logits.detach()) + selection_bias.to(logits.dtype) > 0
-    if valid is not None:
-        selected = selected & (valid[:, None] if valid.dim() == 1 else valid)
+    check_select(num_tokens, num_experts, selection_bias, valid)
+    check_same_device(logits=logits, selection_bias=selection_bias, valid=valid)
+    selected = _selected(logits.detach(), selection_bias, valid)
     expert_idx, token_idx = selected.T.nonzero(as_tuple=True)
     counts = selected.sum(dim=0)
     expert_offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -80,3 +81,12 @@ def select_reference(logits: Tensor, selection_bias: Tensor, valid: Tensor | Non
     slots[token_idx, expert_idx] = torch.arange(token_idx.numel(), device=logits.device)
     gates = torch.softmax(logits, dim=-1)[token_idx, expert_idx]
     return Selection(token_idx, gates, expert_offsets, slots, counts)
+
+
+def _selected(logits: Tensor, selection_bias: Tensor | None, valid: Tensor | None) -> Tensor:
+    if selection_bias is None and valid is not None:
+        return valid
+    selected = torch.sigmoid(logits)
+    if selection_bias is not None:
+        selected = selected + selection_bias.to(logits.dtype)
+    return selected > 0 if valid is None else (selected > 0) & valid[:, None]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from intermoe.nn.moe import InterMoEBlock
+from intermoe.nn.moe import InterMoEBlock, call_of
 
 Bools = npt.NDArray[np.bool_]
 
@@ -88,6 +88,6 @@ def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
 def _recorder(calls: list[Bools]) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if isinstance(module, InterMoEBlock):
-            calls.append(module.chosen_pairs(*args, **kwargs).cpu().numpy())
+            calls.append(module.chosen_pairs(*args, **call_of(kwargs)).cpu().numpy())
 
     return hook

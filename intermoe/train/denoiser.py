@@ -120,12 +120,19 @@ class DenoiserObjective(Objective):
             timesteps = shifted_timesteps(draws.uniform(), self.diffusion.num_train_timesteps, self.timestep_shift)
             kept = draws.uniform() >= self.condition_dropout
             weights = {"snr_gamma": self.snr_gamma, "error_metric": self.error_metric}
-            loss = self._loss(latents, condition * kept[:, None], mask, timesteps, noise, **weights)
-            return {"loss": loss + self.load_balance * self.denoiser.load_balance_loss()}
+            balances: list[Tensor] = []
+
+            def denoise(*arguments: Tensor) -> Tensor:
+                estimate, balance = self.denoiser(*arguments, balance=True)
+                balances.append(balance)
+                return cast(Tensor, estimate)
+
+            loss = self._loss(latents, condition * kept[:, None], mask, timesteps, noise, denoiser=denoise, **weights)
+            return {"loss": loss + self.load_balance * balances[0]}
         values: dict[str, Tensor] = {}
         for t in self.validation_timesteps:
             timesteps = torch.full((len(latents),), t, device=latents.device)
-            values[f"loss_t{t}"] = self._loss(latents, condition, mask, timesteps, noise)
+            values[f"loss_t{t}"] = self._loss(latents, condition, mask, timesteps, noise, denoiser=self.denoiser)
         values = {"loss": torch.stack(list(values.values())).mean(), **values}
         if generating:
             made = sample(
@@ -170,18 +177,17 @@ class DenoiserObjective(Objective):
         return evaluator.embed_motion(self.encoder.codec.decode(latents), self.encoder.downsampling * mask.sum(dim=1))
 
     def _loss(
-        self, latents: Tensor, condition: Tensor, mask: Tensor, timesteps: Tensor, noise: Tensor, **weights: Any
+        self, latents: Tensor, condition: Tensor, mask: Tensor, timesteps: Tensor, noise: Tensor, **options: Any
     ) -> Tensor:
         return training_loss(
-            self.denoiser,
-            latents,
-            condition,
-            mask,
+            latents=latents,
+            text_condition=condition,
+            mask=mask,
             scheduler=self.scheduler,
             latent_scale=self.latent_scale,
             timesteps=timesteps,
             noise=noise,
-            **weights,
+            **options,
         )
 
 

@@ -8,14 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intermoe.nn.moe import InterMoEBlock
+from intermoe.nn.moe import InterMoEBlock, call_of
 
 
 class Routing:
-    """The InterMoE blocks of a model: their counts over the micro-steps of one optimiser step, and their bias updates.
-
-    A block records the counts of its last forward alone; with several micro-steps the bias is due for their sum.
-    """
+    """The InterMoE blocks of a model: what they counted in an optimiser step, and their bias updates."""
 
     def __init__(self, model: nn.Module) -> None:
         self.blocks = {n: m for n, m in model.named_modules() if isinstance(m, InterMoEBlock)}
@@ -27,31 +24,24 @@ class Routing:
     def start(self, *, probe: bool = False) -> None:
         """Begin an optimiser step; with ``probe`` tokens without an expert are counted too, which costs a routing."""
         self.probe = probe
-        self.totals = {
-            name: [torch.zeros_like(counter) for counter in block.counters] for name, block in self.blocks.items()
-        }
         self.idle = {name: torch.zeros_like(block.token_count) for name, block in self.blocks.items()}
         self.idle_now = dict(self.idle)
 
     def count(self) -> None:
-        """Add the last forward's counts; call it after each micro-step."""
-        for name, block in self.blocks.items():
-            for total, counter in zip(self.totals[name], block.counters, strict=True):
-                total += counter
-            self.idle[name] += self.idle_now[name]
+        """Add the last forward's tokens without an expert; call it after each micro-step."""
+        for name, now in self.idle_now.items():
+            self.idle[name] = self.idle[name].to(now.device) + now
 
     def update(self) -> None:
         """Move the selection biases; call it on every rank after the optimiser's step."""
-        for name, block in self.blocks.items():
-            for total, counter in zip(self.totals[name], block.counters, strict=True):
-                counter.copy_(total)
+        for block in self.blocks.values():
             block.update_selection_bias()
 
     def health(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Scalars of the last probed step: tokens per expert, experts per token and the share of tokens with none."""
         values: dict[str, float] = {}
-        for name, (expert_counts, token_count, _) in self.totals.items():
-            totals = torch.cat([expert_counts, token_count[None], self.idle[name][None]])
+        for name, block in self.blocks.items():
+            totals = torch.cat([block.expert_counts, block.token_count[None], self.idle[name][None]])
             *counts, tokens, idle = reduce(totals).tolist()
             values |= {f"{name}/expert{e}": float(count) for e, count in enumerate(counts)}
             values[f"{name}/experts_per_token"] = sum(counts) / max(tokens, 1)
@@ -61,8 +51,8 @@ class Routing:
     def balance(self) -> tuple[float, float]:
         """Smallest and largest load of any expert on this process, relative to its capacity; 1 is balance."""
         loads = [
-            counts * block.num_experts / (block.capacity * tokens.clamp(min=1))
-            for block, (counts, tokens, _) in zip(self.blocks.values(), self.totals.values(), strict=True)
+            block.expert_counts * block.num_experts / (block.capacity * block.token_count.clamp(min=1))
+            for block in self.blocks.values()
         ]
         smallest, largest = torch.cat(loads).aminmax()
         return smallest.item(), largest.item()
@@ -71,7 +61,7 @@ class Routing:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.probe and module.training and isinstance(module, InterMoEBlock):
                 # set, not added: a forward that is computed again in the backward counts once
-                self.idle_now[name] = _idle_tokens(module, *args, **kwargs)
+                self.idle_now[name] = _idle_tokens(module, *args, **call_of(kwargs))
 
         return hook
 

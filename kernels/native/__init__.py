@@ -8,16 +8,23 @@ from .experts import experts_backward, experts_forward
 from .moe import moe_backward, moe_forward, moe_inference
 from .route import route_backward, route_forward
 from .select import select, select_backward
+from .status import AUTOMATIC, HALF_SUMS, allocated_pairs, raise_on_overflow, refusal, status
 
 __all__ = [
+    "AUTOMATIC",
+    "HALF_SUMS",
+    "allocated_pairs",
     "combine",
     "experts_backward",
     "experts_forward",
     "moe_backward",
     "moe_forward",
     "moe_inference",
+    "raise_on_overflow",
+    "refusal",
     "route_backward",
     "route_forward",
     "select",
     "select_backward",
+    "status",
 ]

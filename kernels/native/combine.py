@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .registry import call, dense, register, storage_code
+from .registry import call, dense, storage_code
 
 
 def combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -> Tensor:
@@ -14,10 +14,6 @@ def combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -> Tensor:
     Args:
         gates: (P,) float32, or ``None`` for ones. slots: (S, E) int64, -1 where not selected.
     """
-    return torch.ops.intermoe_native.combine(expert_out, gates, slots)
-
-
-def _combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -> Tensor:
     num_pairs, dim = expert_out.shape
     num_tokens, num_experts = slots.shape
     code = storage_code("expert_out", expert_out)
@@ -29,10 +25,3 @@ def _combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -> Tensor:
     out = expert_out.new_empty(num_tokens, dim)
     call("combine", expert_out, gates, slots, None, out, num_pairs, num_tokens, dim, num_experts, code)
     return out
-
-
-def _combine_fake(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -> Tensor:
-    return torch.empty(slots.shape[0], expert_out.shape[1], dtype=expert_out.dtype, device=expert_out.device)
-
-
-register("combine(Tensor expert_out, Tensor? gates, Tensor slots) -> Tensor", _combine, _combine_fake)

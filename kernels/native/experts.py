@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import library
-from .registry import call, dense, on_cuda, register, storage_code
+from .registry import call, dense, on_cuda, storage_code
 
 SEGMENT_ROWS = 2048
 """Most pairs in a segment: enough for the products to be efficient, few enough to stay in a CPU's last-level cache."""
@@ -34,6 +34,8 @@ FEW_OPERATIONS = 1 << 22
 """Most operations of the products that take less time than torch's calls for them, on any machine."""
 
 Range = tuple[int, int]
+Needed = tuple[bool, bool, bool]
+"""Whether the pairs' tokens, w_gate_up and w_down get a gradient."""
 
 
 class Segment(NamedTuple):
@@ -63,7 +65,11 @@ def experts_forward(
         w_gate_up: (E, 2F, D), w_down: (E, D, F), both of the dtype of ``tokens``.
         save_h: ``False`` drops h, which then has 0 rows; ``experts_backward`` computes it again when given ``None``.
     """
-    return torch.ops.intermoe_native.experts_forward(tokens, token_idx, expert_offsets, w_gate_up, w_down, save_h)
+    problem = Problem(tokens, token_idx, expert_offsets, w_gate_up, w_down)
+    forward = Forward(problem, save_h)
+    expert_out = tokens.new_empty(problem.num_pairs, problem.dim)
+    forward.run(problem.ranges, expert_out)
+    return expert_out, forward.h
 
 
 def experts_backward(
@@ -75,16 +81,20 @@ def experts_backward(
     h: Tensor | None,
     w_gate_up: Tensor,
     w_down: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    needed: Needed = (True, True, True),
+) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
     """Gradients of each pair's token (P, D), the gates (P,) float32, w_gate_up and w_down.
 
     Args:
         grad_out: (S, D), gradient of the combined output. gates: (P,) float32. h: (P, 2F), or ``None`` to recompute it.
         The others are those of ``experts_forward``.
+        needed: whether the pairs' tokens, w_gate_up and w_down get a gradient; what does not is ``None``.
     """
-    return torch.ops.intermoe_native.experts_backward(
-        grad_out, tokens, token_idx, expert_offsets, gates, h, w_gate_up, w_down
-    )
+    problem = Problem(tokens, token_idx, expert_offsets, w_gate_up, w_down)
+    backward = Backward(problem, grad_out, gates, h, single=True, needed=needed)
+    grad_pairs = tokens.new_empty(problem.num_pairs, problem.dim) if needed[0] else None
+    backward.run(problem.ranges, grad_pairs)
+    return grad_pairs, backward.grad_gates, *backward.finish()
 
 
 def segments(ranges: list[Range], most: int, merged: int) -> Iterator[Segment]:
@@ -264,25 +274,32 @@ class Forward:
 class Backward:
     """Gradients of gates and weights, and of the pairs' tokens range by range."""
 
-    def __init__(self, problem: Problem, grad_out: Tensor, gates: Tensor, h: Tensor | None, single: bool) -> None:
+    def __init__(
+        self, problem: Problem, grad_out: Tensor, gates: Tensor, h: Tensor | None, single: bool, needed: Needed
+    ) -> None:
         p = self.problem = problem
         self.grad_out = dense("grad_out", grad_out, p.device, p.tokens.dtype, p.tokens.shape[0], p.dim)
         self.gates = dense("gates", gates, p.device, torch.float32, p.num_pairs)
         self.h = None if h is None else dense("h", h, p.device, p.tokens.dtype, p.num_pairs, 2 * p.width)
         single = single and all(stop - start <= p.segment_rows for start, stop in p.ranges)
         self.grad_gates = torch.empty(p.num_pairs, device=p.device)
-        self.grad_gate_up, self.grad_down = WeightGradient(p.w_gate_up, single), WeightGradient(p.w_down, single)
-        self.inputs, self.grads = p.workspace(p.dim), p.workspace(p.dim)
+        _, gate_up, down = needed
+        self.grad_gate_up = WeightGradient(p.w_gate_up, single) if gate_up else None
+        self.grad_down = WeightGradient(p.w_down, single) if down else None
+        self.inputs = p.workspace(p.dim) if h is None or gate_up else None
+        self.grads = p.workspace(p.dim)
         self.inner, self.grad_h = p.workspace(p.width), p.workspace(2 * p.width)
         self.gate_up, self.down = p.w_gate_up.unbind(), p.w_down.unbind()
 
-    def run(self, ranges: list[Range], grad_pairs: Tensor) -> None:
+    def run(self, ranges: list[Range], grad_pairs: Tensor | None) -> None:
         """Fill the first rows of ``grad_pairs`` for the pairs in ``ranges``; add to the other gradients."""
         p = self.problem
         for segment in p.segments(ranges):
             first, last, row, parts = segment
             count = last - first
-            x, grad = p.gather(p.tokens, segment, self.inputs), p.gather(self.grad_out, segment, self.grads)
+            x = grad = p.gather(self.grad_out, segment, self.grads)
+            if self.inputs is not None:
+                x = p.gather(p.tokens, segment, self.inputs)
             inner, grad_h = self.inner[:count], self.grad_h[:count]
             # The gradient takes the place of a recomputed h: SwiGLU's reads an element before it writes it.
             h = grad_h if self.h is None else self.h[first:last]
@@ -292,78 +309,16 @@ class Backward:
                     product(x[part], self.gate_up[expert].T, h[part])
             sums = (self.gates[first:last], inner, grad_h, self.grad_gates[first:last])
             call("swiglu_backward", h, *sums, count, p.width, p.code)
-            out = grad_pairs[row : row + count]
             for expert, part in parts:
-                self.grad_down.add(expert, grad[part].T, inner[part])
-                self.grad_gate_up.add(expert, grad_h[part].T, x[part])
-                product(grad_h[part], self.gate_up[expert], out[part])
+                if self.grad_down is not None:
+                    self.grad_down.add(expert, grad[part].T, inner[part])
+                if self.grad_gate_up is not None:
+                    self.grad_gate_up.add(expert, grad_h[part].T, x[part])
+                if grad_pairs is not None:
+                    product(grad_h[part], self.gate_up[expert], grad_pairs[row : row + count][part])
 
-
-def _experts_forward(
-    tokens: Tensor, token_idx: Tensor, expert_offsets: Tensor, w_gate_up: Tensor, w_down: Tensor, save_h: bool
-) -> tuple[Tensor, Tensor]:
-    problem = Problem(tokens, token_idx, expert_offsets, w_gate_up, w_down)
-    forward = Forward(problem, save_h)
-    expert_out = tokens.new_empty(problem.num_pairs, problem.dim)
-    forward.run(problem.ranges, expert_out)
-    return expert_out, forward.h
-
-
-def _experts_forward_fake(
-    tokens: Tensor, token_idx: Tensor, expert_offsets: Tensor, w_gate_up: Tensor, w_down: Tensor, save_h: bool
-) -> tuple[Tensor, Tensor]:
-    num_pairs = token_idx.shape[0]
-    return tokens.new_empty(num_pairs, w_down.shape[1]), tokens.new_empty(
-        num_pairs if save_h else 0, w_gate_up.shape[1]
-    )
-
-
-def _experts_backward(
-    grad_out: Tensor,
-    tokens: Tensor,
-    token_idx: Tensor,
-    expert_offsets: Tensor,
-    gates: Tensor,
-    h: Tensor | None,
-    w_gate_up: Tensor,
-    w_down: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    problem = Problem(tokens, token_idx, expert_offsets, w_gate_up, w_down)
-    backward = Backward(problem, grad_out, gates, h, single=True)
-    grad_pairs = tokens.new_empty(problem.num_pairs, problem.dim)
-    backward.run(problem.ranges, grad_pairs)
-    return grad_pairs, backward.grad_gates, backward.grad_gate_up.finish(), backward.grad_down.finish()
-
-
-def _experts_backward_fake(
-    grad_out: Tensor,
-    tokens: Tensor,
-    token_idx: Tensor,
-    expert_offsets: Tensor,
-    gates: Tensor,
-    h: Tensor | None,
-    w_gate_up: Tensor,
-    w_down: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    num_pairs = token_idx.shape[0]
-    grad_gates = torch.empty(num_pairs, dtype=torch.float32, device=tokens.device)
-    return (
-        tokens.new_empty(num_pairs, tokens.shape[1]),
-        grad_gates,
-        torch.empty_like(w_gate_up),
-        torch.empty_like(w_down),
-    )
-
-
-register(
-    "experts_forward(Tensor tokens, Tensor token_idx, Tensor expert_offsets, Tensor w_gate_up, Tensor w_down, "
-    "bool save_h) -> (Tensor, Tensor)",
-    _experts_forward,
-    _experts_forward_fake,
-)
-register(
-    "experts_backward(Tensor grad_out, Tensor tokens, Tensor token_idx, Tensor expert_offsets, Tensor gates, "
-    "Tensor? h, Tensor w_gate_up, Tensor w_down) -> (Tensor, Tensor, Tensor, Tensor)",
-    _experts_backward,
-    _experts_backward_fake,
-)
+    def finish(self) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of w_gate_up and w_down."""
+        grads = self.grad_gate_up, self.grad_down
+        gate_up, down = (None if grad is None else grad.finish() for grad in grads)
+        return gate_up, down

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..contract import EPS, Experts, Grads, Needs, Route, Saved, Select
 from .experts import Backward, Forward, Problem, Range, own_products
 from .registry import CODES, call, dense, on_cuda
-from .route import _route_backward, _route_forward
-from .select import _select_backward, select_with_offsets
+from .route import route_backward, route_forward
+from .select import select_backward, select_with_offsets
 
 CHUNK_BYTES = 48 << 20
 """Size of the experts' outputs that exist at a time."""
@@ -28,120 +29,108 @@ CUDA_CHUNK_BYTES = 256 << 20
 """The same on CUDA, where a further chunk costs launches and a read."""
 
 
-def moe_forward(
-    hidden: Tensor,
-    router_weight: Tensor,
-    router_offset: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    selection_bias: Tensor,
-    w_gate_up: Tensor,
-    w_down: Tensor,
-    valid: Tensor | None,
-    eps: float,
-    normalise: bool,
-    save_h: bool,
-) -> list[Tensor]:
-    """Route, select, experts and combine; shapes and dtypes as in the steps.
+def moe_forward(route: Route, select: Select, experts: Experts) -> tuple[Tensor, Tensor, Saved]:
+    """Route, select, experts and combine; what each takes and what is saved is told in ``contract``."""
+    return _forward(route, select, experts, save_h=not experts.recompute)
 
-    Returns:
-        out (S, D) in the dtype of the weights, counts, tokens (empty where they are ``hidden`` itself), logits, mean,
-        rstd, token_idx, gates, expert_offsets, slots, h (0 rows unless ``save_h``).
-    """
-    normal, logits, mean, rstd = _route_forward(hidden, router_weight, router_offset, scale, shift, eps, normalise)
-    tokens = (normal if normalise else hidden).to(w_gate_up.dtype)
-    pairs, numbers = select_with_offsets(logits, selection_bias, valid)
+
+def moe_inference(route: Route, select: Select, experts: Experts) -> tuple[Tensor, Tensor]:
+    """``out`` and ``counts`` of ``moe_forward``, of which nothing is kept for a backward."""
+    if _is_few(route, select, experts):
+        return _one_call(route, select, experts)
+    return _forward(route, select, experts, save_h=False)[:2]
+
+
+def _forward(route: Route, select: Select, experts: Experts, save_h: bool) -> tuple[Tensor, Tensor, Saved]:
+    hidden, router_weight, router_offset, scale, shift, normalise = route
+    tokens, logits, mean, rstd = route_forward(hidden, router_weight, router_offset, scale, shift, EPS, normalise)
+    tokens = tokens.to(experts.w_down.dtype)
+    pairs, numbers = select_with_offsets(logits, *select.given(logits), select.max_pairs)
     token_idx, gates, expert_offsets, slots, counts = pairs
-    problem = Problem(tokens, token_idx, expert_offsets, w_gate_up, w_down, numbers)
+    problem = Problem(tokens, token_idx, expert_offsets, experts.w_gate_up, experts.w_down, numbers)
     forward = Forward(problem, save_h)
     out = torch.empty_like(problem.tokens)
     for rows, ranges, expert_out in _chunks(problem, CHUNK_BYTES):
         forward.run(ranges, expert_out)
         _combine_chunk(expert_out, gates, ranges, slots[rows], out[rows], problem.code)
-    saved = tokens if tokens is not hidden else tokens.new_empty(0, tokens.shape[1])
-    return [out, counts, saved, logits, mean, rstd, token_idx, gates, expert_offsets, slots, forward.h]
+    kept = tokens if tokens is not hidden else tokens.new_empty(0, tokens.shape[1])
+    return out, counts, Saved(logits, kept, mean, rstd, token_idx, gates, expert_offsets, slots, forward.h)
 
 
-def moe_inference(
-    hidden: Tensor,
-    router_weight: Tensor,
-    router_offset: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    selection_bias: Tensor,
-    w_gate_up: Tensor,
-    w_down: Tensor,
-    valid: Tensor | None,
-    eps: float,
-    normalise: bool,
-) -> list[Tensor]:
-    """``out`` and ``counts`` of ``moe_forward``, of which nothing is kept for a backward."""
-    arguments = (hidden, router_weight, router_offset, scale, shift, selection_bias, w_gate_up, w_down, valid)
-    (num_tokens, dim), (num_experts, _, width) = hidden.shape, w_down.shape
-    few = num_tokens * num_experts * (dim + width) <= FEW_ELEMENTS
-    if not few or on_cuda(hidden) or not own_products(hidden.dtype, num_tokens * num_experts, w_down):
-        return moe_forward(*arguments, eps, normalise, save_h=False)[:2]
-    rows = next((len(tensor) for tensor in (router_offset, scale) if tensor is not None), 0)
-    columns = num_experts if valid is not None and valid.dim() == 2 else 1
-    for tensor, dtype, shape in (
-        (hidden, hidden.dtype, (num_tokens, dim)),
-        (router_weight, torch.float32, (num_experts, dim)),
-        (router_offset, torch.float32, (rows, num_experts)),
-        (scale, torch.float32, (rows, dim)),
-        (shift, torch.float32, (rows, dim)),
-        (selection_bias, torch.float32, (num_experts,)),
-        (w_gate_up, hidden.dtype, (num_experts, 2 * width, dim)),
-        (w_down, hidden.dtype, (num_experts, dim, width)),
-        (valid, torch.bool, (num_tokens,) if columns == 1 else (num_tokens, num_experts)),
-    ):
-        if tensor is not None and not (
-            tensor.dtype is dtype and tensor.shape == shape and tensor.is_contiguous() and tensor.is_cpu
-        ):
-            # The steps take more than this call does, or say what is wrong.
-            return moe_forward(*arguments, eps, normalise, save_h=False)[:2]
-    if (scale is None) != (shift is None):
-        raise ValueError("scale: scale and shift must be given together, got only one of them")
-    out, counts = torch.empty_like(hidden), selection_bias.new_empty(num_experts, dtype=torch.int64)
-    inputs = (router_weight, router_offset, scale, shift, selection_bias, valid, w_gate_up, w_down)
-    sizes = (num_tokens, dim, num_experts, width, rows, columns)
-    call("moe_forward", hidden, *inputs, out, counts, *sizes, int(normalise), eps, CODES[hidden.dtype])
-    return [out, counts]
+def _is_few(route: Route, select: Select, experts: Experts) -> bool:
+    """Whether one call of the library serves: a small pool on a CPU, of arrays as the library reads them."""
+    hidden, router_weight, router_offset, scale, shift, _ = route
+    (num_tokens, dim), (num_experts, _, width) = hidden.shape, experts.w_down.shape
+    if num_tokens * num_experts * (dim + width) > FEW_ELEMENTS or on_cuda(hidden):
+        return False
+    if select.rule is not None or select.max_pairs is not None:
+        return False
+    if not own_products(hidden.dtype, num_tokens * num_experts, experts.w_down):
+        return False
+    rows = _rows(route)
+    chosen = select.selection_bias is None
+    return all(
+        tensor is None or (tensor.dtype is dtype and tensor.shape == shape and tensor.is_contiguous() and tensor.is_cpu)
+        for tensor, dtype, shape in (
+            (hidden, hidden.dtype, (num_tokens, dim)),
+            (router_weight, torch.float32, (num_experts, dim)),
+            (router_offset, torch.float32, (rows, num_experts)),
+            (scale, torch.float32, (rows, dim)),
+            (shift, torch.float32, (rows, dim)),
+            (select.selection_bias, torch.float32, (num_experts,)),
+            (select.valid, torch.bool, (num_tokens, num_experts) if chosen else (num_tokens,)),
+            (experts.w_gate_up, hidden.dtype, (num_experts, 2 * width, dim)),
+            (experts.w_down, hidden.dtype, (num_experts, dim, width)),
+        )
+    )
+
+
+def _rows(route: Route) -> int:
+    return 0 if route.router_offset is None and route.scale is None else route.rows
+
+
+def _one_call(route: Route, select: Select, experts: Experts) -> tuple[Tensor, Tensor]:
+    hidden, *router, normalise = route
+    (num_tokens, dim), (num_experts, _, width) = hidden.shape, experts.w_down.shape
+    if (route.scale is None) != (route.shift is None):
+        raise ValueError("scale: expected scale and shift together, got only one of them")
+    out = torch.empty_like(hidden)
+    counts = torch.empty(num_experts, dtype=torch.int64)
+    arrays = (*router, select.selection_bias, select.valid, experts.w_gate_up, experts.w_down, out, counts)
+    columns = num_experts if select.selection_bias is None else 1
+    sizes = (num_tokens, dim, num_experts, width, _rows(route), columns)
+    call("moe_forward", hidden, *arrays, *sizes, int(normalise), EPS, CODES[hidden.dtype])
+    return out, counts
 
 
 def moe_backward(
-    grad_out: Tensor,
-    hidden: Tensor,
-    router_weight: Tensor,
-    scale: Tensor | None,
-    w_gate_up: Tensor,
-    w_down: Tensor,
-    tokens: Tensor,
-    logits: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    token_idx: Tensor,
-    gates: Tensor,
-    expert_offsets: Tensor,
-    slots: Tensor,
-    h: Tensor | None,
-    normalise: bool,
-    rows: int,
-) -> list[Tensor]:
-    """Gradients of hidden, router_weight, router_offset, scale, shift, w_gate_up and w_down from that of out (S, D)."""
-    problem = Problem(tokens, token_idx, expert_offsets, w_gate_up, w_down)
-    chunks = _chunks(problem, BACKWARD_CHUNK_BYTES)
+    grad_out: Tensor, grad_logits: Tensor | None, route: Route, experts: Experts, saved: Saved, needs: Needs
+) -> Grads:
+    """Gradients of the inputs that ``needs`` names, from that of out (S, D) and, where it has one, of the logits."""
+    hidden, normalise = route.hidden, route.normalise
+    tokens = saved.tokens if len(saved.tokens) else hidden
+    problem = Problem(tokens, saved.token_idx, saved.expert_offsets, experts.w_gate_up, experts.w_down)
+    needed = (needs.tokens, needs.w_gate_up, needs.w_down)
     single = _tokens_per_chunk(problem, BACKWARD_CHUNK_BYTES) >= tokens.shape[0]
-    backward = Backward(problem, grad_out, gates, h, single)
+    h = None if experts.recompute else saved.h
+    backward = Backward(problem, grad_out, saved.gates, h, single, needed)
     grad_tokens = torch.empty_like(problem.tokens)
-    for chunk, ranges, grad_pairs in chunks:
-        backward.run(ranges, grad_pairs)
-        _combine_chunk(grad_pairs, None, ranges, slots[chunk], grad_tokens[chunk], problem.code)
-    grad_logits = _select_backward(backward.grad_gates, logits, slots)
-    grad_tokens = grad_tokens.to(hidden.dtype)
-    grads = _route_backward(
-        grad_tokens, grad_logits, hidden, mean, rstd, router_weight, scale, normalise, rows, in_place=True
-    )
-    return [*grads, backward.grad_gate_up.finish(), backward.grad_down.finish()]
+    if needs.tokens:
+        for chunk, ranges, grad_pairs in _chunks(problem, BACKWARD_CHUNK_BYTES):
+            backward.run(ranges, grad_pairs)
+            _combine_chunk(grad_pairs, None, ranges, saved.slots[chunk], grad_tokens[chunk], problem.code)
+    else:
+        backward.run(problem.ranges, None)
+        grad_tokens.zero_()
+    grads: Grads = [None] * 5
+    if needs.tokens or needs.logits:
+        through_gates = select_backward(backward.grad_gates, saved.logits, saved.slots)
+        grad_logits = through_gates if grad_logits is None else through_gates + grad_logits
+        statistics = (saved.mean, saved.rstd, route.router_weight, route.scale)
+        grad_tokens = grad_tokens.to(hidden.dtype)
+        options = (normalise, route.rows, needs.router_weight)
+        grads = list(route_backward(grad_tokens, grad_logits, hidden, *statistics, *options, in_place=True))
+    return [*grads, *backward.finish()]
 
 
 def _tokens_per_chunk(problem: Problem, cpu_bytes: int) -> int:

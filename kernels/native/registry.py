@@ -1,9 +1,8 @@
-"""What every step needs: the torch.library namespace, checked dense tensors, and calls into the shared library."""
+"""What every step needs: checked dense tensors, and calls into the shared library."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,22 +10,10 @@ from torch import Tensor
 
 from . import library
 
-NAMESPACE = "intermoe_native"
-
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """The C interface's codes of the types that the kernels store."""
 
 _PLAIN = frozenset({int, float, type(None)})
-_definitions = torch.library.Library(NAMESPACE, "DEF")
-
-
-def register(schema: str, kernel: Callable[..., object], fake: Callable[..., object]) -> None:
-    """Define an operator with its implementation for CPU and CUDA and its fake (shapes only) implementation."""
-    name = schema.partition("(")[0]
-    _definitions.define(schema)
-    for device in ("CPU", "CUDA"):
-        _definitions.impl(name, kernel, device)
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_definitions)
 
 
 def dense(name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:

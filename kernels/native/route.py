@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
+from ..contract import EPS
 from . import library
-from .registry import call, dense, on_cuda, register, storage_code
-
-EPS = 1e-6
+from .registry import call, dense, on_cuda, storage_code
 
 
 def route_forward(
@@ -32,9 +29,22 @@ def route_forward(
         tokens (S, D) in the dtype of ``hidden`` (``hidden`` itself unless ``normalise``), logits (S, E), mean (S,) and
         rstd (S,), float32; the last two are empty unless ``normalise``.
     """
-    tokens, logits, mean, rstd = torch.ops.intermoe_native.route_forward(
-        hidden, router_weight, router_offset, scale, shift, eps, normalise
-    )
+    (num_tokens, dim), num_experts = hidden.shape, router_weight.shape[0]
+    code = storage_code("hidden", hidden)
+    rows = _rows(num_tokens, router_offset, scale)
+    if (scale is None) != (shift is None):
+        raise ValueError("scale: expected scale and shift together, got only one of them")
+    device = hidden.device
+    dense_hidden = dense("hidden", hidden, device, hidden.dtype, num_tokens, dim)
+    weight = _wide("router_weight", router_weight, device, num_experts, dim)
+    offset = _wide("router_offset", router_offset, device, rows, num_experts)
+    scale, shift = _wide("scale", scale, device, rows, dim), _wide("shift", shift, device, rows, dim)
+    kept = num_tokens if normalise else 0
+    tokens, logits = hidden.new_empty(kept, dim), torch.empty(num_tokens, num_experts, device=device)
+    mean, rstd = logits.new_empty(kept), logits.new_empty(kept)
+    outputs = (tokens if normalise else None, logits, mean, rstd)
+    sizes = (num_tokens, dim, num_experts, rows)
+    call("route_forward", dense_hidden, weight, offset, scale, shift, *outputs, *sizes, eps, code)
     return (tokens if normalise else hidden), logits, mean, rstd
 
 
@@ -48,20 +58,51 @@ def route_backward(
     scale: Tensor | None,
     normalise: bool,
     rows: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    weight_needed: bool = True,
+    in_place: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
     """Gradients of hidden (in its dtype), router_weight (E, D), router_offset (R, E), scale and shift (R, D), float32.
 
-    The last two are ``None`` where there was no scale.
+    The last two are ``None`` where there was no scale, the second unless ``weight_needed``. ``in_place`` writes the
+    gradient of hidden over ``grad_tokens``.
     """
+    (num_tokens, dim), num_experts = hidden.shape, router_weight.shape[0]
+    code = storage_code("hidden", hidden)
+    if num_tokens and (rows < 1 or num_tokens % rows):
+        raise ValueError(f"rows: expected a divisor of the number of tokens {num_tokens}, got {rows}")
     modulated = normalise and scale is not None
-    grad_hidden, grad_weight, grad_offset, grad_scale, grad_shift = torch.ops.intermoe_native.route_backward(
-        grad_tokens, grad_logits, hidden, mean, rstd, router_weight, scale, normalise, rows
-    )
-    return grad_hidden, grad_weight, grad_offset, grad_scale if modulated else None, grad_shift if modulated else None
+    device = hidden.device
+    hidden = dense("hidden", hidden, device, hidden.dtype, num_tokens, dim)
+    grad_tokens = dense("grad_tokens", grad_tokens, device, hidden.dtype, num_tokens, dim)
+    grad_hidden = grad_tokens if in_place else torch.empty_like(hidden)
+    grad_logits = dense("grad_logits", grad_logits, device, torch.float32, num_tokens, num_experts)
+    weight = _wide("router_weight", router_weight, device, num_experts, dim)
+    scale = _wide("scale", scale, device, rows, dim) if modulated else None
+    statistics: tuple[Tensor | None, Tensor | None] = (None, None)
+    if normalise:
+        statistics = (
+            dense("mean", mean, device, torch.float32, num_tokens),
+            dense("rstd", rstd, device, torch.float32, num_tokens),
+        )
+    new = grad_logits.new_empty
+    grad_weight = new(num_experts, dim) if weight_needed else None
+    grad_offset = new(rows, num_experts)
+    grad_scale, grad_shift = (new(rows, dim), new(rows, dim)) if modulated else (None, None)
+    if num_tokens == 0:
+        sums = (None if grad is None else grad.zero_() for grad in (grad_weight, grad_offset, grad_scale, grad_shift))
+        return grad_hidden, *sums  # type: ignore[return-value]
+    sizes = (num_tokens, dim, num_experts, rows)
+    scratch: tuple[Tensor, ...] = ()
+    if on_cuda(hidden):
+        scratch = (new(library.load().intermoe_route_scratch_cuda(*sizes)),)
+    inputs = (grad_tokens, grad_logits, hidden, *statistics, weight, scale)
+    grads = (grad_hidden, grad_weight, grad_offset, grad_scale, grad_shift)
+    call("route_backward", *inputs, *grads, *scratch, *sizes, code)
+    return grads
 
 
 def _wide(name: str, tensor: Tensor | None, device: torch.device, rows: int, width: int) -> Tensor | None:
-    """A small input (a row per expert or sample) as dense float32."""
+    """A small input (a row per expert or of the condition) as dense float32."""
     if tensor is None:
         return None
     if tensor.dtype != torch.float32:
@@ -72,126 +113,5 @@ def _wide(name: str, tensor: Tensor | None, device: torch.device, rows: int, wid
 def _rows(num_tokens: int, *tensors: Tensor | None) -> int:
     rows = next((tensor.shape[0] for tensor in tensors if tensor is not None), 0)
     if rows and num_tokens % rows:
-        raise ValueError(f"router_offset: its number of rows must divide the number of tokens {num_tokens}, got {rows}")
+        raise ValueError(f"router_offset: expected a divisor of {num_tokens} tokens as its number of rows, got {rows}")
     return rows
-
-
-def _route_forward(
-    hidden: Tensor,
-    router_weight: Tensor,
-    router_offset: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    normalise: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    (num_tokens, dim), num_experts = hidden.shape, router_weight.shape[0]
-    code = storage_code("hidden", hidden)
-    rows = _rows(num_tokens, router_offset, scale)
-    if (scale is None) != (shift is None):
-        raise ValueError("scale: scale and shift must be given together, got only one of them")
-    device = hidden.device
-    hidden = dense("hidden", hidden, device, hidden.dtype, num_tokens, dim)
-    weight = _wide("router_weight", router_weight, device, num_experts, dim)
-    offset = _wide("router_offset", router_offset, device, rows, num_experts)
-    scale, shift = _wide("scale", scale, device, rows, dim), _wide("shift", shift, device, rows, dim)
-    kept = num_tokens if normalise else 0
-    tokens, logits = hidden.new_empty(kept, dim), torch.empty(num_tokens, num_experts, device=device)
-    mean, rstd = logits.new_empty(kept), logits.new_empty(kept)
-    outputs = (tokens if normalise else None, logits, mean, rstd)
-    sizes = (num_tokens, dim, num_experts, rows)
-    call("route_forward", hidden, weight, offset, scale, shift, *outputs, *sizes, eps, code)
-    return tokens, logits, mean, rstd
-
-
-def _route_forward_fake(
-    hidden: Tensor,
-    router_weight: Tensor,
-    router_offset: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    normalise: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    num_tokens, dim = hidden.shape
-    wide = functools.partial(torch.empty, dtype=torch.float32, device=hidden.device)
-    kept = num_tokens if normalise else 0
-    tokens = torch.empty(kept, dim, dtype=hidden.dtype, device=hidden.device)
-    return tokens, wide(num_tokens, router_weight.shape[0]), wide(kept), wide(kept)
-
-
-def _route_backward(
-    grad_tokens: Tensor,
-    grad_logits: Tensor,
-    hidden: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    router_weight: Tensor,
-    scale: Tensor | None,
-    normalise: bool,
-    rows: int,
-    in_place: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    (num_tokens, dim), num_experts = hidden.shape, router_weight.shape[0]
-    code = storage_code("hidden", hidden)
-    if rows < 1 or num_tokens % rows:
-        raise ValueError(f"rows: must divide the number of tokens {num_tokens}, got {rows}")
-    modulated = normalise and scale is not None
-    device = hidden.device
-    hidden = dense("hidden", hidden, device, hidden.dtype, num_tokens, dim)
-    grad_tokens = dense("grad_tokens", grad_tokens, device, hidden.dtype, num_tokens, dim)
-    grad_logits = dense("grad_logits", grad_logits, device, torch.float32, num_tokens, num_experts)
-    weight = _wide("router_weight", router_weight, device, num_experts, dim)
-    scale = _wide("scale", scale, device, rows, dim) if modulated else None
-    statistics: tuple[Tensor | None, Tensor | None] = (None, None)
-    if normalise:
-        statistics = (
-            dense("mean", mean, device, torch.float32, num_tokens),
-            dense("rstd", rstd, device, torch.float32, num_tokens),
-        )
-    grad_hidden = grad_tokens if in_place else torch.empty_like(hidden)
-    grad_weight = torch.empty(num_experts, dim, device=device)
-    grad_offset = grad_weight.new_empty(rows, num_experts)
-    kept = rows if modulated else 0
-    grad_scale, grad_shift = grad_weight.new_empty(kept, dim), grad_weight.new_empty(kept, dim)
-    grads = (grad_hidden, grad_weight, grad_offset)
-    modulation = (grad_scale, grad_shift) if modulated else (None, None)
-    sizes = (num_tokens, dim, num_experts, rows)
-    scratch: tuple[Tensor, ...] = ()
-    if on_cuda(hidden):
-        scratch = (grad_weight.new_empty(library.load().intermoe_route_scratch_cuda(*sizes)),)
-    inputs = (grad_tokens, grad_logits, hidden, *statistics, weight, scale)
-    call("route_backward", *inputs, *grads, *modulation, *scratch, *sizes, code)
-    return grad_hidden, grad_weight, grad_offset, grad_scale, grad_shift
-
-
-def _route_backward_fake(
-    grad_tokens: Tensor,
-    grad_logits: Tensor,
-    hidden: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    router_weight: Tensor,
-    scale: Tensor | None,
-    normalise: bool,
-    rows: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    num_experts, dim = router_weight.shape
-    wide = functools.partial(torch.empty, dtype=torch.float32, device=hidden.device)
-    kept = rows if normalise and scale is not None else 0
-    grad_hidden = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device)
-    return grad_hidden, wide(num_experts, dim), wide(rows, num_experts), wide(kept, dim), wide(kept, dim)
-
-
-register(
-    "route_forward(Tensor hidden, Tensor router_weight, Tensor? router_offset, Tensor? scale, Tensor? shift, "
-    "float eps, bool normalise) -> (Tensor, Tensor, Tensor, Tensor)",
-    _route_forward,
-    _route_forward_fake,
-)
-register(
-    "route_backward(Tensor grad_tokens, Tensor grad_logits, Tensor hidden, Tensor mean, Tensor rstd, "
-    "Tensor router_weight, Tensor? scale, bool normalise, SymInt rows) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _route_backward,
-    _route_backward_fake,
-)

@@ -24,6 +24,7 @@ from .combine import combine_constants, combine_kernel
 from .configs import PRECISIONS, Tile
 from .experts import ROUND_BLOCK, grouped_product_kernel, up_kernel
 from .experts_backward import grad_weight_kernel, swiglu_backward_kernel, swiglu_constants
+from .registry import INTERPRETED
 from .route import route_constants, route_kernel
 from .route_backward import grad_input_constants, grad_input_kernel, grad_router_constants, grad_router_kernel
 from .select import FILL, MAX_CHUNKS, count_kernel, scatter_kernel, select_backward_kernel, selection_constants
@@ -112,13 +113,13 @@ def tokenwise_specimens(element: str) -> list[Specimen]:
     """The kernels that pass over tokens or pairs, whose blocks are the same on every card."""
     norm = {"NORMALISE": True, "HAS_SCALE": True}
     wide = element == "fp32"
-    selection: dict[str, Any] = {**selection_constants(NUM_EXPERTS), "VALID": "pair"}
+    selection: dict[str, Any] = {**selection_constants(NUM_EXPERTS), "VALID": "token"}
     found: list[tuple[str, Any, dict[str, Any]]] = [
         ("route", route_kernel, {**route_constants(DIM, NUM_EXPERTS), **norm, "HAS_OFFSET": True}),
         ("route grad_input", grad_input_kernel, {**grad_input_constants(DIM, NUM_EXPERTS), **norm}),
         ("route grad_router", grad_router_kernel, grad_router_constants(DIM, NUM_EXPERTS)),
         ("swiglu_backward", swiglu_backward_kernel, {**swiglu_constants(EXPERT_DIM, NUM_EXPERTS), "ROUND": wide}),
-        ("combine", combine_kernel, {**combine_constants(DIM, NUM_EXPERTS), "HAS_RESIDUAL": True, "HAS_GATES": True}),
+        ("combine", combine_kernel, {**combine_constants(DIM, NUM_EXPERTS), "HAS_GATES": True}),
     ]
     if wide:
         found += [
@@ -160,7 +161,7 @@ def compile_specimen(specimen: Specimen, architecture: int) -> Resources:
         RuntimeError: in the interpreter, which compiles nothing, or if the report can't be read.
     """
     kernel = specimen.kernel
-    if not isinstance(kernel, triton.JITFunction):
+    if INTERPRETED:
         raise RuntimeError("ahead-of-time compilation needs Triton's compiler: unset TRITON_INTERPRET")
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}

@@ -1,6 +1,6 @@
 r"""Combine on the GPU: every token gathers and sums its experts' outputs, in expert order and float32, without atomics.
 
-out[s] = residual[s] + sum over e with slots[s, e] >= 0 of gates[slots[s, e]] * expert_out[slots[s, e]]
+out[s] = sum over e with slots[s, e] >= 0 of gates[slots[s, e]] * expert_out[slots[s, e]]
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import cdiv, launch, token_constants
-from .registry import register
+from .registry import on_its_device
 
 ELEMENTS, ELEMENTS_PER_WARP = 1024, 1024
 
 # expert_out  (P, D)      outputs of the pairs
 # gates       (P,) f32    their weights
 # slots       (S, E) i64  pair of a token and an expert, -1 = none
-# residual    (S, D)      added once per token
 # out         (S, D)
 
 
@@ -27,7 +26,6 @@ def combine_kernel(
     expert_out_ptr,
     gates_ptr,
     slots_ptr,
-    residual_ptr,
     out_ptr,
     num_tokens,
     DIM: tl.constexpr,
@@ -36,7 +34,6 @@ def combine_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
     HAS_GATES: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     cols = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -49,8 +46,6 @@ def combine_kernel(
     inside = (rows < num_tokens)[:, None] & (cols < DIM)[None, :]
     places = rows.to(tl.int64)[:, None] * DIM + cols[None, :]
     total = tl.zeros((BLOCK_S, BLOCK_D), tl.float32)
-    if HAS_RESIDUAL:
-        total += tl.load(residual_ptr + places, mask=inside, other=0.0).to(tl.float32)
     for expert in range(NUM_EXPERTS):
         mine = (experts == expert)[None, :]
         slot = tl.sum(tl.where(mine, slots, 0), axis=1)
@@ -67,42 +62,23 @@ def combine_constants(dim: int, num_experts: int) -> dict[str, int]:
     return token_constants(dim, num_experts, ELEMENTS, ELEMENTS_PER_WARP, widest=1024)
 
 
-def _combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor, residual: Tensor | None) -> Tensor:
+@on_its_device
+def combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -> Tensor:
+    """Per-token sums (S, D) in the dtype of ``expert_out``, accumulated in float32.
+
+    Args:
+        expert_out: (P, D). gates: (P,), or ``None`` for ones. slots: (S, E) int64, -1 where not selected.
+    """
     num_tokens, num_experts = slots.shape
     dim = expert_out.shape[1]
-    if residual is not None and residual.shape != (num_tokens, dim):
-        raise ValueError(f"residual: expected shape {(num_tokens, dim)}, got {tuple(residual.shape)}")
     out = torch.empty(num_tokens, dim, dtype=expert_out.dtype, device=expert_out.device)
     expert_out, slots = expert_out.contiguous(), slots.contiguous()
     gates = None if gates is None else gates.float().contiguous()
-    residual = None if residual is None else residual.contiguous()
     sizes = combine_constants(max(dim, 1), num_experts)
     launch(
         combine_kernel,
         (cdiv(num_tokens, sizes["BLOCK_S"]), cdiv(dim, sizes["BLOCK_D"]), 1),
-        (expert_out, gates, slots, residual, out, num_tokens),
-        {**sizes, "HAS_GATES": gates is not None, "HAS_RESIDUAL": residual is not None},
+        (expert_out, gates, slots, out, num_tokens),
+        {**sizes, "HAS_GATES": gates is not None},
     )
     return out
-
-
-def _combine_fake(expert_out: Tensor, gates: Tensor | None, slots: Tensor, residual: Tensor | None) -> Tensor:
-    return expert_out.new_empty(slots.shape[0], expert_out.shape[1])
-
-
-_combine_op = register(
-    "combine(Tensor expert_out, Tensor? gates, Tensor slots, Tensor? residual) -> Tensor", _combine, _combine_fake
-)
-
-
-def combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor, residual: Tensor | None = None) -> Tensor:
-    """Per-token sums in the dtype of ``expert_out``, accumulated in float32.
-
-    Args:
-        expert_out: (P, D). gates: (P,), or ``None`` for ones. slots: (S, E) int64, -1 where not selected.
-        residual: (S, D) added to the sums, or ``None``.
-
-    Returns:
-        (S, D).
-    """
-    return _combine_op(expert_out, gates, slots, residual)

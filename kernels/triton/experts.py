@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .configs import Tile, architecture_of, precision_of, size_class, tile
 from .launch import cdiv, launch, power_of_2
-from .registry import register
+from .registry import on_its_device
 from .tiles import round_kernel, silu_and_gradient, stored, tile_rows
 
 ROUND_BLOCK = 4096
@@ -271,53 +271,7 @@ def launch_product(
     )  # fmt: skip
 
 
-def _experts_forward(
-    tokens: Tensor,
-    token_idx: Tensor,
-    expert_offsets: Tensor,
-    w_gate_up: Tensor,
-    w_down: Tensor,
-    save_h: bool,
-    half_sums: bool,
-) -> tuple[Tensor, Tensor]:
-    for name, weight in (("w_gate_up", w_gate_up), ("w_down", w_down)):
-        if weight.dtype != tokens.dtype:
-            raise TypeError(f"{name}: expected the dtype of tokens {tokens.dtype}, got {weight.dtype}")
-    if half_sums and tokens.dtype != torch.float16:
-        raise TypeError(f"half_sums: sums in float16 need float16 tokens and weights, got {tokens.dtype}")
-    num_pairs = token_idx.shape[0]
-    shared = Launch(tokens, num_pairs, w_down)
-    tokens, w_gate_up, w_down = map(shared.operand, (tokens, w_gate_up, w_down))
-    h = tokens.new_empty(num_pairs if save_h else 0, 2 * shared.expert_dim)
-    activation = tokens.new_empty(num_pairs, shared.expert_dim)
-    expert_out = tokens.new_empty(num_pairs, shared.dim)
-    launch_up(shared, tokens, token_idx, expert_offsets, w_gate_up, h if save_h else None, activation, half_sums)
-    launch_product(shared, "down", activation, expert_offsets, w_down, expert_out, False, half_sums=half_sums)
-    return expert_out, h
-
-
-def _experts_forward_fake(
-    tokens: Tensor,
-    token_idx: Tensor,
-    expert_offsets: Tensor,
-    w_gate_up: Tensor,
-    w_down: Tensor,
-    save_h: bool,
-    half_sums: bool,
-) -> tuple[Tensor, Tensor]:
-    num_pairs = token_idx.shape[0]
-    h = tokens.new_empty(num_pairs if save_h else 0, w_gate_up.shape[1])
-    return tokens.new_empty(num_pairs, tokens.shape[1]), h
-
-
-_experts_forward_op = register(
-    "experts_forward(Tensor tokens, Tensor token_idx, Tensor expert_offsets, Tensor w_gate_up, Tensor w_down,"
-    " bool save_h, bool half_sums) -> (Tensor, Tensor)",
-    _experts_forward,
-    _experts_forward_fake,
-)
-
-
+@on_its_device
 def experts_forward(
     tokens: Tensor,
     token_idx: Tensor,
@@ -341,4 +295,17 @@ def experts_forward(
         ``expert_out`` (P, D) and ``h`` (P, 2F), empty (0, 2F) without ``save_h``. Float32 products follow
         ``torch.get_float32_matmul_precision``.
     """
-    return _experts_forward_op(tokens, token_idx, expert_offsets, w_gate_up, w_down, save_h, half_sums)
+    for name, weight in (("w_gate_up", w_gate_up), ("w_down", w_down)):
+        if weight.dtype != tokens.dtype:
+            raise TypeError(f"{name}: expected the dtype of tokens {tokens.dtype}, got {weight.dtype}")
+    if half_sums and tokens.dtype != torch.float16:
+        raise TypeError(f"half_sums: expected float16 tokens and weights, got {tokens.dtype}")
+    num_pairs = token_idx.shape[0]
+    shared = Launch(tokens, num_pairs, w_down)
+    tokens, w_gate_up, w_down = map(shared.operand, (tokens, w_gate_up, w_down))
+    h = tokens.new_empty(num_pairs if save_h else 0, 2 * shared.expert_dim)
+    activation = tokens.new_empty(num_pairs, shared.expert_dim)
+    expert_out = tokens.new_empty(num_pairs, shared.dim)
+    launch_up(shared, tokens, token_idx, expert_offsets, w_gate_up, h if save_h else None, activation, half_sums)
+    launch_product(shared, "down", activation, expert_offsets, w_down, expert_out, False, half_sums=half_sums)
+    return expert_out, h

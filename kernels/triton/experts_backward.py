@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .experts import Launch, launch_product, launch_up
 from .launch import blocks, cdiv, launch
-from .registry import register
+from .registry import on_its_device
 from .tiles import silu_and_gradient, stored
 
 ELEMENTS, ELEMENTS_PER_WARP = 1024, 512
@@ -179,59 +179,7 @@ def launch_grad_weight(
     return out
 
 
-def _experts_backward(
-    grad_out: Tensor,
-    tokens: Tensor,
-    token_idx: Tensor,
-    expert_offsets: Tensor,
-    gates: Tensor,
-    h: Tensor | None,
-    w_gate_up: Tensor,
-    w_down: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    num_pairs = token_idx.shape[0]
-    shared = Launch(tokens, num_pairs, w_down)
-    grad_out, gates = grad_out.to(tokens.dtype), gates.float().contiguous()
-    grad_out, tokens, w_gate_up, w_down = map(shared.operand, (grad_out, tokens, w_gate_up, w_down))
-    if h is None:
-        h = tokens.new_empty(num_pairs, 2 * shared.expert_dim)
-        launch_up(shared, tokens, token_idx, expert_offsets, w_gate_up, h, None)
-    h = h.contiguous()
-    grad_h, weighted, grad_gates = launch_grad_hidden(shared, grad_out, token_idx, expert_offsets, gates, w_down, h)
-    grad_pairs = tokens.new_empty(num_pairs, shared.dim)
-    launch_product(shared, "grad_pairs", grad_h, expert_offsets, w_gate_up, grad_pairs, True)
-    grad_w_down = launch_grad_weight(shared, grad_out, weighted, token_idx, expert_offsets, True)
-    grad_w_gate_up = launch_grad_weight(shared, grad_h, tokens, token_idx, expert_offsets, False)
-    return grad_pairs, grad_gates, grad_w_gate_up, grad_w_down
-
-
-def _experts_backward_fake(
-    grad_out: Tensor,
-    tokens: Tensor,
-    token_idx: Tensor,
-    expert_offsets: Tensor,
-    gates: Tensor,
-    h: Tensor | None,
-    w_gate_up: Tensor,
-    w_down: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    num_pairs = token_idx.shape[0]
-    return (
-        tokens.new_empty(num_pairs, tokens.shape[1]),
-        gates.new_empty(num_pairs, dtype=torch.float32),
-        w_gate_up.new_empty(w_gate_up.shape),
-        w_down.new_empty(w_down.shape),
-    )
-
-
-_experts_backward_op = register(
-    "experts_backward(Tensor grad_out, Tensor tokens, Tensor token_idx, Tensor expert_offsets, Tensor gates, Tensor? h,"
-    " Tensor w_gate_up, Tensor w_down) -> (Tensor, Tensor, Tensor, Tensor)",
-    _experts_backward,
-    _experts_backward_fake,
-)
-
-
+@on_its_device
 def experts_backward(
     grad_out: Tensor,
     tokens: Tensor,
@@ -241,15 +189,34 @@ def experts_backward(
     h: Tensor | None,
     w_gate_up: Tensor,
     w_down: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    needed: tuple[bool, bool, bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
     """Gradients of ``experts_forward`` followed by ``combine``, before the sum over each token's experts.
 
     Args:
         grad_out: (S, D) gradient of the combined output. tokens, token_idx, expert_offsets, w_gate_up, w_down: as in
             ``experts_forward``. gates: (P,). h: (P, 2F) as saved, or ``None`` to compute it again.
+        needed: whether the pairs' tokens, w_gate_up and w_down get a gradient; what does not is ``None``.
 
     Returns:
         ``grad_pairs`` (P, D), to be combined with ``gates=None`` for the gradient of ``tokens``; ``grad_gates`` (P,)
         float32; ``grad_w_gate_up`` (E, 2F, D); ``grad_w_down`` (E, D, F), zeros for an expert without pairs.
     """
-    return _experts_backward_op(grad_out, tokens, token_idx, expert_offsets, gates, h, w_gate_up, w_down)
+    num_pairs = token_idx.shape[0]
+    shared = Launch(tokens, num_pairs, w_down)
+    grad_out, gates = grad_out.to(tokens.dtype), gates.float().contiguous()
+    grad_out, tokens, w_gate_up, w_down = map(shared.operand, (grad_out, tokens, w_gate_up, w_down))
+    if h is None:
+        h = tokens.new_empty(num_pairs, 2 * shared.expert_dim)
+        launch_up(shared, tokens, token_idx, expert_offsets, w_gate_up, h, None)
+    h = h.contiguous()
+    grad_h, weighted, grad_gates = launch_grad_hidden(shared, grad_out, token_idx, expert_offsets, gates, w_down, h)
+    grad_pairs = grad_w_gate_up = grad_w_down = None
+    if needed[0]:
+        grad_pairs = tokens.new_empty(num_pairs, shared.dim)
+        launch_product(shared, "grad_pairs", grad_h, expert_offsets, w_gate_up, grad_pairs, True)
+    if needed[1]:
+        grad_w_gate_up = launch_grad_weight(shared, grad_h, tokens, token_idx, expert_offsets, False)
+    if needed[2]:
+        grad_w_down = launch_grad_weight(shared, grad_out, weighted, token_idx, expert_offsets, True)
+    return grad_pairs, grad_gates, grad_w_gate_up, grad_w_down

@@ -1,49 +1,65 @@
-"""Registration of the kernels as PyTorch custom operations, which torch.compile sees as opaque and never unrolls."""
+"""Where the kernels run, and what this machine makes of them."""
 
 from __future__ import annotations
 
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-NAMESPACE = "intermoe_triton"
+from ..contract import Status
+
+NAME = "triton"
+AUTOMATIC = ("cuda",)
+HALF_SUMS = True
+STATIC_PAIRS = 4096
+"""All S * E pairs are allocated, which always suffices and asks the host for nothing, where these are no more."""
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on", "y")
 """Whether Triton was imported with TRITON_INTERPRET=1: the kernels then run on CPU, for tests."""
 
+Step = TypeVar("Step", bound=Callable[..., Any])
 
-def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Define ``intermoe_triton::<schema>``, its implementation and its shapes; returns what calls it.
 
-    Kernels start on the current device, so each call makes that of its first argument, a tensor, the current one.
+def on_its_device(function: Step) -> Step:
+    """The function, with the device of its first argument as the current one: kernels start on that.
+
+    The argument is a tensor or a tuple of which one is the first. Raises ``RuntimeError`` where it cannot be served.
     """
 
-    @functools.wraps(implementation)
-    def on_its_device(tensor: Tensor, *others: Any) -> Any:
+    @functools.wraps(function)
+    def call(first: Any, *others: Any, **options: Any) -> Any:
+        tensor: Tensor = first if isinstance(first, Tensor) else first[0]
         reason = unusable_reason(tensor.device, tensor.dtype)
         if reason is not None:
-            raise RuntimeError(f"backend 'triton': {reason}")
+            raise RuntimeError(f"backend {NAME!r}: {reason}")
         if tensor.device.type == "cpu" or tensor.get_device() == torch.cuda.current_device():
-            return implementation(tensor, *others)
+            return function(first, *others, **options)
         with torch.cuda.device_of(tensor):
-            return implementation(tensor, *others)
+            return function(first, *others, **options)
 
-    name = schema[: schema.index("(")]
-    qualified = f"{NAMESPACE}::{name}"
-    torch.library.define(qualified, schema[len(name) :], tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, ("cpu", "cuda"), on_its_device)
-    torch.library.register_fake(qualified, fake)
-    operation = getattr(getattr(torch.ops, NAMESPACE), name)
+    return call  # type: ignore[return-value]
 
-    @functools.wraps(implementation)
-    def call(*arguments: Any) -> Any:
-        # only a compiler needs the operation; reaching a kernel through it takes the host as long as several launches
-        return operation(*arguments) if torch.compiler.is_compiling() else on_its_device(*arguments)
 
-    return call
+@functools.cache
+def status() -> Status:
+    """Whether the kernels are usable on this machine."""
+    if INTERPRETED:
+        return Status(NAME, True, ("cpu",), "TRITON_INTERPRET is set: interpreted, for tests only", "unset it")
+    if not torch.cuda.is_available():
+        remedy = "use a machine with an NVIDIA GPU, its driver and a CUDA build of torch"
+        return Status(NAME, False, (), "no CUDA device", remedy)
+    if reason := unusable_reason(torch.device("cuda", torch.cuda.current_device()), torch.float32):
+        return Status(NAME, False, (), reason, "use an NVIDIA GPU of the Ampere generation or newer")
+    return Status(NAME, True, ("cuda",))
+
+
+def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels do not serve experts of this dtype on this device."""
+    return unusable_reason(device, dtype)
 
 
 @functools.cache
@@ -65,3 +81,10 @@ def unusable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
     if major < 8:
         return f"needs compute capability 8.0 or newer, got {major}.{minor}"
     return None
+
+
+def allocated_pairs(num_tokens: int, num_experts: int, max_pairs: int | None) -> int | None:
+    """P of a call that asks the host for nothing: ``max_pairs``, or all pairs of a small pool."""
+    if max_pairs is not None:
+        return max_pairs
+    return num_tokens * num_experts if num_tokens * num_experts <= STATIC_PAIRS else None

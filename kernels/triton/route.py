@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..contract import EPS
 from .launch import cdiv, launch, token_constants
-from .registry import register
+from .registry import on_its_device
 
 ELEMENTS, ELEMENTS_PER_WARP = 2048, 2048
 
@@ -88,7 +89,7 @@ def route_kernel(
 
 
 def tokens_per(rows: Tensor | None, num_tokens: int) -> int:
-    return 1 if rows is None else num_tokens // rows.shape[0]
+    return 1 if rows is None else num_tokens // max(rows.shape[0], 1)
 
 
 def route_constants(dim: int, num_experts: int) -> dict[str, int]:
@@ -96,17 +97,30 @@ def route_constants(dim: int, num_experts: int) -> dict[str, int]:
     return token_constants(dim, num_experts, ELEMENTS, ELEMENTS_PER_WARP)
 
 
-def _route_forward(
+@on_its_device
+def route_forward(
     hidden: Tensor,
     router_weight: Tensor,
     router_offset: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
-    eps: float,
-    normalise: bool,
+    eps: float = EPS,
+    normalise: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Normalised tokens, routing logits, and the statistics that the backward needs.
+
+    Args:
+        hidden: (S, D). router_weight: (E, D). router_offset: (R, E) or ``None``.
+        scale, shift: (R', D), given together or not at all. R and R' divide S.
+        eps: added to the variance. normalise: ``False`` hands ``hidden`` through.
+
+    Returns:
+        ``tokens`` (S, D) in the dtype of ``hidden``, ``logits`` (S, E) float32, ``mean`` and ``rstd`` (S,) float32,
+        both empty without ``normalise``.
+    """
     num_tokens, dim = hidden.shape
     num_experts = router_weight.shape[0]
+    given = hidden
     hidden, router_weight = hidden.contiguous(), router_weight.contiguous()
     if router_offset is not None:
         router_offset = router_offset.float().contiguous()
@@ -129,55 +143,4 @@ def _route_forward(
             "NORMALISE": normalise, "HAS_OFFSET": router_offset is not None, "HAS_SCALE": scale is not None,
         },
     )  # fmt: skip
-    return tokens, logits, mean, rstd
-
-
-def _route_forward_fake(
-    hidden: Tensor,
-    router_weight: Tensor,
-    router_offset: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float,
-    normalise: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    num_tokens, dim = hidden.shape
-    statistics = hidden.new_empty(num_tokens if normalise else 0, dtype=torch.float32)
-    return (
-        hidden.new_empty(num_tokens if normalise else 0, dim),
-        hidden.new_empty(num_tokens, router_weight.shape[0], dtype=torch.float32),
-        statistics,
-        torch.empty_like(statistics),
-    )
-
-
-_route_forward_op = register(
-    "route_forward(Tensor hidden, Tensor router_weight, Tensor? router_offset, Tensor? scale, Tensor? shift, float eps,"
-    " bool normalise) -> (Tensor, Tensor, Tensor, Tensor)",
-    _route_forward,
-    _route_forward_fake,
-)
-
-
-def route_forward(
-    hidden: Tensor,
-    router_weight: Tensor,
-    router_offset: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float = 1e-6,
-    normalise: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Normalised tokens, routing logits, and the statistics that the backward needs.
-
-    Args:
-        hidden: (S, D). router_weight: (E, D). router_offset: (R, E) or ``None``.
-        scale, shift: (R', D), given together or not at all. R and R' divide S.
-        eps: added to the variance. normalise: ``False`` hands ``hidden`` through.
-
-    Returns:
-        ``tokens`` (S, D) in the dtype of ``hidden``, ``logits`` (S, E) float32, ``mean`` and ``rstd`` (S,) float32,
-        both empty without ``normalise``.
-    """
-    tokens, logits, mean, rstd = _route_forward_op(hidden, router_weight, router_offset, scale, shift, eps, normalise)
-    return (tokens if normalise else hidden), logits, mean, rstd
+    return (tokens if normalise else given), logits, mean, rstd

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import cdiv, launch, power_of_2, token_constants
-from .registry import register
+from .registry import on_its_device
 
 ELEMENTS, ELEMENTS_PER_WARP = 1024, 256
 SUM_TOKENS = 16
@@ -145,7 +145,8 @@ def grad_router_constants(dim: int, num_experts: int) -> dict[str, int]:
     }
 
 
-def _route_backward(
+@on_its_device
+def route_backward(
     grad_tokens: Tensor,
     grad_logits: Tensor,
     hidden: Tensor,
@@ -155,19 +156,30 @@ def _route_backward(
     scale: Tensor | None,
     normalise: bool,
     rows: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    weight_needed: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
+    """Gradients of ``route_forward``.
+
+    Args:
+        grad_tokens: (S, D). grad_logits: (S, E) float32. Others as ``route_forward`` took or gave them.
+        rows: R, the number of rows of ``router_offset``. weight_needed: whether ``router_weight`` gets a gradient.
+
+    Returns:
+        ``grad_hidden`` (S, D) in the dtype of ``hidden``; in float32 ``grad_router_weight`` (E, D) or ``None``,
+        ``grad_router_offset`` (R, E), ``grad_scale`` and ``grad_shift`` (R', D), ``None`` where there is no scale.
+    """
     num_tokens, dim = hidden.shape
     num_experts = router_weight.shape[0]
     grad_tokens, grad_logits = grad_tokens.to(hidden.dtype).contiguous(), grad_logits.float().contiguous()
     hidden, router_weight = hidden.contiguous(), router_weight.contiguous()
     scale = scale.contiguous() if normalise and scale is not None else None
-    grad_router_offset = grad_logits.view(rows, num_tokens // max(rows, 1), num_experts).sum(dim=1)
+    grad_offset = grad_logits.view(rows, num_tokens // max(rows, 1), num_experts).sum(dim=1)
     grad_hidden = torch.empty_like(hidden)
     scale_rows = 0 if scale is None else scale.shape[0]
     if num_tokens == 0:
-        grad_router_weight = grad_logits.new_zeros(num_experts, dim)
-        grad_scale = grad_logits.new_zeros(scale_rows, dim)
-        return grad_hidden, grad_router_weight, grad_router_offset, grad_scale, grad_scale.clone()
+        grad_weight = grad_logits.new_zeros(num_experts, dim) if weight_needed else None
+        zeros = None if scale is None else grad_logits.new_zeros(scale_rows, dim)
+        return grad_hidden, grad_weight, grad_offset, zeros, None if zeros is None else zeros.clone()
 
     tokens_per_row = num_tokens // max(scale_rows, 1)
     chunks_per_row = cdiv(tokens_per_row, SUM_TOKENS)
@@ -184,7 +196,14 @@ def _route_backward(
             "NORMALISE": normalise, "HAS_SCALE": scale is not None,
         },
     )  # fmt: skip
+    grad_weight = _grad_router_weight(grad_logits, hidden) if weight_needed else None
+    if scale is None:
+        return grad_hidden, grad_weight, grad_offset, None, None
+    return grad_hidden, grad_weight, grad_offset, grad_scale.sum(dim=1), grad_shift.sum(dim=1)
 
+
+def _grad_router_weight(grad_logits: Tensor, hidden: Tensor) -> Tensor:
+    (num_tokens, dim), num_experts = hidden.shape, grad_logits.shape[1]
     sizes = grad_router_constants(dim, num_experts)
     blocks = cdiv(num_tokens, sizes["BLOCK_S"])
     blocks_per_chunk = cdiv(blocks, WEIGHT_CHUNKS)
@@ -196,63 +215,4 @@ def _route_backward(
         (grad_logits, hidden, weight_sums, num_tokens, blocks_per_chunk),
         sizes,
     )
-    return grad_hidden, weight_sums.sum(dim=0), grad_router_offset, grad_scale.sum(dim=1), grad_shift.sum(dim=1)
-
-
-def _route_backward_fake(
-    grad_tokens: Tensor,
-    grad_logits: Tensor,
-    hidden: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    router_weight: Tensor,
-    scale: Tensor | None,
-    normalise: bool,
-    rows: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    scale_rows = 0 if scale is None or not normalise else scale.shape[0]
-    grad_scale = hidden.new_empty(scale_rows, hidden.shape[1], dtype=torch.float32)
-    return (
-        hidden.new_empty(hidden.shape),
-        router_weight.new_empty(router_weight.shape, dtype=torch.float32),
-        hidden.new_empty(rows, router_weight.shape[0], dtype=torch.float32),
-        grad_scale,
-        torch.empty_like(grad_scale),
-    )
-
-
-_route_backward_op = register(
-    "route_backward(Tensor grad_tokens, Tensor grad_logits, Tensor hidden, Tensor mean, Tensor rstd,"
-    " Tensor router_weight, Tensor? scale, bool normalise, SymInt rows) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _route_backward,
-    _route_backward_fake,
-)
-
-
-def route_backward(
-    grad_tokens: Tensor,
-    grad_logits: Tensor,
-    hidden: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    router_weight: Tensor,
-    scale: Tensor | None,
-    normalise: bool,
-    rows: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Gradients of ``route_forward``.
-
-    Args:
-        grad_tokens: (S, D). grad_logits: (S, E) float32. Others as ``route_forward`` took or gave them.
-        rows: R, the number of rows of ``router_offset``.
-
-    Returns:
-        ``grad_hidden`` (S, D) in the dtype of ``hidden``; in float32 ``grad_router_weight`` (E, D),
-        ``grad_router_offset`` (R, E), ``grad_scale`` and ``grad_shift`` (R', D), ``None`` where there is no scale.
-    """
-    *grads, grad_scale, grad_shift = _route_backward_op(
-        grad_tokens, grad_logits, hidden, mean, rstd, router_weight, scale, normalise, rows
-    )
-    if scale is None or not normalise:
-        return (*grads, None, None)
-    return (*grads, grad_scale, grad_shift)
+    return weight_sums.sum(dim=0)

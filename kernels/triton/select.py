@@ -1,6 +1,6 @@
 r"""Select on the GPU: two kernels that scan and scatter, without sorting, atomics or a host read in between.
 
-    selected(e, s) <=> valid[s, e] and sigmoid(logits[s, e]) + selection_bias[e] > 0
+    selected(e, s) <=> valid[s] and sigmoid(logits[s, e]) + selection_bias[e] > 0, or chosen[s, e]
     slots[s, e]     =  expert_offsets[e] + #{s' < s : selected(e, s')}
 
 The tokens are cut into at most MAX_CHUNKS chunks. ``count`` counts every expert's tokens of each chunk; in ``scatter``
@@ -9,8 +9,6 @@ each chunk sums the counts before it and writes its pairs where they belong: ord
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from .launch import cdiv, launch, power_of_2
 from .overflow import overflow_flag
-from .registry import register
+from .registry import on_its_device
 
 MAX_EXPERTS = 64
 MAX_CHUNKS = 128
@@ -26,8 +24,8 @@ BLOCK_S = 32
 FILL = 512
 
 # logits        (S, E) f32     routing logits
-# bias          (E,) f32       selection bias
-# valid         (S,) bool      False = padding; or (S, E) bool, False = pair not allowed
+# bias          (E,) f32       selection bias; none where there is a choice
+# valid         (S,) bool      False = padding; or (S, E) bool, the choice
 # chunk_counts  (E, C) i32     tokens that each expert takes of each chunk
 # token_idx     (P_cap,) i64   token of each pair; 0 beyond the last, with FILL
 # gates         (P_cap,) f32   softmax over all experts, taken at the pair's; NaN when more than P_cap are needed
@@ -52,15 +50,17 @@ def _load_logits(logits_ptr, rows, experts, num_tokens, NUM_EXPERTS: tl.constexp
 
 
 @triton.jit
-def _selected(logits, bias, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS: tl.constexpr, VALID: tl.constexpr):
-    taken = (1 / (1 + tl.exp(-logits)) + bias[None, :] > 0) & (rows < num_tokens)[:, None]
-    if VALID == "token":
-        valid = tl.load(valid_ptr + rows, mask=rows < num_tokens, other=0)
-        taken = taken & (valid != 0)[:, None]
+def _selected(logits, bias_ptr, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS: tl.constexpr, VALID: tl.constexpr):
     if VALID == "pair":
         inside = (rows < num_tokens)[:, None] & (experts < NUM_EXPERTS)[None, :]
         places = rows.to(tl.int64)[:, None] * NUM_EXPERTS + experts[None, :]
-        taken = taken & (tl.load(valid_ptr + places, mask=inside, other=0) != 0)
+        taken = tl.load(valid_ptr + places, mask=inside, other=0) != 0
+    else:
+        bias = tl.load(bias_ptr + experts, mask=experts < NUM_EXPERTS, other=-2.0)  # padding is never selected
+        taken = (1 / (1 + tl.exp(-logits)) + bias[None, :] > 0) & (rows < num_tokens)[:, None]
+    if VALID == "token":
+        valid = tl.load(valid_ptr + rows, mask=rows < num_tokens, other=0)
+        taken = taken & (valid != 0)[:, None]
     return taken
 
 
@@ -80,12 +80,11 @@ def count_kernel(
 ):
     chunk = tl.program_id(0)
     experts = tl.arange(0, PADDED_EXPERTS)
-    bias = tl.load(bias_ptr + experts, mask=experts < NUM_EXPERTS, other=-2.0)  # padding is never selected
     totals = tl.zeros((PADDED_EXPERTS,), tl.int32)
     for block in range(blocks_per_chunk):
         rows = (chunk * blocks_per_chunk + block) * BLOCK_S + tl.arange(0, BLOCK_S)
         logits = _load_logits(logits_ptr, rows, experts, num_tokens, NUM_EXPERTS)
-        taken = _selected(logits, bias, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS, VALID)
+        taken = _selected(logits, bias_ptr, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS, VALID)
         totals += tl.sum(taken.to(tl.int32), axis=0)
     tl.store(chunk_counts_ptr + experts * num_chunks + chunk, totals, mask=experts < NUM_EXPERTS)
 
@@ -116,8 +115,6 @@ def scatter_kernel(
     chunk = tl.program_id(0)
     experts = tl.arange(0, PADDED_EXPERTS)
     real = experts < NUM_EXPERTS
-    bias = tl.load(bias_ptr + experts, mask=real, other=-2.0)
-
     chunks = tl.arange(0, MAX_CHUNKS)
     chunk_counts = tl.load(
         chunk_counts_ptr + experts[:, None] * num_chunks + chunks[None, :],
@@ -141,7 +138,7 @@ def scatter_kernel(
     for block in range(blocks_per_chunk):
         rows = (chunk * blocks_per_chunk + block) * BLOCK_S + tl.arange(0, BLOCK_S)
         logits = _load_logits(logits_ptr, rows, experts, num_tokens, NUM_EXPERTS)
-        taken = _selected(logits, bias, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS, VALID)
+        taken = _selected(logits, bias_ptr, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS, VALID)
         ranks = tl.cumsum(taken.to(tl.int32), axis=0)
         slot = position[None, :] + ranks - 1
         kept = taken & (slot < max_pairs)
@@ -188,14 +185,33 @@ def select_backward_kernel(
     tl.store(grad_logits_ptr + places, probabilities * (grads - mean[:, None]), mask=inside)
 
 
-def _select(
-    logits: Tensor, selection_bias: Tensor, valid: Tensor | None, max_pairs: int | None
+@on_its_device
+def select(
+    logits: Tensor, selection_bias: Tensor | None, valid: Tensor | None = None, max_pairs: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The selected pairs, ordered by expert, then by token.
+
+    Args:
+        logits: (S, E) float32, E <= 64. selection_bias: (E,) float32. valid: (S,) bool, or ``None`` for all; without a
+            bias (S, E) bool, the choice.
+        max_pairs: ``None`` is the exact mode: the host waits once for the number of pairs P. A number is the static
+            mode: buffers of that size, no host read; selecting more makes every gate NaN and raises ``RuntimeError``
+            with the numbers at a later call or at ``raise_on_overflow``, never in silence. S * E always suffices.
+
+    Returns:
+        ``token_idx`` (P,) int64, ``gates`` (P,) float32, ``expert_offsets`` (E + 1,) int64, ``slots`` (S, E) int64 with
+        -1 where not selected, ``counts`` (E,) int64. In the static mode P is ``max_pairs``; pairs from
+        ``expert_offsets[E]`` on mean nothing.
+    """
     num_tokens, num_experts = logits.shape
     _check_size(num_tokens, num_experts)
     if max_pairs is not None and not 0 <= max_pairs < 2**31:
         raise ValueError(f"max_pairs: must be >= 0 and < 2**31, got {max_pairs}")
-    logits, selection_bias = logits.float().contiguous(), selection_bias.float().contiguous()
+    if selection_bias is None and (valid is None or valid.shape != logits.shape):
+        found = None if valid is None else tuple(valid.shape)
+        raise ValueError(f"valid: expected the choice {tuple(logits.shape)} where there is no bias, got {found}")
+    logits = logits.float().contiguous()
+    selection_bias = None if selection_bias is None else selection_bias.float().contiguous()
     valid = None if valid is None else valid.contiguous()
     flag = overflow_flag(logits.device)
     flag.raise_if_set()
@@ -212,7 +228,10 @@ def _select(
         blocks_per_chunk = cdiv(num_tokens, MAX_CHUNKS * BLOCK_S)
         num_chunks = cdiv(num_tokens, blocks_per_chunk * BLOCK_S)
         chunk_counts = torch.empty(num_experts, num_chunks, dtype=torch.int32, device=device)
-        sizes = {**selection_constants(num_experts), "VALID": _extent(valid)}
+        sizes = {
+            **selection_constants(num_experts),
+            "VALID": "all" if valid is None else "token" if selection_bias is not None else "pair",
+        }
         inputs = (logits, selection_bias, valid, chunk_counts)
         counted = (num_tokens, num_chunks, blocks_per_chunk)
         launch(count_kernel, (num_chunks, 1, 1), (*inputs, *counted), sizes)
@@ -230,17 +249,9 @@ def _select(
     return token_idx[:num_pairs], gates[:num_pairs], offsets, slots, counts
 
 
-def _select_fake(
-    logits: Tensor, selection_bias: Tensor, valid: Tensor | None, max_pairs: int | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    num_tokens, num_experts = logits.shape
-    num_pairs = torch.library.get_ctx().new_dynamic_size() if max_pairs is None else max_pairs
-    index = functools.partial(torch.empty, dtype=torch.int64, device=logits.device)
-    gates = torch.empty(num_pairs, dtype=torch.float32, device=logits.device)
-    return index(num_pairs), gates, index(num_experts + 1), index(num_tokens, num_experts), index(num_experts)
-
-
-def _select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor:
+@on_its_device
+def select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor:
+    """Gradient (S, E) float32 of the logits through the softmax, dense over the experts."""
     num_tokens, num_experts = logits.shape
     _check_size(num_tokens, num_experts)
     grad_gates, logits, slots = grad_gates.float().contiguous(), logits.float().contiguous(), slots.contiguous()
@@ -254,17 +265,9 @@ def _select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tenso
     return grad_logits
 
 
-def _select_backward_fake(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor:
-    return logits.new_empty(logits.shape, dtype=torch.float32)
-
-
 def selection_constants(num_experts: int) -> dict[str, int]:
     """Sizes and blocks of the programs of every kernel here."""
     return {"NUM_EXPERTS": num_experts, "PADDED_EXPERTS": power_of_2(max(2, num_experts)), "BLOCK_S": BLOCK_S}
-
-
-def _extent(valid: Tensor | None) -> str:
-    return "all" if valid is None else "token" if valid.dim() == 1 else "pair"
 
 
 def _check_size(num_tokens: int, num_experts: int) -> None:
@@ -272,40 +275,3 @@ def _check_size(num_tokens: int, num_experts: int) -> None:
         raise ValueError(f"logits: the number of experts must be in 1..{MAX_EXPERTS}, got {num_experts}")
     if num_tokens * num_experts >= 2**31:
         raise ValueError(f"logits: tokens * experts must be < 2**31, got {num_tokens} * {num_experts}")
-
-
-_select_op = register(
-    "select(Tensor logits, Tensor selection_bias, Tensor? valid, SymInt? max_pairs)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _select,
-    _select_fake,
-)
-_select_backward_op = register(
-    "select_backward(Tensor grad_gates, Tensor logits, Tensor slots) -> Tensor",
-    _select_backward,
-    _select_backward_fake,
-)
-
-
-def select(
-    logits: Tensor, selection_bias: Tensor, valid: Tensor | None = None, max_pairs: int | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The selected pairs, ordered by expert, then by token.
-
-    Args:
-        logits: (S, E) float32, E <= 64. selection_bias: (E,) float32. valid: (S,) or (S, E) bool, or ``None``.
-        max_pairs: ``None`` is the exact mode: the host waits once for the number of pairs P. A number is the static
-            mode: buffers of that size, no host read; selecting more makes every gate NaN and raises ``RuntimeError``
-            with the numbers at a later call or at ``raise_on_overflow``, never in silence. S * E always suffices.
-
-    Returns:
-        ``token_idx`` (P,) int64, ``gates`` (P,) float32, ``expert_offsets`` (E + 1,) int64, ``slots`` (S, E) int64 with
-        -1 where not selected, ``counts`` (E,) int64. In the static mode P is ``max_pairs``; pairs from
-        ``expert_offsets[E]`` on mean nothing.
-    """
-    return _select_op(logits, selection_bias, valid, max_pairs)
-
-
-def select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor:
-    """Gradient (S, E) float32 of the logits through the softmax, dense over the experts."""
-    return _select_backward_op(grad_gates, logits, slots)

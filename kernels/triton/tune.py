@@ -68,9 +68,8 @@ class Problem:
             return drawn.to(dtype)
 
         taken = torch.rand(tokens, num_experts, generator=generator, device=device) < capacity / num_experts
-        everything = torch.ones(num_experts, device=device)
         logits = torch.zeros(tokens, num_experts, device=device)
-        self.token_idx, self.gates, self.offsets, *_ = select(logits, everything, taken)
+        self.token_idx, self.gates, self.offsets, *_ = select(logits, None, taken)
         pairs = self.token_idx.numel()
         self.tokens, self.grad_out = normal(tokens, dim), normal(tokens, dim)
         self.w_gate_up, self.w_down = normal(num_experts, 2 * expert_dim, dim), normal(num_experts, dim, expert_dim)

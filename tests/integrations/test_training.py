@@ -64,7 +64,7 @@ def test_bias_moves_once_a_step_by_the_counts_of_all_micro_steps() -> None:
     before, counts = moe.selection_bias.clone(), torch.zeros(4)
     for seed in range(3):
         model(*batch(seed)).sum().backward()
-        counts += moe.expert_counts
+        counts += moe.chosen_pairs(*batch(seed)).sum((0, 1))
         assert torch.equal(moe.selection_bias, before)
     optimizer.step()
     assert torch.equal(moe.selection_bias, expected_bias(before, counts, 60))
@@ -72,10 +72,12 @@ def test_bias_moves_once_a_step_by_the_counts_of_all_micro_steps() -> None:
     # the next step begins anew, and forwards without gradients do not count
     before = moe.selection_bias.clone()
     model(*batch(5)).sum().backward()
-    counts = moe.expert_counts.clone()
+    counts = moe.chosen_pairs(*batch(5)).sum((0, 1))
     with torch.no_grad():
         model(*batch(6))
     optimizer.step()
+    assert torch.equal(moe.selection_bias, expected_bias(before, counts, 20))
+    optimizer.step()  # without a forward
     assert torch.equal(moe.selection_bias, expected_bias(before, counts, 20))
 
 

@@ -135,7 +135,7 @@ def test_padding_and_batch_order_do_not_matter() -> None:
     torch.testing.assert_close(block(hidden[1:2, :4], condition[1:2]), out[1:2, :4])
 
 
-def test_counts_are_of_valid_tokens_in_training_only() -> None:
+def test_counts_are_of_valid_tokens_in_training_with_gradients_only() -> None:
     block = small()
     hidden, condition = torch.randn(2, 6, 16), torch.randn(2, 8)
     mask = torch.ones(2, 6, dtype=torch.bool)
@@ -143,10 +143,30 @@ def test_counts_are_of_valid_tokens_in_training_only() -> None:
     block(hidden, condition, mask)
     alone = block.expert_counts.clone()
     assert block.token_count == 6
+    block.update_selection_bias()
     block(hidden[:1], condition[:1])
     assert torch.equal(block.expert_counts, alone)
+    with torch.no_grad():
+        block(hidden * 5, condition)
     block.eval()(hidden * 5, condition)
     assert torch.equal(block.expert_counts, alone)
+
+
+@pytest.mark.parametrize("pool", ["batch", "sample"])
+def test_counts_add_up_until_the_update_and_stay_to_be_read(pool: str) -> None:
+    block = small(pool=pool)
+    parts = [(torch.randn(2, n, 16), torch.randn(2, 8)) for n in (5, 9)]
+    each = []
+    for part in parts:
+        block(*part)
+        each.append([counter.clone() for counter in block.counters])
+        block.update_selection_bias()
+        block.selection_bias.fill_(-0.5)
+        assert all(map(torch.equal, block.counters, each[-1]))
+    for part in parts:
+        block(*part)
+    assert all(map(torch.equal, block.counters, map(torch.add, *each)))
+    assert block.token_count == 28
 
 
 def test_forward_never_moves_the_bias_and_the_update_follows_the_equation() -> None:
@@ -168,7 +188,9 @@ def test_recomputation_leaves_bias_and_gradients_alone() -> None:
     hidden.grad = None
     torch.utils.checkpoint.checkpoint(block, hidden, condition, use_reentrant=False).sum().backward()
     torch.testing.assert_close(hidden.grad, plain)
-    assert torch.equal(block.expert_counts, counts)
+    assert torch.equal(block.expert_counts, 2 * counts)  # of two forwards, not of three
+    torch.utils.checkpoint.checkpoint(block, hidden, condition, use_reentrant=True).sum().backward()
+    assert torch.equal(block.expert_counts, 3 * counts)
     assert (block.selection_bias == -0.5).all()
 
 
@@ -212,6 +234,8 @@ def test_autocast_runs_experts_in_half_and_routes_in_float32() -> None:
     hidden, condition = torch.randn(4, 8, 16), torch.randn(4, 8)
     exact = block(hidden, condition)
     counts = block.expert_counts.clone()
+    block.update_selection_bias()
+    block.selection_bias.fill_(-0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = block(hidden, condition)
     assert torch.equal(block.expert_counts, counts)

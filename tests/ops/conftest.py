@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from intermoe import backends
+from intermoe.ops.moe import Experts, Route, Select
 
 # tokens, dim, experts, expert_dim, rows: and why.
 SHAPES = [
@@ -24,7 +27,7 @@ SHAPES = [
 
 @dataclass
 class Case:
-    """Arguments of ``intermoe.ops.moe.moe`` in the order of its signature."""
+    """Tensors of one call of ``intermoe.ops.moe.moe``, in the order of ``NAMES``."""
 
     hidden: Tensor
     router_weight: Tensor
@@ -36,9 +39,30 @@ class Case:
     w_down: Tensor
     valid: Tensor
 
-    def arguments(self) -> tuple[Tensor, ...]:
-        names = ("hidden", "router_weight", "router_offset", "scale", "shift", "selection_bias", "w_gate_up", "w_down")
-        return tuple(getattr(self, name) for name in names)
+    def values(self) -> list[Tensor]:
+        return [getattr(self, name) for name in NAMES]
+
+    def steps(self, **options: bool) -> tuple[Route, Select, Experts]:
+        """Arguments of the operation; the options are those of ``Experts``."""
+        return steps_of(self.values(), self.valid, **options)
+
+
+NAMES = ("hidden", "router_weight", "router_offset", "scale", "shift", "selection_bias", "w_gate_up", "w_down")
+
+
+def steps_of(
+    values: Sequence[Tensor | None], valid: Tensor | None = None, *, normalise: bool = True, **options: Any
+) -> tuple[Route, Select, Experts]:
+    """Arguments of the operation from values in the order of ``NAMES``; without normalisation scale and shift drop."""
+    *route, bias, w_gate_up, w_down = values
+    route = route if normalise else [*route[:3], None, None]
+    select = Select(None if valid is not None and valid.dim() == 2 else bias, valid)
+    return Route(*route, normalise), select, Experts(w_gate_up, w_down, **options)
+
+
+@pytest.fixture(name="steps_of")
+def steps_of_fixture():
+    return steps_of
 
 
 @pytest.fixture(params=SHAPES, ids=lambda shape: "x".join(map(str, shape)))

@@ -6,13 +6,16 @@ import threading
 
 import pytest
 import torch
+from torch import Tensor
 
 from intermoe import backends
 from intermoe.benchmarks.forms import draw
 from intermoe.benchmarks.measure import peak_memory
 from intermoe.benchmarks.work import Shape
 from intermoe.nn.moe import InterMoEBlock
-from intermoe.ops.moe import moe
+from intermoe.ops import operators
+from intermoe.ops.moe import Route, Select, moe
+from intermoe.ops.routing import Rule
 
 
 @pytest.fixture
@@ -23,20 +26,28 @@ def native() -> str:
     return "native"
 
 
-def gradients(case, backend: str, dtype: torch.dtype, **options):
+@pytest.fixture
+def gradients(steps_of):
+    return lambda *arguments, **options: _gradients(steps_of, *arguments, **options)
+
+
+def stored(case, dtype: torch.dtype) -> list[Tensor]:
+    """The case's values with tokens and experts in ``dtype``; the sixth, the bias, has no gradient."""
+    return [value.to(dtype if i in (0, 6, 7) else torch.float32).detach() for i, value in enumerate(case.values())]
+
+
+def _gradients(steps_of, case, backend: str, dtype: torch.dtype, **options):
     """Output, counts and all gradients."""
-    low = ("hidden", "w_gate_up", "w_down")
-    names = ("hidden", "router_weight", "router_offset", "scale", "shift", "selection_bias", "w_gate_up", "w_down")
-    values = [getattr(case, name).to(dtype if name in low else torch.float32).detach() for name in names]
-    leaves = [value.requires_grad_() for name, value in zip(names, values, strict=True) if name != "selection_bias"]
-    out, counts = moe(*values, valid=case.valid, backend=backend, **options)
+    values = stored(case, dtype)
+    leaves = [value.requires_grad_() for i, value in enumerate(values) if i != 5]
+    out, counts, *_ = moe(*steps_of(values, case.valid, **options), backend=backend)
     grad_out = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype)
     return out, counts, *torch.autograd.grad(out, leaves, grad_out)
 
 
 @pytest.mark.usefixtures("nan_filled_memory")
 @pytest.mark.parametrize("recompute", [False, True])
-def test_moe(backend, case, dtype, recompute: bool, relative_error, tolerance) -> None:
+def test_moe(gradients, backend, case, dtype, recompute: bool, relative_error, tolerance) -> None:
     terms = max(case.hidden.shape[0], *case.w_down.shape[1:])
     found = gradients(case, backend, dtype, recompute=recompute)
     for actual, expected in zip(found, gradients(case, "reference", dtype), strict=True):
@@ -45,7 +56,9 @@ def test_moe(backend, case, dtype, recompute: bool, relative_error, tolerance) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_chunks_change_nothing(native, case, dtype, relative_error, tolerance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_change_nothing(
+    gradients, native, case, dtype, relative_error, tolerance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = gradients(case, native, dtype)
     monkeypatch.setattr("intermoe.kernels.native.moe.CHUNK_BYTES", 1000)
     monkeypatch.setattr("intermoe.kernels.native.moe.BACKWARD_CHUNK_BYTES", 1000)
@@ -56,51 +69,51 @@ def test_chunks_change_nothing(native, case, dtype, relative_error, tolerance, m
 @pytest.mark.usefixtures("nan_filled_memory")
 @pytest.mark.parametrize("limit", [0, 1 << 30], ids=["steps", "one call"])
 def test_inference(
-    backend, case, dtype, limit: int, relative_error, tolerance, monkeypatch: pytest.MonkeyPatch
+    steps_of, backend, case, dtype, limit: int, relative_error, tolerance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without gradients: what training computes, whatever mask there is and whether tokens are normalised."""
+    """Without gradients: what training computes, of a bias or a choice and whether or not tokens are normalised."""
     monkeypatch.setattr("intermoe.kernels.native.moe.FEW_ELEMENTS", limit)
-    low = ("hidden", "w_gate_up", "w_down")
-    names = ("hidden", "router_weight", "router_offset", "scale", "shift", "selection_bias", "w_gate_up", "w_down")
-    values = [getattr(case, name).to(dtype if name in low else torch.float32) for name in names]
-    allowed = case.valid[:, None] & (torch.arange(len(case.selection_bias)) != 1)
+    values = stored(case, dtype)
+    chosen = case.valid[:, None] & (torch.arange(len(case.selection_bias)) != 1)
     terms = max(case.w_down.shape[1:])
-    for valid in (None, case.valid, allowed):
+    for valid in (None, case.valid, chosen):
         for normalise in (True, False):
-            arguments = values if normalise else [*values[:2], values[2], None, None, *values[5:]]
-            out, counts = moe(*arguments, valid=valid, normalise=normalise, backend=backend)
-            expected, wanted = moe(*arguments, valid=valid, normalise=normalise, backend="reference")
+            steps = steps_of(values, valid, normalise=normalise)
+            out, counts, *_ = moe(*steps, backend=backend)
+            expected, wanted, *_ = moe(*steps, backend="reference")
             assert torch.equal(counts, wanted)
             assert out.dtype == expected.dtype
             assert relative_error(out, expected) <= tolerance(dtype, terms)
 
 
-def test_inference_of_what_one_call_does_not_take(native, case, relative_error) -> None:
+def test_inference_of_what_one_call_does_not_take(native, steps_of, case, relative_error) -> None:
     """Strided and narrow inputs are served by the steps; what fits nothing is refused by name."""
-    x = case.arguments()
-    expected, _ = moe(*x, backend="reference")
+    x = case.values()
+
+    def out(values: list[Tensor | None], backend: str = native) -> Tensor:
+        return moe(*steps_of(values), backend=backend).out
+
     strided = [value.T.contiguous().T if value.dim() == 2 else value for value in x[:6]]
-    assert relative_error(moe(*strided, *x[6:], backend=native)[0], expected) <= 1e-5
-    router = [value.bfloat16() for value in x[1:5]]
-    expected, _ = moe(x[0], *(value.float() for value in router), *x[5:], backend="reference")
-    assert relative_error(moe(x[0], *router, *x[5:], backend=native)[0], expected) <= 1e-5
-    inference = torch.ops.intermoe.moe_inference
+    assert relative_error(out([*strided, *x[6:]]), out(x, "reference")) <= 1e-5
+    narrow = [x[0], *(value.bfloat16() for value in x[1:5]), *x[5:]]
+    wide = [x[0], *(value.float() for value in narrow[1:5]), *x[5:]]
+    assert relative_error(out(narrow), out(wide, "reference")) <= 1e-5
     with pytest.raises(ValueError, match="scale: scale and shift must be given together"):
-        inference(*x[:4], None, *x[5:], None, True, None, False, native)
+        out([*x[:4], None, *x[5:]])
     with pytest.raises(ValueError, match="w_gate_up: expected shape"):
-        inference(*x[:6], x[6][:, 1:], x[7], None, True, None, False, native)
+        out([*x[:6], x[6][:, 1:], x[7]])
 
 
 def workspace(backend: str, tokens: int, recompute: bool) -> int:
     """Bytes that a forward with backward takes at its peak beyond results and what the forward saves."""
     dim, experts, width = 32, 4, 64
     drawn = draw(Shape(tokens, dim, experts, width, rows=1), torch.float32, torch.device("cpu"))
-    x = [value.requires_grad_(name != "selection_bias") for name, value in drawn._asdict().items()]
+    x = type(drawn)(*(value.requires_grad_(name != "selection_bias") for name, value in drawn._asdict().items()))
     grad_out = torch.ones(tokens, dim)
     sizes: list[int] = []
 
     def call(_: int) -> None:
-        out, counts = moe(*x, backend=backend, recompute=recompute)
+        out, counts, *_ = moe(*x.steps(recompute=recompute), backend=backend)
         grads = torch.autograd.grad(out, [leaf for leaf in x if leaf.requires_grad], grad_out)
         sizes[:] = int(counts.sum()), sum(tensor.nbytes for tensor in (out, counts, *grads))
 
@@ -124,7 +137,7 @@ def test_memory_of_a_large_pool_is_bounded(native, recompute: bool, monkeypatch:
     assert abs(large - small) < 1 << 18
 
 
-def test_recompute_of_the_reference(case, relative_error) -> None:
+def test_recompute_of_the_reference(gradients, case, relative_error) -> None:
     found = gradients(case, "reference", torch.float32, recompute=True)
     for actual, expected in zip(found, gradients(case, "reference", torch.float32), strict=True):
         assert relative_error(actual, expected) <= 1e-6
@@ -174,43 +187,42 @@ def test_compile_fullgraph(native, relative_error) -> None:
             assert relative_error(compiled(hidden, condition), block(hidden, condition)) < 1e-5
 
 
-def test_operators(native, case) -> None:
-    """Schema, fake implementation and autograd registration of every native operator agree with what it does."""
-    ops = torch.ops.intermoe_native
+RULE = Rule("expert_choice", 1.5, None, "batch", "frame", 1)
+
+
+@pytest.mark.parametrize("kind", ["bias", "choice", "rule", "no norm", "recompute"])
+def test_operators(backend, case, kind: str) -> None:
+    """Schema, fake implementation and autograd registration of the operators agree with what they do."""
+    ops = torch.ops.intermoe
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")
-    tokens, logits, mean, rstd = ops.route_forward(
-        case.hidden, case.router_weight, case.router_offset, case.scale, case.shift, 1e-6, True
-    )
-    idx, gates, offsets, slots, _ = ops.select(logits, case.selection_bias, case.valid)
-    out, h = ops.experts_forward(tokens, idx, offsets, case.w_gate_up, case.w_down, True)
-    rows = len(case.scale)
-    calls = [
-        (ops.route_forward, (*case.arguments()[:5], 1e-6, True)),
-        (ops.route_backward, (tokens, logits, case.hidden, mean, rstd, case.router_weight, case.scale, True, rows)),
-        (ops.select, (logits, case.selection_bias, case.valid)),
-        (ops.select_backward, (gates, logits, slots)),
-        (ops.experts_forward, (tokens, idx, offsets, case.w_gate_up, case.w_down, True)),
-        (ops.experts_backward, (tokens, tokens, idx, offsets, gates, h, case.w_gate_up, case.w_down)),
-        (ops.combine, (out, gates, slots)),
-    ]
-    for operator, arguments in calls:
-        torch.library.opcheck(operator.default, arguments, test_utils=checks)
-    forward = (*case.arguments(), case.valid, True, True, None, False, native)
-    torch.library.opcheck(torch.ops.intermoe.moe_forward.default, forward, test_utils=checks)
-    inference = (*case.arguments(), case.valid, True, None, False, native)
-    torch.library.opcheck(torch.ops.intermoe.moe_inference.default, inference, test_utils=checks)
-    saved = list(torch.ops.intermoe.moe_forward(*forward)[2:])
-    backward = (case.hidden, case.hidden, case.router_weight, case.scale, case.w_gate_up, case.w_down, saved)
-    torch.library.opcheck(
-        torch.ops.intermoe.moe_backward.default, (*backward, True, rows, True, native), test_utils=checks
-    )
+    route, select, experts = case.steps(recompute=kind == "recompute")
+    if kind == "choice":
+        select = Select(None, torch.rand(len(case.hidden), len(case.selection_bias)) > 0.5)
+    if kind == "rule":
+        select = select._replace(rule=RULE)
+    if kind == "no norm":
+        route = Route(*route[:3], normalise=False)
+    flat = operators.flatten(route, select, experts, backend)
+    torch.library.opcheck(ops.moe_forward.default, flat, test_utils=checks)
+    torch.library.opcheck(ops.moe_inference.default, flat, test_utils=checks)
+    out, _, *saved = ops.moe_forward(*flat)
+    for needs in ([True] * 7, [True, False, True, True, True, False, False], [False] * 5 + [True] * 2):
+        backward = (out, saved[0], *flat[:7], *saved, route.normalise, experts.recompute, needs, backend)
+        torch.library.opcheck(ops.moe_backward.default, backward, test_utils=checks)
+
+
+def test_only_the_whole_operation_is_registered() -> None:
+    namespaces = {name.partition("::")[0] for name in torch._C._dispatch_get_all_op_names() if "intermoe" in name}
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("intermoe::")}
+    assert namespaces == {"intermoe"}
+    assert names == {"intermoe::moe_forward", "intermoe::moe_inference", "intermoe::moe_backward"}
 
 
 def test_autocast(native, case, relative_error) -> None:
     """Experts in the autocast type, routing and output as without it."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out, counts = moe(*case.arguments(), valid=case.valid, backend=native)
-    expected, expected_counts = moe(*case.arguments(), valid=case.valid, backend="reference")
+        out, counts, *_ = moe(*case.steps(), backend=native)
+    expected, expected_counts, *_ = moe(*case.steps(), backend="reference")
     assert out.dtype == torch.float32
     assert torch.equal(counts, expected_counts)
     assert relative_error(out, expected) < 0.1
@@ -220,19 +232,19 @@ def test_autocast(native, case, relative_error) -> None:
 def test_a_limit_of_pairs_is_kept(name: str, case) -> None:
     if not backends.available()[name].usable:
         pytest.skip(f"{name} backend: {backends.available()[name].reason}")
-    out, counts = moe(*case.arguments(), valid=case.valid, backend=name)
+    route, select, experts = case.steps()
+    out, counts, *_ = moe(route, select, experts, backend=name)
     needed = int(counts.sum())
     if needed == 0:
         return
-    assert torch.equal(moe(*case.arguments(), valid=case.valid, max_pairs=needed, backend=name)[0], out)
+    assert torch.equal(moe(route, select._replace(max_pairs=needed), experts, backend=name).out, out)
     if needed > 1:
-        message = f"max_pairs: {needed} .* were selected, more than max_pairs={needed - 1}"
-        with pytest.raises(RuntimeError, match=message):
-            moe(*case.arguments(), valid=case.valid, max_pairs=needed - 1, backend=name)
-    with pytest.raises(ValueError, match="max_pairs: must be >= 1 or None, got 0"):
-        moe(*case.arguments(), max_pairs=0, backend=name)
+        with pytest.raises(RuntimeError, match=f"max_pairs: expected at most {needed - 1} .*, got {needed}"):
+            moe(route, select._replace(max_pairs=needed - 1), experts, backend=name)
+    with pytest.raises(ValueError, match="max_pairs: expected >= 1 or None, got 0"):
+        moe(route, select._replace(max_pairs=0), experts, backend=name)
 
 
 def test_half_sums_are_refused_where_there_are_none(case) -> None:
-    with pytest.raises(ValueError, match="half_sums: only the backend 'triton' has them"):
-        moe(*case.arguments(), half_sums=True, backend="reference")
+    with pytest.raises(ValueError, match="half_sums: expected a backend that has them, got 'reference'"):
+        moe(*case.steps(half_sums=True), backend="reference")

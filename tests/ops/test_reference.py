@@ -10,7 +10,7 @@ from torch import Tensor
 
 from intermoe.ops.combine import combine_reference
 from intermoe.ops.experts import experts_reference
-from intermoe.ops.moe import moe, moe_reference
+from intermoe.ops.moe import Experts, Route, Select, moe, moe_reference
 from intermoe.ops.route import fuse, route_reference
 from intermoe.ops.select import select_reference
 
@@ -18,7 +18,7 @@ from intermoe.ops.select import select_reference
 def arguments(
     tokens: int, dim: int, experts: int, expert_dim: int, rows: int = 1, seed: int = 0, bias: float = -0.5
 ) -> dict[str, Tensor]:
-    """Float64 arguments of ``moe`` with logits wide enough that tokens take anything from no expert to all."""
+    """Float64 inputs of ``moe`` with logits wide enough that tokens take anything from no expert to all."""
     g = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
@@ -36,6 +36,13 @@ def arguments(
     }
 
 
+def steps(given_: dict[str, Tensor], valid: Tensor | None = None) -> tuple[Route, Select, Experts]:
+    """Arguments of ``moe``."""
+    names = ("hidden", "router_weight", "router_offset", "scale", "shift")
+    select = Select(given_["selection_bias"], valid)
+    return Route(*(given_[name] for name in names)), select, Experts(given_["w_gate_up"], given_["w_down"])
+
+
 def test_gradients_match_finite_differences() -> None:
     given_ = arguments(6, 4, 3, 5, rows=2)
     selection = select_reference(
@@ -49,7 +56,7 @@ def test_gradients_match_finite_differences() -> None:
 
     def run(*values: Tensor) -> Tensor:
         named = dict(zip(names, values, strict=True))
-        return moe_reference(**named, selection_bias=given_["selection_bias"])[0]
+        return moe_reference(*steps({**named, "selection_bias": given_["selection_bias"]})).out
 
     assert torch.autograd.gradcheck(run, tuple(leaves.values()))
 
@@ -61,10 +68,8 @@ def test_gradients_without_normalisation_and_with_padding() -> None:
     weight = given_["router_weight"].requires_grad_()
 
     def run(h: Tensor, w: Tensor) -> Tensor:
-        return moe_reference(
-            h, w, None, None, None, given_["selection_bias"], given_["w_gate_up"], given_["w_down"],
-            valid=valid, normalise=False,
-        )[0]  # fmt: skip
+        _, select, experts = steps(given_, valid)
+        return moe_reference(Route(h, w, normalise=False), select, experts).out
 
     assert torch.autograd.gradcheck(run, (hidden, weight))
     out = run(hidden, weight)
@@ -75,7 +80,7 @@ def test_gradients_without_normalisation_and_with_padding() -> None:
 
 def test_moe_is_the_written_sum() -> None:
     a = arguments(7, 4, 3, 5, rows=7)
-    out, counts = moe_reference(**a)
+    out, counts, *_ = moe_reference(*steps(a))
     mean = a["hidden"].mean(1, keepdim=True)
     std = (a["hidden"].var(1, unbiased=False, keepdim=True) + 1e-6).sqrt()
     tokens = (a["hidden"] - mean) / std * (1 + a["scale"]) + a["shift"]
@@ -131,7 +136,7 @@ def test_nan_selects_nothing() -> None:
 def test_no_pairs_and_all_pairs(bias: float, expected: int) -> None:
     a = arguments(8, 4, 3, 5, bias=bias)
     a["router_weight"] *= 0.1
-    out, counts = moe_reference(**a)
+    out, counts, *_ = moe_reference(*steps(a))
     assert counts.sum() == expected
     assert (out == 0).all() == (expected == 0)
 
@@ -139,8 +144,8 @@ def test_no_pairs_and_all_pairs(bias: float, expected: int) -> None:
 def test_permuting_tokens_permutes_the_output() -> None:
     a = arguments(12, 6, 4, 5)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
-    out, counts = moe_reference(**a)
-    permuted, permuted_counts = moe_reference(**{**a, "hidden": a["hidden"][order]})
+    out, counts, *_ = moe_reference(*steps(a))
+    permuted, permuted_counts, *_ = moe_reference(*steps({**a, "hidden": a["hidden"][order]}))
     torch.testing.assert_close(permuted, out[order])
     assert torch.equal(counts, permuted_counts)
 
@@ -164,7 +169,7 @@ def test_the_block_in_bfloat16_agrees_with_grouped_products(relative_error) -> N
     outputs = grouped_mm(torch.nn.functional.silu(gate) * up, low["w_down"].transpose(1, 2), offs=ends)
     weighted = outputs.float() * torch.softmax(logits, dim=-1)[token, expert, None]
     expected = torch.zeros(40, 32).index_add(0, token, weighted)
-    found, found_counts = moe_reference(**low, selection_bias=bias)
+    found, found_counts, *_ = moe_reference(*steps({**low, "selection_bias": bias}))
     assert torch.equal(found_counts, counts)
     tolerance = 4 * torch.finfo(torch.bfloat16).eps * 48**0.5
     assert relative_error(found, expected) < tolerance
@@ -220,6 +225,12 @@ HIDDEN, WEIGHT = torch.zeros(6, 4), torch.zeros(3, 4)
         ),
         (lambda: route_reference(HIDDEN, WEIGHT, None, torch.zeros(1, 4), None), ValueError, "scale and shift"),
         (lambda: select_reference(WEIGHT, torch.zeros(3)), ValueError, r"selection_bias: expected shape \(4,\)"),
+        (lambda: select_reference(WEIGHT, None), ValueError, r"valid: expected the choice \(S, E\) .*, got None"),
+        (
+            lambda: select_reference(WEIGHT, None, torch.ones(3) > 0),
+            ValueError,
+            r"valid: expected shape \(3, 4\), got \(3,\)",
+        ),
         (
             lambda: select_reference(WEIGHT, torch.zeros(4), torch.zeros(3)),
             TypeError,
@@ -260,5 +271,6 @@ def test_bad_arguments_are_named(call, error, message) -> None:
 
 
 def test_a_scale_without_normalisation_is_refused() -> None:
-    with pytest.raises(ValueError, match="scale: must be None with normalise=False"):
-        moe(**arguments(6, 4, 3, 5), normalise=False)
+    route, *others = steps(arguments(6, 4, 3, 5))
+    with pytest.raises(ValueError, match="scale: expected None with normalise=False"):
+        moe(route._replace(normalise=False), *others)

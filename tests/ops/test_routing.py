@@ -210,28 +210,35 @@ def test_training_on_the_loss_alone_evens_out_the_experts() -> None:
     optimizer = torch.optim.Adam(block.parameters(), lr=0.05)
     losses = []
     for _ in range(40):
-        block(hidden, condition, mask)
-        losses.append(block.load_balance_loss.item())
+        _, balance = block(hidden, condition, mask, balance=True)
+        losses.append(balance.item())
         optimizer.zero_grad()
-        block.load_balance_loss.backward()
+        balance.backward()
         optimizer.step()
     assert losses[-1] < losses[0]
     assert losses[-1] < 1.1
 
 
-def test_the_loss_is_there_after_training_forwards_of_token_choice_alone() -> None:
-    import copy
-    import io
-
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_the_loss_is_asked_for_and_of_training_by_token_choice_alone(backend: str, relative_error) -> None:
+    if not backends.available()[backend].usable:
+        pytest.skip(f"{backend}: {backends.available()[backend].reason}")
     hidden, condition, mask = sample()
     for kind in KINDS:
-        block = small(*kind)
-        block(hidden, condition, mask)
-        assert (block.load_balance_loss is not None) == (kind[0] == "token_choice")
-        assert copy.deepcopy(block).load_balance_loss is None
-        torch.save(block, io.BytesIO())
-        block.eval()(hidden, condition, mask)
-        assert block.load_balance_loss is None
+        block = small(*kind, backend=backend)
+        out, balance = block(hidden, condition, mask, balance=True)
+        assert torch.equal(out, block(hidden, condition, mask))
+        assert (balance > 0) == (kind[0] == "token_choice")
+        if kind[0] == "token_choice":
+            logits = block.routing_logits(hidden, condition)
+            chosen = block.chosen_pairs(hidden, condition, mask)
+            written = load_balance_loss(logits, chosen, mask, pool=kind[1])
+            assert relative_error(balance, written) < 1e-6
+            wanted = torch.autograd.grad(written, [block.motion_router, block.text_router])
+            found = torch.autograd.grad(balance, [block.motion_router, block.text_router])
+            assert max(relative_error(a, b) for a, b in zip(found, wanted, strict=True)) < 1e-5
+        _, balance = block.eval()(hidden, condition, mask, balance=True)
+        assert balance == 0
 
 
 @pytest.mark.parametrize("pool", ["batch", "sample"])
@@ -267,14 +274,11 @@ def test_recomputation_and_compilation_change_nothing(routing: str, relative_err
     block = small(routing, "batch", "frame")
     hidden, condition, mask = sample()
     results = []
-    wrapped = lambda *a: torch.utils.checkpoint.checkpoint(block, *a, use_reentrant=False)  # noqa: E731
+    wrapped = lambda *a, **k: torch.utils.checkpoint.checkpoint(block, *a, use_reentrant=False, **k)  # noqa: E731
     for run in (block, wrapped, torch.compile(block, fullgraph=True, backend="aot_eager")):
         block.zero_grad()
-        out = run(hidden, condition, mask)
-        loss = out.square().sum()
-        if block.load_balance_loss is not None:
-            loss = loss + block.load_balance_loss
-        loss.backward()
+        out, balance = run(hidden, condition, mask, balance=True)
+        (out.square().sum() + balance).backward()
         results.append([out, *(p.grad.clone() for p in block.parameters())])
     for other in results[1:]:
         for actual, expected in zip(other, results[0], strict=True):
@@ -294,7 +298,7 @@ def test_recomputation_and_compilation_change_nothing(routing: str, relative_err
             {"routing": "expert_choice", "pool": "sample", "unit": "sequence"},
             "unit: must be 'frame' with expert_choice",
         ),
-        ({"max_pairs": 0}, "max_pairs: must be >= 1 or None, got 0"),
+        ({"max_pairs": 0}, "max_pairs: expected >= 1 or None, got 0"),
     ],
 )
 def test_bad_choices_are_named(changes, message: str) -> None:

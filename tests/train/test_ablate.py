@@ -97,8 +97,8 @@ def test_every_shipped_switch_builds_and_trains_a_step() -> None:
         small = {"input_dim": 8, "text_dim": 8, "dim": 16, "num_layers": 1, "num_heads": 2, "expert_dim": 4}
         torch.manual_seed(0)
         model = Denoiser(type(config.denoiser).from_dict(config.denoiser.to_dict() | small)).train()
-        out = model(torch.randn(2, 4, 2, 8), torch.tensor([3, 500]), torch.randn(2, 8))
-        (out.square().mean() + model.load_balance_loss() + out.sum()).backward()
+        out, balance = model(torch.randn(2, 4, 2, 8), torch.tensor([3, 500]), torch.randn(2, 8), balance=True)
+        (out.square().mean() + balance + out.sum()).backward()
         model.update_selection_bias()
         assert model.out.weight.grad is not None, name
 

@@ -68,10 +68,8 @@ def test_recomputation_changes_neither_gradients_nor_biases_nor_counts() -> None
 def test_balance_is_the_load_relative_to_the_capacity() -> None:
     block = InterMoEBlock(dim=4, num_experts=2, expert_dim=4, cond_dim=None, norm="none", capacity=1.0)
     routing = Routing(torch.nn.ModuleDict({"moe": block}))
-    routing.start()
     block.expert_counts.copy_(torch.tensor([6, 3]))
     block.token_count.fill_(8)
-    routing.count()
     assert routing.balance() == (3 / 4, 6 / 4)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -37,15 +39,22 @@ class DenoiserLayer(nn.Module):
             unit=config.unit,
         )
 
-    def forward(self, hidden: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
-        """hidden (B, P, T, D), condition (B, D), mask (B, T) True = valid -> (B, P, T, D)."""
+    def forward(self, hidden: Tensor, condition: Tensor, mask: Tensor | None = None, *, balance: bool = False) -> Any:
+        """hidden (B, P, T, D), condition (B, D) or (B, P, K, D), mask (B, T) True = valid -> (B, P, T, D).
+
+        With ``balance`` a pair of it and the block's balance loss.
+        """
         batch, persons, frames, dim = hidden.shape
         partners = hidden
         hidden = hidden + self.self_attention(hidden, condition, mask)
         hidden = hidden + self.cross_attention(hidden, partners, condition, mask)
         pool_mask = None if mask is None else mask.repeat(1, persons)
-        pooled = self.moe(hidden.reshape(batch, persons * frames, dim), condition, pool_mask)
-        return hidden + pooled.view(hidden.shape)
+        rows = condition if condition.dim() == 2 else condition.flatten(1, 2)
+        tokens = hidden.reshape(batch, persons * frames, dim)
+        if not balance:
+            return hidden + self.moe(tokens, rows, pool_mask).view(hidden.shape)
+        pooled, loss = self.moe(tokens, rows, pool_mask, balance=True)
+        return hidden + pooled.view(hidden.shape), loss
 
 
 class Denoiser(nn.Module):
@@ -69,34 +78,44 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.out.bias)
         self.first_person = nn.Parameter(torch.zeros(config.dim)) if config.first_person else None
 
-    def forward(self, x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None = None, *, balance: bool = False
+    ) -> Any:
         """One denoising estimate.
 
         Args:
             x: (B, P, T', input_dim) noisy latents of P persons.
-            timesteps: (B,) integers in the training schedule.
+            timesteps: (B,) integers in the training schedule, or (B, P, K), one for each person and each of K equal
+                runs of frames; K divides T'.
             text: (B, text_dim) text condition; zeros for none.
             mask: (B, T') bool, True = valid; padded frames are not attended to, routed or counted, whatever they hold.
+            balance: return the balance loss too.
 
         Returns:
-            (B, P, T', input_dim) estimate of the clean latents. Values at padded frames are meaningless.
+            (B, P, T', input_dim) estimate of the clean latents. Values at padded frames are meaningless. With
+            ``balance`` a pair of it and the sum of the layers' balance losses, a scalar to be added to the loss, times
+            a small coefficient; zero but for training by token-choice routing.
         """
         self._check(x, timesteps, text, mask)
         if mask is not None:  # an attention weight of 0 times infinity would be NaN
             x = x.masked_fill(~mask[:, None, :, None], 0.0)
-        condition = self.embed_timestep(timesteps) + self.embed_text(text)
+        levels, words = self.embed_timestep(timesteps), self.embed_text(text)
+        condition = levels + (words if timesteps.dim() == 1 else words[:, None, None])
         frames = torch.arange(x.shape[2], device=x.device)
         hidden = self.embed_motion(x) + sinusoid(frames, self.config.dim).to(x.dtype)
         if self.first_person is not None:
             hidden = torch.cat([hidden[:, :1] + self.first_person, hidden[:, 1:]], dim=1)
         recompute = self.config.recompute and torch.is_grad_enabled()
+        losses: list[Tensor] = []
         for layer in self.layers:
             if recompute:
-                hidden = checkpoint(layer, hidden, condition, mask, use_reentrant=False)
+                made = checkpoint(layer, hidden, condition, mask, balance=balance, use_reentrant=False)
             else:
-                hidden = layer(hidden, condition, mask)
+                made = layer(hidden, condition, mask, balance=balance)
+            hidden, *loss = made if balance else (made,)
+            losses += loss
         estimate: Tensor = self.out(hidden)
-        return estimate
+        return (estimate, torch.stack(losses).sum()) if balance else estimate
 
     def moe_blocks(self) -> list[InterMoEBlock]:
         """The MoE block of every layer, first to last."""
@@ -107,17 +126,14 @@ class Denoiser(nn.Module):
         for block in self.moe_blocks():
             block.update_selection_bias()
 
-    def load_balance_loss(self) -> Tensor:
-        """Sum of the layers' ``load_balance_loss`` of the last training forward, zero but for token-choice routing.
-
-        Add it, times a small coefficient, to the training loss.
-        """
-        losses = [block.load_balance_loss for block in self.moe_blocks() if block.load_balance_loss is not None]
-        return torch.stack(losses).sum() if losses else self.out.bias.new_zeros(())
-
     def _check(self, x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None) -> None:
         size = check_tensor("x", x, ("B", "P", "T'", self.config.input_dim))
-        check_tensor("timesteps", timesteps, (size["B"],))
+        if timesteps.dim() != 3:
+            check_tensor("timesteps", timesteps, (size["B"],))
+        else:
+            runs = check_tensor("timesteps", timesteps, (size["B"], size["P"], "K"))["K"]
+            if runs < 1 or x.shape[2] % runs != 0:
+                raise ValueError(f"timesteps: expected (B, P, K) with K dividing T'={x.shape[2]}, got K={runs}")
         check_tensor("text", text, (size["B"], self.config.text_dim))
         if size["P"] < 1 or size["T'"] < 1:
             raise ValueError(f"x: needs at least one person and one frame, got {tuple(x.shape)}")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from intermoe.kernels import native
 from intermoe.ops.combine import combine_reference
-from intermoe.ops.moe import moe
+from intermoe.ops.moe import Experts, Route, Select, moe
 from intermoe.ops.select import select_reference
 
 # tokens, dim, experts, expert_dim, rows: and why.
@@ -27,7 +27,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
-    """Arguments of ``moe`` by name, and a mask of pairs."""
+    """Inputs of ``moe`` by name, and a mask of pairs."""
     tokens, dim, experts, expert_dim, rows = shape
     g = torch.Generator().manual_seed(0)
 
@@ -54,14 +54,22 @@ def off_boundary(tensor: Tensor) -> Tensor:
 
 
 def run(
-    case: dict[str, Tensor], valid: Tensor, device: torch.device, backend: str, misaligned: bool = False, **options
+    case: dict[str, Tensor], mask: Tensor, device: torch.device, backend: str, misaligned: bool = False, **options
 ) -> list[Tensor]:
-    """Output, counts and the gradient of everything that has one, on the CPU."""
+    """Output, counts and the gradient of everything that has one, on the CPU.
+
+    Options: ``chosen`` takes the mask for the choice, else its first column says which tokens are valid.
+    """
     move = off_boundary if misaligned else torch.clone
     leaves = {name: move(t.detach().to(device)).requires_grad_(name != "selection_bias") for name, t in case.items()}
-    if options.get("normalise") is False:
+    normalise = options.get("normalise", True)
+    if not normalise:
         leaves["scale"] = leaves["shift"] = None
-    out, counts = moe(*leaves.values(), valid=valid.to(device), backend=backend, **options)
+    *route, bias, w_gate_up, w_down = leaves.values()
+    mask = mask.to(device)
+    select = Select(None, mask) if options.get("chosen") else Select(bias, mask[:, 0].contiguous())
+    experts = Experts(w_gate_up, w_down, options.get("recompute", False))
+    out, counts, *_ = moe(Route(*route, normalise), select, experts, backend=backend)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
     wanted = [t for t in leaves.values() if t is not None and t.requires_grad]
     return [t.cpu() for t in (out, counts, *torch.autograd.grad(out, wanted, grad))]
@@ -90,7 +98,9 @@ def test_misaligned(place, dtype, relative_error) -> None:
     compare(*draw((37, 16, 3, 24, 1), dtype), place, relative_error, misaligned=True)
 
 
-@pytest.mark.parametrize("options", [{"recompute": True}, {"normalise": False}], ids=["recompute", "no norm"])
+@pytest.mark.parametrize(
+    "options", [{"recompute": True}, {"normalise": False}, {"chosen": True}], ids=["recompute", "no norm", "choice"]
+)
 def test_options(place, options, relative_error) -> None:
     compare(*draw((40, 16, 3, 24, 4), torch.float32), place, relative_error, **options)
 

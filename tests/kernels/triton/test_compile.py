@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
 pytest.importorskip("triton")
 aot = pytest.importorskip("intermoe.kernels.triton.aot")
+INTERPRETED = aot.INTERPRETED
 
 SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_376}
 """Shared memory in bytes that one block may use."""
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton's interpreter compiles nothing")
+@pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter compiles nothing")
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90, 120])
 def test_nothing_spills_and_everything_fits(architecture: int) -> None:
     # sm_120 runs the tiles of sm_86 and is supported on the same terms; half types stand for all there
@@ -33,7 +33,7 @@ def test_nothing_spills_and_everything_fits(architecture: int) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton's interpreter compiles nothing")
+@pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter compiles nothing")
 @pytest.mark.parametrize("kernel", ["up", "grad_hidden", "grad_weight"])
 def test_sizes_that_align_with_nothing_compile(kernel: str) -> None:
     tile = aot.configs.tile(86, kernel, "half", "medium")

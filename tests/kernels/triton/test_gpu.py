@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from intermoe import InterMoEBlock, backends
-from intermoe.ops.moe import moe, raise_on_overflow
+from intermoe.ops.moe import Experts, Route, Select, moe, raise_on_overflow
 
 STATUS = backends.available()["triton"]
 pytestmark = [
@@ -52,10 +52,8 @@ def test_a_training_step_never_waits(routing: str, frames: int, max_pairs: int |
     values = inputs(frames=frames)
 
     def step() -> None:
-        loss = made(*values).square().sum()
-        if made.load_balance_loss is not None:
-            loss = loss + made.load_balance_loss
-        loss.backward()
+        out, balance = made(*values, balance=True)
+        (out.square().sum() + balance).backward()
         made.update_selection_bias()
 
     step()
@@ -110,11 +108,12 @@ def test_every_gradient_agrees_with_float64(dtype: torch.dtype, max_pairs: int |
         drawn(8, 96, 64, std=0.125),
     ]  # fmt: skip
     chosen = torch.rand(600, 8, device="cuda") > 0.7  # so that rounding moves no pair over the threshold
-    values[5].fill_(1.0)
     wide = [value.double().requires_grad_() for value in values]
-    expected, _ = moe(*wide, valid=chosen, backend="reference")
+    experts = Experts(*wide[6:])
+    expected = moe(Route(*wide[:5]), Select(None, chosen), experts, backend="reference").out
     leaves = [value.clone().requires_grad_() for value in values]
-    found, _ = moe(*leaves, valid=chosen, max_pairs=max_pairs, backend="triton")
+    select = Select(None, chosen, max_pairs=max_pairs)
+    found = moe(Route(*leaves[:5]), select, Experts(*leaves[6:]), backend="triton").out
     grad = torch.randn_like(expected)
     expected.backward(grad)
     found.backward(grad.to(found.dtype))

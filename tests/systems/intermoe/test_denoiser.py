@@ -139,8 +139,7 @@ def test_every_routing_kind_trains(routing: str, pool: str) -> None:
     model = tiny(routing=routing, pool=pool, top_k=2 if routing == "token_choice" else None).train()
     assert DenoiserConfig.from_dict(model.config.to_dict()) == model.config
     mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
-    out = model(torch.randn(2, 2, 6, 6), torch.tensor([3, 700]), torch.randn(2, 5), mask)
-    balance = model.load_balance_loss()
+    out, balance = model(torch.randn(2, 2, 6, 6), torch.tensor([3, 700]), torch.randn(2, 5), mask, balance=True)
     if routing == "token_choice":
         assert balance >= 2 * 0.9  # two layers, each 1 when even
         assert torch.autograd.grad(balance, model.layers[0].moe.motion_router, retain_graph=True)[0].any()

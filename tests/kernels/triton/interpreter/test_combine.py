@@ -33,15 +33,6 @@ def test_sums_equal_the_reference(tokens, experts, dim, bias, dtype, with_gates,
     assert relative_error(found, expected) < tolerance(dtype, experts)
 
 
-def test_residual_is_added_once(relative_error):
-    pairs = select_reference(torch.randn(9, 3), torch.full((3,), -0.5))
-    outputs, residual = torch.randn(pairs.token_idx.numel(), 20), torch.randn(9, 20)
-    found = combine(outputs, pairs.gates, pairs.slots, residual)
-    assert relative_error(found, residual + combine_reference(outputs, pairs.gates, pairs.slots)) < 1e-6
-    with pytest.raises(ValueError, match=r"residual: expected shape \(9, 20\), got \(8, 20\)"):
-        combine(outputs, pairs.gates, pairs.slots, residual[1:])
-
-
 def test_unused_rows_are_not_read():
     slots = torch.tensor([[0, -1], [-1, -1]])
     outputs = torch.tensor([[1.0, 2.0], [torch.nan, torch.nan]])

@@ -5,13 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intermoe.kernels.triton import select
-from intermoe.ops.moe import moe
-
-ops = torch.ops.intermoe_triton
-OPERATIONS = (
-    "route_forward", "route_backward", "select", "select_backward", "experts_forward", "experts_backward", "combine"
-)  # fmt: skip
+from intermoe.ops import operators
+from intermoe.ops.moe import Experts, Route, Select, moe
 
 
 def arguments(dtype=torch.float32, tokens=12, experts=3, dim=16, expert_dim=8, rows=2):
@@ -27,51 +22,38 @@ def arguments(dtype=torch.float32, tokens=12, experts=3, dim=16, expert_dim=8, r
     )
 
 
-def samples():
-    hidden, weight, offset, scale, shift, bias, w_gate_up, w_down = arguments()
-    logits = torch.randn(12, 3)
-    token_idx, gates, offsets, slots, _ = select(logits, bias)
-    h, outputs = torch.randn(len(token_idx), 16), torch.randn(len(token_idx), 16)
-    experts = (token_idx, offsets)
-    return {
-        "route_forward": (hidden, weight, offset, scale, shift, 1e-6, True),
-        "route_backward": (hidden, logits, hidden, hidden[:, 0], hidden[:, 1].abs(), weight, scale, True, 2),
-        "select": (logits, bias, torch.rand(12) > 0.2, 36),
-        "select_backward": (gates, logits, slots),
-        "experts_forward": (hidden, *experts, w_gate_up, w_down, True, False),
-        "experts_backward": (hidden, hidden, *experts, gates, h, w_gate_up, w_down),
-        "combine": (outputs, gates, slots, hidden),
-    }
-
-
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_schema_and_fake_implementation(name):
-    torch.library.opcheck(getattr(ops, name), samples()[name])
-
-
-def test_exact_selection_has_a_fake_implementation_with_an_unknown_number_of_pairs():
-    utils = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(ops.select, (torch.randn(9, 3), torch.full((3,), -0.5), None, None), test_utils=utils)
+def steps(values, valid=None, max_pairs=None, normalise=True, **options):
+    """Arguments of the operation."""
+    *route, bias, w_gate_up, w_down = values
+    select = Select(None if valid is not None and valid.dim() == 2 else bias, valid, max_pairs=max_pairs)
+    return Route(*route, normalise), select, Experts(w_gate_up, w_down, **options)
 
 
 @pytest.mark.parametrize("max_pairs", [None, 36])
-def test_the_chain_with_and_without_a_limit_of_pairs(max_pairs):
+@pytest.mark.parametrize("static_pairs", [0, 36], ids=["exact", "static"])
+def test_operators(max_pairs, static_pairs, monkeypatch):
+    monkeypatch.setattr("intermoe.kernels.triton.registry.STATIC_PAIRS", static_pairs)
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")
-    forward = (*arguments(), torch.rand(12, 3) > 0.3, True, True, max_pairs, False, "triton")
-    torch.library.opcheck(torch.ops.intermoe.moe_forward.default, forward, test_utils=utils)
+    flat = operators.flatten(*steps(arguments(), torch.rand(12, 3) > 0.3, max_pairs), "triton")
+    torch.library.opcheck(torch.ops.intermoe.moe_forward.default, flat, test_utils=utils)
+    torch.library.opcheck(torch.ops.intermoe.moe_inference.default, flat, test_utils=utils)
+    out, _, *saved = torch.ops.intermoe.moe_forward(*flat)
+    for needs in ([True] * 7, [False] * 5 + [True] * 2, [True] * 5 + [False] * 2):
+        backward = (out, saved[0], *flat[:7], *saved, True, False, needs, "triton")
+        torch.library.opcheck(torch.ops.intermoe.moe_backward.default, backward, test_utils=utils)
 
 
 @pytest.mark.parametrize("masked", ["nothing", "tokens", "pairs"])
 @pytest.mark.parametrize("normalise", [False, True])
 @pytest.mark.parametrize("static_pairs", [0, 36], ids=["exact", "static"])
 def test_whole_block_equals_the_reference(masked, normalise, static_pairs, relative_error, monkeypatch):
-    monkeypatch.setattr("intermoe.ops.moe.STATIC_PAIRS", static_pairs)
+    monkeypatch.setattr("intermoe.kernels.triton.registry.STATIC_PAIRS", static_pairs)
     values = [None if i in (3, 4) and not normalise else v for i, v in enumerate(arguments())]
     valid = {"nothing": None, "tokens": torch.rand(12) > 0.3, "pairs": torch.rand(12, 3) > 0.3}[masked]
     results = []
     for backend in ("reference", "triton"):
         inputs = [v if v is None else v.clone().requires_grad_(i != 5) for i, v in enumerate(values)]
-        out, counts = moe(*inputs, valid=valid, normalise=normalise, backend=backend)
+        out, counts, *_ = moe(*steps(inputs, valid, normalise=normalise), backend=backend)
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
         results.append((out, counts, [None if v is None else v.grad for v in inputs]))
     (out, counts, grads), (found, found_counts, found_grads) = results
@@ -85,7 +67,7 @@ def test_whole_block_equals_the_reference(masked, normalise, static_pairs, relat
 
 def test_the_same_call_gives_the_same_bits():
     values = arguments()
-    first, second = (moe(*values, backend="triton")[0] for _ in range(2))
+    first, second = (moe(*steps(values), backend="triton").out for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -93,14 +75,14 @@ def test_the_same_call_gives_the_same_bits():
 def test_compiled_whole_without_recompiling_when_the_number_of_pairs_changes(static_pairs, relative_error, monkeypatch):
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    monkeypatch.setattr("intermoe.ops.moe.STATIC_PAIRS", static_pairs)
+    monkeypatch.setattr("intermoe.kernels.triton.registry.STATIC_PAIRS", static_pairs)
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     values = arguments()
     inputs = [v.clone().requires_grad_(i != 5) for i, v in enumerate(values)]
 
     def call(bias):
-        return moe(*inputs[:5], bias, *inputs[6:], backend="triton")
+        return moe(*steps([*inputs[:5], bias, *inputs[6:]]), backend="triton")[:2]
 
     compiled = torch.compile(call, backend=counter, fullgraph=True)
     for bias in (-0.5, -0.3, -0.7):
@@ -116,13 +98,13 @@ def test_compiled_whole_without_recompiling_when_the_number_of_pairs_changes(sta
 
 def test_a_limit_of_pairs_changes_nothing_but_the_buffers():
     values = arguments()
-    exact, counts = moe(*values, backend="triton")
-    limited = moe(*values, max_pairs=int(counts.sum()), backend="triton")
+    exact, counts, *_ = moe(*steps(values), backend="triton")
+    limited = moe(*steps(values, max_pairs=int(counts.sum())), backend="triton")
     assert torch.equal(limited[0], exact)
     assert torch.equal(limited[1], counts)
     needed = int(counts.sum())
     with pytest.raises(RuntimeError, match=f"{needed} .* were selected but only {needed - 1} allocated"):
-        moe(*values, max_pairs=needed - 1, backend="triton")
+        moe(*steps(values, max_pairs=needed - 1), backend="triton")
 
 
 def test_an_overflow_spoils_the_result_until_it_is_raised(monkeypatch):
@@ -144,19 +126,19 @@ def test_an_overflow_spoils_the_result_until_it_is_raised(monkeypatch):
 
 def test_half_sums_are_for_inference_in_float16(relative_error, tolerance):
     values = arguments(torch.float16)
-    exact, _ = moe(*values, backend="reference")
-    found, _ = moe(*values, half_sums=True, backend="triton")
+    exact = moe(*steps(values), backend="reference").out
+    found = moe(*steps(values, half_sums=True), backend="triton").out
     assert found.dtype == torch.float16
     assert relative_error(found, exact) < 2 * tolerance(torch.float16, 16)
     with pytest.raises(TypeError, match=r"half_sums: expected experts in torch.float16 .* got torch.float32"):
-        moe(*arguments(), half_sums=True, backend="triton")
-    with pytest.raises(ValueError, match="half_sums: only the backend 'triton' has them, got 'reference'"):
-        moe(*values, half_sums=True, backend="reference")
+        moe(*steps(arguments(), half_sums=True), backend="triton")
+    with pytest.raises(ValueError, match="half_sums: expected a backend that has them, got 'reference'"):
+        moe(*steps(values, half_sums=True), backend="reference")
     values[6].requires_grad_()
     with pytest.raises(RuntimeError, match="half_sums: for inference only"):
-        moe(*values, half_sums=True, backend="triton")
+        moe(*steps(values, half_sums=True), backend="triton")
     with torch.no_grad():
-        moe(*values, half_sums=True, backend="triton")
+        moe(*steps(values, half_sums=True), backend="triton")
 
 
 KINDS = [
@@ -180,7 +162,9 @@ def test_every_routing_kind(routing, pool, unit, relative_error):
         block.zero_grad()
         out = block(hidden, condition, mask)
         out.square().sum().backward()
-        results.append((block.expert_counts.clone(), out, *(p.grad.clone() for p in block.parameters())))
+        counts = block.chosen_pairs(hidden, condition, mask).sum((0, 1))
+        results.append((counts, out, *(p.grad.clone() for p in block.parameters())))
+    assert torch.equal(block.expert_counts, 2 * counts)
     assert torch.equal(results[0][0], results[1][0])
     for expected, found in zip(*results, strict=True):
         assert relative_error(found, expected) < 1e-5

@@ -17,15 +17,14 @@ SHAPES = [
     (70, 64, -0.8, "all"),  # the most experts, several chunks
     (40, 4, 1.0, "token"),  # all valid pairs selected
     (40, 4, -1.0, "all"),  # none selected
-    (33, 7, 1.0, "pair"),  # the mask alone decides
-    (33, 7, -0.5, "pair"),  # mask and bias decide
-    (0, 3, 1.0, "pair"),  # no tokens to allow
+    (33, 7, None, "pair"),  # a choice
+    (0, 3, None, "pair"),  # no tokens to choose
 ]
 
 
 @pytest.mark.parametrize(("tokens", "experts", "bias", "masked"), SHAPES)
 def test_pairs_equal_the_reference(tokens, experts, bias, masked):
-    logits, biases = torch.randn(tokens, experts), torch.full((experts,), bias)
+    logits, biases = torch.randn(tokens, experts), None if bias is None else torch.full((experts,), bias)
     valid = {"all": None, "token": torch.rand(tokens) > 0.3, "pair": torch.rand(tokens, experts) > 0.6}[masked]
     found, expected = select(logits, biases, valid), select_reference(logits, biases, valid)
     for name, a, b in zip(expected._fields, found, expected, strict=True):
@@ -92,6 +91,8 @@ def test_bad_sizes_are_named():
         select(torch.randn(2, 65), torch.zeros(65))
     with pytest.raises(ValueError, match=r"max_pairs: must be >= 0 and < 2\*\*31, got -1"):
         select(torch.randn(2, 3), torch.zeros(3), max_pairs=-1)
+    with pytest.raises(ValueError, match=r"valid: expected the choice \(2, 3\) where there is no bias, got \(2,\)"):
+        select(torch.randn(2, 3), None, torch.ones(2, dtype=torch.bool))
     with pytest.raises(RuntimeError, match="bfloat16"):
         select(torch.randn(2, 3, dtype=torch.bfloat16), torch.zeros(3))
 
