@@ -50,7 +50,7 @@ def use(name: str) -> Iterator[None]:
 
 
 def check(name: str, source: str = "backend") -> None:
-    """Raise ``ValueError`` for an unknown name and ``RuntimeError``, with every backend's reason, for an unusable one."""
+    """Raise ``ValueError`` for an unknown name, ``RuntimeError`` with every backend's reason for an unusable one."""
     if name not in NAMES:
         raise ValueError(f"{source}: expected one of {NAMES}, got unknown backend {name!r}")
     if not _status(name).usable:
