@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from intermoe import backends
 from intermoe.config import NORMS, check_moe
 from intermoe.nn.layers import AdaLN, SwiGLU, whole
-from intermoe.ops.checks import check_tensor
-from intermoe.ops.moe import Experts, Result, Route, Select, moe, raise_on_overflow
+from intermoe.ops.checks import check_tensor, is_transformed, unwrapped
+from intermoe.ops.moe import Experts, Result, Route, Select, moe, raise_on_overflow, without_autocast
 from intermoe.ops.route import fuse, logits_reference
 from intermoe.ops.routing import Rule, excess, load_balance_loss
 
@@ -173,7 +173,7 @@ class InterMoEBlock(nn.Module):
         """R of every token, (B, T, E) float32 (float64 for float64), differentiable; arguments as in ``forward``."""
         self._check(hidden, condition, None)
         route = self._route(hidden, condition)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden.device):
             logits = logits_reference(route)
         return logits.view(*hidden.shape[:2], self.num_experts)
 
@@ -234,7 +234,7 @@ class InterMoEBlock(nn.Module):
         motion = whole(self.motion_router)
         if rows is None or self.text_router is None:
             return motion, None
-        with torch.autocast(rows.device.type, enabled=False):
+        with without_autocast(rows.device):
             wide = torch.promote_types(rows.dtype, torch.float32)
             text_logits = rows.to(wide) @ whole(self.text_router).to(wide).T
             alpha: Tensor | float | None = None
@@ -279,10 +279,12 @@ class InterMoEBlock(nn.Module):
             votes = excess(taken, valid.sum(dim=1, keepdim=True), self.capacity, self.num_experts).sum(dim=0)
         for name, new in (("expert_counts", result.counts), ("token_count", valid.sum()), ("sample_votes", votes)):
             counter = getattr(self, name)
-            if counter.device != new.device:
-                counter = counter.to(new.device)
-                setattr(self, name, counter)
-            counter.copy_(new) if self.step_is_over else counter.add_(new)
+            if is_transformed() or counter.device != new.device:
+                # torch.func allows no change in place of what a function captures
+                new = new if self.step_is_over else counter.to(new.device) + new
+                setattr(self, name, unwrapped(new)[0])
+            else:
+                counter.copy_(new) if self.step_is_over else counter.add_(new)
         self.step_is_over = False
 
     def _check(self, hidden: Tensor, condition: Tensor | None, mask: Tensor | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -29,6 +30,20 @@ def check_same_device(**tensors: Tensor | None) -> None:
     if len(set(present.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in present.items())
         raise ValueError(f"{next(iter(present))}: all tensors must be on one device, got {listed}")
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func`` is at work, and not one that a compiler traces."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def unwrapped(tensor: Tensor) -> tuple[Tensor, bool]:
+    """The tensor below the transforms of ``torch.func``, and whether ``vmap`` is one of them."""
+    functorch, mapped = torch._C._functorch, False
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        mapped = mapped or functorch.is_batchedtensor(tensor)
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor, mapped
 
 
 def _spell(shape: tuple[int | str, ...]) -> str:

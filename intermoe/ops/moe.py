@@ -14,8 +14,8 @@ next point that meets the host: the next call, ``update_selection_bias`` or ``ra
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from intermoe import backends
 from intermoe.kernels.contract import Experts, Route, Select, check_pairs
 from intermoe.ops import operators, recomputation
-from intermoe.ops.checks import check_same_device
+from intermoe.ops.checks import check_same_device, is_transformed, unwrapped
 from intermoe.ops.combine import combine_reference
 from intermoe.ops.experts import experts_reference
 from intermoe.ops.route import check_route, logits_reference, route_reference
@@ -65,8 +65,7 @@ def moe(route: Route, select: Select, experts: Experts, *, backend: str | None =
     """
     device = route.hidden.device
     compiling = torch.compiler.is_compiling()
-    autocast = device.type != "meta" and torch.is_autocast_enabled(device.type)
-    if autocast:
+    if is_autocast(device):
         dtype = torch.get_autocast_dtype(device.type)
         experts = experts._replace(w_gate_up=experts.w_gate_up.to(dtype), w_down=experts.w_down.to(dtype))
     _check(route, select, experts)
@@ -79,7 +78,7 @@ def moe(route: Route, select: Select, experts: Experts, *, backend: str | None =
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     if experts.half_sums:
         _check_half_sums(name, experts.w_down.dtype, differentiable)
-    with torch.autocast(device.type, enabled=False) if autocast else nullcontext():
+    with without_autocast(device):
         if backends.detects_nan():
             check_logits(logits_reference(route), select.valid)
         watched = not compiling and recomputation.is_watched()
@@ -87,6 +86,16 @@ def moe(route: Route, select: Select, experts: Experts, *, backend: str | None =
     if watched and past is None and result.slots is not None:
         recomputation.remember(name, result.slots)
     return result._replace(out=result.out.to(route.hidden.dtype), again=past is not None)
+
+
+def is_autocast(device: torch.device) -> bool:
+    """Whether autocast is in force on the device; meta tensors know none."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Within, nothing is cast."""
+    return torch.autocast(device.type, enabled=False) if is_autocast(device) else nullcontext()
 
 
 def _run(route: Route, select: Select, experts: Experts, name: str, differentiable: bool) -> Result:
@@ -130,7 +139,7 @@ def raise_on_overflow(device: torch.device | None = None, *, wait: bool = True) 
 
 def _check(route: Route, select: Select, experts: Experts) -> None:
     hidden, router_weight, router_offset, scale, shift, normalise = route
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active() and _is_mapped(hidden):
+    if is_transformed() and unwrapped(hidden)[1]:
         raise RuntimeError(
             "hidden: expected the tokens of one pool, got a tensor under vmap; call it on the whole batch"
         )
@@ -145,16 +154,6 @@ def _check(route: Route, select: Select, experts: Experts) -> None:
         hidden=hidden, selection_bias=select.selection_bias, valid=select.valid,
         w_gate_up=experts.w_gate_up, w_down=experts.w_down,
     )  # fmt: skip
-
-
-def _is_mapped(tensor: Tensor) -> bool:
-    """Whether ``torch.func.vmap`` maps over the tensor, at any level."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            return True
-        tensor = functorch.get_unwrapped(tensor)
-    return False
 
 
 def _check_half_sums(backend: str, dtype: torch.dtype, differentiable: bool) -> None:

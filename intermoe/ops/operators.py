@@ -167,6 +167,10 @@ class _Forward(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:
         _refuse("forward-mode differentiation")
 
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> NoReturn:
+        _refuse("vmap")
+
 
 class _Backward(torch.autograd.Function):
     """Its gradient, which has none itself."""
@@ -187,6 +191,10 @@ class _Backward(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:
         _refuse("forward-mode differentiation of a gradient")
 
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> NoReturn:
+        _refuse("vmap")
+
 
 class _Inference(torch.autograd.Function):
     """The operation where no gradient can be asked for."""
@@ -203,6 +211,10 @@ class _Inference(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> NoReturn:
         _refuse("forward-mode differentiation")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> NoReturn:
+        _refuse("vmap")
 
 
 def _call(name: str, arguments: Flat) -> tuple[Tensor, ...]:

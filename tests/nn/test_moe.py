@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from intermoe import InterMoEBlock, official
+from intermoe import InterMoEBlock, backends, official
 from intermoe.nn.moe import BIAS_MARGIN
 
 TOLERANCE = 1e-5
@@ -252,9 +256,151 @@ def test_state_round_trip() -> None:
     assert torch.equal(block(hidden, condition), other(hidden, condition))
 
 
+def test_a_block_built_without_memory_is_filled_rightly() -> None:
+    with torch.device("meta"):
+        block = InterMoEBlock(16, 4, 12, 8, bias_init=-0.3, fusion="learned", alpha=0.3)
+    block.to_empty(device="cpu")
+    for value in (*block.parameters(), *block.buffers(), *block.counters):
+        value.data.fill_(77)  # what the memory happened to hold
+    for module in block.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert torch.equal(block.selection_bias, torch.full((4,), -0.3))
+    assert all((counter == 0).all() for counter in block.counters)
+    assert (block.norm.modulation.weight == 0).all()
+    assert block.w_down.abs().max() <= 12**-0.5
+    torch.testing.assert_close(torch.sigmoid(block.fusion_logit), torch.tensor(0.3))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_bias_is_float32_whatever_is_loaded(dtype: torch.dtype, assign: bool) -> None:
+    block = small()
+    state = {key: value.to(dtype) for key, value in block.state_dict().items()}
+    state["selection_bias"].fill_(-0.25)
+    block.load_state_dict(state, assign=assign)
+    assert block.selection_bias.dtype == torch.float32
+    assert (block.selection_bias == -0.25).all()
+    assert block.w_down.dtype == (dtype if assign else torch.float32)
+    used = block.w_down.dtype
+    assert block(torch.randn(2, 5, 16, dtype=used), torch.randn(2, 8, dtype=used)).dtype == used
+    block.update_selection_bias()
+    assert ((block.selection_bias + 0.25).abs() <= 1.1e-3).all()
+
+
+@pytest.mark.parametrize("name", ["reference", "native", "triton"])
+@pytest.mark.parametrize("runs", [1, 2, 4, 12])
+def test_a_row_of_the_condition_for_each_run_of_tokens(name: str, runs: int, relative_error) -> None:
+    """Equal to the runs as samples of their own: forward, and every gradient."""
+    if not {"cpu", "any"} & set(backends.available()[name].devices):
+        pytest.skip(f"{name} does not serve the CPU here: {backends.available()[name].reason}")
+    block = small(backend=name, num_shared_experts=1)
+    hidden, condition = torch.randn(3, 12, 16), torch.randn(3, runs, 8)
+    mask = torch.rand(3, 12) > 0.2
+    grad_out = torch.randn(3, 12, 16)
+    results = []
+    for split in (False, True):
+        block.zero_grad()
+        x, c = hidden.clone().requires_grad_(), condition.clone().requires_grad_()
+        shape = (3 * runs, 12 // runs, 16) if split else hidden.shape
+        out = block(x.view(shape), c.flatten(0, 1) if split else c, mask.view(shape[:2]))
+        out.backward(grad_out.view(shape))
+        results.append([out.view(hidden.shape), x.grad, c.grad, *(p.grad.clone() for p in block.parameters())])
+    for rows, samples in zip(*results, strict=True):
+        assert relative_error(rows, samples) < 1e-5
+    logits = block.routing_logits(hidden, condition)
+    assert relative_error(logits.view(3 * runs, -1, 4), block.routing_logits(x.view(shape), c.flatten(0, 1))) < 1e-5
+    if runs > 1:
+        assert relative_error(block(hidden, condition[:, :1], mask), results[0][0]) > 0.01
+
+
+def test_equal_rows_are_one_row() -> None:
+    block = small().eval()
+    hidden, condition = torch.randn(3, 12, 16), torch.randn(3, 8)
+    torch.testing.assert_close(block(hidden, condition[:, None].expand(3, 4, 8)), block(hidden, condition))
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=2)
+    try:
+        _sharded(rank, folder)
+    finally:
+        dist.destroy_process_group()
+
+
+def _sharded(rank: int, folder: str) -> None:
+    """A block whose parameters lie on two ranks; on the second its last expert takes nothing."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    hidden, condition = _tokens(rank)
+    mesh = init_device_mesh("cpu", (2,))
+    block = small()
+    whole = block.routing_logits(hidden, condition), block.chosen_pairs(hidden, condition)
+    fully_shard(block, mesh=mesh)
+    assert hasattr(block.w_down, "full_tensor")
+    torch.testing.assert_close(block.routing_logits(hidden, condition), whole[0])
+    assert torch.equal(block.chosen_pairs(hidden, condition), whole[1])
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
+    block(hidden, condition).square().sum().backward()
+    optimizer.step()
+    block.update_selection_bias()
+    assert (block.expert_counts[-1] == 0) == (rank == 1)
+    state = {key: p.full_tensor().detach() for key, p in block.named_parameters()}
+    torch.save({**state, "selection_bias": block.selection_bias}, f"{folder}/{rank}.pt")
+
+    with torch.device("meta"):
+        block = InterMoEBlock(16, 4, 12, 8)
+    fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    block.to_empty(device="cpu")
+    for module in block.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    out = block(hidden, condition)
+    out.float().sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert block.selection_bias.dtype == torch.float32
+    assert all(p.grad.to_local().isfinite().all() for p in block.parameters())
+    with pytest.raises(TypeError, match="hidden: expected a plain tensor, got a DTensor"):
+        block(dist.tensor.distribute_tensor(hidden, mesh), condition)
+
+
+def _tokens(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(rank)
+    hidden, condition = torch.randn(2, 9, 16, generator=g), torch.randn(2, 8, generator=g)
+    if rank == 1:  # far on the side of the tokens that the last expert does not take
+        hidden -= 20 * small().motion_router[-1].detach()
+    return hidden, condition
+
+
+def test_sharded_over_two_processes(tmp_path: Path, relative_error) -> None:
+    # New interpreters: a fork of this one would wait for OpenMP threads that it does not have.
+    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in range(2)]
+    ranks = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], errors
+    block = small()
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
+    for rank in range(2):
+        (block(*_tokens(rank)).square().sum() / 2).backward()
+    optimizer.step()
+    block.update_selection_bias()
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.equal(found.pop("selection_bias"), block.selection_bias)
+        for key, value in found.items():
+            assert relative_error(value, block.get_parameter(key)) < 1e-5, key
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"backend": "fast"}, "backend: expected one of .*, got unknown backend 'fast'"),
         ({"dim": 0}, "dim: must be >= 1, got 0"),
         ({"num_experts": 0}, "num_experts"),
         ({"cond_dim": 0}, "cond_dim"),
@@ -284,6 +430,9 @@ def test_bad_construction_is_named(changes, message) -> None:
         ),
         ((torch.zeros(2, 5, 16),), ValueError, "condition: expected a tensor"),
         ((torch.zeros(2, 5, 16), torch.zeros(3, 8)), ValueError, r"condition: expected shape \(2, 8\)"),
+        ((torch.zeros(2, 5, 16), torch.zeros(2, 2, 8)), ValueError, r"condition: .* K dividing T=5, got K=2"),
+        ((torch.zeros(2, 5, 16), torch.zeros(2, 0, 8)), ValueError, r"condition: .* K dividing T=5, got K=0"),
+        ((torch.zeros(2, 5, 16), torch.zeros(2, 5, 7)), ValueError, r"condition: expected shape \(2, K, 8\)"),
         ((torch.zeros(2, 5, 16), torch.zeros(2, 8), torch.ones(2, 5)), TypeError, "mask: expected dtype torch.bool"),
         ((torch.zeros(2, 5, 16), torch.zeros(2, 8), torch.ones(2, 4) > 0), ValueError, "mask: expected shape"),
     ],
@@ -310,3 +459,14 @@ def test_official_block_is_strict(golden) -> None:
     del state["experts.2.up_proj.weight"]
     with pytest.raises(ValueError, match=r"missing key 'experts.2.up_proj.weight'"):
         official.load_moe_block(state, num_experts=4, capacity=1)
+
+
+def test_an_unusable_backend_is_refused_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = backends.Status("native", False, (), "the library was not built", "install g++")
+    monkeypatch.setattr(backends, "_status", lambda name: broken)
+    with pytest.raises(RuntimeError, match=r"backend: expected a usable backend, got 'native'.*\n.*not built"):
+        small(backend="native")
+
+
+if __name__ == "__main__":
+    _rank(int(sys.argv[1]), sys.argv[2])

@@ -207,3 +207,61 @@ def test_official_denoiser_is_strict(golden) -> None:
     state["out.linear.bias"] = state["out.linear.bias"][:3]
     with pytest.raises(ValueError, match=r"'out.linear.bias' must have shape \(42,\), got \(3,\)"):
         official.load_denoiser(state, config)
+
+
+def test_equal_levels_are_one_level() -> None:
+    model = tiny().eval()
+    x, text = torch.randn(2, 6, 2, 6), torch.randn(2, 5)
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    timesteps = torch.tensor([3, 700])
+    expected = model(x, timesteps, text, mask)
+    for runs in (1, 3, 6):
+        levels = timesteps[:, None, None].expand(2, 2, runs)
+        torch.testing.assert_close(model(x, levels, text, mask), expected)
+
+
+def test_each_person_and_run_of_frames_has_its_own_level() -> None:
+    """The condition of a person and run of frames is that of its own level, in attention and in the block."""
+    model = tiny().eval()
+    x, text = torch.randn(1, 6, 2, 6), torch.randn(1, 5)
+    levels = torch.tensor([[[3, 500, 900], [100, 200, 300]]])
+    seen: list[torch.Tensor] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, keep=keep: seen.append(args[keep]))
+        for module, keep in ((model.layers[0].self_attention, 1), (model.layers[0].moe, 1))
+    ]
+    out = model(x, levels, text)
+    for handle in handles:
+        handle.remove()
+    attention, block = seen
+    for person in range(2):
+        for run in range(3):
+            own = model.embed_timestep(levels[:, person, run]) + model.embed_text(text)
+            torch.testing.assert_close(attention[:, person, run], own)
+            torch.testing.assert_close(block[:, 3 * person + run], own)
+    assert out.shape == x.shape
+    swapped = model(x.flip(2), levels.flip(1), text).flip(2)
+    torch.testing.assert_close(swapped, out)  # a level goes with its person
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_levels_train(recompute: bool) -> None:
+    model = tiny(recompute=recompute).train()
+    torch.nn.init.normal_(model.out.weight)
+    levels = torch.randint(1000, (2, 2, 3))
+    model(torch.randn(2, 6, 2, 6), levels, torch.randn(2, 5)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 2, 4), r"timesteps: expected \(B, P, K\) with K dividing T'=6, got K=4"),
+        ((2, 2, 0), r"timesteps: expected \(B, P, K\) with K dividing T'=6, got K=0"),
+        ((2, 3, 6), r"timesteps: expected shape \(2, 2, K\), got \(2, 3, 6\)"),
+        ((2, 2), r"timesteps: expected shape \(2,\), got \(2, 2\)"),
+    ],
+)
+def test_levels_that_do_not_fit_are_named(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny()(torch.randn(2, 6, 2, 6), torch.zeros(shape, dtype=torch.long), torch.randn(2, 5))
