@@ -7,12 +7,18 @@ Every class checks its values on construction, so a configuration that exists is
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
+import operator
+import re
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+
+from intermoe.reading import read_json, read_text
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
@@ -24,9 +30,35 @@ UNITS = ("frame", "sequence")
 TEXT_ENCODERS = ("wordpiece", "huggingface", "clip")
 
 
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.I)
+
+
+class ConfigError(ValueError):
+    """``name`` is the key's, with those of its sections before it: ``optim.steps``."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}" if name else problem)
+        self.name, self.problem = name, problem
+
+
 def _require(ok: bool, name: str, expected: str, got: object) -> None:
     if not ok:
-        raise ValueError(f"{name}: must be {expected}, got {got!r}")
+        raise ConfigError(name, f"must be {expected}, got {got!r}")
+
+
+def check_integer(value: Any, name: str, *, low: int | None = None, high: int | None = None) -> int:
+    """``value`` as an ``int``, whatever integer it is (numpy's too).
+
+    Raises:
+        TypeError: no integer. ValueError: outside [low, high].
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    if (low is not None and number < low) or (high is not None and number > high):
+        raise ValueError(f"{name}: must be in [{low}, {high}], got {number}")
+    return number
 
 
 def _coerce(kind: Any, value: Any, name: str) -> Any:
@@ -36,7 +68,7 @@ def _coerce(kind: Any, value: Any, name: str) -> Any:
             return None
         kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
     if isinstance(kind, type) and issubclass(kind, Config):
-        return kind.from_dict(value, where=name)
+        return kind._build(value, name)
     origin = typing.get_origin(kind)
     if origin is tuple:
         _require(isinstance(value, (list, tuple)), name, "a list", value)
@@ -45,9 +77,14 @@ def _coerce(kind: Any, value: Any, name: str) -> Any:
     if origin is dict:
         _require(isinstance(value, dict), name, "a mapping", value)
         return dict(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind in (bool, int, float, str):
+    if kind is float:
+        # a number as 1e-3 is a string to YAML 1.1
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            value = float(value)
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
+            value = float(value)
+        _require(isinstance(value, float) and math.isfinite(value), name, "a finite number", value)
+    if kind in (bool, int, str):
         _require(isinstance(value, kind), name, f"of type {kind.__name__}", value)
         _require(kind is bool or not isinstance(value, bool), name, f"of type {kind.__name__}", value)
     return value
@@ -65,19 +102,34 @@ class Config:
     @classmethod
     def from_dict(cls: type[ConfigT], values: Any, *, where: str = "config") -> ConfigT:
         """Build from a mapping. Raises ``ValueError`` that names an unknown key, a wrong type or a bad value."""
+        return cls._build(values, where)
+
+    @classmethod
+    def _build(cls: type[ConfigT], values: Any, section: str) -> ConfigT:
         if not isinstance(values, dict):
-            raise ValueError(f"{where}: must be a mapping, got {type(values).__name__}")
+            raise ConfigError(section, f"must be a mapping, got {type(values).__name__}")
+        for old, new in cls.RENAMED.items():
+            if old in values and new in values:
+                raise ConfigError(section, f"key {new!r} is there twice, once by its earlier name {old!r}")
         values = {cls.RENAMED.get(key, key): value for key, value in values.items()}
         hints = typing.get_type_hints(cls)
-        names = [f.name for f in dataclasses.fields(cls)]
+        fields = dataclasses.fields(cls)
+        names = [f.name for f in fields]
         for key in values:
             if key not in names:
-                raise ValueError(f"{where}: unknown key {key!r}, expected any of {names}")
-        for f in dataclasses.fields(cls):
+                raise ConfigError(section, f"unknown key {key!r}, expected any of {names}")
+        for f in fields:
             required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
             if required and f.name not in values:
-                raise ValueError(f"{where}: missing key {f.name!r}")
-        return cls(**{key: _coerce(hints[key], value, f"{where}.{key}") for key, value in values.items()})
+                raise ConfigError(section, f"missing key {f.name!r}")
+        prefix = f"{section}." if section else ""
+        coerced = {key: _coerce(hints[key], value, f"{prefix}{key}") for key, value in values.items()}
+        try:
+            return cls(**coerced)
+        except ConfigError as error:
+            defaults = _defaults_in(error, values, set(names))
+            told = f" ({', '.join(defaults)}: the default)" if defaults else ""
+            raise ConfigError(f"{prefix}{error.name}", f"{error.problem}{told}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping of plain values that ``from_dict`` turns back into an equal configuration."""
@@ -86,24 +138,92 @@ class Config:
 
     @classmethod
     def load(cls: type[ConfigT], path: str | Path) -> ConfigT:
-        """Read a JSON or YAML file (by suffix). Raises ``ValueError`` naming the file and the offending key."""
-        path = Path(path)
-        text = path.read_text(encoding="utf-8")
-        if path.suffix in (".yaml", ".yml"):
-            import yaml
+        """Read a JSON or YAML file (by suffix).
 
-            values = yaml.safe_load(text)
-        else:
-            try:
-                values = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: not valid JSON: {error}") from error
-        return cls.from_dict(values, where=str(path))
+        Of YAML, a number is decimal or as ``0x1f`` or ``0o17``, and only ``true`` and ``false`` are truth values: what
+        YAML 1.1 makes of ``010``, ``1:30``, ``2001-01-01``, ``no`` and the like is a surprise, and stays text.
+
+        Raises:
+            ValueError: a file that is malformed or repeats a key, or a value out of place; names the file, the key with
+                its sections, the value, and the bound that it breaks. OSError: no such file.
+        """
+        path = Path(path)
+        values = _read_yaml(path) if path.suffix in (".yaml", ".yml") else read_json(path)
+        try:
+            return cls._build(values, "")
+        except ConfigError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _defaults_in(error: ConfigError, values: dict[str, Any], names: set[str]) -> list[str]:
+    """Those keys that the error speaks of, its own and those of the bound, that are at their defaults."""
+    told = [error.name, *re.findall(r"([a-z_][\w.]*)=", error.problem)]
+    return [key for key in dict.fromkeys(told) if key.split(".")[0] in names and not _is_given(values, key)]
+
+
+def _is_given(values: Any, key: str) -> bool:
+    for part in re.sub(r"\[\d+\]", "", key).split("."):
+        if not isinstance(values, dict) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _read_yaml(path: Path) -> Any:
+    import yaml
+
+    text = read_text(path)
+    try:
+        return yaml.load(text, _yaml_loader())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        told = " ".join(part for part in (error.context, error.problem) if part)
+        raise ValueError(f"{path}: {place}not valid YAML: {told}") from error
+    except Exception as error:  # a tag on text that does not fit it raises whatever its constructor stumbles over
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+
+
+@functools.cache
+def _yaml_loader() -> Any:
+    """PyYAML's safe loader without the surprises of YAML 1.1, and strict about repeated keys."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    problem = f"key {key.value!r} is there twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+            mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+            return mapping
+
+        def construct_number(self, node: Any) -> int:
+            return int(self.construct_scalar(node).replace("_", ""), 0)
+
+    Loader.yaml_implicit_resolvers = {}
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_number)
+    for tag, pattern, first in (
+        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+        ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+        ("int", r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0o[0-7_]+)", list("-+0123456789")),
+        ("float", r"[-+]?([0-9][0-9_]*\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+        ("merge", r"<<", ["<"]),
+    ):
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), first)
+    return Loader
 
 
 def check_moe(config: Any) -> None:
     """Validate the routing values that ``DenoiserConfig`` and ``InterMoEBlock`` share."""
-    _require(0.0 < config.capacity <= config.num_experts, "capacity", "in (0, num_experts]", config.capacity)
+    _require(
+        0.0 < config.capacity <= config.num_experts,
+        "capacity",
+        f"in (0, num_experts={config.num_experts}]",
+        config.capacity,
+    )
     _require(config.fusion in FUSIONS, "fusion", f"one of {FUSIONS}", config.fusion)
     _require(0.0 <= config.alpha <= 1.0, "alpha", "in [0, 1]", config.alpha)
     _require(config.num_shared_experts >= 0, "num_shared_experts", ">= 0", config.num_shared_experts)
@@ -113,7 +233,8 @@ def check_moe(config: Any) -> None:
         _require(getattr(config, name) in known, name, f"one of {known}", getattr(config, name))
     if config.routing == "token_choice":
         fits = config.top_k is not None and 1 <= config.top_k <= config.num_experts
-        _require(fits, "top_k", "in [1, num_experts] for routing='token_choice'", config.top_k)
+        bound = f"in [1, num_experts={config.num_experts}] for routing='token_choice'"
+        _require(fits, "top_k", bound, config.top_k)
     else:
         _require(config.top_k is None, "top_k", f"None for routing={config.routing!r}", config.top_k)
     alone = (config.routing, config.pool, config.unit) == ("expert_choice", "sample", "sequence")

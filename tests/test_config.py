@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
-from intermoe.config import Config
+from intermoe.config import Config, check_integer
 from intermoe.diffusion import DiffusionConfig
 from intermoe.systems.intermoe.config import DenoiserConfig, PipelineConfig, VAEConfig
 from intermoe.text.protocol import TextConfig
+from intermoe.train.config import VAETrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +44,21 @@ def test_yaml_and_integers_for_floats(tmp_path) -> None:
         (PipelineConfig, {"fbs": 30}, "config: unknown key 'fbs'"),
         (PipelineConfig, {"denoiser": {"dims": 1}}, r"config.denoiser: unknown key 'dims'"),
         (PipelineConfig, {"denoiser": 3}, "config.denoiser: must be a mapping, got int"),
-        (PipelineConfig, {"min_frames": 400}, r"min_frames: must be in \[4, max_frames\], got 400"),
+        (
+            PipelineConfig,
+            {"min_frames": 400},
+            r"min_frames: must be in \[4, max_frames=300\], got 400 \(max_frames: the default\)",
+        ),
         (PipelineConfig, {"text": {"output_dim": 5}}, "text.output_dim: must be denoiser.text_dim=768, got 5"),
         (DenoiserConfig, {"dim": "768"}, "config.dim: must be of type int, got '768'"),
         (DenoiserConfig, {"dim": True}, "config.dim: must be of type int"),
         (DenoiserConfig, {"dim": 10}, "dim: must be a multiple of num_heads=8, got 10"),
         (DenoiserConfig, {"dim": 3, "num_heads": 3}, "dim: must be even"),
-        (DenoiserConfig, {"capacity": 9}, r"capacity: must be in \(0, num_experts\], got 9.0"),
+        (
+            DenoiserConfig,
+            {"capacity": 9},
+            r"capacity: must be in \(0, num_experts=8\], got 9.0 \(num_experts: the default\)",
+        ),
         (DenoiserConfig, {"fusion": "max"}, "fusion: must be one of"),
         (VAEConfig, {"representation": "kit"}, "representation: must be one of"),
         (VAEConfig, {"kernel_size": 2}, "kernel_size: must be odd"),
@@ -56,7 +66,10 @@ def test_yaml_and_integers_for_floats(tmp_path) -> None:
         (TextConfig, {"kind": "huggingface"}, "name_or_path: must be a model name or folder, got None"),
         (DiffusionConfig, {"condition_dropout": 1.5}, "condition_dropout"),
         (Sample, {"rates": 3}, "config.rates: must be a list, got 3"),
-        (Sample, {"rates": [1, "x"]}, r"config.rates\[1\]: must be of type float"),
+        (Sample, {"rates": [1, "x"]}, r"config.rates\[1\]: must be a finite number, got 'x'"),
+        (Sample, {"rates": [True]}, r"config.rates\[0\]: must be a finite number, got True"),
+        (Sample, {"rates": [float("inf")]}, r"config.rates\[0\]: must be a finite number, got inf"),
+        (Sample, {"rates": [10**400]}, r"config.rates\[0\]: must be a finite number, got 10"),
         (Sample, [], "config: must be a mapping, got list"),
     ],
 )
@@ -68,3 +81,90 @@ def test_bad_values_are_named(kind, values, message) -> None:
 def test_names_of_earlier_versions_are_read() -> None:
     assert VAEConfig.from_dict({"layout": "interx"}) == VAEConfig(representation="interx")
     assert "layout" not in VAEConfig(representation="interx").to_dict()
+    with pytest.raises(
+        ValueError, match="config: key 'representation' is there twice, once by its earlier name 'layout'"
+    ):
+        VAEConfig.from_dict({"layout": "interx", "representation": "interx"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole(Config):
+    name: str = "whole"
+    part: Sample = dataclasses.field(default_factory=Sample)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("part: [1\n", r"line 2, column 1: not valid YAML: while parsing a flow sequence expected ',' or ']'"),
+        (
+            "\tname: x\n",
+            "line 1, column 1: not valid YAML: while scanning for the next token found character '.t'",
+        ),
+        ("name: !!python/name:os.system\n", "line 1, column 7: not valid YAML: could not determine a constructor"),
+        ("name: !!bool perhaps\n", "not valid YAML"),
+        ("name: 1\npart: {}\nname: 2\n", "line 3, column 1: not valid YAML: key 'name' is there twice"),
+        ("part: {count: 1, count: 2}\n", "line 1, column 18: not valid YAML: key 'count' is there twice"),
+        ("? [1, 2]\n: x\n", "line 1, column 3: not valid YAML: while constructing a mapping found unhashable key"),
+        (
+            "a: 1\n---\nb: 1\n",
+            "line 2, column 1: not valid YAML: expected a single document in the stream but found another",
+        ),
+        ("part: {count: 010}\n", "part.count: must be of type int, got '010'"),
+        ("part: {count: 1:30}\n", "part.count: must be of type int, got '1:30'"),
+        ("part: {count: 1e3}\n", "part.count: must be of type int, got '1e3'"),
+        ("part: {strict: yes}\n", "part.strict: must be of type bool, got 'yes'"),
+        ("part: {rates: [1:30.5]}\n", r"part.rates\[0\]: must be a finite number, got '1:30.5'"),
+        ("part: {rates: [.inf]}\n", r"part.rates\[0\]: must be a finite number, got '.inf'"),
+        ("part: {rates: &a [*a]}\n", r"part.rates\[0\]: must be a finite number"),
+        ("part: {counts: 1}\n", "part: unknown key 'counts', expected any of"),
+        ("parts: {}\n", "unknown key 'parts', expected any of"),
+        ("", "must be a mapping, got NoneType"),
+    ],
+)
+def test_a_slip_in_yaml_is_told_by_file_place_and_value(text, message, tmp_path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"config\.yaml: {message}") as caught:
+        Whole.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_values_are_what_they_look_like(tmp_path) -> None:
+    path = tmp_path / "config.yaml"
+    for written, name in (("010", "010"), ("no", "no"), ("2001-01-01", "2001-01-01"), ("1:30", "1:30"), ("1e3", "1e3")):
+        path.write_text(f"name: {written}\n")
+        assert Whole.load(path).name == name
+    path.write_text("rates: [1e-3, 1E+2, .5, 2., 1.5e1, 3, 0x10]\ncount: 1_000\nstrict: True\nname: ~\n")
+    assert Sample.load(path) == Sample(rates=(1e-3, 100.0, 0.5, 2.0, 15.0, 3.0, 16.0), count=1000, strict=True)
+    path.write_text("base: &b {count: 3}\n")
+    with pytest.raises(ValueError, match="unknown key 'base'"):
+        Sample.load(path)
+    path.write_text("<<: {count: 3}\ncount: 4\n")
+    assert Sample.load(path).count == 4
+
+
+def test_a_bound_is_told_with_its_value_and_whether_it_is_a_default(tmp_path) -> None:
+    path = tmp_path / "train.yaml"
+    for written, message in (
+        ("{steps: 20}", r"in \[0, steps=20\), got 200 \(warmup_steps: the default\)"),
+        ("{warmup_steps: 20000}", r"in \[0, steps=10000\), got 20000 \(steps: the default\)"),
+        ("{steps: 20, warmup_steps: 20}", r"in \[0, steps=20\), got 20$"),
+    ):
+        path.write_text(f"optim: {written}\n")
+        with pytest.raises(ValueError, match=rf"train\.yaml: optim\.warmup_steps: must be {message}"):
+            VAETrainConfig.load(path)
+    path.write_text("window: 64\ndata: {max_frames: 60}\n")
+    with pytest.raises(ValueError, match=r"train\.yaml: window: must be a multiple of 4 .*max_frames=60\], got 64$"):
+        VAETrainConfig.load(path)
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), True])
+def test_integers_of_any_kind(value) -> None:
+    number = check_integer(value, "seed", low=0, high=5)
+    assert type(number) is int
+    for bad in (3.0, np.float32(3), "3", None):
+        with pytest.raises(TypeError, match="seed: expected an integer, got"):
+            check_integer(bad, "seed")
+    with pytest.raises(ValueError, match=r"seed: must be in \[4, None\], got"):
+        check_integer(value, "seed", low=4)

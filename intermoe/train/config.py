@@ -48,7 +48,12 @@ class DataConfig(Config):
         _require(not self.mirror or data_set.mirror is not None, "mirror", f"false for {name}", self.mirror)
         _require(not self.swap_persons or data_set.swappable, "swap_persons", f"false for {name}", self.swap_persons)
         _require(self.batch_size >= 1, "batch_size", ">= 1", self.batch_size)
-        _require(4 <= self.min_frames <= self.max_frames, "min_frames", "in [4, max_frames]", self.min_frames)
+        _require(
+            4 <= self.min_frames <= self.max_frames,
+            "min_frames",
+            f"in [4, max_frames={self.max_frames}]",
+            self.min_frames,
+        )
         _require(self.num_workers >= 0, "num_workers", ">= 0", self.num_workers)
 
 
@@ -81,19 +86,19 @@ class OptimConfig(Config):
         _require(self.steps >= 1, "steps", ">= 1", self.steps)
         _require(self.epochs is None or self.epochs >= 1, "epochs", ">= 1", self.epochs)
         ok = self.warmup_epochs is None or (self.epochs is not None and 0 <= self.warmup_epochs < self.epochs)
-        _require(ok, "warmup_epochs", "in [0, epochs)", self.warmup_epochs)
+        _require(ok, "warmup_epochs", f"in [0, epochs={self.epochs})", self.warmup_epochs)
         _require(self.learning_rate > 0.0, "learning_rate", "> 0", self.learning_rate)
         _require(self.weight_decay >= 0.0, "weight_decay", ">= 0", self.weight_decay)
         ok = len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas)
         _require(ok, "betas", "two values in [0, 1)", self.betas)
         _require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", self.schedule)
         ok = self.warmup_steps >= 0 and (self.warmup_steps < self.steps or self.epochs is not None)
-        _require(ok, "warmup_steps", "in [0, steps)", self.warmup_steps)
+        _require(ok, "warmup_steps", f"in [0, steps={self.steps})", self.warmup_steps)
         _require(self.clip in CLIPS, "clip", f"one of {CLIPS}", self.clip)
         _require(self.clip_limit > 0.0, "clip_limit", "> 0", self.clip_limit)
         _require(self.accumulation_steps >= 1, "accumulation_steps", ">= 1", self.accumulation_steps)
         ok = self.mixed_precision in PRECISIONS
-        _require(ok, "mixed_precision", f"one of {PRECISIONS} (quoted in YAML)", self.mixed_precision)
+        _require(ok, "mixed_precision", f"one of {PRECISIONS}", self.mixed_precision)
         _require(0.0 <= self.ema_decay < 1.0, "ema_decay", "in [0, 1)", self.ema_decay)
 
     def in_steps(self, items: int, items_per_step: int) -> OptimConfig:
@@ -189,7 +194,7 @@ class VAETrainConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         ok = self.window % 4 == 0 and 4 <= self.window <= self.data.max_frames
-        _require(ok, "window", "a multiple of 4 frames in [4, data.max_frames]", self.window)
+        _require(ok, "window", f"a multiple of 4 frames in [4, data.max_frames={self.data.max_frames}]", self.window)
         _require(self.latent_noise >= 0.0, "latent_noise", ">= 0", self.latent_noise)
         ok = self.window_stride is None or self.window_stride >= 1
         _require(ok, "window_stride", ">= 1", self.window_stride)

@@ -1,0 +1,72 @@
+"""Text and JSON as people's tools write them: read rightly, or refused by file and line."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+# UTF-32 first: its little-endian mark begins with that of UTF-16
+_OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_MARK = "\ufeff"
+_LINE_BREAK = re.compile(r"\r\n|\r|\n")
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, without a byte-order mark.
+
+    Raises:
+        ValueError: bytes that are not UTF-8, or a NUL, which no text has; names file and line. OSError: no such file.
+    """
+    data = Path(path).read_bytes()
+    for mark, encoding in _OTHER_MARKS.items():
+        if data.startswith(mark):
+            raise ValueError(f"{path}: line 1: expected UTF-8 text, got {encoding}; save the file as UTF-8")
+    try:
+        text = data.decode("utf-8").removeprefix(_MARK)
+    except UnicodeDecodeError as error:
+        raise _not_text(path, data, error.start, f"byte {data[error.start]:#04x}") from None
+    if (place := data.find(b"\0")) >= 0:
+        raise _not_text(path, data, place, "a NUL byte")
+    return text
+
+
+def numbered_lines(path: str | Path) -> list[tuple[int, str]]:
+    """The lines of ``read_text`` that are not empty, stripped, each with its number, which counts from 1.
+
+    A line ends with LF, CR LF or CR alone. Whatever else Unicode takes for the end of a line or a page (U+2028, form
+    feed, ...) comes from pasting and is a space.
+    """
+    lines = enumerate(_LINE_BREAK.split(read_text(path)), start=1)
+    return [
+        (number, words) for number, line in lines if (words := " ".join(line.replace(_MARK, "").splitlines()).strip())
+    ]
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file. Raises ``ValueError`` that names the file where it is malformed or repeats a key."""
+    text = read_text(path)
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return values
+
+
+def _not_text(path: str | Path, data: bytes, place: int, got: str) -> ValueError:
+    line = len((data[:place] + b"-").splitlines())
+    return ValueError(f"{path}: line {line}: expected UTF-8 text, got {got}")
