@@ -6,11 +6,11 @@ import functools
 import re
 from collections.abc import Callable
 
+from intermoe.data.sides import is_side
+
 _KEPT = 2**16  # training asks for the same captions again and again
 
-_SIDES = re.compile(
-    r"\b(?:(left|right)(wards?)?(?! (?:away|now|after|before)\b)|((?:counter|anti)[- ]?)?clockwise)\b", re.I
-)
+_SIDES = re.compile(r"\b(?:(left|right)(wards?|most|-?hand(?:ed)?\b)?|((?:counter|anti)[- ]?)?clockwise)\b", re.I)
 
 _PERSON = (
     "dancer|person|partner|performer|individual|man|woman|guy|girl|boy|player|fighter|athlete|actor|figure|human|one"
@@ -25,7 +25,8 @@ _ORDINALS = re.compile(
 def mirror_caption(caption: str) -> str:
     """Exchange left and right, clockwise and counterclockwise; whole words, case preserved.
 
-    "counter-clockwise" and "anticlockwise" are understood; "right away" and the like are not directions and stay.
+    "counter-clockwise" and "anticlockwise" are understood. What means no side stays (``intermoe.data.sides``): "left
+    the room", "is left standing", "right away", "all right".
     """
     return _SIDES.sub(_keep_case(_mirrored), caption)
 
@@ -41,6 +42,8 @@ def swap_caption(caption: str) -> str:
 
 def _mirrored(match: re.Match[str]) -> str:
     if match[1]:
+        if not match[2] and not is_side(match.string[: match.start()], match[1], match.string[match.end() :]):
+            return match[0]
         return ("right" if match[1].lower() == "left" else "left") + (match[2] or "").lower()
     return "clockwise" if match[3] else "counterclockwise"
 

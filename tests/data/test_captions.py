@@ -47,3 +47,46 @@ def test_real_captions_come_back(salsa):
         assert mirror_caption(mirror_caption(caption)) == caption
         assert swap_caption(swap_caption(caption)) == caption
     assert any(swap_caption(caption) != caption for caption in captions)
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "one dancer left the stage; the man who left waves",
+        "They left, and both of them are left alone.",
+        "she's left her partner behind",
+        "the shorter one left him kneeling",
+        "when nothing is left they bow",
+        "what is left of the line falls apart",
+        "the first person left, then the second person left too",
+        "that's right, he got it right",
+        "arms bent at right angles, right at the wall",
+        "they sit right next to each other, right behind the third",
+        "it happens right as they meet, at the right moment",
+        "one walks right up to the other",
+    ],
+)
+def test_what_is_no_side_stays(caption):
+    assert mirror_caption(caption) == caption
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "one goes left while the other goes right",
+        "one person left, one person right",
+        "the left one pulls the partner left with both hands",
+        "turns left in front of the other",
+        "he is left-handed, and left of her",
+        "kicks with the left standing leg",
+        "her left over the other's left",
+        "the person\u2019s left side, the leftmost",
+        "to the left the woman waves",
+        "from left to right, 90 degrees left",
+        "raises left arm behind the back",
+    ],
+)
+def test_sides_change_however_they_are_said(caption):
+    expected = caption.replace("left", "#").replace("right", "left").replace("#", "right")
+    assert mirror_caption(caption) == expected
+    assert mirror_caption(expected) == caption
