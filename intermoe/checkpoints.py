@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from intermoe.motion.statistics import Statistics
+from intermoe.reading import first_line
 
 
 class StrictReader:
@@ -31,12 +35,13 @@ class StrictReader:
         return [key for key in self._state if key.startswith(prefix)]
 
     def take(self, key: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor ``key``. Raises ``ValueError`` if it is missing or not of ``shape``."""
+        """The tensor ``key``. Raises ``ValueError`` if it is missing, not of ``shape`` or not finite."""
         if key not in self._state:
             raise ValueError(f"{self._name}: missing key {key!r}")
         value = self._state[key]
         if tuple(value.shape) != tuple(shape):
             raise ValueError(f"{self._name}: {key!r} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+        check_finite(value, key, self._name)
         self._unread.pop(key, None)
         return value.detach()
 
@@ -50,14 +55,105 @@ class StrictReader:
         return shape
 
     def copy(self, parameter: Tensor, key: str) -> None:
-        """Fill ``parameter`` with the tensor ``key``, which must have its shape."""
+        """Fill ``parameter`` with the tensor ``key``, which must have its shape and be of a dtype that it can take."""
+        value = self.take(key, tuple(parameter.shape))
+        check_dtype(value, parameter, key, self._name)
         with torch.no_grad():
-            parameter.copy_(self.take(key, tuple(parameter.shape)))
+            parameter.copy_(value)
 
     def finish(self) -> None:
         """Raises ``ValueError`` naming the keys that nothing asked for."""
         if self._unread:
             raise ValueError(f"{self._name}: unexpected keys {sorted(self._unread)}")
+
+
+_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def keeps_float32(key: str) -> bool:
+    """Whether a tensor of a model file is stored in float32 whatever the weights are: narrower ones lose its steps."""
+    return key.startswith("statistics.") or key.endswith("selection_bias")
+
+
+def load_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. ``ValueError`` names a file that is none, ``OSError`` one that is absent."""
+    path = Path(path)
+    with path.open("rb"):  # what cannot be opened is told as such
+        pass
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def load_module(module: nn.Module, tensors: dict[str, Tensor], path: str | Path, *, prefix: str = "") -> None:
+    """Move the tensors with ``prefix`` out of ``tensors`` and into ``module``; they are those of the file ``path``.
+
+    Weights may be stored in any floating-point type, for other types see ``keeps_float32``.
+
+    Raises:
+        ValueError: a key that is missing or unexpected, of another shape or dtype, or with a number that is not finite;
+            names file and key.
+    """
+    own = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+    expected = module.state_dict()
+    for key, value in expected.items():
+        name = f"{prefix}{key}"
+        if key not in own:
+            raise ValueError(f"{path}: missing key {name!r}")
+        if own[key].shape != value.shape:
+            raise ValueError(f"{path}: {name!r} must have shape {tuple(value.shape)}, got {tuple(own[key].shape)}")
+        check_dtype(own[key], value, name, path)
+        check_finite(own[key], name, path)
+    unexpected = sorted(own.keys() - expected.keys())
+    if unexpected:
+        raise ValueError(f"{path}: unexpected keys {[f'{prefix}{key}' for key in unexpected]}")
+    module.load_state_dict(own)
+
+
+def load_statistics(tensors: dict[str, Tensor], path: str | Path, *, columns: int) -> Statistics:
+    """Move ``statistics.mean`` and ``statistics.std`` (columns,) out of ``tensors``, which are those of ``path``.
+
+    Raises:
+        ValueError: one is missing, of another length or narrower than float32, or out of range; names file and key.
+    """
+    values = []
+    for key in ("statistics.mean", "statistics.std"):
+        if key not in tensors:
+            raise ValueError(f"{path}: missing key {key!r}")
+        value = tensors.pop(key)
+        if value.shape != (columns,):
+            raise ValueError(f"{path}: {key!r} must have shape ({columns},), got {tuple(value.shape)}")
+        check_dtype(value, torch.empty(0), key, path)
+        check_finite(value, key, path)
+        values.append(value.float().numpy())
+    try:
+        return Statistics(*values)
+    except ValueError as error:
+        raise ValueError(f"{path}: statistics.{error}") from error
+
+
+def check_dtype(value: Tensor, target: Tensor, key: str, source: str | Path) -> None:
+    """Raise ``ValueError`` that names ``key`` unless ``value`` can be stored for ``target`` without a word."""
+    if not target.is_floating_point():
+        expected: tuple[torch.dtype, ...] = (target.dtype,)
+    elif keeps_float32(key):
+        expected = (torch.float32, torch.float64)
+    else:
+        expected = _WEIGHT_DTYPES
+    if value.dtype not in expected:
+        listed = " or ".join(str(dtype).removeprefix("torch.") for dtype in expected)
+        got = str(value.dtype).removeprefix("torch.")
+        raise ValueError(f"{source}: {key!r} must be {listed}, got {got}")
+
+
+def check_finite(value: Tensor, key: str, source: str | Path) -> None:
+    """Raise ``ValueError`` that names ``key`` if a number is not finite (or absent: a tensor without data)."""
+    if value.is_meta:
+        raise ValueError(f"{source}: {key!r} has no data: it is on the meta device")
+    if value.is_floating_point() and not torch.isfinite(value).all():
+        place = [int(index) for index in (~torch.isfinite(value)).nonzero()[0]]
+        raise ValueError(f"{source}: {key!r} is not finite at {place}")
 
 
 def require_setting(config: Mapping[str, Any], key: str, supported: Any, default: Any) -> None:
@@ -121,6 +217,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     state = loaded.get("state_dict", loaded)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path}: expected a state dict, or a checkpoint with one under 'state_dict'")
+    if foreign := [key for key in state if not isinstance(key, str)]:
+        raise ValueError(f"{path}: expected names as keys, got {foreign[0]!r}")
     config = plain(loaded.get("hyper_parameters", {})) if "state_dict" in loaded else {}
     return state, config if isinstance(config, dict) else {}
 
@@ -135,13 +233,13 @@ def load_tensors(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named is None:
-            raise ValueError(f"{path}: not a checkpoint of torch.save: {str(error).splitlines()[0]}") from error
+            raise ValueError(f"{path}: not a checkpoint of torch.save: {first_line(error)}") from error
         raise ValueError(
             f"{path}: holds an object of {named.group(1)}, which is not loaded because it could run code; if you trust "
             "the file, save its weights alone: torch.save({'state_dict': checkpoint['state_dict']}, new_file)"
         ) from error
-    except (RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path}: not a checkpoint of torch.save: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # of broken bytes the unpickler raises whatever it stumbles over
+        raise ValueError(f"{path}: not a checkpoint of torch.save: {first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: expected a mapping, got {type(loaded).__name__}")
     return loaded

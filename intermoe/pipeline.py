@@ -6,7 +6,6 @@ folder in ``intermoe.systems`` and a line in ``SYSTEMS``.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from intermoe.config import Config, _require
+from intermoe.config import Config, _require, check_integer
 from intermoe.motion.representation import Representation
+from intermoe.reading import read_json
 from intermoe.registry import Registry
 
 if TYPE_CHECKING:
@@ -47,7 +47,12 @@ class ModelConfig(Config):
     def __post_init__(self) -> None:
         _require(self.system in SYSTEMS, "system", f"one of {tuple(SYSTEMS)}", self.system)
         _require(self.fps >= 1, "fps", ">= 1", self.fps)
-        _require(4 <= self.min_frames <= self.max_frames, "min_frames", "in [4, max_frames]", self.min_frames)
+        _require(
+            4 <= self.min_frames <= self.max_frames,
+            "min_frames",
+            f"in [4, max_frames={self.max_frames}]",
+            self.min_frames,
+        )
 
 
 @dataclass(frozen=True)
@@ -162,6 +167,9 @@ class MotionPipeline(ABC):
         """
         raise ValueError(f"denoise_once: expected a system with noise levels, got {self.config.system}")
 
+    def check_text(self, prompts: Sequence[str]) -> None:
+        """Raise ``ValueError`` for a prompt that the system's text encoder refuses, without its work."""
+
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of ``prompt`` that training never showed, in order, each once."""
         return []
@@ -180,18 +188,21 @@ class MotionPipeline(ABC):
         """Generate one motion for each prompt.
 
         Args:
-            prompts: one or several descriptions, none empty.
+            prompts: one or several descriptions, none empty or longer than the text encoder takes.
             num_frames: length in frames, in [min_frames, max_frames] of the model.
             num_inference_steps: solver steps. guidance_scale: >= 1, 1 for no guidance.
-            seed: prompt i is drawn with seed + i, whatever else is in the call.
+            seed: prompt i is drawn with seed + i, whatever else is in the call; in [0, 2**63).
             scheduler: one of ``schedulers``.
             progress: called as ``progress(steps_done, steps)``.
 
         Raises:
-            ValueError: a value outside its range, named.
+            ValueError: a value outside its range, named. TypeError: a length, count or seed that is no integer.
         """
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         self.check(prompts, num_frames)
+        num_frames = check_integer(num_frames, "num_frames")
+        num_inference_steps = check_integer(num_inference_steps, "num_inference_steps")
+        seed = check_integer(seed, "seed", low=0, high=2**63 - len(prompts))
         seeds = tuple(seed + i for i in range(len(prompts)))
         motions = self.sample(
             prompts,
@@ -213,6 +224,7 @@ class MotionPipeline(ABC):
         for prompt in prompts:
             if not prompt.strip():
                 raise ValueError(f"prompts: a prompt must not be empty, got {prompt!r}")
+        self.check_text(prompts)
         low, high = self.config.min_frames, self.config.max_frames
         if not low <= num_frames <= high:
             raise ValueError(f"num_frames: must be in [{low}, {high}] for this model, got {num_frames}")
@@ -245,10 +257,7 @@ def model_config(path_or_name: str | Path) -> ModelConfig:
 
 
 def _system_of(path: Path) -> type[MotionPipeline]:
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    values: Any = read_json(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping, got {type(values).__name__}")
     system = values.get("system", "intermoe")  # models of before there were several systems

@@ -1,12 +1,16 @@
-"""Text and JSON as people's tools write them: read rightly, or refused by file and line."""
+"""Text, JSON and arrays as people's tools write them: read rightly, or refused by file, and by line in text."""
 
 from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
 
 # UTF-32 first: its little-endian mark begins with that of UTF-16
 _OTHER_MARKS = {
@@ -57,6 +61,55 @@ def read_json(path: str | Path) -> Any:
         return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
+
+
+def read_npy(path: str | Path) -> npt.NDArray[Any]:
+    """The array of a ``.npy`` file of numbers; nothing is ever unpickled.
+
+    Raises:
+        ValueError: another file, or one that holds something else or less than it says; named. OSError: no such file.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        try:
+            _check_npy(file, path.stat().st_size)
+            values: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        except Exception as error:  # of broken bytes numpy's parser raises whatever it stumbles over
+            raise ValueError(f"{path}: not a readable array of numbers: {first_line(error)}") from error
+    return values
+
+
+def read_npz(path: str | Path, *names: str) -> list[npt.NDArray[Any]]:
+    """The arrays ``names`` of an ``.npz`` file; nothing is ever unpickled.
+
+    Raises:
+        ValueError: another file, a broken one, or one without these arrays; names it. OSError: no such file.
+    """
+    with Path(path).open("rb") as file:
+        try:
+            with np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
+                return [arrays[name] for name in names]
+        except Exception as error:  # so do the parsers of archives
+            raise ValueError(f"{path}: not a readable archive of the arrays {names}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says first, or its name where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _check_npy(file: BinaryIO, size: int) -> None:
+    """Refuse what numpy would unpickle, or make room for without having read it."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"expected format 1.0 or 2.0, got {version}")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.kind not in "fiu":
+        raise ValueError(f"expected numbers, got dtype {dtype}")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size - file.tell():
+        raise ValueError(f"expected {shape} values of {dtype}, got {size - file.tell()} bytes")
+    file.seek(0)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -140,11 +140,49 @@ def test_a_failed_save_leaves_the_old_model(tiny_pipeline, tmp_path, monkeypatch
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"guidance_scale": 0.0}, "guidance_scale"),
         ({"scheduler": "euler"}, "scheduler: must be one of"),
+        ({"seed": -1}, r"seed: must be in \[0, \d+\], got -1"),
+        ({"seed": 2**63 - 1}, "seed: must be in"),  # the second prompt's would be beyond
+        ({"prompts": ["two people bow " * 20, "bow"]}, "prompts: expected at most max_tokens=16 word pieces, got 61"),
+        ({"prompts": ["bow", "caf\udce9 dance"]}, r"prompts: expected UTF-8 text, got 'caf\\udce9 dance'"),
+        ({"prompts": ["bow\0"]}, "prompts: expected UTF-8 text, got"),
     ],
 )
 def test_bad_call_is_named(tiny_pipeline, changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_pipeline(**({"prompts": PROMPTS, "num_frames": 8, "num_inference_steps": 1} | changes))
+
+
+def test_integers_of_any_kind_and_nothing_else(tiny_pipeline) -> None:
+    plain = tiny_pipeline(PROMPTS, num_frames=8, num_inference_steps=1, seed=3)
+    other = tiny_pipeline(PROMPTS, num_frames=np.int64(8), num_inference_steps=np.uint8(1), seed=np.int32(3))
+    assert torch.equal(plain.joints, other.joints)
+    assert other.seeds == (3, 4)
+    assert all(type(seed) is int for seed in other.seeds)
+    for name in ("num_frames", "num_inference_steps", "seed"):
+        with pytest.raises(TypeError, match=f"{name}: expected an integer, got 8.0"):
+            tiny_pipeline(PROMPTS, **{"num_frames": 8, "num_inference_steps": 1, name: 8.0})
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("statistics.mean", lambda t: torch.zeros(5), r"must have shape \(262,\), got \(5,\)"),
+        ("statistics.std", lambda t: t.bfloat16(), "must be float32 or float64, got bfloat16"),
+        ("statistics.std", lambda t: -t, "std: expected positive numbers"),
+        ("statistics.mean", lambda t: t.masked_fill(t == t[7], torch.nan), r"is not finite at \[7\]"),
+        ("denoiser.layers.0.moe.selection_bias", lambda t: t.half(), "must be float32 or float64, got float16"),
+        ("denoiser.out.bias", lambda t: t.int(), "must be float16 or bfloat16 or float32 or float64, got int32"),
+        ("denoiser.out.weight", lambda t: t.index_fill(0, torch.tensor(2), torch.inf), r"is not finite at \[2, 0\]"),
+        ("text.norm.weight", lambda t: t * torch.nan, "is not finite"),
+        ("vae.pool_1", lambda t: t * torch.nan, "is not finite"),
+    ],
+)
+def test_a_tensor_that_cannot_be_right_is_refused_by_key(tiny_pipeline, tmp_path, key, change, message) -> None:
+    tiny_pipeline.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({**weights, key: change(weights[key])}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"model\.safetensors: '?{key}'? {message}|statistics\.{message}"):
+        InterMoEPipeline.from_pretrained(tmp_path)
 
 
 def test_an_unknown_model_lists_what_there_is(tmp_path) -> None:
@@ -182,7 +220,7 @@ def test_a_configuration_with_an_unknown_key_is_named(tiny_pipeline, tmp_path) -
     values = json.loads((tmp_path / "config.json").read_text())
     values["denoiser"]["num_expert"] = 4
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"config.json.denoiser: unknown key 'num_expert'"):
+    with pytest.raises(ValueError, match=r"config.json: denoiser: unknown key 'num_expert'"):
         InterMoEPipeline.from_pretrained(tmp_path)
 
 

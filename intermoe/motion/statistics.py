@@ -12,6 +12,7 @@ import torch
 
 from intermoe.files import replacing
 from intermoe.motion.arrays import Array, ArrayOrTensor
+from intermoe.reading import read_json, read_npz
 
 # Below this a column counts as constant (rigid joints): dividing by its own deviation would only amplify rounding. The
 # smallest real deviations, of velocities in metres per frame, are several times as large.
@@ -31,9 +32,13 @@ class Statistics:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            values = np.array(getattr(self, name), dtype=np.float32)
-            if values.ndim != 1 or not np.isfinite(values).all():
-                raise ValueError(f"{name}: expected a vector of finite numbers, got shape {values.shape}")
+            given = np.asarray(getattr(self, name))
+            with np.errstate(over="ignore"):
+                values = np.array(given, dtype=np.float32) if given.dtype.kind in "fiu" else np.zeros(())
+            if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+                raise ValueError(
+                    f"{name}: expected a vector of finite numbers, got {given.dtype} of shape {given.shape}"
+                )
             values.setflags(write=False)
             object.__setattr__(self, name, values)
         if self.mean.shape != self.std.shape:
@@ -76,14 +81,17 @@ class Statistics:
         """Read what ``save`` wrote. Raises ``ValueError`` that names the file where it holds something else."""
         path = Path(path)
         _check_suffix(path)
+        if path.suffix == ".npz":
+            mean, std = read_npz(path, "mean", "std")
+        else:
+            values = read_json(path)
+            if not isinstance(values, dict) or not {"mean", "std"} <= values.keys():
+                raise ValueError(f"{path}: not a file of motion statistics: expected mean and std")
+            mean, std = values["mean"], values["std"]
         try:
-            if path.suffix == ".npz":
-                with np.load(path, allow_pickle=False) as values:
-                    return cls(values["mean"], values["std"])
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(np.array(values["mean"], np.float32), np.array(values["std"], np.float32))
-        except (KeyError, TypeError, ValueError, EOFError) as error:
-            raise ValueError(f"{path}: not a file of motion statistics: {error!r}") from error
+            return cls(mean, std)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not a file of motion statistics: {error}") from error
 
 
 def _check_suffix(path: Path) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from intermoe.checkpoints import load_tensors, read_checkpoint, require_setting, setting
 from intermoe.diffusion import DiffusionConfig
 from intermoe.motion.interhuman import FPS, MOTION_WIDTH
 from intermoe.motion.statistics import Statistics
+from intermoe.reading import read_npy
 from intermoe.systems.intermoe.config import PipelineConfig
 from intermoe.systems.intermoe.official import load_denoiser, load_text_encoder, load_vae
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
@@ -129,14 +129,14 @@ def read_statistics(folder: Path) -> Statistics:
         path = folder / name
         if not path.is_file():
             raise FileNotFoundError(f"stats: {folder} holds no {name}; the published repository has it")
-        try:
-            values = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{path}: not a readable array: {error}") from error
-        if not isinstance(values, np.ndarray) or values.shape != (MOTION_WIDTH,):
-            raise ValueError(f"{path}: expected shape ({MOTION_WIDTH},), got {getattr(values, 'shape', None)}")
+        values = read_npy(path)
+        if values.shape != (MOTION_WIDTH,):
+            raise ValueError(f"{path}: expected shape ({MOTION_WIDTH},), got {values.shape}")
         arrays.append(values)
-    return Statistics(arrays[0], arrays[1])
+    try:
+        return Statistics(*arrays)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {STATISTICS_FILES}: {error}") from error
 
 
 def _count_layers(text: Mapping[str, Tensor]) -> int:

@@ -110,10 +110,9 @@ class ClipPrompts(TextEncoder):
         tokenizer = parse_tokenizer(tokenizer_json)
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        if tokenizer.get_vocab_size() > self.config.vocab_size:
+        if (needed := max(tokenizer.get_vocab().values(), default=-1) + 1) > self.config.vocab_size:
             raise ValueError(
-                f"tokenizer_json: expected at most vocab_size={self.config.vocab_size} tokens, "
-                f"got {tokenizer.get_vocab_size()}"
+                f"tokenizer_json: expected at most vocab_size={self.config.vocab_size} tokens, got {needed}"
             )
         self.tokenizer_json = tokenizer_json
         self._tokenizer = tokenizer

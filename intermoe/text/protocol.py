@@ -69,18 +69,38 @@ class TextEncoder(nn.Module, ABC):
     def forward(self, prompts: Sequence[str]) -> Tensor:
         """Embed ``prompts`` (B strings): float32 (B, output_dim), on the device of the weights."""
 
+    def check(self, prompt: str) -> None:
+        """Raise ``ValueError`` for a prompt that ``forward`` would refuse, at next to no cost."""
+        check_prompts([prompt])
+
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of ``prompt`` that training never showed to the encoder, in order, each once; pretrained ones: none."""
         return []
 
 
 def check_prompts(prompts: Sequence[str]) -> list[str]:
-    """``prompts`` as a list. Raises ``TypeError`` for anything but a sequence of strings, ``ValueError`` if empty."""
+    """``prompts`` as a list.
+
+    Raises:
+        TypeError: anything but a sequence of strings. ValueError: no prompt, or one that is no text: with half a
+            character (of a terminal that is not in UTF-8) or a NUL.
+    """
     if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
         raise TypeError(f"prompts: expected a sequence of strings, got {prompts!r}")
     if len(prompts) == 0:
         raise ValueError("prompts: expected at least one prompt, got none")
+    for prompt in prompts:
+        if "\0" in prompt or not _is_whole(prompt):
+            raise ValueError(f"prompts: expected UTF-8 text, got {prompt[:60]!a}")
     return list(prompts)
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_tokenizer(tokenizer_json: str) -> Tokenizer:

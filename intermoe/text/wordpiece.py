@@ -51,10 +51,10 @@ class WordPieceTextEncoder(TextEncoder):
         for token in (PAD, UNKNOWN, END):
             if token not in self._vocabulary:
                 raise ValueError(f"tokenizer_json: expected a token {token}, as train_tokenizer makes it, got none")
-        if len(self._vocabulary) > config.vocab_size:
-            raise ValueError(
-                f"tokenizer_json: expected at most vocab_size={config.vocab_size} tokens, got {len(self._vocabulary)}"
-            )
+        if (needed := max(self._vocabulary.values()) + 1) > config.vocab_size:
+            raise ValueError(f"tokenizer_json: expected at most vocab_size={config.vocab_size} tokens, got {needed}")
+        if (ids := self._tokenizer.encode("").ids) != [self._vocabulary[END]]:
+            raise ValueError(f"tokenizer_json: expected {END} after every text, as train_tokenizer makes it, got {ids}")
         # train_tokenizer's order: special tokens, words, continuation pieces, beginnings of words.
         continuations = (index for token, index in self._vocabulary.items() if token.startswith(CONTINUATION))
         words_end = min(continuations, default=len(self._vocabulary))
@@ -139,6 +139,11 @@ class WordPieceTextEncoder(TextEncoder):
                 f"in {prompt[:60]!r}..."
             )
         return ids
+
+    def check(self, prompt: str) -> None:
+        """Raise ``ValueError`` for a prompt that is no text, or longer than ``max_tokens`` word pieces."""
+        super().check(prompt)
+        self.token_ids(prompt)
 
     def forward(self, prompts: Sequence[str]) -> Tensor:
         """Embed ``prompts``: (B, output_dim) float32. Raises ``ValueError`` for a prompt that is too long."""

@@ -57,7 +57,28 @@ def test_files_come_back_exactly(tmp_path, suffix):
     np.testing.assert_array_equal(loaded.std, statistics.std)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     path.write_bytes(b"{}")
-    with pytest.raises(ValueError, match="not a file of motion statistics"):
+    with pytest.raises(ValueError, match=rf"statistics\.{suffix}: not a "):
+        Statistics.load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"mean": [1, 2], "std": [1]}', "std: expected the shape of mean"),
+        ('{"mean": [1, "2"], "std": [1, 1]}', "mean: expected a vector of finite numbers, got <U21"),
+        ('{"mean": [1, null], "std": [1, 1]}', "mean: expected a vector of finite numbers, got object"),
+        ('{"mean": [[1], [1, 2]], "std": [1, 1]}', "inhomogeneous shape"),
+        ('{"mean": [1e39], "std": [1]}', "mean: expected a vector of finite numbers"),
+        ('{"mean": [NaN], "std": [1]}', "mean: expected a vector of finite numbers"),
+        ('{"mean": [], "std": []}', "mean: expected a vector of finite numbers"),
+        ('{"mean": [true], "std": [1]}', "mean: expected a vector of finite numbers, got bool"),
+        ('[["mean"], ["std"]]', "expected mean and std"),
+    ],
+)
+def test_a_file_of_something_else_is_named(tmp_path, content, message):
+    path = tmp_path / "own.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"own\.json: not a file of motion statistics: .*{message}"):
         Statistics.load(path)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from intermoe.checkpoints import keeps_float32, load_module, load_safetensors, load_statistics
 from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
 from intermoe.files import replacing
 from intermoe.motion.bones import with_rigid_bones
@@ -18,6 +19,7 @@ from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
 from intermoe.pipeline import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, MotionPipeline, Progress
+from intermoe.reading import read_text
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
@@ -58,23 +60,20 @@ class InterMoEPipeline(MotionPipeline):
     def load(cls, folder: Path) -> InterMoEPipeline:
         """See ``MotionPipeline.load``."""
         config = PipelineConfig.load(folder / CONFIG_FILE)
-        tokenizer = folder / TOKENIZER_FILE
-        content = tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None
+        tokenizer, weights = folder / TOKENIZER_FILE, folder / WEIGHTS_FILE
+        content = read_text(tokenizer) if tokenizer.exists() else None
         with SkipRandomInit():  # every weight is read below
-            text_encoder = build_text_encoder(config.text, content)
+            try:
+                text_encoder = build_text_encoder(config.text, content)
+            except ValueError as error:
+                raise ValueError(f"{folder if content is None else tokenizer}: {error}") from error
             vae, denoiser = CausalSkeletalVAE(config.vae), Denoiser(config.denoiser)
-        try:
-            tensors = load_file(folder / WEIGHTS_FILE)
-        except Exception as error:
-            raise ValueError(f"{folder / WEIGHTS_FILE}: not a readable safetensors file: {error}") from error
+        tensors = load_safetensors(weights)
         for name, module in (("vae", vae), ("denoiser", denoiser), ("text", text_encoder)):
-            _load_part(module, name, tensors, folder / WEIGHTS_FILE)
-        try:
-            statistics = Statistics(tensors.pop("statistics.mean").numpy(), tensors.pop("statistics.std").numpy())
-        except KeyError as error:
-            raise ValueError(f"{folder / WEIGHTS_FILE}: missing key {error}") from error
+            load_module(module, tensors, weights, prefix=f"{name}.")
+        statistics = load_statistics(tensors, weights, columns=vae.representation.frame_shape[-1])
         if tensors:
-            raise ValueError(f"{folder / WEIGHTS_FILE}: unexpected keys {sorted(tensors)}")
+            raise ValueError(f"{weights}: unexpected keys {sorted(tensors)}")
         return cls(config, vae, denoiser, text_encoder, statistics)
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -92,7 +91,7 @@ class InterMoEPipeline(MotionPipeline):
         }
         for name, module in self.modules.items():
             for key, value in module.state_dict().items():
-                narrow = dtype is not None and value.is_floating_point() and not key.endswith("selection_bias")
+                narrow = dtype is not None and value.is_floating_point() and not keeps_float32(key)
                 tensors[f"{name}.{key}"] = value.detach().cpu().to(dtype if narrow else value.dtype).contiguous()
         with replacing(folder / WEIGHTS_FILE) as temporary:
             save_file(tensors, temporary, metadata={"format": "pt"})
@@ -173,22 +172,10 @@ class InterMoEPipeline(MotionPipeline):
         self.denoiser(noisy, timesteps, text)
         return timestep
 
+    def check_text(self, prompts: Sequence[str]) -> None:
+        """See ``TextEncoder.check``."""
+        self.text_encoder.check(prompts)
+
     def unknown_words(self, prompt: str) -> list[str]:
         """See ``TextEncoder.unknown_words``."""
         return self.text_encoder.unknown_words(prompt)
-
-
-def _load_part(module: nn.Module, name: str, tensors: dict[str, Tensor], path: Path) -> None:
-    own = {key.removeprefix(f"{name}."): tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}
-    expected = module.state_dict()
-    for key, value in expected.items():
-        if key not in own:
-            raise ValueError(f"{path}: missing key '{name}.{key}'")
-        if own[key].shape != value.shape:
-            raise ValueError(
-                f"{path}: '{name}.{key}' must have shape {tuple(value.shape)}, got {tuple(own[key].shape)}"
-            )
-    unexpected = sorted(own.keys() - expected.keys())
-    if unexpected:
-        raise ValueError(f"{path}: unexpected keys {[f'{name}.{key}' for key in unexpected]}")
-    module.load_state_dict(own)
