@@ -1,9 +1,10 @@
 """A data set read and checked once: one memory-mapped array of all clips, an index, and the training statistics.
 
 A cache is a folder of ``motion.f32`` (the source columns of all clips, frame after frame, little-endian float32),
-``index.json`` (names, captions, places and lengths of the clips, the clips of each split, what was broken) and
-``statistics.json``. It is written under a temporary name and renamed when it is complete, and belongs to the state of
-the source files and to the settings that it was made with.
+``index.json`` (names, captions, places, lengths and hashes of the clips, the clips of each split, what was broken) and
+``statistics.json``. It is written under a temporary name and renamed when it is complete, belongs to the state of the
+source files and to the settings that it was made with, and knows its own content: what was cut or edited since is
+refused by name where it is opened, and written again where it is prepared.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from intermoe.data.items import DataSet, DatasetReport, ItemError, Reader
+from intermoe.data.items import DataSet, DatasetReport, ItemError, Reader, read_sequence
 from intermoe.files import replacing_folder
 from intermoe.motion.arrays import Array
+from intermoe.motion.statistics import Statistics
+from intermoe.reading import read_json
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "val", "test")
 INDEX, MOTION, STATISTICS = "index.json", "motion.f32", "statistics.json"
+_AGAIN = "run intermoe prepare again"
 Progress = Callable[[int, int], None]
 
 
@@ -41,30 +45,52 @@ class PreparedCache:
 
 
 def is_cache(folder: Path) -> bool:
-    """Whether ``folder`` is a cache of any version."""
-    return (folder / INDEX).is_file() and (folder / MOTION).is_file()
+    """Whether ``folder`` is a cache of any version, whole or not."""
+    return (folder / INDEX).is_file() or (folder / MOTION).is_file()
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """The index of a cache. Raises ``ValueError`` where it is broken or of another version."""
-    try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        version = index["version"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / INDEX}: not the index of a cache: {error!r}") from error
-    if version != VERSION:
-        raise ValueError(f"{folder}: cache of version {version}, needed is {VERSION}: run intermoe prepare again")
+    """The index of a cache. Raises ``ValueError`` where it is absent, of another version or not as it was written."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file, but a {MOTION} beside it: {_AGAIN}")
+    index = read_json(path)
+    if not isinstance(index, dict) or "version" not in index:
+        raise ValueError(f"{path}: not the index of a cache: {_AGAIN}")
+    if index["version"] != VERSION:
+        raise ValueError(f"{folder}: cache of version {index['version']}, needed is {VERSION}: {_AGAIN}")
+    if index.pop("hash", None) != _hash_of(index):
+        raise ValueError(f"{path}: not as it was written: {_AGAIN}")
     return index
+
+
+def read_statistics(folder: Path) -> Statistics | None:
+    """Statistics of a cache's training split, ``None`` where it has none. Raises ``ValueError`` as ``read_index``."""
+    expected = read_index(folder)["statistics"]
+    if expected is None:
+        return None
+    path = folder / STATISTICS
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file: {_AGAIN}")
+    if _digest(path.read_bytes()) != expected:
+        raise ValueError(f"{path}: not as it was written: {_AGAIN}")
+    return Statistics.load(path)
 
 
 def fingerprint(data_set: DataSet, reader: Reader, root: Path) -> str:
     """What a cache depends on: names, sizes and times of the source files, and the reader's settings."""
     content = hashlib.sha256(json.dumps([VERSION, data_set.name, reader.settings], sort_keys=True).encode())
     for path in sorted(reader.files()):
-        status = path.stat()
         # files beside the data, such as a skeleton, are named in full
         name = path.relative_to(root) if path.is_relative_to(root) else path
-        content.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        try:
+            status = path.stat()
+        except OSError:  # a link to nothing, which matters only where a split names it
+            state = "absent"
+        else:
+            # the time of the last change of anything: that of the content can be set back
+            state = f"{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
+        content.update(f"{name}\0{state}\n".encode(errors="surrogateescape"))
     return content.hexdigest()
 
 
@@ -84,30 +110,60 @@ def write_cache(
             writes ``statistics.json`` there. progress: called as ``progress(sequences_done, sequences)``.
 
     Raises:
-        FileExistsError: ``out`` holds something that is not a cache. FileNotFoundError: ``root`` has no split.
+        FileExistsError: ``out`` holds something beside a cache. FileNotFoundError: ``root`` has no split.
         ValueError: no clip can be used.
     """
-    if out.exists() and not is_cache(out) and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"out: {out} exists and is not a cache")
+    foreign = [] if out.is_dir() else [out] if out.exists() else []
+    foreign += [path for path in sorted(out.glob("*")) if path.name not in (INDEX, MOTION, STATISTICS)]
+    if foreign:
+        raise FileExistsError(f"out: {out} exists and is not a cache: it holds {foreign[0].name}")
     splits = reader.splits()
     if not splits:
         raise FileNotFoundError(f"{root}: lists no split (expected {data_set.name}'s layout: {reader.layout})")
     absent = {split: reader.absent(split) for split in SPLITS if split not in splits}
     key = fingerprint(data_set, reader, root)
-    if is_cache(out):
-        index = json.loads((out / INDEX).read_text(encoding="utf-8"))
-        if index.get("fingerprint") == key:
-            return PreparedCache(out, False, {name: _report(split) for name, split in index["splits"].items()}, absent)
+    if (kept := _whole(data_set, out, key)) is not None:
+        return PreparedCache(out, False, {name: _report(split) for name, split in kept["splits"].items()}, absent)
     with replacing_folder(out) as folder:
         with (folder / MOTION).open("wb") as file:
             index = _Writer(data_set, reader, file.write, progress).index(splits)
         if not index["clips"]["names"]:
             first = next(iter(index["splits"].values()))
             raise ValueError(f"{root}: {_report(first).summary()}")
-        index |= {"fingerprint": key, "settings": reader.settings}
-        (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+        index |= {"fingerprint": key, "settings": reader.settings, "statistics": None}
+        _write_index(folder, index)
         statistics(folder)
+        if (folder / STATISTICS).exists():
+            _write_index(folder, index | {"statistics": _digest((folder / STATISTICS).read_bytes())})
     return PreparedCache(out, True, {name: _report(split) for name, split in index["splits"].items()}, absent)
+
+
+def _whole(data_set: DataSet, folder: Path, key: str) -> dict[str, Any] | None:
+    """The index of the cache ``folder`` if it is of the sources ``key`` and everything is as it was written."""
+    if not is_cache(folder):
+        return None
+    try:
+        index = read_index(folder)
+        if index["fingerprint"] != key:
+            return None
+        read_statistics(folder)
+        for split in index["splits"]:
+            CachedClips(data_set, folder, split)
+    except (ValueError, OSError):
+        return None
+    return index
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _hash_of(index: dict[str, Any]) -> str:
+    return _digest(json.dumps(index, sort_keys=True).encode())
+
+
+def _write_index(folder: Path, index: dict[str, Any]) -> None:
+    (folder / INDEX).write_text(json.dumps(index | {"hash": _hash_of(index)}), encoding="utf-8")
 
 
 class _Writer:
@@ -115,7 +171,7 @@ class _Writer:
         self, data_set: DataSet, reader: Reader, write: Callable[[bytes], object], progress: Progress | None
     ) -> None:
         self.data_set, self.reader, self.write, self.progress = data_set, reader, write, progress
-        self.clips: dict[str, list[Any]] = {"names": [], "captions": [], "starts": [], "frames": []}
+        self.clips: dict[str, list[Any]] = {"names": [], "captions": [], "starts": [], "frames": [], "hashes": []}
         self.frames = 0
         # the clips of a sequence, or why it has none: a sequence may be in several splits
         self.read: dict[str, list[int] | ItemError] = {}
@@ -144,29 +200,32 @@ class _Writer:
     def _sequence(self, split: str, name: str) -> list[int] | ItemError:
         if name not in self.read:
             try:
-                clips = self.reader.read(split, name)
+                clips = read_sequence(self.reader, split, name)
             except ItemError as error:
                 self.read[name] = error
                 return error
             first = len(self.clips["names"])
             for clip in clips:
-                row = (clip.name, clip.captions, self.frames, len(clip.source))
+                content = np.ascontiguousarray(clip.source, dtype="<f4").tobytes()
+                row = (clip.name, list(clip.captions), self.frames, len(clip.source), _digest(content))
                 for column, value in zip(self.clips.values(), row, strict=True):
                     column.append(value)
-                self.write(np.ascontiguousarray(clip.source, dtype="<f4").tobytes())
+                self.write(content)
                 self.frames += len(clip.source)
             self.read[name] = list(range(first, first + len(clips)))
         return self.read[name]
 
 
 class CachedClips:
-    """The clips of one split of a cache; their columns are mapped into memory, not read.
+    """The clips of one split of a cache; their columns are mapped into memory.
+
+    With ``check`` each is compared with its hash first.
 
     Raises:
         FileNotFoundError: no such split. ValueError: a cache of another data set or version, or a broken one.
     """
 
-    def __init__(self, data_set: DataSet, folder: Path, split: str) -> None:
+    def __init__(self, data_set: DataSet, folder: Path, split: str, check: bool = True) -> None:
         self._opened_with = (data_set, folder, split)
         index = read_index(folder)
         if index["kind"] != data_set.name:
@@ -181,13 +240,17 @@ class CachedClips:
         self._starts: list[int] = [clips["starts"][i] for i in part["clips"]]
         shape = (sum(clips["frames"]), *data_set.source_shape)
         size = 4 * int(np.prod(shape))
-        if (folder / MOTION).stat().st_size != size:
-            raise ValueError(f"{folder / MOTION}: expected {size} bytes, got {(folder / MOTION).stat().st_size}")
+        got = (folder / MOTION).stat().st_size if (folder / MOTION).is_file() else 0
+        if got != size:
+            raise ValueError(f"{folder / MOTION}: expected {size} bytes, got {got}: {_AGAIN}")
         self._motion = np.memmap(folder / MOTION, dtype="<f4", mode="r", shape=shape)
+        for index_of_clip, place in enumerate(part["clips"] if check else []):
+            if _digest(self[index_of_clip].tobytes()) != clips["hashes"][place]:
+                raise ValueError(f"{folder / MOTION}: {self.names[index_of_clip]} is not as it was written: {_AGAIN}")
 
-    def __reduce__(self) -> tuple[type[CachedClips], tuple[DataSet, Path, str]]:
+    def __reduce__(self) -> tuple[type[CachedClips], tuple[DataSet, Path, str, bool]]:
         # a worker that is spawned maps the file itself: a pickled memory map would be all of its contents
-        return CachedClips, self._opened_with
+        return CachedClips, (*self._opened_with, False)
 
     def __getitem__(self, index: int) -> Array:
         start = self._starts[index]

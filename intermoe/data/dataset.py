@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 
 from intermoe.data.cache import CachedClips, is_cache
 from intermoe.data.captions import mirror_caption, swap_caption
-from intermoe.data.items import DataSet, DatasetReport, ItemError, MotionItem
+from intermoe.data.items import DataSet, DatasetReport, ItemError, MotionItem, read_sequence
 from intermoe.motion.arrays import Array
 
 # Source columns stay in memory up to this size; sets beyond it are read again from disk.
@@ -50,7 +51,7 @@ class FolderClips:
         free = _MEMORY_BYTES
         for name in wanted:
             try:
-                clips = self.reader.read(split, name)
+                clips = read_sequence(self.reader, split, name)
             except ItemError as error:
                 if name in data_set.known_missing:
                     self.report.known_missing.append(name)
@@ -69,7 +70,10 @@ class FolderClips:
         source = self._sources[index]
         if source is None:
             name, number = self._places[index]
-            source = self.reader.read(self.split, name)[number].source
+            clips = read_sequence(self.reader, self.split, name)
+            if number >= len(clips) or len(clips[number].source) != self.frames[index]:
+                raise ItemError("changed since it was checked", name)
+            source = clips[number].source
         return source
 
 
@@ -157,7 +161,8 @@ class MotionDataset(Dataset[MotionItem]):
         self._indices = self._long_enough()
         self.names = [self._clips.names[i] for i in self._indices]
         self._drawn: dict[int, npt.NDArray[np.float64]] = {}
-        self._complain(strict)
+        self.strict = strict
+        self._complain()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -206,6 +211,29 @@ class MotionDataset(Dataset[MotionItem]):
         """All captions of an item as written, before any mirroring or exchange."""
         return self._clips.captions[self._indices[index]]
 
+    def check_captions(self, check: Callable[[str], object]) -> None:
+        """Leave out the items with a caption that ``check`` refuses, as written or as it may be drawn.
+
+        Args:
+            check: raises ``ValueError`` for a caption that the text encoder cannot take (``TextEncoder.check``).
+
+        Raises:
+            ValueError: there is one and the data set is strict, or nothing is left.
+        """
+        kept = []
+        for index, name in enumerate(self.names):
+            try:
+                for caption in self._variants(index):
+                    check(caption)
+            except ValueError as error:
+                self.report.add(ItemError("caption that the text encoder refuses", f"{name}: {error}"))
+            else:
+                kept.append(index)
+        if len(kept) < len(self):
+            self._indices, self.names = [self._indices[i] for i in kept], [self.names[i] for i in kept]
+            self._drawn.clear()
+            self._complain()
+
     def set_epoch(self, epoch: int) -> None:
         """Choose what is drawn next; running workers see it from their next item on."""
         if epoch < 0:
@@ -219,6 +247,15 @@ class MotionDataset(Dataset[MotionItem]):
                 del self._drawn[next(iter(self._drawn))]
             self._drawn[epoch] = np.random.default_rng((self.seed, epoch)).random((len(self), 4))
         return self._drawn[epoch]
+
+    def _variants(self, index: int) -> list[str]:
+        """Every caption of an item that can be drawn."""
+        captions = list(self.captions(index))
+        if self.mirror:
+            captions += [mirror_caption(caption) for caption in captions]
+        if self.swap_persons:
+            captions += [swap_caption(caption) for caption in captions]
+        return captions
 
     def _taken(self, index: int) -> int:
         """Source frames of item ``index``."""
@@ -234,8 +271,8 @@ class MotionDataset(Dataset[MotionItem]):
                 indices.append(index)
         return indices
 
-    def _complain(self, strict: bool) -> None:
-        if self.report.count and (strict or not self.names):
+    def _complain(self) -> None:
+        if self.report.count and (self.strict or not self.names):
             raise ValueError(f"{self.root}: {self.report.summary()}")
         if not self.names:
             raise ValueError(f"{self.root}: split {self.split!r} names no item")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from intermoe.data.interhuman import check_finite, read_array
-from intermoe.data.items import Clip, DataSet, ItemError, absent, read_captions, read_lines
+from intermoe.data.items import Clip, DataSet, ItemError, absent, check_values, read_captions, read_lines, read_motion
 from intermoe.motion.arrays import Array
 from intermoe.motion.humanml3d import FPS, HUMANML3D, WIDTH
+
+_LONGEST = 1e6
+"""Seconds that no sequence lasts."""
 
 
 class HumanML3DReader:
@@ -38,18 +41,21 @@ class HumanML3DReader:
     def read(self, split: str, name: str) -> list[Clip]:
         """The sequence and the parts that captions describe, each (T, 1, 263)."""
         path = self.root / "new_joint_vecs" / f"{name}.npy"
-        if not path.exists():
-            raise ItemError("no motion file", name)
+        if not path.is_file():
+            raise ItemError("no motion file", f"{name}: no file {path.parent.name}/{path.name}")
         spans: dict[tuple[float, float], list[str]] = defaultdict(list)
         for line in read_captions(self.root / "texts", name):
             caption, span = _parse(line, name)
-            spans[span].append(caption)
-        motion = read_array(path, name, WIDTH)
-        check_finite(motion, name)
+            if caption:
+                spans[span].append(caption)
+        if not spans:
+            raise ItemError("no caption", f"{name}: no line of texts/{name}.txt has a caption before its first #")
+        motion = read_motion(path, name, WIDTH)
+        check_values(motion, f"{name}: {path.parent.name}/{path.name}")
         clips = []
         for (start, end), captions in spans.items():
             whole = start == end == 0
-            part = motion if whole else motion[int(start * FPS) : int(end * FPS)]
+            part = motion if whole else motion[min(int(start * FPS), len(motion)) : int(end * FPS)]
             if len(part):
                 title = name if whole else f"{name}@{start:g}-{end:g}"
                 clips.append(Clip(title, tuple(captions), part[:, None]))
@@ -72,11 +78,14 @@ def _parse(line: str, name: str) -> tuple[str, tuple[float, float]]:
     parts = line.split("#")
     try:
         caption, _, start, end = parts
-        span = (float(start), float(end))
+        # a missing time is written as nan
+        span = tuple(0.0 if math.isnan(time) else time for time in (float(start), float(end)))
     except ValueError:
-        raise ItemError("unreadable caption file", f"{name}: not caption#tokens#start#end: {line[:40]!r}") from None
-    # a missing time is written as nan
-    return caption.strip(), (float(np.nan_to_num(span[0])), float(np.nan_to_num(span[1])))
+        span = (math.inf,)
+    if not all(0 <= time < _LONGEST for time in span):
+        what = f"{name}: texts/{name}.txt: expected caption#tokens#start#end, times in seconds, got {line[:60]!r}"
+        raise ItemError("unreadable caption file", what)
+    return caption.strip(), (span[0], span[1])
 
 
 def _convert(source: Array) -> Array:

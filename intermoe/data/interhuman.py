@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from intermoe.data.dataset import MotionDataset
-from intermoe.data.items import Clip, DataSet, ItemError, absent, read_captions, read_lines
+from intermoe.data.items import Clip, DataSet, ItemError, absent, check_values, read_captions, read_lines, read_motion
 from intermoe.motion.arrays import Array
-from intermoe.motion.interhuman import INTERHUMAN, RAW_WIDTH, mirror_raw, process_pair
+from intermoe.motion.interhuman import INTERHUMAN, RAW_WIDTH, has_direction, mirror_raw, process_pair
 from intermoe.motion.rotations import row_major_rot6d
 
 FILE_WIDTH = 492
@@ -48,12 +47,11 @@ class InterHumanReader:
         """One clip of both persons' source columns, (F, 2, 192)."""
         captions = tuple(read_captions(self.root / "annots", name))
         paths = [self.root / "motions_processed" / person / f"{name}.npy" for person in PERSONS]
-        missing = [path.parent.name for path in paths if not path.exists()]
-        if len(missing) == 2:
-            raise ItemError("no motion file", name)
+        missing = [f"{path.parent.name}/{path.name}" for path in paths if not path.is_file()]
         if missing:
-            raise ItemError("missing partner", f"{name}: no file for {missing[0]}")
-        raw1, raw2 = (_read_raw(path, f"{name} {path.parent.name}") for path in paths)
+            kind = "no motion file" if len(missing) == 2 else "missing partner"
+            raise ItemError(kind, f"{name}: no file {' or '.join(missing)}")
+        raw1, raw2 = (_read_raw(path, name) for path in paths)
         if len(raw1) != len(raw2):
             raise ItemError("persons of different length", f"{name}: {len(raw1)} and {len(raw2)} frames")
         return [Clip(name, captions, np.stack([raw1, raw2], axis=1))]
@@ -68,31 +66,15 @@ class InterHumanReader:
         return absent(self.root, f"split/{split}.txt")
 
 
-def read_array(path: Path, label: str, width: int) -> Array:
-    """A (T, width) array of finite numbers as float32. Raises ``ItemError`` where the file holds something else."""
-    try:
-        # not np.load: of a file that is no array it says to unpickle it
-        with path.open("rb") as file:
-            values: npt.NDArray[np.generic] = np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ItemError("unreadable file", f"{label}: {error}") from error
-    if not isinstance(values, np.ndarray) or not np.issubdtype(values.dtype, np.floating):
-        raise ItemError("unreadable file", f"{label}: expected an array of floating-point numbers")
-    if values.ndim != 2 or values.shape[1] != width:
-        raise ItemError("wrong shape", f"{label}: expected (T, {width}), got {values.shape}")
-    return values.astype(np.float32)
-
-
-def check_finite(values: Array, label: str) -> None:
-    """Raise ``ItemError`` that names the first frame with a number that is not finite."""
-    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-    if not finite.all():
-        raise ItemError("not finite", f"{label}: frame {int(np.argmin(finite))}")
-
-
-def _read_raw(path: Path, label: str) -> Array:
-    raw = read_array(path, label, FILE_WIDTH)[:, _USED_COLUMNS]
-    check_finite(raw, label)
+def _read_raw(path: Path, name: str) -> Array:
+    label = f"{name}: {path.parent.name}/{path.name}"
+    raw = read_motion(path, name, FILE_WIDTH)[:, _USED_COLUMNS]
+    check_values(raw, label)
+    # an item may begin with any frame, and with either person
+    directed = has_direction(raw)
+    if not directed.all():
+        frame = int(np.argmin(directed))
+        raise ItemError("no facing direction", f"{label}: the hips of frame {frame} lie above each other")
     raw[:, 66:] = row_major_rot6d(raw[:, 66:].reshape(len(raw), -1, 6)).reshape(len(raw), -1)
     return raw
 

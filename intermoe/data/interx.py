@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from intermoe.data.interhuman import check_finite
-from intermoe.data.items import Clip, DataSet, ItemError, absent, read_captions, read_lines
+from intermoe.data.items import Clip, DataSet, ItemError, absent, check_values, read_captions, read_lines
 from intermoe.motion.arrays import Array
 from intermoe.motion.interx import FPS, INTERX, JOINT_WIDTH, NUM_JOINTS, raw_motion
 from intermoe.motion.rotations import rotation_matrices, rows_rot6d
+from intermoe.reading import first_line, read_npy, read_npz
 
-# of one person: position, velocity, axis-angle; and position, velocity, rot6D
-_PROCESSED_WIDTHS = (9, 12)
+_RAW_SHAPES = ((NUM_JOINTS + 1, 6),)
+# of each person: position, velocity, axis-angle; and position, velocity, rot6D
+_PROCESSED_SHAPES = ((NUM_JOINTS, 2 * 9), (NUM_JOINTS, 2 * JOINT_WIDTH))
+_MOST_FRAMES = 10**6
+"""Beyond any recording, though a broken file may say so: room is made before it is read."""
 
 
 class InterXReader:
@@ -59,8 +62,14 @@ class InterXReader:
 
     def read(self, split: str, name: str) -> list[Clip]:
         """One clip (T, 2, 55, 12)."""
-        captions = tuple(line.split("#")[0].strip() for line in read_captions(self._texts(), name))
-        return [Clip(name, captions, self._motion(self._array(split, name), name))]
+        texts = self._texts()
+        written = (line.split("#")[0].strip() for line in read_captions(texts, name))
+        captions = tuple(caption for caption in written if caption)
+        if not captions:
+            raise ItemError(
+                "no caption", f"{name}: no line of {texts.name}/{name}.txt has a caption before its first #"
+            )
+        return [Clip(name, captions, self._motion(self._array(split, name), f"{name}: {self._path(split).name}"))]
 
     def files(self) -> list[Path]:
         """Motion, captions and splits."""
@@ -72,20 +81,16 @@ class InterXReader:
         """Its list and its file of motion."""
         return absent(self.root, f"splits/{split}.txt", str(self._path(split).relative_to(self.root)))
 
-    def _motion(self, values: Array, name: str) -> Array:
-        shape = values.shape
-        raw = values.ndim == 3 and shape[1:] == (NUM_JOINTS + 1, 6)
-        processed = values.ndim == 3 and shape[1] == NUM_JOINTS and shape[2] in [2 * w for w in _PROCESSED_WIDTHS]
-        if not (raw or processed) or shape[0] == 0:
-            raise ItemError("wrong shape", f"{name}: expected (T, 56, 6), (T, 55, 18) or (T, 55, 24), got {shape}")
-        check_finite(values, name)
+    def _motion(self, values: Array, label: str) -> Array:
+        check_values(values, label)
         persons = np.stack(np.split(values, 2, axis=-1), axis=1)
-        if not raw:
+        if values.shape[1:] not in _RAW_SHAPES:
             return persons if persons.shape[-1] == JOINT_WIDTH else _with_rot6d(persons)
         if self.skeleton is None:
-            raise ValueError(
-                f"skeleton: {self._path('train').parent} holds rotations without positions; give the rest skeleton, a "
-                "file with (55, 3) joint positions or SMPLX_NEUTRAL.npz, or files that are processed already"
+            raise ItemError(
+                "skeleton: rotations without positions; give the rest skeleton, a file with (55, 3) joint positions or "
+                "SMPLX_NEUTRAL.npz, or files that are processed already",
+                label,
             )
         persons = persons[:: self.keep_every]
         return raw_motion(persons[:, :, :-1], persons[:, :, -1], self.skeleton)
@@ -102,14 +107,38 @@ class InterXReader:
         path = self._path(split)
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file (expected Inter-X's layout)")
+        h5py = _import_h5py()
         try:
             # opened for each array: an open file can neither be pickled nor shared with a loader's workers
-            with _import_h5py().File(path, "r") as file:
-                if name not in file:
-                    raise ItemError("no motion", f"{name}: not in {path.name}")
-                return np.asarray(file[name], dtype=np.float32)
-        except (OSError, TypeError) as error:
-            raise ValueError(f"{path}: not a readable HDF5 file of motion: {error}") from error
+            file = h5py.File(path, "r")
+        except Exception as error:  # of broken bytes the library raises whatever it stumbles over
+            raise ValueError(f"{path}: not a readable HDF5 file of motion: {first_line(error)}") from error
+        with file:
+            try:
+                return _read_entry(file, name, f"{name}: {path.name}")
+            except ItemError:
+                raise
+            except Exception as error:
+                raise ItemError("unreadable array", f"{name}: {path.name}: {first_line(error)}") from error
+
+
+def _read_entry(file: Any, name: str, label: str) -> Array:
+    """An array of the file itself: what it links to elsewhere is not followed."""
+    h5py = _import_h5py()
+    link = file.get(name, getlink=True)
+    if link is None:
+        raise ItemError("no motion", f"{label}: no such array")
+    if isinstance(link, h5py.ExternalLink):
+        raise ItemError("array of another file", label)
+    array = file[name]
+    if not isinstance(array, h5py.Dataset) or array.dtype.kind != "f":
+        raise ItemError("unreadable array", f"{label}: expected an array of floating-point numbers")
+    if array.is_virtual or array.external or array.file.filename != file.filename:
+        raise ItemError("array of another file", label)
+    shape = array.shape
+    if len(shape) != 3 or shape[1:] not in (*_RAW_SHAPES, *_PROCESSED_SHAPES) or shape[0] > _MOST_FRAMES:
+        raise ItemError("wrong shape", f"{label}: expected (T, 56, 6), (T, 55, 18) or (T, 55, 24), got {shape}")
+    return np.asarray(array, dtype=np.float32)
 
 
 def load_skeleton(path: Path) -> Array:
@@ -119,17 +148,16 @@ def load_skeleton(path: Path) -> Array:
         ValueError: another shape, or a file without ``J_regressor`` and ``v_template``. OSError: no such file.
     """
     expected = f"{path}: expected (55, 3) joint positions (.npy), or J_regressor and v_template (.npz)"
-    try:
-        values = np.load(path, allow_pickle=False)
-        if not isinstance(values, np.ndarray):
-            with values as model:
-                values = model["J_regressor"] @ model["v_template"]
-        skeleton = np.asarray(values, dtype=np.float32)
-    except (KeyError, TypeError, ValueError, EOFError) as error:
-        raise ValueError(f"{expected}: {error}") from error
+    if path.suffix == ".npz":
+        regressor, vertices = read_npz(path, "J_regressor", "v_template")
+        if regressor.ndim != 2 or vertices.shape != (regressor.shape[1], 3):
+            raise ValueError(f"{expected}, got shapes {regressor.shape} and {vertices.shape}")
+        skeleton = regressor @ vertices
+    else:
+        skeleton = read_npy(path)
     if skeleton.shape != (NUM_JOINTS, 3) or not np.isfinite(skeleton).all():
         raise ValueError(f"{expected}, got shape {skeleton.shape}")
-    return skeleton
+    return skeleton.astype(np.float32)
 
 
 def _with_rot6d(motion: Array) -> Array:

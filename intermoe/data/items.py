@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol, TypedDict
 
+import numpy as np
 import torch
 
 from intermoe.motion.arrays import Array
 from intermoe.motion.representation import Representation
+from intermoe.reading import numbered_lines, read_npy
+
+# In metres and radians nothing that people do comes near: beyond it a number is broken, and the next sum infinite.
+_LARGEST = 1e4
 
 
 class MotionItem(TypedDict):
@@ -134,13 +139,31 @@ class DataSet:
         return self.representation.persons > 1
 
 
-def read_lines(path: Path, layout: str) -> list[str]:
-    """Non-empty lines of a text file, stripped. Raises ``FileNotFoundError`` that says which layout was expected."""
+def read_sequence(reader: Reader, split: str, name: str) -> list[Clip]:
+    """The clips of a sequence of ``reader``.
+
+    Raises:
+        ItemError: a sequence that cannot be used, whatever the reason; also one whose name leads out of the folder.
+    """
+    for flavour in (PurePosixPath(name), PureWindowsPath(name)):
+        if flavour.anchor or flavour.drive or ".." in flavour.parts:
+            raise ItemError("name that leads out of the folder", repr(name))
     try:
-        lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines()
+        return reader.read(split, name)
+    except OSError as error:
+        raise ItemError("unreadable file", f"{name}: {error}") from error
+
+
+def read_lines(path: Path, layout: str) -> list[str]:
+    """Non-empty lines of a text file, stripped (``intermoe.reading.numbered_lines``).
+
+    Raises:
+        FileNotFoundError: no such file; says which layout was expected. ValueError: no text; names file and line.
+    """
+    try:
+        return [line for _, line in numbered_lines(path)]
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file (expected {layout}'s layout)") from None
-    return [line.strip() for line in lines if line.strip()]
 
 
 def absent(root: Path, *files: str) -> list[str]:
@@ -150,12 +173,40 @@ def absent(root: Path, *files: str) -> list[str]:
 
 def read_captions(folder: Path, name: str) -> list[str]:
     """The lines of ``folder/<name>.txt``. Raises ``ItemError`` if there are none."""
+    path = folder / f"{name}.txt"
     try:
-        captions = read_lines(folder / f"{name}.txt", "the data set")
+        captions = [line for _, line in numbered_lines(path)]
     except FileNotFoundError:
-        raise ItemError("no caption", f"{name}: no file in {folder.name}") from None
-    except (OSError, UnicodeDecodeError) as error:
+        raise ItemError("no caption", f"{name}: no file {folder.name}/{name}.txt") from None
+    except ValueError as error:
         raise ItemError("unreadable caption file", f"{name}: {error}") from error
     if not captions:
-        raise ItemError("no caption", f"{name}: empty file")
+        raise ItemError("no caption", f"{name}: no text in {folder.name}/{name}.txt")
     return captions
+
+
+def read_motion(path: Path, name: str, width: int) -> Array:
+    """The file of sequence ``name``, (T, width) numbers, as float32. Raises ``ItemError`` where it holds another."""
+    label = f"{name}: {path.parent.name}/{path.name}"
+    try:
+        values = read_npy(path)
+    except ValueError as error:
+        raise ItemError("unreadable file", f"{name}: {error}") from error
+    if not np.issubdtype(values.dtype, np.floating):
+        raise ItemError("unreadable file", f"{label}: expected floating-point numbers, got {values.dtype}")
+    if values.ndim != 2 or values.shape[1] != width:
+        raise ItemError("wrong shape", f"{label}: expected (T, {width}), got {values.shape}")
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
+def check_values(values: Array, label: str) -> None:
+    """Raise ``ItemError`` that names the first frame of ``values`` (T, ...) whose numbers cannot be right."""
+    if not len(values):
+        raise ItemError("no frame", label)
+    flat = np.abs(values.reshape(len(values), -1)).max(axis=1)
+    if not np.isfinite(flat).all():
+        raise ItemError("not finite", f"{label}: frame {int(np.argmin(np.isfinite(flat)))}")
+    if (flat > _LARGEST).any():
+        frame = int(np.argmax(flat > _LARGEST))
+        raise ItemError("out of range", f"{label}: frame {frame} holds {flat[frame]:g}, expected at most {_LARGEST:g}")

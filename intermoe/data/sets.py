@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from intermoe.data.cache import STATISTICS, PreparedCache, Progress, is_cache, write_cache
+from intermoe.data.cache import STATISTICS, PreparedCache, Progress, is_cache, read_statistics, write_cache
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.items import DataSet
 from intermoe.data.statistics import compute_statistics
@@ -64,9 +64,10 @@ def prepare(
 
 def train_statistics(dataset: MotionDataset) -> Statistics:
     """Statistics of the training split ``dataset``: those of its cache where they are of the same augmentation."""
-    file, augmentation = dataset.root / STATISTICS, _augmentation(dataset.data_set)
-    if is_cache(dataset.root) and file.is_file() and augmentation == (dataset.mirror, dataset.swap_persons):
-        return Statistics.load(file)
+    if is_cache(dataset.root) and _augmentation(dataset.data_set) == (dataset.mirror, dataset.swap_persons):
+        stored = read_statistics(dataset.root)
+        if stored is not None:
+            return stored
     return compute_statistics(dataset, passes=STATISTICS_PASSES)
 
 

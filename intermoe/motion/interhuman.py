@@ -24,6 +24,9 @@ CONTACT_COLUMNS = slice(258, 262)
 CONTACT_HEIGHTS = (0.12, 0.05, 0.12, 0.05)
 CONTACT_SQUARED_SPEED = 0.001
 
+# Horizontal distance of the hips, in metres, below which a pose faces nowhere.
+_HIPS_APART = 1e-8
+
 # Under the reflection x -> -x those entries of r00 r01 r10 r11 r20 r21 change sign that have x as exactly one index.
 _MIRRORED_ROT6D = np.array([1, -1, -1, 1, -1, 1], dtype=np.float32)
 
@@ -63,12 +66,19 @@ def _y_up_on_floor(raw: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     return y_up
 
 
+def has_direction(raw: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """In which frames of source columns (T, 192) the hips do not lie above each other: (T,)."""
+    hips = raw[:, : 3 * NUM_JOINTS].reshape(-1, NUM_JOINTS, 3)[:, [LEFT_HIP, RIGHT_HIP], :2].astype(np.float64)
+    across: npt.NDArray[np.bool_] = np.hypot(*np.moveaxis(hips[:, 1] - hips[:, 0], -1, 0)) >= _HIPS_APART
+    return across
+
+
 def _turn_to_face_forward(pose: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Rotation (3, 3) about Y that makes a pose (22, 3) face Z+; forward = Y x (right hip - left hip)."""
     across = pose[RIGHT_HIP] - pose[LEFT_HIP]
     forward_x, forward_z = across[2], -across[0]
     length = np.hypot(forward_x, forward_z)
-    if length < 1e-8:
+    if length < _HIPS_APART:
         raise ValueError("raw1: the hips of frame 0 lie above each other, so it has no facing direction")
     sin, cos = forward_x / length, forward_z / length
     return np.array([[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]])

@@ -33,7 +33,7 @@ def test_prepare_reports_by_name_and_is_done_once(few: Path, tmp_path: Path) -> 
     first = run("prepare", "interhuman", few, "--out", cache)
     assert first.exit_code == 0, first.output
     assert "train: 2 of 4 sequences, 1 known to be missing (3945)" in first.stderr
-    assert "  no caption: 1 (99999: no file in annots)" in first.stderr
+    assert "  no caption: 1 (99999: no file annots/99999.txt)" in first.stderr
     assert "val: 1 of 1 sequences\n" in first.stderr
     assert "test: none, there is no split/test.txt\n" in first.stderr
     assert first.stdout.strip() == str(cache)

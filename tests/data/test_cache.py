@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from intermoe.data import DATA_SETS, InterHumanDataset, MotionDataset, collate, prepare
-from intermoe.data.cache import CachedClips, read_index
+from intermoe.data.cache import VERSION, CachedClips, _digest, _write_index, read_index
 from intermoe.data.sets import train_statistics
 from intermoe.data.statistics import compute_statistics
 from intermoe.motion.statistics import Statistics
@@ -74,7 +75,7 @@ def test_known_missing_files_are_told_but_no_problem(folder: Path, tmp_path: Pat
         (folder / "annots" / f"{name}.txt").write_text("two people\n", encoding="utf-8")
     report = prepare(INTERHUMAN, folder, tmp_path / "cache").reports["train"]
     assert report.known_missing == ["3945", "4106"]
-    assert report.problems == {"no motion file": ["17"]}
+    assert report.problems == {"no motion file": ["17: no file person1/17.npy or person2/17.npy"]}
     (folder / "ignore_list.txt").write_text("17\n", encoding="utf-8")
     prepare(INTERHUMAN, folder, tmp_path / "cache")
     for root in (folder, tmp_path / "cache"):
@@ -86,7 +87,7 @@ def test_known_missing_files_are_told_but_no_problem(folder: Path, tmp_path: Pat
 def test_problems_outlive_the_source(folder: Path, tmp_path: Path) -> None:
     (folder / "motions_processed" / "person2" / "1.npy").unlink()
     cache = prepare(INTERHUMAN, folder, tmp_path / "cache").folder
-    with pytest.warns(UserWarning, match=r"missing partner: 1 \(1: no file for person2\)"):
+    with pytest.warns(UserWarning, match=r"missing partner: 1 \(1: no file person2/1\.npy\)"):
         InterHumanDataset(cache, "train")
     with pytest.raises(ValueError, match="1 of 3 items cannot be used"):
         InterHumanDataset(cache, "train", strict=True)
@@ -117,16 +118,81 @@ def test_what_is_not_a_fitting_cache_is_refused(folder: Path, cache: Path, tmp_p
         prepare(INTERHUMAN, tmp_path, tmp_path / "other")
     with pytest.raises(ValueError, match="options: expected none for interhuman, got source_fps"):
         prepare(INTERHUMAN, folder, cache, source_fps=120)
-    os.truncate(cache / "motion.f32", 100)
-    with pytest.raises(ValueError, match=r"motion\.f32: expected \d+ bytes, got 100"):
-        InterHumanDataset(cache, "train")
-    index = json.loads((cache / "index.json").read_text())
-    (cache / "index.json").write_text(json.dumps({**index, "version": 0}))
-    with pytest.raises(ValueError, match="cache of version 0, needed is 1: run intermoe prepare again"):
-        InterHumanDataset(cache, "train")
-    (cache / "index.json").write_text("[")
-    with pytest.raises(ValueError, match="not the index of a cache"):
-        InterHumanDataset(cache, "train")
+
+
+@pytest.mark.parametrize(
+    ("file", "hurt", "message"),
+    [
+        ("motion.f32", lambda path: os.truncate(path, 100), r"motion\.f32: expected \d+ bytes, got 100: run"),
+        ("motion.f32", lambda path: path.unlink(), r"motion\.f32: expected \d+ bytes, got 0: run"),
+        ("motion.f32", lambda path: edit(path, 5), r"motion\.f32: 1 is not as it was written: run"),
+        ("index.json", lambda path: path.unlink(), r"index\.json: no such file, but a motion\.f32 beside it: run"),
+        ("index.json", lambda path: path.write_text(""), r"index\.json: not valid JSON"),
+        ("index.json", lambda path: path.write_text("[]"), r"index\.json: not the index of a cache: run"),
+        (
+            "index.json",
+            lambda path: path.write_bytes(b"\xff\xfe{"),
+            r"index\.json: line 1: expected UTF-8 text, got UTF-16",
+        ),
+        (
+            "index.json",
+            lambda path: path.write_text(path.read_text().replace("turns right 1", "turns left 1")),
+            r"index\.json: not as it was written: run",
+        ),
+        (
+            "index.json",
+            lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), "version": 0})),
+            "cache of version 0, needed is 2: run intermoe prepare again",
+        ),
+        ("statistics.json", lambda path: path.unlink(), r"statistics\.json: no such file: run"),
+        (
+            "statistics.json",
+            lambda path: path.write_text(path.read_text().replace("]", "1]", 1)),
+            r"statistics\.json: not as it was written: run",
+        ),
+    ],
+)
+def test_a_damaged_cache_is_refused_by_name_and_made_again(
+    file: str, hurt: Callable[[Path], object], message: str, folder: Path, cache: Path
+) -> None:
+    content = {path.name: path.read_bytes() for path in cache.iterdir()}
+    hurt(cache / file)
+    assert content != {path.name: path.read_bytes() for path in cache.iterdir()}
+    with pytest.raises(ValueError, match=message):
+        train_statistics(InterHumanDataset(cache, "train", mirror=True, swap_persons=True))
+    assert prepare(INTERHUMAN, folder, cache).written
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == content
+    assert not prepare(INTERHUMAN, folder, cache).written
+
+
+def edit(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_an_edited_source_of_the_same_size_and_time_is_seen(folder: Path, cache: Path) -> None:
+    path = folder / "annots" / "1.txt"
+    before = path.stat()
+    path.write_text(path.read_text().replace("right 1", "right 2"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert prepare(INTERHUMAN, folder, cache).written
+
+
+def test_links_to_nothing_matter_only_where_they_are_named(folder: Path, tmp_path: Path) -> None:
+    for name in ("motions_processed/person1/77.npy", "annots/1.txt"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(tmp_path / "nothing")
+    prepared = prepare(INTERHUMAN, folder, tmp_path / "cache")
+    assert prepared.reports["train"].problems == {"no caption": ["1: no file annots/1.txt"]}
+    assert not prepare(INTERHUMAN, folder, tmp_path / "cache").written
+
+
+def test_what_lies_beside_a_cache_is_not_lost(folder: Path, cache: Path) -> None:
+    (cache / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"exists and is not a cache: it holds notes\.txt"):
+        prepare(INTERHUMAN, folder, cache)
+    assert (cache / "notes.txt").exists()
 
 
 def test_workers_map_the_file_themselves(cache: Path) -> None:
@@ -141,6 +207,7 @@ def test_a_cache_of_7779_sequences_opens_within_ten_seconds(tmp_path: Path) -> N
     """As many sequences as InterHuman has, short ones: what counts before the first batch is their number."""
     sequences, frames = 7779, 20
     rng = np.random.default_rng(0)
+    block = rng.normal(size=(frames, 2, 192)).astype("<f4").tobytes()
     clips = {
         "names": [str(i) for i in range(sequences)],
         "captions": [
@@ -148,14 +215,12 @@ def test_a_cache_of_7779_sequences_opens_within_ten_seconds(tmp_path: Path) -> N
         ],
         "starts": [i * frames for i in range(sequences)],
         "frames": [frames] * sequences,
+        "hashes": [_digest(block)] * sequences,
     }
     split = {"clips": list(range(sequences)), "total": sequences, "ignored": 0, "known_missing": [], "problems": {}}
-    index = {"version": 1, "kind": "interhuman", "clips": clips, "splits": {"train": split}}
-    (tmp_path / "index.json").write_text(json.dumps(index), encoding="utf-8")
-    with (tmp_path / "motion.f32").open("wb") as file:
-        block = rng.normal(size=(frames, 2, 192)).astype("<f4").tobytes()
-        for _ in range(sequences):
-            file.write(block)
+    index = {"version": VERSION, "kind": "interhuman", "clips": clips, "splits": {"train": split}}
+    _write_index(tmp_path, index)
+    (tmp_path / "motion.f32").write_bytes(block * sequences)
     started = time.perf_counter()
     dataset = MotionDataset(INTERHUMAN, tmp_path, "train", **OPTIONS)
     batch = collate([dataset.draw(i, 0) for i in range(0, sequences, sequences // 64)])

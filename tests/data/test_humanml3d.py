@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -94,3 +96,23 @@ def test_a_broken_folder_is_reported_by_name(humanml3d_folder) -> None:
         MotionDataset(HUMANML3D, root, "train", swap_persons=True)
     with pytest.raises(FileNotFoundError, match=r"test\.txt: no such file \(expected HumanML3D's layout\)"):
         MotionDataset(HUMANML3D, root, "test")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("#a/DET#0.0#0.0", "no caption: 1 (b: no line of texts/b.txt has a caption before its first #)"),
+        ("a man walks#a/DET#inf#0.0", "unreadable caption file: 1 (b: texts/b.txt: expected caption#tokens#start#end"),
+        ("a man walks#a/DET#-1#2", "unreadable caption file: 1 (b: texts/b.txt: "),
+        ("a man walks#a/DET#0#1e400", "unreadable caption file: 1 (b: texts/b.txt: "),
+        ("a man walks#a/DET#3#1", "no frame: 1 (b: "),
+    ],
+)
+def test_a_caption_that_describes_nothing_is_told(humanml3d_folder, line: str, problem: str) -> None:
+    root = humanml3d_folder({"train": dict.fromkeys("abc", 60)})
+    (root / "texts" / "b.txt").write_text(f"{line}\n")
+    with pytest.warns(UserWarning, match=re.escape(problem)):
+        dataset = MotionDataset(HUMANML3D, root, "train")
+    assert dataset.names == ["a", "c"]
+    (root / "texts" / "b.txt").write_text("#a/DET#0.0#0.0\na man walks#a/DET#nan#nan\n")
+    assert MotionDataset(HUMANML3D, root, "train", strict=True).captions(1) == ("a man walks",)

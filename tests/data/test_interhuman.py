@@ -1,3 +1,5 @@
+import io
+import re
 import warnings
 
 import numpy as np
@@ -6,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from intermoe.data import InterHumanDataset, collate
+from intermoe.data.statistics import compute_statistics
 from intermoe.motion.interhuman import joints, process_pair
 
 
@@ -148,7 +151,7 @@ def break_set(root):
     np.save(person1 / "a4.npy", motion)
     (root / "annots" / "a5.txt").write_text("\n")
     (root / "annots" / "a6.txt").unlink()
-    np.save(person2 / "a8.npy", np.zeros((41, 492), np.float32))
+    np.save(person2 / "a8.npy", np.tile(np.load(person2 / "a8.npy")[:1], (41, 1)))
     np.save(person1 / "a9.npy", np.array([{}], dtype=object), allow_pickle=True)
     for person in (person1, person2):
         (person / "a10.npy").unlink()
@@ -176,12 +179,130 @@ def test_problems_are_reported_by_name(make_set):
         "persons of different length": ["a8"],
         "no motion file": ["a10"],
     }
-    assert "no caption: 2 (a5: empty file, a6: no file in annots)" in dataset.report.summary()
-    assert "no caption: 2 (a5: empty file, and 1 more)" in dataset.report.summary(names=1)
+    summary = dataset.report.summary()
+    assert "no caption: 2 (a5: no text in annots/a5.txt, a6: no file annots/a6.txt)" in summary
+    assert "no caption: 2 (a5: no text in annots/a5.txt, and 1 more)" in dataset.report.summary(names=1)
+    for label in (
+        "a1: no file person2/a1.npy",
+        "a2: .*person1/a2.npy: not a ",
+        "a3: person1/a3.npy: ",
+        "a10: no file ",
+    ):
+        assert re.search(rf"[(, ]{label}", summary), label
     assert not any("pickle.load" in detail for detail in dataset.report.problems["unreadable file"])
     assert "frame 7" in dataset.report.problems["not finite"][0]
     with pytest.raises(ValueError, match="10 of 11 items cannot be used"):
         InterHumanDataset(root, "train", strict=True)
+
+
+def array_bytes(array, **header):
+    """A .npy file of ``array`` that says something else of itself."""
+    file = io.BytesIO()
+    said = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape, **header}
+    np.lib.format.write_array_header_1_0(file, said)
+    return file.getvalue() + array.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (array_bytes(np.zeros((0, 492), np.float32)), "no frame: 1 (a1: person1/a1.npy)"),
+        (
+            array_bytes(np.zeros((40, 492), np.float32)),
+            "no facing direction: 1 (a1: person1/a1.npy: the hips of frame 0",
+        ),
+        (array_bytes(np.full((40, 492), 1e30, np.float32)), "out of range: 1 (a1: person1/a1.npy: frame 0 holds 1e+30"),
+        (array_bytes(np.full((40, 492), 1e300)), "not finite: 1 (a1: person1/a1.npy: frame 0)"),
+        (array_bytes(np.zeros((40, 492), np.int32)), "unreadable file: 1 (a1: person1/a1.npy: expected floating-point"),
+        (array_bytes(np.zeros((40, 492), complex)), "unreadable file: 1 (a1: "),
+        (array_bytes(np.zeros(9, np.float32), shape=(10**14, 492)), "unreadable file: 1 (a1: "),
+        (array_bytes(np.zeros((40, 492), np.float32), shape=(-1, 492)), "unreadable file: 1 (a1: "),
+        (array_bytes(np.zeros((40, 492), np.float32))[:-1], "unreadable file: 1 (a1: "),
+        (b"", "unreadable file: 1 (a1: "),
+        (None, "missing partner: 1 (a1: no file person1/a1.npy)"),  # a folder
+    ],
+)
+def test_one_bad_array_is_told_by_item_and_file_and_the_others_are_used(make_set, content, problem):
+    root = make_set((40,) * 3)
+    path = root / "motions_processed" / "person1" / "a1.npy"
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.warns(UserWarning, match=re.escape(problem)):
+        dataset = InterHumanDataset(root, "train", mirror=True, swap_persons=True)
+    assert dataset.names == ["a0", "a2"]
+    if "unreadable" in problem:
+        assert "person1/a1.npy" in dataset.report.summary()
+    assert compute_statistics(dataset, passes=4).mean.shape == (262,)
+
+
+def test_a_lost_track_of_either_person_in_any_frame_is_found(make_set):
+    root = make_set((40,) * 3)
+    for person, name, frame in (("person1", "a0", 12), ("person2", "a2", 38)):
+        path = root / "motions_processed" / person / f"{name}.npy"
+        motion = np.load(path)
+        motion[frame] = 0
+        np.save(path, motion)
+    with pytest.warns(UserWarning, match="2 of 3 items cannot be used"):
+        dataset = InterHumanDataset(root, "train")
+    assert dataset.report.problems == {
+        "no facing direction": [
+            "a0: person1/a0.npy: the hips of frame 12 lie above each other",
+            "a2: person2/a2.npy: the hips of frame 38 lie above each other",
+        ]
+    }
+
+
+@pytest.mark.parametrize("name", ["../outside", "a0/../../outside", "{root}/../outside", "..\\outside", "C:\\outside"])
+def test_names_do_not_lead_out_of_the_folder(make_set, name, tmp_path_factory):
+    root = make_set((40,) * 2)
+    outside = root / "motions_processed" / "outside.npy"
+    outside.write_bytes((root / "motions_processed" / "person1" / "a0.npy").read_bytes())
+    (root / "outside.txt").write_text("outside\n")
+    name = name.format(root=root / "annots")
+    (root / "split" / "train.txt").write_text(f"a0\n{name}\na1\n")
+    with pytest.warns(UserWarning, match="name that leads out of the folder: 1"):
+        dataset = InterHumanDataset(root, "train")
+    assert dataset.names == ["a0", "a1"]
+    assert repr(name) in dataset.report.summary()
+    with pytest.raises(ValueError, match="name that leads out of the folder"):
+        InterHumanDataset(root, "train", strict=True)
+
+
+def test_lists_and_captions_of_other_editors(make_set):
+    root = make_set((40,) * 4)
+    (root / "split" / "train.txt").write_bytes(b"\xef\xbb\xbfa0\r\n\x0ca1\ra2\r\na3")
+    (root / "ignore_list.txt").write_bytes(b"\xef\xbb\xbfa2\r\n")
+    (root / "annots" / "a0.txt").write_bytes("\ufefftwo people\u2028bow\r\n\x0c\r\nthey walk\x0c".encode())
+    (root / "annots" / "a1.txt").write_bytes("one bows\ncaf\u00e9".encode("latin-1"))
+    with pytest.warns(UserWarning, match=r"a1: .*annots/a1\.txt: line 2: expected UTF-8 text, got byte 0xe9"):
+        dataset = InterHumanDataset(root, "train")
+    assert dataset.names == ["a0", "a3"]
+    assert dataset.captions(0) == ("two people bow", "they walk")
+    for path in (root / "ignore_list.txt", root / "split" / "train.txt"):
+        path.write_text("a0\na1\n", encoding="utf-16")
+        with pytest.raises(ValueError, match=rf"{path.name}: line 1: expected UTF-8 text, got UTF-16"):
+            InterHumanDataset(root, "train")
+
+
+def test_captions_that_a_text_encoder_refuses_are_found_before_they_are_drawn(make_set):
+    root = make_set((40,) * 3)
+    (root / "annots" / "a1.txt").write_text("one bows\none turns left\n")
+    (root / "annots" / "a2.txt").write_text("the first turns left\n")
+
+    def check(caption):
+        if caption in ("one turns right", "the second turns left"):
+            raise ValueError(f"prompts: too long: {caption!r}")
+
+    plain = InterHumanDataset(root, "train")
+    plain.check_captions(check)
+    assert plain.names == ["a0", "a1", "a2"]
+    for options, kept in (({"mirror": True}, ["a0", "a2"]), ({"swap_persons": True}, ["a0", "a1"])):
+        dataset = InterHumanDataset(root, "train", **options)
+        with pytest.warns(UserWarning, match=r"caption that the text encoder refuses: 1 \(a[12]: prompts: too long: '"):
+            dataset.check_captions(check)
+        assert dataset.names == kept == [dataset[i]["name"] for i in range(len(dataset))]
+        with pytest.raises(ValueError, match="1 of 3 items cannot be used"):
+            InterHumanDataset(root, "train", **options, strict=True).check_captions(check)
 
 
 def test_nan_in_unused_columns_is_harmless(make_set):

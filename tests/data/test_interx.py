@@ -140,6 +140,62 @@ def test_a_broken_folder_is_reported_by_name(rng: np.random.Generator, interx_fo
     }
 
 
+def test_an_odd_entry_is_told_and_the_others_are_used(rng: np.random.Generator, interx_folder, tmp_path) -> None:
+    h5py = pytest.importorskip("h5py")
+    good = rng.normal(size=(30, 55, 24)).astype(np.float32)
+    root = interx_folder({"train": {"G1": good, "G9": good}})
+    with h5py.File(tmp_path / "outside.h5", "w") as file:
+        file["secret"] = good
+    (tmp_path / "outside.bin").write_bytes(good.tobytes())
+    with h5py.File(root / "motions" / "train.h5", "a") as file:
+        file.create_group("group")["x"] = good
+        file["text"] = "hello"
+        file["whole"] = good.astype(np.int64)
+        file["nowhere"] = h5py.SoftLink("/absent")
+        file["inside"] = h5py.SoftLink("/G1")
+        file["elsewhere"] = h5py.ExternalLink(str(tmp_path / "outside.h5"), "secret")
+        file["through"] = h5py.ExternalLink(str(tmp_path / "outside.h5"), "/")
+        outside = [(str(tmp_path / "outside.bin"), 0, h5py.h5f.UNLIMITED)]
+        file.create_dataset("raw", shape=good.shape, dtype="f4", external=outside)
+        layout = h5py.VirtualLayout(good.shape, "f4")
+        layout[:] = h5py.VirtualSource(tmp_path / "outside.h5", "secret", good.shape)
+        file.create_virtual_dataset("virtual", layout)
+        file.create_dataset("huge", shape=(10**9, 55, 24), dtype="f4", chunks=(1, 55, 24))
+        file["positions"] = rng.normal(size=(30, 56, 6)).astype(np.float32)
+        names = [*file, "through/secret", "/G1"]
+    (root / "splits" / "train.txt").write_text("\n".join(names))
+    for name in names:
+        if not name.startswith("/") and "/" not in name:
+            (root / "texts_processed" / f"{name}.txt").write_text("they bow#they/PRON#0#0\n")
+    (root / "texts_processed" / "through").mkdir()
+    (root / "texts_processed" / "through" / "secret.txt").write_text("they bow\n")
+    with pytest.warns(UserWarning, match="12 of 15 items cannot be used"):
+        dataset = MotionDataset(INTERX, root, "train")
+    assert sorted(dataset.names) == ["G1", "G9", "inside"]
+    problems = {
+        kind.split(":")[0]: sorted(detail.split(":")[0] for detail in details)
+        for kind, details in dataset.report.problems.items()
+    }
+    assert problems == {
+        "unreadable array": ["group", "nowhere", "text", "whole"],
+        "array of another file": ["elsewhere", "raw", "through", "through/secret", "virtual"],
+        "wrong shape": ["huge"],
+        "skeleton": ["positions"],
+        "name that leads out of the folder": ["'/G1'"],
+    }
+    with pytest.raises(ValueError, match="12 of 15 items cannot be used"):
+        MotionDataset(INTERX, root, "train", strict=True)
+
+
+def test_a_line_without_a_caption_is_none(rng: np.random.Generator, interx_folder) -> None:
+    root = interx_folder({"train": dict.fromkeys(("G1", "G2"), rng.normal(size=(30, 55, 24)))})
+    (root / "texts_processed" / "G1.txt").write_text("#a/DET#0#0\nthey bow#they/PRON#0#0\n")
+    (root / "texts_processed" / "G2.txt").write_text("#a/DET#0#0\n \n")
+    with pytest.warns(UserWarning, match=r"G2: no line of texts_processed/G2\.txt has a caption before its first #"):
+        dataset = MotionDataset(INTERX, root, "train")
+    assert [dataset.captions(i) for i in range(len(dataset))] == [("they bow",)]
+
+
 def test_files_that_are_no_hdf5_and_absent_ones(interx_folder, rng: np.random.Generator) -> None:
     root = interx_folder({"train": {"G1": _raw(rng, 30)}}, texts="texts")
     assert InterXReader(root, skeleton=_rest(rng)).read("train", "G1")[0].captions[1] == "they hug"
@@ -164,8 +220,13 @@ def test_skeleton_files(tmp_path, rng: np.random.Generator) -> None:
     np.testing.assert_allclose(load_skeleton(tmp_path / "model.npz"), regressor @ vertices, rtol=1e-5)
     np.save(tmp_path / "short.npy", rest[:22])
     np.savez(tmp_path / "other.npz", a=vertices)
-    for name in ("short.npy", "other.npz"):
-        with pytest.raises(ValueError, match=rf"{name}: expected \(55, 3\) joint positions"):
+    np.savez(tmp_path / "thin.npz", J_regressor=regressor, v_template=vertices[:9])
+    for name, message in (
+        ("short.npy", r"expected \(55, 3\) joint positions .*, got shape \(22, 3\)"),
+        ("other.npz", "not a readable archive of the arrays .'J_regressor', 'v_template'."),
+        ("thin.npz", r"expected \(55, 3\) joint positions .*, got shapes \(55, 100\) and \(9, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: {message}"):
             load_skeleton(tmp_path / name)
 
 
