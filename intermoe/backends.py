@@ -29,6 +29,10 @@ _forced: contextvars.ContextVar[str | None] = contextvars.ContextVar("intermoe_b
 _loaded: dict[str, Backend | ImportError] = {}
 
 
+class BackendError(RuntimeError, ValueError):
+    """A backend was forced that cannot serve."""
+
+
 def available() -> dict[str, Status]:
     """Every backend with its status on this machine, fastest first."""
     return {name: _status(name) for name in NAMES}
@@ -54,7 +58,7 @@ def check(name: str, source: str = "backend") -> None:
     if name not in NAMES:
         raise ValueError(f"{source}: expected one of {NAMES}, got unknown backend {name!r}")
     if not _status(name).usable:
-        raise RuntimeError(_refusal(f"{source}: expected a usable backend, got {name!r}, which is not usable here"))
+        raise BackendError(_refusal(f"{source}: expected a usable backend, got {name!r}, which is not usable here"))
 
 
 @contextmanager
@@ -96,7 +100,7 @@ def resolve(device: torch.device, dtype: torch.dtype, requested: str | None = No
     if forced not in NAMES:
         raise ValueError(f"{source}: expected one of {NAMES}, got unknown backend {forced!r}")
     if problem := _problem(forced, device, dtype):
-        raise RuntimeError(_refusal(f"{source}={forced!r} cannot serve {dtype} on {device}: {problem}"))
+        raise BackendError(_refusal(f"{source}={forced!r} cannot serve {dtype} on {device}: {problem}"))
     return forced
 
 

@@ -19,6 +19,7 @@ from intermoe.config import Config, _require, check_integer
 from intermoe.motion.representation import Representation
 from intermoe.reading import read_json
 from intermoe.registry import Registry
+from intermoe.text.protocol import check_prompts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -169,6 +170,7 @@ class MotionPipeline(ABC):
 
     def check_text(self, prompts: Sequence[str]) -> None:
         """Raise ``ValueError`` for a prompt that the system's text encoder refuses, without its work."""
+        check_prompts(prompts)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of ``prompt`` that training never showed, in order, each once."""

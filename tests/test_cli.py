@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from intermoe import cli
+from intermoe import backends, cli
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
@@ -97,6 +97,33 @@ def test_prompts_of_a_file_in_batches(run: Run, model: Path, tmp_path: Path, mon
     assert found == {"they bow": 5, "two people bow": 6, "they turn": 7, "the first dancer": 8}
 
 
+def test_a_file_of_prompts_as_other_editors_write_it(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes("\ufefftwo people bow\r\n\r\x0cthey\u2028turn\x85left\r\n".encode())
+    options = ("--model", model, "--frames", 16, "--steps", 1, "--format", "npz")
+    result = run("generate", "--prompts", "prompts.txt", *options)
+    assert result.exit_code == 0, result.output
+    prompts = [str(np.load(tmp_path / line)["prompt"]) for line in result.stdout.split()]
+    assert prompts == ["two people bow", "they turn left"]
+
+
+def test_what_cannot_be_done_with_a_prompt_is_told_by_file_and_line(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.txt").write_text(f"bow\n\n{'bow ' * 40}\nbow\n")
+    options = ("--model", model, "--frames", 16, "--steps", 1, "--format", "npz")
+    refused(
+        run("generate", "bow", "--prompts", "prompts.txt", *options),
+        "prompts.txt: line 3: prompts: expected at most max_tokens=16 word pieces, got 41",
+    )
+    refused(run("generate", "bow", "bow " * 40, *options), "error: prompts: expected at most max_tokens=16")
+    monkeypatch.setenv("INTERMOE_BACKEND", "abacus")
+    refused(run("generate", "bow", *options), "INTERMOE_BACKEND: unknown backend 'abacus'")
+    if not backends.available()["triton"].usable:
+        monkeypatch.setenv("INTERMOE_BACKEND", "triton")
+        refused(run("generate", "bow", *options), "INTERMOE_BACKEND='triton' cannot serve torch.float32 on cpu")
+    assert not (tmp_path / "results").exists()
+
+
 def test_unknown_words_are_reported(run: Run, model: Path) -> None:
     options = ("--model", model, "--frames", 16, "--steps", 1, "--format", "npz")
     result = run("generate", "Two astronauts bow, two astronauts juggle", *options)
@@ -112,7 +139,14 @@ class TestRefusals:
             ((), "prompts: expected at least one"),
             (("bow", "  "), "a prompt must not be empty"),
             (("",), "a prompt must not be empty"),
-            (("bow", "--prompts", "absent.txt"), "absent.txt"),
+            (("bow", "--prompts", "absent.txt"), "--prompts: [Errno 2] No such file or directory: 'absent.txt'"),
+            (("bow", "--prompts", "utf16.txt"), "--prompts: utf16.txt: line 1: expected UTF-8 text, got UTF-16"),
+            (("bow", "--prompts", "latin1.txt"), "--prompts: latin1.txt: line 2: expected UTF-8 text, got byte 0xe9"),
+            (("bow", "--prompts", "nul.txt"), "--prompts: nul.txt: line 1: expected UTF-8 text, got a NUL byte"),
+            (("bow", "--prompts", "empty"), "--prompts: [Errno 21] Is a directory: 'empty'"),
+            (("--prompts", "blank.txt"), "prompts: expected at least one"),
+            # as Python hands on an argument that is not UTF-8
+            (("bow", "caf\udce9 dance"), r"prompts: expected UTF-8 text, got 'caf\udce9 dance'"),
             (("bow", "--frames", 0), "--frames: must be in ["),
             (("bow", "--frames", 7), "--frames: must be in ["),
             (("bow", "--frames", 100000), "--frames: must be in ["),
@@ -127,6 +161,15 @@ class TestRefusals:
     )
     def test_generate(self, run: Run, model: Path, tmp_path: Path, arguments: tuple[Any, ...], message: str) -> None:
         (tmp_path / "file").touch()
+        (tmp_path / "empty").mkdir()
+        texts = {
+            "utf16": "bow".encode("utf-16"),
+            "latin1": b"bow\rcaf\xe9",
+            "nul": b"b\0ow",
+            "blank": b"\xef\xbb\xbf\r\n\x0c",
+        }
+        for name, content in texts.items():
+            (tmp_path / f"{name}.txt").write_bytes(content)
         if "--model" not in arguments:
             arguments = (*arguments, "--model", model)
         refused(run("generate", *arguments), message)
@@ -236,7 +279,7 @@ def test_the_pipeline_needs_no_pretrained_library() -> None:
 def test_leaving_early_loses_nothing(ending: str, status: int, words: str) -> None:
     script = f"""
 import atexit, threading, time
-from intermoe import cli
+from intermoe import backends, cli
 def command():
     atexit.register(print, "handled")
     threading.Thread(target=lambda: (time.sleep(0.2), print("threaded"))).start()

@@ -77,6 +77,9 @@ def load_pipeline(
     model: str, device: str, *, frames: int | None = None, scheduler: str | None = None
 ) -> MotionPipeline:
     """The pipeline; what its configuration alone can refuse is refused before the weights are read."""
+    import torch
+
+    from intermoe import backends
     from intermoe.pipeline import SYSTEMS, MotionPipeline, model_config
 
     config = model_config(model)
@@ -87,7 +90,9 @@ def load_pipeline(
     schedulers = SYSTEMS[config.system].schedulers
     if scheduler is not None and scheduler not in schedulers:
         raise ValueError(f"--scheduler: must be one of {', '.join(schedulers)}, got {scheduler!r}")
-    return MotionPipeline.from_pretrained(model, device=usable_device(device))
+    place = usable_device(device)
+    backends.resolve(place, torch.float32)  # refuses what is forced and cannot serve
+    return MotionPipeline.from_pretrained(model, device=place)
 
 
 def usable_device(name: str) -> torch.device:

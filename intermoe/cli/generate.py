@@ -66,7 +66,7 @@ def generate(
         check_folder(out)
         pipeline = load_pipeline(model, device, frames=frames, scheduler=scheduler)
         num_frames = frames or min(DEFAULT_FRAMES, pipeline.config.max_frames)
-        pipeline.check(chosen, num_frames)
+        _check_prompts(pipeline, chosen, num_frames, prompts_file)
         for prompt in chosen:
             _warn_of_unknown_words(pipeline, prompt)
         out.mkdir(parents=True, exist_ok=True)
@@ -98,15 +98,34 @@ def generate(
 
 
 def _collect_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
+    """The prompts given as arguments, then those of the file, a line each."""
+    from intermoe.reading import numbered_lines
+    from intermoe.text.protocol import check_prompts
+
     chosen = list(prompts)
     if file is not None:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        chosen += [line.strip() for line in lines if line.strip()]
+        try:
+            chosen += [line for _, line in numbered_lines(file)]
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--prompts: {error}") from error
     if not chosen:
         raise ValueError("prompts: expected at least one, as an argument or in the file of --prompts, got none")
     if not all(prompt.strip() for prompt in chosen):
         raise ValueError("prompts: a prompt must not be empty")
-    return chosen
+    return check_prompts(chosen)
+
+
+def _check_prompts(pipeline: MotionPipeline, chosen: Sequence[str], num_frames: int, file: Path | None) -> None:
+    """Refuse what the model cannot take, by file and line, before anything is sampled."""
+    from intermoe.reading import numbered_lines
+
+    read = [] if file is None else [f"{file}: line {number}: " for number, _ in numbered_lines(file)]
+    places = [""] * (len(chosen) - len(read)) + read
+    for place, prompt in zip(places, chosen, strict=True):
+        try:
+            pipeline.check([prompt], num_frames)
+        except ValueError as error:
+            raise ValueError(f"{place}{error}") from None
 
 
 def _warn_of_unknown_words(pipeline: MotionPipeline, prompt: str) -> None:

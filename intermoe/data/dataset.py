@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -211,11 +211,11 @@ class MotionDataset(Dataset[MotionItem]):
         """All captions of an item as written, before any mirroring or exchange."""
         return self._clips.captions[self._indices[index]]
 
-    def check_captions(self, check: Callable[[str], object]) -> None:
+    def check_captions(self, check: Callable[[Sequence[str]], object]) -> None:
         """Leave out the items with a caption that ``check`` refuses, as written or as it may be drawn.
 
         Args:
-            check: raises ``ValueError`` for a caption that the text encoder cannot take (``TextEncoder.check``).
+            check: raises ``ValueError`` for captions of which the text encoder cannot take one (``TextEncoder.check``).
 
         Raises:
             ValueError: there is one and the data set is strict, or nothing is left.
@@ -223,8 +223,7 @@ class MotionDataset(Dataset[MotionItem]):
         kept = []
         for index, name in enumerate(self.names):
             try:
-                for caption in self._variants(index):
-                    check(caption)
+                check(self._variants(index))
             except ValueError as error:
                 self.report.add(ItemError("caption that the text encoder refuses", f"{name}: {error}"))
             else:

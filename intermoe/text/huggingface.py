@@ -47,18 +47,23 @@ class HuggingFaceTextEncoder(TextEncoder):
         moved: HuggingFaceTextEncoder = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return moved
 
-    def check(self, prompt: str) -> None:
-        """Raise ``ValueError`` for a prompt that is no text, or longer than ``max_tokens`` tokens."""
-        super().check(prompt)
-        self._check_length(prompt, len(self._tokenizer(prompt)["input_ids"]))
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raise ``ValueError`` for a prompt over ``max_tokens`` tokens."""
+        self._tokens(prompts)
 
-    def forward(self, prompts: Sequence[str]) -> Tensor:
-        """Embed ``prompts``: (B, output_dim) float32. Raises ``ValueError`` for a prompt over ``max_tokens`` tokens."""
+    def _tokens(self, prompts: Sequence[str]) -> Any:
         encoded = self._tokenizer(check_prompts(prompts), padding=True, return_tensors="pt")
         if encoded["input_ids"].shape[1] > self.config.max_tokens:
             lengths = encoded["attention_mask"].sum(1)
-            self._check_length(prompts[int(lengths.argmax())], int(lengths.max()))
-        encoded = encoded.to(self.output.weight.device)
+            raise ValueError(
+                f"prompts: expected at most max_tokens={self.config.max_tokens} tokens, got {int(lengths.max())} "
+                f"in {prompts[int(lengths.argmax())][:60]!r}..."
+            )
+        return encoded
+
+    def forward(self, prompts: Sequence[str]) -> Tensor:
+        """Embed ``prompts``: (B, output_dim) float32. Raises ``ValueError`` for a prompt over ``max_tokens`` tokens."""
+        encoded = self._tokens(prompts).to(self.output.weight.device)
         mask = encoded["attention_mask"].bool()
         with torch.no_grad():
             states = self._frozen[0](**encoded).last_hidden_state
@@ -66,11 +71,6 @@ class HuggingFaceTextEncoder(TextEncoder):
         states = self.transformer(states, src_key_padding_mask=~mask)
         result: Tensor = self.output(masked_mean(self.norm(states), mask)).float()
         return result
-
-    def _check_length(self, prompt: str, length: int) -> None:
-        if length > self.config.max_tokens:
-            most = self.config.max_tokens
-            raise ValueError(f"prompts: expected at most max_tokens={most} tokens, got {length} in {prompt[:60]!r}...")
 
 
 def _load_frozen(name_or_path: str) -> Any:

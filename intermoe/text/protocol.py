@@ -69,9 +69,9 @@ class TextEncoder(nn.Module, ABC):
     def forward(self, prompts: Sequence[str]) -> Tensor:
         """Embed ``prompts`` (B strings): float32 (B, output_dim), on the device of the weights."""
 
-    def check(self, prompt: str) -> None:
-        """Raise ``ValueError`` for a prompt that ``forward`` would refuse, at next to no cost."""
-        check_prompts([prompt])
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raise ``ValueError`` for what ``forward`` would refuse in ``prompts``, without its work."""
+        check_prompts(prompts)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of ``prompt`` that training never showed to the encoder, in order, each once; pretrained ones: none."""

@@ -140,10 +140,10 @@ class WordPieceTextEncoder(TextEncoder):
             )
         return ids
 
-    def check(self, prompt: str) -> None:
-        """Raise ``ValueError`` for a prompt that is no text, or longer than ``max_tokens`` word pieces."""
-        super().check(prompt)
-        self.token_ids(prompt)
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raise ``ValueError`` for a prompt that is too long."""
+        for prompt in check_prompts(prompts):
+            self.token_ids(prompt)
 
     def forward(self, prompts: Sequence[str]) -> Tensor:
         """Embed ``prompts``: (B, output_dim) float32. Raises ``ValueError`` for a prompt that is too long."""
