@@ -271,9 +271,10 @@ class MotionDataset(Dataset[MotionItem]):
         return indices
 
     def _complain(self) -> None:
+        told = f"{self.root}: split {self.split!r}: {self.report.summary()}"
         if self.report.count and (self.strict or not self.names):
-            raise ValueError(f"{self.root}: {self.report.summary()}")
+            raise ValueError(told)
         if not self.names:
             raise ValueError(f"{self.root}: split {self.split!r} names no item")
         if self.report.count:
-            warnings.warn(f"{self.root}: {self.report.summary()}", stacklevel=4)
+            warnings.warn(told, stacklevel=4)

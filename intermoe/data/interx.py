@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from intermoe.data.items import Clip, DataSet, ItemError, absent, check_values, read_captions, read_lines
+from intermoe.data.items import LARGEST, Clip, DataSet, ItemError, absent, check_values, read_captions, read_lines
 from intermoe.motion.arrays import Array
 from intermoe.motion.interx import FPS, INTERX, JOINT_WIDTH, NUM_JOINTS, raw_motion
 from intermoe.motion.rotations import rotation_matrices, rows_rot6d
@@ -155,8 +155,8 @@ def load_skeleton(path: Path) -> Array:
         skeleton = regressor @ vertices
     else:
         skeleton = read_npy(path)
-    if skeleton.shape != (NUM_JOINTS, 3) or not np.isfinite(skeleton).all():
-        raise ValueError(f"{expected}, got shape {skeleton.shape}")
+    if skeleton.shape != (NUM_JOINTS, 3) or not np.abs(skeleton).max() < LARGEST:
+        raise ValueError(f"{expected}, in metres, got shape {skeleton.shape}")
     return skeleton.astype(np.float32)
 
 

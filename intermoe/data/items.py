@@ -15,7 +15,7 @@ from intermoe.motion.representation import Representation
 from intermoe.reading import numbered_lines, read_npy
 
 # In metres and radians nothing that people do comes near: beyond it a number is broken, and the next sum infinite.
-_LARGEST = 1e4
+LARGEST = 1e4
 
 
 class MotionItem(TypedDict):
@@ -207,6 +207,6 @@ def check_values(values: Array, label: str) -> None:
     flat = np.abs(values.reshape(len(values), -1)).max(axis=1)
     if not np.isfinite(flat).all():
         raise ItemError("not finite", f"{label}: frame {int(np.argmin(np.isfinite(flat)))}")
-    if (flat > _LARGEST).any():
-        frame = int(np.argmax(flat > _LARGEST))
-        raise ItemError("out of range", f"{label}: frame {frame} holds {flat[frame]:g}, expected at most {_LARGEST:g}")
+    if (flat > LARGEST).any():
+        frame = int(np.argmax(flat > LARGEST))
+        raise ItemError("out of range", f"{label}: frame {frame} holds {flat[frame]:g}, expected at most {LARGEST:g}")
