@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -211,28 +210,6 @@ class MotionDataset(Dataset[MotionItem]):
         """All captions of an item as written, before any mirroring or exchange."""
         return self._clips.captions[self._indices[index]]
 
-    def check_captions(self, check: Callable[[Sequence[str]], object]) -> None:
-        """Leave out the items with a caption that ``check`` refuses, as written or as it may be drawn.
-
-        Args:
-            check: raises ``ValueError`` for captions of which the text encoder cannot take one (``TextEncoder.check``).
-
-        Raises:
-            ValueError: there is one and the data set is strict, or nothing is left.
-        """
-        kept = []
-        for index, name in enumerate(self.names):
-            try:
-                check(self._variants(index))
-            except ValueError as error:
-                self.report.add(ItemError("caption that the text encoder refuses", f"{name}: {error}"))
-            else:
-                kept.append(index)
-        if len(kept) < len(self):
-            self._indices, self.names = [self._indices[i] for i in kept], [self.names[i] for i in kept]
-            self._drawn.clear()
-            self._complain()
-
     def set_epoch(self, epoch: int) -> None:
         """Choose what is drawn next; running workers see it from their next item on."""
         if epoch < 0:
@@ -246,15 +223,6 @@ class MotionDataset(Dataset[MotionItem]):
                 del self._drawn[next(iter(self._drawn))]
             self._drawn[epoch] = np.random.default_rng((self.seed, epoch)).random((len(self), 4))
         return self._drawn[epoch]
-
-    def _variants(self, index: int) -> list[str]:
-        """Every caption of an item that can be drawn."""
-        captions = list(self.captions(index))
-        if self.mirror:
-            captions += [mirror_caption(caption) for caption in captions]
-        if self.swap_persons:
-            captions += [swap_caption(caption) for caption in captions]
-        return captions
 
     def _taken(self, index: int) -> int:
         """Source frames of item ``index``."""

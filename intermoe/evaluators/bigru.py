@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from intermoe.config import Config, _require
 from intermoe.evaluators.evaluator import Evaluator
-from intermoe.evaluators.words import CATEGORIES, encode
+from intermoe.evaluators.words import CATEGORIES, END, START, UNKNOWN, encode
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.text.protocol import pad_token_ids
 
@@ -90,9 +90,15 @@ class BiGRUEvaluator(Evaluator):
 
     def __init__(self, config: BiGRUConfig, words: str | None) -> None:
         super().__init__()
-        listed = json.loads(words) if words is not None else None
-        if not isinstance(listed, list) or len(listed) != config.vocab_size:
-            raise ValueError(f"words: expected a JSON list of vocab_size={config.vocab_size} words")
+        try:
+            listed = json.loads(words) if words is not None else None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"words: expected a JSON list of words: {error}") from error
+        if not isinstance(listed, list) or not all(isinstance(word, str) for word in listed):
+            raise ValueError("words: expected a JSON list of words")
+        if len(set(listed)) != config.vocab_size or not {START, END, UNKNOWN} <= set(listed):
+            known = f"{START}, {END} and {UNKNOWN}"
+            raise ValueError(f"words: expected vocab_size={config.vocab_size} different words with {known}")
         self.config = config
         self.representation = config.representation
         self.tokenizer_json = words

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from intermoe.checkpoints import load_module, load_safetensors
 from intermoe.config import Config
 from intermoe.files import replacing
 from intermoe.nn.init import SkipRandomInit
+from intermoe.reading import read_json, read_text
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
 
@@ -81,24 +83,21 @@ def load_evaluator(folder: str | Path, *, device: str | torch.device = "cpu") ->
                 "'intermoe convert' of a published evaluator's checkpoint"
             )
     path = folder / CONFIG_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    values = read_json(path)
     kind = values.pop("kind", None) if isinstance(values, dict) else None
     evaluator: Evaluator
     tokenizer = folder / TOKENIZER_FILE
-    content = tokenizer.read_text(encoding="utf-8") if tokenizer.exists() else None
-    if kind == InterClip.kind:
-        config = InterClipConfig.from_dict(values, where=str(path))
-        with SkipRandomInit():  # every weight is read below
-            evaluator = InterClip(config, content)
-    elif kind == BiGRUEvaluator.kind:
-        evaluator = BiGRUEvaluator(BiGRUConfig.from_dict(values, where=str(path)), content)
-    else:
+    content = read_text(tokenizer) if tokenizer.exists() else None
+    if kind not in (InterClip.kind, BiGRUEvaluator.kind):
         raise ValueError(f"{path}: kind must be one of {(InterClip.kind, BiGRUEvaluator.kind)}, got {kind!r}")
     try:
-        evaluator.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except Exception as error:
-        raise ValueError(f"{folder / WEIGHTS_FILE}: does not fit {CONFIG_FILE}: {error}") from error
+        if kind == InterClip.kind:
+            config = InterClipConfig.from_dict(values)
+            with SkipRandomInit():  # every weight is read below
+                evaluator = InterClip(config, content)
+        else:
+            evaluator = BiGRUEvaluator(BiGRUConfig.from_dict(values), content)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    load_module(evaluator, load_safetensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)
     return evaluator.to(device).eval().requires_grad_(False)

@@ -18,6 +18,7 @@ from intermoe.evaluators.interclip import InterClip, InterClipConfig, InterClipM
 from intermoe.evaluators.words import read_word_vectors
 from intermoe.nn.init import SkipRandomInit
 from intermoe.nn.layers import sinusoid
+from intermoe.reading import read_npy
 from intermoe.text.protocol import TextConfig
 
 TEXT_HEADS = 8
@@ -186,11 +187,9 @@ def _read_module(reader: StrictReader, prefix: str, module: nn.Module) -> None:
 
 def _read_vector(path: Path, size: int) -> npt.NDArray[np.float32]:
     try:
-        values = np.load(path, allow_pickle=False)
+        values = read_npy(path)
     except FileNotFoundError:
         raise FileNotFoundError(f"stats: no {path}; the evaluator's publisher has it") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a readable array: {error}") from error
     if values.shape != (size,):
         raise ValueError(f"{path}: expected shape ({size},), got {values.shape}")
     return values.astype(np.float32)

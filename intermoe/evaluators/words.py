@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from intermoe.reading import first_line, numbered_lines, read_npy
+
 CATEGORIES = (
     *("VERB", "NOUN", "DET", "ADP", "NUM", "AUX", "PRON", "ADJ", "ADV"),
     *("Loc_VIP", "Body_VIP", "Obj_VIP", "Act_VIP", "Desc_VIP", "OTHER"),
@@ -63,13 +65,12 @@ def read_word_vectors(folder: Path, prefix: str) -> tuple[list[str], npt.NDArray
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"words: {folder} holds no {path.name}; the evaluator's publisher has it")
-    try:
-        vectors = np.load(paths[0], allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{paths[0]}: not a readable array: {error}") from error
+    vectors = read_npy(paths[0])
     words = _strings(paths[1])
-    if vectors.ndim != 2 or len(vectors) != len(words):
-        raise ValueError(f"{paths[0]}: expected a vector for each of {len(words)} words, got shape {vectors.shape}")
+    if vectors.ndim != 2 or len(vectors) != len(words) or not np.isfinite(vectors).all():
+        raise ValueError(
+            f"{paths[0]}: expected a finite vector for each of {len(words)} words, got shape {vectors.shape}"
+        )
     missing = [word for word in (START, END, UNKNOWN) if word not in words]
     if missing or len(set(words)) != len(words):
         raise ValueError(f"{paths[1]}: expected different words with {START}, {END} and {UNKNOWN}, missing {missing}")
@@ -85,8 +86,8 @@ def _strings(path: Path) -> list[str]:
                 raise ValueError(f"instruction {opcode.name}")
             if opcode.name in _STRINGS:
                 strings.append(str(argument))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected a list of words and nothing else, got {error}") from error
+    except Exception as error:  # of broken bytes the parser raises whatever it stumbles over
+        raise ValueError(f"{path}: expected a list of words and nothing else, got {first_line(error)}") from error
     return strings
 
 
@@ -94,18 +95,17 @@ def read_texts(folder: Path) -> dict[str, str]:
     """Caption to ``word/POS ...`` from all lines ``caption#word/POS ...#start#end`` of the files in ``folder``.
 
     Raises:
-        FileNotFoundError: no such folder or no text file in it. ValueError: a line without words; names the file.
+        FileNotFoundError: no such folder or no text file in it. ValueError: a line without words; names file and line.
     """
     files: Sequence[Path] = sorted(folder.glob("*.txt"))
     if not files:
         raise FileNotFoundError(f"texts: {folder} holds no .txt file with captions and their words")
     texts = {}
     for path in files:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if not line.strip():
-                continue
+        for number, line in numbered_lines(path):
             parts = line.split("#")
             if len(parts) < 2 or "/" not in parts[1]:
-                raise ValueError(f"{path}: expected lines 'caption#word/POS word/POS ...#start#end', got {line[:80]!r}")
+                expected = "expected 'caption#word/POS word/POS ...#start#end'"
+                raise ValueError(f"{path}: line {number}: {expected}, got {line[:80]!r}")
             texts[parts[0].strip()] = parts[1].strip()
     return texts

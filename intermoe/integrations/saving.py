@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from intermoe.checkpoints import load_safetensors
 from intermoe.integrations.adapters import BlockAdapter
 from intermoe.integrations.replace import CONFIG_KEY, Replacement, find_slots, install, make_feed_forward
+from intermoe.reading import read_json
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -53,8 +54,6 @@ def load_pretrained(
     Returns:
         The model in evaluation mode. Every weight must be there and none may be left over.
     """
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"folder: {folder} is no folder; download a model of a hub first (snapshot_download)")
@@ -66,8 +65,7 @@ def load_pretrained(
     files = [folder / f"{WEIGHTS}{middle}.safetensors"]
     index = folder / f"{WEIGHTS}.safetensors.index{middle}.json"
     if index.exists():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        files = [folder / name for name in sorted(set(shards))]
+        files = [folder / name for name in _shards(index)]
     state: dict[str, Any] = {}
     for file in files:
         if not file.exists():
@@ -76,7 +74,7 @@ def load_pretrained(
                 f"folder: {file} not found, there are {there}; save_pretrained writes it with safe_serialization=True, "
                 "and with the variant in its name if it is given one"
             )
-        state |= load_file(file)
+        state |= load_safetensors(file)
     model = model_class.from_config(config)
     reapply_replacement(model, note, adapters=adapters)
     dtype = next(value.dtype for name, value in state.items() if not name.endswith("selection_bias"))
@@ -84,3 +82,13 @@ def load_pretrained(
         model.to(dtype)
     model.load_state_dict(state)
     return model.eval()
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index lists, which lie beside it."""
+    values = read_json(index)
+    listed = values.get("weight_map") if isinstance(values, dict) else None
+    names = list(listed.values()) if isinstance(listed, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ValueError(f"{index}: expected a weight_map of tensors to names of files beside it")
+    return sorted(set(names))

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from intermoe.checkpoints import load_module, load_safetensors
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.items import MotionItem
 from intermoe.data.sets import train_statistics
@@ -177,8 +178,10 @@ def load_vae_folder(folder: str | Path) -> tuple[CausalSkeletalVAE, Statistics]:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"vae: {folder} holds no {name}")
     vae = CausalSkeletalVAE(VAEConfig.load(folder / "config.json"))
-    try:
-        vae.load_state_dict(load_file(folder / "model.safetensors"))
-    except RuntimeError as error:
-        raise ValueError(f"{folder / 'model.safetensors'}: does not fit config.json: {error}") from error
-    return vae.eval().requires_grad_(False), Statistics.load(folder / "statistics.json")
+    weights = folder / "model.safetensors"
+    load_module(vae, load_safetensors(weights), weights)
+    statistics = Statistics.load(folder / "statistics.json")
+    columns = vae.representation.frame_shape[-1]
+    if len(statistics.mean) != columns:
+        raise ValueError(f"{folder / 'statistics.json'}: expected {columns} columns, got {len(statistics.mean)}")
+    return vae.eval().requires_grad_(False), statistics

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from intermoe import official
 from intermoe.evaluators.evaluator import load_evaluator, save_evaluator
+from intermoe.evaluators.words import read_texts
 from intermoe.text.protocol import TextConfig
 
 VOCABULARY, WIDTH = 40, 16
@@ -233,3 +235,54 @@ def test_folders_that_hold_no_evaluator(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match="kind must be one of"):
         load_evaluator(tmp_path)
+
+
+def test_a_broken_evaluator_is_told_by_file_and_key(bigru_files: Path) -> None:
+    folder = bigru_files / "out"
+    save_evaluator(folder, official.load_bigru(bigru_files / "interx.tar", "interx", bigru_files))
+    words, weights = folder / "tokenizer.json", folder / "model.safetensors"
+    whole = words.read_text()
+    for broken in (
+        "[",
+        "3",
+        '["sos", "eos", "unk", "walk", "walk"]',
+        '["sos", "eos", "unk", "walk", [1]]',
+        "[1, 2, 3, 4, 5]",
+    ):
+        words.write_text(broken)
+        with pytest.raises(ValueError, match=r"out: words: expected"):
+            load_evaluator(folder)
+    words.write_text(whole)
+    tensors = load_file(weights)
+    for key, value, message in (
+        ("vectors", tensors["vectors"] * torch.nan, "is not finite"),
+        ("vectors", tensors["vectors"].int(), "must be float16 or"),
+        ("vectors", tensors["vectors"][:2], "must have shape"),
+    ):
+        save_file({**tensors, key: value}, weights)
+        with pytest.raises(ValueError, match=rf"model\.safetensors: '{key}' {message}"):
+            load_evaluator(folder)
+    weights.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a readable safetensors file"):
+        load_evaluator(folder)
+
+
+def test_a_checkpoint_that_is_not_finite_is_told_by_key(bigru_files: Path) -> None:
+    path = bigru_files / "interx.tar"
+    checkpoint = torch.load(path, weights_only=True)
+    for value, message in ((torch.nan, r"is not finite at \[0, 0\]"), (1, "must be float16 or .*, got int64")):
+        weight = torch.full_like(
+            checkpoint["motion_encoder"]["input_emb.weight"], value, dtype=torch.tensor(value).dtype
+        )
+        torch.save({**checkpoint, "motion_encoder": {**checkpoint["motion_encoder"], "input_emb.weight": weight}}, path)
+        with pytest.raises(ValueError, match=f"motion_encoder: 'input_emb.weight' {message}"):
+            official.load_bigru(path, "interx", bigru_files)
+
+
+def test_captions_and_words_are_told_by_line(tmp_path: Path) -> None:
+    path = tmp_path / "1.txt"
+    path.write_bytes("\ufeffa man\u2028walks#a/DET man/NOUN#0#0\r\n\r\nno words\r\n".encode())
+    with pytest.raises(ValueError, match=r"1\.txt: line 3: expected 'caption#word/POS .*', got 'no words'"):
+        read_texts(tmp_path)
+    path.write_bytes(path.read_bytes()[:-10])
+    assert read_texts(tmp_path) == {"a man walks": "a/DET man/NOUN"}

@@ -291,3 +291,11 @@ def test_a_variant_is_asked_for_by_its_name(hosts: dict[str, Any], tmp_path: Pat
         assert loaded.dtype == torch.float16
         expected = model.state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+    index = tmp_path / "10KB" / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    listed = json.loads(index.read_text())
+    for names in ({"x": "../outside.safetensors"}, {"x": "/outside.safetensors"}, {"x": 3}, {}, []):
+        index.write_text(json.dumps({**listed, "weight_map": names}))
+        with pytest.raises(
+            ValueError, match=r"index\.fp16\.json: expected a weight_map of tensors to names of files beside"
+        ):
+            load_pretrained(type(model), tmp_path / "10KB", variant="fp16")

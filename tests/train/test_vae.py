@@ -5,11 +5,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from intermoe.data import InterHumanDataset, collate
+from intermoe.motion.statistics import Statistics
 from intermoe.train import load_vae_folder, run_vae
 from intermoe.train.config import VAETrainConfig
 from intermoe.train.draws import ItemDraws
@@ -105,7 +107,12 @@ def test_a_vae_folder_that_does_not_fit_is_refused(trained_vae: Path, tmp_path: 
     shutil.copytree(trained_vae / "model", folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "latent_dim": 8}))
-    with pytest.raises(ValueError, match=r"model\.safetensors: does not fit config\.json"):
+    message = r"model\.safetensors: 'joint_encoder\.weight' must have shape \(268, 8\), got \(268, 4\)"
+    with pytest.raises(ValueError, match=message):
+        load_vae_folder(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    Statistics(np.zeros(5), np.ones(5)).save(folder / "statistics.json")
+    with pytest.raises(ValueError, match=r"statistics\.json: expected 262 columns, got 5"):
         load_vae_folder(folder)
     (folder / "statistics.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no statistics\.json"):
