@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import numbers
 import operator
 import re
 import types
@@ -44,6 +45,23 @@ class ConfigError(ValueError):
 def _require(ok: bool, name: str, expected: str, got: object) -> None:
     if not ok:
         raise ConfigError(name, f"must be {expected}, got {got!r}")
+
+
+def _as_float(value: Any) -> float:
+    """``value``, a real number, as a ``float``; NaN for anything else and for what is too large for one."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
+def _number(value: Any) -> int | float:
+    """A number of numpy's as Python's, for JSON."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value)
 
 
 def check_integer(value: Any, name: str, *, low: int | None = None, high: int | None = None) -> int:
@@ -81,9 +99,11 @@ def _coerce(kind: Any, value: Any, name: str) -> Any:
         # a number as 1e-3 is a string to YAML 1.1
         if isinstance(value, str) and _NUMBER.fullmatch(value):
             value = float(value)
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
-            value = float(value)
-        _require(isinstance(value, float) and math.isfinite(value), name, "a finite number", value)
+        number = _as_float(value)
+        _require(math.isfinite(number), name, "a finite number", value)
+        return number
+    if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
     if kind in (bool, int, str):
         _require(isinstance(value, kind), name, f"of type {kind.__name__}", value)
         _require(kind is bool or not isinstance(value, bool), name, f"of type {kind.__name__}", value)
@@ -133,7 +153,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """A mapping of plain values that ``from_dict`` turns back into an equal configuration."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=_number))
         return plain
 
     @classmethod

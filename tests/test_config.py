@@ -159,6 +159,17 @@ def test_a_bound_is_told_with_its_value_and_whether_it_is_a_default(tmp_path) ->
         VAETrainConfig.load(path)
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    values = {"rates": [np.float32(0.5), np.int64(2)], "count": np.uint8(3)}
+    loaded = Sample.from_dict(values)
+    assert loaded == Sample(rates=(0.5, 2.0), count=3)
+    assert [type(value) for value in (*loaded.rates, loaded.count)] == [float, float, int]
+    assert Sample(rates=(np.float32(0.5),), count=np.int64(3)).to_dict() == Sample(rates=(0.5,), count=3).to_dict()
+    for bad in ({"rates": [np.float64("nan")]}, {"rates": [np.float32("inf")]}, {"count": np.float32(3)}):
+        with pytest.raises(ValueError, match=r"must be (a finite number|of type int), got"):
+            Sample.from_dict(bad)
+
+
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), True])
 def test_integers_of_any_kind(value) -> None:
     number = check_integer(value, "seed", low=0, high=5)

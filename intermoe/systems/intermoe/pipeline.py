@@ -68,6 +68,10 @@ class InterMoEPipeline(MotionPipeline):
             except ValueError as error:
                 raise ValueError(f"{folder if content is None else tokenizer}: {error}") from error
             vae, denoiser = CausalSkeletalVAE(config.vae), Denoiser(config.denoiser)
+        width = vae.latent_joints * config.vae.latent_dim
+        if config.denoiser.input_dim != width:
+            got = config.denoiser.input_dim
+            raise ValueError(f"{folder / CONFIG_FILE}: denoiser.input_dim: must be {width} for this vae, got {got}")
         tensors = load_safetensors(weights)
         for name, module in (("vae", vae), ("denoiser", denoiser), ("text", text_encoder)):
             load_module(module, tensors, weights, prefix=f"{name}.")
