@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,32 +67,48 @@ class Statistics:
         return self.mean, self.std
 
     def save(self, path: str | Path) -> None:
-        """Write a ``.json`` or ``.npz`` file, whole or not at all. Raises ``ValueError`` for another suffix."""
+        """Write a ``.json`` or ``.npz`` file, whole or not at all. Raises ``ValueError`` for another suffix.
+
+        Either knows its content: the archive has checksums, the text gets ``digest``.
+        """
         path = Path(path)
         _check_suffix(path)
         with replacing(path) as temporary:
             if path.suffix == ".npz":
                 np.savez(temporary, mean=self.mean, std=self.std)
             else:
-                values = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+                values = {"mean": self.mean.tolist(), "std": self.std.tolist(), "hash": self.digest()}
                 temporary.write_text(json.dumps(values), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:
-        """Read what ``save`` wrote. Raises ``ValueError`` that names the file where it holds something else."""
+        """Read what ``save`` wrote, or another file of ``mean`` and ``std``.
+
+        Raises:
+            ValueError: the file holds something else, or was edited since; names it. OSError: no such file.
+        """
         path = Path(path)
         _check_suffix(path)
+        saved = None
         if path.suffix == ".npz":
             mean, std = read_npz(path, "mean", "std")
         else:
             values = read_json(path)
             if not isinstance(values, dict) or not {"mean", "std"} <= values.keys():
                 raise ValueError(f"{path}: not a file of motion statistics: expected mean and std")
-            mean, std = values["mean"], values["std"]
+            mean, std, saved = values["mean"], values["std"], values.get("hash")
         try:
-            return cls(mean, std)
+            statistics = cls(mean, std)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not a file of motion statistics: {error}") from error
+        if saved not in (None, statistics.digest()):
+            raise ValueError(f"{path}: not as it was saved: its numbers do not fit its hash")
+        return statistics
+
+    def digest(self) -> str:
+        """32 hexadecimal digits of mean and deviation."""
+        content = np.stack([self.mean, self.std]).astype("<f4").tobytes()
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _check_suffix(path: Path) -> None:

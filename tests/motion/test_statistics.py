@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,17 @@ def test_files_come_back_exactly(tmp_path, suffix):
     path.write_bytes(b"{}")
     with pytest.raises(ValueError, match=rf"statistics\.{suffix}: not a "):
         Statistics.load(path)
+
+
+def test_an_edited_file_is_told(tmp_path):
+    path = tmp_path / "statistics.json"
+    Statistics(np.array([0.5, 1.5]), np.array([1.0, 2.0])).save(path)
+    whole = path.read_text()
+    path.write_text(whole.replace("1.5", "1.25"))
+    with pytest.raises(ValueError, match=r"statistics\.json: not as it was saved"):
+        Statistics.load(path)
+    path.write_text(json.dumps({"mean": [0.5, 1.25], "std": [1, 2]}))  # from elsewhere, without a hash
+    assert Statistics.load(path).mean.tolist() == [0.5, 1.25]
 
 
 @pytest.mark.parametrize(
