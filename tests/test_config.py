@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from intermoe.config import Config, check_integer
 from intermoe.diffusion import DiffusionConfig
 from intermoe.systems.intermoe.config import DenoiserConfig, PipelineConfig, VAEConfig
 from intermoe.text.protocol import TextConfig
-from intermoe.train.config import VAETrainConfig
+from intermoe.train.config import DenoiserTrainConfig, VAETrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +160,33 @@ def test_a_bound_is_told_with_its_value_and_whether_it_is_a_default(tmp_path) ->
     path.write_text("window: 64\ndata: {max_frames: 60}\n")
     with pytest.raises(ValueError, match=r"train\.yaml: window: must be a multiple of 4 .*max_frames=60\], got 64$"):
         VAETrainConfig.load(path)
+
+
+def leaves(values: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in values.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+
+
+@pytest.mark.parametrize("kind", [VAETrainConfig, DenoiserTrainConfig, PipelineConfig])
+def test_whatever_stands_in_a_place_is_taken_or_told_by_the_key(kind) -> None:
+    whole = kind().to_dict()
+    for path in leaves(whole):
+        for odd in (None, True, -1, 0, 1.5, "x", "1e-3", "", [], {}, [[]], {"a": 1}, float("nan"), -(10**400)):
+            values = copy.deepcopy(whole)
+            place = values
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = odd
+            try:
+                loaded = kind.from_dict(values)
+            except ValueError as error:
+                told = str(error)
+            else:
+                told = ".".join(path)
+                assert kind.from_dict(loaded.to_dict()) == loaded
+            assert path[-1] in told or path[0] in told, f"{path}, {odd!r}: {told}"
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
