@@ -155,6 +155,14 @@ class DiffusersJointBlock(BlockAdapter):
         return {"modulation": Condition("temb", block.norm1.linear.in_features)}
 
 
+class AdaLNBlock(BlockAdapter):
+    """This package's AdaLN with a feed-forward network: InterGen, TIMotion, in2IN."""
+
+    def conditions(self, block: Any) -> Mapping[str, Condition]:
+        # the embedding of timestep and text
+        return {"modulation": Condition("condition", block.norm.modulation.in_features)}
+
+
 class LooseFeedForward(nn.Module):
     """The feed-forward network that ``nn.TransformerEncoderLayer`` holds in pieces."""
 
@@ -195,6 +203,7 @@ KNOWN: tuple[BlockAdapter, ...] = (
     DiffusersBlock("BasicTransformerBlock", ("ff",), mask=Mask("attention_mask", "additive")),
     DiffusersJointBlock("JointTransformerBlock", ("ff", "ff_context")),
     DiffusersJointBlock("FluxTransformerBlock", ("ff", "ff_context")),
+    AdaLNBlock("AdaLNFeedForward", ("network",), mask=Mask("mask")),
     TorchEncoderLayer(nn.TransformerEncoderLayer, ("linear1",), mask=Mask("src_key_padding_mask", "padding")),
 )
 

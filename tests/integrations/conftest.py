@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -131,6 +132,28 @@ def _swiglu() -> nn.Module:
     return SwiGLUModel().eval()
 
 
+def _motion(system: str, network: str, config: str, **sizes: Any) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        module = import_module(f"intermoe.systems.{system}.network")
+        known = import_module(f"intermoe.systems.{config.removesuffix('Config').lower()}.config")
+        small = {"input_dim": 6, "text_dim": 5, "dim": 16, "num_layers": 2, "num_heads": 2, "feedforward_dim": 24}
+        model: nn.Module = getattr(module, network)(getattr(known, config)(**small, dropout=0.0, **sizes))
+        for parameter in model.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter, std=0.2)
+        return model.eval()
+
+    return build
+
+
+def _call_motion(*text: int) -> Callable[[nn.Module], Tensor]:
+    return lambda model: model(_randn(2, 2, 6, 6), torch.tensor([3, 700]), _randn(2, *text, 5, seed=2), ~PADDING)
+
+
+MOTION_NETWORKS = ["layers.0.feed_forward.network", "layers.1.feed_forward.network"]
+
+
 HOSTS = {
     "dit": Host(
         _diffusers(
@@ -185,6 +208,15 @@ HOSTS = {
         _encoder(norm_first=True, activation="gelu"),
         lambda model: model(_randn(6, 2, 16), src_key_padding_mask=PADDING),
         ["layers.0.linear1", "layers.1.linear1"], None,
+    ),
+    "intergen": Host(
+        _motion("intergen", "InterGen", "InterGenConfig"), _call_motion(), MOTION_NETWORKS, "modulation",
+    ),
+    "timotion": Host(
+        _motion("timotion", "TIMotion", "TIMotionConfig"), _call_motion(), MOTION_NETWORKS, "modulation",
+    ),
+    "in2in": Host(
+        _motion("in2in", "In2IN", "InterGenConfig"), _call_motion(3), MOTION_NETWORKS, "modulation",
     ),
     "own": Host(
         _swiglu,

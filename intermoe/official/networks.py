@@ -1,0 +1,38 @@
+"""The networks of other systems by name, from state dicts in their published layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+
+NETWORKS = {
+    "intergen": "intermoe.systems.intergen.official:load_network",
+    "timotion": "intermoe.systems.timotion.official:load_network",
+}
+"""Module and function that reads a network; imported when it is asked for."""
+
+
+def load_network(system: str, state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> nn.Module:
+    """The network of ``system``, in eval mode, with published weights.
+
+    Strict: a key that is missing, unexpected or of the wrong shape is an error that names it.
+
+    Args:
+        system: a key of ``NETWORKS``. state_dict: keys as the published module has them.
+        config: the published module's arguments.
+
+    Returns:
+        Diffusion networks are called as ``net(x, timesteps, text, mask)`` with x (B, P, T, width) noisy normalised
+        motion, timesteps (B,), text (B, C) and mask (B, T) bool, True = valid, or ``None``.
+
+    Raises:
+        ValueError: an unknown system, a key or a setting that does not fit; named.
+    """
+    if system not in NETWORKS:
+        raise ValueError(f"system: expected one of {sorted(NETWORKS)}, got {system!r}")
+    module, function = NETWORKS[system].split(":")
+    network: nn.Module = getattr(import_module(module), function)(state_dict, config)
+    return network

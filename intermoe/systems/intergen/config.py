@@ -1,0 +1,63 @@
+"""Configuration of networks that diffuse raw motion of several persons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from intermoe.config import Config, _require
+
+
+@dataclass(frozen=True)
+class InterGenConfig(Config):
+    """Sizes of InterGen's network, which in2IN has too; the defaults are the published ones.
+
+    ``input_dim`` is the width of a frame of one person's normalised motion, ``feedforward_dim`` the hidden width of the
+    feed-forward networks, ``dropout`` that of attention weights and of the feed-forward networks.
+    """
+
+    input_dim: int = 262
+    text_dim: int = 768
+    dim: int = 1024
+    num_layers: int = 8
+    num_heads: int = 8
+    feedforward_dim: int = 2048
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("input_dim", "text_dim", "num_layers", "num_heads", "feedforward_dim"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        _require(self.dim >= 2 and self.dim % 2 == 0, "dim", "even and >= 2 (sinusoids)", self.dim)
+        width = self.attention_width
+        _require(width % self.num_heads == 0, "num_heads", f"a divisor of the attention's width {width}", self.num_heads)
+        _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
+
+    @property
+    def attention_width(self) -> int:
+        """Width of the tokens that attend to each other."""
+        return self.dim
+
+
+@dataclass(frozen=True)
+class MotionLossConfig(Config):
+    """Weights of the terms of ``intermoe.systems.intergen.losses.motion_losses``; the defaults are the published ones.
+
+    All terms but ``simple`` count samples up to ``last_timestep``, where an estimate is clear enough to be judged as
+    motion. Two habits of the published code are off, because they are mistakes: ``step_into_padding`` counts the step
+    from the last valid frame to the first padded one as movement, ``orientation_of_all`` takes the orientation term
+    over the valid frames of all samples as soon as one sample is up to ``last_timestep``.
+    """
+
+    simple: float = 1.0
+    velocity: float = 30.0
+    bones: float = 10.0
+    feet: float = 30.0
+    distances: float = 3.0
+    touch: float = 3.0
+    orientation: float = 0.01
+    last_timestep: int = 700
+    step_into_padding: bool = False
+    orientation_of_all: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("simple", "velocity", "bones", "feet", "distances", "touch", "orientation", "last_timestep"):
+            _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))

@@ -1,0 +1,84 @@
+"""Reads TIMotion's published state dict. Strict about every key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from intermoe.checkpoints import StrictReader, require_setting, setting
+from intermoe.nn.init import SkipRandomInit
+from intermoe.systems.intergen.official import (
+    read_adaln,
+    read_attention,
+    read_feed_forward,
+    read_frame,
+    read_linear,
+    sizes,
+)
+from intermoe.systems.timotion.config import TIMotionConfig
+from intermoe.systems.timotion.network import TIMotion, TIMotionLayer
+
+PUBLISHED: dict[str, Any] = {
+    "input_feats": 262,
+    "latent_dim": 512,
+    "ff_size": 2048,
+    "num_layers": 5,
+    "num_heads": 16,
+    "dropout": 0.1,
+    "activation": "gelu",
+    "cfg": {"LPA": True, "conv_layers": 1, "dilation_rate": 1, "norm": "AdaLN"},
+}
+"""The published network's arguments, which are the command line's; the file of settings beside it says otherwise."""
+
+
+def load_network(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> TIMotion:
+    """The denoiser, in eval mode, from the published one's state dict.
+
+    Convolutions see what normalisation makes of padding, as in training of the published network
+    (``TIMotionConfig.mask_convolutions``); without padding that makes no difference.
+
+    Args:
+        state_dict: keys as the published module has them. Its two tables of sinusoids are checked where they are there.
+        config: the published module's arguments; those of InterGen (``intermoe.systems.intergen.official``) and
+            ``cfg`` with ``LPA`` and, if they are there, ``conv_layers``, ``dilation_rate`` and ``norm``.
+
+    Raises:
+        ValueError: a key that is missing, unexpected or of the wrong shape, or a setting that is not implemented; named.
+    """
+    reader = StrictReader(state_dict)
+    layer_config = setting(config, "cfg")
+    require_setting(layer_config, "norm", "AdaLN", "AdaLN")
+    network_config = TIMotionConfig(
+        **sizes(reader, config),
+        local_patterns=setting(layer_config, "LPA"),
+        conv_blocks=layer_config.get("conv_layers", 1),
+        dilation_rate=layer_config.get("dilation_rate", 1),
+        mask_convolutions=False,
+    )
+    with SkipRandomInit():
+        network = TIMotion(network_config).eval()
+    read_frame(reader, network)
+    for index, layer in enumerate(network.layers):
+        _read_layer(reader, f"blocks.{index}", layer)
+    reader.finish()
+    return network
+
+
+def _read_layer(reader: StrictReader, prefix: str, layer: Any) -> None:
+    if not isinstance(layer, TIMotionLayer):
+        raise TypeError(f"layer: expected TIMotionLayer, got {type(layer).__name__}")
+    read_adaln(reader, f"{prefix}.sa_block.norm", layer.norm)
+    read_attention(reader, f"{prefix}.sa_block.attention", layer.attention)
+    read_feed_forward(reader, f"{prefix}.ffn", layer.feed_forward)
+    if layer.local_patterns is None or layer.join is None:
+        return
+    read_linear(reader, f"{prefix}.linear", layer.join)
+    for index, block in enumerate(layer.local_patterns.blocks):
+        key = f"{prefix}.conv.blocks.{index}"
+        for name in ("norm1", "norm2"):
+            if getattr(block, name) is not None:
+                read_adaln(reader, f"{key}.{name}", getattr(block, name))
+        read_linear(reader, f"{key}.conv1", block.conv1)
+        read_linear(reader, f"{key}.conv2", block.conv2)
