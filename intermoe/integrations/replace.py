@@ -19,8 +19,8 @@ from intermoe.nn.moe import BIAS_MARGIN, InterMoEBlock
 
 INITS = ("random", "upcycle", "upcycle_sparse", "residual")
 HOSTS = (
-    "diffusers' BasicTransformerBlock, JointTransformerBlock and FluxTransformerBlock, torch's TransformerEncoderLayer, "
-    "this package's AdaLNFeedForward"
+    "diffusers' BasicTransformerBlock, JointTransformerBlock and FluxTransformerBlock, torch's "
+    "TransformerEncoderLayer, this package's AdaLNFeedForward"
 )
 NETWORK_NAMES = ("ff", "ff_context", "ffn", "mlp", "feed_forward", "feedforward", "img_mlp", "txt_mlp")
 """What hosts call their feed-forward networks."""

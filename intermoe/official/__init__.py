@@ -14,6 +14,7 @@ from intermoe.systems.intermoe.official import load_denoiser, load_moe_block, lo
 if TYPE_CHECKING:
     from intermoe.evaluators.official import load_bigru, load_evaluator_motion_encoder, load_interclip
     from intermoe.official.checkpoint import load_checkpoint
+    from intermoe.official.networks import load_network
 
 __all__ = [
     "load_bigru",
@@ -22,6 +23,7 @@ __all__ = [
     "load_evaluator_motion_encoder",
     "load_interclip",
     "load_moe_block",
+    "load_network",
     "load_text_encoder",
     "load_vae",
 ]
@@ -32,6 +34,7 @@ _WHERE = {
     "load_checkpoint": "intermoe.official.checkpoint",
     "load_evaluator_motion_encoder": "intermoe.evaluators.official",
     "load_interclip": "intermoe.evaluators.official",
+    "load_network": "intermoe.official.networks",
 }
 
 

@@ -28,7 +28,7 @@ class InterGenConfig(Config):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         _require(self.dim >= 2 and self.dim % 2 == 0, "dim", "even and >= 2 (sinusoids)", self.dim)
         width = self.attention_width
-        _require(width % self.num_heads == 0, "num_heads", f"a divisor of the attention's width {width}", self.num_heads)
+        _require(width % self.num_heads == 0, "num_heads", f"a divisor of {width}", self.num_heads)
         _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
 
     @property

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from intermoe.checkpoints import StrictReader, require_setting, setting
-from intermoe.nn.attention import Attention
 from intermoe.nn.init import SkipRandomInit
-from intermoe.nn.layers import AdaLN, sinusoid
 from intermoe.systems.intergen.config import InterGenConfig
-from intermoe.systems.intergen.network import AdaLNFeedForward, InterGen, InterGenLayer, MotionNetwork
+from intermoe.systems.intergen.network import AdaLNFeedForward, InterGen, MotionNetwork
+from intermoe.systems.published import (
+    SINUSOID_KEYS,
+    check_sinusoids,
+    read_adaln,
+    read_attention,
+    read_parameters,
+)
 
 PUBLISHED: dict[str, Any] = {
     "input_feats": 262,
@@ -36,10 +40,10 @@ def load_network(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     Args:
         state_dict: keys as the published module has them. Its two tables of sinusoids are checked where they are there.
         config: the published module's arguments ``input_feats``, ``latent_dim``, ``ff_size``, ``num_layers``,
-            ``num_heads`` and, if they are there, ``dropout`` and ``activation``; ``PUBLISHED`` has the published values.
+            ``num_heads`` and, if they are there, ``dropout`` and ``activation``; ``PUBLISHED`` holds those published.
 
     Raises:
-        ValueError: a key that is missing, unexpected or of the wrong shape, or a setting that is not implemented; named.
+        ValueError: a key that is missing, unexpected or of the wrong shape, a setting that is not implemented; named.
     """
     reader = StrictReader(state_dict)
     with SkipRandomInit():
@@ -83,21 +87,17 @@ def sizes(reader: StrictReader, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_frame(reader: StrictReader, network: MotionNetwork) -> None:
     """Everything but the layers."""
-    for key in ("sequence_pos_encoder.pe", "embed_timestep.sequence_pos_encoder.pe"):
+    for key in SINUSOID_KEYS:
         if reader.keys(key):
-            table = reader.take(key, (reader.peek(key, 2)[0], network.config.dim))
-            if not torch.allclose(table, sinusoid(torch.arange(len(table)), network.config.dim), atol=1e-4):
-                raise ValueError(f"state_dict: {key!r} is not the sinusoidal table that the network is defined with")
-    read_linear(reader, "motion_embed", network.embed_motion)
-    read_linear(reader, "text_embed", network.embed_text)
-    read_linear(reader, "embed_timestep.time_embed.0", network.embed_timestep.inner)
-    read_linear(reader, "embed_timestep.time_embed.2", network.embed_timestep.out)
-    read_linear(reader, "out.linear", network.out)
+            check_sinusoids(reader, key, network.config.dim)
+    read_parameters(reader, "motion_embed", network.embed_motion)
+    read_parameters(reader, "text_embed", network.embed_text)
+    read_parameters(reader, "embed_timestep.time_embed.0", network.embed_timestep.inner)
+    read_parameters(reader, "embed_timestep.time_embed.2", network.embed_timestep.out)
+    read_parameters(reader, "out.linear", network.out)
 
 
 def _read_layer(reader: StrictReader, prefix: str, layer: Any) -> None:
-    if not isinstance(layer, InterGenLayer):
-        raise TypeError(f"layer: expected InterGenLayer, got {type(layer).__name__}")
     read_adaln(reader, f"{prefix}.sa_block.norm", layer.self_attention.norm)
     read_attention(reader, f"{prefix}.sa_block.attention", layer.self_attention.attention)
     read_adaln(reader, f"{prefix}.ca_block.norm", layer.cross_attention.norm)
@@ -106,30 +106,9 @@ def _read_layer(reader: StrictReader, prefix: str, layer: Any) -> None:
     read_feed_forward(reader, f"{prefix}.ffn", layer.feed_forward)
 
 
-def read_linear(reader: StrictReader, prefix: str, layer: nn.Linear | nn.Conv1d) -> None:
-    """Weight and bias."""
-    for name, parameter in layer.named_parameters():
-        reader.copy(parameter, f"{prefix}.{name}")
-
-
-def read_adaln(reader: StrictReader, prefix: str, norm: AdaLN) -> None:
-    """The linear layer that gives scale and shift."""
-    read_linear(reader, f"{prefix}.emb_layers.1", norm.modulation)
-
-
-def read_attention(reader: StrictReader, prefix: str, attention: Attention) -> None:
-    """Query, key and value lie in one matrix, as torch's ``nn.MultiheadAttention`` has them."""
-    dim = attention.out.in_features
-    for kind, shape in (("weight", (3 * dim, dim)), ("bias", (3 * dim,))):
-        query, key_value = reader.take(f"{prefix}.in_proj_{kind}", shape).split([dim, 2 * dim])
-        with torch.no_grad():
-            getattr(attention.query, kind).copy_(query)
-            getattr(attention.key_value, kind).copy_(key_value)
-    read_linear(reader, f"{prefix}.out_proj", attention.out)
-
-
 def read_feed_forward(reader: StrictReader, prefix: str, feed_forward: AdaLNFeedForward) -> None:
     """AdaLN and both linear layers."""
     read_adaln(reader, f"{prefix}.norm", feed_forward.norm)
-    read_linear(reader, f"{prefix}.linear1", feed_forward.network[0])
-    read_linear(reader, f"{prefix}.linear2", feed_forward.network[-1])
+    linear1, _, _, linear2 = feed_forward.network.children()
+    read_parameters(reader, f"{prefix}.linear1", linear1)
+    read_parameters(reader, f"{prefix}.linear2", linear2)

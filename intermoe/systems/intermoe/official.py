@@ -12,11 +12,18 @@ from intermoe.checkpoints import StrictReader, require_setting, setting
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.skeleton import FOOT_JOINTS
 from intermoe.nn.init import SkipRandomInit
-from intermoe.nn.layers import AdaLN, sinusoid
+from intermoe.nn.layers import AdaLN
 from intermoe.nn.moe import InterMoEBlock
 from intermoe.systems.intermoe.config import DenoiserConfig, VAEConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
+from intermoe.systems.published import (
+    SINUSOID_KEYS,
+    check_sinusoids,
+    read_adaln,
+    read_attention,
+    read_parameters,
+)
 from intermoe.text.clip import ClipTextEncoder
 from intermoe.text.protocol import TextConfig
 
@@ -152,10 +159,8 @@ def load_denoiser(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
     )
     with SkipRandomInit():
         denoiser = Denoiser(denoiser_config).eval()
-    for key in ("sequence_pos_encoder.pe", "embed_timestep.sequence_pos_encoder.pe"):
-        table = reader.take(key, reader.peek(key, 2))
-        if not torch.allclose(table, sinusoid(torch.arange(table.shape[0]), denoiser_config.dim), atol=1e-4):
-            raise ValueError(f"state_dict: {key!r} is not the sinusoidal table that the model is defined with")
+    for key in SINUSOID_KEYS:
+        check_sinusoids(reader, key, denoiser_config.dim)
     for name, module in (
         ("motion_embed", denoiser.embed_motion),
         ("text_embed", denoiser.embed_text),
@@ -163,8 +168,7 @@ def load_denoiser(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
         ("embed_timestep.time_embed.2", denoiser.embed_timestep.out),
         ("out.linear", denoiser.out),
     ):
-        reader.copy(module.weight, f"{name}.weight")
-        reader.copy(module.bias, f"{name}.bias")
+        read_parameters(reader, name, module)
     for index in range(denoiser_config.num_layers):
         _read_denoiser_layer(reader, f"blocks.{index}", denoiser.get_submodule(f"layers.{index}"))
     reader.finish()
@@ -172,27 +176,12 @@ def load_denoiser(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
 
 
 def _read_denoiser_layer(reader: StrictReader, prefix: str, layer: Any) -> None:
-    attentions = (("sa_block", layer.self_attention.attention), ("ca_block", layer.cross_attention.attention))
-    for name, attention in attentions:
-        key = f"{prefix}.{name}.attention"
-        packed = [layer.moe.dim, 2 * layer.moe.dim]
-        weight = reader.take(f"{key}.in_proj_weight", (3 * layer.moe.dim, layer.moe.dim)).split(packed)
-        bias = reader.take(f"{key}.in_proj_bias", (3 * layer.moe.dim,)).split(packed)
-        with torch.no_grad():
-            for projection, w, b in zip((attention.query, attention.key_value), weight, bias, strict=True):
-                projection.weight.copy_(w)
-                projection.bias.copy_(b)
-        reader.copy(attention.out.weight, f"{key}.out_proj.weight")
-        reader.copy(attention.out.bias, f"{key}.out_proj.bias")
-    _read_adaln(reader, f"{prefix}.sa_block.norm", layer.self_attention.norm)
-    _read_adaln(reader, f"{prefix}.ca_block.norm", layer.cross_attention.norm)
-    _read_adaln(reader, f"{prefix}.ca_block.xf_norm", layer.cross_attention.context_norm)
+    read_attention(reader, f"{prefix}.sa_block.attention", layer.self_attention.attention)
+    read_attention(reader, f"{prefix}.ca_block.attention", layer.cross_attention.attention)
+    read_adaln(reader, f"{prefix}.sa_block.norm", layer.self_attention.norm)
+    read_adaln(reader, f"{prefix}.ca_block.norm", layer.cross_attention.norm)
+    read_adaln(reader, f"{prefix}.ca_block.xf_norm", layer.cross_attention.context_norm)
     _read_moe(reader, f"{prefix}.ffn.", layer.moe)
-
-
-def _read_adaln(reader: StrictReader, prefix: str, norm: AdaLN) -> None:
-    reader.copy(norm.modulation.weight, f"{prefix}.emb_layers.1.weight")
-    reader.copy(norm.modulation.bias, f"{prefix}.emb_layers.1.bias")
 
 
 def _read_moe(reader: StrictReader, prefix: str, block: InterMoEBlock) -> None:
@@ -201,7 +190,7 @@ def _read_moe(reader: StrictReader, prefix: str, block: InterMoEBlock) -> None:
         reader.copy(block.text_router, f"{prefix}text_gate_weight")
     reader.copy(block.selection_bias[:, None], f"{prefix}aux_bias")
     if isinstance(block.norm, AdaLN):
-        _read_adaln(reader, f"{prefix}norm", block.norm)
+        read_adaln(reader, f"{prefix}norm", block.norm)
     for expert in range(block.num_experts):
         gate, up = block.w_gate_up[expert].chunk(2)
         for name, weight in (("gate_proj", gate), ("up_proj", up), ("down_proj", block.w_down[expert])):

@@ -12,9 +12,9 @@ from intermoe.systems.intergen.config import InterGenConfig
 class TIMotionConfig(InterGenConfig):
     """Sizes of TIMotion's network; the defaults are the published ones.
 
-    Attention and feed-forward run at width 2 ``dim``. ``local_patterns`` adds the
-    convolution branch (LPA), of ``conv_blocks`` blocks with dilations ``dilation_rate`` ** index. The dropout of a layer
-    grows with its index i: ``dropout`` * i / ``num_layers``.
+    Attention and feed-forward run at width 2 ``dim``. ``local_patterns`` adds the convolution branch (LPA), of
+    ``conv_blocks`` blocks with dilations ``dilation_rate`` ** index. The dropout of a layer grows with its index i:
+    ``dropout`` * i / ``num_layers``.
 
     ``mask_convolutions`` keeps padded frames at zero before every convolution along time, so that results do not depend
     on padding. The published network zeroes the input of the branch alone; what its normalisation makes of padding then

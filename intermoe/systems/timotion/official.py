@@ -9,16 +9,10 @@ from torch import Tensor
 
 from intermoe.checkpoints import StrictReader, require_setting, setting
 from intermoe.nn.init import SkipRandomInit
-from intermoe.systems.intergen.official import (
-    read_adaln,
-    read_attention,
-    read_feed_forward,
-    read_frame,
-    read_linear,
-    sizes,
-)
+from intermoe.systems.intergen.official import read_feed_forward, read_frame, sizes
+from intermoe.systems.published import read_adaln, read_attention, read_parameters
 from intermoe.systems.timotion.config import TIMotionConfig
-from intermoe.systems.timotion.network import TIMotion, TIMotionLayer
+from intermoe.systems.timotion.network import TIMotion
 
 PUBLISHED: dict[str, Any] = {
     "input_feats": 262,
@@ -45,7 +39,7 @@ def load_network(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) ->
             ``cfg`` with ``LPA`` and, if they are there, ``conv_layers``, ``dilation_rate`` and ``norm``.
 
     Raises:
-        ValueError: a key that is missing, unexpected or of the wrong shape, or a setting that is not implemented; named.
+        ValueError: a key that is missing, unexpected or of the wrong shape, a setting that is not implemented; named.
     """
     reader = StrictReader(state_dict)
     layer_config = setting(config, "cfg")
@@ -67,18 +61,16 @@ def load_network(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) ->
 
 
 def _read_layer(reader: StrictReader, prefix: str, layer: Any) -> None:
-    if not isinstance(layer, TIMotionLayer):
-        raise TypeError(f"layer: expected TIMotionLayer, got {type(layer).__name__}")
     read_adaln(reader, f"{prefix}.sa_block.norm", layer.norm)
     read_attention(reader, f"{prefix}.sa_block.attention", layer.attention)
     read_feed_forward(reader, f"{prefix}.ffn", layer.feed_forward)
-    if layer.local_patterns is None or layer.join is None:
+    if layer.local_patterns is None:
         return
-    read_linear(reader, f"{prefix}.linear", layer.join)
+    read_parameters(reader, f"{prefix}.linear", layer.join)
     for index, block in enumerate(layer.local_patterns.blocks):
         key = f"{prefix}.conv.blocks.{index}"
-        for name in ("norm1", "norm2"):
-            if getattr(block, name) is not None:
-                read_adaln(reader, f"{key}.{name}", getattr(block, name))
-        read_linear(reader, f"{key}.conv1", block.conv1)
-        read_linear(reader, f"{key}.conv2", block.conv2)
+        if block.norm1 is not None:
+            read_adaln(reader, f"{key}.norm1", block.norm1)
+        read_adaln(reader, f"{key}.norm2", block.norm2)
+        read_parameters(reader, f"{key}.conv1", block.conv1)
+        read_parameters(reader, f"{key}.conv2", block.conv2)
