@@ -55,3 +55,12 @@ def test_migration(relative_error: Any) -> None:
     assert relative_error(block(x[None])[0], expected) <= 1e-5
     block = names["from_scattermoe"](router, torch.cat([up, gate], dim=1), down, top_k=2)
     assert relative_error(block(x[None])[0], expected) <= 1e-5
+
+
+def test_systems() -> None:
+    pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    names = run("systems.md")
+    assert names["motion"].shape == (1, 2, 90, 262)
+    layers = names["network"].layers
+    assert all(type(layer.feed_forward.network).__name__ == "MoEFeedForward" for layer in layers)

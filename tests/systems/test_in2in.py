@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.diffusion import DiffusionConfig, build_scheduler, sample
+from intermoe.integrations import replace_feed_forward
 from intermoe.systems.in2in.config import SCHEDULES, DualMDMConfig, GuidanceConfig
 from intermoe.systems.in2in.guidance import DualMDM, FourPasses, individual_weight
 from intermoe.systems.in2in.network import In2IN, IndividualPrior
@@ -85,6 +86,12 @@ def test_individual_prior_is_intergen_without_a_partner() -> None:
     shared = {name: value for name, value in intergen.state_dict().items() if "cross_attention" not in name}
     prior.load_state_dict(shared)
     torch.testing.assert_close(prior(x, t, text[:, 0], MASK), intergen(x, t, text[:, 0], MASK))
+
+
+def test_experts_take_the_place_of_its_feed_forward_networks() -> None:
+    model, (x, t, text) = drawn(In2IN), call()
+    replace_feed_forward(model, num_experts=3, expert_dim=8)
+    torch.testing.assert_close(model(x, t, text, MASK)[1:, :, :4], model(x[1:, :, :4], t[1:], text[1:]))
 
 
 def test_a_fresh_network_answers_zero() -> None:

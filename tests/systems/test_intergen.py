@@ -89,6 +89,9 @@ def test_experts_take_the_place_of_its_feed_forward_networks() -> None:
     blocks = [module for module in model.modules() if isinstance(module, InterMoEBlock)]
     assert [int(block.token_count) for block in blocks] == [20, 20]  # both persons' valid frames
     assert all(block.text_router.grad.any() for block in blocks)
+    model.eval()
+    cut = model(x[1:, :, :4], t[1:], text[1:])
+    torch.testing.assert_close(model(x, t, text, MASK)[1:, :, :4], cut)
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,7 @@ def test_dropout_grows_with_the_layer_and_the_first_norm_is_missing_in_the_first
     assert [layer.attention.dropout for layer in model.layers] == pytest.approx([0.0, 0.025, 0.05, 0.075])
     assert [layer.feed_forward.network[2].p for layer in model.layers] == pytest.approx([0.0, 0.025, 0.05, 0.075])
     first = [[block.norm1 is None for block in layer.local_patterns.blocks] for layer in model.layers]
+    assert [block.conv1.dilation for block in model.layers[1].local_patterns.blocks] == [(1,), (2,)]
     assert first == [[True, True], [False, False], [False, False], [False, False]]
 
 
@@ -105,6 +106,9 @@ def test_experts_take_the_place_of_its_feed_forward_networks() -> None:
     model.train()(x, t, text, MASK).sum().backward()
     blocks = [module for module in model.modules() if isinstance(module, InterMoEBlock)]
     assert [(block.dim, int(block.token_count)) for block in blocks] == [(32, 22), (32, 22)]  # two rows a frame
+    model.eval()
+    cut = model(x[1:, :, :4], t[1:], text[1:])
+    torch.testing.assert_close(model(x, t, text, MASK)[1:, :, :4], cut)
 
 
 def test_only_two_persons() -> None:
