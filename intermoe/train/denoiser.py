@@ -30,11 +30,11 @@ from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE, LatentDistribution
 from intermoe.text.build import build_text_encoder
 from intermoe.text.clip import ClipTextEncoder
-from intermoe.text.protocol import TextEncoder
+from intermoe.text.protocol import TextConfig, TextEncoder
 from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train import run
 from intermoe.train.clip import load_tower
-from intermoe.train.config import DenoiserTrainConfig
+from intermoe.train.config import DenoiserTrainConfig, TrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents, error_metric, without_padding
 from intermoe.train.loop import Batch, Objective, fit
@@ -233,7 +233,9 @@ def run_denoiser(
     validation = run.open_split(config, "val", min_frames=config.data.min_frames)
     tokenizer = None
     if config.text.kind == "wordpiece":
-        path = run.once(accelerator, output_dir / TOKENIZER_FILE, functools.partial(_train_tokenizer, config, train))
+        path = run.once(
+            accelerator, output_dir / TOKENIZER_FILE, functools.partial(train_tokenizer, config, config.text, train)
+        )
         tokenizer = path.read_text(encoding="utf-8")
     torch.manual_seed(config.seed)
     text = build_text_encoder(config.text, tokenizer)
@@ -277,8 +279,9 @@ def _copy(source: Path, folder: Path) -> None:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
 
 
-def _train_tokenizer(config: DenoiserTrainConfig, train: MotionDataset, path: Path) -> None:
-    content = WordPieceTextEncoder.train_tokenizer(training_captions(config, train), config.text.vocab_size)
+def train_tokenizer(config: TrainConfig, text: TextConfig, train: MotionDataset, path: Path) -> None:
+    """Write the word pieces of all captions that training can show."""
+    content = WordPieceTextEncoder.train_tokenizer(training_captions(config, train), text.vocab_size)
     with replacing(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
 
@@ -300,7 +303,7 @@ def _fit_metric(config: DenoiserTrainConfig, train: MotionDataset, encoder: Late
         save_file({"metric": error_metric(latents, config.diffusion.loss_std_floor)}, temporary)
 
 
-def training_captions(config: DenoiserTrainConfig, train: MotionDataset) -> list[str]:
+def training_captions(config: TrainConfig, train: MotionDataset) -> list[str]:
     """Every caption that training can show: as written, mirrored and with the persons exchanged, as configured."""
     captions = [caption for index in range(len(train)) for caption in train.captions(index)]
     if config.data.mirror:

@@ -240,7 +240,7 @@ def test_interaction_terms_by_hand() -> None:
     turned[:, 1] = turned[:, 1] @ rotation.T
     # w = cos(angle / 2) instead of 1, y = sin(angle / 2) instead of 0
     assert losses(turned, standing())["orientation"] == pytest.approx(0.01 * (1 - math.cos(angle / 2)))
-    quaternion = facing_quaternion(turned[:, 0], turned[:, 1], torch.ones(2, 4, dtype=torch.bool))
+    quaternion = facing_quaternion(turned[:, 0], turned[:, 1])
     assert quaternion[0, 0].abs().tolist() == pytest.approx([math.cos(angle / 2), math.sin(angle / 2)])
 
 

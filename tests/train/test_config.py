@@ -7,6 +7,7 @@ import yaml
 
 import intermoe.train
 from intermoe.diffusion import DiffusionConfig
+from intermoe.systems.intergen.config import MotionLossConfig
 from intermoe.systems.intermoe.config import DenoiserConfig
 from intermoe.systems.intermoe.denoiser import DenoiserLayer
 from intermoe.train.config import (
@@ -18,12 +19,20 @@ from intermoe.train.config import (
     VAELossConfig,
     VAETrainConfig,
 )
+from intermoe.train.motion import NETWORKS, MotionTrainConfig
 
 CONFIGS = Path(intermoe.train.__file__).parent / "configs"
 
 
+KINDS: dict[str, type[TrainConfig]] = {
+    "vae": VAETrainConfig,
+    "decoder": VAETrainConfig,
+    "denoiser": DenoiserTrainConfig,
+    "intergen": MotionTrainConfig,
+    "timotion": MotionTrainConfig,
+}
 SHIPPED = [
-    (path.stem, VAETrainConfig if path.stem.endswith(("_vae", "_decoder")) else DenoiserTrainConfig)
+    (path.stem, KINDS[path.stem.rsplit("_", 1)[-1]])
     for path in sorted(CONFIGS.glob("*.yaml"))
     if not path.stem.endswith("_evaluator")
 ]
@@ -52,6 +61,18 @@ def test_published_recipes(kind: str) -> None:
     assert (denoiser.optim.learning_rate, denoiser.optim.weight_decay) == (1e-4, 2e-5)
     assert (denoiser.optim.clip, denoiser.optim.clip_limit, denoiser.optim.ema_decay) == ("value", 1.0, 0.0)
     assert (denoiser.text.kind, denoiser.text.clip_layers, denoiser.text.num_layers) == ("clip", 12, 2)
+
+
+@pytest.mark.parametrize(("system", "epochs"), [("intergen", 2000), ("timotion", 1900)])
+def test_published_recipes_of_other_systems(system: str, epochs: int) -> None:
+    config = MotionTrainConfig.load(CONFIGS / f"interhuman_{system}.yaml")
+    assert config.network_config() == NETWORKS[system][0](), "the defaults are the published network"
+    assert config.losses == MotionLossConfig()
+    assert config.diffusion == DiffusionConfig()
+    assert (config.optim.epochs, config.optim.warmup_epochs, config.data.batch_size) == (epochs, 10, 32)
+    assert (config.optim.learning_rate, config.optim.weight_decay) == (1e-4, 2e-5)
+    assert (config.optim.clip, config.optim.clip_limit, config.optim.ema_decay) == ("norm", 0.5, 0.0)
+    assert (config.text.kind, config.text.clip_layers, config.text.num_layers) == ("clip", 12, 2)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])

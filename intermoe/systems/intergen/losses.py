@@ -71,7 +71,7 @@ def motion_losses(
     pairs = dict.fromkeys(("distances", "touch", "orientation"), estimate.new_zeros(()))
     for a, b in combinations(range(size["P"]), 2):
         distance, expected_distance = (joint_distances(p[:, a], p[:, b]) for p in (found, expected))
-        turn, expected_turn = (facing_quaternion(p[:, a], p[:, b], mask) for p in (found, expected))
+        turn, expected_turn = (facing_quaternion(p[:, a], p[:, b]) for p in (found, expected))
         turned = (turn - expected_turn).square().mean(dim=-1)
         near = _mean(distance_error(distance, expected_distance), mask, judged)
         touch = _mean(touch_error(distance, expected_distance), mask, judged)
@@ -122,15 +122,14 @@ def touch_error(found: Tensor, expected: Tensor) -> Tensor:
     return _mean_of_chosen(found.square(), expected < TOUCHING)
 
 
-def facing_quaternion(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
-    """Components w and y of the unit quaternion that turns person a's facing into b's: (B, T, 22, 3) -> (B, T, 2).
+def facing_quaternion(a: Tensor, b: Tensor) -> Tensor:
+    """Components w and y of the unit quaternion that turns person a's facing into b's: (..., 22, 3) -> (..., 2).
 
-    A person faces up x (right hip - left hip), a horizontal direction, so the other two components are 0. Frames that
-    ``mask`` (B, T) leaves out have no direction and must not reach a gradient.
+    A person faces up x (right hip - left hip), a horizontal direction, so the other two components are 0.
     """
     facing = []
     for person in (a, b):
-        across = (person[..., RIGHT_HIP, :] - person[..., LEFT_HIP, :]).where(mask[..., None], person.new_ones(3))
+        across = person[..., RIGHT_HIP, :] - person[..., LEFT_HIP, :]
         direction = torch.stack([across[..., 2], -across[..., 0]], dim=-1)
         facing.append(F.normalize(direction, dim=-1, eps=_NO_DIRECTION))
     (ax, az), (bx, bz) = (direction.unbind(dim=-1) for direction in facing)

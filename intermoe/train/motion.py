@@ -1,0 +1,169 @@
+"""Training of systems that diffuse motion itself, without an autoencoder, by InterGen's losses."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intermoe.config import _require
+from intermoe.data.kinds import KINDS, train_statistics
+from intermoe.diffusion import DiffusionConfig, build_scheduler, shifted_timesteps
+from intermoe.motion.statistics import Statistics
+from intermoe.pipeline import TOKENIZER_FILE
+from intermoe.systems.intergen.config import InterGenConfig, MotionLossConfig
+from intermoe.systems.intergen.losses import motion_losses
+from intermoe.systems.intergen.network import InterGen, MotionNetwork
+from intermoe.systems.timotion.config import TIMotionConfig
+from intermoe.systems.timotion.network import TIMotion
+from intermoe.text.build import build_text_encoder
+from intermoe.text.clip import ClipTextEncoder
+from intermoe.text.protocol import TextConfig, TextEncoder
+from intermoe.train import run
+from intermoe.train.clip import load_tower
+from intermoe.train.config import TrainConfig
+from intermoe.train.denoiser import VALIDATION_NOISE_LEVELS, train_tokenizer
+from intermoe.train.draws import ItemDraws
+from intermoe.train.loop import Batch, Objective, fit
+
+NETWORKS: dict[str, tuple[type[InterGenConfig], Callable[[Any], MotionNetwork]]] = {
+    "intergen": (InterGenConfig, InterGen),
+    "timotion": (TIMotionConfig, TIMotion),
+}
+"""Configuration and network of each system that can be trained here."""
+
+_OF_LATENTS = ("snr_gamma", "latent_scale", "loss_std_floor")
+
+
+@dataclass(frozen=True)
+class MotionTrainConfig(TrainConfig):
+    """Training of network and text encoder on motion itself. ``name`` goes into the saved model.
+
+    ``system`` is a key of ``NETWORKS``, ``network`` the values of its configuration, the defaults where absent. The
+    settings of ``diffusion`` that shape latents and their loss stay at their defaults.
+    """
+
+    name: str = "motion"
+    system: str = "intergen"
+    network: dict[str, Any] = field(default_factory=dict)
+    text: TextConfig = field(default_factory=TextConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    losses: MotionLossConfig = field(default_factory=MotionLossConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.system in NETWORKS, "system", f"one of {tuple(NETWORKS)}", self.system)
+        network = self.network_config()
+        object.__setattr__(self, "network", network.to_dict())  # whole, so that it says what was trained
+        expected = f"network.text_dim={network.text_dim}"
+        _require(self.text.output_dim == network.text_dim, "text.output_dim", expected, self.text.output_dim)
+        ok = self.data.kind == "interhuman"
+        _require(ok, "data.kind", "'interhuman', whose joints the losses compare", self.data.kind)
+        for name in _OF_LATENTS:
+            default, got = getattr(DiffusionConfig(), name), getattr(self.diffusion, name)
+            _require(got == default, f"diffusion.{name}", f"{default} where there are no latents", got)
+
+    def network_config(self) -> InterGenConfig:
+        """The configuration of ``system`` with the values of ``network``."""
+        return NETWORKS[self.system][0].from_dict(self.network, where="network")
+
+
+class MotionObjective(Objective):
+    """Network and text encoder, and InterGen's losses on batches of ``intermoe.data.collate``."""
+
+    def __init__(self, config: MotionTrainConfig, text: TextEncoder, statistics: Statistics) -> None:
+        super().__init__()
+        self.network = NETWORKS[config.system][1](config.network_config())
+        self.text = text
+        self.statistics = statistics
+        self.losses, self.diffusion = config.losses, config.diffusion
+        self.scheduler = build_scheduler("ddpm", config.diffusion)
+        steps = config.diffusion.num_train_timesteps
+        self.validation_timesteps = [int(level * steps) for level in VALIDATION_NOISE_LEVELS]
+
+    def repeated_parts(self) -> list[nn.Module]:
+        """The network's layers."""
+        return list(self.network.layers)
+
+    def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
+        """Training: the terms of ``motion_losses``. Validation: their sum at fixed timesteps, with fixed noise."""
+        frames = batch["lengths"].tolist()
+        motion = self.statistics.normalise(batch["motion"][:, : max(frames)])
+        noise = draws.normal(frames, *motion.shape[2:]).transpose(1, 2)
+        clean = motion.transpose(1, 2)
+        mask = torch.arange(max(frames), device=clean.device) < batch["lengths"][:, None]
+        condition = self.text(batch["captions"])
+        if not validating:
+            share, steps = draws.uniform(), self.diffusion.num_train_timesteps
+            timesteps = shifted_timesteps(share, steps, self.diffusion.timestep_shift)
+            kept = draws.uniform() >= self.diffusion.condition_dropout
+            return self._terms(clean, condition * kept[:, None], mask, timesteps, noise)
+        values: dict[str, Tensor] = {}
+        for t in self.validation_timesteps:
+            timesteps = torch.full((len(clean),), t, device=clean.device)
+            values[f"loss_t{t}"] = self._terms(clean, condition, mask, timesteps, noise)["loss"]
+        return {"loss": torch.stack(list(values.values())).mean(), **values}
+
+    def _terms(
+        self, clean: Tensor, condition: Tensor, mask: Tensor, timesteps: Tensor, noise: Tensor
+    ) -> dict[str, Tensor]:
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        estimate = self.network(noisy, timesteps, condition, mask)
+        return motion_losses(estimate, clean, timesteps, mask, self.statistics, self.losses)
+
+
+@dataclass(frozen=True)
+class TrainedMotion:
+    """What a training run leaves, for a pipeline to take and save: parts in eval mode, with averaged weights."""
+
+    config: MotionTrainConfig
+    network: MotionNetwork
+    text: TextEncoder
+    statistics: Statistics
+
+
+def train_motion(
+    config_path: str | Path, output_dir: str | Path, resume: bool = False, data: str | Path | None = None
+) -> TrainedMotion | None:
+    """Train network and text encoder as the file says; the trained parts on the main process, ``None`` elsewhere.
+
+    Args:
+        config_path: YAML or JSON of ``MotionTrainConfig``.
+        output_dir: gets ``config.json``, ``statistics.json``, ``tokenizer.json``, ``checkpoints/`` and ``logs/``.
+        resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
+        data: folder of the data in place of the configured one.
+
+    Raises:
+        ValueError: a wrong configuration or unusable data, named. FileExistsError: ``output_dir`` holds a run already.
+        FloatingPointError: the loss is not finite; names step and items.
+    """
+    config = run.with_data(MotionTrainConfig.load(config_path), data)
+    output_dir = Path(output_dir)
+    accelerator = run.start(config, output_dir, resume=resume)
+    train = run.open_split(config, "train", min_frames=config.data.min_frames)
+    validation = run.open_split(config, "val", min_frames=config.data.min_frames)
+    kind = KINDS[config.data.kind]
+    statistics = Statistics.load(
+        run.once(accelerator, output_dir / "statistics.json", lambda path: train_statistics(kind, train).save(path))
+    )
+    tokenizer = None
+    if config.text.kind == "wordpiece":
+        write = functools.partial(train_tokenizer, config, config.text, train)
+        path = run.once(accelerator, output_dir / TOKENIZER_FILE, write)
+        tokenizer = path.read_text(encoding="utf-8")
+    torch.manual_seed(config.seed)
+    text = build_text_encoder(config.text, tokenizer)
+    if isinstance(text, ClipTextEncoder):
+        load_tower(text)
+    objective = MotionObjective(config, text, statistics)
+    state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
+    if state is None:
+        return None
+    objective.load_state_dict(state)
+    objective.eval().to("cpu")
+    return TrainedMotion(run.without_paths(config), objective.network, objective.text, statistics)

@@ -1,0 +1,124 @@
+"""Training of systems that diffuse motion itself: it learns, resumes, takes experts, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from intermoe.data import InterHumanDataset, collate
+from intermoe.diffusion import build_scheduler
+from intermoe.motion.statistics import Statistics
+from intermoe.systems.intergen.losses import motion_losses
+from intermoe.text.wordpiece import WordPieceTextEncoder
+from intermoe.train.draws import ItemDraws
+from intermoe.train.motion import MotionObjective, MotionTrainConfig, train_motion
+
+VALUES: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"batch_size": 3},
+    "network": {"text_dim": 8, "dim": 16, "num_layers": 2, "num_heads": 2, "feedforward_dim": 24},
+    "text": {
+        "output_dim": 8, "width": 8, "num_layers": 1, "num_heads": 2, "feedforward_dim": 16, "vocab_size": 60,
+    },
+    "optim": {"steps": 4, "warmup_steps": 1, "learning_rate": 1e-3, "ema_decay": 0.9, "clip": "norm"},
+    "run": {"log_every": 2, "validate_every": 4, "checkpoint_every": 2},
+}  # fmt: skip
+CPU = torch.device("cpu")
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**VALUES, **changes}), encoding="utf-8")
+    return path
+
+
+def objective(pairs: Path, **changes: Any) -> tuple[MotionObjective, Any]:
+    config = MotionTrainConfig.from_dict({**VALUES, **changes})
+    tokenizer = WordPieceTextEncoder.train_tokenizer(["two people dance"], config.text.vocab_size)
+    torch.manual_seed(0)
+    statistics = Statistics(np.linspace(-1, 1, 262), np.linspace(0.5, 2, 262))
+    dataset = InterHumanDataset(pairs, "train", min_frames=16)
+    made = MotionObjective(config, WordPieceTextEncoder(config.text, tokenizer), statistics)
+    return made, collate([dataset[0], dataset[1], dataset[2]])
+
+
+@pytest.mark.parametrize("system", ["intergen", "timotion"])
+def test_the_loss_falls(pairs: Path, system: str) -> None:
+    made, batch = objective(pairs, system=system)
+    optimizer = torch.optim.Adam(made.parameters(), lr=3e-3)
+    losses = []
+    for step in range(30):
+        terms = made.train()(batch, ItemDraws((0, step), range(3), CPU))
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        losses.append(made.eval()(batch, ItemDraws((1,), range(3), CPU), validating=True)["loss"].item())
+    assert losses[-1] < 0.6 * losses[0]
+    assert all(parameter.grad is not None for parameter in made.network.parameters())
+
+
+def test_the_terms_are_intergens_at_the_drawn_timesteps(pairs: Path) -> None:
+    made, batch = objective(pairs, diffusion={"condition_dropout": 0.0})
+    made.eval()
+    terms = made(batch, ItemDraws((0,), range(3), CPU))
+    draws, frames = ItemDraws((0,), range(3), CPU), batch["lengths"].tolist()
+    motion = made.statistics.normalise(batch["motion"][:, : max(frames)])
+    noise = draws.normal(frames, 2, 262)
+    timesteps = (1000 * draws.uniform()).long()
+    noisy = build_scheduler("ddpm", made.diffusion).add_noise(motion, noise, timesteps).transpose(1, 2)
+    mask = torch.arange(max(frames)) < batch["lengths"][:, None]
+    estimate = made.network(noisy, timesteps, made.text(batch["captions"]), mask)
+    expected = motion_losses(estimate, motion.transpose(1, 2), timesteps, mask, made.statistics, made.losses)
+    torch.testing.assert_close(terms, expected)
+
+
+def test_text_is_dropped_for_whole_samples(pairs: Path) -> None:
+    made, batch = objective(pairs, diffusion={"condition_dropout": 1.0})
+    for parameter in made.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # what starts at zero hides the text
+    other = {**batch, "captions": ["two people bow"] * 3}
+    draws = [ItemDraws((0,), range(3), CPU) for _ in range(2)]
+    dropped = [made.eval()(each, draw)["loss"] for each, draw in zip((batch, other), draws, strict=True)]
+    assert dropped[0] == dropped[1]
+    validated = [made(each, ItemDraws((0,), range(3), CPU), validating=True)["loss"] for each in (batch, other)]
+    assert validated[0] != validated[1]  # validation keeps it
+
+
+def test_a_run_resumes_bit_for_bit(pairs: Path, tmp_path: Path) -> None:
+    config = write(tmp_path, system="timotion")
+    whole = train_motion(config, tmp_path / "whole", data=pairs)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000004")
+    resumed = train_motion(config, tmp_path / "cut", data=pairs, resume=True)
+    assert whole.config.system == "timotion"
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], value), name
+    average = load_file(tmp_path / "whole" / "checkpoints" / "step-00000004" / "average.safetensors")
+    assert torch.equal(average["network.out.weight"], whole.network.out.weight)
+    assert whole.config.data.root is None
+    assert not whole.network.training
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"system": "intergone"}, r"system: must be one of \('intergen', 'timotion'\), got 'intergone'"),
+        ({"network": {"text_dim": 9}}, r"text\.output_dim: must be network\.text_dim=9, got 8"),
+        ({"network": {"width": 9}}, r"network: unknown key 'width'"),
+        (
+            {"diffusion": {"latent_scale": 0.5}},
+            r"diffusion\.latent_scale: must be 1\.0 where there are no latents, got 0\.5",
+        ),
+        ({"data": {"kind": "humanml3d", "mirror": False, "swap_persons": False}}, r"data\.kind: must be 'interhuman'"),
+    ],
+)
+def test_configurations_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MotionTrainConfig.from_dict({**VALUES, **changes})
