@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-NETWORKS = {
-    "intergen": "intermoe.systems.intergen.official:load_network",
-    "timotion": "intermoe.systems.timotion.official:load_network",
-}
-"""Module and function that reads a network; imported when it is asked for."""
+from intermoe.registry import Registry
+
+NETWORKS: Registry[Callable[[Mapping[str, Tensor], Mapping[str, Any]], nn.Module]] = Registry(
+    "system",
+    {
+        "intergen": "intermoe.systems.intergen.official:load_network",
+        "timotion": "intermoe.systems.timotion.official:load_network",
+    },
+)
+"""What reads a network from a state dict and the published module's arguments."""
 
 
 def load_network(system: str, state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> nn.Module:
@@ -31,8 +35,4 @@ def load_network(system: str, state_dict: Mapping[str, Tensor], config: Mapping[
     Raises:
         ValueError: an unknown system, a key or a setting that does not fit; named.
     """
-    if system not in NETWORKS:
-        raise ValueError(f"system: expected one of {sorted(NETWORKS)}, got {system!r}")
-    module, function = NETWORKS[system].split(":")
-    network: nn.Module = getattr(import_module(module), function)(state_dict, config)
-    return network
+    return NETWORKS[system](state_dict, config)

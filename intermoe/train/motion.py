@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.config import _require
-from intermoe.data.kinds import KINDS, train_statistics
+from intermoe.data.sets import train_statistics
 from intermoe.diffusion import DiffusionConfig, build_scheduler, shifted_timesteps
 from intermoe.motion.statistics import Statistics
 from intermoe.pipeline import TOKENIZER_FILE
@@ -62,8 +62,8 @@ class MotionTrainConfig(TrainConfig):
         object.__setattr__(self, "network", network.to_dict())  # whole, so that it says what was trained
         expected = f"network.text_dim={network.text_dim}"
         _require(self.text.output_dim == network.text_dim, "text.output_dim", expected, self.text.output_dim)
-        ok = self.data.kind == "interhuman"
-        _require(ok, "data.kind", "'interhuman', whose joints the losses compare", self.data.kind)
+        name = self.data.representation
+        _require(name == "interhuman", "data.representation", "'interhuman', whose joints the losses compare", name)
         for name in _OF_LATENTS:
             default, got = getattr(DiffusionConfig(), name), getattr(self.diffusion, name)
             _require(got == default, f"diffusion.{name}", f"{default} where there are no latents", got)
@@ -147,9 +147,8 @@ def train_motion(
     accelerator = run.start(config, output_dir, resume=resume)
     train = run.open_split(config, "train", min_frames=config.data.min_frames)
     validation = run.open_split(config, "val", min_frames=config.data.min_frames)
-    kind = KINDS[config.data.kind]
     statistics = Statistics.load(
-        run.once(accelerator, output_dir / "statistics.json", lambda path: train_statistics(kind, train).save(path))
+        run.once(accelerator, output_dir / "statistics.json", lambda path: train_statistics(train).save(path))
     )
     tokenizer = None
     if config.text.kind == "wordpiece":

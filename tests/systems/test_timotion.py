@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -49,13 +50,14 @@ def test_persons_can_be_exchanged(local_patterns: bool) -> None:
 def test_padding_does_not_reach_valid_frames(local_patterns: bool) -> None:
     model, (x, t, text) = tiny(local_patterns=local_patterns), call()
     y = model(x, t, text, MASK).transpose(1, 2)
-    changed = torch.where(MASK[:, None, :, None], x, torch.full_like(x, 50.0))
-    torch.testing.assert_close(model(changed, t, text, MASK).transpose(1, 2)[MASK], y[MASK])
+    for value in (50.0, math.inf, math.nan):
+        changed = x.masked_fill(~MASK[:, None, :, None], value)
+        assert torch.equal(model(changed, t, text, MASK).transpose(1, 2)[MASK], y[MASK])
     torch.testing.assert_close(model(x[1:, :, :4], t[1:], text[1:])[0], y[1, :4].transpose(0, 1))
 
 
 def test_published_convolutions_feel_how_much_padding_there_is() -> None:
-    model, (x, t, text) = tiny(mask_convolutions=False), call()
+    model, (x, t, text) = tiny(mask_padding=False), call()
     y = model(x, t, text, MASK)
     alone = model(x[1:, :, :4], t[1:], text[1:])
     assert (alone - y[1:, :, :4]).abs().max() > 1e-3
@@ -134,7 +136,7 @@ def read(golden: Golden, archive: str) -> tuple[dict[str, Tensor], dict[str, Any
 @pytest.mark.parametrize("archive", ARCHIVES)
 def test_reader_is_strict(golden: Golden, archive: str) -> None:
     state, config = read(golden, archive)
-    assert official.load_network("timotion", state, config).config.mask_convolutions is False
+    assert official.load_network("timotion", state, config).config.mask_padding is False
     for key in state:
         with pytest.raises(ValueError, match=f"missing key '{key}'"):
             official.load_network("timotion", {k: v for k, v in state.items() if k != key}, config)

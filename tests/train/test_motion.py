@@ -116,7 +116,10 @@ def test_a_run_resumes_bit_for_bit(pairs: Path, tmp_path: Path) -> None:
             {"diffusion": {"latent_scale": 0.5}},
             r"diffusion\.latent_scale: must be 1\.0 where there are no latents, got 0\.5",
         ),
-        ({"data": {"kind": "humanml3d", "mirror": False, "swap_persons": False}}, r"data\.kind: must be 'interhuman'"),
+        (
+            {"data": {"representation": "humanml3d", "mirror": False, "swap_persons": False}},
+            r"data\.representation: must be 'interhuman'",
+        ),
     ],
 )
 def test_configurations_that_do_not_fit(changes: dict[str, Any], message: str) -> None:

@@ -13,6 +13,9 @@ class InterGenConfig(Config):
 
     ``input_dim`` is the width of a frame of one person's normalised motion, ``feedforward_dim`` the hidden width of the
     feed-forward networks, ``dropout`` that of attention weights and of the feed-forward networks.
+
+    ``mask_padding`` sets padded frames to zero where they come in, so that nothing depends on what they hold. The
+    published networks compute on them; what comes out is used by ``MotionLossConfig.step_into_padding`` alone.
     """
 
     input_dim: int = 262
@@ -22,6 +25,7 @@ class InterGenConfig(Config):
     num_heads: int = 8
     feedforward_dim: int = 2048
     dropout: float = 0.1
+    mask_padding: bool = True
 
     def __post_init__(self) -> None:
         for name in ("input_dim", "text_dim", "num_layers", "num_heads", "feedforward_dim"):

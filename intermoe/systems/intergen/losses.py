@@ -40,9 +40,9 @@ def motion_losses(
 
     Args:
         estimate: (B, P, T, 262) normalised estimate of the clean motion.
-        target: (B, P, T, 262) normalised clean motion. Published training pads with zeros before normalising, which
-            makes a difference to ``step_into_padding`` alone.
-        timesteps: (B,) of the noise. mask: (B, T) bool, True = valid, or ``None``.
+        target: (B, P, T, 262) normalised clean motion; padded with zeros before normalising for ``step_into_padding``.
+        timesteps: (B,) of the noise. mask: (B, T) bool, True = valid, or ``None``. What padded frames hold changes
+            nothing, but with ``step_into_padding``.
         statistics: mean and deviation that the motion was normalised with.
 
     Raises:
@@ -55,6 +55,8 @@ def motion_losses(
         mask = torch.ones(size["B"], size["T"], dtype=torch.bool, device=estimate.device)
     check_tensor("mask", mask, (size["B"], size["T"]))
     estimate, target = (x if x.dtype == torch.float64 else x.float() for x in (estimate, target))
+    if not config.step_into_padding:  # 0 times infinity would be NaN
+        estimate, target = (x.masked_fill(~mask[:, None, :, None], 0.0) for x in (estimate, target))
     found, expected = (joints(statistics.denormalise(x)) for x in (estimate, target))
     judged = timesteps <= config.last_timestep
     steps = mask[:, :-1] if config.step_into_padding else mask[:, :-1] & mask[:, 1:]

@@ -88,7 +88,7 @@ class MotionNetwork(nn.Module):
             x: (B, P, T, input_dim) noisy motion, normalised.
             timesteps: (B,) integers in the training schedule.
             text: (B, text_dim) text condition; zeros for none.
-            mask: (B, T) bool, True = valid; padded frames do not reach valid ones.
+            mask: (B, T) bool, True = valid; whatever padded frames hold, they do not reach valid ones.
 
         Returns:
             (B, P, T, input_dim) estimate of the clean motion. Values at padded frames are meaningless.
@@ -97,6 +97,8 @@ class MotionNetwork(nn.Module):
             ValueError, TypeError: an argument of another shape or dtype, named.
         """
         self.check_call(x, timesteps, text, mask)
+        if mask is not None and self.config.mask_padding:  # an attention weight of 0 times infinity would be NaN
+            x = x.masked_fill(~mask[:, None, :, None], 0.0)
         frames = torch.arange(x.shape[2], device=x.device)
         hidden = self.embed_motion(x) + sinusoid(frames, self.config.dim).to(x.dtype)
         condition = self.condition(timesteps, text)

@@ -72,7 +72,7 @@ def split_state(state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]
 
 
 def sizes(reader: StrictReader, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ``InterGenConfig`` in the published ones."""
+    """The arguments of ``InterGenConfig`` for the published ones, padding as there."""
     require_setting(config, "activation", "gelu", "gelu")
     return {
         "input_dim": setting(config, "input_feats"),
@@ -82,6 +82,7 @@ def sizes(reader: StrictReader, config: Mapping[str, Any]) -> dict[str, Any]:
         "num_heads": setting(config, "num_heads"),
         "feedforward_dim": setting(config, "ff_size"),
         "dropout": config.get("dropout", 0.1),
+        "mask_padding": False,
     }
 
 

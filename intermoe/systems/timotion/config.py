@@ -16,7 +16,7 @@ class TIMotionConfig(InterGenConfig):
     ``conv_blocks`` blocks with dilations ``dilation_rate`` ** index. The dropout of a layer grows with its index i:
     ``dropout`` * i / ``num_layers``.
 
-    ``mask_convolutions`` keeps padded frames at zero before every convolution along time, so that results do not depend
+    With ``mask_padding`` padded frames are also zero before every convolution along time, so that results do not depend
     on padding. The published network zeroes the input of the branch alone; what its normalisation makes of padding then
     reaches the valid frames beside it.
     """
@@ -27,7 +27,6 @@ class TIMotionConfig(InterGenConfig):
     local_patterns: bool = True
     conv_blocks: int = 1
     dilation_rate: int = 1
-    mask_convolutions: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

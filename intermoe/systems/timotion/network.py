@@ -61,7 +61,7 @@ class ConvBlock(nn.Module):
         if self.norm1 is not None:
             inner = nn.functional.silu(self.norm1(inner, condition))
         if mask is not None:
-            inner = inner * mask[:, None, :, None]
+            inner = inner.masked_fill(~mask[:, None, :, None], 0.0)
         inner = self.conv1(inner.flatten(0, 1).transpose(1, 2)).transpose(1, 2).view_as(hidden)
         inner = nn.functional.silu(self.norm2(inner, condition))
         return hidden + nn.functional.linear(inner, self.conv2.weight[..., 0], self.conv2.bias)
@@ -72,7 +72,7 @@ class LocalPatterns(nn.Module):
 
     def __init__(self, config: TIMotionConfig, *, first_norm: bool) -> None:
         super().__init__()
-        self.mask_all = config.mask_convolutions
+        self.mask_all = config.mask_padding
         self.blocks = nn.ModuleList(
             ConvBlock(config.dim, config.dilation_rate**index, first_norm=first_norm)
             for index in range(config.conv_blocks)
@@ -81,7 +81,7 @@ class LocalPatterns(nn.Module):
     def forward(self, hidden: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
         """hidden (B, P, T, D), condition (B, D), mask (B, T) True = valid -> (B, P, T, D)."""
         if mask is not None:
-            hidden = hidden * mask[:, None, :, None]
+            hidden = hidden.masked_fill(~mask[:, None, :, None], 0.0)
         for block in self.blocks:
             hidden = block(hidden, condition, mask if self.mask_all else None)
         return hidden

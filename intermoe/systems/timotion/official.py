@@ -31,7 +31,7 @@ def load_network(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) ->
     """The denoiser, in eval mode, from the published one's state dict.
 
     Convolutions see what normalisation makes of padding, as in training of the published network
-    (``TIMotionConfig.mask_convolutions``); without padding that makes no difference.
+    (``TIMotionConfig.mask_padding``); without padding that makes no difference.
 
     Args:
         state_dict: keys as the published module has them. Its two tables of sinusoids are checked where they are there.
@@ -49,7 +49,6 @@ def load_network(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) ->
         local_patterns=setting(layer_config, "LPA"),
         conv_blocks=layer_config.get("conv_layers", 1),
         dilation_rate=layer_config.get("dilation_rate", 1),
-        mask_convolutions=False,
     )
     with SkipRandomInit():
         network = TIMotion(network_config).eval()
