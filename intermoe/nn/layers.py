@@ -58,9 +58,9 @@ class AdaLN(nn.Module):
         normed = nn.functional.layer_norm(hidden, (self.dim,), eps=self.eps)
         if condition.dim() == 2:
             broadcast = (hidden.shape[0], *[1] * (hidden.dim() - 2), self.dim)
-            return normed * (1 + scale.view(broadcast)) + shift.view(broadcast)
+            return torch.addcmul(shift.view(broadcast), normed, 1 + scale.view(broadcast))  # one pass over the tokens
         runs = normed.unflatten(-2, (condition.shape[-2], -1))
-        return (runs * (1 + scale[..., None, :]) + shift[..., None, :]).flatten(-3, -2)
+        return torch.addcmul(shift[..., None, :], runs, 1 + scale[..., None, :]).flatten(-3, -2)
 
 
 class SwiGLU(nn.Module):
