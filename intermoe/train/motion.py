@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from intermoe.config import _require
@@ -93,9 +94,9 @@ class MotionObjective(Objective):
     def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
         """Training: the terms of ``motion_losses``. Validation: their sum at fixed timesteps, with fixed noise."""
         frames = batch["lengths"].tolist()
-        motion = self.statistics.normalise(batch["motion"][:, : max(frames)])
-        noise = draws.normal(frames, *motion.shape[2:]).transpose(1, 2)
-        clean = motion.transpose(1, 2)
+        clean = self.statistics.normalise(batch["motion"][:, :, : max(frames)])
+        persons, width = clean.shape[1], clean.shape[3]
+        noise = rearrange(draws.normal(frames, persons, width), "b t p x -> b p t x")
         mask = torch.arange(max(frames), device=clean.device) < batch["lengths"][:, None]
         condition = self.text(batch["captions"])
         if not validating:

@@ -116,8 +116,8 @@ def test_sampling_with_one_weight_is_plain_guidance() -> None:
     model, (x, _, text) = drawn(In2IN), call()
     arguments: dict[str, Any] = {"scheduler": build_scheduler("ddim", DiffusionConfig()), "num_inference_steps": 4}
     guided = FourPasses(model, GuidanceConfig(everything=3.5, interaction=0.0, individuals=0.0))
-    found = sample(guided, text, tuple(x.shape), guidance_scale=1, noise=x, **arguments)
-    expected = sample(model, text, tuple(x.shape), guidance_scale=3.5, noise=x, **arguments)
+    found = sample(guided, text, tuple(x.shape), guidance_scale=1, noise=x, mask=MASK, **arguments)
+    expected = sample(model, text, tuple(x.shape), guidance_scale=3.5, noise=x, mask=MASK, **arguments)
     torch.testing.assert_close(found, expected)
 
 

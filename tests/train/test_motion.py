@@ -69,13 +69,13 @@ def test_the_terms_are_intergens_at_the_drawn_timesteps(pairs: Path) -> None:
     made.eval()
     terms = made(batch, ItemDraws((0,), range(3), CPU))
     draws, frames = ItemDraws((0,), range(3), CPU), batch["lengths"].tolist()
-    motion = made.statistics.normalise(batch["motion"][:, : max(frames)])
-    noise = draws.normal(frames, 2, 262)
+    motion = made.statistics.normalise(batch["motion"][:, :, : max(frames)])
+    noise = draws.normal(frames, 2, 262).transpose(1, 2)
     timesteps = (1000 * draws.uniform()).long()
-    noisy = build_scheduler("ddpm", made.diffusion).add_noise(motion, noise, timesteps).transpose(1, 2)
+    noisy = build_scheduler("ddpm", made.diffusion).add_noise(motion, noise, timesteps)
     mask = torch.arange(max(frames)) < batch["lengths"][:, None]
     estimate = made.network(noisy, timesteps, made.text(batch["captions"]), mask)
-    expected = motion_losses(estimate, motion.transpose(1, 2), timesteps, mask, made.statistics, made.losses)
+    expected = motion_losses(estimate, motion, timesteps, mask, made.statistics, made.losses)
     torch.testing.assert_close(terms, expected)
 
 
