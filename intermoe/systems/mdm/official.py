@@ -1,0 +1,111 @@
+"""Reads the published networks of MDM and ComMDM (``model<step>.pt``, without the CLIP tower)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intermoe.nn.init import SkipRandomInit
+from intermoe.nn.layers import sinusoid
+from intermoe.official.reader import StrictReader, require_setting
+from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
+from intermoe.systems.mdm.network import MDM, ComMDM
+
+_TABLES = ("sequence_pos_encoder.pe", "embed_timestep.sequence_pos_encoder.pe")
+
+
+def load_mdm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> MDM:
+    """MDM, in eval mode, attending to padding as published. Sizes are read off the weights but for ``num_heads`` (4).
+
+    The tables of sinusoids may be absent.
+    """
+    reader = StrictReader(state_dict)
+    with SkipRandomInit():
+        network = MDM(_backbone_config(reader, config, ("seqTransEncoder",))).eval()
+    _read_backbone(reader, network, [f"seqTransEncoder.layers.{i}" for i in range(network.config.num_layers)])
+    reader.finish()
+    return network
+
+
+def load_commdm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> ComMDM:
+    """ComMDM, in eval mode, attending to padding as published. Sizes and the split are read off the weights.
+
+    ``config`` has the keys of the published options, either flat or below ``args``; of the variants only the one that
+    reads both persons and corrects the own states, with a canonical entry, is implemented.
+    """
+    options = {**config, **config.get("args", {})}
+    for key, supported in (("multi_arch", "trans_enc"), ("multi_func", "in_both_out_cur"), ("predict_6dof", True)):
+        require_setting(options, key, supported, supported)
+    reader = StrictReader(state_dict)
+    split = _count(reader, "seqTransEncoder_start.layers.")
+    require_setting(options, "multi_backbone_split", split, split)
+    block = "multi_person.model.layers"
+    network_config = ComMDMConfig(
+        backbone=_backbone_config(reader, options, ("seqTransEncoder_start", "seqTransEncoder_end")),
+        split=split,
+        num_layers=_count(reader, f"{block}."),
+        feedforward_dim=reader.peek(f"{block}.0.linear1.weight", 2)[0],
+    )
+    with SkipRandomInit():
+        network = ComMDM(network_config).eval()
+    names = [f"seqTransEncoder_start.layers.{index}" for index in range(split)]
+    names += [f"seqTransEncoder_end.layers.{index}" for index in range(network_config.backbone.num_layers - split)]
+    _read_backbone(reader, network.backbone, names)
+    communication = network.communication
+    for module, name in (
+        (communication.embed_canonical, "multi_person.canon_agg"),
+        (communication.out_canonical, "multi_person.canon_out"),
+        (communication.embed, "multi_person.aggregation"),
+        *((layer, f"{block}.{index}") for index, layer in enumerate(communication.layers)),
+    ):
+        _read(reader, name, module)
+    reader.finish()
+    return network
+
+
+def _count(reader: StrictReader, prefix: str) -> int:
+    return len({key.removeprefix(prefix).split(".")[0] for key in reader.keys(prefix)})
+
+
+def _backbone_config(reader: StrictReader, config: Mapping[str, Any], stacks: tuple[str, ...]) -> MDMConfig:
+    require_setting(config, "arch", "trans_enc", "trans_enc")
+    dim, input_dim = reader.peek("input_process.poseEmbedding.weight", 2)
+    first = next((name for name in stacks if reader.keys(f"{name}.layers.0.")), stacks[0])
+    return MDMConfig(
+        input_dim=input_dim,
+        text_dim=reader.peek("embed_text.weight", 2)[1],
+        dim=dim,
+        num_layers=sum(_count(reader, f"{name}.layers.") for name in stacks),
+        num_heads=config.get("num_heads", 4),
+        feedforward_dim=reader.peek(f"{first}.layers.0.linear1.weight", 2)[0],
+        attend_padding=True,
+    )
+
+
+def _read_backbone(reader: StrictReader, network: MDM, layer_names: list[str]) -> None:
+    for key in _TABLES:
+        if reader.keys(key):
+            _check_table(reader, key, network.config.dim)
+    for module, name in (
+        (network.embed_motion, "input_process.poseEmbedding"),
+        (network.embed_timestep.inner, "embed_timestep.time_embed.0"),
+        (network.embed_timestep.out, "embed_timestep.time_embed.2"),
+        (network.embed_text, "embed_text"),
+        (network.out, "output_process.poseFinal"),
+        *zip(network.layers, layer_names, strict=True),
+    ):
+        _read(reader, name, module)
+
+
+def _check_table(reader: StrictReader, key: str, dim: int) -> None:
+    table = reader.take(key, (reader.peek(key, 3)[0], 1, dim))[:, 0]
+    if not torch.allclose(table, sinusoid(torch.arange(len(table)), dim), atol=1e-4):
+        raise ValueError(f"state_dict: {key!r} is not the sinusoidal table that the model is defined with")
+
+
+def _read(reader: StrictReader, name: str, module: nn.Module) -> None:
+    for own, parameter in module.named_parameters():
+        reader.copy(parameter, f"{name}.{own}")
