@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 _REPLACEMENT_NOISE = 0.01
+_SMALL_SHARE = 1e-7
 
 
 class Codebook(nn.Module):
@@ -91,4 +92,4 @@ def gumbel(uniforms: Tensor) -> Tensor:
 def perplexity(codes: Tensor, num_codes: int) -> Tensor:
     """exp of the entropy of how often each code occurs in ``codes``: from 1 (one code) to ``num_codes`` (all alike)."""
     share = torch.bincount(codes.flatten(), minlength=num_codes) / codes.numel()
-    return torch.exp(-torch.xlogy(share, share).sum())
+    return torch.exp(-(share * (share + _SMALL_SHARE).log()).sum())

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intermoe.data.motion import CONTACT_HEIGHTS, CONTACT_SQUARED_SPEED, FOOT_JOINTS
-from intermoe.nn.skeleton import skeleton_layout
+from intermoe.motion.interhuman import CONTACT_HEIGHTS, CONTACT_SQUARED_SPEED
+from intermoe.motion.skeleton import FOOT_JOINTS, skeleton_layout
 from intermoe.systems.intermask.config import TokenizerLossConfig
 from intermoe.systems.intermask.network import PERSONS, InterMask
 

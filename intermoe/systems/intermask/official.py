@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intermoe.nn.clip import ClipTextEncoder
+from intermoe.checkpoints import StrictReader, require_setting, setting
 from intermoe.nn.init import SkipRandomInit
-from intermoe.official.reader import StrictReader, require_setting, setting
 from intermoe.systems.intermask.config import InterMaskConfig, TokenizerConfig
 from intermoe.systems.intermask.network import InterMask
 from intermoe.systems.intermask.tokenizer import IMAGES, MotionTokenizer, SkeletonConv
+from intermoe.text.clip import ClipTextEncoder
 
 _JOINTS = {22: "interhuman", 56: "interx"}
 _ADAPTER = ("clipTrans.", "clipln.")

@@ -15,7 +15,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from intermoe.nn.skeleton import skeleton_layout
+from intermoe.motion.skeleton import skeleton_layout
 from intermoe.ops.checks import check_tensor
 from intermoe.systems.intermask.codebook import Codebook
 from intermoe.systems.intermask.config import TokenizerConfig

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from intermoe.checkpoints import StrictReader, require_setting
 from intermoe.nn.init import SkipRandomInit
 from intermoe.nn.layers import sinusoid
-from intermoe.official.reader import StrictReader, require_setting
 from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
 from intermoe.systems.mdm.network import MDM, ComMDM
 
