@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 _REPLACEMENT_NOISE = 0.01
@@ -48,39 +49,45 @@ class Codebook(nn.Module):
         return self.vectors[codes.clamp(min=0)] * (codes >= 0)[..., None]
 
     @torch.no_grad()
+    def initialise(self, points: Tensor, noise: Tensor | None = None) -> None:
+        """Take the first of ``points`` (M, dim) as vectors, before the first draw; ``noise`` as in ``update``."""
+        self.vectors.copy_(self._spare(points, noise))
+        self.sums.copy_(self.vectors)
+        self.counts.fill_(1.0)
+        self.initialised.fill_(True)
+
+    @torch.no_grad()
     def update(self, points: Tensor, codes: Tensor, noise: Tensor | None = None) -> None:
-        """Move the averages by ``points`` (M, dim), rounded to ``codes`` (M,); call it once after each optimiser step.
+        """Move the averages by ``points`` (M, dim), rounded to ``codes`` (M,); call it once for each training batch.
 
             counts <- decay * counts + (1 - decay) * count of the code
             sums <- decay * sums + (1 - decay) * sum of its points
             vector <- sums / counts, or point number c for code c whose count is below 1
 
         Too few points for that are repeated with ``noise`` (num_codes, dim), standard normal, times 0.01 / sqrt(dim).
-        The first update takes the points themselves as vectors.
+        Processes that train together count together, and take spare points of the first of them.
         """
-        points = points.detach().to(self.sums.dtype)
-        spare = self._spare(points, noise)
-        if not self.initialised:
-            self.vectors.copy_(spare)
-            self.sums.copy_(spare)
-            self.counts.fill_(1.0)
-            self.initialised.fill_(True)
+        points = points.to(self.sums.dtype)
         count = torch.bincount(codes, minlength=len(self.counts)).to(self.counts.dtype)
         total = torch.zeros_like(self.sums).index_add_(0, codes, points)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(count)
+            dist.all_reduce(total)
         self.counts.lerp_(count, 1 - self.decay)
         self.sums.lerp_(total, 1 - self.decay)
         used = (self.counts >= 1)[:, None]
-        self.vectors.copy_(torch.where(used, self.sums / self.counts[:, None], spare))
+        self.vectors.copy_(torch.where(used, self.sums / self.counts[:, None], self._spare(points, noise)))
 
     def _spare(self, points: Tensor, noise: Tensor | None) -> Tensor:
         """As many points as there are codes: (num_codes, dim)."""
-        missing = math.ceil(len(self.vectors) / len(points))
-        if missing == 1:
-            return points[: len(self.vectors)]
-        if noise is None:
-            noise = torch.randn_like(self.vectors)
-        repeated = points.repeat(missing, 1)[: len(self.vectors)]
-        return repeated + noise * (_REPLACEMENT_NOISE / math.sqrt(points.shape[1]))
+        repeats = math.ceil(len(self.vectors) / len(points))
+        spare = points.to(self.vectors.dtype).repeat(repeats, 1)[: len(self.vectors)]
+        if repeats > 1:
+            noise = torch.randn_like(self.vectors) if noise is None else noise
+            spare = spare + noise * (_REPLACEMENT_NOISE / math.sqrt(points.shape[1]))
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(spare, src=0)
+        return spare
 
 
 def gumbel(uniforms: Tensor) -> Tensor:

@@ -101,15 +101,23 @@ def _rotation(numbers: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MaskedCodes:
-    """``inputs`` (B, 2, num_parts, L), what the network sees; ``chosen``, bool, where it shall find the true codes."""
+    """Codes of which some are hidden.
+
+    ``inputs`` (B, 2, num_parts, L) is what the network sees; ``chosen``, bool, where it shall find the true codes.
+    ``points`` is how many tokens shares are of, padding counted.
+    """
 
     inputs: Tensor
     chosen: Tensor
+    points: int
 
 
 @dataclass(frozen=True)
 class MaskDraws:
-    """Numbers in [0, 1) that ``mask_codes`` decides by: ``sample`` (B, 3), ``points`` (B, 2, num_parts, L, 4)."""
+    """Numbers in [0, 1) that ``mask_codes`` decides by: ``sample`` (B, 3), ``points`` (B, 2, num_parts, G, 4).
+
+    G >= L: shares are of a grid of G time steps, so that they do not depend on how far a batch is padded.
+    """
 
     sample: Tensor
     points: Tensor
@@ -125,10 +133,12 @@ def mask_codes(network: InterMask, codes: Tensor, mask: Tensor, draws: MaskDraws
         codes: (B, 2, num_parts, L). mask: (B, L) bool, True = valid.
     """
     ratio, whole_person, which = draws.sample.unbind(dim=1)
-    order, kind, replace, number = draws.points.unbind(dim=-1)
-    points = codes[0].numel()
+    order = draws.points[..., 0]
+    kind, replace, number = draws.points[..., : codes.shape[-1], 1:].unbind(dim=-1)
+    points = order[0].numel()
     count = (torch.cos(ratio * (math.pi / 2)) * points).round().clamp(min=1)
-    scattered = order.flatten(1).argsort(dim=1).argsort(dim=1).view(codes.shape) < count[:, None, None, None]
+    ranks = order.flatten(1).argsort(dim=1).argsort(dim=1).view(order.shape)[..., : codes.shape[-1]]
+    scattered = ranks < count[:, None, None, None]
     persons = torch.arange(PERSONS, device=codes.device) == (which[:, None] * PERSONS).long()
     one_person = persons[:, :, None, None].expand(codes.shape)
     chosen = torch.where((whole_person < person_share)[:, None, None, None], one_person, scattered)
@@ -136,7 +146,7 @@ def mask_codes(network: InterMask, codes: Tensor, mask: Tensor, draws: MaskDraws
     random = chosen & (kind < _RANDOM_SHARE)
     hidden = chosen & ~random & (replace < _MASK_SHARE)
     inputs = torch.where(random, (number * network.config.num_codes).long(), codes)
-    return MaskedCodes(inputs.masked_fill(hidden, network.mask_id), chosen)
+    return MaskedCodes(inputs.masked_fill(hidden, network.mask_id), chosen, points)
 
 
 def unmasking_losses(
@@ -155,9 +165,9 @@ def unmasking_losses(
     is_open = masked.inputs == network.mask_id
     with torch.no_grad():
         confidence, likeliest = logits.softmax(dim=-1).max(dim=-1)
-        share = is_open.flatten(1).float().mean(dim=1)
+        share = is_open.flatten(1).sum(dim=1) / masked.points
         step = (torch.acos(share) * (2 / math.pi) + _UNROLL_STEP).clamp(max=1)
-        count = (torch.cos(step * (math.pi / 2)) * codes[0].numel()).round().clamp(min=1)
+        count = (torch.cos(step * (math.pi / 2)) * masked.points).round().clamp(min=1)
         confidence = confidence.masked_fill(~is_open, math.inf).flatten(1)
         ranks = confidence.argsort(dim=1).argsort(dim=1).view(codes.shape)
         stays_open = (ranks < count[:, None, None, None]) & is_open

@@ -279,7 +279,26 @@ def test_losses_of_a_network_that_knows_nothing_and_of_padding() -> None:
     before = unmasking_losses(network, codes, masked, text, mask)
     changed = torch.where(mask[:, None, None], codes, 0)
     inputs = torch.where(mask[:, None, None], masked.inputs, 3)
-    after = unmasking_losses(network, changed, MaskedCodes(inputs, masked.chosen), text, mask)
+    after = unmasking_losses(network, changed, MaskedCodes(inputs, masked.chosen, masked.points), text, mask)
     torch.testing.assert_close(after["loss"], before["loss"])
-    nothing = unmasking_losses(network, codes, MaskedCodes(codes, torch.zeros_like(masked.chosen)), text, mask)
+    nothing = unmasking_losses(network, codes, MaskedCodes(codes, torch.zeros_like(masked.chosen), 40), text, mask)
     assert nothing["loss"] == 0
+
+
+def test_masking_and_losses_do_not_depend_on_the_padding_of_a_batch() -> None:
+    network, codes, text = tiny_network(), torch.randint(0, 9, (4, 2, NUM_PARTS, 3)), torch.randn(4, 5)
+    draws = mask_draws(4, 6)
+    mask = torch.arange(3) < torch.tensor([3, 1, 2, 3])[:, None]
+    longer, longer_mask = torch.nn.functional.pad(codes, (0, 2)), torch.nn.functional.pad(mask, (0, 2))
+    short, long = (
+        mask_codes(network, *batch, draws, person_share=0.3) for batch in ((codes, mask), (longer, longer_mask))
+    )
+    assert torch.equal(long.inputs[..., :3], short.inputs)
+    assert torch.equal(long.chosen, torch.nn.functional.pad(short.chosen, (0, 2)))
+    assert short.points == long.points == 2 * NUM_PARTS * 6
+    losses = [
+        unmasking_losses(network, *batch, text, padded)
+        for *batch, padded in ((codes, short, mask), (longer, long, longer_mask))
+    ]
+    for name in losses[0]:
+        torch.testing.assert_close(losses[0][name], losses[1][name])

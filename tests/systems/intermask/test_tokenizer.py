@@ -249,25 +249,30 @@ def test_codes_become_the_means_of_their_points() -> None:
     points = torch.randn(40, 3)
     codes = torch.arange(40) % 4
     codebook = Codebook(5, 3, decay=0.5)
+    codebook.initialise(points)
+    assert torch.equal(codebook.vectors, points[:5])
     for _ in range(40):
-        codebook.update(points, codes)
-    expected = torch.stack([points[codes == code].mean(dim=0) for code in range(4)])
+        codebook.update(points.flip(0), codes)
+    expected = torch.stack([points.flip(0)[codes == code].mean(dim=0) for code in range(4)])
     torch.testing.assert_close(codebook.vectors[:4], expected)
-    assert torch.equal(codebook.vectors[4], points[4])  # never used: taken from the batch
+    assert torch.equal(codebook.vectors[4], points.flip(0)[4])  # no longer used: taken from the batch
 
 
-def test_the_first_batch_makes_the_codebook_and_is_saved_with_it() -> None:
-    codebook = Codebook(7, 2, decay=0.99)
-    points = torch.randn(3, 2)
-    noise = torch.randn(7, 2)
-    codebook.update(points, torch.zeros(3, dtype=torch.long), noise)
-    expected = points[torch.arange(7) % 3] + 0.01 / math.sqrt(2) * noise
-    unused = torch.arange(7) > 0
-    torch.testing.assert_close(codebook.vectors[unused], expected[unused])
-    again = Codebook(7, 2, decay=0.99)
+def test_too_few_points_are_repeated_with_noise() -> None:
+    codebook, points, noise = Codebook(7, 2, decay=0.99), torch.randn(3, 2), torch.randn(7, 2)
+    codebook.initialise(points, noise)
+    torch.testing.assert_close(codebook.vectors, points[torch.arange(7) % 3] + 0.01 / math.sqrt(2) * noise)
+
+
+def test_averages_are_saved_with_the_vectors() -> None:
+    codebook, points = Codebook(4, 2, decay=0.9), torch.randn(9, 2)
+    codebook.initialise(points)
+    codebook.update(points, torch.arange(9) % 3)
+    again = Codebook(4, 2, decay=0.9)
     again.load_state_dict(codebook.state_dict())
+    assert again.initialised
     for one in (codebook, again):
-        one.update(points, torch.ones(3, dtype=torch.long), noise)
+        one.update(points, torch.arange(9) % 4)
     assert torch.equal(codebook.vectors, again.vectors)
 
 
