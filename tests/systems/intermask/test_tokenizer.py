@@ -42,6 +42,8 @@ def test_tokens_and_motion_equal_the_release(layout: str, tokens: Any, relative_
     assert relative_error(tokenizer(motion).motion, tokens["decoded"]) < TOLERANCE
     assert relative_error(tokenizer.decode(codes), tokens["decoded"]) < TOLERANCE
     assert relative_error(tokenizer.decode(tokens.codes("ids_padded")), tokens["decoded_padded"]) < TOLERANCE
+    assert torch.equal(tokenizer.codebook.sums / tokenizer.codebook.counts[:, None], tokenizer.codebook.vectors)
+    assert tokenizer.codebook.initialised
     vectors = tokenizer.codebook.lookup(codes).permute(0, 3, 1, 2)
     assert relative_error(vectors.flatten(2)[None], tokens["quantised"]) < TOLERANCE
     assert relative_error(commitment(features, vectors), tokens["loss_commit"]) < TOLERANCE
@@ -251,6 +253,7 @@ def test_codes_become_the_means_of_their_points() -> None:
     codebook = Codebook(5, 3, decay=0.5)
     codebook.initialise(points)
     assert torch.equal(codebook.vectors, points[:5])
+    assert torch.equal(codebook.vectors, codebook.sums / codebook.counts[:, None])
     for _ in range(40):
         codebook.update(points.flip(0), codes)
     expected = torch.stack([points.flip(0)[codes == code].mean(dim=0) for code in range(4)])
