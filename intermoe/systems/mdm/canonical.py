@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from intermoe.motion.interhuman import MOTION_WIDTH
+from intermoe.motion.skeleton import LEFT_HIP, RIGHT_HIP
+
 CANONICAL_WIDTH = 4
 _SCALE = 10.0
 
@@ -37,3 +40,38 @@ def placement(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """
     (rotation1, translation1), (rotation2, translation2) = from_canonical(first), from_canonical(second)
     return rotation1 @ rotation2.transpose(-1, -2), translation2 - translation1
+
+
+def to_own_frame(motion: Tensor) -> tuple[Tensor, Tensor]:
+    """InterHuman motion (..., T, 262) moved to start at the origin, facing Z+, and its entry (..., 262).
+
+    Positions and velocities turn; rotations are local and stay, as do contacts and heights.
+
+    Raises:
+        ValueError: not (..., T, 262).
+    """
+    if motion.dim() < 2 or motion.shape[-1] != MOTION_WIDTH:
+        raise ValueError(f"motion: expected shape (..., T, {MOTION_WIDTH}), got {tuple(motion.shape)}")
+    pose = motion[..., 0, :66].unflatten(-1, (22, 3))
+    across = pose[..., RIGHT_HIP, :] - pose[..., LEFT_HIP, :]
+    forward_x, forward_z = across[..., 2], -across[..., 0]
+    place = pose[..., 0, :] * pose.new_tensor([1.0, 0.0, 1.0])
+    entry = torch.stack([forward_z, -forward_x, torch.zeros_like(forward_x), torch.zeros_like(forward_x)], dim=-1)
+    turn, _ = from_canonical(entry)
+    moved = _turned(_shifted(motion, -place), turn)
+    return moved, canonical_entry(turn, place, MOTION_WIDTH)
+
+
+def to_common_frame(motion: Tensor, turn: Tensor, shift: Tensor) -> Tensor:
+    """InterHuman motion (..., T, 262), turned (..., 3, 3), then shifted (..., 3); ``placement`` gives both."""
+    return _shifted(_turned(motion, turn), shift)
+
+
+def _turned(motion: Tensor, turn: Tensor) -> Tensor:
+    vectors = motion[..., :132].unflatten(-1, (44, 3)) @ turn.transpose(-1, -2)[..., None, :, :]
+    return torch.cat([vectors.flatten(-2), motion[..., 132:]], dim=-1)
+
+
+def _shifted(motion: Tensor, shift: Tensor) -> Tensor:
+    positions = motion[..., :66].unflatten(-1, (22, 3)) + shift[..., None, None, :]
+    return torch.cat([positions.flatten(-2), motion[..., 66:]], dim=-1)

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from intermoe.diffusion import DiffusionConfig, build_scheduler, sample
 from intermoe.nn.layers import sinusoid
 from intermoe.systems.mdm import official
-from intermoe.systems.mdm.canonical import CANONICAL_WIDTH, canonical_entry, from_canonical, placement
+from intermoe.systems.mdm.canonical import (
+    CANONICAL_WIDTH,
+    canonical_entry,
+    from_canonical,
+    placement,
+    to_common_frame,
+    to_own_frame,
+)
 from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
 from intermoe.systems.mdm.losses import motion_errors
 from intermoe.systems.mdm.network import MDM, ComMDM
@@ -317,3 +324,26 @@ def test_two_persons_stand_as_they_stood() -> None:
     alone = (stood - place) @ rotation.T
     turned, moved = placement(canonical_entry(turn(0.0), torch.zeros(3), 8), canonical_entry(rotation, place, 8))
     torch.testing.assert_close(alone @ turned.T + moved, stood)
+
+
+def test_a_motion_moves_to_its_own_frame_and_back() -> None:
+    torch.manual_seed(0)
+    motion = torch.randn(2, 5, 262)
+    own, entry = to_own_frame(motion)
+    positions = own[..., :66].unflatten(-1, (22, 3))
+    assert positions[:, 0, 0, [0, 2]].abs().max() < 1e-6  # the pelvis starts above the origin
+    across = positions[:, 0, 2] - positions[:, 0, 1]
+    assert across[:, 2].abs().max() < 1e-5  # and the right hip is beside the left one,
+    assert (across[:, 0] < 0).all()  # at X-, so that it faces Z+
+    source = motion[..., :66].unflatten(-1, (22, 3))
+    torch.testing.assert_close(positions[..., 1], source[..., 1])  # heights stay
+    torch.testing.assert_close(own[..., 132:], motion[..., 132:])
+    for columns in (slice(0, 66), slice(66, 132)):  # velocities are those of the positions after as before
+        steps = [m[..., columns].unflatten(-1, (22, 3)).diff(dim=1).norm(dim=-1) for m in (own, motion)]
+        torch.testing.assert_close(*steps)
+    again, identity = to_own_frame(own)
+    torch.testing.assert_close(again, own)
+    torch.testing.assert_close(identity[:, :4], torch.tensor([0.1, 0.0, 0.0, 0.0]).expand(2, -1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(to_common_frame(own, *placement(identity, entry)), motion)
+    with pytest.raises(ValueError, match=r"motion: expected shape \(..., T, 262\)"):
+        to_own_frame(motion[..., :-1])

@@ -1,0 +1,182 @@
+"""Training of MDM on single persons, then of ComMDM's block on top of it, frozen, on two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intermoe.config import _require
+from intermoe.data.batching import collate
+from intermoe.data.dataset import MotionDataset
+from intermoe.data.kinds import STATISTICS_PASSES
+from intermoe.data.statistics import compute_statistics
+from intermoe.diffusion import DiffusionConfig, build_scheduler
+from intermoe.motion.skeleton import skeleton_layout
+from intermoe.motion.statistics import Statistics
+from intermoe.systems.mdm.canonical import to_own_frame
+from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
+from intermoe.systems.mdm.losses import motion_errors
+from intermoe.systems.mdm.network import MDM, ComMDM
+from intermoe.text.protocol import TextConfig, TextEncoder
+from intermoe.train.config import TrainConfig
+from intermoe.train.denoiser import VALIDATION_NOISE_LEVELS
+from intermoe.train.draws import ItemDraws
+from intermoe.train.loop import Batch, Objective
+
+
+@dataclass(frozen=True)
+class MDMTrainConfig(TrainConfig):
+    """Training of MDM and its text encoder. ``name`` goes into the saved pipeline.
+
+    Of the data of two persons each is a sample of their own, starting at the origin and facing Z+. Of ``diffusion`` the
+    schedule and ``condition_dropout`` are used.
+    """
+
+    name: str = "mdm"
+    model: MDMConfig = field(default_factory=MDMConfig)
+    text: TextConfig = field(default_factory=lambda: TextConfig(output_dim=512))
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_model(self, self.model, ("interhuman", "humanml3d"))
+
+
+@dataclass(frozen=True)
+class ComMDMTrainConfig(TrainConfig):
+    """Training of ComMDM's block; its backbone is a trained MDM, whose text encoder comes along, and both stay."""
+
+    name: str = "commdm"
+    model: ComMDMConfig = field(default_factory=ComMDMConfig)
+    text: TextConfig = field(default_factory=lambda: TextConfig(output_dim=512))
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_model(self, self.model.backbone, ("interhuman",))
+
+
+def _check_model(config: MDMTrainConfig | ComMDMTrainConfig, model: MDMConfig, kinds: tuple[str, ...]) -> None:
+    _require(config.data.kind in kinds, "data.kind", f"one of {kinds}", config.data.kind)
+    width = skeleton_layout(config.data.kind).frame_size
+    _require(model.input_dim == width, "model.input_dim", f"{width} for {config.data.kind}", model.input_dim)
+    expected = f"model.text_dim={model.text_dim}"
+    _require(config.text.output_dim == model.text_dim, "text.output_dim", expected, config.text.output_dim)
+
+
+class OwnFrames:
+    """``dataset`` with every person in their own frame; an item's ``entries`` (P, 262) say where they stood.
+
+    HumanML3D's motion is in that frame as it comes, and has no entries.
+    """
+
+    def __init__(self, dataset: MotionDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def num_frames(self, index: int) -> int:
+        """Length of item ``index`` in frames."""
+        return self.dataset.num_frames(index)
+
+    def draw(self, index: int, epoch: int) -> dict[str, Any]:
+        """``MotionDataset.draw``, moved."""
+        item: dict[str, Any] = dict(self.dataset.draw(index, epoch))
+        if self.dataset.kind.name == "interhuman":
+            motion, item["entries"] = to_own_frame(item["motion"].transpose(0, 1))
+            item["motion"] = motion.transpose(0, 1)
+        return item
+
+    def statistics(self) -> Statistics:
+        """Of the motion that is drawn in the first epochs."""
+        return compute_statistics(_Epochs(self, STATISTICS_PASSES))
+
+
+class _Epochs(Sequence[dict[str, Tensor]]):
+    """The items of so many epochs, one after the other."""
+
+    def __init__(self, items: OwnFrames, epochs: int) -> None:
+        self.items, self.epochs = items, epochs
+
+    def __len__(self) -> int:
+        return self.epochs * len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        epoch, number = divmod(index, len(self.items))
+        return self.items.draw(number, epoch)
+
+
+class MDMObjective(Objective):
+    """A network of MDM's kind with its text encoder, and its diffusion loss on batches of ``OwnFrames``.
+
+    With ``ComMDM`` a canonical entry stands in front of each motion, and what of the network is frozen stays without
+    dropout. Both persons count; the published training counts one, which of the two being a matter of the data.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network: MDM | ComMDM, text: TextEncoder, diffusion: DiffusionConfig, statistics: Statistics
+    ) -> None:
+        super().__init__()
+        self.network, self.text = network, text
+        self.scheduler = build_scheduler("ddpm", diffusion)
+        self.num_timesteps, self.condition_dropout = diffusion.num_train_timesteps, diffusion.condition_dropout
+        self.register_buffer("mean", torch.tensor(statistics.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(statistics.std), persistent=False)
+        if isinstance(network, ComMDM):
+            network.backbone.requires_grad_(False)
+            text.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> MDMObjective:
+        """Training mode, but for what is not trained."""
+        super().train(mode)
+        if isinstance(self.network, ComMDM):
+            self.network.backbone.eval()
+            self.text.eval()
+        return self
+
+    @staticmethod
+    def collate(items: Sequence[Any]) -> Batch:
+        """Batches of ``intermoe.data.collate``, with ``entries`` (B, P, 262) where items have them."""
+        batch: dict[str, Any] = dict(collate(items))
+        if "entries" in items[0]:
+            batch["entries"] = torch.stack([item["entries"] for item in items])
+        return batch
+
+    def repeated_parts(self) -> list[nn.Module]:
+        """The networks' layers."""
+        return [module for module in self.network.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+
+    def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
+        """Training: the loss at random timesteps. Validation: at fixed ones, with fixed noise and always with text."""
+        lengths = batch["lengths"]
+        clean = ((batch["motion"] - self.mean) / self.std).transpose(1, 2)
+        if isinstance(self.network, ComMDM):
+            clean = torch.cat([batch["entries"][:, :, None], clean], dim=2)
+            lengths = lengths + 1
+        mask = torch.arange(clean.shape[2], device=clean.device) < lengths[:, None]
+        clean = clean * mask[:, None, :, None]
+        noise = draws.normal(lengths.tolist(), clean.shape[1], clean.shape[3]).transpose(1, 2)
+        noise = nn.functional.pad(noise, (0, 0, 0, clean.shape[2] - noise.shape[2]))
+        text = self.text(batch["captions"])
+        if not validating:
+            timesteps = (draws.uniform() * self.num_timesteps).long()
+            kept = draws.uniform() >= self.condition_dropout
+            return {"loss": self._loss(clean, noise, timesteps, text * kept[:, None], mask)}
+        values = {}
+        for level in VALIDATION_NOISE_LEVELS:
+            t = int(level * self.num_timesteps)
+            timesteps = torch.full((len(clean),), t, device=clean.device)
+            values[f"loss_t{t}"] = self._loss(clean, noise, timesteps, text, mask)
+        return {"loss": torch.stack(list(values.values())).mean(), **values}
+
+    def _loss(self, clean: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        return motion_errors(self.network(noisy, timesteps, text, mask), clean, mask).mean()

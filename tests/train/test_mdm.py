@@ -1,0 +1,117 @@
+"""Training of MDM and of ComMDM's block on it: losses fall, what is frozen stays, an item is the same in any batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from intermoe.data import InterHumanDataset
+from intermoe.diffusion import DiffusionConfig
+from intermoe.motion.statistics import Statistics
+from intermoe.systems.mdm.canonical import placement, to_common_frame
+from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
+from intermoe.systems.mdm.network import ComMDM
+from intermoe.text.protocol import TextConfig
+from intermoe.text.wordpiece import WordPieceTextEncoder
+from intermoe.train.config import DataConfig
+from intermoe.train.draws import ItemDraws
+from intermoe.train.mdm import ComMDMTrainConfig, MDMObjective, MDMTrainConfig, OwnFrames
+
+CPU = torch.device("cpu")
+DIFFUSION = DiffusionConfig(num_train_timesteps=50)
+TEXT = TextConfig(output_dim=8, width=8, num_layers=1, num_heads=2, feedforward_dim=8, vocab_size=60, dropout=0.0)
+
+
+@pytest.fixture
+def items(pairs: Path) -> OwnFrames:
+    return OwnFrames(InterHumanDataset(pairs, "train", min_frames=16, training=True, swap_persons=True))
+
+
+def objective(two_persons: bool, statistics: Statistics, dropout: float = 0.0) -> MDMObjective:
+    torch.manual_seed(0)
+    backbone = MDMConfig(262, text_dim=8, dim=16, num_layers=2, num_heads=2, feedforward_dim=16, dropout=dropout)
+    whole = ComMDM(ComMDMConfig(backbone, split=1, num_layers=1, num_heads=2, feedforward_dim=16))
+    network = whole if two_persons else whole.backbone
+    tokenizer = WordPieceTextEncoder.train_tokenizer(["two people dance", "the first dancer turns to the left"], 60)
+    return MDMObjective(network, WordPieceTextEncoder(TEXT, tokenizer), DIFFUSION, statistics)
+
+
+def test_items_are_in_their_own_frames_and_say_where_they_stood(items: OwnFrames) -> None:
+    for epoch in range(4):
+        item, source = items.draw(2, epoch), items.dataset.draw(2, epoch)
+        assert item["caption"] == source["caption"]
+        torch.testing.assert_close(item["motion"][:, 0], source["motion"][:, 0])  # person 1 has the common frame
+        moved = placement(item["entries"][0], item["entries"][1])
+        back = to_common_frame(item["motion"][:, 1], *moved)
+        torch.testing.assert_close(back, source["motion"][:, 1], rtol=1e-4, atol=1e-5)
+        assert item["motion"][0, 1, [0, 2]].abs().max() < 1e-5
+    statistics = items.statistics()
+    assert abs(statistics.mean[0]) < abs(items.dataset.draw(2, 0)["motion"][:, 1, 0].mean())
+
+
+@torch.no_grad()
+def validated(trained: MDMObjective, batch: Any) -> float:
+    """The loss with the same draws every time."""
+    value = trained.eval()(batch, ItemDraws((1,), range(3), CPU), validating=True)["loss"].item()
+    trained.train()
+    return value
+
+
+@pytest.mark.parametrize("two_persons", [False, True])
+def test_a_few_steps_lower_the_loss(items: OwnFrames, two_persons: bool) -> None:
+    trained = objective(two_persons, items.statistics()).train()
+    batch = trained.collate([items.draw(index, 0) for index in range(3)])
+    frozen = {name: value.clone() for name, value in trained.named_parameters() if not value.requires_grad}
+    assert bool(frozen) == two_persons
+    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-2)
+    before = validated(trained, batch)
+    for step in range(30):
+        loss = trained(batch, ItemDraws((0, step), range(3), CPU))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert validated(trained, batch) < 0.95 * before  # of ComMDM a small part learns, on a random backbone
+    assert all(torch.equal(value, frozen[name]) for name, value in trained.named_parameters() if name in frozen)
+    if two_persons:
+        assert all(name.startswith(("network.backbone.", "text.")) for name in frozen)
+
+
+def test_the_frozen_backbone_stays_without_dropout(items: OwnFrames) -> None:
+    trained = objective(True, items.statistics(), dropout=0.5).train()
+    x, timesteps, text = torch.randn(2, 2, 5, 262), torch.tensor([1, 40]), torch.randn(2, 8)
+    backbone = trained.network.backbone
+    assert torch.equal(backbone(x, timesteps, text), backbone(x, timesteps, text))
+    assert not torch.equal(trained.network(x, timesteps, text), trained.network(x, timesteps, text))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("two_persons", [False, True])
+@pytest.mark.parametrize("validating", [False, True])
+def test_an_items_loss_does_not_depend_on_its_batch(items: OwnFrames, two_persons: bool, validating: bool) -> None:
+    evaluated = objective(two_persons, items.statistics()).eval()
+    batch = [items.draw(index, 0) for index in range(3)]
+    alone = [
+        evaluated(evaluated.collate([item]), ItemDraws((7,), [number], CPU), validating)["loss"]
+        for number, item in enumerate(batch)
+    ]
+    together = evaluated(evaluated.collate(batch), ItemDraws((7,), range(3), CPU), validating)
+    torch.testing.assert_close(together["loss"], torch.stack(alone).mean())
+    if validating:
+        assert together.keys() == {"loss", "loss_t5", "loss_t15", "loss_t25", "loss_t35", "loss_t45"}
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (MDMTrainConfig, {}, "model.input_dim: must be 262 for interhuman, got 263"),
+        (MDMTrainConfig, {"data": DataConfig("interx", mirror=False)}, "data.kind: must be one of"),
+        (ComMDMTrainConfig, {"data": DataConfig("humanml3d", mirror=False, swap_persons=False)}, "data.kind: must be"),
+        (MDMTrainConfig, {"model": MDMConfig(262, text_dim=8)}, "text.output_dim: must be model.text_dim=8, got 512"),
+    ],
+)
+def test_wrong_configurations_are_refused(config: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**changes)
