@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from intermoe.config import _require
 from intermoe.data.dataset import MotionChoice, MotionDataset
-from intermoe.data.kinds import KINDS, train_statistics
+from intermoe.data.sets import train_statistics
 from intermoe.files import replacing_folder
 from intermoe.motion.interhuman import joints
 from intermoe.motion.statistics import Statistics
@@ -45,8 +45,8 @@ class TokenizerTrainConfig(TrainConfig):
         _require(ok, "window", f"a multiple of {DOWNSAMPLING} frames in [4, data.max_frames]", self.window)
         ok = self.window_stride is None or self.window_stride >= 1
         _require(ok, "window_stride", ">= 1", self.window_stride)
-        _require(self.data.kind == "interhuman", "data.kind", "interhuman", self.data.kind)
-        _require(self.model.layout == "interhuman", "model.layout", "interhuman", self.model.layout)
+        _require_interhuman(self.data.representation, "data.representation")
+        _require_interhuman(self.model.representation, "model.representation")
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,15 @@ class InterMaskTrainConfig(TrainConfig):
         super().__post_init__()
         for name in ("person_share", "condition_dropout"):
             _require(0.0 <= getattr(self, name) <= 1.0, name, "in [0, 1]", getattr(self, name))
-        _require(self.data.kind == "interhuman", "data.kind", "interhuman", self.data.kind)
+        _require_interhuman(self.data.representation, "data.representation")
         _require(self.data.num_workers == 0, "data.num_workers", "0 (codes are kept)", self.data.num_workers)
         expected = f"model.text_dim={self.model.text_dim}"
         _require(self.text.output_dim == self.model.text_dim, "text.output_dim", expected, self.text.output_dim)
+
+
+def _require_interhuman(representation: str, name: str) -> None:
+    """Inter-X and HumanML3D have no positions that the tokeniser could learn without a body model."""
+    _require(representation == "interhuman", name, "interhuman", representation)
 
 
 class TokenizerObjective(Objective):
@@ -161,7 +166,7 @@ def run_tokenizer(
 
 
 def _write_statistics(train: MotionDataset, path: Path) -> None:
-    train_statistics(KINDS["interhuman"], train).save(path)
+    train_statistics(train).save(path)
 
 
 def load_tokenizer_folder(folder: str | Path) -> tuple[MotionTokenizer, Statistics]:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from intermoe.config import _require
 from intermoe.data.batching import collate
 from intermoe.data.dataset import MotionDataset
-from intermoe.data.kinds import STATISTICS_PASSES
+from intermoe.data.sets import STATISTICS_PASSES
 from intermoe.data.statistics import compute_statistics
 from intermoe.diffusion import DiffusionConfig, build_scheduler
-from intermoe.motion.skeleton import skeleton_layout
+from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.mdm.canonical import to_own_frame
 from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
@@ -60,10 +60,11 @@ class ComMDMTrainConfig(TrainConfig):
         _check_model(self, self.model.backbone, ("interhuman",))
 
 
-def _check_model(config: MDMTrainConfig | ComMDMTrainConfig, model: MDMConfig, kinds: tuple[str, ...]) -> None:
-    _require(config.data.kind in kinds, "data.kind", f"one of {kinds}", config.data.kind)
-    width = skeleton_layout(config.data.kind).frame_size
-    _require(model.input_dim == width, "model.input_dim", f"{width} for {config.data.kind}", model.input_dim)
+def _check_model(config: MDMTrainConfig | ComMDMTrainConfig, model: MDMConfig, names: tuple[str, ...]) -> None:
+    name = config.data.representation
+    _require(name in names, "data.representation", f"one of {names}", name)
+    width = REPRESENTATIONS[name].frame_size
+    _require(model.input_dim == width, "model.input_dim", f"{width} for {name}", model.input_dim)
     expected = f"model.text_dim={model.text_dim}"
     _require(config.text.output_dim == model.text_dim, "text.output_dim", expected, config.text.output_dim)
 
@@ -87,7 +88,7 @@ class OwnFrames:
     def draw(self, index: int, epoch: int) -> dict[str, Any]:
         """``MotionDataset.draw``, moved."""
         item: dict[str, Any] = dict(self.dataset.draw(index, epoch))
-        if self.dataset.kind.name == "interhuman":
+        if self.dataset.data_set.name == "interhuman":
             motion, item["entries"] = to_own_frame(item["motion"].transpose(0, 1))
             item["motion"] = motion.transpose(0, 1)
         return item

@@ -198,7 +198,11 @@ def _chosen(objective: UnmaskingObjective, batch: Any, draws: ItemDraws) -> int:
     ("config", "changes", "message"),
     [
         (TokenizerTrainConfig, {"window": 30}, "window: must be a multiple of 4 frames"),
-        (TokenizerTrainConfig, {"data": DataConfig(kind="interx", mirror=False)}, "data.kind: must be interhuman"),
+        (
+            TokenizerTrainConfig,
+            {"data": DataConfig(representation="interx", mirror=False)},
+            "data.representation: must be interhuman",
+        ),
         (InterMaskTrainConfig, {"data": DataConfig(num_workers=2)}, r"data.num_workers: must be 0"),
         (InterMaskTrainConfig, {"person_share": 1.5}, r"person_share: must be in \[0, 1\]"),
         (InterMaskTrainConfig, {"text": TextConfig(output_dim=8)}, "text.output_dim: must be model.text_dim=768"),

@@ -107,8 +107,12 @@ def test_an_items_loss_does_not_depend_on_its_batch(items: OwnFrames, two_person
     ("config", "changes", "message"),
     [
         (MDMTrainConfig, {}, "model.input_dim: must be 262 for interhuman, got 263"),
-        (MDMTrainConfig, {"data": DataConfig("interx", mirror=False)}, "data.kind: must be one of"),
-        (ComMDMTrainConfig, {"data": DataConfig("humanml3d", mirror=False, swap_persons=False)}, "data.kind: must be"),
+        (MDMTrainConfig, {"data": DataConfig("interx", mirror=False)}, "data.representation: must be one of"),
+        (
+            ComMDMTrainConfig,
+            {"data": DataConfig("humanml3d", mirror=False, swap_persons=False)},
+            "data.representation: must be",
+        ),
         (MDMTrainConfig, {"model": MDMConfig(262, text_dim=8)}, "text.output_dim: must be model.text_dim=8, got 512"),
     ],
 )

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from intermoe.config import Config, _require
 
 MESSAGES = ("every_frame", "first_frame", "first_frame_of_batch", "none")
-LAYOUTS = ("interhuman", "interx")
+REPRESENTATIONS = ("interhuman", "interx")
 
 
 @dataclass(frozen=True)
 class TokenizerConfig(Config):
-    """The tokeniser. ``layout`` fixes the image that a motion is seen as; see ``intermoe.systems.intermask.tokenizer``.
+    """The tokeniser. ``representation`` fixes the image that a motion is seen as (``intermask.tokenizer.IMAGES``).
 
     ``messages`` says which frames' joints hear of their neighbours in the graph layers (of ``interhuman`` alone):
     ``every_frame`` is the method. The published code stacks all frames of a batch as nodes of one graph that has the
@@ -22,7 +22,7 @@ class TokenizerConfig(Config):
     its own, ``none`` drops the messages. ``temperature`` is that of the draw of codes in training.
     """
 
-    layout: str = "interhuman"
+    representation: str = "interhuman"
     num_codes: int = 1024
     code_dim: int = 512
     width: int = 512
@@ -34,7 +34,9 @@ class TokenizerConfig(Config):
     codebook_decay: float = 0.99
 
     def __post_init__(self) -> None:
-        _require(self.layout in LAYOUTS, "layout", f"one of {LAYOUTS}", self.layout)
+        _require(
+            self.representation in REPRESENTATIONS, "representation", f"one of {REPRESENTATIONS}", self.representation
+        )
         for name in ("num_codes", "code_dim", "width", "num_blocks", "dilation_growth"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)

@@ -9,19 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from intermoe.motion.interhuman import CONTACT_HEIGHTS, CONTACT_SQUARED_SPEED
-from intermoe.motion.skeleton import FOOT_JOINTS, skeleton_layout
+from intermoe.motion.interhuman import CONTACT_HEIGHTS, CONTACT_SQUARED_SPEED, INTERHUMAN
+from intermoe.motion.skeleton import BODY, FOOT_JOINTS
 from intermoe.systems.intermask.config import TokenizerLossConfig
 from intermoe.systems.intermask.network import PERSONS, InterMask
 
-_ROTATIONS = {"interhuman": (slice(132, 258), 21), "interx": (slice(0, 330), 55)}
+_ROTATIONS = {"interhuman": (INTERHUMAN.rotation, 21), "interx": (slice(0, 330), 55)}
 _CLAMP = 1e-7
 _RANDOM_SHARE, _MASK_SHARE = 0.1, 0.88
 _UNROLL_STEP = 1 / 21
 
 
 def tokenizer_losses(
-    output: Tensor, target: Tensor, mean: Tensor, std: Tensor, weights: TokenizerLossConfig, layout: str = "interhuman"
+    output: Tensor,
+    target: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    weights: TokenizerLossConfig,
+    representation: str = "interhuman",
 ) -> dict[str, Tensor]:
     """Terms of the tokeniser's loss, unweighted, and ``"loss"``, their weighted sum; commitment is apart.
 
@@ -33,7 +38,7 @@ def tokenizer_losses(
     model, so its terms are ``reconstruction`` and ``rotation``.
 
     Args:
-        output, target: normalised, (N, T, 262), or (N, T, 56, 6) for ``layout`` interx, T >= 2.
+        output, target: normalised, (N, T, 262), or (N, T, 56, 6) for ``representation`` interx, T >= 2.
         mean, std: that the motion was normalised with, (262,).
 
     Raises:
@@ -43,10 +48,10 @@ def tokenizer_losses(
         raise ValueError(
             f"output: expected the target's shape {tuple(target.shape)}, T >= 2, got {tuple(output.shape)}"
         )
-    columns, joints = _ROTATIONS[layout]
+    columns, joints = _ROTATIONS[representation]
     rotations = [motion.flatten(2)[..., columns].unflatten(-1, (joints, 6)) for motion in (output, target)]
     terms = {"rotation": _mean_angle(*rotations)}
-    if layout == "interx":
+    if representation == "interx":
         terms["reconstruction"] = F.smooth_l1_loss(output, target)
     else:
         found, expected = (motion[..., :66].unflatten(-1, (22, 3)) for motion in (output, target))
@@ -69,7 +74,7 @@ def commitment(features: Tensor, vectors: Tensor) -> Tensor:
 
 def _bone_lengths(positions: Tensor) -> Tensor:
     """(N, T, 22, 3) -> (N, T, 21)."""
-    parents, children = zip(*skeleton_layout("interhuman").edges[0], strict=True)
+    parents, children = zip(*BODY.bones, strict=True)
     return torch.linalg.vector_norm(positions[..., children, :] - positions[..., parents, :], dim=-1)
 
 

@@ -21,7 +21,7 @@ _ADAPTER = ("clipTrans.", "clipln.")
 
 
 def load_tokenizer(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> MotionTokenizer:
-    """The tokeniser, in eval mode. Sizes are read off the weights, the layout off ``config``'s ``joints_num``.
+    """The tokeniser, in eval mode. Sizes are read off the weights, the data set off ``config``'s ``joints_num``.
 
     ``config`` has the keys of the published options, either flat or below ``args``. Its own key ``messages`` overrides
     the graph messages that the checkpoint was trained with (``TokenizerConfig``): by default they depend on a motion's
@@ -38,7 +38,7 @@ def load_tokenizer(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) 
     reader = StrictReader(state_dict)
     num_codes, code_dim = reader.peek("quantizer.layers.0.codebook", 2)
     tokenizer_config = TokenizerConfig(
-        layout=_JOINTS[joints],
+        representation=_JOINTS[joints],
         num_codes=num_codes,
         code_dim=code_dim,
         width=reader.peek("decoder.model.0.weight", 4)[0],
@@ -49,7 +49,7 @@ def load_tokenizer(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) 
     )
     with SkipRandomInit():
         tokenizer = MotionTokenizer(tokenizer_config).eval()
-    ends = IMAGES[tokenizer_config.layout].graph
+    ends = IMAGES[tokenizer_config.representation].graph
     for part, names in (
         ("encoder", _encoder_names(ends, tokenizer_config.num_blocks)),
         ("decoder", _decoder_names(ends, tokenizer_config.num_blocks)),

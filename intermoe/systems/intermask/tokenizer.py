@@ -15,7 +15,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from intermoe.motion.skeleton import skeleton_layout
+from intermoe.motion.skeleton import BODY
 from intermoe.ops.checks import check_tensor
 from intermoe.systems.intermask.codebook import Codebook
 from intermoe.systems.intermask.config import TokenizerConfig
@@ -27,9 +27,9 @@ _CONTACTS = 4
 
 @dataclass(frozen=True)
 class Image:
-    """How a layout's motion is seen: shape of a frame, rows and channels; the strided convolutions and their inverse.
+    """How the motion of a data set is seen: shape of a frame, rows and channels, and the strided convolutions.
 
-    ``enlargements`` are the factors by which the decoder repeats rows; whether graph layers stand at both ends.
+    ``enlargements`` are the factors by which the decoder repeats rows; ``graph``: graph layers stand at both ends.
     """
 
     frame_shape: tuple[int, ...]
@@ -56,12 +56,12 @@ HEARING = {
 }
 
 
-def motion_to_image(motion: Tensor, layout: str) -> Tensor:
+def motion_to_image(motion: Tensor, representation: str) -> Tensor:
     """Normalised motion (N, T, 262) or (N, T, 56, 6) -> (N, C, J, T).
 
     A joint of ``interhuman`` has 12 channels: position, velocity, rotation (zeros for the root). Contacts are left out.
     """
-    if layout == "interx":
+    if representation == "interx":
         return motion.permute(0, 3, 2, 1)
     positions, velocities, rotations, _ = motion.split([66, 66, 126, _CONTACTS], dim=-1)
     rotations = nn.functional.pad(rotations.unflatten(-1, (21, 6)), (0, 0, 1, 0))
@@ -69,10 +69,10 @@ def motion_to_image(motion: Tensor, layout: str) -> Tensor:
     return joints.permute(0, 3, 2, 1)
 
 
-def image_to_motion(image: Tensor, layout: str) -> Tensor:
+def image_to_motion(image: Tensor, representation: str) -> Tensor:
     """The inverse of ``motion_to_image``; contacts come back as zeros, their mean before normalising."""
     joints = image.permute(0, 3, 2, 1)
-    if layout == "interx":
+    if representation == "interx":
         return joints
     positions, velocities, rotations = joints.split([3, 3, 6], dim=-1)
     columns = [part.flatten(-2) for part in (positions, velocities, rotations[..., 1:, :])]
@@ -95,7 +95,7 @@ class SkeletonConv(nn.Module):
         self.message = nn.Linear(in_dim, in_dim)
         self.neighbours = nn.Linear(in_dim, out_dim)
         self.own = nn.Linear(in_dim, out_dim, bias=False)
-        connected = skeleton_layout("interhuman").adjacency(0)
+        connected = BODY.adjacency(0)
         connected = connected - torch.eye(len(connected))
         self.register_buffer("adjacency", connected / connected.sum(dim=1, keepdim=True), persistent=False)
 
@@ -152,7 +152,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        image, width = IMAGES[config.layout], config.width
+        image, width = IMAGES[config.representation], config.width
         layers: list[nn.Module]
         if image.graph:
             graphs = [SkeletonConv(size, width, config.messages) for size in (image.channels, width)]
@@ -174,7 +174,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        image, width = IMAGES[config.layout], config.width
+        image, width = IMAGES[config.representation], config.width
         layers: list[nn.Module] = [nn.Conv2d(config.code_dim, width, 3, padding=1), nn.ReLU()]
         for factor in image.enlargements:
             layers += [_residual_blocks(config), Enlarge(factor), nn.Conv2d(width, width, 3, padding=1)]
@@ -204,7 +204,7 @@ class Tokenized:
 class MotionTokenizer(nn.Module):
     """One person's normalised motion <-> codes (N, 5, T / 4) int64; code -1 stands for no vector and decodes as zeros.
 
-    Motion is (N, T, 262) for the layout ``interhuman``, (N, T, 56, 6) for ``interx``; T is a multiple of 4.
+    Motion is (N, T, 262) for the representation ``interhuman``, (N, T, 56, 6) for ``interx``; T is a multiple of 4.
     """
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -228,15 +228,15 @@ class MotionTokenizer(nn.Module):
             codes = self.codebook.draw(points, uniforms, self.config.temperature)
         vectors = self.codebook.lookup(codes).permute(0, 3, 1, 2)
         straight = features + (vectors - features).detach()
-        return Tokenized(image_to_motion(self.decoder(straight), self.config.layout), features, codes)
+        return Tokenized(image_to_motion(self.decoder(straight), self.config.representation), features, codes)
 
     def features(self, motion: Tensor) -> Tensor:
         """Normalised motion -> features (N, code_dim, 5, T / 4) before they are quantised."""
-        shape = IMAGES[self.config.layout].frame_shape
+        shape = IMAGES[self.config.representation].frame_shape
         size = check_tensor("motion", motion, ("N", "T", *shape))
         if size["T"] < DOWNSAMPLING or size["T"] % DOWNSAMPLING:
             raise ValueError(f"motion: expected a multiple of {DOWNSAMPLING} frames, got {size['T']}")
-        features: Tensor = self.encoder(motion_to_image(motion, self.config.layout))
+        features: Tensor = self.encoder(motion_to_image(motion, self.config.representation))
         return features
 
     def encode(self, motion: Tensor) -> Tensor:
@@ -247,4 +247,4 @@ class MotionTokenizer(nn.Module):
         """Codes (N, 5, T / 4), each in [-1, num_codes) -> normalised motion."""
         check_tensor("codes", codes, ("N", NUM_PARTS, "T / 4"))
         vectors = self.codebook.lookup(codes).permute(0, 3, 1, 2)
-        return image_to_motion(self.decoder(vectors), self.config.layout)
+        return image_to_motion(self.decoder(vectors), self.config.representation)

@@ -31,9 +31,9 @@ FRAMES = {"interhuman": (262,), "interx": (56, 6)}
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layout", list(FRAMES))
-def test_tokens_and_motion_equal_the_release(layout: str, tokens: Any, relative_error: RelativeError) -> None:
-    tokens = tokens(layout)
+@pytest.mark.parametrize("representation", list(FRAMES))
+def test_tokens_and_motion_equal_the_release(representation: str, tokens: Any, relative_error: RelativeError) -> None:
+    tokens = tokens(representation)
     tokenizer = official.load_tokenizer(tokens.state, tokens.config)
     motion, codes = tokens["motion"], tokens.codes("code_idx")
     features = tokenizer.features(motion)
@@ -51,10 +51,10 @@ def test_tokens_and_motion_equal_the_release(layout: str, tokens: Any, relative_
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layout", list(FRAMES))
-def test_a_motion_alone_equals_the_release(layout: str, tokens: Any, relative_error: RelativeError) -> None:
+@pytest.mark.parametrize("representation", list(FRAMES))
+def test_a_motion_alone_equals_the_release(representation: str, tokens: Any, relative_error: RelativeError) -> None:
     """In the release's graph its first frame then hears its neighbours; ``first_frame`` has it so in every batch."""
-    tokens = tokens(layout)
+    tokens = tokens(representation)
     for messages in ("first_frame_of_batch", "first_frame"):
         tokenizer = official.load_tokenizer(tokens.state, {**tokens.config, "messages": messages})
         alone = tokenizer.features(tokens["motion"][1:2])
@@ -73,9 +73,9 @@ def test_other_graphs_equal_the_release_with_them(
     assert relative_error(tokenizer.decode(arrays.codes("code_idx")), arrays[f"decoded{suffix}"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("layout", list(FRAMES))
-def test_codebook_update_equals_the_release(layout: str, tokens: Any, relative_error: RelativeError) -> None:
-    tokens = tokens(layout)
+@pytest.mark.parametrize("representation", list(FRAMES))
+def test_codebook_update_equals_the_release(representation: str, tokens: Any, relative_error: RelativeError) -> None:
+    tokens = tokens(representation)
     names = {"vectors": "codebook", "sums": "sum", "counts": "count"}
     codebook = Codebook(*tokens["ema/codebook_before"].shape, decay=tokens.config["args"]["mu"])
     for ours, theirs in names.items():
@@ -105,9 +105,9 @@ def test_tokenizer_losses_equal_the_release(golden: Golden, tokens: Any, relativ
 
 
 @pytest.mark.parametrize("key", ["quantizer.layers.0.codebook", "decoder.model.2.0.model.1.conv2.bias"])
-@pytest.mark.parametrize("layout", list(FRAMES))
-def test_the_tokenizer_names_missing_misshapen_and_unexpected_keys(layout: str, tokens: Any, key: str) -> None:
-    state, config = tokens(layout).state, tokens(layout).config
+@pytest.mark.parametrize("representation", list(FRAMES))
+def test_the_tokenizer_names_missing_misshapen_and_unexpected_keys(representation: str, tokens: Any, key: str) -> None:
+    state, config = tokens(representation).state, tokens(representation).config
     with pytest.raises(ValueError, match=f"missing key '{key}'"):
         official.load_tokenizer({name: value for name, value in state.items() if name != key}, config)
     with pytest.raises(ValueError, match=f"'{key}' must have"):
@@ -137,24 +137,24 @@ def tiny_tokenizer(**changes: Any) -> MotionTokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize("layout", list(FRAMES))
-def test_a_motion_is_an_image_and_back(layout: str) -> None:
-    motion = torch.randn(2, 8, *FRAMES[layout])
-    image = motion_to_image(motion, layout)
-    assert image.shape == {"interhuman": (2, 12, 22, 8), "interx": (2, 6, 56, 8)}[layout]
+@pytest.mark.parametrize("representation", list(FRAMES))
+def test_a_motion_is_an_image_and_back(representation: str) -> None:
+    motion = torch.randn(2, 8, *FRAMES[representation])
+    image = motion_to_image(motion, representation)
+    assert image.shape == {"interhuman": (2, 12, 22, 8), "interx": (2, 6, 56, 8)}[representation]
     expected = motion.clone()
-    if layout == "interhuman":
+    if representation == "interhuman":
         assert image[:, 6:, 0].abs().max() == 0  # the root has no rotation
         assert torch.equal(image[1, :, 7, 3], motion[1, 3][[21, 22, 23, 87, 88, 89, 168, 169, 170, 171, 172, 173]])
         expected[..., 258:] = 0  # contacts are not in the image
-    assert torch.equal(image_to_motion(image, layout), expected)
+    assert torch.equal(image_to_motion(image, representation), expected)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layout", list(FRAMES))
-def test_shapes_and_refusals_of_the_tokenizer(layout: str) -> None:
-    tokenizer = tiny_tokenizer(layout=layout)
-    motion = torch.randn(3, 12, *FRAMES[layout])
+@pytest.mark.parametrize("representation", list(FRAMES))
+def test_shapes_and_refusals_of_the_tokenizer(representation: str) -> None:
+    tokenizer = tiny_tokenizer(representation=representation)
+    motion = torch.randn(3, 12, *FRAMES[representation])
     codes = tokenizer.encode(motion)
     assert codes.shape == (3, NUM_PARTS, 3)
     assert tokenizer.decode(codes).shape == motion.shape
@@ -204,7 +204,7 @@ def test_rows_are_repeated_by_the_published_factors() -> None:
     body = [factor for factor in tiny_tokenizer().decoder.layers if isinstance(factor, Enlarge)]
     rows = torch.arange(5.0).view(1, 1, 5, 1)
     assert body[0](rows)[0, 0, :, 1].tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
-    hands = [factor for factor in tiny_tokenizer(layout="interx").decoder.layers if isinstance(factor, Enlarge)]
+    hands = [factor for factor in tiny_tokenizer(representation="interx").decoder.layers if isinstance(factor, Enlarge)]
     assert hands[0](rows)[0, 0, :, 0].tolist() == [0] * 4 + [1] * 3 + [2] * 4 + [3] * 3 + [4] * 3
     assert [m[1](m[0](rows)).shape for m in (body, hands)] == [(1, 1, 22, 4), (1, 1, 56, 4)]
 
@@ -284,13 +284,13 @@ def test_perplexity_counts_codes_in_use() -> None:
     torch.testing.assert_close(perplexity(torch.arange(8) % 4, 4), torch.tensor(4.0))
 
 
-@pytest.mark.parametrize("layout", list(FRAMES))
-def test_losses_vanish_on_the_target_and_have_the_gradient_of_their_value(layout: str) -> None:
+@pytest.mark.parametrize("representation", list(FRAMES))
+def test_losses_vanish_on_the_target_and_have_the_gradient_of_their_value(representation: str) -> None:
     torch.manual_seed(0)
-    frame = FRAMES[layout]
+    frame = FRAMES[representation]
     target = torch.randn(1, 3, *frame, dtype=torch.float64)
     mean, std = torch.zeros(262, dtype=torch.float64), torch.full((262,), 0.02, dtype=torch.float64)  # slow: feet stand
-    terms = tokenizer_losses(target, target, mean, std, TokenizerLossConfig(), layout)
+    terms = tokenizer_losses(target, target, mean, std, TokenizerLossConfig(), representation)
     assert terms.pop("rotation") < 1e-3  # the clamp of the angle
     contact = terms.pop("contact", torch.tensor(1.0))
     assert contact > 0  # it looks at the output's feet alone
@@ -298,11 +298,13 @@ def test_losses_vanish_on_the_target_and_have_the_gradient_of_their_value(layout
 
     output = (target + 0.3 * torch.randn_like(target)).requires_grad_()
     direction = torch.randn_like(target)
-    value = tokenizer_losses(output, target, mean, std, TokenizerLossConfig(), layout)["loss"]
+    value = tokenizer_losses(output, target, mean, std, TokenizerLossConfig(), representation)["loss"]
     (gradient,) = torch.autograd.grad(value, output)
     step = 1e-6
     ahead, behind = (
-        tokenizer_losses(output + sign * step * direction, target, mean, std, TokenizerLossConfig(), layout)["loss"]
+        tokenizer_losses(output + sign * step * direction, target, mean, std, TokenizerLossConfig(), representation)[
+            "loss"
+        ]
         for sign in (1, -1)
     )
     torch.testing.assert_close((gradient * direction).sum(), (ahead - behind) / (2 * step), rtol=1e-5, atol=0)

@@ -261,6 +261,8 @@ def test_padding_matters_only_as_published(single: bool) -> None:
         alone = network(x[1:, :, :4], timesteps[1:], text[1:])
         difference = (y[1:, :, :4] - alone).abs().max()
         assert difference > 1e-4 if attend_padding else difference < 1e-5
+        if attend_padding:
+            assert torch.equal(network(x, timesteps, text), y)
 
 
 @torch.no_grad()
