@@ -105,10 +105,10 @@ class TokenizerObjective(Objective):
         if validating:
             lengths = batch["lengths"].repeat_interleave(persons)[:, None]
             places = torch.arange(frames, device=motion.device)
-            output = self.tokenizer(motion * (places < lengths)[..., None]).motion
+            output = self.tokenizer(motion.masked_fill(~(places < lengths)[..., None], 0.0)).motion
             distance = torch.linalg.vector_norm(joints((output - motion) * self.std), dim=-1).mean(dim=-1)
             valid = places < lengths // DOWNSAMPLING * DOWNSAMPLING
-            return {"joint_error_cm": 100 * ((distance * valid).sum(dim=1) / valid.sum(dim=1)).mean()}
+            return {"joint_error_cm": 100 * (distance.masked_fill(~valid, 0.0).sum(dim=1) / valid.sum(dim=1)).mean()}
         codebook = self.tokenizer.codebook
         if not codebook.initialised:
             codebook.initialise(_points(self.tokenizer.features(motion)))

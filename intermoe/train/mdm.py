@@ -158,12 +158,12 @@ class MDMObjective(Objective):
     def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
         """Training: the loss at random timesteps. Validation: at fixed ones, with fixed noise and always with text."""
         lengths = batch["lengths"]
-        clean = ((batch["motion"] - self.mean) / self.std).transpose(1, 2)
+        clean = ((batch["motion"] - self.mean) / self.std).transpose(1, 2)  # (B, P, T, X)
         if isinstance(self.network, ComMDM):
             clean = torch.cat([batch["entries"][:, :, None], clean], dim=2)
             lengths = lengths + 1
         mask = torch.arange(clean.shape[2], device=clean.device) < lengths[:, None]
-        clean = clean * mask[:, None, :, None]
+        clean = clean.masked_fill(~mask[:, None, :, None], 0.0)
         noise = draws.normal(lengths.tolist(), clean.shape[1], clean.shape[3]).transpose(1, 2)
         noise = nn.functional.pad(noise, (0, 0, 0, clean.shape[2] - noise.shape[2]))
         text = self.text(batch["captions"])

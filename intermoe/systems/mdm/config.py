@@ -9,7 +9,7 @@ from intermoe.config import Config, _require
 
 @dataclass(frozen=True)
 class MDMConfig(Config):
-    """One person's diffusion transformer. The published code lets frames attend to padding: ``attend_padding``."""
+    """One person's diffusion transformer. Frames attend to padding only with ``mask_padding`` off, as published."""
 
     input_dim: int = 263
     text_dim: int = 512
@@ -18,7 +18,7 @@ class MDMConfig(Config):
     num_heads: int = 4
     feedforward_dim: int = 1024
     dropout: float = 0.1
-    attend_padding: bool = False
+    mask_padding: bool = True
 
     def __post_init__(self) -> None:
         for name in ("input_dim", "text_dim", "dim", "num_layers", "num_heads", "feedforward_dim"):

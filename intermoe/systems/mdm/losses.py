@@ -11,9 +11,10 @@ def motion_errors(estimate: Tensor, target: Tensor, mask: Tensor | None = None) 
     ComMDM's published training counts person 1's alone, canonical entry included.
 
     Args:
-        estimate, target: (B, P, T, X). mask: (B, T) bool, True = valid.
+        estimate, target: (B, P, T, X). mask: (B, T) bool, True = valid; what padding holds changes nothing.
     """
-    per_frame = (estimate - target).square().mean(dim=-1)
+    error = estimate - target
     if mask is None:
-        return per_frame.mean(dim=-1)
-    return (per_frame * mask[:, None]).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)[:, None]
+        return error.square().mean(dim=(-2, -1))
+    per_frame = error.masked_fill(~mask[:, None, :, None], 0.0).square().mean(dim=-1)
+    return per_frame.sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)[:, None]

@@ -42,12 +42,13 @@ class MDM(nn.Module):
             x: (B, P, T, input_dim) noisy motion.
             timesteps: (B,) integers in the training schedule.
             text: (B, text_dim) text condition; zeros for none.
-            mask: (B, T) bool, True = valid; padded frames are not attended to (see ``MDMConfig``).
+            mask: (B, T) bool, True = valid; whatever padded frames hold, they do not reach valid ones (``MDMConfig``).
 
         Returns:
             (B, P, T, input_dim) estimate of the clean motion. Values at padded frames are meaningless.
         """
         check_inputs(self.config, x, timesteps, text, mask)
+        x, mask = without_padding(self.config, x, mask)
         hidden = self.transform(self.embed(x, timesteps, text), mask, slice(None))
         estimate: Tensor = self.out(hidden[:, :, 1:])
         return estimate
@@ -62,9 +63,7 @@ class MDM(nn.Module):
     def transform(self, hidden: Tensor, mask: Tensor | None, which: slice) -> Tensor:
         """``which`` of the layers, on (B, P, 1 + T, D) with the mask (B, T) of the frames."""
         batch, persons = hidden.shape[:2]
-        padding = None
-        if mask is not None and not self.config.attend_padding:
-            padding = ~nn.functional.pad(mask, (1, 0), value=True).repeat_interleave(persons, dim=0)
+        padding = key_padding(mask, persons)
         rows = hidden.flatten(0, 1)
         for layer in self.layers[which]:
             rows = layer(rows, src_key_padding_mask=padding)
@@ -92,14 +91,12 @@ class Communication(nn.Module):
     def forward(self, hidden: Tensor, canonical: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Corrections (B, 2, S, D) and canonical estimates (B, 2, 1, CANONICAL_WIDTH) of both persons.
 
-        hidden (B, 2, S, D), canonical (B, 2, 1, CANONICAL_WIDTH), mask (B, S) True = valid.
+        hidden (B, 2, S, D), canonical (B, 2, 1, CANONICAL_WIDTH), mask (B, S) of the states, True = valid.
         """
         token = self.embed_canonical(torch.cat([canonical, canonical.flip(1)], dim=-1))
         shared = self.embed(torch.cat([hidden, hidden.flip(1)], dim=-1))
         rows = torch.cat([token, shared], dim=2).flatten(0, 1)
-        padding = None
-        if mask is not None:
-            padding = ~nn.functional.pad(mask, (1, 0), value=True).repeat_interleave(PERSONS, dim=0)
+        padding = key_padding(mask, PERSONS)
         for layer in self.layers:
             rows = layer(rows, src_key_padding_mask=padding)
         rows = rows.unflatten(0, (-1, PERSONS))
@@ -129,11 +126,11 @@ class ComMDM(nn.Module):
         """
         config, backbone = self.config.backbone, self.backbone
         check_inputs(config, x, timesteps, text, mask, persons=PERSONS)
+        x, mask = without_padding(config, x, mask)
         canonical, motion = x[:, :, :1, :CANONICAL_WIDTH], x[:, :, 1:]
-        frames = None if mask is None or config.attend_padding else mask[:, 1:]
-        tokens = None if frames is None else nn.functional.pad(frames, (1, 0), value=True)
+        frames = None if mask is None else mask[:, 1:]
         hidden = backbone.transform(backbone.embed(motion, timesteps, text), frames, slice(self.config.split))
-        correction, canonical = self.communication(hidden, canonical, tokens)
+        correction, canonical = self.communication(hidden, canonical, mask)
         hidden = backbone.transform(hidden + correction, frames, slice(self.config.split, None))
         canonical = nn.functional.pad(canonical, (0, config.input_dim - CANONICAL_WIDTH))
         return torch.cat([canonical, backbone.out(hidden[:, :, 1:])], dim=2)
@@ -150,6 +147,20 @@ def check_inputs(
         check_tensor("mask", mask, (size["B"], size["T"]))
         if mask.dtype != torch.bool:
             raise TypeError(f"mask: expected dtype torch.bool (True = valid), got {mask.dtype}")
+
+
+def without_padding(config: MDMConfig, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """``x`` (B, P, T, X) with zeros at padding, and the mask (B, T) for attention; published weights want neither."""
+    if mask is None or not config.mask_padding:
+        return x, None
+    return x.masked_fill(~mask[:, None, :, None], 0.0), mask  # an attention weight of 0 times infinity would be NaN
+
+
+def key_padding(mask: Tensor | None, persons: int) -> Tensor | None:
+    """Where the rows (B * persons, 1 + S) of one token and what ``mask`` (B, S) is of are padding."""
+    if mask is None:
+        return None
+    return ~nn.functional.pad(mask, (1, 0), value=True).repeat_interleave(persons, dim=0)
 
 
 def _layer(dim: int, num_heads: int, feedforward_dim: int, dropout: float) -> nn.TransformerEncoderLayer:

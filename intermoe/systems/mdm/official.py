@@ -81,7 +81,7 @@ def _backbone_config(reader: StrictReader, config: Mapping[str, Any], stacks: tu
         num_layers=sum(_count(reader, f"{name}.layers.") for name in stacks),
         num_heads=config.get("num_heads", 4),
         feedforward_dim=reader.peek(f"{first}.layers.0.linear1.weight", 2)[0],
-        attend_padding=True,
+        mask_padding=False,
     )
 
 

@@ -252,17 +252,22 @@ def test_single_persons_do_not_know_of_each_other() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("single", [True, False])
 def test_padding_matters_only_as_published(single: bool) -> None:
-    for attend_padding in (False, True):
-        whole = tiny(attend_padding=attend_padding)
+    for mask_padding in (True, False):
+        whole = tiny(mask_padding=mask_padding)
         network: MDM | ComMDM = whole.backbone if single else whole
         x, timesteps, text = inputs()
         mask = torch.arange(6) < torch.tensor([6, 4])[:, None]
         y = network(x, timesteps, text, mask)
         alone = network(x[1:, :, :4], timesteps[1:], text[1:])
         difference = (y[1:, :, :4] - alone).abs().max()
-        assert difference > 1e-4 if attend_padding else difference < 1e-5
-        if attend_padding:
+        if not mask_padding:
+            assert difference > 1e-4
             assert torch.equal(network(x, timesteps, text), y)
+            continue
+        assert difference < 1e-5
+        for filling in (math.nan, 1e30, -math.inf):
+            filled = x.masked_fill(~mask[:, None, :, None], filling)
+            assert torch.equal(network(filled, timesteps, text, mask)[1, :, :4], y[1, :, :4])
 
 
 @torch.no_grad()
@@ -298,6 +303,8 @@ def test_the_error_counts_valid_frames_of_each_person() -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     torch.testing.assert_close(motion_errors(estimate, target, mask), torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
     torch.testing.assert_close(motion_errors(estimate, target)[1, 0], torch.tensor(25 / 3))
+    estimate[:, :, 2] = math.nan
+    torch.testing.assert_close(motion_errors(estimate, target, mask), torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
 
 
 # where a person stands
