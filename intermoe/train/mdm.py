@@ -17,6 +17,7 @@ from intermoe.data.statistics import compute_statistics
 from intermoe.diffusion import DiffusionConfig, build_scheduler
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
+from intermoe.nn.multihead import EncoderLayer
 from intermoe.systems.mdm.canonical import to_own_frame
 from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
 from intermoe.systems.mdm.losses import motion_errors
@@ -153,7 +154,7 @@ class MDMObjective(Objective):
 
     def repeated_parts(self) -> list[nn.Module]:
         """The networks' layers."""
-        return [module for module in self.network.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+        return [module for module in self.network.modules() if isinstance(module, EncoderLayer)]
 
     def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
         """Training: the loss at random timesteps. Validation: at fixed ones, with fixed noise and always with text."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.nn.layers import sinusoid
+from intermoe.nn.multihead import MultiheadAttention
 from intermoe.ops.checks import check_tensor
 from intermoe.systems.intermask.config import InterMaskConfig
 
@@ -78,19 +79,21 @@ class InterMaskLayer(nn.Module):
         self.cross_attention = _attention(config)
         self.apart_feed_forward = FeedForward(config)
 
-    def forward(self, hidden: Tensor, condition: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
         """hidden (B, 2 N + 1, D): person 1, separator, person 2; condition (B, D); mask (B, N) -> (B, 2 N + 1, D)."""
+        tokens = (hidden.shape[1] - 1) // PERSONS
         shift, scale, gate, ff_shift, ff_scale, ff_gate = self.together(condition)
-        keys = torch.cat([mask, mask.new_ones(len(mask), 1), mask], dim=1)
+        keys = None if mask is None else torch.cat([mask, mask.new_ones(len(mask), 1), mask], dim=1)
         normed = modulated(hidden, shift, scale)
-        hidden = hidden + gate * _attend(self.attention, normed, normed, keys)
+        hidden = hidden + gate * self.attention(normed, normed, keys)
         hidden = hidden + ff_gate * self.feed_forward(modulated(hidden, ff_shift, ff_scale))
-        first, separator, second = hidden.split([mask.shape[1], 1, mask.shape[1]], dim=1)
-        persons = self._each(torch.cat([first, second]), condition.repeat(PERSONS, 1), mask.repeat(PERSONS, 1))
+        first, separator, second = hidden.split([tokens, 1, tokens], dim=1)
+        each_mask = None if mask is None else mask.repeat(PERSONS, 1)
+        persons = self._each(torch.cat([first, second]), condition.repeat(PERSONS, 1), each_mask)
         first, second = persons.chunk(PERSONS)
         return torch.cat([first, separator, second], dim=1)
 
-    def _each(self, own: Tensor, condition: Tensor, mask: Tensor) -> Tensor:
+    def _each(self, own: Tensor, condition: Tensor, mask: Tensor | None) -> Tensor:
         """own (2 B, N, D): all first persons, then their partners; condition (2 B, D); mask (2 B, N)."""
         chunks = self.apart(condition)
         (s_shift, s_scale, s_gate), (t_shift, t_scale, t_gate) = chunks[:3], chunks[3:6]
@@ -100,31 +103,24 @@ class InterMaskLayer(nn.Module):
         within_part = own + t_gate * self._temporal(modulated(own, t_shift, t_scale), mask)
         hidden = within_step + within_part
         query, context = modulated(hidden, c_shift, c_scale), modulated(partner, p_shift, p_scale)
-        hidden = hidden + c_gate * _attend(self.cross_attention, query, context, mask)
+        hidden = hidden + c_gate * self.cross_attention(query, context, mask)
         return hidden + ff_gate * self.apart_feed_forward(modulated(hidden, ff_shift, ff_scale))
 
     def _spatial(self, normed: Tensor) -> Tensor:
         steps = normed.unflatten(1, (self.num_parts, -1)).transpose(1, 2)
         rows = steps.flatten(0, 1)
-        attended = _attend(self.spatial_attention, rows, rows, None)
+        attended = self.spatial_attention(rows, rows)
         return attended.unflatten(0, steps.shape[:2]).transpose(1, 2).flatten(1, 2)
 
-    def _temporal(self, normed: Tensor, mask: Tensor) -> Tensor:
+    def _temporal(self, normed: Tensor, mask: Tensor | None) -> Tensor:
         rows = normed.unflatten(1, (self.num_parts, -1)).flatten(0, 1)
-        keys = mask.unflatten(1, (self.num_parts, -1)).flatten(0, 1)
-        attended = _attend(self.temporal_attention, rows, rows, keys)
+        keys = None if mask is None else mask.unflatten(1, (self.num_parts, -1)).flatten(0, 1)
+        attended = self.temporal_attention(rows, rows, keys)
         return attended.unflatten(0, (-1, self.num_parts)).flatten(1, 2)
 
 
-def _attention(config: InterMaskConfig) -> nn.MultiheadAttention:
-    return nn.MultiheadAttention(config.dim, config.num_heads, config.dropout, batch_first=True)
-
-
-def _attend(attention: nn.MultiheadAttention, queries: Tensor, context: Tensor, keys: Tensor | None) -> Tensor:
-    """queries (M, T, D), context (M, K, D), keys (M, K) True = valid -> (M, T, D)."""
-    padding = None if keys is None else ~keys
-    attended: Tensor = attention(queries, context, context, key_padding_mask=padding, need_weights=False)[0]
-    return attended
+def _attention(config: InterMaskConfig) -> MultiheadAttention:
+    return MultiheadAttention(config.dim, config.num_heads, config.dropout)
 
 
 class InterMask(nn.Module):
@@ -159,21 +155,22 @@ class InterMask(nn.Module):
         """
         size = check_tensor("codes", codes, ("B", PERSONS, self.config.num_parts, "L"))
         check_tensor("text", text, (size["B"], self.config.text_dim))
-        if mask is None:
-            mask = torch.ones(size["B"], size["L"], dtype=torch.bool, device=codes.device)
-        check_tensor("mask", mask, (size["B"], size["L"]))
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask: expected dtype torch.bool (True = valid), got {mask.dtype}")
+        tokens = None
+        if mask is not None:
+            check_tensor("mask", mask, (size["B"], size["L"]))
+            if mask.dtype != torch.bool:
+                raise TypeError(f"mask: expected dtype torch.bool (True = valid), got {mask.dtype}")
+            codes = codes.masked_fill(~mask[:, None, None], self.padding_id)
+            tokens = mask.repeat(1, self.config.num_parts)
         condition = self.embed_text(text)
-        hidden = self.embed(self.embed_codes(codes.masked_fill(~mask[:, None, None], self.padding_id)))
+        hidden = self.embed(self.embed_codes(codes))
         places = grid_encoding(self.config.num_parts, size["L"], self.config.dim).to(hidden)
         separator = self.embed(self.embed_codes.weight[self.separator_id]).expand(size["B"], 1, -1)
         first, second = (hidden + places).flatten(2, 3).unbind(dim=1)
         hidden = torch.cat([first, separator, second], dim=1)
-        tokens = mask.repeat(1, self.config.num_parts)
         for layer in self.layers:
             hidden = layer(hidden, condition, tokens)
-        half = tokens.shape[1]
+        half = hidden.shape[1] // PERSONS
         hidden = torch.cat([hidden[:, :half], hidden[:, half + 1 :]], dim=1)
         hidden = modulated(nn.functional.gelu(self.head(hidden)), *self.head_modulation(condition))
         logits: Tensor = self.out(hidden)

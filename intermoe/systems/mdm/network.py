@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.nn.layers import TimestepEmbedding, sinusoid
+from intermoe.nn.multihead import EncoderLayer
 from intermoe.ops.checks import check_tensor
 from intermoe.systems.mdm.canonical import CANONICAL_WIDTH
 from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
@@ -30,7 +31,7 @@ class MDM(nn.Module):
         self.embed_timestep = TimestepEmbedding(config.dim)
         self.embed_text = nn.Linear(config.text_dim, config.dim)
         self.layers = nn.ModuleList(
-            _layer(config.dim, config.num_heads, config.feedforward_dim, config.dropout)
+            EncoderLayer(config.dim, config.num_heads, config.feedforward_dim, config.dropout)
             for _ in range(config.num_layers)
         )
         self.out = nn.Linear(config.dim, config.input_dim)
@@ -63,10 +64,10 @@ class MDM(nn.Module):
     def transform(self, hidden: Tensor, mask: Tensor | None, which: slice) -> Tensor:
         """``which`` of the layers, on (B, P, 1 + T, D) with the mask (B, T) of the frames."""
         batch, persons = hidden.shape[:2]
-        padding = key_padding(mask, persons)
+        keys = token_keys(mask, persons)
         rows = hidden.flatten(0, 1)
         for layer in self.layers[which]:
-            rows = layer(rows, src_key_padding_mask=padding)
+            rows = layer(rows, keys)
         return rows.unflatten(0, (batch, persons))
 
 
@@ -83,7 +84,7 @@ class Communication(nn.Module):
         self.embed_canonical = nn.Linear(2 * CANONICAL_WIDTH, dim)
         self.embed = nn.Linear(2 * dim, dim)
         self.layers = nn.ModuleList(
-            _layer(dim, config.num_heads, config.feedforward_dim, config.backbone.dropout)
+            EncoderLayer(dim, config.num_heads, config.feedforward_dim, config.backbone.dropout)
             for _ in range(config.num_layers)
         )
         self.out_canonical = nn.Linear(dim, CANONICAL_WIDTH)
@@ -96,9 +97,9 @@ class Communication(nn.Module):
         token = self.embed_canonical(torch.cat([canonical, canonical.flip(1)], dim=-1))
         shared = self.embed(torch.cat([hidden, hidden.flip(1)], dim=-1))
         rows = torch.cat([token, shared], dim=2).flatten(0, 1)
-        padding = key_padding(mask, PERSONS)
+        keys = token_keys(mask, PERSONS)
         for layer in self.layers:
-            rows = layer(rows, src_key_padding_mask=padding)
+            rows = layer(rows, keys)
         rows = rows.unflatten(0, (-1, PERSONS))
         return rows[:, :, 1:], self.out_canonical(rows[:, :, :1])
 
@@ -156,12 +157,8 @@ def without_padding(config: MDMConfig, x: Tensor, mask: Tensor | None) -> tuple[
     return x.masked_fill(~mask[:, None, :, None], 0.0), mask  # an attention weight of 0 times infinity would be NaN
 
 
-def key_padding(mask: Tensor | None, persons: int) -> Tensor | None:
-    """Where the rows (B * persons, 1 + S) of one token and what ``mask`` (B, S) is of are padding."""
+def token_keys(mask: Tensor | None, persons: int) -> Tensor | None:
+    """Valid keys (B * persons, 1 + S) of a token and what ``mask`` (B, S) is of, behind it."""
     if mask is None:
         return None
-    return ~nn.functional.pad(mask, (1, 0), value=True).repeat_interleave(persons, dim=0)
-
-
-def _layer(dim: int, num_heads: int, feedforward_dim: int, dropout: float) -> nn.TransformerEncoderLayer:
-    return nn.TransformerEncoderLayer(dim, num_heads, feedforward_dim, dropout, "gelu", batch_first=True)
+    return nn.functional.pad(mask, (1, 0), value=True).repeat_interleave(persons, dim=0)
