@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import filecmp
 import functools
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ from intermoe.systems.intermask.network import PERSONS, InterMask
 from intermoe.systems.intermask.tokenizer import DOWNSAMPLING, NUM_PARTS, MotionTokenizer
 from intermoe.text.protocol import TextConfig, TextEncoder
 from intermoe.train import run
+from intermoe.train.condition import prepare_text
 from intermoe.train.config import TrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.loop import Batch, Objective, fit
@@ -273,3 +276,63 @@ class UnmaskingObjective(Objective):
         if not validating:
             text = text * kept[:, None]
         return unmasking_losses(self.network, batch["codes"], masked, text, batch["mask"])
+
+
+@dataclass(frozen=True)
+class TrainedInterMask:
+    """What the second stage leaves, for a pipeline to take and save: parts in eval mode, with averaged weights."""
+
+    config: InterMaskTrainConfig
+    network: InterMask
+    text: TextEncoder
+    tokenizer: MotionTokenizer
+    statistics: Statistics
+
+
+def train_intermask(
+    config_path: str | Path,
+    output_dir: str | Path,
+    tokenizer: str | Path,
+    resume: bool = False,
+    data: str | Path | None = None,
+) -> TrainedInterMask | None:
+    """Train masked transformer and text encoder as the file says; the parts on the main process, ``None`` elsewhere.
+
+    Args:
+        config_path: YAML or JSON of ``InterMaskTrainConfig``.
+        output_dir: gets ``config.json``, a copy of ``tokenizer``, ``tokenizer.json``, ``checkpoints/`` and ``logs/``.
+        tokenizer: model folder that ``run_tokenizer`` wrote; on ``resume`` it must hold the weights of the run's copy.
+        resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
+        data: folder of the data in place of the configured one.
+
+    Raises:
+        ValueError: a wrong configuration, tokeniser or data, named. FileNotFoundError: no such tokeniser.
+        FileExistsError: ``output_dir`` holds a run already.
+        FloatingPointError: the loss is not finite; names step and items.
+    """
+    config = run.with_data(InterMaskTrainConfig.load(config_path), data)
+    output_dir, source = Path(output_dir), Path(tokenizer)
+    motion_tokenizer, statistics = load_tokenizer_folder(source)
+    sizes = motion_tokenizer.config.num_codes
+    if config.model.num_codes != sizes:
+        raise ValueError(f"model.num_codes: must be {sizes} for this tokeniser, got {config.model.num_codes}")
+    accelerator = run.start(config, output_dir, resume=resume)
+    copy = run.once(accelerator, output_dir / "tokenizer", functools.partial(_copy, source))
+    if not filecmp.cmp(source / "model.safetensors", copy / "model.safetensors", shallow=False):
+        raise ValueError(f"tokenizer: {source} holds other weights than {copy}, with which the run was started")
+    train = run.open_split(config, "train", min_frames=config.data.min_frames)
+    validation = run.open_split(config, "val", min_frames=config.data.min_frames)
+    objective = UnmaskingObjective(config, prepare_text(accelerator, config, config.text, train, output_dir))
+    splits = [CodeDataset(split, motion_tokenizer, statistics, accelerator.device) for split in (train, validation)]
+    state = fit(accelerator, objective, config, splits[0], splits[1], output_dir, resume=resume)
+    if state is None:
+        return None
+    objective.load_state_dict(state)
+    objective.eval().to("cpu")
+    parts = (objective.network, objective.text, motion_tokenizer.to("cpu"), statistics)
+    return TrainedInterMask(run.without_paths(config), *parts)
+
+
+def _copy(source: Path, folder: Path) -> None:
+    with replacing_folder(folder) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from intermoe.config import _require
@@ -23,10 +25,12 @@ from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
 from intermoe.systems.mdm.losses import motion_errors
 from intermoe.systems.mdm.network import MDM, ComMDM
 from intermoe.text.protocol import TextConfig, TextEncoder
+from intermoe.train import run
+from intermoe.train.condition import prepare_text
 from intermoe.train.config import TrainConfig
 from intermoe.train.denoiser import VALIDATION_NOISE_LEVELS
 from intermoe.train.draws import ItemDraws
-from intermoe.train.loop import Batch, Objective
+from intermoe.train.loop import Batch, Objective, fit
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ class MDMTrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_model(self, self.model, ("interhuman", "humanml3d"))
+        _check_data(self, self.model, ("interhuman", "humanml3d"))
+        expected = f"model.text_dim={self.model.text_dim}"
+        _require(self.text.output_dim == self.model.text_dim, "text.output_dim", expected, self.text.output_dim)
 
 
 @dataclass(frozen=True)
@@ -53,21 +59,18 @@ class ComMDMTrainConfig(TrainConfig):
 
     name: str = "commdm"
     model: ComMDMConfig = field(default_factory=ComMDMConfig)
-    text: TextConfig = field(default_factory=lambda: TextConfig(output_dim=512))
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_model(self, self.model.backbone, ("interhuman",))
+        _check_data(self, self.model.backbone, ("interhuman",))
 
 
-def _check_model(config: MDMTrainConfig | ComMDMTrainConfig, model: MDMConfig, names: tuple[str, ...]) -> None:
+def _check_data(config: TrainConfig, model: MDMConfig, names: tuple[str, ...]) -> None:
     name = config.data.representation
     _require(name in names, "data.representation", f"one of {names}", name)
     width = REPRESENTATIONS[name].frame_size
     _require(model.input_dim == width, "model.input_dim", f"{width} for {name}", model.input_dim)
-    expected = f"model.text_dim={model.text_dim}"
-    _require(config.text.output_dim == model.text_dim, "text.output_dim", expected, config.text.output_dim)
 
 
 class OwnFrames:
@@ -182,3 +185,85 @@ class MDMObjective(Objective):
     def _loss(self, clean: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         return motion_errors(self.network(noisy, timesteps, text, mask), clean, mask).mean()
+
+
+@dataclass(frozen=True)
+class TrainedMDM:
+    """What training leaves, for a pipeline to take and save: parts in eval mode, with averaged weights.
+
+    ``statistics`` are those of persons in their own frames.
+    """
+
+    config: MDMTrainConfig | ComMDMTrainConfig
+    network: MDM | ComMDM
+    text: TextEncoder
+    statistics: Statistics
+
+
+def train_mdm(
+    config_path: str | Path, output_dir: str | Path, resume: bool = False, data: str | Path | None = None
+) -> TrainedMDM | None:
+    """Train MDM and its text encoder as the file says; the parts on the main process, ``None`` elsewhere.
+
+    Args:
+        config_path: YAML or JSON of ``MDMTrainConfig``.
+        output_dir: gets ``config.json``, ``statistics.json``, ``tokenizer.json``, ``checkpoints/`` and ``logs/``.
+        resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
+        data: folder of the data in place of the configured one.
+
+    Raises:
+        ValueError: a wrong configuration or unusable data, named. FileExistsError: ``output_dir`` holds a run already.
+        FloatingPointError: the loss is not finite; names step and items.
+    """
+    config = run.with_data(MDMTrainConfig.load(config_path), data)
+    output_dir = Path(output_dir)
+    accelerator = run.start(config, output_dir, resume=resume)
+    train = OwnFrames(run.open_split(config, "train", min_frames=config.data.min_frames))
+    path = run.once(accelerator, output_dir / "statistics.json", lambda path: train.statistics().save(path))
+    statistics = Statistics.load(path)
+    text = prepare_text(accelerator, config, config.text, train.dataset, output_dir)
+    objective = MDMObjective(MDM(config.model), text, config.diffusion, statistics)
+    return _trained(accelerator, config, objective, train, statistics, output_dir, resume)
+
+
+def train_commdm(
+    config_path: str | Path,
+    output_dir: str | Path,
+    mdm: TrainedMDM,
+    resume: bool = False,
+    data: str | Path | None = None,
+) -> TrainedMDM | None:
+    """Train ComMDM's block on a trained MDM, as ``train_mdm`` does MDM. ``mdm`` stays as it is, text encoder included.
+
+    Raises:
+        ValueError: also if ``model.backbone`` is not the configuration of ``mdm``.
+    """
+    config = run.with_data(ComMDMTrainConfig.load(config_path), data)
+    if config.model.backbone != mdm.network.config:
+        raise ValueError(f"model.backbone: expected that of the MDM, {mdm.network.config}, got {config.model.backbone}")
+    output_dir = Path(output_dir)
+    accelerator = run.start(config, output_dir, resume=resume)
+    train = OwnFrames(run.open_split(config, "train", min_frames=config.data.min_frames))
+    torch.manual_seed(config.seed)
+    network = ComMDM(config.model)
+    network.backbone.load_state_dict(mdm.network.state_dict())
+    objective = MDMObjective(network, mdm.text, config.diffusion, mdm.statistics)
+    return _trained(accelerator, config, objective, train, mdm.statistics, output_dir, resume)
+
+
+def _trained(
+    accelerator: Accelerator,
+    config: MDMTrainConfig | ComMDMTrainConfig,
+    objective: MDMObjective,
+    train: OwnFrames,
+    statistics: Statistics,
+    output_dir: Path,
+    resume: bool,
+) -> TrainedMDM | None:
+    validation = OwnFrames(run.open_split(config, "val", min_frames=config.data.min_frames))
+    state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
+    if state is None:
+        return None
+    objective.load_state_dict(state)
+    objective.eval().to("cpu")
+    return TrainedMDM(run.without_paths(config), objective.network, objective.text, statistics)

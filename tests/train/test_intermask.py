@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from intermoe.data import InterHumanDataset, collate
 from intermoe.motion.statistics import Statistics
@@ -25,6 +27,7 @@ from intermoe.train.intermask import (
     UnmaskingObjective,
     load_tokenizer_folder,
     run_tokenizer,
+    train_intermask,
 )
 from intermoe.train.run import write_config
 
@@ -169,6 +172,38 @@ def test_a_few_steps_lower_the_masked_transformers_loss(trained: Path, pairs: Pa
         losses.append(terms["cross_entropy"].item())
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert all(parameter.grad is not None for parameter in objective.parameters())
+
+
+def test_the_second_stage_runs_on_the_first_and_resumes(trained: Path, pairs: Path, tmp_path: Path) -> None:
+    text = TextConfig(output_dim=8, width=8, num_layers=1, num_heads=2, feedforward_dim=8, vocab_size=60)
+    model = InterMaskConfig(12, code_dim=8, text_dim=8, dim=16, num_layers=1, num_heads=2, feedforward_dim=16)
+    config = InterMaskTrainConfig(
+        data=DataConfig(batch_size=2),
+        optim=OptimConfig(steps=4, learning_rate=1e-3, warmup_steps=1),
+        run=RunConfig(log_every=2, validate_every=4, checkpoint_every=2),
+        model=model,
+        text=text,
+    )
+    write_config(tmp_path / "config.json", config)
+    first = train_intermask(tmp_path / "config.json", tmp_path / "one", trained / "model", data=pairs)
+    assert first is not None
+    assert not first.network.training
+    train_intermask(tmp_path / "config.json", tmp_path / "two", trained / "model", data=pairs)
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-00000004")
+    again = train_intermask(tmp_path / "config.json", tmp_path / "two", trained / "model", data=pairs, resume=True)
+    assert again is not None
+    weights, others = first.network.state_dict(), again.network.state_dict()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+    other = tmp_path / "other"
+    shutil.copytree(trained / "model", other)
+    weights = load_file(other / "model.safetensors")
+    save_file({**weights, "codebook.counts": weights["codebook.counts"] + 1}, other / "model.safetensors")
+    with pytest.raises(ValueError, match=r"holds other weights than .*, with which the run was started"):
+        train_intermask(tmp_path / "config.json", tmp_path / "two", other, data=pairs, resume=True)
+    write_config(tmp_path / "config.json", dataclasses.replace(config, model=dataclasses.replace(model, num_codes=9)))
+    with pytest.raises(ValueError, match=r"model.num_codes: must be 12 for this tokeniser, got 9"):
+        train_intermask(tmp_path / "config.json", tmp_path / "three", trained / "model", data=pairs)
 
 
 @torch.no_grad()

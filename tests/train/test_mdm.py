@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
 from intermoe.systems.mdm.network import ComMDM
 from intermoe.text.protocol import TextConfig
 from intermoe.text.wordpiece import WordPieceTextEncoder
-from intermoe.train.config import DataConfig
+from intermoe.train.config import DataConfig, OptimConfig, RunConfig
 from intermoe.train.draws import ItemDraws
-from intermoe.train.mdm import ComMDMTrainConfig, MDMObjective, MDMTrainConfig, OwnFrames
+from intermoe.train.mdm import ComMDMTrainConfig, MDMObjective, MDMTrainConfig, OwnFrames, train_commdm, train_mdm
+from intermoe.train.run import write_config
 
 CPU = torch.device("cpu")
 DIFFUSION = DiffusionConfig(num_train_timesteps=50)
@@ -104,6 +106,34 @@ def test_an_items_loss_does_not_depend_on_its_batch(items: OwnFrames, two_person
     torch.testing.assert_close(together["loss"], torch.stack(alone).mean())
     if validating:
         assert together.keys() == {"loss", "loss_t5", "loss_t15", "loss_t25", "loss_t35", "loss_t45"}
+
+
+def test_both_stages_run_one_after_the_other_and_resume(pairs: Path, tmp_path: Path) -> None:
+    optim = OptimConfig(steps=4, learning_rate=1e-3, warmup_steps=1, ema_decay=0.9)
+    every = RunConfig(log_every=2, validate_every=4, checkpoint_every=2)
+    shared: dict[str, Any] = {"data": DataConfig(batch_size=2), "optim": optim, "run": every, "diffusion": DIFFUSION}
+    backbone = MDMConfig(262, text_dim=8, dim=16, num_layers=2, num_heads=2, feedforward_dim=16)
+    write_config(tmp_path / "mdm.json", MDMTrainConfig(model=backbone, text=TEXT, **shared))
+    mdm = train_mdm(tmp_path / "mdm.json", tmp_path / "mdm", data=pairs)
+    assert mdm is not None
+    assert not mdm.network.training
+
+    model = ComMDMConfig(backbone, split=1, num_layers=1, num_heads=2, feedforward_dim=16)
+    write_config(tmp_path / "commdm.json", ComMDMTrainConfig(model=model, **shared))
+    first = train_commdm(tmp_path / "commdm.json", tmp_path / "one", mdm, data=pairs)
+    assert first is not None
+    for name, value in mdm.network.state_dict().items():
+        assert torch.equal(first.network.get_parameter(f"backbone.{name}"), value), name
+    train_commdm(tmp_path / "commdm.json", tmp_path / "two", mdm, data=pairs)
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-00000004")
+    again = train_commdm(tmp_path / "commdm.json", tmp_path / "two", mdm, data=pairs, resume=True)
+    assert again is not None
+    weights, others = first.network.state_dict(), again.network.state_dict()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+    write_config(tmp_path / "other.json", ComMDMTrainConfig(model=ComMDMConfig(MDMConfig(262)), **shared))
+    with pytest.raises(ValueError, match=r"model.backbone: expected that of the MDM"):
+        train_commdm(tmp_path / "other.json", tmp_path / "three", mdm, data=pairs)
 
 
 @pytest.mark.parametrize(
