@@ -102,9 +102,9 @@ class TokenizerObjective(Objective):
 
         In validation a motion's padding is zero after normalising, as the masked transformer's training encodes it.
         """
-        persons = batch["motion"].shape[2]
-        frames = batch["motion"].shape[1] // DOWNSAMPLING * DOWNSAMPLING
-        motion = ((batch["motion"][:, :frames] - self.mean) / self.std).transpose(1, 2).flatten(0, 1)
+        persons = batch["motion"].shape[1]
+        frames = batch["motion"].shape[2] // DOWNSAMPLING * DOWNSAMPLING
+        motion = ((batch["motion"][:, :, :frames] - self.mean) / self.std).flatten(0, 1)
         if validating:
             lengths = batch["lengths"].repeat_interleave(persons)[:, None]
             places = torch.arange(frames, device=motion.device)
@@ -229,9 +229,9 @@ class CodeDataset:
 
     @torch.no_grad()
     def _encode(self, motion: Tensor) -> Tensor:
-        steps, frames = len(motion) // DOWNSAMPLING, grid_steps(self.dataset.max_frames) * DOWNSAMPLING
-        normalised = self.statistics.normalise(motion).transpose(0, 1)
-        padded = nn.functional.pad(normalised, (0, 0, 0, max(frames - len(motion), 0)))[:, :frames]
+        steps, frames = motion.shape[1] // DOWNSAMPLING, grid_steps(self.dataset.max_frames) * DOWNSAMPLING
+        normalised = self.statistics.normalise(motion)
+        padded = nn.functional.pad(normalised, (0, 0, 0, max(frames - motion.shape[1], 0)))[:, :frames]
         return self.tokenizer.encode(padded)[..., :steps]
 
 

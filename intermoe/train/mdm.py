@@ -93,8 +93,7 @@ class OwnFrames:
         """``MotionDataset.draw``, moved."""
         item: dict[str, Any] = dict(self.dataset.draw(index, epoch))
         if self.dataset.data_set.name == "interhuman":
-            motion, item["entries"] = to_own_frame(item["motion"].transpose(0, 1))
-            item["motion"] = motion.transpose(0, 1)
+            item["motion"], item["entries"] = to_own_frame(item["motion"])
         return item
 
     def statistics(self) -> Statistics:
@@ -162,7 +161,7 @@ class MDMObjective(Objective):
     def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
         """Training: the loss at random timesteps. Validation: at fixed ones, with fixed noise and always with text."""
         lengths = batch["lengths"]
-        clean = ((batch["motion"] - self.mean) / self.std).transpose(1, 2)  # (B, P, T, X)
+        clean = (batch["motion"] - self.mean) / self.std
         if isinstance(self.network, ComMDM):
             clean = torch.cat([batch["entries"][:, :, None], clean], dim=2)
             lengths = lengths + 1

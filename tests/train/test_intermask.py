@@ -81,13 +81,13 @@ def test_the_tokenizers_validation_is_in_centimetres_of_whole_groups(trained: Pa
     objective = TokenizerObjective(tokenizer_config(), found).eval()
     objective.tokenizer.load_state_dict(tokenizer.state_dict())
     dataset, draws = InterHumanDataset(pairs, "val", min_frames=16), ItemDraws((0,), range(2), CPU)
-    lengths = [len(dataset[index]["motion"]) for index in range(2)]
+    lengths = [dataset.num_frames(index) for index in range(2)]
     assert lengths[1] < lengths[0]
     assert lengths[0] % 4  # a last group that is not whole
     together = objective(collate([dataset[0], dataset[1]]), draws, validating=True)["joint_error_cm"]
     expected = []
     for index, length in enumerate(lengths):
-        motion = found.normalise(dataset[index]["motion"]).transpose(0, 1)
+        motion = found.normalise(dataset[index]["motion"])
         padded = torch.nn.functional.pad(motion, (0, 0, 0, -(-lengths[0] // 4) * 4 - length))
         output = tokenizer.decode(tokenizer.encode(padded))[:, :length]
         error = (found.denormalise(output) - found.denormalise(motion))[:, : length // 4 * 4, :66]
@@ -134,7 +134,7 @@ def test_codes_are_those_of_the_padded_motion_and_are_kept(trained: Path, pairs:
     item = codes.draw(1, 3)
     frames = codes.num_frames(1)
     motion = torch.nn.functional.pad(
-        codes.statistics.normalise(codes.dataset.draw(1, 3)["motion"]).transpose(0, 1), (0, 0, 0, 44 - frames)
+        codes.statistics.normalise(codes.dataset.draw(1, 3)["motion"]), (0, 0, 0, 44 - frames)
     )
     assert torch.equal(item["codes"], codes.tokenizer.encode(motion)[..., : frames // 4])
     assert codes.draw(1, 3)["codes"] is item["codes"]
