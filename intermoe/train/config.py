@@ -15,7 +15,7 @@ from intermoe.diffusion import DiffusionConfig
 from intermoe.systems.intermoe.config import DenoiserConfig, VAEConfig
 from intermoe.text.protocol import TextConfig
 
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "constant", "steps")
 CLIPS = ("value", "norm", "none")
 PRECISIONS = ("no", "fp16", "bf16")
 
@@ -62,7 +62,8 @@ class OptimConfig(Config):
     """AdamW, learning-rate schedule, gradient clipping, precision and the average of the weights.
 
     ``steps`` counts optimiser steps, each of ``accumulation_steps`` micro-batches; ``epochs`` and ``warmup_epochs`` are
-    the same in passes through the training set, and take the place of ``steps`` and ``warmup_steps``. ``ema_decay`` is
+    the same in passes through the training set, and take the place of ``steps`` and ``warmup_steps``. The schedule
+    "steps" multiplies the rate by ``decay`` at each of the shares ``decay_at`` of all steps. ``ema_decay`` is
     approached as min(ema_decay, (1 + n) / (10 + n)) after n steps; 0 turns the average off (the last weights are kept).
     ``tf32`` lets a GPU multiply float32 matrices in TF32.
     """
@@ -73,8 +74,10 @@ class OptimConfig(Config):
     weight_decay: float = 2e-5
     betas: tuple[float, ...] = (0.9, 0.999)
     schedule: str = "cosine"
+    decay: float = 0.1
+    decay_at: tuple[float, ...] = ()
     warmup_steps: int = 200
-    warmup_epochs: int | None = None
+    warmup_epochs: float | None = None
     clip: str = "value"
     clip_limit: float = 1.0
     accumulation_steps: int = 1
@@ -92,6 +95,12 @@ class OptimConfig(Config):
         ok = len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas)
         _require(ok, "betas", "two values in [0, 1)", self.betas)
         _require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", self.schedule)
+        _require(0.0 < self.decay < 1.0, "decay", "in (0, 1)", self.decay)
+        _require(
+            bool(self.decay_at) == (self.schedule == "steps"), "decay_at", "shares for 'steps' alone", self.decay_at
+        )
+        ok = all(0.0 < share < 1.0 for share in self.decay_at)
+        _require(ok and list(self.decay_at) == sorted(self.decay_at), "decay_at", "rising, in (0, 1)", self.decay_at)
         ok = self.warmup_steps >= 0 and (self.warmup_steps < self.steps or self.epochs is not None)
         _require(ok, "warmup_steps", f"in [0, steps={self.steps})", self.warmup_steps)
         _require(self.clip in CLIPS, "clip", f"one of {CLIPS}", self.clip)

@@ -346,13 +346,13 @@ class Trainer:
 
 
 def warmup_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig) -> LambdaLR:
-    """Linear rise over ``warmup_steps``, then half a cosine to 0 at ``steps`` (or constant)."""
+    """Linear rise over ``warmup_steps``, then half a cosine to 0 at ``steps``, or constant, or falling in steps."""
 
     def factor(step: int) -> float:
         if step < config.warmup_steps:
             return (step + 1) / (config.warmup_steps + 1)
-        if config.schedule == "constant":
-            return 1.0
+        if config.schedule != "cosine":
+            return config.decay ** sum(step >= share * config.steps for share in config.decay_at)
         done = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 

@@ -8,8 +8,10 @@ import yaml
 import intermoe.train
 from intermoe.diffusion import DiffusionConfig
 from intermoe.systems.intergen.config import MotionLossConfig
+from intermoe.systems.intermask.config import InterMaskConfig, TokenizerConfig, TokenizerLossConfig
 from intermoe.systems.intermoe.config import DenoiserConfig
 from intermoe.systems.intermoe.denoiser import DenoiserLayer
+from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
 from intermoe.train.config import (
     DataConfig,
     DenoiserTrainConfig,
@@ -19,6 +21,8 @@ from intermoe.train.config import (
     VAELossConfig,
     VAETrainConfig,
 )
+from intermoe.train.intermask import InterMaskTrainConfig, TokenizerTrainConfig
+from intermoe.train.mdm import ComMDMTrainConfig, MDMTrainConfig
 from intermoe.train.motion import NETWORKS, MotionTrainConfig
 
 CONFIGS = Path(intermoe.train.__file__).parent / "configs"
@@ -30,6 +34,10 @@ KINDS: dict[str, type[TrainConfig]] = {
     "denoiser": DenoiserTrainConfig,
     "intergen": MotionTrainConfig,
     "timotion": MotionTrainConfig,
+    "tokenizer": TokenizerTrainConfig,
+    "intermask": InterMaskTrainConfig,
+    "mdm": MDMTrainConfig,
+    "commdm": ComMDMTrainConfig,
 }
 SHIPPED = [
     (path.stem, KINDS[path.stem.rsplit("_", 1)[-1]])
@@ -75,6 +83,39 @@ def test_published_recipes_of_other_systems(system: str, epochs: int) -> None:
     assert (config.text.kind, config.text.clip_layers, config.text.num_layers) == ("clip", 12, 2)
 
 
+def test_published_recipes_of_intermask() -> None:
+    tokenizer = TokenizerTrainConfig.load(CONFIGS / "interhuman_tokenizer.yaml")
+    unmasking = InterMaskTrainConfig.load(CONFIGS / "interhuman_intermask.yaml")
+    assert (tokenizer.model, tokenizer.losses) == (TokenizerConfig(), TokenizerLossConfig())
+    assert unmasking.model == InterMaskConfig(), "the defaults are the published network"
+    assert (unmasking.person_share, unmasking.condition_dropout) == (0.2, 0.1)
+    batches = [recipe.data.batch_size for recipe in (tokenizer, unmasking)]
+    assert batches == [256 / 2, 52]
+    assert (tokenizer.window, tokenizer.window_stride) == (64, 10)
+    first, second = tokenizer.optim, unmasking.optim
+    assert [(o.epochs, o.warmup_epochs, o.learning_rate, o.betas) for o in (first, second)] == [
+        (50, 0.25, 2e-4, (0.9, 0.99)),
+        (500, 0.25, 2e-4, (0.9, 0.99)),
+    ]
+    assert (first.decay, first.decay_at, second.decay, second.decay_at) == (0.1, (0.7, 0.85), 1 / 3, (0.5, 0.7, 0.85))
+    assert (first.clip, first.clip_limit, second.clip) == ("norm", 1.0, "none")
+    assert (first.weight_decay, second.weight_decay) == (0.0, 1e-5)
+
+
+def test_published_recipes_of_commdm() -> None:
+    mdm = MDMTrainConfig.load(CONFIGS / "humanml3d_mdm.yaml")
+    assert mdm.model == MDMConfig(), "the defaults are the published network"
+    block = ComMDMTrainConfig.load(CONFIGS / "interhuman_commdm.yaml")
+    assert block.model == ComMDMConfig(MDMConfig(input_dim=262))
+    for recipe in (mdm, block):
+        assert recipe.diffusion == DiffusionConfig()
+        assert (recipe.data.batch_size, recipe.optim.learning_rate, recipe.optim.weight_decay) == (64, 1e-4, 0.0)
+    assert block.optim.steps == 100_000
+    for data in ("interhuman", "salsa"):
+        first = MDMTrainConfig.load(CONFIGS / f"{data}_mdm.yaml")
+        assert ComMDMTrainConfig.load(CONFIGS / f"{data}_commdm.yaml").model.backbone == first.model
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_launch_files_are_accelerates(name: str) -> None:
     from accelerate.commands.config.config_args import ClusterConfig
@@ -98,6 +139,10 @@ def test_shipped_configurations_fit_together() -> None:
         (lambda: OptimConfig(steps=0), "steps"),
         (lambda: OptimConfig(steps=10, warmup_steps=10), "warmup_steps"),
         (lambda: OptimConfig(clip="max"), "clip"),
+        (lambda: OptimConfig(decay_at=(0.5,)), "decay_at"),
+        (lambda: OptimConfig(schedule="steps"), "decay_at"),
+        (lambda: OptimConfig(schedule="steps", decay_at=(0.7, 0.5)), "decay_at"),
+        (lambda: OptimConfig(decay=1.5), "decay"),
         (lambda: OptimConfig(betas=(0.9,)), "betas"),
         (lambda: OptimConfig(ema_decay=1.0), "ema_decay"),
         (lambda: OptimConfig(mixed_precision="fp8"), "mixed_precision"),

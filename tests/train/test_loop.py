@@ -145,6 +145,8 @@ def test_learning_rate_rises_and_falls() -> None:
     assert all(a > b for a, b in itertools.pairwise(cosine[3:]))
     assert cosine[-1] > 0
     assert rates(OptimConfig(steps=4, warmup_steps=1, schedule="constant", learning_rate=1.0)) == [0.5, 1, 1, 1]
+    stairs = OptimConfig(steps=10, warmup_steps=1, schedule="steps", decay=0.5, decay_at=(0.6, 0.8), learning_rate=1.0)
+    assert rates(stairs) == [0.5, 1, 1, 1, 1, 1, 0.5, 0.5, 0.25, 0.25]
 
 
 def test_mixed_precision_keeps_weights_in_float32(tmp_path: Path) -> None:
