@@ -33,6 +33,13 @@ def test_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "routing.png").stat().st_size > 1000
 
 
+def test_intermask() -> None:
+    torch.manual_seed(0)
+    names = run("intermask.md")
+    assert names["motion"].shape == (2, 60, 262)
+    assert torch.equal(names["reaction"][:, 0], names["codes"][:, 0])
+
+
 def top_k_reference(x: Tensor, router: Tensor, gate: Tensor, up: Tensor, down: Tensor, top_k: int) -> Tensor:
     """Softmax over all experts, the top_k of each token, not renormalised; down (E, D, F)."""
     gates, chosen = (x @ router.T).softmax(dim=-1).topk(top_k, dim=-1)

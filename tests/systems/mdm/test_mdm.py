@@ -77,6 +77,8 @@ def test_both_persons_and_the_gradient_equal_the_release(arrays: Arrays, relativ
     y = network(x, arrays["timesteps"], arrays["text"])
     assert relative_error(y[:, 0], arrays.motion("y")) < TOLERANCE
     assert relative_error(y[:, 1], arrays.motion("y_other")) < TOLERANCE
+    short = torch.arange(x.shape[2]).expand(len(x), -1) < 3  # the release attends to padding
+    assert torch.equal(network(x, arrays["timesteps"], arrays["text"], short), y)
     (y[:, 0] * arrays.motion("grad_out")).sum().backward()
     assert x.grad is not None
     assert relative_error(x.grad[:, 0], arrays.motion("grad_x")) < TOLERANCE
@@ -105,6 +107,7 @@ def test_a_single_person_equals_the_release(arrays: Arrays, relative_error: Rela
     network = official.load_mdm(arrays.single_state(), arrays.config)
     y = network(arrays.motion("single/x")[:, None], arrays["timesteps"], arrays["text"])[:, 0]
     assert relative_error(y, arrays.motion("single/y")) < TOLERANCE
+    assert not network.config.mask_padding
 
 
 def test_the_chain_of_both_persons_equals_the_release(
