@@ -49,7 +49,7 @@ class In2INLayer(nn.Module):
         """
         interaction, individual = condition[:, 0], condition[:, 1:]
         partners = hidden
-        hidden = hidden + self.self_attention(hidden, individual, mask)
+        hidden = hidden + self.self_attention(hidden, individual[:, :, None], mask)  # one row of each person's
         hidden = hidden + self.cross_attention(hidden, partners, interaction, mask)
         each_mask = None if mask is None else mask.repeat_interleave(hidden.shape[1], dim=0)
         fed = self.feed_forward(hidden.flatten(0, 1), individual.flatten(0, 1), each_mask)
