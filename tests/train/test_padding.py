@@ -175,10 +175,8 @@ def test_block(changes: dict[str, Any], backend: str) -> None:
 
     def results(filling: float) -> Results:
         x = hidden.masked_fill(~mask[..., None], filling).requires_grad_()
-        out = block.train()(x, condition, mask)
-        loss = (out * weights).sum()
-        if block.load_balance_loss is not None:
-            loss = loss + block.load_balance_loss
+        out, balance = block.train()(x, condition, mask, balance=True)
+        loss = (out * weights).sum() + balance
         block.zero_grad()
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in block.named_parameters() if p.grad is not None}
