@@ -6,9 +6,13 @@ folder in ``intermoe.systems`` and a line in ``SYSTEMS``.
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+=======
+from collections.abc import Mapping
+>>>>>>> c866830 (Motion leaves as BVH, GLB and AMASS's arrays, and comes back; every joint stays where the motion has it)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +26,8 @@ from intermoe.registry import Registry
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+from intermoe.export import Take, View, save_take
 
 MODELS = Path(__file__).parent / "models"
 CONFIG_FILE = "config.json"
@@ -61,6 +67,23 @@ class PipelineResult:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     fps: int
+
+    def take(
+        self, index: int = 0, *, details: Mapping[str, str | int | float] | None = None, view: View | None = None
+    ) -> Take:
+        """Motion ``index`` with all that a file may tell of it: prompt, seed, ``details``, and how it is looked at."""
+        return Take(
+            self.joints[index].numpy(),
+            self.fps,
+            prompt=self.prompts[index],
+            motion=self.motion[index].numpy(),
+            details={"seed": self.seeds[index], **(details or {})},
+            view=view or View(),
+        )
+
+    def save(self, path: str | Path, index: int = 0) -> list[Path]:
+        """Write motion ``index`` in the format of the suffix (see ``intermoe.export.save``); returns the paths."""
+        return save_take(path, self.take(index))
 
 
 class MotionPipeline(ABC):
