@@ -74,12 +74,12 @@ def check_drawing(formats: Iterable[str]) -> None:
 
 def check_formats(names: Sequence[str]) -> list[str]:
     """``names`` without repetition. Raises where one is unknown, or a package that it needs is missing."""
-    from intermoe.export import FORMATS
+    from intermoe.export import FORMATS, WRITTEN
 
     chosen = list(dict.fromkeys(names))
     for name in chosen:
-        if name not in FORMATS:
-            raise ValueError(f"--format: expected one of {', '.join(FORMATS)}, got {name!r}")
+        if name not in WRITTEN:
+            raise ValueError(f"--format: expected one of {', '.join(WRITTEN)}, got {name!r}")
         FORMATS[name].check()
     return chosen
 

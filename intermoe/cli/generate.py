@@ -119,11 +119,9 @@ def _write(
     view: View,
 ) -> Iterator[Path]:
     """Write one motion in all formats under one new name, and tell each file when it is there."""
-    from intermoe.export import FORMATS, output_stem, save_take
+    from intermoe.export import FORMATS, free_stem, save_take
 
     take = result.take(index, details=details, view=view)
-    suffixes = [each.suffix for each in FORMATS.values()]
-    numbered = [f".person1{each.suffix}" for each in FORMATS.values() if each.per_person]
-    stem = output_stem(folder, take.prompt, [*suffixes, *numbered])
+    stem = free_stem(folder, take.prompt)
     for chosen in formats:
         yield from save_take(stem.with_name(stem.name + FORMATS[chosen].suffix), take)

@@ -10,12 +10,25 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from intermoe.export import amass, bvh, gltf, npz, video
+from intermoe.export import amass, bvh, gltf, html, interhuman, npz, video
 from intermoe.export.naming import output_stem, slug
 from intermoe.export.take import Take
 from intermoe.viz.camera import View
 
-__all__ = ["FORMATS", "Format", "Take", "View", "format_of", "load", "output_stem", "save", "save_take", "slug"]
+__all__ = [
+    "FORMATS",
+    "WRITTEN",
+    "Format",
+    "Take",
+    "View",
+    "format_of",
+    "free_stem",
+    "load",
+    "output_stem",
+    "save",
+    "save_take",
+    "slug",
+]
 
 
 @dataclass(frozen=True)
@@ -26,7 +39,7 @@ class Format:
     """
 
     suffix: str
-    write: Callable[[list[Path], Take], None]
+    write: Callable[[list[Path], Take], None] | None = None
     read: Callable[[list[Path]], Take] | None = None
     per_person: bool = False
     needs: tuple[str, ...] = ()
@@ -45,10 +58,14 @@ FORMATS: Mapping[str, Format] = {
     "bvh": Format(".bvh", bvh.write, bvh.read, per_person=True),
     "glb": Format(".glb", gltf.write),
     "amass": Format(".amass.npz", amass.write, amass.read, per_person=True),
+    "interhuman": Format(".npy", read=interhuman.read, per_person=True),
+    "html": Format(".html", html.write, needs=("viser",), extra="view"),
     "mp4": Format(".mp4", video.write_mp4, needs=("PIL", "imageio_ffmpeg")),
     "gif": Format(".gif", video.write_gif, needs=("PIL",)),
 }
-"""Every format by its name; a new one is a file with ``write``, and ``read`` if it can be, and a line here."""
+"""Every format by its name; a new one is a file with ``write``, ``read`` or both, and a line here."""
+WRITTEN = tuple(name for name, each in FORMATS.items() if each.write)
+"""Names of the formats that can be written."""
 
 
 def format_of(path: str | Path) -> Format:
@@ -60,6 +77,13 @@ def format_of(path: str | Path) -> Format:
             f"path: expected a suffix of {', '.join(each.suffix for each in FORMATS.values())}, got {path}"
         )
     return max(fitting, key=lambda each: len(each.suffix))
+
+
+def free_stem(folder: str | Path, title: str) -> Path:
+    """``folder/slug`` of a title, numbered where a file of that name and of any format exists already."""
+    suffixes = [FORMATS[name].suffix for name in WRITTEN]
+    numbered = [f".person1{FORMATS[name].suffix}" for name in WRITTEN if FORMATS[name].per_person]
+    return output_stem(folder, title, [*suffixes, *numbered])
 
 
 def save(
@@ -102,6 +126,9 @@ def save(
 def save_take(path: str | Path, take: Take) -> list[Path]:
     """``save`` for a ``Take``, which holds all that a file may tell of a motion."""
     path, chosen = Path(path), format_of(path)
+    if chosen.write is None:
+        suffixes = ", ".join(FORMATS[name].suffix for name in WRITTEN)
+        raise ValueError(f"path: expected a suffix of {suffixes}, got {path}")
     paths = [path]
     if chosen.per_person and len(take.joints) > 1:
         stem = path.name[: -len(chosen.suffix)]
@@ -127,6 +154,8 @@ def load(path: str | Path | Sequence[str | Path], fps: float | None = None) -> T
         FileNotFoundError: no such file.
         ValueError: a format that cannot be read, a broken file, an unknown skeleton or unit; names file and reason.
     """
+    if fps is not None and not 0 < fps < np.inf:
+        raise ValueError(f"fps: expected a positive number, got {fps}")
     given = [Path(path)] if isinstance(path, (str, Path)) else [Path(each) for each in path]
     if not given:
         raise ValueError("path: expected at least one file, got none")
@@ -136,7 +165,7 @@ def load(path: str | Path | Sequence[str | Path], fps: float | None = None) -> T
         raise ValueError(f"path: expected files of one format, got {', '.join(map(str, given))}")
     if len(given) > 1 and not chosen.per_person:
         raise ValueError(f"path: expected one {chosen.suffix} file, which holds all persons, got {len(given)}")
-    paths = [file for each in given for file in _files(each, chosen)]
+    paths = list(dict.fromkeys(file for each in given for file in _files(each, chosen)))
     take = chosen.read(paths)
     return take if fps is None or fps == take.fps else _resampled(take, fps)
 
@@ -153,7 +182,7 @@ def _format_to_read(path: Path) -> Format:
 
 def _files(path: Path, chosen: Format) -> list[Path]:
     if path.is_file():
-        return [path]
+        return interhuman.partner_files(path) if chosen is FORMATS["interhuman"] else [path]
     stem = path.name[: -len(chosen.suffix)]
     number, files = 1, []
     while (file := path.with_name(f"{stem}.person{number}{path.name[len(stem) :]}")).is_file():

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from intermoe.export.take import Take
 from intermoe.files import replacing
-from intermoe.motion.rig import CHILDREN, Rig
+from intermoe.motion.rig import CHILDREN, Rig, at_rest
 from intermoe.motion.rotations import of_one_sign, to_quaternions
-from intermoe.motion.skeleton import JOINT_NAMES, NUM_JOINTS, PARENTS
+from intermoe.motion.skeleton import JOINT_NAMES, NUM_JOINTS
 from intermoe.viz.body import TONE_NAMES
 from intermoe.viz.figures import tinted
 from intermoe.viz.mesh import body_meshes
@@ -43,11 +43,8 @@ def write(paths: list[Path], take: Take) -> None:
 
 def _add_person(gltf: _Document, rig: Rig, person: int, name: str, times: int) -> None:
     rest = rig.rest[person]
-    places = [rest[0]]
-    for joint in range(1, NUM_JOINTS):
-        places.append(places[PARENTS[joint]] + rest[joint])
     inverse = np.tile(np.eye(4), (NUM_JOINTS, 1, 1))
-    inverse[:, 3, :3] = -np.array(places)  # column after column, as glTF stores matrices
+    inverse[:, 3, :3] = -at_rest(rest)  # column after column, as glTF stores matrices
     first = len(gltf.root["nodes"])
     for joint in range(NUM_JOINTS):
         place = rig.offsets[person, 0, 0] if joint == 0 else rest[joint]

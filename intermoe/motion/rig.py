@@ -83,6 +83,11 @@ def forward_kinematics(offsets: Array, rotations: Array) -> Array:
     return np.stack(places, axis=-2)
 
 
+def at_rest(rest: Array) -> Array:
+    """Joints (..., 22, 3) of a body at rest, from offsets (..., 22, 3) to the parents."""
+    return forward_kinematics(rest, np.broadcast_to(np.eye(3), (*rest.shape, 3)))
+
+
 def fit_rig(joints: Array, own: Array | None = None) -> Rig:
     """The rig of joints (P, T, 22, 3), with the rotations (P, T, 21, 3, 3) of joints 1..21 where they are known."""
     bones = np.zeros_like(joints)

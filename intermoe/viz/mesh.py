@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from intermoe.motion.rig import at_rest
 from intermoe.motion.rotations import shortest_arc, unit
-from intermoe.motion.skeleton import NUM_JOINTS, PARENTS
 from intermoe.viz.body import build_body
 from intermoe.viz.camera import Array
 
@@ -29,14 +29,11 @@ class Mesh(NamedTuple):
 
 def body_meshes(rest: Array) -> list[Mesh]:
     """A mesh of each tone for a body whose joints lie at offsets ``rest`` (22, 3) from their parents; pelvis at 0."""
-    joints = rest.astype(np.float64)
-    for joint in range(1, NUM_JOINTS):
-        joints[joint] += joints[PARENTS[joint]]
-    body = build_body(joints[None, None])
+    body = build_body(at_rest(rest)[None, None])
     meshes = []
     for tone in sorted(set(body.tones.tolist())):
         chosen = np.flatnonzero(body.tones == tone)
-        parts = [_capsule(body.ends[0, 0, which], body.radii[which]) for which in chosen]
+        parts = [capsule(body.ends[0, 0, which], body.radii[which]) for which in chosen]
         counts = [len(vertices) for vertices, _, _ in parts]
         starts = np.cumsum([0, *counts[:-1]])
         meshes.append(
@@ -51,7 +48,7 @@ def body_meshes(rest: Array) -> list[Mesh]:
     return meshes
 
 
-def _capsule(ends: Array, radii: Array) -> tuple[Array, Array, npt.NDArray[np.int64]]:
+def capsule(ends: Array, radii: Array) -> tuple[Array, Array, npt.NDArray[np.int64]]:
     """Vertices, normals and faces of two half spheres around ``ends`` (2, 3) and the wall between them."""
     axis = unit(ends[1] - ends[0])
     is_ball = not axis.any()
