@@ -6,13 +6,9 @@ folder in ``intermoe.systems`` and a line in ``SYSTEMS``.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-=======
-from collections.abc import Mapping
->>>>>>> c866830 (Motion leaves as BVH, GLB and AMASS's arrays, and comes back; every joint stays where the motion has it)
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.config import Config, _require
+from intermoe.export import Take, View, save_take
+from intermoe.export.html import Page
 from intermoe.motion.representation import Representation
 from intermoe.registry import Registry
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-from intermoe.export import Take, View, save_take
 
 MODELS = Path(__file__).parent / "models"
 CONFIG_FILE = "config.json"
@@ -84,6 +80,10 @@ class PipelineResult:
     def save(self, path: str | Path, index: int = 0) -> list[Path]:
         """Write motion ``index`` in the format of the suffix (see ``intermoe.export.save``); returns the paths."""
         return save_take(path, self.take(index))
+
+    def view(self, index: int = 0) -> Page:
+        """Motion ``index`` in a notebook, as the last value of a cell; needs ``intermoe[view]``."""
+        return Page(self.take(index))
 
 
 class MotionPipeline(ABC):

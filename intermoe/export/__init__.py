@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from intermoe.export import amass, bvh, gltf, html, interhuman, npz, video
+from intermoe.export import amass, interhuman
+from intermoe.export.format import Format
 from intermoe.export.naming import output_stem, slug
 from intermoe.export.take import Take
+from intermoe.registry import Registry
 from intermoe.viz.camera import View
 
 __all__ = [
@@ -31,51 +32,34 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Format:
-    """A kind of file. ``write`` and ``read`` get all paths of a motion: one, or one per person.
-
-    ``needs`` are modules beyond numpy that writing imports, ``extra`` is the extra of the package that has them.
-    """
-
-    suffix: str
-    write: Callable[[list[Path], Take], None] | None = None
-    read: Callable[[list[Path]], Take] | None = None
-    per_person: bool = False
-    needs: tuple[str, ...] = ()
-    extra: str = "viz"
-
-    def check(self) -> None:
-        """Raise ``ModuleNotFoundError``, with the remedy, if a module that writing needs is missing."""
-        for module in self.needs:
-            if importlib.util.find_spec(module) is None:
-                name = self.suffix.removeprefix(".")
-                raise ModuleNotFoundError(f"{name}: needs {module}: pip install 'intermoe[{self.extra}]'")
-
-
-FORMATS: Mapping[str, Format] = {
-    "npz": Format(".npz", npz.write, npz.read),
-    "bvh": Format(".bvh", bvh.write, bvh.read, per_person=True),
-    "glb": Format(".glb", gltf.write),
-    "amass": Format(".amass.npz", amass.write, amass.read, per_person=True),
-    "interhuman": Format(".npy", read=interhuman.read, per_person=True),
-    "html": Format(".html", html.write, needs=("viser",), extra="view"),
-    "mp4": Format(".mp4", video.write_mp4, needs=("PIL", "imageio_ffmpeg")),
-    "gif": Format(".gif", video.write_gif, needs=("PIL",)),
-}
+FORMATS: Registry[Format] = Registry(
+    "format",
+    {
+        "npz": "intermoe.export.npz:FORMAT",
+        "bvh": "intermoe.export.bvh:FORMAT",
+        "glb": "intermoe.export.gltf:FORMAT",
+        "amass": "intermoe.export.amass:FORMAT",
+        "interhuman": "intermoe.export.interhuman:FORMAT",
+        "html": "intermoe.export.html:FORMAT",
+        "mp4": "intermoe.export.video:MP4",
+        "gif": "intermoe.export.video:GIF",
+    },
+)
 """Every format by its name; a new one is a file with ``write``, ``read`` or both, and a line here."""
-WRITTEN = tuple(name for name, each in FORMATS.items() if each.write)
+WRITTEN = tuple(name for name in FORMATS if FORMATS[name].write)
 """Names of the formats that can be written."""
+
+
+def _all() -> list[Format]:
+    return [FORMATS[name] for name in FORMATS]
 
 
 def format_of(path: str | Path) -> Format:
     """The format that a path's suffix names. Raises ``ValueError`` that lists them."""
     name = Path(path).name.lower()
-    fitting = [each for each in FORMATS.values() if name.endswith(each.suffix)]
+    fitting = [each for each in _all() if name.endswith(each.suffix)]
     if not fitting:
-        raise ValueError(
-            f"path: expected a suffix of {', '.join(each.suffix for each in FORMATS.values())}, got {path}"
-        )
+        raise ValueError(f"path: expected a suffix of {', '.join(each.suffix for each in _all())}, got {path}")
     return max(fitting, key=lambda each: len(each.suffix))
 
 
@@ -175,7 +159,7 @@ def _format_to_read(path: Path) -> Format:
     if chosen is FORMATS["npz"] and path.is_file() and amass.is_amass(path):
         chosen = FORMATS["amass"]
     if chosen.read is None:
-        readable = ", ".join(each.suffix for each in FORMATS.values() if each.read)
+        readable = ", ".join(each.suffix for each in _all() if each.read)
         raise ValueError(f"path: expected a file to read of {readable}, got {path}")
     return chosen
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from intermoe.export.format import Format
 from intermoe.export.npz import read_arrays
 from intermoe.export.skeletons import unequal, y_up_to_z_up, z_up_to_y_up
 from intermoe.export.take import Take
@@ -113,3 +114,6 @@ def _columns(entries: dict[str, Any], name: str, width: int) -> Array:
     if values.ndim != 2 or values.shape[1] < width or not len(values) or not np.issubdtype(values.dtype, np.number):
         raise ValueError(f"{name}: expected shape (T >= 1, {width}), got {values.dtype} {values.shape}")
     return values[:, :width].astype(np.float64)
+
+
+FORMAT = Format(".amass.npz", write, read, per_person=True)

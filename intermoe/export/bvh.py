@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from intermoe.export.format import Format
 from intermoe.export.skeletons import body_joints, metres_per_unit, unequal, upright
 from intermoe.export.take import Take
 from intermoe.files import replacing
@@ -177,3 +178,6 @@ def _forward(nodes: list[_Node], values: Array) -> tuple[Array, Array]:
         turns.append(turn)
         rest.append(offset)
     return np.stack(places, axis=1), np.stack(rest)
+
+
+FORMAT = Format(".bvh", write, read, per_person=True)

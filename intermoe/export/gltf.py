@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from intermoe.export.format import Format
 from intermoe.export.take import Take
 from intermoe.files import replacing
 from intermoe.motion.rig import CHILDREN, Rig, at_rest
@@ -62,8 +63,10 @@ def _add_person(gltf: _Document, rig: Rig, person: int, name: str, times: int) -
         },
     )
     mesh = gltf.add("meshes", {"name": name, "primitives": _primitives(gltf, rest, person, name)})
-    figure = gltf.add("nodes", {"name": name, "mesh": mesh, "skin": skin})
-    gltf.root["scenes"][0]["nodes"] += [figure, first]
+    # A parent of its own keeps the skeletons of two persons apart in programs that join what has no parent (Blender).
+    figure = gltf.add("nodes", {"name": name, "children": [first]})
+    skinned = gltf.add("nodes", {"name": f"{name}, body", "mesh": mesh, "skin": skin})
+    gltf.root["scenes"][0]["nodes"] += [figure, skinned]
     channels: list[dict[str, Any]] = []
     samplers: list[dict[str, Any]] = []
 
@@ -157,3 +160,6 @@ class _Document:
         total = 12 + 8 + len(text) + 8 + self._length
         head = struct.pack("<4sII", b"glTF", 2, total) + struct.pack("<I4s", len(text), b"JSON")
         return b"".join([head, text, struct.pack("<I4s", self._length, b"BIN\0"), *self._chunks])
+
+
+FORMAT = Format(".glb", write)

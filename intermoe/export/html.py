@@ -6,6 +6,7 @@ import re
 from html import escape
 from pathlib import Path
 
+from intermoe.export.format import Format
 from intermoe.export.take import Take
 from intermoe.files import replacing
 from intermoe.viz.figures import PERSON_COLOURS
@@ -18,6 +19,22 @@ _STYLE = """<style>
 #caption span { margin-right: 1em; white-space: nowrap; }
 #caption i { display: inline-block; width: 0.6em; height: 0.6em; margin-right: 0.4em; }
 </style>"""
+
+
+class Page:
+    """A page in a notebook: shown where it is the last value of a cell.
+
+    Args:
+        take: what it shows. height: of its window, in pixels.
+    """
+
+    def __init__(self, take: Take, height: int = 480) -> None:
+        self.text = page(take)
+        self.height = height
+
+    def _repr_html_(self) -> str:
+        style = f"width: 100%; height: {self.height}px; border: none"
+        return f'<iframe srcdoc="{escape(self.text)}" style="{style}"></iframe>'
 
 
 def write(paths: list[Path], take: Take) -> None:
@@ -45,3 +62,6 @@ def page(take: Take) -> str:
     head = re.sub("<title>.*?</title>", lambda _: f"<title>{escape(take.prompt or 'intermoe')}</title>", head, count=1)
     body, end = rest.rsplit("</body>", 1)
     return f"{head}{_STYLE}</head>{body}{caption}</body>{end}"
+
+
+FORMAT = Format(".html", write, needs=("viser",), extra="view")

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from intermoe.export.format import Format
 from intermoe.export.skeletons import unequal
 from intermoe.export.take import Take
-from intermoe.motion.interhuman import FPS, joints, process_pair, row_major_rot6d
+from intermoe.motion.interhuman import FPS, joints, process_pair
+from intermoe.motion.rotations import row_major_rot6d
 
 _FILE_WIDTH = 492
 _USED_COLUMNS = np.r_[0:66, 186:312]
@@ -55,3 +57,6 @@ def _read_person(path: Path) -> npt.NDArray[np.float32]:
         raise ValueError(f"{path}: expected finite values, got NaN or infinity")
     raw[:, 66:] = row_major_rot6d(raw[:, 66:].reshape(len(raw), -1, 6)).reshape(len(raw), -1)
     return raw
+
+
+FORMAT = Format(".npy", read=read, per_person=True)

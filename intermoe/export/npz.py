@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from intermoe.export.format import Format
 from intermoe.export.skeletons import body_joints
 from intermoe.export.take import Take
 from intermoe.files import replacing
@@ -101,3 +102,6 @@ def read_arrays(path: Path) -> dict[str, Any]:
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: expected an .npz of plain arrays: {error}") from error
     raise ValueError(f"{path}: expected an .npz of arrays, got another file")
+
+
+FORMAT = Format(".npz", write, read)

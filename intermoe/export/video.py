@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from intermoe.export.format import Format
 from intermoe.export.take import Take
 from intermoe.viz.figures import Scene
 from intermoe.viz.video import save_gif, save_mp4
@@ -21,3 +22,7 @@ def write_gif(paths: list[Path], take: Take) -> None:
 
 def _scene(take: Take) -> Scene:
     return Scene(take.body, take.prompt, fps=take.fps, size=take.view.size, camera=take.view.camera)
+
+
+MP4 = Format(".mp4", write_mp4, needs=("PIL", "imageio_ffmpeg"))
+GIF = Format(".gif", write_gif, needs=("PIL",))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from intermoe.data.interhuman import INTERHUMAN, InterHumanReader
+from intermoe.data.interhuman import DATA_SET, InterHumanReader
 from intermoe.motion.interhuman import joints as joints_of
 from intermoe.motion.rig import REST_POSE, forward_kinematics
 from intermoe.motion.rotations import about_axis, rotation_matrices
@@ -84,7 +84,7 @@ def motion(request: pytest.FixtureRequest) -> Motion:
         motion = model("two people dance", num_frames=60, num_inference_steps=4).motion[0].numpy()
     else:
         clip = InterHumanReader(request.getfixturevalue(case)).read("train", {"salsa": "101", "duets": "181202"}[case])
-        motion = INTERHUMAN.convert(clip[0].source).transpose(1, 0, 2)
+        motion = DATA_SET.convert(clip[0].source).transpose(1, 0, 2)
     return Motion(case, joints_of(motion), motion)
 
 

@@ -112,7 +112,8 @@ def test_figures_and_colours_have_names(two_people: np.ndarray, tmp_path: Path) 
     said = Glb(export.save(tmp_path / "pair.glb", two_people, names=("Ann", "Bo"), prompt="they bow")[0]).json
     assert [mesh["name"] for mesh in said["meshes"]] == ["Ann", "Bo"]
     assert [animation["name"] for animation in said["animations"]] == ["Ann", "Bo"]
-    assert [node["name"] for node in said["nodes"] if "mesh" in node] == ["Ann", "Bo"]
+    roots = [said["nodes"][root]["name"] for root in said["scenes"][0]["nodes"]]
+    assert roots == ["Ann", "Ann, body", "Bo", "Bo, body"]
     assert said["asset"]["extras"] == {"prompt": "they bow"}
     materials = {
         material["name"]: material["pbrMetallicRoughness"]["baseColorFactor"] for material in said["materials"]

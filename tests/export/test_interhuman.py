@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from intermoe import export
-from intermoe.data.interhuman import INTERHUMAN, InterHumanReader
+from intermoe.data.interhuman import DATA_SET, InterHumanReader
 
 
 def test_an_item_is_both_persons(duets: Path) -> None:
     clip = InterHumanReader(duets).read("train", "181202")[0]
-    wanted = INTERHUMAN.convert(clip.source).transpose(1, 0, 2)
+    wanted = DATA_SET.convert(clip.source).transpose(1, 0, 2)
     take = export.load(duets / "motions_processed" / "person1" / "181202.npy")
     np.testing.assert_array_equal(take.motion, wanted)
     assert not take.rig.fitted

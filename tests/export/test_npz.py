@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from intermoe import export
-from intermoe.data.interhuman import INTERHUMAN, InterHumanReader
+from intermoe.data.interhuman import DATA_SET, InterHumanReader
 from intermoe.export import output_stem, slug
 from intermoe.motion.interhuman import joints as joints_of
 from intermoe.motion.rotations import from_rot6d, to_rotation_vectors
@@ -88,7 +88,7 @@ def test_rest_offsets_are_the_skeleton_of_a_capture(duets: Path) -> None:
     file = duets / "skeleton.json"
     wanted = np.array(json.loads(file.read_text(encoding="utf-8"))["rest_offsets_m"])
     clip = InterHumanReader(duets).read("train", "181202")[0]
-    motion = INTERHUMAN.convert(clip.source).transpose(1, 0, 2)
+    motion = DATA_SET.convert(clip.source).transpose(1, 0, 2)
     rig = export.Take(joints_of(motion), motion=motion).rig
     assert not rig.fitted
     assert rig.sliding == ()
