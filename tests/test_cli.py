@@ -83,6 +83,15 @@ def test_generate_writes_for_other_programs(run: Run, model: Path, tmp_path: Pat
     assert [Path(line).name for line in second.stdout.split()] == [f"two-people-bow-2{suffix}" for suffix in suffixes]
 
 
+def test_generate_draws_all_motions_in_one_picture(run: Run, model: Path, tmp_path: Path) -> None:
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    options = ("--model", model, "--frames", 9, "--steps", 1, "--format", "npz", "--grid", "--size", "160x128")
+    result = run("generate", "they bow", "they turn", *options)
+    assert result.exit_code == 0, result.output
+    assert [Path(line).name for line in result.stdout.split()] == ["they-bow.npz", "they-turn.npz", "grid.mp4"]
+    assert next(ffmpeg.read_frames(str(tmp_path / "results" / "grid.mp4")))["size"] == (320, 128)
+
+
 def test_same_seed_same_bytes_and_nothing_is_overwritten(run: Run, model: Path, tmp_path: Path) -> None:
     options = ("--model", model, "--frames", 16, "--steps", 2, "--format", "npz", "--out", "deep/er")
     for seed in (3, 3, 4):

@@ -26,8 +26,8 @@ from intermoe.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from intermoe.export import View
-    from intermoe.pipeline import MotionPipeline, PipelineResult
+    from intermoe.export import Take
+    from intermoe.pipeline import MotionPipeline
 
 BATCH_SIZE = 8
 DEFAULT_FRAMES = 120
@@ -46,6 +46,7 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder for the files; made if absent.")] = Path("results"),
     model: ModelOption = "salsa",
     format: FormatOption = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Also one mp4 of all motions, beside each other.")] = False,
     camera: CameraOption = "side",
     size: SizeOption = "640x640",
     device: DeviceOption = "auto",
@@ -53,6 +54,7 @@ def generate(
     """Generate motion: arrays, video, files for other programs and a page to look at, never over an existing file."""
     with reported():
         formats = check_formats(format or ["npz", "mp4"])
+        check_formats(["mp4"] if grid else [])
         view = parse_view(camera, size)
         chosen = _collect_prompts(prompts or [], prompts_file)
         check_sampling(steps, guidance, seed)
@@ -70,6 +72,7 @@ def generate(
             "scheduler": scheduler,
         }
         written: list[Path] = []
+        takes: list[Take] = []
         with progress_bar() as progress:
             sampling = progress.add_task("sampling", total=-(-len(chosen) // BATCH_SIZE) * steps)
             writing = progress.add_task("writing", total=len(chosen) * len(formats))
@@ -84,9 +87,13 @@ def generate(
                     progress=lambda done, total: progress.advance(sampling),
                 )
                 for index in range(len(result.prompts)):
-                    for path in _write(result, index, out, formats, details, view):
-                        written.append(path)
+                    take = result.take(index, details=details, view=view)
+                    takes.append(take)
+                    for paths in _write(take, out, formats):
+                        written += paths
                         progress.advance(writing)
+        if grid:
+            written.append(_write_grid(takes, out))
     for path in written:
         typer.echo(path)
 
@@ -110,18 +117,20 @@ def _warn_of_unknown_words(pipeline: MotionPipeline, prompt: str) -> None:
         typer.echo(f"warning: the model has never seen: {listed} (in {prompt!r}); it can only guess", err=True)
 
 
-def _write(
-    result: PipelineResult,
-    index: int,
-    folder: Path,
-    formats: Sequence[str],
-    details: dict[str, str | int | float],
-    view: View,
-) -> Iterator[Path]:
-    """Write one motion in all formats under one new name, and tell each file when it is there."""
+def _write(take: Take, folder: Path, formats: Sequence[str]) -> Iterator[list[Path]]:
+    """Write one motion in all formats under one new name, and tell each format's files when they are there."""
     from intermoe.export import FORMATS, free_stem, save_take
 
-    take = result.take(index, details=details, view=view)
     stem = free_stem(folder, take.prompt)
     for chosen in formats:
-        yield from save_take(stem.with_name(stem.name + FORMATS[chosen].suffix), take)
+        yield save_take(stem.with_name(stem.name + FORMATS[chosen].suffix), take)
+
+
+def _write_grid(takes: Sequence[Take], folder: Path) -> Path:
+    from intermoe.export import free_stem
+    from intermoe.export.video import scene_of
+    from intermoe.viz import Grid, save_mp4
+
+    path = free_stem(folder, "grid").with_suffix(".mp4")
+    save_mp4(path, Grid([scene_of(take) for take in takes]))
+    return path

@@ -12,15 +12,16 @@ from intermoe.viz.video import save_gif, save_mp4
 
 def write_mp4(paths: list[Path], take: Take) -> None:
     """H.264."""
-    save_mp4(paths[0], _scene(take))
+    save_mp4(paths[0], scene_of(take))
 
 
 def write_gif(paths: list[Path], take: Take) -> None:
     """At most 15 frames a second."""
-    save_gif(paths[0], _scene(take))
+    save_gif(paths[0], scene_of(take))
 
 
-def _scene(take: Take) -> Scene:
+def scene_of(take: Take) -> Scene:
+    """A take as it is drawn."""
     return Scene(take.body, take.prompt, fps=take.fps, size=take.view.size, camera=take.view.camera)
 
 
