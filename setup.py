@@ -117,6 +117,7 @@ PACKAGES = [
     "intermoe.data",
     "intermoe.eval",
     "intermoe.evaluators",
+    "intermoe.export",
     "intermoe.integrations",
     "intermoe.metrics",
     "intermoe.motion",

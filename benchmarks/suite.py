@@ -24,6 +24,7 @@ STEPS = (
     "vae",
     "training",
     "generation",
+    "export",
     "scaling",
 )
 """One file ``bench_<step>.py`` each; what the goals are judged by comes first, in case the run is cut."""

@@ -7,7 +7,7 @@ folder in ``intermoe.systems`` and a line in ``SYSTEMS``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.config import Config, _require, check_integer
+from intermoe.export import Take, View, save_take
+from intermoe.export.html import Page
 from intermoe.motion.representation import Representation
 from intermoe.reading import read_json
 from intermoe.registry import Registry
@@ -67,6 +69,27 @@ class PipelineResult:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     fps: int
+
+    def take(
+        self, index: int = 0, *, details: Mapping[str, str | int | float] | None = None, view: View | None = None
+    ) -> Take:
+        """Motion ``index`` with all that a file may tell of it: prompt, seed, ``details``, and how it is looked at."""
+        return Take(
+            self.joints[index].numpy(),
+            self.fps,
+            prompt=self.prompts[index],
+            motion=self.motion[index].numpy(),
+            details={"seed": self.seeds[index], **(details or {})},
+            view=view or View(),
+        )
+
+    def save(self, path: str | Path, index: int = 0) -> list[Path]:
+        """Write motion ``index`` in the format of the suffix (see ``intermoe.export.save``); returns the paths."""
+        return save_take(path, self.take(index))
+
+    def view(self, index: int = 0) -> Page:
+        """Motion ``index`` in a notebook, as the last value of a cell; needs ``intermoe[view]``."""
+        return Page(self.take(index))
 
 
 class MotionPipeline(ABC):

@@ -72,6 +72,26 @@ def test_generate_writes_arrays_and_videos(run: Run, model: Path, tmp_path: Path
         assert int(archive["num_inference_steps"]) == 2
 
 
+def test_generate_writes_for_other_programs(run: Run, model: Path, tmp_path: Path) -> None:
+    formats = ("--format", "bvh", "--format", "glb", "--format", "amass", "--format", "bvh")
+    options = ("--model", model, "--frames", 16, "--steps", 2, *formats)
+    first = run("generate", "Two people bow!", *options)
+    assert first.exit_code == 0, first.output
+    suffixes = (".person1.bvh", ".person2.bvh", ".glb", ".person1.amass.npz", ".person2.amass.npz")
+    assert [Path(line).name for line in first.stdout.split()] == [f"two-people-bow{suffix}" for suffix in suffixes]
+    second = run("generate", "Two people bow!", *options)
+    assert [Path(line).name for line in second.stdout.split()] == [f"two-people-bow-2{suffix}" for suffix in suffixes]
+
+
+def test_generate_draws_all_motions_in_one_picture(run: Run, model: Path, tmp_path: Path) -> None:
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    options = ("--model", model, "--frames", 9, "--steps", 1, "--format", "npz", "--grid", "--size", "160x128")
+    result = run("generate", "they bow", "they turn", *options)
+    assert result.exit_code == 0, result.output
+    assert [Path(line).name for line in result.stdout.split()] == ["they-bow.npz", "they-turn.npz", "grid.mp4"]
+    assert next(ffmpeg.read_frames(str(tmp_path / "results" / "grid.mp4")))["size"] == (320, 128)
+
+
 def test_same_seed_same_bytes_and_nothing_is_overwritten(run: Run, model: Path, tmp_path: Path) -> None:
     options = ("--model", model, "--frames", 16, "--steps", 2, "--format", "npz", "--out", "deep/er")
     for seed in (3, 3, 4):
@@ -158,6 +178,10 @@ class TestRefusals:
             (("bow", "--seed", -1), "--seed: must be in"),
             (("bow", "--device", "abacus"), "--device: cannot use 'abacus'"),
             (("bow", "--out", "file/below"), "is not a folder"),
+            (("bow", "--format", "fbx"), "--format: expected one of npz, bvh, glb, amass"),
+            (("bow", "--camera", "below"), "camera: expected one of side, front, top, follow, got 'below'"),
+            (("bow", "--size", "640"), "--size: expected WIDTHxHEIGHT"),
+            (("bow", "--size", "641x640"), "size: expected even numbers"),
         ],
     )
     def test_generate(self, run: Run, model: Path, tmp_path: Path, arguments: tuple[Any, ...], message: str) -> None:

@@ -33,6 +33,26 @@ def test_result_has_the_promised_form(tiny_pipeline) -> None:
     assert done == [(1, 3), (2, 3), (3, 3)]
 
 
+def test_a_result_is_saved_by_suffix(tiny_pipeline, tmp_path) -> None:
+    result = tiny_pipeline(PROMPTS, num_frames=13, num_inference_steps=1)
+    (path,) = result.save(tmp_path / "turn.npz", index=1)
+    with np.load(path, allow_pickle=False) as archive:
+        np.testing.assert_array_equal(archive["joints"], result.joints[1])
+        np.testing.assert_array_equal(archive["motion"], result.motion[1])
+        assert (str(archive["prompt"]), int(archive["seed"])) == (PROMPTS[1], 1)
+    assert [each.name for each in result.save(tmp_path / "bow.bvh")] == ["bow.person1.bvh", "bow.person2.bvh"]
+    rig = result.take(0).rig
+    assert not rig.fitted  # the model's own rotations went in
+
+
+def test_a_result_is_shown_in_a_notebook(tiny_pipeline) -> None:
+    pytest.importorskip("viser", reason="pages of figures need viser")
+    shown = tiny_pipeline(PROMPTS, num_frames=13, num_inference_steps=1).view(1)._repr_html_()
+    assert shown.startswith('<iframe srcdoc="')
+    assert PROMPTS[1] in shown
+    assert shown.count("<") == 2  # the page is one quoted text
+
+
 def test_same_seed_same_bytes_and_another_seed_another_motion(tiny_pipeline) -> None:
     run = lambda seed: tiny_pipeline(PROMPTS[0], num_frames=16, num_inference_steps=3, seed=seed).joints  # noqa: E731
     assert torch.equal(run(5), run(5))

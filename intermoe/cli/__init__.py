@@ -19,12 +19,28 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the intermoe command needs typer: pip install 'intermoe[all]'") from error
 
-from intermoe.cli import ablate, backends, bench, convert, data, evaluate, generate, identity, routing, train, tune
+from intermoe.cli import (
+    ablate,
+    backends,
+    bench,
+    convert,
+    data,
+    evaluate,
+    export,
+    generate,
+    identity,
+    routing,
+    train,
+    tune,
+    view,
+)
 
 app = typer.Typer(
     help="Text to the motion of two people.", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
 )
 app.command()(generate.generate)
+app.command()(export.export)
+app.command()(view.view)
 app.command()(routing.routing)
 app.command()(bench.bench)
 app.command()(convert.convert)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from rich.progress import Progress
 
+    from intermoe.export import View
     from intermoe.pipeline import MotionPipeline
 
 USER_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)
@@ -24,6 +25,12 @@ DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, xpu, mps, ..
 StepsOption = Annotated[int, typer.Option(help="Sampling steps.")]
 GuidanceOption = Annotated[float, typer.Option(help="Guidance scale; 1 turns guidance off.")]
 DataOption = Annotated[Path, typer.Option(help="Folder of the data as published, or its cache from intermoe prepare.")]
+FormatOption = Annotated[
+    list[str] | None,
+    typer.Option(help="npz, bvh, glb, amass, html, mp4 or gif; give it several times. Default: npz and mp4."),
+]
+CameraOption = Annotated[str, typer.Option(help="Of videos and pages: side, front, top or follow.")]
+SizeOption = Annotated[str, typer.Option(help="Of videos: width x height in pixels, even.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at an item that cannot be used.")]
 
 
@@ -64,6 +71,27 @@ def check_drawing(formats: Iterable[str]) -> None:
         for module in needed.get(chosen, ()):
             if importlib.util.find_spec(module) is None:
                 raise ModuleNotFoundError(f"--format {chosen} needs {module}: pip install 'intermoe[viz]'")
+
+
+def check_formats(names: Sequence[str]) -> list[str]:
+    """``names`` without repetition. Raises where one is unknown, or a package that it needs is missing."""
+    from intermoe.export import FORMATS, WRITTEN
+
+    chosen = list(dict.fromkeys(names))
+    for name in chosen:
+        if name not in WRITTEN:
+            raise ValueError(f"--format: expected one of {', '.join(WRITTEN)}, got {name!r}")
+        FORMATS[name].check()
+    return chosen
+
+
+def parse_view(camera: str, size: str) -> View:
+    from intermoe.export import View
+
+    edges = size.lower().split("x")
+    if len(edges) != 2 or not all(edge.isdigit() for edge in edges):
+        raise ValueError(f"--size: expected WIDTHxHEIGHT, as 640x640, got {size!r}")
+    return View(camera, (int(edges[0]), int(edges[1])))
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from intermoe.cli.common import (
+    CameraOption,
     DeviceOption,
+    FormatOption,
     GuidanceOption,
     ModelOption,
+    SizeOption,
     StepsOption,
-    check_drawing,
     check_folder,
+    check_formats,
     check_sampling,
     load_pipeline,
+    parse_view,
     progress_bar,
     reported,
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from intermoe.pipeline import MotionPipeline, PipelineResult
+    from intermoe.export import Take
+    from intermoe.pipeline import MotionPipeline
 
 BATCH_SIZE = 8
 DEFAULT_FRAMES = 120
-
-
-class Format(str, Enum):
-    """What ``generate`` can write."""
-
-    npz = "npz"
-    mp4 = "mp4"
-    gif = "gif"
 
 
 def generate(
@@ -52,16 +45,18 @@ def generate(
     scheduler: Annotated[str, typer.Option(help="ddim, dpmsolver++, unipc or ddpm.")] = "ddim",
     out: Annotated[Path, typer.Option(help="Folder for the files; made if absent.")] = Path("results"),
     model: ModelOption = "salsa",
-    format: Annotated[
-        list[Format] | None, typer.Option(help="What to write; give it several times. Default: npz and mp4.")
-    ] = None,
+    format: FormatOption = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Also one mp4 of all motions, beside each other.")] = False,
+    camera: CameraOption = "side",
+    size: SizeOption = "640x640",
     device: DeviceOption = "auto",
 ) -> None:
-    """Generate motion: arrays (.npz) and video (.mp4, .gif), never over an existing file."""
-    formats = list(dict.fromkeys(format or [Format.npz, Format.mp4]))
+    """Generate motion: arrays, video, files for other programs and a page to look at, never over an existing file."""
     with reported():
+        formats = check_formats(format or ["npz", "mp4"])
+        check_formats(["mp4"] if grid else [])
+        view = parse_view(camera, size)
         chosen = _collect_prompts(prompts or [], prompts_file)
-        check_drawing(chosen.value for chosen in formats)
         check_sampling(steps, guidance, seed)
         check_folder(out)
         pipeline = load_pipeline(model, device, frames=frames, scheduler=scheduler)
@@ -70,12 +65,14 @@ def generate(
         for prompt in chosen:
             _warn_of_unknown_words(pipeline, prompt)
         out.mkdir(parents=True, exist_ok=True)
-        settings: dict[str, str | int | float] = {
+        details: dict[str, str | int | float] = {
+            "model": model,
             "num_inference_steps": steps,
             "guidance_scale": guidance,
             "scheduler": scheduler,
         }
         written: list[Path] = []
+        takes: list[Take] = []
         with progress_bar() as progress:
             sampling = progress.add_task("sampling", total=-(-len(chosen) // BATCH_SIZE) * steps)
             writing = progress.add_task("writing", total=len(chosen) * len(formats))
@@ -90,9 +87,13 @@ def generate(
                     progress=lambda done, total: progress.advance(sampling),
                 )
                 for index in range(len(result.prompts)):
-                    for path in _write(result, index, out, formats, model, settings):
-                        written.append(path)
+                    take = result.take(index, details=details, view=view)
+                    takes.append(take)
+                    for paths in _write(take, out, formats):
+                        written += paths
                         progress.advance(writing)
+        if grid:
+            written.append(_write_grid(takes, out))
     for path in written:
         typer.echo(path)
 
@@ -135,47 +136,20 @@ def _warn_of_unknown_words(pipeline: MotionPipeline, prompt: str) -> None:
         typer.echo(f"warning: the model has never seen: {listed} (in {prompt!r}); it can only guess", err=True)
 
 
-def _body(joints: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """What is drawn: (P, T, 22, 3). Of more joints these are the first, and such motion has its origin at a pelvis."""
-    from intermoe.motion.skeleton import NUM_JOINTS
+def _write(take: Take, folder: Path, formats: Sequence[str]) -> Iterator[list[Path]]:
+    """Write one motion in all formats under one new name, and tell each format's files when they are there."""
+    from intermoe.export import FORMATS, free_stem, save_take
 
-    if joints.shape[2] == NUM_JOINTS:
-        return joints
-    body = joints[:, :, :NUM_JOINTS].copy()
-    body[..., 1] -= body[..., 1].min()
-    return body
-
-
-def _write(
-    result: PipelineResult,
-    index: int,
-    folder: Path,
-    formats: Sequence[Format],
-    model: str,
-    settings: dict[str, str | int | float],
-) -> Iterator[Path]:
-    """Write one motion in all formats under one new name, and tell each file when it is there."""
-    from intermoe.viz import Scene, output_stem, save_gif, save_mp4, save_npz
-
-    prompt = result.prompts[index]
-    joints = result.joints[index].numpy()
-    stem = output_stem(folder, prompt, [f".{chosen.value}" for chosen in Format])
-    scene = Scene(_body(joints), prompt, fps=result.fps) if {Format.mp4, Format.gif} & set(formats) else None
+    stem = free_stem(folder, take.prompt)
     for chosen in formats:
-        path = stem.with_name(f"{stem.name}.{chosen.value}")
-        if scene is None or chosen is Format.npz:
-            save_npz(
-                path,
-                joints=joints,
-                motion=result.motion[index].numpy(),
-                prompt=prompt,
-                seed=result.seeds[index],
-                model=model,
-                settings=settings,
-                fps=result.fps,
-            )
-        elif chosen is Format.mp4:
-            save_mp4(path, scene)
-        else:
-            save_gif(path, scene)
-        yield path
+        yield save_take(stem.with_name(stem.name + FORMATS[chosen].suffix), take)
+
+
+def _write_grid(takes: Sequence[Take], folder: Path) -> Path:
+    from intermoe.export import free_stem
+    from intermoe.export.video import scene_of
+    from intermoe.viz import Grid, save_mp4
+
+    path = free_stem(folder, "grid").with_suffix(".mp4")
+    save_mp4(path, Grid([scene_of(take) for take in takes]))
+    return path

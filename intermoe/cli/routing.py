@@ -106,8 +106,9 @@ def _open(data: Path, split: str, item: str) -> InterHumanDataset:
 
 
 def _write(trace: RoutingTrace, folder: Path, title: str, formats: Sequence[Format]) -> list[Path]:
+    from intermoe.export.naming import output_stem
     from intermoe.routing.picture import RoutingScene, draw_routing
-    from intermoe.viz import output_stem, save_gif, save_mp4
+    from intermoe.viz import save_gif, save_mp4
 
     stem = output_stem(folder, title, [f".{each.value}" for each in Format])
     written = []

@@ -11,6 +11,7 @@ from intermoe.motion.skeleton import LEFT_JOINTS, NUM_JOINTS, PARENTS, RIGHT_JOI
 from intermoe.viz.camera import Array
 
 BODY, LEFT, RIGHT, SKIN = range(4)
+TONE_NAMES = ("body", "left", "right", "skin")
 
 # Radii in metres of a bone at its upper and lower joint, by the lower joint's index.
 _BONE_RADII: dict[int, tuple[float, float]] = {
@@ -29,12 +30,13 @@ class Body:
     """N capsules of every person and frame.
 
     ``ends`` (P, T, N, 2, 3) are the centres of their two round ends in metres, ``radii`` (N, 2) metres, ``tones`` (N,)
-    one of ``BODY``, ``LEFT``, ``RIGHT``, ``SKIN``.
+    one of ``BODY``, ``LEFT``, ``RIGHT``, ``SKIN``, ``joints`` (N,) the joint that each turns with.
     """
 
     ends: Array
     radii: Array
     tones: npt.NDArray[np.int64]
+    joints: npt.NDArray[np.int64]
 
 
 def build_body(joints: Array) -> Body:
@@ -42,25 +44,27 @@ def build_body(joints: Array) -> Body:
     ends: list[Array] = []
     radii: list[tuple[float, float]] = []
     tones: list[int] = []
+    bound: list[int] = []
 
-    def add(first: Array, last: Array, radius: tuple[float, float], tone: int) -> None:
+    def add(first: Array, last: Array, radius: tuple[float, float], tone: int, joint: int) -> None:
         ends.append(np.stack([first, last], axis=-2))
         radii.append(radius)
         tones.append(tone)
+        bound.append(joint)
 
     for joint in range(1, NUM_JOINTS):
-        add(joints[..., PARENTS[joint], :], joints[..., joint, :], _BONE_RADII[joint], _tone(joint))
+        add(joints[..., PARENTS[joint], :], joints[..., joint, :], _BONE_RADII[joint], _tone(joint), PARENTS[joint])
     for wrist, elbow in _ELBOW_OF_WRIST.items():
         hand = joints[..., wrist, :] + 0.07 * _unit(joints[..., wrist, :] - joints[..., elbow, :])
-        add(joints[..., wrist, :], hand, (_HAND_RADIUS * 0.8, _HAND_RADIUS), SKIN)
+        add(joints[..., wrist, :], hand, (_HAND_RADIUS * 0.8, _HAND_RADIUS), SKIN, wrist)
     up = _unit(joints[..., _HEAD, :] - joints[..., _NECK, :])
     head = joints[..., _HEAD, :] + 0.07 * up
-    add(head - 0.02 * up, head + 0.03 * up, (_HEAD_RADIUS * 0.9, _HEAD_RADIUS), BODY)
+    add(head - 0.02 * up, head + 0.03 * up, (_HEAD_RADIUS * 0.9, _HEAD_RADIUS), BODY, _HEAD)
     left_to_right = joints[..., _RIGHT_SHOULDER, :] - joints[..., _LEFT_SHOULDER, :]
     ahead = _unit(np.cross(left_to_right, joints[..., _NECK, :] - joints[..., _SPINE3, :]))
     face = head - 0.01 * up - 0.085 * ahead
-    add(face, face, (_FACE_RADIUS, _FACE_RADIUS), SKIN)
-    return Body(np.stack(ends, axis=2), np.array(radii), np.array(tones))
+    add(face, face, (_FACE_RADIUS, _FACE_RADIUS), SKIN, _HEAD)
+    return Body(np.stack(ends, axis=2), np.array(radii), np.array(tones), np.array(bound))
 
 
 def _tone(joint: int) -> int:

@@ -1,4 +1,4 @@
-"""A fixed perspective camera that keeps a whole motion in view."""
+"""A perspective camera that keeps a whole motion in view."""
 
 from __future__ import annotations
 
@@ -8,12 +8,41 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from intermoe.motion.skeleton import LEFT_HIP, RIGHT_HIP
+
 Array = npt.NDArray[np.float64]
 Grid = npt.NDArray[np.float32]
 
+CAMERAS = ("side", "front", "top", "follow")
+SIZE_STEP, SMALLEST_SIZE = 2, 128
 ELEVATION = math.radians(16.0)
+TOP_ELEVATION = math.radians(89.0)
+FOLLOW_SECONDS = 0.5
 BODY_MARGIN = 0.2
 MIN_DISTANCE = 5.0
+
+
+@dataclass(frozen=True)
+class View:
+    """How a motion is looked at: ``camera``, one of ``CAMERAS``, and ``size``, width and height in pixels, even.
+
+    Raises:
+        ValueError: another camera, a size that is odd or too small.
+    """
+
+    camera: str = "side"
+    size: tuple[int, int] = (640, 640)
+
+    def __post_init__(self) -> None:
+        if self.camera not in CAMERAS:
+            raise ValueError(f"camera: expected one of {', '.join(CAMERAS)}, got {self.camera!r}")
+        if len(self.size) != 2 or any(edge % SIZE_STEP or edge < SMALLEST_SIZE for edge in self.size):
+            raise ValueError(f"size: expected even numbers >= {SMALLEST_SIZE}, got {self.size}")
+
+    @property
+    def moves(self) -> bool:
+        """Whether the camera goes along."""
+        return self.camera == "follow"
 
 
 @dataclass(frozen=True)
@@ -62,21 +91,33 @@ class Camera:
         return Camera(self.position, self.axes, self.scale * factor, self.centre * factor)
 
 
-def frame_motion(joints: Array, viewport: tuple[float, float, float, float]) -> Camera:
+def centre_path(joints: Array, fps: float) -> Array:
+    """Where on the floor the persons of ``joints`` (P, T, J, 3) are together, smoothed over time: (T, 3), height 0."""
+    middle = joints[:, :, 0].mean(0) * (1, 0, 1)
+    deviation = FOLLOW_SECONDS * fps
+    reach = math.ceil(3 * deviation)
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / deviation) ** 2)
+    padded = np.pad(middle, ((reach, reach), (0, 0)), mode="edge")
+    return np.stack([np.convolve(column, weights / weights.sum(), mode="valid") for column in padded.T], axis=-1)
+
+
+def frame_motion(joints: Array, viewport: tuple[float, float, float, float], camera: str = "side") -> Camera:
     """Camera that shows all of ``joints`` (P, T, J, 3) inside ``viewport`` (left, top, right, bottom) in pixels.
 
-    It looks from the side on which the first two persons stand beside, not behind, each other.
+    From the side the first two persons stand beside, not behind, each other; so they do from the top. From the front
+    the first person is looked in the face, as they stand in the first frame.
     """
     points = joints.reshape(-1, 3)
     low, high = points.min(0), points.max(0)
     target = (low + high) / 2
-    azimuth = _side_view(joints)
+    azimuth = _front_view(joints) if camera == "front" else _side_view(joints)
+    elevation = TOP_ELEVATION if camera == "top" else ELEVATION
     distance = max(MIN_DISTANCE, 1.8 * float(np.linalg.norm((high - low)[[0, 2]])))
     towards = np.array(
         [
-            math.cos(ELEVATION) * math.cos(azimuth),
-            math.sin(ELEVATION),
-            math.cos(ELEVATION) * math.sin(azimuth),
+            math.cos(elevation) * math.cos(azimuth),
+            math.sin(elevation),
+            math.cos(elevation) * math.sin(azimuth),
         ]
     )
     forward = -towards
@@ -95,6 +136,12 @@ def frame_motion(joints: Array, viewport: tuple[float, float, float, float]) -> 
     scale = float((size / (last - first)).min())
     centre = np.array([left, top]) + size / 2 - scale * (first + last) / 2
     return Camera(position, axes, scale, centre)
+
+
+def _front_view(joints: Array) -> float:
+    """Azimuth of where the first person faces in the first frame."""
+    across = joints[0, 0, RIGHT_HIP] - joints[0, 0, LEFT_HIP]
+    return math.atan2(-across[0], across[2])
 
 
 def _side_view(joints: Array) -> float:

@@ -14,14 +14,14 @@ import numpy.typing as npt
 
 from intermoe.motion.skeleton import NUM_JOINTS
 from intermoe.viz.body import LEFT, RIGHT, SKIN, build_body
-from intermoe.viz.camera import Array, frame_motion
+from intermoe.viz.camera import SIZE_STEP, Array, View, centre_path, frame_motion
 from intermoe.viz.drawing import INK, PAPER, Colour, mixed
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
 OVERSAMPLING = 2
-SHADOW_SHRINK = 2
+SHADOW_SHRINK = SIZE_STEP
 PERSON_COLOURS: tuple[Colour, ...] = ((36, 104, 216), (238, 112, 28), (46, 152, 88), (150, 76, 190))
 SKIN_COLOUR: Colour = (246, 214, 186)
 WHITE: Colour = (255, 255, 255)
@@ -51,14 +51,21 @@ class Scene:
         joints: (P, T, 22, 3) metres, Y up, floor at 0; P from 1 to 4.
         caption: written above the figures, wrapped.
         fps: for the clock in the corner.
-        size: width and height of a frame in pixels, even.
+        camera: one of ``CAMERAS``: from the ``side``, the ``front`` of the first person, the ``top``, or from the side
+            of a pair that the camera goes along with (``follow``). size: width and height of a frame in pixels, even.
 
     Raises:
-        ValueError: wrong shape, a value that is not finite, or a size that is odd or too small.
+        ValueError: wrong shape, a value that is not finite, an unknown camera, or a size that is odd or too small.
     """
 
     def __init__(
-        self, joints: npt.ArrayLike, caption: str = "", *, fps: int = 30, size: tuple[int, int] = (640, 640)
+        self,
+        joints: npt.ArrayLike,
+        caption: str = "",
+        *,
+        fps: float = 30,
+        size: tuple[int, int] = (640, 640),
+        camera: str = "side",
     ) -> None:
         positions = np.asarray(joints, dtype=np.float64)
         shape, most = positions.shape, len(PERSON_COLOURS)
@@ -66,8 +73,7 @@ class Scene:
             raise ValueError(f"joints: expected shape (1..{most}, T >= 1, {NUM_JOINTS}, 3), got {shape}")
         if not np.isfinite(positions).all():
             raise ValueError("joints: expected finite values, got NaN or infinity")
-        if any(edge % SHADOW_SHRINK or edge < 128 for edge in size):
-            raise ValueError(f"size: expected even numbers >= 128, got {size}")
+        view = View(camera, size)
         self.fps = fps
         self.size = size
         self._num_frames = shape[1]
@@ -75,13 +81,20 @@ class Scene:
         lines = _wrap(caption, self._font, int(0.94 * size[0]))
         top = _line_height(self._font) * (len(lines) + 1.75)
         side = 0.03 * size[0]
-        self._camera = frame_motion(positions, (side, top, size[0] - side, size[1] - 2 * side)).scaled(OVERSAMPLING)
+        viewport = (side, top, size[0] - side, size[1] - 2 * side)
+        self._path = centre_path(positions, fps) if view.moves else np.zeros((shape[1], 3))
+        if view.moves:
+            positions = positions - self._path[:, None]
+        self._camera = frame_motion(positions, viewport, camera).scaled(OVERSAMPLING)
         self._body = build_body(positions)
         self._num_persons = shape[0]
-        self._paints = [_paint(colour, tone) for colour in PERSON_COLOURS[: shape[0]] for tone in self._body.tones]
-        self._lit, self._shaded = self._floor(positions)
-        for picture in (self._lit, self._shaded):
-            self._write_caption(picture, lines)
+        self._paints = [_paint(tinted(person, tone)) for person in range(shape[0]) for tone in self._body.tones]
+        self._lines = lines
+        self._rays = self._camera.floor_grid(*(edge * OVERSAMPLING for edge in size))
+        ground = positions[..., [0, 2]].reshape(-1, 2)
+        self._middle = (ground.min(0) + ground.max(0)) / 2
+        self._reach = float(np.linalg.norm(ground - self._middle, axis=-1).max() + 1.0)
+        self._empty = None if view.moves else self._floor(self._path[0])
 
     def __len__(self) -> int:
         return self._num_frames
@@ -94,6 +107,7 @@ class Scene:
         """Frame ``index``: (height, width, 3) uint8."""
         from PIL import Image, ImageDraw, ImageFilter
 
+        lit, shaded = self._empty or self._floor(self._path[index])
         ends = self._body.ends[:, index].reshape(-1, 2, 3)
         radii = np.tile(self._body.radii, (self._num_persons, 1))
         bodies, depth = self._capsules(ends, radii)
@@ -110,7 +124,7 @@ class Scene:
         for shadow in ((shadows - corner) / (OVERSAMPLING * SHADOW_SHRINK)).tolist():
             _draw_capsule(pen, shadow, 255)
         mask = mask.filter(ImageFilter.GaussianBlur(2)).resize((width, height), Image.Resampling.BILINEAR)
-        patch = Image.composite(self._shaded.crop(box), self._lit.crop(box), mask)
+        patch = Image.composite(shaded.crop(box), lit.crop(box), mask)
         patch = patch.resize((width * OVERSAMPLING, height * OVERSAMPLING), Image.Resampling.NEAREST)
         pen = ImageDraw.Draw(patch)
         tubes = _tubes(bodies - corner).tolist()
@@ -118,7 +132,7 @@ class Scene:
             for capsule, colour in zip(tubes[which], self._paints[which], strict=True):
                 _draw_capsule(pen, capsule, colour)
 
-        picture = self._lit.copy()
+        picture = lit.copy()
         picture.paste(patch.reduce(OVERSAMPLING), box[:2])
         clock = f"{index / self.fps:.1f} s"
         ImageDraw.Draw(picture).text(
@@ -141,18 +155,19 @@ class Scene:
         left, top, right, bottom = (int(edge) * SHADOW_SHRINK for edge in (*low, *high))
         return left, top, right, bottom
 
-    def _floor(self, joints: Array) -> tuple[Image.Image, Image.Image]:
-        """The empty scene in light and in shadow: tiles that fade into the background."""
+    def _floor(self, shift: Array) -> tuple[Image.Image, Image.Image]:
+        """The empty scene in light and in shadow: tiles that fade into the background, and the caption.
+
+        ``shift`` (3,) is where on the floor the camera has gone.
+        """
         from PIL import Image
 
         width, height = (edge * OVERSAMPLING for edge in self.size)
-        ground = joints[..., [0, 2]].reshape(-1, 2)
-        middle = (ground.min(0) + ground.max(0)) / 2
-        reach = np.linalg.norm(ground - middle, axis=-1).max() + 1.0
-        first, x, z = self._camera.floor_grid(width, height)
-        odd = (np.floor(x / TILE_METRES) + np.floor(z / TILE_METRES)) % 2 > 0
-        away = np.hypot(x - np.float32(middle[0]), z - np.float32(middle[1]))
-        solid = np.clip(2 - away / np.float32(reach), 0, 1) ** 1.5
+        first, x, z = self._rays
+        along, across = (np.float32(shift[axis]) for axis in (0, 2))
+        odd = (np.floor((x + along) / TILE_METRES) + np.floor((z + across) / TILE_METRES)) % 2 > 0
+        away = np.hypot(x - np.float32(self._middle[0]), z - np.float32(self._middle[1]))
+        solid = np.clip(2 - away / np.float32(self._reach), 0, 1) ** 1.5
         lit = np.tile(np.array(PAPER, dtype=np.uint8), (height, width, 1))
         shaded = lit.copy()
         shade = 1 - (1 - SHADOW) * np.minimum(4 * solid, 1)
@@ -161,14 +176,17 @@ class Scene:
             tiles = PAPER[channel] + solid * np.where(odd, odd_tile, even_tile)
             lit[first:, :, channel] = tiles
             shaded[first:, :, channel] = tiles * shade
-        return Image.fromarray(lit).reduce(OVERSAMPLING), Image.fromarray(shaded).reduce(OVERSAMPLING)
+        pictures = Image.fromarray(lit).reduce(OVERSAMPLING), Image.fromarray(shaded).reduce(OVERSAMPLING)
+        for picture in pictures:
+            self._write_caption(picture)
+        return pictures
 
-    def _write_caption(self, picture: Image.Image, lines: list[str]) -> None:
+    def _write_caption(self, picture: Image.Image) -> None:
         from PIL import ImageDraw
 
         pen = ImageDraw.Draw(picture)
         x, y = 0.03 * self.size[0], 0.4 * _line_height(self._font)
-        for line in lines:
+        for line in self._lines:
             pen.text((x, y), line, fill=INK, font=self._font)
             y += _line_height(self._font)
         swatch = round(0.5 * _line_height(self._font))
@@ -205,14 +223,17 @@ def _draw_capsule(pen: ImageDraw.ImageDraw, capsule: Sequence[Sequence[float]], 
     )
 
 
-def _paint(colour: Colour, tone: int) -> Paint:
-    """Left limbs are lighter and right ones darker than the trunk."""
+def tinted(person: int, tone: int) -> Colour:
+    """The colour of a tone of person 0, 1, ...: left limbs are lighter and right ones darker than the trunk."""
+    colour = PERSON_COLOURS[person % len(PERSON_COLOURS)]
     if tone == SKIN:
-        colour = mixed(SKIN_COLOUR, colour, 0.15)
-    elif tone == LEFT:
-        colour = mixed(colour, WHITE, 0.22)
-    elif tone == RIGHT:
-        colour = mixed(colour, BLACK, 0.2)
+        return mixed(SKIN_COLOUR, colour, 0.15)
+    if tone == LEFT:
+        return mixed(colour, WHITE, 0.22)
+    return mixed(colour, BLACK, 0.2) if tone == RIGHT else colour
+
+
+def _paint(colour: Colour) -> Paint:
     return Paint(mixed(colour, BLACK, 0.45), colour, mixed(colour, WHITE, 0.3))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Protocol
 
 import numpy as np
@@ -18,8 +21,10 @@ GIF_MAX_FPS = 15
 class Animation(Protocol):
     """What can become a video: ``fps``, ``size`` (width, height; even) and frames (height, width, 3) uint8."""
 
-    fps: int
     size: tuple[int, int]
+
+    @property
+    def fps(self) -> float: ...
 
     def __len__(self) -> int: ...
 
@@ -33,35 +38,43 @@ def save_mp4(path: str | Path, scene: Animation) -> None:
 
     Raises:
         ModuleNotFoundError: imageio-ffmpeg or Pillow is not installed; says how to install them.
-        OSError: ffmpeg failed, with its message.
+        OSError: ffmpeg failed, at whatever moment, with its message; no file is left.
     """
     try:
-        from imageio_ffmpeg import write_frames
+        from imageio_ffmpeg import get_ffmpeg_exe
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("imageio-ffmpeg is needed for mp4: pip install 'intermoe[viz]'") from error
-    with replacing(path) as temporary:
-        writer = write_frames(
-            str(temporary),
-            scene.size,
-            fps=scene.fps,
-            codec="libx264",
-            macro_block_size=2,
-            # one thread, since drawing is the slower side and encoding must leave it its core
-            output_params=["-preset", "veryfast", "-crf", "20", "-threads", "1", "-movflags", "+faststart"],
-        )
-        writer.send(None)
+    width, height = scene.size
+    taken = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(scene.fps), "-i", "-"]
+    # one thread, since drawing is the slower side and encoding must leave it its core
+    made = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-preset", "veryfast", "-crf", "20", "-threads", "1"]
+    with replacing(path) as temporary, TemporaryFile() as messages:
+        command = [get_ffmpeg_exe(), "-y", "-v", "error", *taken, *made, "-movflags", "+faststart", str(temporary)]
+        # imageio-ffmpeg's own writer does not tell how ffmpeg ended
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=messages)
+        assert process.stdin is not None
         try:
             for frame in scene.frames():
-                writer.send(frame)
+                process.stdin.write(frame.tobytes())
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # ffmpeg has ended, and says why
+        except BaseException:
+            process.kill()
+            raise
         finally:
-            writer.close()
+            status = process.wait()
+        if status or not temporary.exists():
+            messages.seek(0)
+            told = messages.read().decode(errors="replace").strip() or "it said nothing"
+            raise OSError(f"mp4: expected ffmpeg to end well, got exit code {status}: {told}")
 
 
 def save_gif(path: str | Path, scene: Animation) -> None:
     """Draw ``scene`` into a looping GIF at its real speed, with at most 15 frames a second."""
     from PIL import Image
 
-    step = -(-scene.fps // GIF_MAX_FPS)
+    step = math.ceil(scene.fps / GIF_MAX_FPS)
     indices = range(0, len(scene), step)
     # GIF counts in hundredths of a second: rounding the moments, not the pauses, keeps the speed.
     moments = [round(100 * index / scene.fps) for index in [*indices, len(scene)]]

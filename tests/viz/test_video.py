@@ -55,3 +55,22 @@ def test_a_failure_leaves_no_file(scene: Scene, tmp_path: Path, monkeypatch: pyt
         with pytest.raises(RuntimeError, match="drawing failed"):
             save(tmp_path / name, scene)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("when", ["at once", "at the end"])
+def test_an_ffmpeg_that_fails_is_an_error(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """A full disk: what is written so far looks like a file, and plays until it ends."""
+    pytest.importorskip("imageio_ffmpeg")
+    fake = tmp_path / "ffmpeg"
+    takes = "cat > /dev/null" if when == "at the end" else "exec < /dev/null"
+    fake.write_text(
+        f'#!/bin/sh\nfor last in "$@"; do :; done\n{takes}\nprintf partial > "$last"\necho disk full >&2\nexit 1\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(fake))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OSError, match="mp4: expected ffmpeg to end well, got exit code 1: disk full"):
+        save_mp4(tmp_path / "out" / "motion.mp4", scene)
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,41 @@
+"""``intermoe view``: motion in a browser, from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intermoe.cli.common import CameraOption, reported
+
+
+def view(
+    files: Annotated[
+        list[Path], typer.Argument(help="Motions, side by side: .npz, .bvh, AMASS's .npz, InterHuman's .npy.")
+    ],
+    port: Annotated[
+        int, typer.Option(help="Of the page on this machine; another one is taken if it is not free.")
+    ] = 8080,
+    camera: CameraOption = "side",
+) -> None:
+    """Open a page with the figures, for this machine alone, until Ctrl+C."""
+    with reported():
+        from intermoe.export import FORMATS, View, load
+        from intermoe.viz.scene import serving
+        from intermoe.viz.viewer import Shown, Viewer
+
+        FORMATS["html"].check()
+        View(camera)  # refuses an unknown one
+        takes = [load(file) for file in files]
+        shown = [
+            Shown(file.name.partition(".")[0], take.body, take.fps, take.names)
+            for file, take in zip(files, takes, strict=True)
+        ]
+        with serving(port) as server:
+            viewer = Viewer(server, shown, camera)
+            typer.echo(f"http://{server.get_host()}:{server.get_port()} (Ctrl+C ends)")
+            try:
+                viewer.run()
+            except KeyboardInterrupt:
+                typer.echo("")

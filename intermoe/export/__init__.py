@@ -1,0 +1,188 @@
+"""Motion for other programs: written by ``save``, read by ``load``, in the formats of ``FORMATS``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from intermoe.export import amass, interhuman
+from intermoe.export.format import Format
+from intermoe.export.naming import output_stem, slug
+from intermoe.export.take import Take
+from intermoe.registry import Registry
+from intermoe.viz.camera import View
+
+__all__ = [
+    "FORMATS",
+    "WRITTEN",
+    "Format",
+    "Take",
+    "View",
+    "format_of",
+    "free_stem",
+    "load",
+    "output_stem",
+    "save",
+    "save_take",
+    "slug",
+]
+
+
+FORMATS: Registry[Format] = Registry(
+    "format",
+    {
+        "npz": "intermoe.export.npz:FORMAT",
+        "bvh": "intermoe.export.bvh:FORMAT",
+        "glb": "intermoe.export.gltf:FORMAT",
+        "amass": "intermoe.export.amass:FORMAT",
+        "interhuman": "intermoe.export.interhuman:FORMAT",
+        "html": "intermoe.export.html:FORMAT",
+        "mp4": "intermoe.export.video:MP4",
+        "gif": "intermoe.export.video:GIF",
+    },
+)
+"""Every format by its name; a new one is a file with ``write``, ``read`` or both, and a line here."""
+WRITTEN = tuple(name for name in FORMATS if FORMATS[name].write)
+"""Names of the formats that can be written."""
+
+
+def _all() -> list[Format]:
+    return [FORMATS[name] for name in FORMATS]
+
+
+def format_of(path: str | Path) -> Format:
+    """The format that a path's suffix names. Raises ``ValueError`` that lists them."""
+    name = Path(path).name.lower()
+    fitting = [each for each in _all() if name.endswith(each.suffix)]
+    if not fitting:
+        raise ValueError(f"path: expected a suffix of {', '.join(each.suffix for each in _all())}, got {path}")
+    return max(fitting, key=lambda each: len(each.suffix))
+
+
+def free_stem(folder: str | Path, title: str) -> Path:
+    """``folder/slug`` of a title, numbered where a file of that name and of any format exists already."""
+    suffixes = [FORMATS[name].suffix for name in WRITTEN]
+    numbered = [f".person1{FORMATS[name].suffix}" for name in WRITTEN if FORMATS[name].per_person]
+    return output_stem(folder, title, [*suffixes, *numbered])
+
+
+def save(
+    path: str | Path,
+    joints: npt.ArrayLike,
+    fps: float = 30,
+    names: Sequence[str] | None = None,
+    prompt: str = "",
+    *,
+    motion: npt.ArrayLike | None = None,
+    view: View | None = None,
+) -> list[Path]:
+    """Write one motion for other programs.
+
+    Args:
+        path: its suffix chooses the format: .npz, .bvh, .glb, .amass.npz, .html, .mp4 or .gif. Of formats with one file
+            per person ``bow.bvh`` becomes ``bow.person1.bvh`` and so on, if there are several persons.
+        joints: (P, T, 22, 3) metres, Y up. fps: frames a second. names: of the persons. prompt: what is done.
+        motion: (P, T, 262) the motion in InterHuman's representation, if it is known: it tells the joints' rotations.
+        view: how a video or a page looks at it.
+
+    Returns:
+        The paths that were written.
+
+    Raises:
+        ValueError: an unknown suffix, a wrong shape, a value that is not finite.
+        ModuleNotFoundError: a package that the format needs is missing; says how to install it.
+    """
+    take = Take(
+        np.asarray(joints),
+        fps,
+        tuple(names or ()),
+        prompt,
+        None if motion is None else np.asarray(motion),
+        view=view or View(),
+    )
+    return save_take(path, take)
+
+
+def save_take(path: str | Path, take: Take) -> list[Path]:
+    """``save`` for a ``Take``, which holds all that a file may tell of a motion."""
+    path, chosen = Path(path), format_of(path)
+    if chosen.write is None:
+        suffixes = ", ".join(FORMATS[name].suffix for name in WRITTEN)
+        raise ValueError(f"path: expected a suffix of {suffixes}, got {path}")
+    paths = [path]
+    if chosen.per_person and len(take.joints) > 1:
+        stem = path.name[: -len(chosen.suffix)]
+        numbers = range(1, len(take.joints) + 1)
+        paths = [path.with_name(f"{stem}.person{number}{path.name[len(stem) :]}") for number in numbers]
+    chosen.check()
+    chosen.write(paths, take)
+    return paths
+
+
+def load(path: str | Path | Sequence[str | Path], fps: float | None = None) -> Take:
+    """Read motion that ``save`` wrote, or that another program did.
+
+    Args:
+        path: an .npz, or .bvh or AMASS's .npz files, one per person. ``bow.bvh`` stands for ``bow.person1.bvh``,
+            ``bow.person2.bvh`` and so on where there is no such file.
+        fps: the rate wanted, if not the file's; joints are interpolated.
+
+    Returns:
+        Joints (P, T, 22, 3) in metres with Y up, their rate, and what else the files tell.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a format that cannot be read, a broken file, an unknown skeleton or unit; names file and reason.
+    """
+    if fps is not None and not 0 < fps < np.inf:
+        raise ValueError(f"fps: expected a positive number, got {fps}")
+    given = [Path(path)] if isinstance(path, (str, Path)) else [Path(each) for each in path]
+    if not given:
+        raise ValueError("path: expected at least one file, got none")
+    formats = [_format_to_read(each) for each in given]
+    chosen = formats[0]
+    if chosen.read is None or any(each is not chosen for each in formats):
+        raise ValueError(f"path: expected files of one format, got {', '.join(map(str, given))}")
+    if len(given) > 1 and not chosen.per_person:
+        raise ValueError(f"path: expected one {chosen.suffix} file, which holds all persons, got {len(given)}")
+    paths = list(dict.fromkeys(file for each in given for file in _files(each, chosen)))
+    take = chosen.read(paths)
+    return take if fps is None or fps == take.fps else _resampled(take, fps)
+
+
+def _format_to_read(path: Path) -> Format:
+    chosen = format_of(path)
+    if chosen is FORMATS["npz"] and path.is_file() and amass.is_amass(path):
+        chosen = FORMATS["amass"]
+    if chosen.read is None:
+        readable = ", ".join(each.suffix for each in _all() if each.read)
+        raise ValueError(f"path: expected a file to read of {readable}, got {path}")
+    return chosen
+
+
+def _files(path: Path, chosen: Format) -> list[Path]:
+    if path.is_file():
+        return interhuman.partner_files(path) if chosen is FORMATS["interhuman"] else [path]
+    stem = path.name[: -len(chosen.suffix)]
+    number, files = 1, []
+    while (file := path.with_name(f"{stem}.person{number}{path.name[len(stem) :]}")).is_file():
+        files.append(file)
+        number += 1
+    if not files or not chosen.per_person:
+        raise FileNotFoundError(f"path: no such file: {path}")
+    return files
+
+
+def _resampled(take: Take, fps: float) -> Take:
+    """``take`` at another rate, from its first frame on."""
+    count = take.joints.shape[1]
+    moments = np.arange(int((count - 1) * fps / take.fps + 1e-6) + 1) * (take.fps / fps)
+    before = np.minimum(moments.astype(int), max(count - 2, 0))
+    after = np.minimum(before + 1, count - 1)
+    share = (moments - before).astype(np.float32)[:, None, None]
+    joints = (1 - share) * take.joints[:, before] + share * take.joints[:, after]
+    return replace(take, joints=joints, fps=fps, motion=None, rotations=None)

@@ -1,0 +1,32 @@
+"""What a format is: how a motion becomes files of its kind, and files a motion."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from intermoe.export.take import Take
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file. ``write`` and ``read`` get all paths of a motion: one, or one per person.
+
+    ``needs`` are modules beyond numpy that writing imports, ``extra`` is the extra of the package that has them.
+    """
+
+    suffix: str
+    write: Callable[[list[Path], Take], None] | None = None
+    read: Callable[[list[Path]], Take] | None = None
+    per_person: bool = False
+    needs: tuple[str, ...] = ()
+    extra: str = "viz"
+
+    def check(self) -> None:
+        """Raise ``ModuleNotFoundError``, with the remedy, if a module that writing needs is missing."""
+        for module in self.needs:
+            if importlib.util.find_spec(module) is None:
+                name = self.suffix.removeprefix(".")
+                raise ModuleNotFoundError(f"{name}: needs {module}: pip install 'intermoe[{self.extra}]'")

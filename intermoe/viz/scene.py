@@ -1,0 +1,208 @@
+"""Figures in a viser scene: what a page in a browser shows, whether it comes from a file or from a server.
+
+viser (``intermoe[view]``) draws and plays; here is what it is told: the capsules of the video, a floor, a camera that
+sees everybody. A capsule is two balls and a stump of a cone between them. All balls of a person are one object of the
+scene, and so are all stumps of one form: five messages a frame move a person, not one for every joint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from intermoe.motion.rotations import shortest_arc, to_quaternions, unit
+from intermoe.viz.body import build_body
+from intermoe.viz.camera import BODY_MARGIN, Array, frame_motion
+from intermoe.viz.drawing import PAPER
+from intermoe.viz.figures import TILE_METRES, TILES, tinted
+from intermoe.viz.mesh import capsule
+
+if TYPE_CHECKING:
+    import viser
+
+FIELD_OF_VIEW = math.radians(40)
+HALF_HEIGHT = 0.9 * math.tan(FIELD_OF_VIEW / 2)
+HALF_WIDTH = 0.9 * HALF_HEIGHT
+"""What is seen at a distance of 1, with a margin; windows are mostly wider than high, those of telephones are not."""
+TAPERS = (1.0, 0.73)
+"""Radii of the far ends of stumps to those of the near ones; every bone takes the nearest."""
+SEGMENTS = 16
+_STEPS = 2**12
+"""Places are rounded to this part of a metre, quaternions to this part of 1: a file of them is half as large."""
+
+
+class _Part(NamedTuple):
+    """Objects of one form, of one person: ``places`` (T, N, 3), and ``turns`` (T, N, 4) of what is no ball."""
+
+    handle: viser.BatchedMeshHandle
+    places: npt.NDArray[np.float32]
+    turns: npt.NDArray[np.float32] | None
+
+
+class Figures:
+    """The persons of one motion in a scene.
+
+    Args:
+        scene: a server's scene. joints: (P, T, 22, 3) metres, Y up. names: of the persons, and of their objects. root:
+            where in the scene's tree they are, such as "/generated".
+    """
+
+    def __init__(
+        self,
+        scene: viser.SceneApi,
+        joints: npt.NDArray[np.floating],
+        names: Sequence[str],
+        *,
+        root: str = "",
+    ) -> None:
+        body = build_body(joints.astype(np.float64))
+        self._frames = joints.shape[1]
+        self._parts: list[_Part] = []
+        self.people = [scene.add_frame(f"{root}/{name.replace('/', ' ')}", show_axes=False) for name in names]
+        tapers = np.abs(np.array(TAPERS) - (body.radii[:, 1:] / body.radii[:, :1])).argmin(-1)
+        ball, stumps = _ball(), [_stump(taper) for taper in TAPERS]
+        for person, handle in enumerate(self.people):
+            colours = np.array([tinted(person, tone) for tone in body.tones.tolist()], dtype=np.uint8)
+            ends = body.ends[person]
+            self._add(
+                scene,
+                f"{handle.name}/balls",
+                ball,
+                ends.reshape(self._frames, -1, 3),
+                scales=np.repeat(body.radii.reshape(-1, 1), 3, axis=1),
+                colours=colours.repeat(2, axis=0),
+            )
+            bones = ends[:, :, 1] - ends[:, :, 0]
+            lengths = np.linalg.norm(bones, axis=-1).mean(0)
+            turns = to_quaternions(shortest_arc(np.array([0.0, 1.0, 0.0]), unit(bones)))
+            for form, stump in enumerate(stumps):
+                chosen = np.flatnonzero((tapers == form) & (lengths > 0))
+                self._add(
+                    scene,
+                    f"{handle.name}/bones {form + 1}",
+                    stump,
+                    ends[:, chosen, 0],
+                    turns[:, chosen],
+                    scales=np.stack([body.radii[chosen, 0], lengths[chosen], body.radii[chosen, 0]], axis=-1),
+                    colours=colours[chosen],
+                )
+
+    def __len__(self) -> int:
+        return self._frames
+
+    def show(self, frame: int) -> None:
+        """Pose everybody as at ``frame``, or at the last one if there are fewer."""
+        frame = min(frame, self._frames - 1)
+        for part in self._parts:
+            part.handle.batched_positions = part.places[frame]
+            if part.turns is not None:
+                part.handle.batched_wxyzs = part.turns[frame]
+
+    def set_visible(self, visible: bool) -> None:
+        """Draw the bodies or not."""
+        for part in self._parts:
+            part.handle.visible = visible
+
+    def _add(
+        self,
+        scene: viser.SceneApi,
+        name: str,
+        form: tuple[Array, npt.NDArray[np.int64]],
+        places: Array,
+        turns: Array | None = None,
+        *,
+        scales: Array,
+        colours: npt.NDArray[np.uint8],
+    ) -> None:
+        unturned = np.tile(np.array([1.0, 0.0, 0.0, 0.0]), (1, len(scales), 1))
+        part_places, part_turns = _rounded(places), _rounded(unturned if turns is None else turns)
+        handle = scene.add_batched_meshes_simple(
+            name,
+            form[0].astype(np.float32),
+            form[1].astype(np.uint32),
+            batched_wxyzs=part_turns[0],
+            batched_positions=part_places[0],
+            batched_scales=scales.astype(np.float32),
+            batched_colors=colours,
+            lod="off",
+        )
+        self._parts.append(_Part(handle, part_places, None if turns is None else part_turns))
+
+
+def _rounded(values: Array) -> npt.NDArray[np.float32]:
+    return (np.round(values * _STEPS) / _STEPS).astype(np.float32)
+
+
+def _stump(taper: float) -> tuple[Array, npt.NDArray[np.int64]]:
+    """The wall of a cone of height 1 along Y: radius 1 at 0, ``taper`` at 1."""
+    angles = np.arange(SEGMENTS) * (2 * np.pi / SEGMENTS)
+    ring = np.stack([np.cos(angles), np.zeros(SEGMENTS), -np.sin(angles)], axis=-1)
+    around, after = np.arange(SEGMENTS), np.roll(np.arange(SEGMENTS), -1)
+    lower = np.stack([around, after, after + SEGMENTS], axis=-1)
+    upper = np.stack([around, after + SEGMENTS, around + SEGMENTS], axis=-1)
+    return np.concatenate([ring, taper * ring + np.array([0.0, 1.0, 0.0])]), np.concatenate([lower, upper])
+
+
+def _ball() -> tuple[Array, npt.NDArray[np.int64]]:
+    """A ball of radius 1."""
+    vertices, _, faces = capsule(np.zeros((2, 3)), np.ones(2))
+    return vertices, faces
+
+
+@contextmanager
+def serving(port: int = 0) -> Iterator[viser.ViserServer]:
+    """A server on this machine alone, stopped in the end; a free port is taken if ``port`` is 0 or not free.
+
+    Raises:
+        ModuleNotFoundError: viser is not installed; says how to install it.
+    """
+    try:
+        import viser
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "viser is needed to see figures in a browser: pip install 'intermoe[view]'"
+        ) from error
+    with redirect_stdout(StringIO()):  # it greets, and standard output is for results
+        server = viser.ViserServer(host="127.0.0.1", port=port, verbose=False)
+    try:
+        yield server
+    finally:
+        with redirect_stdout(StringIO()):
+            server.stop()
+
+
+def set_stage(server: viser.ViserServer, joints: npt.NDArray[np.floating], camera: str = "side") -> None:
+    """The floor of a scene, its light, and the first look at ``joints`` (P, T, 22, 3), from where ``camera`` says."""
+    scene = server.scene
+    scene.set_up_direction("+y")
+    axes = frame_motion(joints.astype(np.float64), (0.0, 0.0, 1.0, 1.0), camera).axes
+    seen = joints.reshape(-1, 3).astype(np.float64) @ axes.T
+    low, high = seen.min(0) - BODY_MARGIN, seen.max(0) + BODY_MARGIN
+    half_width, half_height, half_depth = (high - low) / 2
+    distance = half_depth + max(half_height / HALF_HEIGHT, half_width / HALF_WIDTH)
+    middle = (low + high) / 2 @ axes
+    line = TILES[1].astype(int)
+    scene.add_grid(
+        "/floor",
+        plane="xz",
+        infinite_grid=True,
+        cell_size=TILE_METRES,
+        section_size=2 * TILE_METRES,
+        cell_color=line,
+        section_color=line,
+        plane_color=PAPER,
+        plane_opacity=1.0,
+        fade_distance=3 * distance,
+        shadow_opacity=0.3,
+    )
+    scene.configure_default_lights(enabled=True, cast_shadow=True)
+    server.initial_camera.look_at = tuple(middle.tolist())
+    server.initial_camera.position = tuple((middle - distance * axes[2]).tolist())
+    server.initial_camera.up = (0.0, 1.0, 0.0)
+    server.initial_camera.fov = FIELD_OF_VIEW

@@ -1,0 +1,85 @@
+"""``intermoe export`` and ``intermoe view``: from files to files, and to a page."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from intermoe import cli, export
+from intermoe.motion.rig import REST_POSE, at_rest
+
+
+@pytest.fixture
+def bow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An .npz of two people who stand, and move to the side."""
+    monkeypatch.chdir(tmp_path)
+    steps = np.arange(12)[:, None, None] * (0.01, 0, 0)
+    joints = np.stack([at_rest(REST_POSE) + steps + (0, 0.95, z) for z in (0, 1)])
+    return export.save(tmp_path / "bow.npz", joints, 30, prompt="two people bow")[0]
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_one_file_becomes_others(bow: Path, tmp_path: Path) -> None:
+    first = run("export", bow, "--format", "bvh", "--format", "glb", "--out", "out")
+    assert first.exit_code == 0, first.output
+    assert [Path(line).name for line in first.stdout.split()] == ["bow.person1.bvh", "bow.person2.bvh", "bow.glb"]
+    again = run("export", bow, "--format", "bvh", "--out", "out")
+    assert [Path(line).name for line in again.stdout.split()] == ["bow-2.person1.bvh", "bow-2.person2.bvh"]
+    back = run("export", "out/bow.person1.bvh", "out/bow.person2.bvh", "--format", "npz", "--out", "back", "--fps", 15)
+    assert back.exit_code == 0, back.output
+    take = export.load(tmp_path / "back" / "bow.npz")
+    assert take.fps == 15
+    np.testing.assert_allclose(take.joints, export.load(bow).joints[:, ::2], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("bow.npz", "--format", "fbx"), "--format: expected one of npz, bvh, glb, amass, html, mp4, gif, got 'fbx'"),
+        (("bow.npz", "--format", "interhuman"), "--format: expected one of"),
+        (("absent.npz", "--format", "bvh"), "no such file: absent.npz"),
+        (("bow.npz", "bow.npz", "--format", "bvh"), "expected one .npz file, which holds all persons, got 2"),
+        (("bow.npz", "--format", "bvh", "--fps", 0), "fps: expected a positive number, got 0.0"),
+        (("bow.npz", "--format", "bvh", "--out", "bow.npz/below"), "is not a folder"),
+        (("bow.npz", "--format", "mp4", "--camera", "below"), "camera: expected one of"),
+    ],
+)
+def test_what_cannot_work_is_told_in_a_line(bow: Path, tmp_path: Path, arguments: tuple[Any, ...], told: str) -> None:
+    before = sorted(tmp_path.iterdir())
+    result = run("export", *arguments)
+    assert result.exit_code == 2, result.output
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_view_says_where_and_serves_this_machine_alone(bow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("viser", reason="pages of figures need viser")
+    from intermoe.viz.viewer import Viewer
+
+    seen = []
+
+    def once(self: Viewer, stop: Any = None) -> None:
+        seen.append(self)
+        assert threading.active_count() > 1
+
+    monkeypatch.setattr(Viewer, "run", once)
+    result = run("view", bow, bow, "--port", 0)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("http://127.0.0.1:")
+    assert len(seen) == 1
+
+
+def test_view_without_viser_says_what_to_install(bow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = run("view", bow)
+    assert result.exit_code == 2
+    assert "pip install 'intermoe[view]'" in result.stderr

@@ -1,0 +1,40 @@
+"""InterHuman's own files as motion to look at and to write for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from intermoe import export
+from intermoe.data.interhuman import DATA_SET, InterHumanReader
+
+
+def test_an_item_is_both_persons(duets: Path) -> None:
+    clip = InterHumanReader(duets).read("train", "181202")[0]
+    wanted = DATA_SET.convert(clip.source).transpose(1, 0, 2)
+    take = export.load(duets / "motions_processed" / "person1" / "181202.npy")
+    np.testing.assert_array_equal(take.motion, wanted)
+    assert not take.rig.fitted
+    paths = [duets / "motions_processed" / person / "181202.npy" for person in ("person1", "person2")]
+    np.testing.assert_array_equal(export.load(paths).joints, take.joints)
+    assert export.load(paths[1]).joints.shape == (1, *take.joints.shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (np.zeros((5, 66)), r"expected floats \(T >= 2, 492\), got float64 \(5, 66\)"),
+        (np.zeros((1, 492)), r"expected floats \(T >= 2, 492\)"),
+        (np.full((5, 492), np.nan), "expected finite values"),
+        (np.zeros((5, 492)), "no facing direction"),
+        (np.array([object()]), "expected an array of numbers"),
+    ],
+)
+def test_other_arrays_are_named(tmp_path: Path, array: np.ndarray, told: str) -> None:
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(ValueError, match=rf"a\.npy: {told}|a\.npy: .*{told}"):
+        export.load(tmp_path / "a.npy")
+    with pytest.raises(ValueError, match=r"path: expected a suffix of \.npz"):
+        export.save(tmp_path / "b.npy", np.zeros((1, 2, 22, 3)))

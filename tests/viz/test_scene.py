@@ -1,0 +1,88 @@
+"""What the scene is told: bodies where the video draws them, and controls that do what they say."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from intermoe.motion.rig import REST_POSE, at_rest
+from intermoe.motion.rotations import about_axis, from_quaternions
+from intermoe.viz.body import build_body
+
+pytest.importorskip("viser", reason="scenes are viser's")
+from intermoe.viz.scene import Figures, serving
+from intermoe.viz.viewer import Shown, Viewer
+
+
+def people(frames: int = 20) -> np.ndarray:
+    """Two people (2, T, 22, 3), one behind the other, who turn on the spot and rise."""
+    turns = about_axis(1, np.arange(frames) / 5) @ about_axis(0, np.arange(frames) / 30)
+    one = np.einsum("tij,nj->tni", turns, at_rest(REST_POSE)) + np.linspace(0.95, 1.2, frames)[:, None, None] * [
+        0,
+        1,
+        0,
+    ]
+    return np.stack([one, one + np.array([0, 0, 1.0])])
+
+
+def test_figures_are_the_capsules_of_the_video() -> None:
+    joints = people()
+    body = build_body(joints)
+    with serving() as server:
+        figures = Figures(server.scene, joints, ("Ann", "B/o"))
+        assert [handle.name for handle in figures.people] == ["/Ann", "/B o"]
+        for frame in (0, 7, 19):
+            figures.show(frame)
+            for person in range(2):
+                balls, *stumps = figures._parts[3 * person : 3 * person + 3]
+                ends = body.ends[person, frame]
+                np.testing.assert_allclose(balls.handle.batched_positions, ends.reshape(-1, 3), atol=2e-4)
+                tips = np.concatenate([_tips(part.handle) for part in stumps])
+                # every stump ends where the other end of its capsule is
+                assert np.linalg.norm(tips[:, None] - ends[:, 1], axis=-1).min(1).max() < 1e-3
+                assert len(tips) == len(ends) - 1  # the face is a ball
+        figures.show(500)
+        np.testing.assert_allclose(
+            figures._parts[0].handle.batched_positions, body.ends[0, 19].reshape(-1, 3), atol=2e-4
+        )
+
+
+def _tips(handle: object) -> np.ndarray:
+    turns = from_quaternions(np.asarray(handle.batched_wxyzs, dtype=float))
+    return handle.batched_positions + turns[:, :, 1] * handle.batched_scales[:, 1:2]
+
+
+def test_a_server_is_for_this_machine_alone_and_ends() -> None:
+    with serving() as server:
+        assert server.get_host() == "127.0.0.1"
+        before = threading.active_count()
+    assert threading.active_count() <= before
+
+
+def test_controls_show_people_skeletons_trails_and_feet() -> None:
+    motions = [Shown("real", people(), 30, ("Ann", "Bo")), Shown("generated", people(50), 30, ("Ann", "Bo"))]
+    with serving() as server:
+        viewer = Viewer(server, motions)
+        assert viewer.length == pytest.approx(50 / 30)
+        first, second = viewer._casts
+        assert [handle.name for handle, _ in first.people] == ["/1 real/Ann", "/1 real/Bo"]
+        assert first._joints[..., 0].max() < second._joints[..., 0].min()
+        viewer._skeletons.value = viewer._contacts.value = True
+        viewer._bodies.value = False
+        viewer.show(10 / 30)
+        assert not first._figures._parts[0].handle.visible
+        assert first._skeletons[0].visible
+        bones = first._skeletons[0].points
+        np.testing.assert_allclose(bones[0, 1], first._joints[0, 10, 1], atol=1e-4)
+        assert not first._trails[0].visible
+        assert first._marks[0].visible
+
+
+def test_it_plays_in_real_time_until_it_is_stopped() -> None:
+    with serving() as server:
+        viewer = Viewer(server, [Shown("bow", people(60), 30, ("Ann", "Bo"))])
+        turns = iter([False] * 5 + [True])
+        viewer.run(lambda: next(turns))
+        assert 0 < viewer._time < 1.9
