@@ -62,9 +62,7 @@ def test_every_weight_is_copied(golden: Golden) -> None:
     """No parameter keeps its initial value: a number everywhere in the file is it everywhere in the model."""
     state, config, _ = read_release(golden, "interhuman")
     graphs = ("adj_matrix", "skeleton_pool", "skeleton_unpool")
-    poisoned = {
-        key: value if key.endswith(graphs) else torch.full_like(value, 1234.5) for key, value in state.items()
-    }
+    poisoned = {key: value if key.endswith(graphs) else torch.full_like(value, 1234.5) for key, value in state.items()}
     vae = load_vae(poisoned, config)
     assert [name for name, parameter in vae.named_parameters() if not (parameter == 1234.5).all()] == []
 
