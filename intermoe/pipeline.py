@@ -267,7 +267,12 @@ class MotionPipeline(ABC):
 
 
 SYSTEMS: Registry[type[MotionPipeline]] = Registry(
-    "system", {"intermoe": "intermoe.systems.intermoe.pipeline:InterMoEPipeline"}
+    "system",
+    {
+        "intermoe": "intermoe.systems.intermoe.pipeline:InterMoEPipeline",
+        "intergen": "intermoe.systems.intergen.pipeline:InterGenPipeline",
+        "timotion": "intermoe.systems.timotion.pipeline:TIMotionPipeline",
+    },
 )
 
 

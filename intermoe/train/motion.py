@@ -13,10 +13,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from intermoe.config import _require
-from intermoe.data.sets import train_statistics
+from intermoe.data.sets import DATA_SETS, train_statistics
 from intermoe.diffusion import DiffusionConfig, build_scheduler, shifted_timesteps
+from intermoe.files import replacing_folder
 from intermoe.motion.statistics import Statistics
-from intermoe.pipeline import TOKENIZER_FILE
+from intermoe.pipeline import SYSTEMS, TOKENIZER_FILE
+from intermoe.systems.files import write_model
 from intermoe.systems.intergen.config import InterGenConfig, MotionLossConfig
 from intermoe.systems.intergen.losses import motion_losses
 from intermoe.systems.intergen.network import InterGen, MotionNetwork
@@ -118,24 +120,14 @@ class MotionObjective(Objective):
         return motion_losses(estimate, clean, timesteps, mask, self.statistics, self.losses)
 
 
-@dataclass(frozen=True)
-class TrainedMotion:
-    """What a training run leaves, for a pipeline to take and save: parts in eval mode, with averaged weights."""
-
-    config: MotionTrainConfig
-    network: MotionNetwork
-    text: TextEncoder
-    statistics: Statistics
-
-
-def train_motion(
+def run_motion(
     config_path: str | Path, output_dir: str | Path, resume: bool = False, data: str | Path | None = None
-) -> TrainedMotion | None:
-    """Train network and text encoder as the file says; the trained parts on the main process, ``None`` elsewhere.
+) -> Path:
+    """Train network and text encoder; returns ``output_dir/model``, a folder for ``MotionPipeline.from_pretrained``.
 
     Args:
         config_path: YAML or JSON of ``MotionTrainConfig``.
-        output_dir: gets ``config.json``, ``statistics.json``, ``tokenizer.json``, ``checkpoints/`` and ``logs/``.
+        output_dir: gets ``config.json``, ``statistics.json``, ``tokenizer.json``, ``checkpoints``, ``logs``, ``model``.
         resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
         data: folder of the data in place of the configured one.
 
@@ -162,8 +154,27 @@ def train_motion(
         load_tower(text)
     objective = MotionObjective(config, text, statistics)
     state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
-    if state is None:
-        return None
-    objective.load_state_dict(state)
-    objective.eval().to("cpu")
-    return TrainedMotion(run.without_paths(config), objective.network, objective.text, statistics)
+    folder = output_dir / "model"
+    if state is not None:
+        objective.load_state_dict(state)
+        _save_pipeline(folder, config, objective.cpu())
+    return folder
+
+
+def _save_pipeline(folder: Path, config: MotionTrainConfig, objective: MotionObjective) -> None:
+    pipeline = SYSTEMS[config.system]
+    values = {
+        "system": config.system,
+        "name": config.name,
+        "fps": DATA_SETS[config.data.representation].representation.fps,
+        "min_frames": config.data.min_frames,
+        "max_frames": config.data.max_frames,
+        "network": config.network,
+        "text": config.text.to_dict(),
+        "diffusion": config.diffusion.to_dict(),
+    }
+    made = pipeline.config_type.from_dict(values)
+    parts = {"network": objective.network, "text": objective.text}
+    with replacing_folder(folder) as temporary:
+        write_model(temporary, made, parts, objective.statistics, objective.text.tokenizer_json)
+        run.write_config(temporary / "training.json", run.without_paths(config))

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from intermoe.data import InterHumanDataset, collate
 from intermoe.diffusion import build_scheduler
 from intermoe.motion.statistics import Statistics
+from intermoe.pipeline import MotionPipeline
 from intermoe.systems.intergen.losses import motion_losses
 from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train.draws import ItemDraws
-from intermoe.train.motion import MotionObjective, MotionTrainConfig, train_motion
+from intermoe.train.motion import MotionObjective, MotionTrainConfig, run_motion
 
 VALUES: dict[str, Any] = {
     "name": "tiny",
@@ -91,19 +92,33 @@ def test_text_is_dropped_for_whole_samples(pairs: Path) -> None:
     assert validated[0] != validated[1]  # validation keeps it
 
 
-def test_a_run_resumes_bit_for_bit(pairs: Path, tmp_path: Path) -> None:
-    config = write(tmp_path, system="timotion")
-    whole = train_motion(config, tmp_path / "whole", data=pairs)
+@pytest.mark.parametrize("system", ["intergen", "timotion"])
+def test_a_run_resumes_bit_for_bit_and_its_model_is_a_pipeline(pairs: Path, tmp_path: Path, system: str) -> None:
+    config = write(tmp_path, system=system)
+    whole = run_motion(config, tmp_path / "whole", data=pairs)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "model")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "step-00000004")
-    resumed = train_motion(config, tmp_path / "cut", data=pairs, resume=True)
-    assert whole.config.system == "timotion"
-    for name, value in whole.network.state_dict().items():
-        assert torch.equal(resumed.network.state_dict()[name], value), name
-    average = load_file(tmp_path / "whole" / "checkpoints" / "step-00000004" / "average.safetensors")
-    assert torch.equal(average["network.out.weight"], whole.network.out.weight)
-    assert whole.config.data.root is None
-    assert not whole.network.training
+    resumed = run_motion(config, tmp_path / "cut", data=pairs, resume=True)
+    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    model, average = load_file(whole / "model.safetensors"), tmp_path / "whole/checkpoints/step-00000004"
+    assert all(torch.equal(model[key], value) for key, value in load_file(average / "average.safetensors").items())
+    assert json.loads((whole / "training.json").read_text())["data"]["root"] is None
+
+    pipeline = MotionPipeline.from_pretrained(whole)
+    assert (pipeline.config.system, pipeline.config.name, pipeline.config.fps) == (system, "tiny", 30)
+    result = pipeline(["two people dance", "they bow"], num_frames=17, num_inference_steps=2)
+    assert result.joints.shape == (2, 2, 17, 22, 3)
+    assert result.joints.isfinite().all()
+    apart = pipeline.sample(["two people dance", "they bow"], [17, 20], [0, 1], num_inference_steps=2)
+    torch.testing.assert_close(apart[0], result.motion[0])  # whatever else is in the call
+    assert apart[1].shape == (2, 20, 262)
+    assert pipeline.denoise_once(apart[0], 0.5, prompt="they bow") == 500
+    with pytest.raises(ValueError, match="encode: expected a system with latents"):
+        pipeline.encode(result.motion)
+    pipeline.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (tmp_path / "again" / "config.json").read_bytes() == (whole / "config.json").read_bytes()
 
 
 @pytest.mark.parametrize(

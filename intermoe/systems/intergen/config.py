@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from intermoe.config import Config, _require
+from intermoe.diffusion import DiffusionConfig
+from intermoe.pipeline import ModelConfig
+from intermoe.text.protocol import TextConfig
 
 
 @dataclass(frozen=True)
@@ -65,3 +68,27 @@ class MotionLossConfig(Config):
     def __post_init__(self) -> None:
         for name in ("simple", "velocity", "bones", "feet", "distances", "touch", "orientation", "last_timestep"):
             _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class RawMotionConfig(ModelConfig):
+    """Everything that a pipeline of motion without latents needs besides weights and tokenizer; ``network`` is the
+    system's own.
+    """
+
+    network: InterGenConfig = field(default_factory=InterGenConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = f"network.text_dim={self.network.text_dim}"
+        _require(self.text.output_dim == self.network.text_dim, "text.output_dim", expected, self.text.output_dim)
+
+
+@dataclass(frozen=True)
+class InterGenModelConfig(RawMotionConfig):
+    """A model of InterGen."""
+
+    system: str = "intergen"
+    name: str = "intergen"

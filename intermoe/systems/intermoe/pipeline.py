@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from einops import rearrange
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from intermoe.checkpoints import keeps_float32, load_module, load_safetensors, load_statistics
 from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
-from intermoe.files import replacing
 from intermoe.motion.bones import with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
-from intermoe.pipeline import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, MotionPipeline, Progress
-from intermoe.reading import read_text
+from intermoe.pipeline import CONFIG_FILE, MotionPipeline, Progress
+from intermoe.systems.files import read_text_encoder, read_weights, write_model
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
-from intermoe.text.build import build_text_encoder
 from intermoe.text.protocol import TextEncoder
 
 
@@ -60,24 +55,15 @@ class InterMoEPipeline(MotionPipeline):
     def load(cls, folder: Path) -> InterMoEPipeline:
         """See ``MotionPipeline.load``."""
         config = PipelineConfig.load(folder / CONFIG_FILE)
-        tokenizer, weights = folder / TOKENIZER_FILE, folder / WEIGHTS_FILE
-        content = read_text(tokenizer) if tokenizer.exists() else None
         with SkipRandomInit():  # every weight is read below
-            try:
-                text_encoder = build_text_encoder(config.text, content)
-            except ValueError as error:
-                raise ValueError(f"{folder if content is None else tokenizer}: {error}") from error
+            text_encoder = read_text_encoder(folder, config.text)
             vae, denoiser = CausalSkeletalVAE(config.vae), Denoiser(config.denoiser)
         width = vae.latent_joints * config.vae.latent_dim
         if config.denoiser.input_dim != width:
             got = config.denoiser.input_dim
             raise ValueError(f"{folder / CONFIG_FILE}: denoiser.input_dim: must be {width} for this vae, got {got}")
-        tensors = load_safetensors(weights)
-        for name, module in (("vae", vae), ("denoiser", denoiser), ("text", text_encoder)):
-            load_module(module, tensors, weights, prefix=f"{name}.")
-        statistics = load_statistics(tensors, weights, columns=vae.representation.frame_shape[-1])
-        if tensors:
-            raise ValueError(f"{weights}: unexpected keys {sorted(tensors)}")
+        parts = {"vae": vae, "denoiser": denoiser, "text": text_encoder}
+        statistics = read_weights(folder, parts, columns=vae.representation.frame_shape[-1])
         return cls(config, vae, denoiser, text_encoder, statistics)
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
@@ -87,23 +73,7 @@ class InterMoEPipeline(MotionPipeline):
             folder: made if absent. dtype: storage type of the weights (``torch.float16`` halves the file); the
                 statistics and the selection biases stay in float32. Loading gives float32 weights in any case.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            "statistics.mean": torch.tensor(self.statistics.mean),
-            "statistics.std": torch.tensor(self.statistics.std),
-        }
-        for name, module in self.modules.items():
-            for key, value in module.state_dict().items():
-                narrow = dtype is not None and value.is_floating_point() and not keeps_float32(key)
-                tensors[f"{name}.{key}"] = value.detach().cpu().to(dtype if narrow else value.dtype).contiguous()
-        with replacing(folder / WEIGHTS_FILE) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        if self.text_encoder.tokenizer_json is not None:
-            with replacing(folder / TOKENIZER_FILE) as temporary:
-                temporary.write_text(self.text_encoder.tokenizer_json, encoding="utf-8")
-        with replacing(folder / CONFIG_FILE) as temporary:
-            temporary.write_text(json.dumps(self.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_model(folder, self.config, self.modules, self.statistics, self.text_encoder.tokenizer_json, dtype)
 
     @property
     def modules(self) -> dict[str, nn.Module]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from intermoe.config import _require
-from intermoe.systems.intergen.config import InterGenConfig
+from intermoe.systems.intergen.config import InterGenConfig, RawMotionConfig
 
 
 @dataclass(frozen=True)
@@ -37,3 +37,12 @@ class TIMotionConfig(InterGenConfig):
     def attention_width(self) -> int:
         """Two persons' frames side by side."""
         return 2 * self.dim
+
+
+@dataclass(frozen=True)
+class TIMotionModelConfig(RawMotionConfig):
+    """A model of TIMotion."""
+
+    system: str = "timotion"
+    name: str = "timotion"
+    network: TIMotionConfig = field(default_factory=TIMotionConfig)

@@ -1,0 +1,132 @@
+"""Pipelines of systems that diffuse motion itself: a text encoder, a network and the statistics of its columns."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
+from intermoe.motion.representation import REPRESENTATIONS
+from intermoe.motion.statistics import Statistics
+from intermoe.nn.init import SkipRandomInit
+from intermoe.pipeline import CONFIG_FILE, MotionPipeline, Progress
+from intermoe.systems.files import read_text_encoder, read_weights, write_model
+from intermoe.systems.intergen.config import InterGenConfig, InterGenModelConfig, RawMotionConfig
+from intermoe.systems.intergen.network import InterGen, MotionNetwork
+from intermoe.text.protocol import TextEncoder
+
+
+class RawMotionPipeline(MotionPipeline):
+    """What InterGen and TIMotion share; a system says its configuration and its network.
+
+    Args:
+        config: the model's configuration. network, text_encoder: its parts. statistics: of its motion columns.
+    """
+
+    schedulers = SCHEDULERS
+    config: RawMotionConfig
+
+    def __init__(
+        self, config: RawMotionConfig, network: MotionNetwork, text_encoder: TextEncoder, statistics: Statistics
+    ) -> None:
+        self.config = config
+        self.representation = REPRESENTATIONS["interhuman"]
+        self.network = network.eval()
+        self.text_encoder = text_encoder.eval()
+        self.statistics = statistics
+
+    @staticmethod
+    @abstractmethod
+    def build_network(config: Any) -> MotionNetwork:
+        """The system's network, freshly drawn."""
+
+    @classmethod
+    def load(cls, folder: Path) -> RawMotionPipeline:
+        """See ``MotionPipeline.load``."""
+        config = cls.config_type.load(folder / CONFIG_FILE)
+        if not isinstance(config, RawMotionConfig):
+            raise TypeError(f"config_type: expected a RawMotionConfig, got {type(config).__name__}")
+        with SkipRandomInit():  # every weight is read below
+            text_encoder = read_text_encoder(folder, config.text)
+            network = cls.build_network(config.network)
+        parts = {"network": network, "text": text_encoder}
+        statistics = read_weights(folder, parts, columns=config.network.input_dim)
+        return cls(config, network, text_encoder, statistics)
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """See ``MotionPipeline.save_pretrained``."""
+        write_model(folder, self.config, self.modules, self.statistics, self.text_encoder.tokenizer_json, dtype)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Network and text encoder."""
+        return {"network": self.network, "text": self.text_encoder}
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        lengths: Sequence[int],
+        seeds: Sequence[int],
+        *,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 3.5,
+        scheduler: str = "ddim",
+        progress: Progress | None = None,
+    ) -> list[Tensor]:
+        """See ``MotionPipeline.sample``."""
+        if not len(prompts) == len(lengths) == len(seeds):
+            raise ValueError(f"lengths, seeds: expected {len(prompts)} of each, got {len(lengths)} and {len(seeds)}")
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        shape = (len(prompts), self.representation.persons, max(lengths), self.representation.frame_size)
+        noise = torch.zeros(shape)
+        for row, length, generator in zip(noise, lengths, generators, strict=True):
+            row[:, :length] = torch.randn((shape[1], length, shape[3]), generator=generator)
+        valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        made = sample(
+            self.network,
+            self.text_encoder(prompts),
+            shape,
+            scheduler=build_scheduler(scheduler, self.config.diffusion),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            guidance_until=self.config.diffusion.guidance_until,
+            mask=None if valid.all() else valid.to(self.device),
+            generators=generators,
+            noise=noise,
+            callback=progress,
+        )
+        motion = self.statistics.denormalise(made.cpu())
+        return [row[:, :length].clone() for row, length in zip(motion, lengths, strict=True)]
+
+    @torch.no_grad()
+    def denoise_once(self, motion: Tensor, level: float, *, prompt: str = "", seed: int = 0) -> int:
+        """See ``MotionPipeline.denoise_once``."""
+        clean = self.statistics.normalise(motion[None].to(self.device))
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
+        timestep = int(level * self.config.diffusion.num_train_timesteps)
+        timesteps = torch.tensor([timestep], device=clean.device)
+        noisy = build_scheduler("ddpm", self.config.diffusion).add_noise(clean, noise, timesteps)
+        text = self.text_encoder([prompt]) if prompt else torch.zeros(1, self.config.network.text_dim).to(clean)
+        self.network(noisy, timesteps, text)
+        return timestep
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """See ``TextEncoder.unknown_words``."""
+        return self.text_encoder.unknown_words(prompt)
+
+
+class InterGenPipeline(RawMotionPipeline):
+    """A model of InterGen."""
+
+    config_type = InterGenModelConfig
+
+    @staticmethod
+    def build_network(config: InterGenConfig) -> MotionNetwork:
+        """InterGen's network, freshly drawn."""
+        return InterGen(config)
