@@ -84,7 +84,10 @@ def test_the_tokenizers_validation_is_in_centimetres_of_whole_groups(trained: Pa
     lengths = [dataset.num_frames(index) for index in range(2)]
     assert lengths[1] < lengths[0]
     assert lengths[0] % 4  # a last group that is not whole
-    together = objective(collate([dataset[0], dataset[1]]), draws, validating=True)["joint_error_cm"]
+    batch = dict(collate([dataset[0], dataset[1]]))
+    beyond = torch.arange(batch["motion"].shape[2]) >= batch["lengths"][:, None]
+    batch["motion"] = batch["motion"].masked_fill(beyond[:, None, :, None], torch.nan)  # whatever padding holds
+    together = objective(batch, draws, validating=True)["joint_error_cm"]
     expected = []
     for index, length in enumerate(lengths):
         motion = found.normalise(dataset[index]["motion"])

@@ -14,6 +14,7 @@ from intermoe.nn.init import SkipRandomInit
 from intermoe.systems.intermask.config import InterMaskConfig, TokenizerConfig
 from intermoe.systems.intermask.network import InterMask
 from intermoe.systems.intermask.tokenizer import IMAGES, MotionTokenizer, SkeletonConv
+from intermoe.systems.published import read_parameters
 from intermoe.text.clip import ClipTextEncoder
 
 _JOINTS = {22: "interhuman", 56: "interx"}
@@ -136,8 +137,7 @@ def load_adapter(state_dict: Mapping[str, Tensor], encoder: ClipTextEncoder) -> 
     """
     reader = StrictReader({key: value for key, value in state_dict.items() if key.startswith(_ADAPTER)})
     for prefix, module in (("clipTrans", encoder.adapter), ("clipln", encoder.adapter_norm)):
-        for name, parameter in module.named_parameters():
-            reader.copy(parameter, f"{prefix}.{name}")
+        read_parameters(reader, prefix, module)
     reader.finish()
 
 
@@ -167,5 +167,4 @@ def _read(reader: StrictReader, name: str, module: nn.Module) -> None:
         _read(reader, f"{name}.lin", module.message)
         _read(reader, f"{name}.lin_l", module.neighbours)
         return
-    for own, parameter in module.named_parameters():
-        reader.copy(parameter, f"{name}.{own}")
+    read_parameters(reader, name, module)

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from intermoe.checkpoints import StrictReader, require_setting
 from intermoe.nn.init import SkipRandomInit
 from intermoe.nn.layers import sinusoid
 from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
 from intermoe.systems.mdm.network import MDM, ComMDM
-
-_TABLES = ("sequence_pos_encoder.pe", "embed_timestep.sequence_pos_encoder.pe")
+from intermoe.systems.published import SINUSOID_KEYS, read_parameters
 
 
 def load_mdm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> MDM:
@@ -61,7 +60,7 @@ def load_commdm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
         (communication.embed, "multi_person.aggregation"),
         *((layer, f"{block}.{index}") for index, layer in enumerate(communication.layers)),
     ):
-        _read(reader, name, module)
+        read_parameters(reader, name, module)
     reader.finish()
     return network
 
@@ -86,7 +85,7 @@ def _backbone_config(reader: StrictReader, config: Mapping[str, Any], stacks: tu
 
 
 def _read_backbone(reader: StrictReader, network: MDM, layer_names: list[str]) -> None:
-    for key in _TABLES:
+    for key in SINUSOID_KEYS:
         if reader.keys(key):
             _check_table(reader, key, network.config.dim)
     for module, name in (
@@ -97,15 +96,10 @@ def _read_backbone(reader: StrictReader, network: MDM, layer_names: list[str]) -
         (network.out, "output_process.poseFinal"),
         *zip(network.layers, layer_names, strict=True),
     ):
-        _read(reader, name, module)
+        read_parameters(reader, name, module)
 
 
 def _check_table(reader: StrictReader, key: str, dim: int) -> None:
     table = reader.take(key, (reader.peek(key, 3)[0], 1, dim))[:, 0]
     if not torch.allclose(table, sinusoid(torch.arange(len(table)), dim), atol=1e-4):
         raise ValueError(f"state_dict: {key!r} is not the sinusoidal table that the model is defined with")
-
-
-def _read(reader: StrictReader, name: str, module: nn.Module) -> None:
-    for own, parameter in module.named_parameters():
-        reader.copy(parameter, f"{name}.{own}")
