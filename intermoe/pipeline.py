@@ -191,10 +191,6 @@ class MotionPipeline(ABC):
         """
         raise ValueError(f"denoise_once: expected a system with noise levels, got {self.config.system}")
 
-    def check_text(self, prompts: Sequence[str]) -> None:
-        """Raise ``ValueError`` for a prompt that the system's text encoder refuses, without its work."""
-        check_prompts(prompts)
-
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of ``prompt`` that training never showed, in order, each once."""
         return []
@@ -249,7 +245,7 @@ class MotionPipeline(ABC):
         for prompt in prompts:
             if not prompt.strip():
                 raise ValueError(f"prompts: a prompt must not be empty, got {prompt!r}")
-        self.check_text(prompts)
+        check_prompts(prompts)
         low, high = self.config.min_frames, self.config.max_frames
         if not low <= num_frames <= high:
             raise ValueError(f"num_frames: must be in [{low}, {high}] for this model, got {num_frames}")

@@ -146,8 +146,9 @@ class InterMoEPipeline(MotionPipeline):
         self.denoiser(noisy, timesteps, text)
         return timestep
 
-    def check_text(self, prompts: Sequence[str]) -> None:
-        """See ``TextEncoder.check``."""
+    def check(self, prompts: Sequence[str], num_frames: int) -> None:
+        """See ``MotionPipeline.check``."""
+        super().check(prompts, num_frames)
         self.text_encoder.check(prompts)
 
     def unknown_words(self, prompt: str) -> list[str]:
