@@ -143,11 +143,11 @@ def test_captions_that_say_how_to_turn_are_counted_one_by_one() -> None:
     assert (found.turn_count, found.turn_count_captions) == (pytest.approx(50), 2)
 
 
-@pytest.mark.parametrize(("fps", "expected"), [(30, [360]), (15, [])])
+@pytest.mark.parametrize(("fps", "expected"), [(22, [360]), (18, [])])
 def test_the_speed_of_a_turn_depends_on_the_rate(fps: int, expected: list[float]) -> None:
-    """360 degrees in 120 frames: 90 degrees a second at 30 frames a second, 45 at 15, where 60 make a turn."""
+    """360 degrees in 120 frames: 66 degrees a second at 22 frames a second, 54 at 18, where 60 make a turn."""
     person = turned(body(), np.linspace(0, 360, 121))
-    assert turns(person, fps=fps) == pytest.approx(expected, abs=15)
+    assert turns(person, fps=fps) == pytest.approx(expected, abs=40)
     pair = np.stack([person, person])
     verdict = agreement(pair, "the first dancer makes one full turn to the left", fps=fps)
     assert verdict == TurnAgreement(bool(expected), bool(expected))
@@ -172,11 +172,16 @@ def test_three_quarters_make_a_full_turn(degrees: float, found: int) -> None:
 
 @pytest.mark.parametrize(("degrees", "found"), [(60.0, True), (30.0, False)])
 def test_a_part_of_a_turn_has_a_direction(degrees: float, found: bool) -> None:
-    heading = np.concatenate([np.zeros(15), np.linspace(0, degrees, 16), np.full(15, degrees)])
+    heading = np.concatenate([np.zeros(15), np.linspace(0, degrees, 9), np.full(15, degrees)])
     pair = np.stack([np.tile(body(), (len(heading), 1, 1)), turned(body(), heading)])
     assert agreement(pair, "the second dancer turns to the left").direction is found
     assert agreement(pair, "the first dancer turns to the left").direction is False
     assert agreement(pair, "the second dancer turns to the right").direction is False
+
+
+def test_the_sway_of_steps_is_no_turning() -> None:
+    person = turned(body(), 12 * np.sin(0.7 * np.arange(80)))  # steps of 9 frames
+    assert turns(person, min_degrees=10) == []
 
 
 def test_most_of_the_angle_decides_the_direction() -> None:
@@ -184,8 +189,26 @@ def test_most_of_the_angle_decides_the_direction() -> None:
     pair = np.stack([turned(body(), heading)] * 2)  # 120 degrees to the left, 60 to the right
     assert agreement(pair, "the first dancer turns to the left").direction is True
     assert agreement(pair, "the first dancer turns to the right").direction is False
+    late = np.stack([turned(body(), heading[::-1])] * 2)  # 60 degrees to the left, then 120 to the right
+    assert agreement(late, "the first dancer turns to the left").direction is False
+    assert agreement(late, "the first dancer turns to the right").direction is True
     both = "the first dancer turns to the right, then the first dancer turns to the left"
     assert agreement(pair, both).direction is True
+    alone = np.stack([turned(body(), heading[:40])] * 2)  # to the left and nothing else
+    assert agreement(alone, both).direction is False
+
+
+def test_every_claim_of_a_caption_must_hold() -> None:
+    one = np.stack([turned(body(), np.linspace(0, 360, 40)), np.tile(body(), (40, 1, 1))])
+    caption = "the first dancer spins once to the left; the second dancer spins once to the left"
+    assert agreement(one, caption) == TurnAgreement(False, False)
+    assert agreement(np.stack([one[0], one[0]]), caption) == TurnAgreement(True, True)
+
+
+@pytest.mark.parametrize(("rounds", "several"), [(2, False), (3, True), (4, True)])
+def test_several_are_three_or_more(rounds: int, several: bool) -> None:
+    person = turned(body(), np.linspace(0, 360 * rounds, 40 * rounds))
+    assert agreement(np.stack([person] * 2), "the first dancer makes several full turns").count is several
 
 
 def test_the_frame_of_a_body() -> None:
@@ -256,6 +279,7 @@ def test_separation_is_the_least_mean_distance() -> None:
     assert found.separation_cm == pytest.approx(100.0)
     # between what 85 real clips reach, at most -2.7 and at least 0.19 m, and what their broken copies do
     assert (identity.SWAP_THRESHOLD, identity.MERGE_DISTANCE) == (-2.0, 0.15)
+    assert identity.BANDS == (0.5, 1.5, 3.0, 6.0, 15.0)  # sway, steps, gestures, and what is too quick, in hertz
 
 
 @pytest.mark.parametrize(("fps", "frames"), [(30.0, 42), (60.0, 82), (15.0, 22)])
