@@ -164,6 +164,7 @@ def test_ranks_without_a_batch_of_their_own_add_nothing_to_validation(items: int
     assert trainer._validate(Constants(items))["loss"] == pytest.approx(sum(range(items)) / items)
     for objective in objectives:  # what is drawn for an item does not depend on the ranks
         assert objective.drawn.items() <= alone.drawn.items()
+    assert len(set(alone.drawn.values())) == items
 
 
 class Line(Objective):
@@ -198,6 +199,22 @@ def test_the_learning_rate_follows_its_schedule_step_by_step(tmp_path: Path) -> 
     cosine = line(tmp_path / "b", 5.0, steps=6, warmup_steps=2, schedule="cosine")
     rates = [0.1 / 3, 0.2 / 3, *(0.05 * (1 + math.cos(math.pi * k / 4)) for k in range(4))]
     assert [a - b for a, b in itertools.pairwise(cosine)] == pytest.approx(rates, abs=1e-5)
+
+
+def test_gradients_are_clipped_as_they_are_without_a_loss_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scale of 1000, as float16 has one: gradients of 0.4 stay, those of 5 are clipped at 1."""
+
+    def unscale(accelerator: Accelerator, optimizer: Any = None) -> None:
+        objective.weight.grad.div_(1000)
+
+    monkeypatch.setattr(Accelerator, "unscale_gradients", unscale)
+    for slope, clipped in ((0.4, 0.4), (5.0, 1.0)):
+        objective = Line(1000 * slope)
+        trainer = Trainer(Accelerator(), objective, config(clip="value"), Constants(8), None, tmp_path)
+        trainer._optimise(trainer._batches())
+        assert objective.weight.grad.item() == pytest.approx(clipped)
 
 
 def test_betas_are_those_of_the_moments(tmp_path: Path) -> None:
@@ -258,6 +275,7 @@ def test_logging_validation_and_checkpoints_come_when_they_are_due(every: int, t
     class Watched(Line):
         def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
             seen.append(validating)
+            assert self.training is not validating
             return super().forward(batch, draws)
 
     run = RunConfig(log_every=2, validate_every=every, checkpoint_every=every, keep_checkpoints=2)
