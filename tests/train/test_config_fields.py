@@ -309,3 +309,46 @@ def test_tf32_is_of_devices_that_have_it(
     monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
     start(TrainConfig(optim=OptimConfig(tf32=tf32)), tmp_path, resume=False)
     assert seen == [precision]
+
+
+def test_base_and_steps_of_an_ablation(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    from intermoe.train.ablate import AblationConfig, AblationReport, variant_configs
+
+    base = write_config(
+        "denoiser", **{"denoiser.num_experts": 5, "optim.warmup_steps": 3, "text_pretraining.steps": 50}
+    )
+    (tmp_path / "base.json").write_bytes(base.read_bytes())
+    variants = [{"name": "a", "title": "A", "changes": {"denoiser.capacity": 2.0}}, {"name": "b", "title": "B"}]
+    matrix = tmp_path / "matrix.json"
+    matrix.write_text(json.dumps({"base": "base.json", "variants": variants, "published_on": "Elsewhere"}))
+    found = variant_configs(matrix, steps=20)
+    assert {name: own.denoiser.capacity for name, own in found.items()} == {"a": 2.0, "b": 1.0}
+    for own in found.values():
+        assert own.denoiser.num_experts == 5
+        assert (own.optim.steps, own.optim.warmup_steps, own.text_pretraining.steps) == (20, 2, 20)
+    assert variant_configs(matrix)["a"].optim.steps == DenoiserTrainConfig.load(base).optim.steps
+    report = AblationReport(AblationConfig.load(matrix), {}, {"a": {"fid": 1.0}})
+    assert report.table()[0][-2:] == ["published FID (Elsewhere)", "published R@1 (Elsewhere)"]
+
+
+def test_settings_of_an_ablation_reach_the_generation(
+    pairs: Path, tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from intermoe.train import ablate
+
+    seen: list[dict[str, Any]] = []
+
+    def generate(pipeline: Any, prompts: Any, lengths: Any, seeds: Any, **options: Any) -> list[torch.Tensor]:
+        seen.append({"seeds": seeds, "prompts": prompts, "lengths": lengths, **options})
+        return [torch.full((length, 2, 262), float(length)) for length in lengths]
+
+    monkeypatch.setattr(ablate, "generate", generate)
+    dataset = InterHumanDataset(pairs, "val", training=False)  # two items of 31 and 24 frames, three captions each
+    settings = ablate.AblationSettings(seeds=(2, 5), num_inference_steps=7, guidance_scale=1.5)
+    made = ablate._generate(tiny_pipeline, dataset, settings, batch_size=1)
+    assert len(made) == len(seen) == 2 * 3 * 2
+    assert all((call["num_inference_steps"], call["guidance_scale"]) == (7, 1.5) for call in seen)
+    seeds = [seed for call in seen for seed in call["seeds"]]
+    assert sorted(seeds) == [*range(2 * 6, 3 * 6), *range(5 * 6, 6 * 6)]
+    assert [len(motion) for motion, _ in made] == [dataset.num_frames(i % 2) for i in range(12)]
+    assert [caption for _, caption in made[:4]] == [dataset.captions(i % 2)[i // 2] for i in range(4)]

@@ -100,6 +100,17 @@ def test_tokens_without_an_expert_count_as_tokens(tmp_path: Path) -> None:
     assert bias_after([[FIRST] * 3 + [NONE], [SECOND] * 2 + [NONE] * 2], tmp_path).tolist() == [1, 1]
 
 
+def test_what_is_logged_is_of_all_micro_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, float] = {}
+    monkeypatch.setattr(Accelerator, "log", lambda _, values, step=None, **__: seen.update(values))
+    objective = Scripted([[FIRST] * 3 + [NONE], [SECOND, BOTH, NONE, NONE]])
+    settings = config(run=RunConfig(log_every=1), accumulation_steps=2)
+    fit(Accelerator(), objective, settings, Constants(8), None, tmp_path, resume=False)
+    assert (seen["routing/moe/expert0"], seen["routing/moe/expert1"]) == (4, 2)
+    assert seen["routing/moe/experts_per_token"] == pytest.approx(6 / 8)
+    assert seen["routing/moe/tokens_without_expert"] == pytest.approx(3 / 8)
+
+
 def test_votes_of_samples_add_up_over_micro_steps(tmp_path: Path) -> None:
     """Three samples (one a micro-step and one that has no say) vote; counts alone would decide otherwise."""
     # sample 1: 2 and 1 of 3, 1.5 due: +1, -1; sample 2: 0 and 9 of 9: -1, +1 -> 0, 0. By counts: 2 and 10 of 12.
@@ -247,14 +258,51 @@ def test_the_average_that_is_kept_warms_up(tmp_path: Path) -> None:
         assert state["weight"].item() == pytest.approx(expected, abs=1e-5)
 
 
+class Drawing(Line):
+    """Writes down what it draws: for each item, and for dropout."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.items: list[float] = []
+        self.dropout: list[float] = []
+        self.names: list[str] = []
+
+    def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
+        self.items += draws.uniform().tolist()
+        self.dropout.append(torch.rand(()).item())
+        self.names += batch["names"]
+        return super().forward(batch, draws)
+
+
+def drawn(path: Path, seed: int = 0, *, batch_size: int = 2, micro_steps: int = 2) -> Drawing:
+    objective = Drawing()
+    settings = config(batch_size, steps=3, accumulation_steps=micro_steps)
+    settings = TrainConfig(seed=seed, data=settings.data, optim=settings.optim, run=settings.run)
+    fit(Accelerator(), objective, settings, Constants(40), None, path, resume=False)
+    return objective
+
+
+def test_numbers_of_an_item_depend_on_seed_step_and_place_in_the_step(tmp_path: Path) -> None:
+    whole, parts, other = (
+        drawn(tmp_path / "whole", batch_size=4, micro_steps=1), drawn(tmp_path / "parts"), drawn(tmp_path / "other", 1)
+    )  # fmt: skip
+    assert whole.items == parts.items, "however a step is shared"
+    assert whole.names == parts.names
+    assert len(set(whole.items)) == 12
+    assert len(set(parts.dropout)) >= 3, "dropout is drawn anew in every step"
+    for name in ("items", "dropout"):
+        assert not set(getattr(parts, name)) & set(getattr(other, name)), "and by the run's seed"
+    assert parts.names != other.names
+
+
 def test_accumulated_losses_weigh_every_frame_alike(tmp_path: Path) -> None:
-    """Two micro-batches of 16 and 4 frames whose mean losses have slopes of their own."""
+    """Two micro-batches of 18 and 4 frames whose mean losses have slopes of their own."""
 
     class Slopes(Line):
         def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
             return {"loss": batch["motion"].mean() * self.weight.sum()}
 
-    frames, steps = [16, 4, 4], 30
+    frames, steps = [18, 4, 4], 30  # 4, 1 and 1 whole groups of 4, which is what latents have
     draws = list(StreamSampler(frames, 1, range(2 * steps), seed=0, parts=2))
     items = [[index for (index, _), *_ in draws[2 * step : 2 * step + 2]] for step in range(steps)]
     objective = Slopes(0.0)
@@ -262,7 +310,7 @@ def test_accumulated_losses_weigh_every_frame_alike(tmp_path: Path) -> None:
     trainer = Trainer(Accelerator(), objective, settings, Constants(3, frames), None, tmp_path)
     trainer.step = next(step for step, pair in enumerate(items) if 0 in pair and max(pair) > 0)
     losses = trainer._optimise(trainer._batches())
-    expected = (16 * 0.0 + 4 * max(items[trainer.step])) / 20
+    expected = (4 * 0.0 + 1 * max(items[trainer.step])) / 5
     assert objective.weight.grad is not None
     assert objective.weight.grad.item() == pytest.approx(expected)
     assert losses["loss"].item() == pytest.approx(expected, rel=1e-4)
