@@ -33,8 +33,8 @@ SETTINGS = f"{EVAL}::test_every_setting_belongs_to_the_folder"
 # "field": the tests that show what depends on it
 FIELDS: dict[str, dict[str, str]] = {
     "VAEConfig": {
-        "layout": f"{SYSTEM}::test_layout_and_width_of_latents",
-        "latent_dim": f"{SYSTEM}::test_layout_and_width_of_latents",
+        "representation": f"{SYSTEM}::test_representation_and_width_of_latents",
+        "latent_dim": f"{SYSTEM}::test_representation_and_width_of_latents",
         "num_blocks": f"{SYSTEM}::test_blocks_of_each_resolution",
         "kernel_size": f"{SYSTEM}::test_kernel_size_is_how_far_a_convolution_looks_back",
         "dropout": f"{SYSTEM}::test_dropout_of_the_autoencoder",
@@ -91,15 +91,15 @@ FIELDS: dict[str, dict[str, str]] = {
         "loss_std_floor": "train/test_denoiser.py::test_the_loss_takes_its_metric_from_the_training_latents",
     },
     "DataConfig": {
-        "kind": f"{TRAIN}::test_lengths_strictness_and_kind_of_the_data",
+        "representation": f"{TRAIN}::test_lengths_strictness_and_representation_of_the_data",
         "root": "train/test_vae.py::test_data_must_be_given_and_exist",
         "batch_size": f"{TRAIN}::test_a_batch_has_as_many_items_as_configured",
         "min_frames": f"{TRAIN}::test_the_shortest_item_of_a_run",
-        "max_frames": f"{TRAIN}::test_lengths_strictness_and_kind_of_the_data",
+        "max_frames": f"{TRAIN}::test_lengths_strictness_and_representation_of_the_data",
         "mirror": f"{TRAIN}::test_augmentation_is_of_the_training_split_and_as_configured",
         "swap_persons": f"{TRAIN}::test_augmentation_is_of_the_training_split_and_as_configured",
         "num_workers": f"{TRAIN}::test_workers_are_as_many_as_configured",
-        "strict": f"{TRAIN}::test_lengths_strictness_and_kind_of_the_data",
+        "strict": f"{TRAIN}::test_lengths_strictness_and_representation_of_the_data",
     },
     "OptimConfig": {
         "steps": f"{RULES}::test_logging_validation_and_checkpoints_come_when_they_are_due",
@@ -153,15 +153,15 @@ FIELDS: dict[str, dict[str, str]] = {
     },
     "EvaluatorTrainConfig": {"model": "train/test_evaluator.py::test_a_run_resumes_and_is_an_evaluator"},
     "InterClipConfig": {
-        "layout": f"{EVALUATOR}::test_dropout_and_layout_of_interclip",
+        "representation": f"{EVALUATOR}::test_dropout_and_representation_of_interclip",
         **dict.fromkeys(("persons", "input_dim"), f"{EVALUATOR}::test_input_columns_and_persons"),
         **dict.fromkeys(("width", "num_layers", "feedforward_dim", "embedding_dim", "text"), OF_INTERCLIP),
         "num_heads": f"{EVALUATOR}::test_heads_change_the_answer_and_no_shape",
-        "dropout": f"{EVALUATOR}::test_dropout_and_layout_of_interclip",
+        "dropout": f"{EVALUATOR}::test_dropout_and_representation_of_interclip",
         "scale": f"{EVALUATOR}::test_scale_is_the_length_of_every_embedding",
     },
     "BiGRUConfig": {
-        "layout": f"{EVALUATOR}::test_layout_of_interx_puts_both_persons_side_by_side",
+        "representation": f"{EVALUATOR}::test_representation_of_interx_puts_both_persons_side_by_side",
         "input_dim": f"{EVALUATOR}::test_normalisation_and_columns_of_the_recurrent_evaluator",
         **dict.fromkeys(("max_frames", "max_words"), f"{EVALUATOR}::test_motion_and_texts_are_cut_to_their_most"),
         **dict.fromkeys(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from intermoe.data import KINDS, MotionDataset
+from intermoe.data import DATA_SETS, MotionDataset
 from intermoe.eval import runner
 from intermoe.eval.protocol import DIVERSITY_PAIRS, MULTIMODALITY_PAIRS, PROTOCOLS
 from intermoe.eval.runner import GENERATED, MULTIMODAL, REFERENCE, TRUTH, Evaluation, EvaluationSettings, evaluate
@@ -25,7 +25,7 @@ VALUES: dict[str, Any] = {
 @pytest.fixture
 def make(tiny_pipeline: Any, tiny_evaluator: Any, bowing: Path, tmp_path: Path) -> Callable[..., Evaluation]:
     def build(**changes: Any) -> Evaluation:
-        dataset = MotionDataset(KINDS["interhuman"], bowing, "test", min_frames=8, max_frames=40, training=True)
+        dataset = MotionDataset(DATA_SETS["interhuman"], bowing, "test", min_frames=8, max_frames=40, training=True)
         settings = EvaluationSettings(**{**VALUES, **changes})
         protocol = PROTOCOLS["interhuman"]
         return Evaluation(tiny_pipeline, tiny_evaluator, dataset, protocol, settings, tmp_path / "out")

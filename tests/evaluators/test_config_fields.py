@@ -66,7 +66,7 @@ def test_scale_is_the_length_of_every_embedding(scale: float) -> None:
         torch.testing.assert_close(embedded.norm(dim=1), torch.full((2,), scale))
 
 
-def test_dropout_and_layout_of_interclip() -> None:
+def test_dropout_and_representation_of_interclip() -> None:
     motion = torch.randn(2, 12, 2, 262)
     for p in (0.0, 0.5):
         model = interclip(dropout=p).train()
@@ -74,7 +74,7 @@ def test_dropout_and_layout_of_interclip() -> None:
         assert model.motion.dropout.p == p
         for layer in model.motion.transformer.layers:
             assert layer.dropout.p == layer.self_attn.dropout == p
-    assert interclip(layout="interx", input_dim=12).layout == "interx"
+    assert interclip(representation="interx", input_dim=12).representation == "interx"
 
 
 def test_frames_beyond_the_length_and_their_order() -> None:
@@ -133,10 +133,10 @@ def test_normalisation_and_columns_of_the_recurrent_evaluator() -> None:
     torch.testing.assert_close(model.embed_motion(moved, LENGTHS), embedded, rtol=1e-4, atol=1e-5)
 
 
-def test_layout_of_interx_puts_both_persons_side_by_side() -> None:
+def test_representation_of_interx_puts_both_persons_side_by_side() -> None:
     """672 columns: joint by joint the rotations of both persons, then the place of both roots and six zeros."""
-    model, motion = bigru(layout="interx", input_dim=56 * 12), torch.randn(1, 8, 2, 55, 12)
-    assert model.layout == "interx"
+    model, motion = bigru(representation="interx", input_dim=56 * 12), torch.randn(1, 8, 2, 55, 12)
+    assert model.representation == "interx"
     columns = model._columns(motion)
     assert columns.shape == (1, 8, 672)
     for joint in (0, 31, 54):

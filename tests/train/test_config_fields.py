@@ -65,7 +65,7 @@ def test_augmentation_is_of_the_training_split_and_as_configured(pairs: Path, mi
     assert drawn[0] != drawn[1], "captions at least are drawn by the run's seed"
 
 
-def test_lengths_strictness_and_kind_of_the_data(pairs: Path, tmp_path: Path) -> None:
+def test_lengths_strictness_and_representation_of_the_data(pairs: Path, tmp_path: Path) -> None:
     """Items of 40, 29, 33, 26 and 30 frames."""
 
     def split(min_frames: int = 16, **values: Any) -> Any:
@@ -82,7 +82,7 @@ def test_lengths_strictness_and_kind_of_the_data(pairs: Path, tmp_path: Path) ->
     (folder / "train.txt").write_text("a")
     (folder / "texts" / "a.txt").write_text("a man walks#a/DET#0#0\n")
     np.save(folder / "new_joint_vecs" / "a.npy", np.zeros((60, 263), np.float32))
-    data = DataConfig(kind="humanml3d", root=str(folder), mirror=False, swap_persons=False)
+    data = DataConfig(representation="humanml3d", root=str(folder), mirror=False, swap_persons=False)
     assert open_split(TrainConfig(data=data), "train", min_frames=16)[0]["motion"].shape == (60, 1, 263)
 
 
@@ -269,7 +269,6 @@ class Words(torch.nn.Module):
 
 @pytest.mark.parametrize("values", [{"steps": 3, "batch_size": 5}, {"steps": 2, "batch_size": 1, "learning_rate": 0.1}])
 def test_text_is_trained_first_by_its_own_values(pairs: Path, trained_vae: Path, values: dict[str, Any]) -> None:
-    from intermoe.data.kinds import KINDS
     from intermoe.train.config import TextPretrainingConfig
 
     encoder = LatentEncoder(*load_vae_folder(trained_vae / "model"))
@@ -278,7 +277,7 @@ def test_text_is_trained_first_by_its_own_values(pairs: Path, trained_vae: Path,
     for rate in (1e-3, values.get("learning_rate", 1e-3)):
         words = Words()
         config = TextPretrainingConfig(**{**values, "learning_rate": rate})
-        pretrain_text(words, dataset, encoder.posterior, KINDS["interhuman"], config, seed=0)  # type: ignore[arg-type]
+        pretrain_text(words, dataset, encoder.posterior, config, seed=0)  # type: ignore[arg-type]
         assert words.sizes == [values["batch_size"]] * values["steps"]
         moved[rate] = (words.weight - 1).abs().max().item()
     if len(moved) == 2:

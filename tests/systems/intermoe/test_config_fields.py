@@ -141,9 +141,9 @@ def autoencoder(**changes: Any) -> CausalSkeletalVAE:
     return CausalSkeletalVAE(VAEConfig(**{"latent_dim": 4, "num_blocks": 1, "dropout": 0.0, **changes}))
 
 
-@pytest.mark.parametrize(("layout", "frame"), [("interhuman", (262,)), ("interx", (55, 12)), ("humanml3d", (263,))])
-def test_layout_and_width_of_latents(layout: str, frame: tuple[int, ...]) -> None:
-    vae = autoencoder(layout=layout, latent_dim=6)
+@pytest.mark.parametrize(("name", "frame"), [("interhuman", (262,)), ("interx", (55, 12)), ("humanml3d", (263,))])
+def test_representation_and_width_of_latents(name: str, frame: tuple[int, ...]) -> None:
+    vae = autoencoder(representation=name, latent_dim=6)
     latents = vae.encode(torch.randn(2, 8, *frame)).mean
     assert latents.shape == (2, 2, 7, 6)
     assert vae.decode(latents).shape == (2, 8, *frame)
