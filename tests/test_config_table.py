@@ -57,9 +57,12 @@ FIELDS: dict[str, dict[str, str]] = {
         "first_person": "systems/intermoe/test_denoiser.py::test_the_text_can_name_the_first_person",
         "recompute": f"{SCALE}::test_recomputation_changes_neither_gradients_nor_biases_nor_counts",
     },
-    "PipelineConfig": {
+    "ModelConfig": {
+        "system": f"{SYSTEM}::test_the_system_chooses_the_pipeline",
         "name": f"{SYSTEM}::test_parts_are_built_from_their_configurations",
         **dict.fromkeys(("fps", "min_frames", "max_frames"), f"{SYSTEM}::test_rate_and_length_of_generated_motion"),
+    },
+    "PipelineConfig": {
         "rigid_bones": "test_pipeline.py::test_bones_are_rigid_where_the_configuration_says_so",
         "planted_feet": "test_pipeline.py::test_feet_are_planted_where_the_configuration_says_so",
         **dict.fromkeys(("vae", "denoiser", "text"), f"{SYSTEM}::test_parts_are_built_from_their_configurations"),

@@ -49,10 +49,10 @@ class Network:
 @pytest.mark.parametrize(("scale", "until", "latent_scale"), [(3.0, 0.0, 1.0), (1.0, 0.0, 0.5), (2.0, 0.3, 0.5)])
 def test_ddim_by_hand(scale: float, until: float, latent_scale: float) -> None:
     """x0 = s c + (1 - s) u; x' = sqrt(a') x0 + sqrt(1 - a') (x - sqrt(a) x0) / sqrt(1 - a), x0 scaled, at 500 and 0."""
-    text, noise = torch.tensor([[1.0, 3.0], [-2.0, 0.0]]), torch.randn(2, 3, 2, 4)
+    text, noise = torch.tensor([[1.0, 3.0], [-2.0, 0.0]]), torch.randn(2, 2, 3, 4)
     network, levels = Network(), alpha_bars(1000).float()
     result = sample(
-        network, text, (2, 3, 2, 4), scheduler=build_scheduler("ddim", DiffusionConfig()), num_inference_steps=2,
+        network, text, (2, 2, 3, 4), scheduler=build_scheduler("ddim", DiffusionConfig()), num_inference_steps=2,
         guidance_scale=scale, guidance_until=until, latent_scale=latent_scale, noise=noise,
     )  # fmt: skip
     x, push = noise, 0.25 * text.mean(dim=1)[:, None, None, None]
@@ -73,16 +73,16 @@ def test_ddim_by_hand(scale: float, until: float, latent_scale: float) -> None:
 def test_one_seed_a_sample_and_noise_of_its_own_in_every_step() -> None:
     def run(seeds: list[int], name: str = "ddpm") -> Tensor:
         return sample(
-            Network(), torch.zeros(len(seeds), 2), (len(seeds), 3, 2, 4), num_inference_steps=3,
+            Network(), torch.zeros(len(seeds), 2), (len(seeds), 2, 3, 4), num_inference_steps=3,
             scheduler=build_scheduler(name, DiffusionConfig()),
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],
         )  # fmt: skip
 
     first = run([1, 2])
     torch.testing.assert_close(run([2, 3])[0], first[1])
-    noise = torch.randn((1, 3, 2, 4), generator=torch.Generator().manual_seed(1))
+    noise = torch.randn((1, 2, 3, 4), generator=torch.Generator().manual_seed(1))
     given = sample(
-        Network(), torch.zeros(1, 2), (1, 3, 2, 4), num_inference_steps=3, noise=noise,
+        Network(), torch.zeros(1, 2), (1, 2, 3, 4), num_inference_steps=3, noise=noise,
         scheduler=build_scheduler("ddim", DiffusionConfig()),
     )  # fmt: skip
     torch.testing.assert_close(run([1], "ddim"), given)
@@ -92,7 +92,7 @@ def test_one_seed_a_sample_and_noise_of_its_own_in_every_step() -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_loss_by_hand(gamma: float, masked: bool) -> None:
     """The mean over valid frames of (1 + min(SNR, gamma)) times the squared error of x0."""
-    latents, noise, text = torch.randn(2, 3, 2, 4), torch.randn(2, 3, 2, 4), torch.ones(2, 2)
+    latents, noise, text = torch.randn(2, 2, 3, 4), torch.randn(2, 2, 3, 4), torch.ones(2, 2)
     timesteps, levels = torch.tensor([100, 700]), alpha_bars(1000).float()
     mask = torch.tensor([[True, True, True], [True, False, False]]) if masked else None
     network = Network()
@@ -105,8 +105,8 @@ def test_loss_by_hand(gamma: float, masked: bool) -> None:
         level = levels[t]
         noisy = level.sqrt() * 0.5 * latents[sample_index] + (1 - level).sqrt() * noise[sample_index]
         valid = slice(None) if mask is None else mask[sample_index]  # what padding holds is of no account
-        torch.testing.assert_close(network.calls[0][0][sample_index][valid], noisy[valid], rtol=1e-4, atol=1e-5)
-        error = (0.5 * noisy + 0.25 - latents[sample_index]).square().mean(dim=(1, 2))
+        torch.testing.assert_close(network.calls[0][0][sample_index][:, valid], noisy[:, valid], rtol=1e-4, atol=1e-5)
+        error = (0.5 * noisy + 0.25 - latents[sample_index]).square().mean(dim=(0, 2))
         weight = 1 + min((level / (1 - level)).item(), gamma)
         for frame in range(3):
             if mask is None or mask[sample_index, frame]:

@@ -63,14 +63,14 @@ def test_the_shortest_item_that_is_used(
     with pytest.warns(UserWarning, match=f"shorter than {needed + 1} frames: 1"):
         dataset = InterHumanDataset(root, "train", **options)
     assert dataset.names == ["enough"]
-    assert dataset[0]["motion"].shape[0] == dataset.num_frames(0) == needed
+    assert dataset[0]["motion"].shape[1] == dataset.num_frames(0) == needed
 
 
 def test_the_longest_item_is_a_window_at_any_place(interhuman_folder: Callable[..., Path]) -> None:
     root = interhuman_folder({"train": {"1": 24}})
     dataset = InterHumanDataset(root, "train", max_frames=20)
     assert {dataset.choose(0, epoch)[0].start for epoch in range(60)} == {0, 1, 2, 3}
-    assert dataset[0]["motion"].shape[0] == 20
+    assert dataset[0]["motion"].shape[1] == 20
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,9 @@ def test_published_bounds(name: str, fps: int, persons: int, shortest: int, long
 
 @pytest.mark.parametrize(("longest", "padded"), [(33, 36), (36, 36), (37, 40)])
 def test_batches_are_padded_to_whole_latent_frames(longest: int, padded: int) -> None:
-    items = [{"name": "", "caption": "", "motion": torch.ones(frames, 2, 3)} for frames in (longest, 5)]
+    items = [{"name": "", "caption": "", "motion": torch.ones(2, frames, 3)} for frames in (longest, 5)]
     batch = collate(items)  # type: ignore[arg-type]
-    assert batch["motion"].shape == (2, padded, 2, 3)
+    assert batch["motion"].shape == (2, 2, padded, 3)
     assert batch["motion"].sum() == (longest + 5) * 2 * 3
 
 
@@ -101,7 +101,7 @@ def test_statistics_keep_the_small_deviations_that_velocities_have() -> None:
 def test_statistics_of_several_passes_take_another_draw_in_each(interhuman_folder: Callable[..., Path]) -> None:
     dataset = InterHumanDataset(interhuman_folder({"train": {"1": 60}}), "train", window=16)
     found = compute_statistics(dataset, passes=3)
-    frames = torch.cat([dataset.draw(0, epoch)["motion"] for epoch in range(3)]).flatten(0, 1).double()
+    frames = torch.cat([dataset.draw(0, epoch)["motion"] for epoch in range(3)], dim=1).flatten(0, 1).double()
     np.testing.assert_allclose(found.mean, frames.mean(dim=0), rtol=1e-4, atol=1e-5)
 
 

@@ -39,8 +39,8 @@ def marked(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch, frames: int 
 
     def draw(index: int, epoch: int) -> dict[str, Any]:
         asked.append((index, epoch))
-        motion = torch.stack([torch.full((frames, 262), float(person)) for person in (1, 2)], dim=1)
-        motion = motion + 10 * torch.arange(frames)[:, None, None]
+        motion = torch.stack([torch.full((frames, 262), float(person)) for person in (1, 2)])
+        motion = motion + 10 * torch.arange(frames)[:, None]
         return {"name": str(index), "motion": motion, "caption": "the first dancer turns to the left"}
 
     monkeypatch.setattr(evaluation.dataset, "draw", draw)
@@ -55,7 +55,7 @@ def test_persons_are_exchanged_with_their_caption(make: Any, monkeypatch: pytest
         for kind in (TRUTH, REFERENCE, GENERATED):
             item = evaluation._draw(replication, kind, replication % 7)
             flips.append(item["motion"][0, 0, 0].item() == 2.0)
-            assert item["motion"][0, 1, 0].item() == (1.0 if flips[-1] else 2.0)
+            assert item["motion"][1, 0, 0].item() == (1.0 if flips[-1] else 2.0)
             who = "second" if flips[-1] else "first"
             assert item["caption"] == f"the {who} dancer turns to the left"
     assert np.mean(flips) == pytest.approx(0.5, abs=0.13)
@@ -68,12 +68,12 @@ def test_crops_are_whole_units_at_any_place(make: Any, monkeypatch: pytest.Monke
     evaluation = make()
     marked(evaluation, monkeypatch, frames=30)
     evaluation.protocol = dataclasses.replace(evaluation.protocol, crops=True, swaps_persons=False)
-    found = [evaluation._draw(replication, TRUTH, 0)["motion"][:, 0, 0] for replication in range(150)]
+    found = [evaluation._draw(replication, TRUTH, 0)["motion"][0, :, 0] for replication in range(150)]
     places = {(len(motion), int(motion[0] - 1) // 10) for motion in found}
     assert places == {*((28, start) for start in range(3)), *((24, start) for start in range(7))}
     assert np.mean([len(motion) == 24 for motion in found]) == pytest.approx(1 / 3, abs=0.12)
     marked(evaluation, monkeypatch, frames=5)
-    assert {len(evaluation._draw(replication, TRUTH, 0)["motion"]) for replication in range(20)} == {4}
+    assert {evaluation._draw(replication, TRUTH, 0)["motion"].shape[1] for replication in range(20)} == {4}
 
 
 def test_what_is_compared_is_drawn_apart(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,9 +161,9 @@ def test_settings_reach_the_generation(make: Any, monkeypatch: pytest.MonkeyPatc
 
     def generate(pipeline: Any, prompts: Any, lengths: Any, seeds: Any, **options: Any) -> list[torch.Tensor]:
         seen.append({"prompts": prompts, "lengths": lengths, "seeds": seeds, **options})
-        return [torch.zeros(length, 2, 262) for length in lengths]
+        return [torch.zeros(2, length, 262) for length in lengths]
 
-    monkeypatch.setattr(runner, "generate", generate)
+    monkeypatch.setattr(type(make().pipeline), "sample", generate)
     evaluation = make(num_inference_steps=9, guidance_scale=2.5, scheduler="unipc", generation_batch=3)
     for piece in evaluation.pieces(0):
         if piece.generated:
@@ -174,6 +174,11 @@ def test_settings_reach_the_generation(make: Any, monkeypatch: pytest.MonkeyPatc
     seeds = [seed for call in seen for seed in call["seeds"]]
     assert len(set(seeds)) == len(seeds) == 7 + 2 * 3, "no two motions share their noise"
     seen.clear()
+    for piece in evaluation.pieces(1):
+        if piece.generated:
+            evaluation.make(1, piece, 1)
+    assert not {seed for call in seen for seed in call["seeds"]} & set(seeds), "nor do two replications"
+    seen.clear()
     other = make(seed=1)
     other.make(0, next(piece for piece in other.pieces(0) if piece.generated), 1)
     assert not set(seen[0]["seeds"]) & set(seeds)
@@ -181,19 +186,22 @@ def test_settings_reach_the_generation(make: Any, monkeypatch: pytest.MonkeyPatc
     items = [evaluation._draw(0, GENERATED, index) for index, _ in generated.draws]
     evaluation.make(0, generated, 2)
     assert (seen[-1]["prompts"], seen[-1]["num_inference_steps"]) == ([item["caption"] for item in items], 2)
-    assert seen[-1]["lengths"] == [len(item["motion"]) for item in items]
+    assert seen[-1]["lengths"] == [item["motion"].shape[1] for item in items]
 
 
 @pytest.mark.parametrize("batch_size", [2, 3])
 def test_texts_are_compared_within_batches_of_the_settings(make: Any, batch_size: int, monkeypatch: Any) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[list[float], int]] = []
     retrieval = runner.retrieval
-    monkeypatch.setattr(runner, "retrieval", lambda t, m, size: seen.append((len(t), size)) or retrieval(t, m, size))
+    monkeypatch.setattr(
+        runner, "retrieval", lambda t, m, size: seen.append((t[:, 0].tolist(), size)) or retrieval(t, m, size)
+    )
     monkeypatch.setattr(Evaluation, "_gather", lambda self, replication, kind: embeddings(self, kind))
     evaluation = make(batch_size=batch_size)
     evaluation.folder.mkdir()
     evaluation.finish(0)
-    assert seen == [(6, batch_size)] * 2
+    assert [(len(rows), size) for rows, size in seen] == [(6, batch_size)] * 2
+    assert all(sorted(rows) != rows for rows, _ in seen), "which share a batch is drawn"
 
 
 def test_multimodality_is_of_as_many_texts_and_samples_as_set(make: Any) -> None:
@@ -205,9 +213,8 @@ def test_multimodality_is_of_as_many_texts_and_samples_as_set(make: Any) -> None
     ]
     assert len({index for index, _ in draws}) == 3
     assert len(draws) == 12
-    first, second = ({i for p in make().pieces(n) if p.kind == MULTIMODAL for i, _ in p.draws} for n in (0, 1))
-    other = {i for p in make(seed=1).pieces(0) if p.kind == MULTIMODAL for i, _ in p.draws}
-    assert len({frozenset(first), frozenset(second), frozenset(other)}) > 1, "drawn by seed and replication"
+    chosen = [frozenset(i for p in make().pieces(n) if p.kind == MULTIMODAL for i, _ in p.draws) for n in range(6)]
+    assert len(set(chosen)) > 2, "drawn anew in every replication"
 
 
 CHANGED: dict[str, Any] = {

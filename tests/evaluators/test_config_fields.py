@@ -31,43 +31,43 @@ def interclip(**changes: Any) -> InterClip:
 def test_sizes_of_interclip() -> None:
     text = TextConfig(**{**TEXT.to_dict(), "output_dim": 5})
     model = interclip(width=12, num_layers=3, feedforward_dim=20, embedding_dim=5, text=text)
-    assert model.embed_motion(torch.randn(2, 12, 2, 262), LENGTHS).shape == (2, 5)
+    assert model.embed_motion(torch.randn(2, 2, 12, 262), LENGTHS).shape == (2, 5)
     assert model.embed_text(CAPTIONS).shape == (2, 5)
     assert len(model.motion.transformer.layers) == 3
     assert model.motion.transformer.layers[0].linear1.weight.shape == (20, 12)
 
 
 def test_input_columns_and_persons() -> None:
-    model, motion = interclip(input_dim=10, persons=3), torch.randn(2, 12, 3, 262)
+    model, motion = interclip(input_dim=10, persons=3), torch.randn(2, 3, 12, 262)
     embedded = model.embed_motion(motion, LENGTHS)
     beyond, within, other = motion.clone(), motion.clone(), motion.clone()
     beyond[..., 10:] += 1
     within[..., 9] += 1
-    other[:, :, 2, 0] += 1
+    other[:, 2, :, 0] += 1
     assert torch.equal(model.embed_motion(beyond, LENGTHS), embedded)
     assert not torch.allclose(model.embed_motion(within, LENGTHS), embedded)
     assert not torch.allclose(model.embed_motion(other, LENGTHS), embedded)
-    with pytest.raises(ValueError, match=r"motion: expected \(B, T, 3, at least 10 columns\)"):
-        model.embed_motion(motion[:, :, :2], LENGTHS)
+    with pytest.raises(ValueError, match=r"motion: expected \(B, 3, T, at least 10 columns\)"):
+        model.embed_motion(motion[:, :2], LENGTHS)
     assert InterClipConfig().input_dim == 258  # all but the contacts of InterHuman
 
 
 def test_heads_change_the_answer_and_no_shape() -> None:
     one, two = interclip(num_heads=1), interclip(num_heads=2)
     two.load_state_dict(one.state_dict())
-    motion = torch.randn(2, 12, 2, 262)
+    motion = torch.randn(2, 2, 12, 262)
     assert not torch.allclose(one.embed_motion(motion, LENGTHS), two.embed_motion(motion, LENGTHS), atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_scale_is_the_length_of_every_embedding(scale: float) -> None:
     model = interclip(scale=scale)
-    for embedded in (model.embed_motion(torch.randn(2, 12, 2, 262), LENGTHS), model.embed_text(CAPTIONS)):
+    for embedded in (model.embed_motion(torch.randn(2, 2, 12, 262), LENGTHS), model.embed_text(CAPTIONS)):
         torch.testing.assert_close(embedded.norm(dim=1), torch.full((2,), scale))
 
 
 def test_dropout_and_representation_of_interclip() -> None:
-    motion = torch.randn(2, 12, 2, 262)
+    motion = torch.randn(2, 2, 12, 262)
     for p in (0.0, 0.5):
         model = interclip(dropout=p).train()
         assert torch.equal(model.motion(motion, LENGTHS), model.motion(motion, LENGTHS)) is (p == 0.0)
@@ -78,11 +78,11 @@ def test_dropout_and_representation_of_interclip() -> None:
 
 
 def test_frames_beyond_the_length_and_their_order() -> None:
-    model, motion = interclip(), torch.randn(2, 12, 2, 262)
+    model, motion = interclip(), torch.randn(2, 2, 12, 262)
     embedded = model.embed_motion(motion, LENGTHS)
-    longer = torch.cat([motion, torch.full((2, 4, 2, 262), 50.0)], dim=1)
+    longer = torch.cat([motion, torch.full((2, 2, 4, 262), 50.0)], dim=2)
     torch.testing.assert_close(model.embed_motion(longer, LENGTHS), embedded)
-    assert not torch.allclose(model.embed_motion(motion.flip(1), torch.tensor([12, 12])), embedded)
+    assert not torch.allclose(model.embed_motion(motion.flip(2), torch.tensor([12, 12])), embedded)
 
 
 GRU: dict[str, Any] = {
@@ -102,7 +102,7 @@ def bigru(**changes: Any) -> BiGRUEvaluator:
 
 def test_sizes_of_the_recurrent_evaluator() -> None:
     model = bigru(word_dim=8, movement_dim=9, motion_dim=10, text_dim=11, embedding_dim=12)
-    assert model.embed_motion(torch.randn(2, 12, 1, 263), LENGTHS).shape == (2, 12)
+    assert model.embed_motion(torch.randn(2, 1, 12, 263), LENGTHS).shape == (2, 12)
     assert model.embed_text(["walk/VERB", "person/NOUN walk/VERB"]).shape == (2, 12)
     assert model.vectors.shape == (6, 8)
     assert (model.conv1.out_channels, model.motion.gru.hidden_size, model.text.gru.hidden_size) == (9, 10, 11)
@@ -111,9 +111,9 @@ def test_sizes_of_the_recurrent_evaluator() -> None:
 
 
 def test_motion_and_texts_are_cut_to_their_most() -> None:
-    model, motion = bigru(max_frames=12, max_words=2), torch.randn(1, 24, 1, 263)
+    model, motion = bigru(max_frames=12, max_words=2), torch.randn(1, 1, 24, 263)
     whole = model.embed_motion(motion, torch.tensor([24]))
-    torch.testing.assert_close(model.embed_motion(motion[:, :12], torch.tensor([12])), whole)
+    torch.testing.assert_close(model.embed_motion(motion[:, :, :12], torch.tensor([12])), whole)
     assert not torch.allclose(bigru(max_frames=24).embed_motion(motion, torch.tensor([24])), whole)
     texts = ["person/NOUN walk/VERB slowly/ADV", "person/NOUN walk/VERB"]
     cut, long = model.embed_text(texts), bigru(max_words=3).embed_text(texts)
@@ -123,7 +123,7 @@ def test_motion_and_texts_are_cut_to_their_most() -> None:
 
 def test_normalisation_and_columns_of_the_recurrent_evaluator() -> None:
     """Column k is (x - mean_k) / std_k; the contacts are not read."""
-    model, motion = bigru(), torch.randn(2, 12, 1, 263)
+    model, motion = bigru(), torch.randn(2, 1, 12, 263)
     embedded = model.embed_motion(motion, LENGTHS)
     model.mean.copy_(torch.linspace(-1, 1, 259))
     model.std.copy_(torch.linspace(0.5, 2, 259))
@@ -135,16 +135,16 @@ def test_normalisation_and_columns_of_the_recurrent_evaluator() -> None:
 
 def test_representation_of_interx_puts_both_persons_side_by_side() -> None:
     """672 columns: joint by joint the rotations of both persons, then the place of both roots and six zeros."""
-    model, motion = bigru(representation="interx", input_dim=56 * 12), torch.randn(1, 8, 2, 55, 12)
+    model, motion = bigru(representation="interx", input_dim=56 * 12), torch.randn(1, 2, 8, 55, 12)
     assert model.representation == "interx"
     columns = model._columns(motion)
     assert columns.shape == (1, 8, 672)
     for joint in (0, 31, 54):
         for person in (0, 1):
-            expected = motion[:, :, person, joint, 6:]
+            expected = motion[:, person, :, joint, 6:]
             torch.testing.assert_close(columns[..., 12 * joint + 6 * person : 12 * joint + 6 * person + 6], expected)
     place = columns[..., 660:].view(1, 8, 2, 6)
-    torch.testing.assert_close(place[..., :3], motion[:, :, :, 0, :3])
+    torch.testing.assert_close(place[..., :3], motion[:, :, :, 0, :3].transpose(1, 2))
     assert not place[..., 3:].any()
 
 

@@ -13,6 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from intermoe.data import InterHumanDataset, collate
+from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
 from intermoe.train import load_vae_folder, run_denoiser, run_vae
 from intermoe.train.config import DataConfig, DenoiserTrainConfig, OptimConfig, RunConfig, TrainConfig, VAETrainConfig
@@ -71,7 +72,7 @@ def test_lengths_strictness_and_representation_of_the_data(pairs: Path, tmp_path
     def split(min_frames: int = 16, **values: Any) -> Any:
         return open_split(TrainConfig(data=DataConfig(root=str(pairs), **values)), "train", min_frames=min_frames)
 
-    assert sorted(len(split(max_frames=30).draw(index, 0)["motion"]) for index in range(5)) == [26, 29, 30, 30, 30]
+    assert sorted(split(max_frames=30).draw(index, 0)["motion"].shape[1] for index in range(5)) == [26, 29, 30, 30, 30]
     with pytest.warns(UserWarning, match="2 of 5 items cannot be used"):
         assert len(split(30)) == 3
     with pytest.raises(ValueError, match="2 of 5 items cannot be used"):
@@ -83,7 +84,7 @@ def test_lengths_strictness_and_representation_of_the_data(pairs: Path, tmp_path
     (folder / "texts" / "a.txt").write_text("a man walks#a/DET#0#0\n")
     np.save(folder / "new_joint_vecs" / "a.npy", np.zeros((60, 263), np.float32))
     data = DataConfig(representation="humanml3d", root=str(folder), mirror=False, swap_persons=False)
-    assert open_split(TrainConfig(data=data), "train", min_frames=16)[0]["motion"].shape == (60, 1, 263)
+    assert open_split(TrainConfig(data=data), "train", min_frames=16)[0]["motion"].shape == (1, 60, 263)
 
 
 def test_the_shortest_item_of_a_run(started: Callable[..., dict[str, Any]]) -> None:
@@ -98,7 +99,7 @@ def test_values_of_the_autoencoders_training(started: Callable[..., dict[str, An
         "vae", window=20, latent_noise=0.25, **{"losses.bone": 0.5, "model.num_blocks": 2, "model.latent_dim": 6}
     )
     assert len(seen["train"]) == 5
-    assert seen["train"].draw(0, 0)["motion"].shape == (20, 2, 262)
+    assert seen["train"].draw(0, 0)["motion"].shape == (2, 20, 262)
     strided = started("vae", window=20, window_stride=5)["train"]
     assert len(strided) == sum((frames - 20) // 5 + 1 for frames in (40, 29, 33, 26, 30))
     objective = seen["objective"]
@@ -152,7 +153,7 @@ def objective(trained_vae: Path, tiny_pipeline: Any) -> Callable[..., DenoiserOb
         config = DenoiserTrainConfig.from_dict({"text": text, **changes, "denoiser": denoiser})
         torch.manual_seed(0)
         built = DenoiserObjective(
-            config, LatentEncoder(*load_vae_folder(trained_vae / "model")), tiny_pipeline.text_encoder
+            config, LatentEncoder(LatentCodec(*load_vae_folder(trained_vae / "model"))), tiny_pipeline.text_encoder
         )
         torch.nn.init.normal_(built.denoiser.out.weight)
         return built
@@ -271,7 +272,7 @@ class Words(torch.nn.Module):
 def test_text_is_trained_first_by_its_own_values(pairs: Path, trained_vae: Path, values: dict[str, Any]) -> None:
     from intermoe.train.config import TextPretrainingConfig
 
-    encoder = LatentEncoder(*load_vae_folder(trained_vae / "model"))
+    encoder = LatentEncoder(LatentCodec(*load_vae_folder(trained_vae / "model")))
     dataset = InterHumanDataset(pairs, "train", min_frames=16)
     moved = {}
     for rate in (1e-3, values.get("learning_rate", 1e-3)):
@@ -339,9 +340,9 @@ def test_settings_of_an_ablation_reach_the_generation(
 
     def generate(pipeline: Any, prompts: Any, lengths: Any, seeds: Any, **options: Any) -> list[torch.Tensor]:
         seen.append({"seeds": seeds, "prompts": prompts, "lengths": lengths, **options})
-        return [torch.full((length, 2, 262), float(length)) for length in lengths]
+        return [torch.full((2, length, 262), float(length)) for length in lengths]
 
-    monkeypatch.setattr(ablate, "generate", generate)
+    monkeypatch.setattr(type(tiny_pipeline), "sample", generate)
     dataset = InterHumanDataset(pairs, "val", training=False)  # two items of 31 and 24 frames, three captions each
     settings = ablate.AblationSettings(seeds=(2, 5), num_inference_steps=7, guidance_scale=1.5)
     made = ablate._generate(tiny_pipeline, dataset, settings, batch_size=1)
@@ -349,5 +350,5 @@ def test_settings_of_an_ablation_reach_the_generation(
     assert all((call["num_inference_steps"], call["guidance_scale"]) == (7, 1.5) for call in seen)
     seeds = [seed for call in seen for seed in call["seeds"]]
     assert sorted(seeds) == [*range(2 * 6, 3 * 6), *range(5 * 6, 6 * 6)]
-    assert [len(motion) for motion, _ in made] == [dataset.num_frames(i % 2) for i in range(12)]
+    assert [motion.shape[1] for motion, _ in made] == [dataset.num_frames(i % 2) for i in range(12)]
     assert [caption for _, caption in made[:4]] == [dataset.captions(i % 2)[i // 2] for i in range(4)]

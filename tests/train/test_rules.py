@@ -38,7 +38,7 @@ class Constants:
         return self.frames[index]
 
     def draw(self, index: int, epoch: int) -> MotionItem:
-        motion = torch.full((self.frames[index], 2, 262), float(index))
+        motion = torch.full((2, self.frames[index], 262), float(index))
         return {"name": f"item{index}", "motion": motion, "caption": str(index)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from intermoe import InterMoEPipeline
+from intermoe import InterMoEPipeline, MotionPipeline
 from intermoe.diffusion import DiffusionConfig, build_scheduler, sample
-from intermoe.eval.generation import generate
 from intermoe.nn.attention import Attention
 from intermoe.systems.intermoe.config import DenoiserConfig, PipelineConfig, VAEConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
@@ -29,19 +29,20 @@ def denoiser(**changes: Any) -> Denoiser:
     model = Denoiser(DenoiserConfig(**{**SMALL, **changes}))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+            generator = torch.Generator().manual_seed(parameter.numel())
+            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
     return model
 
 
 def inputs(model: Denoiser) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(2, 5, 2, model.config.input_dim, generator=generator)
+    x = torch.randn(2, 2, 5, model.config.input_dim, generator=generator)
     return x, torch.tensor([3, 700]), torch.randn(2, model.config.text_dim, generator=generator)
 
 
 def test_widths_and_depths_of_the_denoiser() -> None:
     model = denoiser(input_dim=10, text_dim=7, dim=12, num_layers=3, num_experts=5, expert_dim=6)
-    assert model(*inputs(model)).shape == (2, 5, 2, 10)
+    assert model(*inputs(model)).shape == (2, 2, 5, 10)
     assert len(model.layers) == len(model.moe_blocks()) == 3
     for block in model.moe_blocks():
         assert block.w_gate_up.shape == (5, 2 * 6, 12)
@@ -204,10 +205,10 @@ def test_rate_and_length_of_generated_motion(changed: Any) -> None:
 
 
 def made(pipeline: InterMoEPipeline, **options: Any) -> list[Tensor]:
-    """The same prompt by the pipeline and by the evaluation's generation."""
+    """The same prompt by a call and by ``sample``, as evaluations do it."""
     options = {"num_inference_steps": 4, "guidance_scale": 3.0, **options}
-    alone = pipeline("they bow", num_frames=16, seed=5, **options).motion[0].transpose(0, 1)
-    return [alone, generate(pipeline, ["they bow"], [16], [5], **options)[0]]
+    alone = pipeline("they bow", num_frames=16, seed=5, **options).motion[0]
+    return [alone, pipeline.sample(["they bow"], [16], [5], **options)[0]]
 
 
 def test_guidance_ends_where_the_configuration_says(changed: Any) -> None:
@@ -222,18 +223,22 @@ def test_guidance_ends_where_the_configuration_says(changed: Any) -> None:
 @pytest.mark.parametrize("values", [{"latent_scale": 0.5}, {"num_train_timesteps": 100}, {"max_beta": 0.002}])
 def test_sampling_follows_the_diffusion_of_the_configuration(changed: Any, values: dict[str, Any]) -> None:
     plain, pipeline = made(changed()), changed(values)
+    seen: list[Tensor] = []
+    hook = pipeline.denoiser.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0][:1]))
+    found = made(pipeline)
+    hook.remove()
     latents = sample(
         pipeline.denoiser,
         pipeline.text_encoder(["they bow"]),
-        (1, 4, 2, 28),
+        (1, 2, 4, 28),
         scheduler=build_scheduler("ddim", DiffusionConfig.from_dict(values)),
         num_inference_steps=4,
         guidance_scale=3.0,
         latent_scale=values.get("latent_scale", 1.0),
-        generators=[torch.Generator().manual_seed(5)],
+        noise=seen[0],  # what the seed made
     )
-    expected = pipeline.decode(latents)[0].transpose(0, 1)
-    for motion, before in zip(made(pipeline), plain, strict=True):
+    expected = pipeline.decode(latents)[0]
+    for motion, before in zip(found, plain, strict=True):
         torch.testing.assert_close(motion, expected, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(motion, before, atol=1e-3)
 
@@ -247,3 +252,12 @@ def test_parts_are_built_from_their_configurations(tmp_path: Path, tiny_pipeline
     assert (loaded.vae.config, loaded.denoiser.config) == (loaded.config.vae, loaded.config.denoiser)
     assert loaded.text_encoder.output_dim == loaded.config.text.output_dim == 8
     assert loaded.config.diffusion == tiny_pipeline.config.diffusion
+
+
+def test_the_system_chooses_the_pipeline(tmp_path: Path, tiny_pipeline: Any) -> None:
+    tiny_pipeline.save_pretrained(tmp_path)
+    assert isinstance(MotionPipeline.from_pretrained(tmp_path), InterMoEPipeline)
+    values = {**tiny_pipeline.config.to_dict(), "system": "other"}
+    (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(ValueError, match="'other'"):
+        MotionPipeline.from_pretrained(tmp_path)
