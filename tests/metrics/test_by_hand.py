@@ -366,9 +366,9 @@ def test_retrieval_in_two_batches() -> None:
 
 
 def test_diversity_and_multimodality_of_given_pairs() -> None:
-    rows = np.array([[0.0, 0], [3, 4], [0, 1]])
+    rows = np.array([[0.0, 0, 2], [3, 4, 2], [0, 1, 9]])
     first, second = np.array([0, 1]), np.array([1, 2])
-    expected = (5 + math.hypot(3, 3)) / 2
+    expected = (5 + math.hypot(3, 3, 7)) / 2
     assert distribution.diversity(rows, first, second) == pytest.approx(expected)
     assert distribution.diversity(rows, first, second, scale=6, divide_by=2) == pytest.approx(3 * expected)
     texts = np.stack([rows, 2 * rows])
