@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -115,21 +116,29 @@ def test_only_interhuman_motion_is_cleaned(tiny_pipeline, name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_save_and_load_give_the_same_model(tiny_pipeline, tmp_path, dtype) -> None:
-    tiny_pipeline.save_pretrained(tmp_path / "model", dtype=dtype)
+    pipeline = copy.copy(tiny_pipeline)
+    pipeline.denoiser = copy.deepcopy(tiny_pipeline.denoiser)
+    bias = pipeline.denoiser.layers[0].moe.selection_bias
+    bias.copy_(torch.tensor([-0.501, -0.4987, -0.123]))  # no numbers of float16
+    assert not torch.equal(bias.half().float(), bias)
+    pipeline.save_pretrained(tmp_path / "model", dtype=dtype)
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
         "config.json",
         "model.safetensors",
         "tokenizer.json",
     ]
     loaded = InterMoEPipeline.from_pretrained(tmp_path / "model")
-    assert loaded.config == tiny_pipeline.config
+    assert loaded.config == pipeline.config
     assert next(loaded.denoiser.parameters()).dtype == torch.float32
-    np.testing.assert_array_equal(loaded.statistics.mean, tiny_pipeline.statistics.mean)
-    assert torch.equal(
-        loaded.denoiser.layers[0].moe.selection_bias, tiny_pipeline.denoiser.layers[0].moe.selection_bias
-    )
+    for name in ("mean", "std"):
+        np.testing.assert_array_equal(getattr(loaded.statistics, name), getattr(pipeline.statistics, name))
+    assert torch.equal(loaded.denoiser.layers[0].moe.selection_bias, bias)
+    for name, module in (("vae", loaded.vae), ("denoiser", loaded.denoiser), ("text_encoder", loaded.text_encoder)):
+        for key, value in getattr(pipeline, name).state_dict().items():
+            kept = key.endswith("selection_bias") or dtype is None or not value.is_floating_point()
+            assert torch.equal(module.state_dict()[key], value if kept else value.to(dtype).float()), key
     arguments = {"num_frames": 16, "num_inference_steps": 3, "seed": 2}
-    a, b = tiny_pipeline(PROMPTS, **arguments).joints, loaded(PROMPTS, **arguments).joints
+    a, b = pipeline(PROMPTS, **arguments).joints, loaded(PROMPTS, **arguments).joints
     if dtype is None:
         assert torch.equal(a, b)
     else:

@@ -164,7 +164,7 @@ def measure(clips: Sequence[Clip], reference: Sequence[Clip], *, paired: bool, f
     feet = sum((foot_contact(clip.joints) for clip in clips), FootContact())
     distances = np.concatenate([pelvis_distances(clip.joints) for clip in clips])
     frames = [clip.joints.shape[1] for clip in clips]
-    verdicts = [agreement(clip.joints, caption) for clip in clips for caption in clip.captions]
+    verdicts = [agreement(clip.joints, caption, fps=fps) for clip in clips for caption in clip.captions]
     directions = [verdict.direction for verdict in verdicts if verdict.direction is not None]
     counts = [verdict.count for verdict in verdicts if verdict.count is not None]
     errors = [joint_error(a.joints, b.joints) for a, b in zip(clips, reference, strict=True)] if paired else None

@@ -166,7 +166,7 @@ class TurnAgreement:
     count: bool | None
 
 
-def agreement(joints: Floats, caption: str) -> TurnAgreement:
+def agreement(joints: Floats, caption: str, *, fps: float = FPS) -> TurnAgreement:
     """Compare the turns of two persons (2, T, 22, 3) with a caption; every claim of the caption must hold.
 
     A dancer turns in a named direction if most of the angle of their turns lies in it, or, where the caption lets the
@@ -181,7 +181,7 @@ def agreement(joints: Floats, caption: str) -> TurnAgreement:
     directions, counts = [], []
     for claim in claims:
         least = PART_TURN if claim.count is None else FULL_TURN
-        angles = [turns(person, min_degrees=least) for person in joints]
+        angles = [turns(person, min_degrees=least, fps=fps) for person in joints]
         if claim.direction is not None:
             own = max(angles, key=_total) if claim.dancer is None else angles[claim.dancer]
             both_ways = any(c.dancer == claim.dancer and c.direction not in (None, claim.direction) for c in claims)

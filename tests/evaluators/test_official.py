@@ -142,8 +142,8 @@ def bigru_files(tmp_path: Path) -> Path:
         torch.save(checkpoint, tmp_path / name, _use_new_zipfile_serialization=False)
         np.save(tmp_path / f"{prefix}_data.npy", np.random.default_rng(0).normal(size=(len(words), 9)))
         (tmp_path / f"{prefix}_words.pkl").write_bytes(pickle.dumps(words))
-    np.save(tmp_path / "mean.npy", np.full(263, 0.5))
-    np.save(tmp_path / "std.npy", np.full(263, 2.0))
+    np.save(tmp_path / "mean.npy", np.linspace(-0.5, 0.5, 263))  # a number of its own for every column
+    np.save(tmp_path / "std.npy", np.linspace(0.5, 2.0, 263))
     return tmp_path
 
 
@@ -152,6 +152,10 @@ def test_recurrent_evaluators_round_trip(bigru_files: Path, layout: str) -> None
     stats = bigru_files if layout == "humanml3d" else None
     save_evaluator(bigru_files / "out", official.load_bigru(bigru_files / f"{layout}.tar", layout, bigru_files, stats))
     evaluator: Any = load_evaluator(bigru_files / "out")
+    if stats is not None:
+        for name in ("mean", "std"):
+            expected = np.load(bigru_files / f"{name}.npy")[:259].astype(np.float32)
+            np.testing.assert_array_equal(getattr(evaluator, name).numpy(), expected)
     motion = torch.randn(2, 1, 21, 263) if layout == "humanml3d" else torch.randn(2, 2, 21, 55, 12)
     lengths = torch.tensor([21, 9])
     embedded = evaluator.embed_motion(motion, lengths)
@@ -182,7 +186,8 @@ def test_recurrent_evaluator_equals_its_parts(bigru_files: Path, relative_error:
     movement = parts["movement_encoder"]
     main.load_state_dict({k.removeprefix("main."): v for k, v in movement.items() if k.startswith("main.")})
     motion = torch.randn(1, 1, 20, 263)
-    padded = torch.cat([(motion[:, 0, :, :259] - 0.5) / 2.0, torch.zeros(1, 176, 259)], dim=1)
+    mean, std = (torch.from_numpy(np.load(bigru_files / name))[:259].float() for name in ("mean.npy", "std.npy"))
+    padded = torch.cat([(motion[:, 0, :, :259] - mean) / std, torch.zeros(1, 176, 259)], dim=1)
     hidden = main(padded.transpose(1, 2)).transpose(1, 2) @ movement["out_net.weight"].T + movement["out_net.bias"]
     weights = parts["motion_encoder"]
     gru = torch.nn.GRU(8, 8, batch_first=True, bidirectional=True)

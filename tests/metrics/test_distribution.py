@@ -54,6 +54,9 @@ def test_retrieval_by_hand() -> None:
 def test_bad_arrays_are_named() -> None:
     with pytest.raises(ValueError, match=r"text: expected the shape of motion, \(N >= 5, E\)"):
         retrieval(np.zeros((4, 2)), np.zeros((4, 2)), 5)
+    for shapes in (((6, 2), (6, 3)), ((6, 2), (5, 2)), ((6,), (6,))):
+        with pytest.raises(ValueError, match="text: expected the shape of motion"):
+            retrieval(*map(np.zeros, shapes), 5)
     with pytest.raises(ValueError, match=r"embeddings: expected \(N >= 2, E\) finite"):
         frechet_distance(np.full((3, 2), np.nan), np.zeros((3, 2)))
     with pytest.raises(ValueError, match=r"got shape \(1, 2\)"):

@@ -20,6 +20,7 @@ from intermoe.metrics.identity import (
     style_spectra,
     swap_score,
 )
+from intermoe.motion.skeleton import PARENTS
 
 # What each metric promises of which damage; on the skeleton that both dancers share, bones promise less.
 PROMISED = {
@@ -175,9 +176,18 @@ def test_averages(pair):
     averaged = corruptions.average(pair)
     np.testing.assert_allclose(averaged[0], pair.mean(axis=0))
     assert separation(averaged).distance == 0
+    pair = corruptions.scale_skeleton(pair, LONG_LIMBS)  # of bones of their own
+    pair[0, :, 20] += 0.2
     in_place = corruptions.average_in_place(pair)
     np.testing.assert_allclose(in_place[..., 0, :], pair[..., 0, :])
-    assert bone_inconsistency(in_place) < 1e-10
+    parents = list(PARENTS[1:])
+    mean = to_body(pair, pair).mean(axis=0)
+    bones = [pose[..., 1:, :] - pose[..., parents, :] for pose in (mean, to_body(in_place, pair))]
+    wanted, found = (bone / np.linalg.norm(bone, axis=-1, keepdims=True) for bone in bones)
+    # seen in the frames of the persons as they were: the pose of the mean
+    np.testing.assert_allclose(found, np.broadcast_to(wanted, found.shape), atol=1e-9)
+    own, kept = (np.linalg.norm(p[..., 1:, :] - p[..., parents, :], axis=-1) for p in (pair, in_place))
+    np.testing.assert_allclose(kept, own, atol=1e-9)
 
 
 def test_other_bones_keep_directions_and_the_other_person(pair):

@@ -16,7 +16,7 @@ def test_average_follows_its_formula() -> None:
         average.update()
         decay = min(0.3, (1 + n) / (10 + n))  # the warm-up rules until n = 2, the given decay after it
         expected = decay * expected + (1 - decay) * weight.detach()
-    torch.testing.assert_close(average.shadow[0], expected)
+        torch.testing.assert_close(average.shadow[0], expected)  # after every step: the warm-up is soon forgotten
 
 
 def test_applied_lends_the_average_and_returns_the_weights() -> None:

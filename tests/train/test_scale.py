@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import intermoe.train
@@ -20,8 +21,10 @@ from intermoe.data import InterHumanDataset
 from intermoe.metrics.distribution import frechet_distance
 from intermoe.systems.intermoe.config import DenoiserConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
+from intermoe.train import denoiser as denoiser_training
 from intermoe.train import run_denoiser, run_vae
-from intermoe.train.config import OptimConfig
+from intermoe.train.config import OptimConfig, RunConfig, TrainConfig
+from intermoe.train.loop import Objective, Trainer
 from intermoe.train.routing import Routing
 from intermoe.train.stream import StreamSampler
 from intermoe.train.vae import Windows
@@ -66,11 +69,11 @@ def test_recomputation_changes_neither_gradients_nor_biases_nor_counts() -> None
 
 
 def test_balance_is_the_load_relative_to_the_capacity() -> None:
-    block = InterMoEBlock(dim=4, num_experts=2, expert_dim=4, cond_dim=None, norm="none", capacity=1.0)
+    block = InterMoEBlock(dim=4, num_experts=2, expert_dim=4, cond_dim=None, norm="none", capacity=2.0)
     routing = Routing(torch.nn.ModuleDict({"moe": block}))
     block.expert_counts.copy_(torch.tensor([6, 3]))
     block.token_count.fill_(8)
-    assert routing.balance() == (3 / 4, 6 / 4)
+    assert routing.balance() == (3 / 8, 6 / 8)
 
 
 def test_compiled_parts_train_as_plain_ones(
@@ -87,6 +90,37 @@ def test_compiled_parts_train_as_plain_ones(
         assert weights.keys() == expected.keys()
         for key, value in weights.items():
             torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_compiled_parts_are_those_of_the_configuration(
+    backend: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Parts(Objective):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+
+        def repeated_parts(self) -> list[torch.nn.Module]:
+            return list(self.parts)[:2]
+
+    seen: list[tuple[torch.nn.Module, object]] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, *, backend, **_: seen.append((module, backend)))
+    config = TrainConfig(run=RunConfig(compile=backend))
+    objective = Parts()
+    Trainer(Accelerator(), objective, config, StubItems(), None, tmp_path)
+    assert seen == ([] if backend is None else [(part, backend) for part in list(objective.parts)[:2]])
+
+
+class StubItems:
+    def __len__(self) -> int:
+        return 1
+
+    def num_frames(self, index: int) -> int:
+        return 4
+
+    def draw(self, index: int, epoch: int) -> dict[str, object]:
+        return {}
 
 
 def test_epochs_are_counted_in_steps() -> None:
@@ -166,13 +200,23 @@ def test_fid_is_that_of_the_features(
             seen.append(torch.stack([row[:n, :, :3].mean(dim=(0, 1)) for row, n in zip(motion, lengths, strict=True)]))
             return seen[-1]
 
+    steps: list[int] = []
+    make = denoiser_training.sample
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("intermoe.evaluators.evaluator.load_evaluator", lambda folder: Mean())
+        patch.setattr(
+            denoiser_training,
+            "sample",
+            lambda *parts, num_inference_steps, **options: (
+                steps.append(num_inference_steps) or make(*parts, num_inference_steps=num_inference_steps, **options)
+            ),
+        )
         config = write_config(
-            "denoiser", **{"run.fid_clips": 2, "run.fid_steps": 2, "run.fid_evaluator": "folder", "data.batch_size": 1}
+            "denoiser", **{"run.fid_clips": 2, "run.fid_steps": 3, "run.fid_evaluator": "folder", "data.batch_size": 1}
         )
         run_denoiser(config, tmp_path / "run", vae=trained_vae / "model", data=pairs)
     generated, real = torch.cat(seen[::2]).numpy(), torch.cat(seen[1::2]).numpy()
     assert len(real) == 2
+    assert steps == [3, 3]
     expected = frechet_distance(generated, real)
     assert _scalars(tmp_path / "run")["validation/fid"] == pytest.approx([expected], rel=1e-4)

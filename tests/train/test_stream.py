@@ -32,6 +32,16 @@ def test_a_batch_depends_on_its_number_alone() -> None:
     assert list(StreamSampler(lengths, 3, range(20), seed=5)) != whole
 
 
+def test_every_epoch_and_seed_has_an_order_of_its_own() -> None:
+    """Of items of one length, in batches of one epoch each, nothing but the order of the stream is left."""
+    orders = []
+    for seed in (4, 5):
+        batches = StreamSampler([7] * 10, 10, range(StreamSampler.GROUP), seed=seed)
+        orders += [tuple(index for index, _ in batch) for batch in batches]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert len(set(orders)) == 2 * StreamSampler.GROUP
+
+
 def test_items_of_similar_length_come_together() -> None:
     lengths = [100] * 90 + [300] * 10
     batches = list(StreamSampler(lengths, 8, range(40 * StreamSampler.GROUP), seed=0))

@@ -1,0 +1,245 @@
+"""Every value of every configuration has a test that shows what depends on it; a new value needs a row here."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import pkgutil
+from functools import cache
+from pathlib import Path
+
+import intermoe
+from intermoe.config import Config
+
+TESTS = Path(__file__).parent
+SYSTEM, TEXT = "systems/intermoe/test_config_fields.py", "text/test_config_fields.py"
+TRAIN, RULES, LOOP, SCALE = (f"train/test_{name}.py" for name in ("config_fields", "rules", "loop", "scale"))
+EVALUATOR, EVAL, HAND = "evaluators/test_config_fields.py", "eval/test_protocol_rules.py", "test_diffusion_by_hand.py"
+ABLATE, BLOCK, KINDS = "train/test_ablate.py", "nn/test_moe.py", "ops/test_routing.py"
+
+REACH_BLOCKS = f"{SYSTEM}::test_values_of_routing_reach_every_block"
+SIZES = f"{SYSTEM}::test_widths_and_depths_of_the_denoiser"
+OF_TEXT, OF_CLIP = f"{TEXT}::test_sizes_of_the_encoder", f"{TEXT}::test_layers_and_heads_of_the_clip_tower"
+OF_INTERCLIP, OF_GRU = f"{EVALUATOR}::test_sizes_of_interclip", f"{EVALUATOR}::test_sizes_of_the_recurrent_evaluator"
+LOSS = "train/test_losses.py::test_loss_is_the_weighted_sum"
+VAE_RUN, DENOISER_RUN = (
+    f"{TRAIN}::test_values_of_the_autoencoders_training", f"{TRAIN}::test_values_of_the_denoisers_training"
+)  # fmt: skip
+DUE = f"{RULES}::test_logging_validation_and_checkpoints_come_when_they_are_due"
+FID = f"{SCALE}::test_fid_is_that_of_the_features"
+SETTINGS = f"{EVAL}::test_every_setting_belongs_to_the_folder"
+
+# "field": the tests that show what depends on it
+FIELDS: dict[str, dict[str, str]] = {
+    "VAEConfig": {
+        "representation": f"{SYSTEM}::test_representation_and_width_of_latents",
+        "latent_dim": f"{SYSTEM}::test_representation_and_width_of_latents",
+        "num_blocks": f"{SYSTEM}::test_blocks_of_each_resolution",
+        "kernel_size": f"{SYSTEM}::test_kernel_size_is_how_far_a_convolution_looks_back",
+        "dropout": f"{SYSTEM}::test_dropout_of_the_autoencoder",
+    },
+    "DenoiserConfig": {
+        **dict.fromkeys(("input_dim", "text_dim", "dim", "num_layers", "num_experts", "expert_dim"), SIZES),
+        "num_heads": f"{SYSTEM}::test_heads_divide_the_width_and_change_the_answer",
+        "capacity": f"{REACH_BLOCKS} {BLOCK}::test_bias_settles_at_the_capacity",
+        "fusion": f"{REACH_BLOCKS} {SYSTEM}::test_the_fusion_weight_and_shared_experts_change_the_answer",
+        "alpha": f"{REACH_BLOCKS} {SYSTEM}::test_the_fusion_weight_and_shared_experts_change_the_answer",
+        "num_shared_experts": f"{REACH_BLOCKS} {BLOCK}::test_shared_experts_add_a_dense_network",
+        "bias_rate": f"{REACH_BLOCKS} {RULES}::test_the_bias_moves_by_the_sum_over_micro_steps",
+        "bias_init": f"{REACH_BLOCKS} {SYSTEM}::test_the_fusion_weight_and_shared_experts_change_the_answer",
+        "dropout": f"{SYSTEM}::test_dropout_reaches_both_attentions "
+        f"{SYSTEM}::test_dropout_of_attention_is_of_its_weights",
+        "routing": f"{REACH_BLOCKS} {KINDS}::test_block_is_the_written_sum_on_every_backend",
+        "top_k": f"{SYSTEM}::test_top_k_reaches_every_block",
+        "pool": f"{REACH_BLOCKS} {KINDS}::test_block_is_the_written_sum_on_every_backend",
+        "unit": f"{REACH_BLOCKS} {KINDS}::test_block_is_the_written_sum_on_every_backend",
+        "first_person": "systems/intermoe/test_denoiser.py::test_the_text_can_name_the_first_person",
+        "recompute": f"{SCALE}::test_recomputation_changes_neither_gradients_nor_biases_nor_counts",
+    },
+    "ModelConfig": {
+        "system": f"{SYSTEM}::test_the_system_chooses_the_pipeline",
+        "name": f"{SYSTEM}::test_parts_are_built_from_their_configurations",
+        **dict.fromkeys(("fps", "min_frames", "max_frames"), f"{SYSTEM}::test_rate_and_length_of_generated_motion"),
+    },
+    "PipelineConfig": {
+        "rigid_bones": "test_pipeline.py::test_bones_are_rigid_where_the_configuration_says_so",
+        "planted_feet": "test_pipeline.py::test_feet_are_planted_where_the_configuration_says_so",
+        **dict.fromkeys(("vae", "denoiser", "text"), f"{SYSTEM}::test_parts_are_built_from_their_configurations"),
+        "diffusion": f"{SYSTEM}::test_sampling_follows_the_diffusion_of_the_configuration",
+    },
+    "TextConfig": {
+        "kind": f"{TEXT}::test_the_kind_chooses_the_encoder",
+        **dict.fromkeys(("output_dim", "width", "num_layers", "feedforward_dim"), OF_TEXT),
+        "num_heads": f"{TEXT}::test_heads_change_the_answer_and_no_shape",
+        "dropout": f"{TEXT}::test_dropout_is_of_training_alone_and_spells_words_in_pieces",
+        "max_tokens": f"{OF_TEXT} {TEXT}::test_prompts_have_at_most_max_tokens",
+        "vocab_size": f"{OF_TEXT} {TEXT}::test_a_vocabulary_that_is_too_small_is_refused",
+        "name_or_path": "train/test_clip.py::test_another_size_and_an_absent_model_are_refused",
+        "clip_layers": f"{OF_CLIP} train/test_clip.py::test_states_are_those_of_the_pretrained_tower",
+        "clip_heads": f"{OF_CLIP} train/test_clip.py::test_states_are_those_of_the_pretrained_tower",
+    },
+    "DiffusionConfig": {
+        **dict.fromkeys(
+            ("num_train_timesteps", "max_beta"),
+            f"{HAND}::test_every_scheduler_has_the_schedule_of_the_configuration "
+            f"{SYSTEM}::test_sampling_follows_the_diffusion_of_the_configuration",
+        ),
+        "condition_dropout": f"{TRAIN}::test_text_is_dropped_with_its_probability_in_training_alone",
+        "snr_gamma": f"{HAND}::test_loss_by_hand {TRAIN}::test_weights_of_the_loss_count_in_training_alone",
+        "latent_scale": f"{SYSTEM}::test_sampling_follows_the_diffusion_of_the_configuration "
+        f"{TRAIN}::test_the_latents_under_the_noise_are_scaled",
+        "timestep_shift": f"{TRAIN}::test_timesteps_are_drawn_from_the_whole_schedule_and_shifted",
+        "guidance_until": f"{SYSTEM}::test_guidance_ends_where_the_configuration_says",
+        "loss_std_floor": "train/test_denoiser.py::test_the_loss_takes_its_metric_from_the_training_latents",
+    },
+    "DataConfig": {
+        "representation": f"{TRAIN}::test_lengths_strictness_and_representation_of_the_data",
+        "root": "train/test_vae.py::test_data_must_be_given_and_exist",
+        "batch_size": f"{TRAIN}::test_a_batch_has_as_many_items_as_configured",
+        "min_frames": f"{TRAIN}::test_the_shortest_item_of_a_run",
+        "max_frames": f"{TRAIN}::test_lengths_strictness_and_representation_of_the_data",
+        "mirror": f"{TRAIN}::test_augmentation_is_of_the_training_split_and_as_configured",
+        "swap_persons": f"{TRAIN}::test_augmentation_is_of_the_training_split_and_as_configured",
+        "num_workers": f"{TRAIN}::test_workers_are_as_many_as_configured",
+        "strict": f"{TRAIN}::test_lengths_strictness_and_representation_of_the_data",
+    },
+    "OptimConfig": {
+        "steps": f"{RULES}::test_logging_validation_and_checkpoints_come_when_they_are_due",
+        **dict.fromkeys(("epochs", "warmup_epochs"), f"{SCALE}::test_epochs_are_counted_in_steps"),
+        **dict.fromkeys(
+            ("learning_rate", "schedule", "warmup_steps"),
+            f"{RULES}::test_the_learning_rate_follows_its_schedule_step_by_step",
+        ),
+        "weight_decay": f"{RULES}::test_weight_decay_shrinks_weights_without_a_gradient",
+        "betas": f"{RULES}::test_betas_are_those_of_the_moments",
+        **dict.fromkeys(("clip", "clip_limit"), f"{LOOP}::test_gradients_are_clipped"),
+        "accumulation_steps": f"{LOOP}::test_accumulated_gradient_is_that_of_the_whole_batch",
+        "mixed_precision": f"{TRAIN}::test_precision_of_a_run {LOOP}::test_mixed_precision_keeps_weights_in_float32",
+        "tf32": f"{TRAIN}::test_tf32_is_of_devices_that_have_it",
+        "ema_decay": f"{RULES}::test_the_average_that_is_kept_warms_up",
+    },
+    "RunConfig": {
+        "log_every": "train/test_vae.py::test_run_leaves_a_model_its_configuration_and_its_logs",
+        **dict.fromkeys(("validate_every", "checkpoint_every", "keep_checkpoints"), DUE),
+        "compile": f"{SCALE}::test_compiled_parts_are_those_of_the_configuration",
+        "fid_clips": FID,
+        "fid_steps": FID,
+        "fid_evaluator": FID,
+    },
+    "TrainConfig": {
+        "seed": "train/test_vae.py::test_same_seed_same_bytes "
+        f"{RULES}::test_numbers_of_an_item_depend_on_seed_step_and_place_in_the_step",
+        "data": f"{TRAIN}::test_augmentation_is_of_the_training_split_and_as_configured",
+        "optim": f"{RULES}::test_the_learning_rate_follows_its_schedule_step_by_step",
+        "run": DUE,
+    },
+    "VAELossConfig": dict.fromkeys(
+        ("reconstruction", "position", "velocity", "rotation", "kl", "bone", "skating"), f"{LOSS} {VAE_RUN}"
+    ),
+    "VAETrainConfig": {
+        "decoder_only": "train/test_vae.py::test_refining_the_decoder_leaves_the_latents_alone",
+        "latent_noise": "train/test_vae.py::"
+        "test_latent_noise_reaches_the_decoder_at_a_level_of_its_own_for_each_sequence",
+        **dict.fromkeys(("window", "window_stride", "model", "losses"), VAE_RUN),
+    },
+    "TextPretrainingConfig": dict.fromkeys(
+        ("steps", "batch_size", "learning_rate"), f"{TRAIN}::test_text_is_trained_first_by_its_own_values"
+    ),
+    "DenoiserTrainConfig": {
+        **dict.fromkeys(
+            ("name", "rigid_bones", "planted_feet"), f"{TRAIN}::test_name_and_cleaning_are_saved_with_the_model"
+        ),
+        "load_balance": f"{TRAIN}::test_load_balance_is_added_with_its_weight",
+        **dict.fromkeys(("denoiser", "text", "diffusion"), DENOISER_RUN),
+        "text_pretraining": "train/test_text.py::test_a_run_keeps_the_encoder_that_was_trained_first",
+    },
+    "EvaluatorTrainConfig": {"model": "train/test_evaluator.py::test_a_run_resumes_and_is_an_evaluator"},
+    "InterClipConfig": {
+        "representation": f"{EVALUATOR}::test_dropout_and_representation_of_interclip",
+        **dict.fromkeys(("persons", "input_dim"), f"{EVALUATOR}::test_input_columns_and_persons"),
+        **dict.fromkeys(("width", "num_layers", "feedforward_dim", "embedding_dim", "text"), OF_INTERCLIP),
+        "num_heads": f"{EVALUATOR}::test_heads_change_the_answer_and_no_shape",
+        "dropout": f"{EVALUATOR}::test_dropout_and_representation_of_interclip",
+        "scale": f"{EVALUATOR}::test_scale_is_the_length_of_every_embedding",
+    },
+    "BiGRUConfig": {
+        "representation": f"{EVALUATOR}::test_representation_of_interx_puts_both_persons_side_by_side",
+        "input_dim": f"{EVALUATOR}::test_normalisation_and_columns_of_the_recurrent_evaluator",
+        **dict.fromkeys(("max_frames", "max_words"), f"{EVALUATOR}::test_motion_and_texts_are_cut_to_their_most"),
+        **dict.fromkeys(
+            ("vocab_size", "word_dim", "movement_dim", "motion_dim", "text_dim", "embedding_dim"), OF_GRU
+        ),
+    },
+    "EvaluationSettings": {
+        **dict.fromkeys(("data", "split", "items", "model", "evaluator"), SETTINGS),
+        "batch_size": f"{EVAL}::test_texts_are_compared_within_batches_of_the_settings",
+        **dict.fromkeys(
+            ("num_inference_steps", "guidance_scale", "scheduler", "generation_batch", "seed"),
+            f"{EVAL}::test_settings_reach_the_generation",
+        ),
+        **dict.fromkeys(
+            ("mm_captions", "mm_samples"), f"{EVAL}::test_multimodality_is_of_as_many_texts_and_samples_as_set"
+        ),
+    },
+    "Variant": {
+        "name": f"{ABLATE}::test_rows_and_their_measures",
+        "title": f"{ABLATE}::test_table_puts_published_numbers_beside",
+        "changes": f"{ABLATE}::test_shipped_variants_change_what_they_say",
+        "published": f"{ABLATE}::test_table_puts_published_numbers_beside",
+    },
+    "AblationConfig": {
+        "base": f"{TRAIN}::test_base_and_steps_of_an_ablation",
+        "variants": f"{ABLATE}::test_rows_and_their_measures",
+        "published_on": f"{TRAIN}::test_base_and_steps_of_an_ablation",
+    },
+    "AblationSettings": {
+        "steps": f"{TRAIN}::test_base_and_steps_of_an_ablation",
+        **dict.fromkeys(
+            ("seeds", "num_inference_steps", "guidance_scale"),
+            f"{TRAIN}::test_settings_of_an_ablation_reach_the_generation",
+        ),
+    },
+}  # fmt: skip
+
+
+@cache
+def _configurations() -> dict[str, type[Config]]:
+    for module in pkgutil.walk_packages(intermoe.__path__, "intermoe."):
+        apart = module.name.startswith(("intermoe.kernels", "intermoe.benchmarks"))
+        if not apart and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found, left = {}, [Config]
+    while left:
+        for kind in left.pop().__subclasses__():
+            if kind.__module__.startswith("intermoe."):
+                found[kind.__name__] = kind
+                left.append(kind)
+    return found
+
+
+@cache
+def _tests(path: str) -> frozenset[str]:
+    tree = ast.parse((TESTS / path).read_text(encoding="utf-8"))
+    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
+def test_every_configuration_is_in_the_table() -> None:
+    assert FIELDS.keys() == _configurations().keys()
+
+
+def test_every_value_has_a_row() -> None:
+    for name, kind in _configurations().items():
+        inherited = {
+            field.name for base in kind.__bases__ if issubclass(base, Config) for field in dataclasses.fields(base)
+        }
+        own = {field.name for field in dataclasses.fields(kind)} - inherited
+        assert FIELDS[name].keys() == own, f"{name}: expected a row for each of its values"
+
+
+def test_every_row_names_tests_that_exist() -> None:
+    for name, rows in FIELDS.items():
+        for field, tests in rows.items():
+            for test in tests.split():
+                path, function = test.split("::")
+                assert function in _tests(path), f"{name}.{field}: no test {test}"

@@ -1,0 +1,161 @@
+"""Schedule, loss and sampling against their formulas, written out here once more; and what each value changes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from intermoe.diffusion import DiffusionConfig, build_scheduler, sample, shifted_timesteps, training_loss
+
+
+def alpha_bars(steps: int, max_beta: float = 0.999) -> Tensor:
+    """cos^2((t / T + 0.008) / 1.008 * pi / 2), by betas that are at most ``max_beta``."""
+    level = [math.cos((t / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(steps + 1)]
+    betas = [min(1 - level[t + 1] / level[t], max_beta) for t in range(steps)]
+    return torch.tensor([1 - beta for beta in betas], dtype=torch.float64).cumprod(0)
+
+
+@pytest.mark.parametrize(("steps", "max_beta"), [(1000, 0.999), (200, 0.999), (1000, 0.002)])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmsolver++", "unipc"])
+def test_every_scheduler_has_the_schedule_of_the_configuration(name: str, steps: int, max_beta: float) -> None:
+    scheduler = build_scheduler(name, DiffusionConfig(num_train_timesteps=steps, max_beta=max_beta))
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), alpha_bars(steps, max_beta), rtol=1e-4, atol=1e-9)
+    assert scheduler.config.num_train_timesteps == steps
+    assert scheduler.config.prediction_type == "sample"
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_steps_are_spread_evenly_and_end_at_zero(name: str) -> None:
+    scheduler = build_scheduler(name, DiffusionConfig())
+    scheduler.set_timesteps(50)
+    assert scheduler.timesteps.tolist() == list(range(980, -1, -20))
+
+
+class Network:
+    """A linear "denoiser": a x + b * text, that writes down its calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
+
+    def __call__(self, x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
+        self.calls.append((x, timesteps, text, mask))
+        return 0.5 * x + 0.25 * text.mean(dim=1)[:, None, None, None]
+
+
+@pytest.mark.parametrize(("scale", "until", "latent_scale"), [(3.0, 0.0, 1.0), (1.0, 0.0, 0.5), (2.0, 0.3, 0.5)])
+def test_ddim_by_hand(scale: float, until: float, latent_scale: float) -> None:
+    """x0 = s c + (1 - s) u; x' = sqrt(a') x0 + sqrt(1 - a') (x - sqrt(a) x0) / sqrt(1 - a), x0 scaled, at 500 and 0."""
+    text, noise = torch.tensor([[1.0, 3.0], [-2.0, 0.0]]), torch.randn(2, 2, 3, 4)
+    network, levels = Network(), alpha_bars(1000).float()
+    result = sample(
+        network, text, (2, 2, 3, 4), scheduler=build_scheduler("ddim", DiffusionConfig()), num_inference_steps=2,
+        guidance_scale=scale, guidance_until=until, latent_scale=latent_scale, noise=noise,
+    )  # fmt: skip
+    x, push = noise, 0.25 * text.mean(dim=1)[:, None, None, None]
+    for t, before in ((500, levels[0]), (0, torch.tensor(1.0))):
+        guided = scale > 1 and t >= until * 1000
+        estimate = 0.5 * x + push * (scale if guided else 1.0)
+        clean, level = latent_scale * estimate, levels[t]
+        x = before.sqrt() * clean + (1 - before).sqrt() * (x - level.sqrt() * clean) / (1 - level).sqrt()
+    torch.testing.assert_close(result, x / latent_scale, rtol=1e-4, atol=1e-4)
+    sizes = [len(call[0]) for call in network.calls]
+    assert sizes == [2 if scale == 1 else 4, 2 if scale == 1 or until > 0 else 4]
+    for x, timesteps, condition, _ in network.calls:
+        assert len(timesteps) == len(condition) == len(x)
+        torch.testing.assert_close(condition[:2], text)
+        assert not condition[2:].any()
+
+
+def test_one_seed_a_sample_and_noise_of_its_own_in_every_step() -> None:
+    def run(seeds: list[int], name: str = "ddpm") -> Tensor:
+        return sample(
+            Network(), torch.zeros(len(seeds), 2), (len(seeds), 2, 3, 4), num_inference_steps=3,
+            scheduler=build_scheduler(name, DiffusionConfig()),
+            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+        )  # fmt: skip
+
+    first = run([1, 2])
+    torch.testing.assert_close(run([2, 3])[0], first[1])
+    noise = torch.randn((1, 2, 3, 4), generator=torch.Generator().manual_seed(1))
+    given = sample(
+        Network(), torch.zeros(1, 2), (1, 2, 3, 4), num_inference_steps=3, noise=noise,
+        scheduler=build_scheduler("ddim", DiffusionConfig()),
+    )  # fmt: skip
+    torch.testing.assert_close(run([1], "ddim"), given)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 3.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_loss_by_hand(gamma: float, masked: bool) -> None:
+    """The mean over valid frames of (1 + min(SNR, gamma)) times the squared error of x0."""
+    latents, noise, text = torch.randn(2, 2, 3, 4), torch.randn(2, 2, 3, 4), torch.ones(2, 2)
+    timesteps, levels = torch.tensor([100, 700]), alpha_bars(1000).float()
+    mask = torch.tensor([[True, True, True], [True, False, False]]) if masked else None
+    network = Network()
+    loss = training_loss(
+        network, latents, text, mask, scheduler=build_scheduler("ddpm", DiffusionConfig()), snr_gamma=gamma,
+        latent_scale=0.5, timesteps=timesteps, noise=noise,
+    )  # fmt: skip
+    total, count = 0.0, 0
+    for sample_index, t in enumerate(timesteps.tolist()):
+        level = levels[t]
+        noisy = level.sqrt() * 0.5 * latents[sample_index] + (1 - level).sqrt() * noise[sample_index]
+        valid = slice(None) if mask is None else mask[sample_index]  # what padding holds is of no account
+        torch.testing.assert_close(network.calls[0][0][sample_index][:, valid], noisy[:, valid], rtol=1e-4, atol=1e-5)
+        error = (0.5 * noisy + 0.25 - latents[sample_index]).square().mean(dim=(0, 2))
+        weight = 1 + min((level / (1 - level)).item(), gamma)
+        for frame in range(3):
+            if mask is None or mask[sample_index, frame]:
+                total, count = total + weight * error[frame].item(), count + 1
+    assert loss.item() == pytest.approx(total / count, rel=1e-4)
+    assert torch.equal(network.calls[0][1], timesteps)
+    assert network.calls[0][3] is mask
+
+
+def test_random_timesteps_reach_from_the_first_to_the_last() -> None:
+    network, generator = Network(), torch.Generator().manual_seed(0)
+    scheduler = build_scheduler("ddpm", DiffusionConfig(num_train_timesteps=5))
+    training_loss(
+        network, torch.zeros(300, 1, 1, 1), torch.ones(300, 2), None, scheduler=scheduler, generator=generator
+    )
+    drawn = network.calls[0][1]
+    assert sorted(set(drawn.tolist())) == [0, 1, 2, 3, 4]
+    assert (drawn.bincount() > 40).all()
+
+
+def test_conditions_are_dropped_with_their_probability() -> None:
+    for probability in (0.0, 0.25, 1.0):
+        network, generator = Network(), torch.Generator().manual_seed(0)
+        training_loss(
+            network, torch.zeros(400, 1, 1, 1), torch.ones(400, 2), None, condition_dropout=probability,
+            scheduler=build_scheduler("ddpm", DiffusionConfig()), generator=generator,
+        )  # fmt: skip
+        dropped = (network.calls[0][2] == 0).all(dim=1)
+        assert dropped.float().mean().item() == pytest.approx(probability, abs=0.06)
+        assert (network.calls[0][2][~dropped] == 1).all()
+
+
+@pytest.mark.parametrize(("shift", "share"), [(1.0, 0.5), (3.0, 0.75), (0.5, 1 / 3)])
+def test_shifted_timesteps_by_the_formula(shift: float, share: float) -> None:
+    """s u / (1 + (s - 1) u) at u = 1/2 is s / (1 + s); 0 and 1 stay."""
+    shares = torch.tensor([0.0, 0.5, 1 - 1e-7])
+    assert shifted_timesteps(shares, 1000, shift).tolist() == [0, int(1000 * share + 1e-6), 999]
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("latent_scale", 0.0, None), ("timestep_shift", 0.0, None), ("max_beta", 0.0, 1.0), ("snr_gamma", -0.1, None),
+        ("condition_dropout", -0.1, 1.1), ("guidance_until", -0.1, 1.1), ("loss_std_floor", -0.1, None),
+        ("num_train_timesteps", 0, None),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_refused(name: str, low: Any, high: Any) -> None:
+    for value in (low, high):
+        if value is not None:
+            with pytest.raises(ValueError, match=f"{name}: must be"):
+                DiffusionConfig(**{name: value})
