@@ -82,6 +82,7 @@ class BiGRUEvaluator(Evaluator):
     """
 
     kind = "bigru"
+    config_type = BiGRUConfig
     reads_tokens = True
     config: BiGRUConfig
     mean: Tensor

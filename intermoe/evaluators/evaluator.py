@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save_file
@@ -17,6 +17,7 @@ from intermoe.config import Config
 from intermoe.files import replacing
 from intermoe.nn.init import SkipRandomInit
 from intermoe.reading import read_json, read_text
+from intermoe.registry import Registry
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
 
@@ -24,11 +25,13 @@ CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", 
 class Evaluator(nn.Module, ABC):
     """Embeds motion and text so that what belongs together is near; the learned ruler of all metrics but kinematics.
 
-    ``representation`` names the motion it reads. ``kind`` is the evaluator's name in a folder's ``config.json``.
+    ``representation`` names the motion it reads. ``kind`` is the evaluator's name in ``EVALUATORS`` and in a
+    folder's ``config.json``; it is built from a ``config_type`` and the content of its ``tokenizer.json``.
     ``reads_tokens`` says what ``embed_text`` takes: captions, or captions as words with their part of speech.
     """
 
     kind: ClassVar[str]
+    config_type: ClassVar[type[Config]]
     reads_tokens: ClassVar[bool] = False
     config: Config
     representation: str
@@ -49,6 +52,15 @@ class Evaluator(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+
+EVALUATORS: Registry[type[Evaluator]] = Registry(
+    "kind",
+    {
+        "interclip": "intermoe.evaluators.interclip:InterClip",
+        "bigru": "intermoe.evaluators.bigru:BiGRUEvaluator",
+    },
+)
 
 
 def save_evaluator(folder: str | Path, evaluator: Evaluator) -> None:
@@ -72,9 +84,6 @@ def load_evaluator(folder: str | Path, *, device: str | torch.device = "cpu") ->
     Raises:
         FileNotFoundError: a file is missing. ValueError: a file is broken or does not fit the others; named.
     """
-    from intermoe.evaluators.bigru import BiGRUConfig, BiGRUEvaluator
-    from intermoe.evaluators.interclip import InterClip, InterClipConfig
-
     folder = Path(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
@@ -85,18 +94,14 @@ def load_evaluator(folder: str | Path, *, device: str | torch.device = "cpu") ->
     path = folder / CONFIG_FILE
     values = read_json(path)
     kind = values.pop("kind", None) if isinstance(values, dict) else None
-    evaluator: Evaluator
     tokenizer = folder / TOKENIZER_FILE
     content = read_text(tokenizer) if tokenizer.exists() else None
-    if kind not in (InterClip.kind, BiGRUEvaluator.kind):
-        raise ValueError(f"{path}: kind must be one of {(InterClip.kind, BiGRUEvaluator.kind)}, got {kind!r}")
+    if not isinstance(kind, str) or kind not in EVALUATORS:
+        raise ValueError(f"{path}: kind must be one of {tuple(EVALUATORS)}, got {kind!r}")
+    build: Any = EVALUATORS[kind]
     try:
-        if kind == InterClip.kind:
-            config = InterClipConfig.from_dict(values)
-            with SkipRandomInit():  # every weight is read below
-                evaluator = InterClip(config, content)
-        else:
-            evaluator = BiGRUEvaluator(BiGRUConfig.from_dict(values), content)
+        with SkipRandomInit():  # every weight is read below
+            evaluator: Evaluator = build(build.config_type.from_dict(values), content)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     load_module(evaluator, load_safetensors(folder / WEIGHTS_FILE), folder / WEIGHTS_FILE)

@@ -131,6 +131,7 @@ class InterClip(Evaluator):
     """
 
     kind = "interclip"
+    config_type = InterClipConfig
     config: InterClipConfig
 
     def __init__(self, config: InterClipConfig, tokenizer_json: str | None = None) -> None:

@@ -14,6 +14,10 @@ NETWORKS: Registry[Callable[[Mapping[str, Tensor], Mapping[str, Any]], nn.Module
     {
         "intergen": "intermoe.systems.intergen.official:load_network",
         "timotion": "intermoe.systems.timotion.official:load_network",
+        "mdm": "intermoe.systems.mdm.official:load_mdm",
+        "commdm": "intermoe.systems.mdm.official:load_commdm",
+        "intermask_tokenizer": "intermoe.systems.intermask.official:load_tokenizer",
+        "intermask": "intermoe.systems.intermask.official:load_network",
     },
 )
 """What reads a network from a state dict and the published module's arguments."""
