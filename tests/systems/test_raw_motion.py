@@ -25,6 +25,7 @@ from intermoe.systems.timotion.official import PUBLISHED as TIMOTION
 
 TOLERANCE = 1e-5
 AFTER_50_STEPS = 1e-4
+MARKER = 12345.0
 ARCHIVES = ("intergen_denoiser", "timotion_denoiser", "timotion_denoiser_nolpa")
 
 Error = Callable[[Any, Any], float]
@@ -53,9 +54,9 @@ class Published:
         return self["mask"][..., 0] > 0
 
     def gradient(self, network: nn.Module, key: str) -> Tensor:
-        """Of the published parameter ``key``: of those of ours which are NaN where it is NaN in the file."""
-        poisoned = self.load({**self.state, key: torch.full_like(self.state[key], torch.nan)})
-        ours = [name for name, parameter in poisoned.named_parameters() if parameter.isnan().any()]
+        """Of the published parameter ``key``: of those of ours that hold a marker where it is one in the file."""
+        marked = self.load({**self.state, key: torch.full_like(self.state[key], MARKER)})
+        ours = [name for name, parameter in marked.named_parameters() if (parameter == MARKER).all()]
         parts = [network.get_parameter(name).grad for name in ours]
         return torch.cat([part.flatten() for part in parts if part is not None]).view(self.state[key].shape)
 
