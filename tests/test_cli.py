@@ -228,7 +228,7 @@ class TestRefusals:
 def test_a_prompt_that_is_too_long_is_refused_before_sampling(
     run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(InterMoEPipeline, "__call__")
+    monkeypatch.delattr(InterMoEPipeline, "sample")
     refused(run("generate", "bow " * 500, "--model", model), "expected at most max_tokens")
 
 

@@ -106,7 +106,7 @@ def test_sizes_of_the_recurrent_evaluator() -> None:
     assert model.embed_text(["walk/VERB", "person/NOUN walk/VERB"]).shape == (2, 12)
     assert model.vectors.shape == (6, 8)
     assert (model.conv1.out_channels, model.motion.gru.hidden_size, model.text.gru.hidden_size) == (9, 10, 11)
-    with pytest.raises(ValueError, match="expected a JSON list of vocab_size=7 words"):
+    with pytest.raises(ValueError, match="expected vocab_size=7 different words"):
         BiGRUEvaluator(BiGRUConfig(**{**GRU, "vocab_size": 7}), json.dumps(WORDS))
 
 

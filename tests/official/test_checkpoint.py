@@ -86,12 +86,12 @@ def test_outputs_equal_the_published_ones(
         assert relative_error(pipeline.vae.decode(posterior.mean), vae["decoded"]) < 1e-5
         valid = torch.from_numpy(denoiser["mask"])[..., 0] > 0
         out = pipeline.denoiser(
-            torch.from_numpy(denoiser["x"]).unflatten(-1, (2, -1)),
+            torch.from_numpy(denoiser["x"]).unflatten(-1, (2, -1)).transpose(1, 2),
             torch.from_numpy(denoiser["timesteps"]),
             torch.from_numpy(denoiser["cond"]),
             valid,
         )
-        assert relative_error(out.flatten(2)[valid], torch.from_numpy(denoiser["y"])[valid]) < 1e-5
+        assert relative_error(out.transpose(1, 2).flatten(2)[valid], torch.from_numpy(denoiser["y"])[valid]) < 1e-5
         assert isinstance(pipeline.text_encoder, ClipTextEncoder)
         condition = pipeline.text_encoder.encode_tokens(torch.from_numpy(text["tokens"]))
         assert relative_error(condition, text["cond"]) < 1e-5
