@@ -244,13 +244,12 @@ def test_a_broken_model_is_named(tiny_pipeline, tmp_path) -> None:
         InterMoEPipeline.from_pretrained(tmp_path)
 
 
-def test_parts_that_do_not_belong_together_are_refused(tiny_pipeline, tmp_path) -> None:
-    tiny_pipeline.save_pretrained(tmp_path)
-    values = json.loads((tmp_path / "config.json").read_text())
-    values["vae"]["latent_dim"] = 8
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"config\.json: denoiser\.input_dim: must be 56 for this vae, got 28"):
-        InterMoEPipeline.from_pretrained(tmp_path)
+def test_parts_that_do_not_belong_together_are_refused(tiny_pipeline) -> None:
+    config = replace(tiny_pipeline.config, vae=replace(tiny_pipeline.config.vae, latent_dim=8))
+    vae, text = CausalSkeletalVAE(config.vae), tiny_pipeline.text_encoder
+    foreign = InterMoEPipeline(config, vae, tiny_pipeline.denoiser, text, tiny_pipeline.statistics)
+    with pytest.raises(ValueError, match=r"denoiser\.input_dim: must be 56 for this vae, got 28"):
+        foreign(PROMPTS, num_frames=16)
 
 
 def test_a_configuration_with_an_unknown_key_is_named(tiny_pipeline, tmp_path) -> None:

@@ -58,10 +58,6 @@ class InterMoEPipeline(MotionPipeline):
         with SkipRandomInit():  # every weight is read below
             text_encoder = read_text_encoder(folder, config.text)
             vae, denoiser = CausalSkeletalVAE(config.vae), Denoiser(config.denoiser)
-        width = vae.latent_joints * config.vae.latent_dim
-        if config.denoiser.input_dim != width:
-            got = config.denoiser.input_dim
-            raise ValueError(f"{folder / CONFIG_FILE}: denoiser.input_dim: must be {width} for this vae, got {got}")
         parts = {"vae": vae, "denoiser": denoiser, "text": text_encoder}
         statistics = read_weights(folder, parts, columns=vae.representation.frame_shape[-1])
         return cls(config, vae, denoiser, text_encoder, statistics)
@@ -147,8 +143,11 @@ class InterMoEPipeline(MotionPipeline):
         return timestep
 
     def check(self, prompts: Sequence[str], num_frames: int) -> None:
-        """See ``MotionPipeline.check``."""
+        """See ``MotionPipeline.check``. Parts may be used alone, but a motion needs parts that belong together."""
         super().check(prompts, num_frames)
+        width, got = self.vae.latent_joints * self.config.vae.latent_dim, self.config.denoiser.input_dim
+        if got != width:
+            raise ValueError(f"denoiser.input_dim: must be {width} for this vae, got {got}")
         self.text_encoder.check(prompts)
 
     def unknown_words(self, prompt: str) -> list[str]:
