@@ -17,6 +17,7 @@ from intermoe.motion.bones import with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.pipeline import available_models
 from intermoe.systems.intermoe.config import VAEConfig
+from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 
 PROMPTS = ["two people bow", "one of them turns to the left"]
 
