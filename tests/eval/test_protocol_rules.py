@@ -146,6 +146,28 @@ def test_texts_of_another_motion_are_not_their_own(make: Any, monkeypatch: pytes
     assert evaluation.finish(0)["model"]["mm_dist"] >= 10
 
 
+def test_processes_do_every_piece_once(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation, done = make(), []
+    monkeypatch.setattr(Evaluation, "do", lambda self, number, piece: done.append((number, piece.file)))
+    monkeypatch.setattr(Evaluation, "finish", lambda self, number: {})
+    for rank in range(3):
+        evaluate(evaluation, 2, rank=rank, ranks=3)
+    assert sorted(done) == sorted((number, piece.file) for number in range(2) for piece in evaluation.pieces(number))
+
+
+def test_embeddings_come_in_the_order_of_their_motions(make: Any) -> None:
+    """Pieces are sorted by length, numbers by item: texts of one row and motion of another would not be seen."""
+    evaluation = make(mm_captions=0)
+    evaluation.open_folder()
+    rows: dict[int, Any] = {}
+    for piece in evaluation.pieces(0):
+        evaluation.do(0, piece)
+        if piece.kind == TRUTH:
+            arrays = evaluation.make(0, piece, 1)
+            rows |= {index: row for (index, _), row in zip(piece.draws, arrays["motion_embedding"], strict=True)}
+    np.testing.assert_allclose(evaluation._gather(0, TRUTH)["motion_embedding"], [rows[i] for i in range(7)], atol=1e-5)
+
+
 def test_pairs_of_an_evaluation_are_of_two_motions() -> None:
     rng = np.random.default_rng(0)
     first, second = runner._pairs(rng, 7, DIVERSITY_PAIRS)

@@ -212,6 +212,12 @@ def test_the_learning_rate_follows_its_schedule_step_by_step(tmp_path: Path) -> 
     assert [a - b for a, b in itertools.pairwise(cosine)] == pytest.approx(rates, abs=1e-5)
 
 
+def test_the_learning_rate_falls_in_steps_where_it_is_said(tmp_path: Path) -> None:
+    weights = line(tmp_path, 5.0, steps=5, schedule="steps", decay=0.25, decay_at=[0.4, 0.8])
+    moved = [a - b for a, b in itertools.pairwise(weights)]
+    assert moved == pytest.approx([0.1, 0.1, 0.025, 0.025, 0.00625], abs=1e-5)
+
+
 def test_gradients_are_clipped_as_they_are_without_a_loss_scale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
