@@ -120,8 +120,8 @@ def test_dropout_reaches_both_attentions(part: str) -> None:
 
 def test_partners_are_seen_as_they_entered_the_layer() -> None:
     """By the definition: the cross-attention's context is what came in, whatever the self-attention made of it."""
-    layer = denoiser().eval().layers[0]
-    hidden, condition = torch.randn(2, 3, 5, 8), torch.randn(2, 8)
+    layer = denoiser().double().eval().layers[0]  # double: no rounding decides a selection
+    hidden, condition = torch.randn(2, 3, 5, 8).double(), torch.randn(2, 8).double()
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     own = hidden + layer.self_attention(hidden, condition, mask)
     both = torch.empty_like(own)
