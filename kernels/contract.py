@@ -63,7 +63,7 @@ class Select(NamedTuple):
     selection_bias: Tensor | None
     """(E,) float32, inside (-1, 0); ``None`` where ``valid`` is the choice itself"""
     valid: Tensor | None = None
-    """(S,) bool, ``True`` = valid; without a bias (S, E) bool, the chosen pairs"""
+    """(S,) bool, ``True`` = valid, or (S, E) bool, the pairs that may be selected; without a bias the chosen pairs"""
     rule: Choose | None = None
     """a rule that makes the choice from the logits of all tokens, in place of the bias"""
     max_pairs: int | None = None

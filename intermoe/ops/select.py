@@ -40,7 +40,8 @@ def check_select(num_tokens: int, num_experts: int, selection_bias: Tensor | Non
     elif valid is None:
         raise ValueError("valid: expected the choice (S, E) where there is no selection_bias, got None")
     if valid is not None:
-        check_tensor("valid", valid, (num_tokens, num_experts) if selection_bias is None else (num_tokens,))
+        by_pair = selection_bias is None or valid.dim() == 2
+        check_tensor("valid", valid, (num_tokens, num_experts) if by_pair else (num_tokens,))
         if valid.dtype != torch.bool:
             raise TypeError(f"valid: expected dtype torch.bool (True = valid), got {valid.dtype}")
 
@@ -66,8 +67,8 @@ def select_reference(logits: Tensor, selection_bias: Tensor | None, valid: Tenso
     Args:
         logits: (S, E) routing logits, float32 or float64. A NaN selects nothing.
         selection_bias: (E,), inside (-1, 0), or ``None`` where ``valid`` is the choice.
-        valid: (S,) bool, ``False`` tokens are neither routed nor counted, ``None`` for all valid; without a bias
-            (S, E) bool, the selected pairs.
+        valid: (S,) bool, ``False`` tokens are neither routed nor counted, or (S, E) bool, ``False`` pairs are not;
+            ``None`` for all valid. Without a bias (S, E) bool, the selected pairs.
     """
     check_tensor("logits", logits, ("S", "E"))
     num_tokens, num_experts = logits.shape
@@ -84,9 +85,10 @@ def select_reference(logits: Tensor, selection_bias: Tensor | None, valid: Tenso
 
 
 def _selected(logits: Tensor, selection_bias: Tensor | None, valid: Tensor | None) -> Tensor:
+    if valid is not None and valid.dim() == 1:
+        valid = valid[:, None]
     if selection_bias is None and valid is not None:
         return valid
-    selected = torch.sigmoid(logits)
-    if selection_bias is not None:
-        selected = selected + selection_bias.to(logits.dtype)
-    return selected > 0 if valid is None else (selected > 0) & valid[:, None]
+    bias = 0.0 if selection_bias is None else selection_bias.to(logits.dtype)
+    selected = torch.sigmoid(logits) + bias > 0
+    return selected if valid is None else selected & valid

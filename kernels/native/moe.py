@@ -68,7 +68,7 @@ def _is_few(route: Route, select: Select, experts: Experts) -> bool:
     if not own_products(hidden.dtype, num_tokens * num_experts, experts.w_down):
         return False
     rows = _rows(route)
-    chosen = select.selection_bias is None
+    by_pair = select.selection_bias is None or (select.valid is not None and select.valid.dim() == 2)
     return all(
         tensor is None or (tensor.dtype is dtype and tensor.shape == shape and tensor.is_contiguous() and tensor.is_cpu)
         for tensor, dtype, shape in (
@@ -78,7 +78,7 @@ def _is_few(route: Route, select: Select, experts: Experts) -> bool:
             (scale, torch.float32, (rows, dim)),
             (shift, torch.float32, (rows, dim)),
             (select.selection_bias, torch.float32, (num_experts,)),
-            (select.valid, torch.bool, (num_tokens, num_experts) if chosen else (num_tokens,)),
+            (select.valid, torch.bool, (num_tokens, num_experts) if by_pair else (num_tokens,)),
             (experts.w_gate_up, hidden.dtype, (num_experts, 2 * width, dim)),
             (experts.w_down, hidden.dtype, (num_experts, dim, width)),
         )
@@ -97,7 +97,7 @@ def _one_call(route: Route, select: Select, experts: Experts) -> tuple[Tensor, T
     out = torch.empty_like(hidden)
     counts = torch.empty(num_experts, dtype=torch.int64)
     arrays = (*router, select.selection_bias, select.valid, experts.w_gate_up, experts.w_down, out, counts)
-    columns = num_experts if select.selection_bias is None else 1
+    columns = 1 if select.valid is None or select.valid.dim() == 1 else num_experts
     sizes = (num_tokens, dim, num_experts, width, _rows(route), columns)
     call("moe_forward", hidden, *arrays, *sizes, int(normalise), EPS, CODES[hidden.dtype])
     return out, counts

@@ -19,7 +19,8 @@ def select(
 
     Args:
         logits: (S, E) float32; a NaN selects nothing. selection_bias: (E,) float32.
-        valid: (S,) bool for tokens that may be selected, or ``None`` for all; without a bias (S, E) bool, the choice.
+        valid: (S,) bool for tokens or (S, E) bool for pairs that may be selected, or ``None`` for all; without a bias
+            (S, E) bool, the choice.
         max_pairs: most pairs; more raise ``RuntimeError``.
 
     Returns:
@@ -35,15 +36,15 @@ def select_with_offsets(
     """The selection, and its expert_offsets as numbers: reading them is all that waits for a device."""
     (num_tokens, num_experts), device = logits.shape, logits.device
     logits = dense("logits", logits, device, torch.float32, num_tokens, num_experts)
-    columns, bias = 1, None
-    if selection_bias is None:
-        if valid is None:
-            raise ValueError("valid: expected the choice (S, E) bool where there is no selection_bias, got None")
-        columns = num_experts
-        valid = dense("valid", valid, device, torch.bool, num_tokens, num_experts)
-    else:
+    bias = None
+    if selection_bias is not None:
         bias = dense("selection_bias", selection_bias, device, torch.float32, num_experts)
-        valid = None if valid is None else dense("valid", valid, device, torch.bool, num_tokens)
+    elif valid is None:
+        raise ValueError("valid: expected the choice (S, E) bool where there is no selection_bias, got None")
+    by_pair = valid is not None and (valid.dim() == 2 or bias is None)
+    if valid is not None:
+        valid = dense("valid", valid, device, torch.bool, num_tokens, *([num_experts] if by_pair else []))
+    columns = num_experts if by_pair else 1
     slots = torch.empty(num_tokens, num_experts, dtype=torch.int64, device=device)
     counts, offsets = slots.new_empty(num_experts), slots.new_empty(num_experts + 1)
     scratch = slots.new_empty(library.load().intermoe_select_scratch(num_tokens), num_experts)

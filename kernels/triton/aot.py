@@ -113,7 +113,7 @@ def tokenwise_specimens(element: str) -> list[Specimen]:
     """The kernels that pass over tokens or pairs, whose blocks are the same on every card."""
     norm = {"NORMALISE": True, "HAS_SCALE": True}
     wide = element == "fp32"
-    selection: dict[str, Any] = {**selection_constants(NUM_EXPERTS), "VALID": "token"}
+    selection: dict[str, Any] = {**selection_constants(NUM_EXPERTS), "VALID": "pair", "HAS_BIAS": True}
     found: list[tuple[str, Any, dict[str, Any]]] = [
         ("route", route_kernel, {**route_constants(DIM, NUM_EXPERTS), **norm, "HAS_OFFSET": True}),
         ("route grad_input", grad_input_kernel, {**grad_input_constants(DIM, NUM_EXPERTS), **norm}),

@@ -25,7 +25,7 @@ FILL = 512
 
 # logits        (S, E) f32     routing logits
 # bias          (E,) f32       selection bias; none where there is a choice
-# valid         (S,) bool      False = padding; or (S, E) bool, the choice
+# valid         (S,) bool      False = padding; or (S, E) bool, False = pair not allowed, the choice without a bias
 # chunk_counts  (E, C) i32     tokens that each expert takes of each chunk
 # token_idx     (P_cap,) i64   token of each pair; 0 beyond the last, with FILL
 # gates         (P_cap,) f32   softmax over all experts, taken at the pair's; NaN when more than P_cap are needed
@@ -50,14 +50,24 @@ def _load_logits(logits_ptr, rows, experts, num_tokens, NUM_EXPERTS: tl.constexp
 
 
 @triton.jit
-def _selected(logits, bias_ptr, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS: tl.constexpr, VALID: tl.constexpr):
+def _selected(
+    logits,
+    bias_ptr,
+    valid_ptr,
+    rows,
+    experts,
+    num_tokens,
+    NUM_EXPERTS: tl.constexpr,
+    VALID: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+):
+    taken = (rows < num_tokens)[:, None] & (experts < NUM_EXPERTS)[None, :]
     if VALID == "pair":
-        inside = (rows < num_tokens)[:, None] & (experts < NUM_EXPERTS)[None, :]
         places = rows.to(tl.int64)[:, None] * NUM_EXPERTS + experts[None, :]
-        taken = tl.load(valid_ptr + places, mask=inside, other=0) != 0
-    else:
-        bias = tl.load(bias_ptr + experts, mask=experts < NUM_EXPERTS, other=-2.0)  # padding is never selected
-        taken = (1 / (1 + tl.exp(-logits)) + bias[None, :] > 0) & (rows < num_tokens)[:, None]
+        taken = tl.load(valid_ptr + places, mask=taken, other=0) != 0
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + experts, mask=experts < NUM_EXPERTS, other=-2.0)
+        taken = taken & (1 / (1 + tl.exp(-logits)) + bias[None, :] > 0)
     if VALID == "token":
         valid = tl.load(valid_ptr + rows, mask=rows < num_tokens, other=0)
         taken = taken & (valid != 0)[:, None]
@@ -77,6 +87,7 @@ def count_kernel(
     PADDED_EXPERTS: tl.constexpr,
     BLOCK_S: tl.constexpr,
     VALID: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
 ):
     chunk = tl.program_id(0)
     experts = tl.arange(0, PADDED_EXPERTS)
@@ -84,7 +95,7 @@ def count_kernel(
     for block in range(blocks_per_chunk):
         rows = (chunk * blocks_per_chunk + block) * BLOCK_S + tl.arange(0, BLOCK_S)
         logits = _load_logits(logits_ptr, rows, experts, num_tokens, NUM_EXPERTS)
-        taken = _selected(logits, bias_ptr, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS, VALID)
+        taken = _selected(logits, bias_ptr, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS, VALID, HAS_BIAS)
         totals += tl.sum(taken.to(tl.int32), axis=0)
     tl.store(chunk_counts_ptr + experts * num_chunks + chunk, totals, mask=experts < NUM_EXPERTS)
 
@@ -109,6 +120,7 @@ def scatter_kernel(
     PADDED_EXPERTS: tl.constexpr,
     BLOCK_S: tl.constexpr,
     VALID: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     MAX_CHUNKS: tl.constexpr,
     FILL: tl.constexpr,
 ):
@@ -138,7 +150,7 @@ def scatter_kernel(
     for block in range(blocks_per_chunk):
         rows = (chunk * blocks_per_chunk + block) * BLOCK_S + tl.arange(0, BLOCK_S)
         logits = _load_logits(logits_ptr, rows, experts, num_tokens, NUM_EXPERTS)
-        taken = _selected(logits, bias_ptr, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS, VALID)
+        taken = _selected(logits, bias_ptr, valid_ptr, rows, experts, num_tokens, NUM_EXPERTS, VALID, HAS_BIAS)
         ranks = tl.cumsum(taken.to(tl.int32), axis=0)
         slot = position[None, :] + ranks - 1
         kept = taken & (slot < max_pairs)
@@ -192,8 +204,8 @@ def select(
     """The selected pairs, ordered by expert, then by token.
 
     Args:
-        logits: (S, E) float32, E <= 64. selection_bias: (E,) float32. valid: (S,) bool, or ``None`` for all; without a
-            bias (S, E) bool, the choice.
+        logits: (S, E) float32, E <= 64. selection_bias: (E,) float32. valid: (S,) or (S, E) bool, or ``None`` for all;
+            without a bias (S, E) bool, the choice.
         max_pairs: ``None`` is the exact mode: the host waits once for the number of pairs P. A number is the static
             mode: buffers of that size, no host read; selecting more makes every gate NaN and raises ``RuntimeError``
             with the numbers at a later call or at ``raise_on_overflow``, never in silence. S * E always suffices.
@@ -230,7 +242,8 @@ def select(
         chunk_counts = torch.empty(num_experts, num_chunks, dtype=torch.int32, device=device)
         sizes = {
             **selection_constants(num_experts),
-            "VALID": "all" if valid is None else "token" if selection_bias is not None else "pair",
+            "VALID": "all" if valid is None else "token" if valid.dim() == 1 else "pair",
+            "HAS_BIAS": selection_bias is not None,
         }
         inputs = (logits, selection_bias, valid, chunk_counts)
         counted = (num_tokens, num_chunks, blocks_per_chunk)

@@ -14,12 +14,16 @@ NAMES = ("token_idx", "gates", "expert_offsets", "slots", "counts")
 
 
 @pytest.mark.usefixtures("nan_filled_memory")
-@pytest.mark.parametrize("masked", [False, True])
-def test_select(steps, case, masked: bool) -> None:
+@pytest.mark.parametrize("kind", ["all", "tokens", "pairs", "choice"])
+def test_select(steps, case, kind: str) -> None:
     logits = case.hidden @ case.router_weight.T
-    valid = case.valid if masked else None
-    expected = select_reference(logits, case.selection_bias, valid)
-    for name, actual in zip(NAMES, steps.select(logits, case.selection_bias, valid), strict=True):
+    pairs = case.valid[:, None] & (torch.arange(logits.shape[1]) != 1)
+    valid = {"all": None, "tokens": case.valid}.get(kind, pairs)
+    bias = None if kind == "choice" else case.selection_bias
+    expected = select_reference(logits, bias, valid)
+    if kind == "choice":
+        assert torch.equal(expected.slots >= 0, pairs)
+    for name, actual in zip(NAMES, steps.select(logits, bias, valid), strict=True):
         wanted = getattr(expected, name)
         assert actual.dtype == wanted.dtype, name
         torch.testing.assert_close(actual, wanted, rtol=1e-6 if name == "gates" else 0, atol=0)

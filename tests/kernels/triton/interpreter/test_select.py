@@ -17,6 +17,7 @@ SHAPES = [
     (70, 64, -0.8, "all"),  # the most experts, several chunks
     (40, 4, 1.0, "token"),  # all valid pairs selected
     (40, 4, -1.0, "all"),  # none selected
+    (33, 7, -0.5, "pair"),  # mask and bias decide
     (33, 7, None, "pair"),  # a choice
     (0, 3, None, "pair"),  # no tokens to choose
 ]
