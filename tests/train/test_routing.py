@@ -53,4 +53,4 @@ def test_counting_does_not_touch_a_forward_in_eval_mode(block: InterMoEBlock) ->
     routing = Routing(nn.ModuleDict({"moe": block}))
     routing.start(probe=True)
     block.eval()(torch.randn(2, 6, 8))
-    assert not any(total.any() for total in routing.totals["moe"])
+    assert not any(counter.any() for counter in block.counters)
