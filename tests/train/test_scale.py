@@ -39,7 +39,7 @@ def test_recomputation_changes_neither_gradients_nor_biases_nor_counts() -> None
     torch.nn.init.normal_(plain.out.weight)
     saving = Denoiser(dataclasses.replace(TINY, dropout=0.1, recompute=True))
     saving.load_state_dict(plain.state_dict())
-    x, text, timesteps = torch.randn(2, 5, 2, 6), torch.randn(2, 5), torch.tensor([3, 700])
+    x, text, timesteps = torch.randn(2, 2, 5, 6), torch.randn(2, 5), torch.tensor([3, 700])
     mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
     forwards, results = [], []
     for denoiser in (plain, saving):
