@@ -89,7 +89,7 @@ def latent_summary(latents: Tensor) -> Tensor:
     return F.adaptive_avg_pool1d(rearrange(latents, "p t x -> 1 (p x) t"), SEGMENTS).flatten()
 
 
-def turn_summary(joints: Tensor) -> Tensor:
+def turn_summary(joints: Tensor, fps: float) -> Tensor:
     """How the persons (P, T, J, 3) turn, in half turns, positive to the left: (P * (SEGMENTS + 4),).
 
     Of each person the change of heading over each stretch of time and over the whole, and the angles of full turns
@@ -99,7 +99,7 @@ def turn_summary(joints: Tensor) -> Tensor:
     for person in joints.numpy():
         heading = yaw(person)
         cuts = np.linspace(0, len(heading) - 1, SEGMENTS + 1).round().astype(int)
-        full = np.array(turns(person, min_degrees=FULL_TURN))
+        full = np.array(turns(person, min_degrees=FULL_TURN, fps=fps))
         whole = [heading[-1] - heading[0], full.sum(), full[full > 0].sum(), full[full < 0].sum()]
         rows.append([*np.diff(heading[cuts]), *whole])
     return torch.tensor(np.array(rows) / _HALF_TURN, dtype=torch.float32).flatten()
@@ -107,7 +107,7 @@ def turn_summary(joints: Tensor) -> Tensor:
 
 def _targets(motion: Tensor, encode: Encode, representation: Representation) -> tuple[Tensor, Tensor]:
     joints = torch.stack([representation.joints(person) for person in motion])
-    return latent_summary(encode(motion).mean[0]), turn_summary(joints)
+    return latent_summary(encode(motion).mean[0]), turn_summary(joints, representation.fps)
 
 
 def _root_mean_square(values: Tensor, dim: int | None = None) -> Tensor:

@@ -32,13 +32,20 @@ def turning_person(degrees: float, frames: int = 81) -> torch.Tensor:
 
 @pytest.mark.parametrize("degrees", [360.0, -720.0, 90.0])
 def test_turn_summary_of_steady_turns(degrees: float) -> None:
-    summary = turn_summary(torch.stack([turning_person(degrees), turning_person(0.0)])).view(2, SEGMENTS + 4)
+    summary = turn_summary(torch.stack([turning_person(degrees), turning_person(0.0)]), 30).view(2, SEGMENTS + 4)
     half_turns = degrees / 180
     assert summary[0, :SEGMENTS].tolist() == pytest.approx([half_turns / SEGMENTS] * SEGMENTS, abs=1e-3)
     full = half_turns if abs(degrees) >= 270 else 0.0
     expected = [half_turns, full, max(full, 0.0), min(full, 0.0)]
     assert summary[0, SEGMENTS:].tolist() == pytest.approx(expected, abs=0.05)
     assert summary[1].abs().max() < 1e-3
+
+
+def test_full_turns_depend_on_the_rate() -> None:
+    """A full turn in 300 frames is slower than what counts as one at 20 frames a second, and fast enough at 60."""
+    slow = torch.stack([turning_person(360.0, frames=300)])
+    assert turn_summary(slow, 20)[SEGMENTS + 1] == 0
+    assert turn_summary(slow, 60)[SEGMENTS + 1] == pytest.approx(2.0, abs=0.05)
 
 
 def test_latent_summary_is_the_mean_over_stretches_of_time() -> None:
