@@ -1,20 +1,41 @@
-"""Whole files or none: what is written here appears under its name only when it is complete."""
+"""Whole files or none: what is written here appears under its name only when it is complete, and is finite.
+
+Several processes may write at once: each has temporary names of its own, and what only one may have is locked.
+"""
 
 from __future__ import annotations
 
+import glob
+import json
+import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # a system without these locks
+    fcntl = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WRITING = ".writing-"
+"""How the name of a folder begins that is not complete."""
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]:
     """A temporary name beside ``path`` and with its suffix, renamed to ``path`` on success and removed on failure.
 
     The file gets the permissions of any new file, whatever the library that writes it sets.
+
+    Args:
+        exclusive: raise ``FileExistsError`` in place of replacing a file that is there by then.
 
     Examples:
         >>> with replacing("result.json") as temporary:
@@ -28,21 +49,188 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(mode)
-        os.replace(temporary, path)
+        if exclusive:
+            _create(temporary, path)
+        else:
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _create(temporary: Path, path: Path) -> None:
+    refuse_existing(path)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        refuse_existing(path)
+        raise
+    except OSError:  # a file system without links
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        os.replace(temporary, path)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise ``FileExistsError`` if ``path`` is there: results are not overwritten in silence."""
+    if path.exists():
+        raise FileExistsError(f"{path}: exists already; choose another name, or remove it")
+
+
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it takes the place of ``folder`` on success and is removed on failure."""
-    temporary = folder.with_name(f".writing-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    """A temporary folder to fill; it takes the place of ``folder`` on success and is removed on failure.
+
+    Of several processes that replace one folder at once the last one stays, and all of them succeed. What a killed
+    process has left half written is removed.
+    """
+    folder = Path(os.path.realpath(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f"{WRITING}{glob.escape(folder.name)}-????????"):
+        with suppress(OSError), _held(left):  # nobody writes to it any more
+            shutil.rmtree(left)
+    temporary = _temporary(folder)
+    temporary.mkdir()
     try:
-        yield temporary
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
+        with ExitStack() as stack:
+            with suppress(OSError):  # a file system without locks of folders
+                stack.enter_context(_held(temporary))
+            yield temporary
+            _put(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary(folder: Path) -> Path:
+    return folder.with_name(f"{WRITING}{folder.name}-{secrets.token_hex(4)}")
+
+
+def _put(temporary: Path, folder: Path) -> None:
+    while True:
+        try:
+            os.rename(temporary, folder)
+            return
+        except OSError:
+            if not folder.is_dir():
+                raise
+        doomed = _temporary(folder)
+        try:
+            os.rename(folder, doomed)
+        except FileNotFoundError:  # another process is replacing it as well
+            continue
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[os.stat_result]:
+    """Hold the system's lock of ``path``, until the process ends at the latest. ``OSError`` if another one has it."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock file ``path``, which is removed at the end; the lock itself ends with the process, however it ends.
+
+    Children that were forked meanwhile hold it with their parent. A system without such locks locks nothing.
+
+    Raises:
+        FileExistsError: another process holds it; the message is ``refusal``.
+    """
+    with ExitStack() as stack:
+        while True:
+            try:
+                held = stack.enter_context(_held(path))
+            except BlockingIOError:
+                raise FileExistsError(refusal) from None
+            with suppress(FileNotFoundError):
+                if os.path.samestat(held, path.stat()):
+                    break
+            stack.close()  # who held it before has removed this file since it was opened
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed_stem(base: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """``base``, or ``base`` with the first number from 2 that is free: no file of that name and one of ``suffixes``.
+
+    It is this process's until the end of the block; another one that asks meanwhile gets the next number.
+    """
+    number = 1
+    while True:
+        stem = base if number == 1 else base.with_name(f"{base.name}-{number}")
+        number += 1
+        if _taken(stem, suffixes):
+            continue
+        try:
+            with locked(stem.with_name(f".{stem.name}.lock"), str(stem)):
+                if not _taken(stem, suffixes):
+                    yield stem
+                    return
+        except FileExistsError as error:
+            if str(error) != str(stem):
+                raise
+
+
+def _taken(stem: Path, suffixes: Collection[str]) -> bool:
+    return any(stem.with_name(stem.name + suffix).exists() for suffix in suffixes)
+
+
+def write_text(path: str | Path, content: str) -> None:
+    """Write a UTF-8 file."""
+    with replacing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Any, *, exclusive: bool = False) -> None:
+    """Write plain values as JSON. Raises ``FloatingPointError`` that names the first number that is not finite."""
+    wrong = _not_finite(content)
+    if wrong is not None:
+        raise FloatingPointError(
+            f"{path}: expected finite numbers, got {wrong[1]} for {wrong[0]!r}; nothing is written"
+        )
+    with replacing(path, exclusive=exclusive) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        FloatingPointError: a tensor holds a number that is not finite; names it. OSError: the disk is full or the like.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    require_finite(path, tensors)
+    with replacing(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written: {error}") from error
+
+
+def require_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ``FloatingPointError`` that names the first of ``tensors`` that are to go to ``path`` and not finite."""
+    for name, value in tensors.items():
+        if (value.is_floating_point() or value.is_complex()) and not bool(value.isfinite().all()):
+            raise FloatingPointError(f"{path}: expected finite numbers, got others in {name!r}; nothing is written")
+
+
+def _not_finite(content: Any, name: str = "") -> tuple[str, float] | None:
+    if isinstance(content, float):
+        return None if math.isfinite(content) else (name, content)
+    if isinstance(content, Mapping):
+        parts = [(str(key), value) for key, value in content.items()]
+    elif isinstance(content, (list, tuple)):
+        parts = [(str(number), value) for number, value in enumerate(content)]
+    else:
+        return None
+    found = (_not_finite(value, f"{name}.{key}" if name else key) for key, value in parts)
+    return next((each for each in found if each is not None), None)

@@ -6,6 +6,7 @@ folder in ``intermoe.systems`` and a line in ``SYSTEMS``.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ class ModelConfig(Config):
             f"in [4, max_frames={self.max_frames}]",
             self.min_frames,
         )
+
+    @property
+    def max_steps(self) -> int | None:
+        """Most solver steps that the model's schedule has; ``None`` for a system without one."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -218,9 +224,16 @@ class MotionPipeline(ABC):
 
         Raises:
             ValueError: a value outside its range, named. TypeError: a length, count or seed that is no integer.
+
+        Warns:
+            UserWarning: a prompt has words that training never showed.
         """
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         self.check(prompts, num_frames)
+        for prompt in prompts:
+            if unknown := self.unknown_words(prompt):
+                listed = ", ".join(unknown)
+                warnings.warn(f"the model has never seen: {listed} (in {prompt!r}); it can only guess", stacklevel=3)
         num_frames = check_integer(num_frames, "num_frames")
         num_inference_steps = check_integer(num_inference_steps, "num_inference_steps")
         seed = check_integer(seed, "seed", low=0, high=2**63 - len(prompts))

@@ -1,12 +1,29 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, whoever else writes at the same time."""
 
 from __future__ import annotations
 
+import json
+import math
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from intermoe.files import replacing
+from intermoe.files import WRITING, claimed_stem, locked, replacing, replacing_folder, write_json, write_tensors
+
+
+def start(code: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -30,3 +47,143 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
     (tmp_path / "other").unlink()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_must_be_new_is_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.json"
+    write_json(path, {"a": 1.5}, exclusive=True)
+    with pytest.raises(FileExistsError, match=r"numbers\.json: exists already"):
+        write_json(path, {"a": 2.5}, exclusive=True)
+    assert json.loads(path.read_text()) == {"a": 1.5}
+    late = tmp_path / "late.json"
+
+    def meet_another() -> None:
+        with replacing(late, exclusive=True) as own:
+            own.write_text("mine")
+            late.write_text("theirs")
+
+    with pytest.raises(FileExistsError, match=r"late\.json: exists already"):
+        meet_another()
+    assert late.read_text() == "theirs"
+    assert {each.name for each in tmp_path.iterdir()} == {"numbers.json", "late.json"}
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+
+    def write(content: str, *, fail: bool = False) -> None:
+        with replacing_folder(folder) as temporary:
+            (temporary / "file").write_text(content)
+            if fail:
+                raise RuntimeError("interrupted")
+
+    write("before")
+    with pytest.raises(RuntimeError, match="interrupted"):
+        write("half", fail=True)
+    assert (folder / "file").read_text() == "before"
+    (tmp_path / f"{WRITING}model-0123abcd").mkdir()  # of a process that was killed
+    write("after")
+    assert (folder / "file").read_text() == "after"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_two_that_replace_one_folder_leave_each_other_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    with replacing_folder(folder) as first:
+        (first / "by").write_text("first")
+        with replacing_folder(folder) as second:
+            assert first.is_dir(), "what another process still writes is not swept away"
+            (second / "by").write_text("second")
+        assert (folder / "by").read_text() == "second"
+    assert (folder / "by").read_text() == "first"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from intermoe.files import locked
+with locked(Path(sys.argv[1]) / ".lock", "taken"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    other = start(HOLD, tmp_path)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(FileExistsError, match="taken"), locked(lock, "taken"):
+        pass
+    other.kill()
+    other.communicate()
+    assert lock.exists(), "a killed process cannot remove its file"
+    with locked(lock, "taken"), pytest.raises(FileExistsError, match="taken"), locked(lock, "taken"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+NAME = """
+import sys, time
+from pathlib import Path
+from intermoe.files import claimed_stem
+sys.stdin.readline()
+with claimed_stem(Path(sys.argv[1]) / "bow", (".npz", ".gif")) as stem:
+    time.sleep(0.2)
+    stem.with_name(stem.name + sys.argv[2]).write_text(sys.argv[2])
+"""
+
+
+def test_names_of_several_processes_differ(tmp_path: Path) -> None:
+    """They all look for a name at once, and each writes after a while: none sees the files of the others."""
+    others = [start(NAME, tmp_path, suffix) for suffix in (".npz", ".gif", ".npz", ".gif")]
+    for other in others:
+        assert other.stdin is not None
+        other.stdin.write("\n")
+        other.stdin.flush()
+    assert [other.wait(timeout=60) for other in others] == [0] * 4
+    for other in others:
+        other.communicate()
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["bow", "bow-2", "bow-3", "bow-4"]
+    with claimed_stem(tmp_path / "bow", (".npz", ".gif")) as stem:
+        assert stem.name == "bow-5"
+
+
+def test_only_finite_numbers_are_written(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"numbers.json: expected finite numbers, got nan for 'rows.1.fid'"):
+        write_json(tmp_path / "numbers.json", {"rows": [{"fid": 1.0}, {"fid": math.nan}]})
+    with pytest.raises(FloatingPointError, match=r"model.safetensors: expected finite numbers, got others in 'w'"):
+        write_tensors(tmp_path / "model.safetensors", {"n": torch.tensor([1]), "w": torch.tensor([0.0, math.inf])})
+    assert list(tmp_path.iterdir()) == []
+    write_tensors(tmp_path / "model.safetensors", {"w": torch.tensor([1.5])}, metadata={"format": "pt"})
+    assert load_file(tmp_path / "model.safetensors")["w"].item() == 1.5
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from intermoe.files import replacing_folder, write_tensors
+from intermoe.train.checkpoint import write_checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+small, large = {"w": torch.zeros(4)}, {"w": torch.zeros(5000)}
+folder = Path(sys.argv[1])
+for model, optimizer in ((large, small), (small, large)):
+    try:
+        write_checkpoint(folder, 3, model=model, average=small, optimizer=optimizer, state={}, keep=1)
+    except OSError as error:
+        print(error)
+try:
+    write_tensors(folder / "model.safetensors", large)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    """The limit of a file's size stands in for the disk's."""
+    assert resource.RLIMIT_FSIZE is not None
+    out, err = start(FULL, tmp_path).communicate(timeout=60)
+    assert [line.split(":")[1] for line in out.splitlines()] == [" cannot be written"] * 3, (out, err)
+    assert list(tmp_path.iterdir()) == []

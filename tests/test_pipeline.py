@@ -153,7 +153,7 @@ def test_a_failed_save_leaves_the_old_model(tiny_pipeline, tmp_path, monkeypatch
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("intermoe.systems.files.save_file", fail)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         tiny_pipeline.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before

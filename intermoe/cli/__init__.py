@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import signal
 import sys
 import warnings
 from typing import Annotated
@@ -64,6 +65,14 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(status)
 
+    def stop(number: int, _: object) -> None:
+        """What is half written is removed on the way out, as after an error."""
+        typer.echo(f"error: stopped by {signal.Signals(number).name}", err=True)
+        raise SystemExit(128 + number)
+
+    for ending in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(ending) is signal.SIG_DFL:
+            signal.signal(ending, stop)
     gc.set_threshold(10_000)  # torch and diffusers are too many objects to be searched for garbage all the time
     atexit.register(leave)  # as the first it runs last, when what others have registered is done
     warnings.showwarning = lambda message, *_: typer.echo(f"warning: {message}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,8 +48,8 @@ def reported() -> Iterator[None]:
 def check_sampling(steps: int, guidance: float, seed: int) -> None:
     if steps < 1:
         raise ValueError(f"--steps: must be >= 1, got {steps}")
-    if not guidance >= 1:
-        raise ValueError(f"--guidance: must be >= 1, got {guidance}")
+    if not 1 <= guidance < math.inf:
+        raise ValueError(f"--guidance: must be >= 1 and finite, got {guidance}")
     if not 0 <= seed < 2**63:
         raise ValueError(f"--seed: must be in [0, 2**63), got {seed}")
 
@@ -62,6 +63,17 @@ def check_folder(folder: Path) -> None:
         raise NotADirectoryError(f"--out: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(f"--out: no permission to write to {existing}")
+
+
+def check_new_file(path: Path) -> None:
+    """Raise if ``path`` cannot be written as a new file; results are not overwritten in silence."""
+    from intermoe.files import refuse_existing
+
+    check_folder(path.parent)
+    try:
+        refuse_existing(path)
+    except FileExistsError as error:
+        raise FileExistsError(f"--out: {error}") from None
 
 
 def check_drawing(formats: Iterable[str]) -> None:
@@ -96,13 +108,16 @@ def parse_view(camera: str, size: str) -> View:
 
 def parse_seeds(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        seeds = [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"--seeds: expected numbers separated by commas, got {text!r}") from None
+    if not all(0 <= seed < 2**32 for seed in seeds) or len(set(seeds)) != len(seeds):
+        raise ValueError(f"--seeds: expected different numbers in [0, 2**32), got {text!r}")
+    return seeds
 
 
 def load_pipeline(
-    model: str, device: str, *, frames: int | None = None, scheduler: str | None = None
+    model: str, device: str, *, frames: int | None = None, scheduler: str | None = None, steps: int = 1
 ) -> MotionPipeline:
     """The pipeline; what its configuration alone can refuse is refused before the weights are read."""
     import torch
@@ -115,6 +130,8 @@ def load_pipeline(
         raise ValueError(
             f"--frames: must be in [{config.min_frames}, {config.max_frames}] for model {model!r}, got {frames}"
         )
+    if config.max_steps is not None and steps > config.max_steps:
+        raise ValueError(f"--steps: must be in [1, {config.max_steps}], the schedule of model {model!r}, got {steps}")
     schedulers = SYSTEMS[config.system].schedulers
     if scheduler is not None and scheduler not in schedulers:
         raise ValueError(f"--scheduler: must be one of {', '.join(schedulers)}, got {scheduler!r}")

@@ -16,6 +16,7 @@ from intermoe.cli.common import (
     StepsOption,
     StrictOption,
     check_folder,
+    check_new_file,
     check_sampling,
     load_pipeline,
     parse_seeds,
@@ -51,15 +52,17 @@ def evaluate_kinematics(
     with reported():
         chosen = parse_seeds(seeds)
         check_sampling(steps, guidance, min(chosen))
-        check_folder(out.parent)
-        pipeline = load_pipeline(model, device)
+        check_new_file(out)
+        pipeline = load_pipeline(model, device, steps=steps)
         from intermoe.data import InterHumanDataset
         from intermoe.eval import evaluate_kinematics
+        from intermoe.eval.kinematics import check_generation
 
         config = pipeline.config
         dataset = InterHumanDataset(
             data, split, min_frames=config.min_frames, max_frames=config.max_frames, training=False, strict=strict
         )
+        check_generation(pipeline, dataset, chosen)
         with progress_bar() as progress:
             task = progress.add_task("generating", total=None)
             report = evaluate_kinematics(
@@ -121,16 +124,20 @@ def _register(kind: str) -> None:
             chosen = str(processes.device) if processes is not None and device == "auto" else device
             judge = load_evaluator(evaluator)
             words = read_texts(texts or _texts(data)) if judge.reads_tokens else None
-            pipeline = load_pipeline(model, chosen, scheduler=scheduler)
+            pipeline = load_pipeline(model, chosen, scheduler=scheduler, steps=steps)
             judge.to(pipeline.device)
             dataset = _open(protocol, data, split, seed, pipeline)
+            compared = protocol.batch_size if batch_size is None else batch_size
+            if not 2 <= compared <= len(dataset):
+                told = f"split {split!r} of {data} has {len(dataset)} items"
+                raise ValueError(f"--batch-size: must be in [2, {len(dataset)}], got {compared}; {told}")
             settings = EvaluationSettings(
                 data=kind,
                 split=split,
                 items=len(dataset),
                 model=digest(model_folder(model)),
                 evaluator=digest(evaluator),
-                batch_size=protocol.batch_size if batch_size is None else batch_size,
+                batch_size=compared,
                 seed=seed,
                 mm_captions=min(mm_captions, len(dataset)),
                 mm_samples=mm_samples,
@@ -148,6 +155,7 @@ def _register(kind: str) -> None:
                 if rank == 0:
                     typer.echo(_told(estimate(evaluation, replications, processes=ranks), ranks))
                 return
+            evaluation.check()
             with progress_bar() as progress:
                 progress.disable = rank != 0
                 task = progress.add_task("evaluating", total=None)
@@ -202,16 +210,19 @@ def _open(protocol: Protocol, data: Path, split: str, seed: int, pipeline: Motio
 
     data_set = DATA_SETS[protocol.data]
     motion = data_set.representation
-    return MotionDataset(
-        data_set,
-        data,
-        split,
-        min_frames=max(motion.min_frames, pipeline.config.min_frames),
-        max_frames=min(motion.max_frames, pipeline.config.max_frames),
-        swap_persons=protocol.swaps_persons,
-        seed=seed,
-        training=True,
-    )
+    try:
+        return MotionDataset(
+            data_set,
+            data,
+            split,
+            min_frames=max(motion.min_frames, pipeline.config.min_frames),
+            max_frames=min(motion.max_frames, pipeline.config.max_frames),
+            swap_persons=protocol.swaps_persons,
+            seed=seed,
+            training=True,
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--split: cannot read {split!r} of {data}: {error}") from error
 
 
 def _texts(data: Path) -> Path:

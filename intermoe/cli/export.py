@@ -33,7 +33,7 @@ def export(
         check_folder(out)
         take = replace(load(files, fps), view=view)
         out.mkdir(parents=True, exist_ok=True)
-        stem = free_stem(out, files[0].name.partition(".")[0])
-        for chosen in formats:
-            for path in save_take(stem.with_name(stem.name + FORMATS[chosen].suffix), take):
-                typer.echo(path)
+        with free_stem(out, files[0].name.partition(".")[0]) as stem:
+            for chosen in formats:
+                for path in save_take(stem.with_name(stem.name + FORMATS[chosen].suffix), take):
+                    typer.echo(path)

@@ -59,11 +59,9 @@ def generate(
         chosen = _collect_prompts(prompts or [], prompts_file)
         check_sampling(steps, guidance, seed)
         check_folder(out)
-        pipeline = load_pipeline(model, device, frames=frames, scheduler=scheduler)
+        pipeline = load_pipeline(model, device, frames=frames, scheduler=scheduler, steps=steps)
         num_frames = frames or min(DEFAULT_FRAMES, pipeline.config.max_frames)
         _check_prompts(pipeline, chosen, num_frames, prompts_file)
-        for prompt in chosen:
-            _warn_of_unknown_words(pipeline, prompt)
         out.mkdir(parents=True, exist_ok=True)
         details: dict[str, str | int | float] = {
             "model": model,
@@ -129,20 +127,13 @@ def _check_prompts(pipeline: MotionPipeline, chosen: Sequence[str], num_frames: 
             raise ValueError(f"{place}{error}") from None
 
 
-def _warn_of_unknown_words(pipeline: MotionPipeline, prompt: str) -> None:
-    unknown = pipeline.unknown_words(prompt)
-    if unknown:
-        listed = ", ".join(unknown)
-        typer.echo(f"warning: the model has never seen: {listed} (in {prompt!r}); it can only guess", err=True)
-
-
 def _write(take: Take, folder: Path, formats: Sequence[str]) -> Iterator[list[Path]]:
     """Write one motion in all formats under one new name, and tell each format's files when they are there."""
     from intermoe.export import FORMATS, free_stem, save_take
 
-    stem = free_stem(folder, take.prompt)
-    for chosen in formats:
-        yield save_take(stem.with_name(stem.name + FORMATS[chosen].suffix), take)
+    with free_stem(folder, take.prompt) as stem:
+        for chosen in formats:
+            yield save_take(stem.with_name(stem.name + FORMATS[chosen].suffix), take)
 
 
 def _write_grid(takes: Sequence[Take], folder: Path) -> Path:
@@ -150,6 +141,7 @@ def _write_grid(takes: Sequence[Take], folder: Path) -> Path:
     from intermoe.export.video import scene_of
     from intermoe.viz import Grid, save_mp4
 
-    path = free_stem(folder, "grid").with_suffix(".mp4")
-    save_mp4(path, Grid([scene_of(take) for take in takes]))
+    with free_stem(folder, "grid") as stem:
+        path = stem.with_suffix(".mp4")
+        save_mp4(path, Grid([scene_of(take) for take in takes]))
     return path

@@ -13,7 +13,7 @@ from intermoe.cli.common import (
     GuidanceOption,
     StepsOption,
     StrictOption,
-    check_folder,
+    check_new_file,
     check_sampling,
     load_pipeline,
     parse_seeds,
@@ -42,10 +42,11 @@ def evaluate_identity(
     with reported():
         chosen = parse_seeds(seeds)
         check_sampling(steps, guidance, min(chosen))
-        check_folder(out.parent)
-        pipeline = None if model is None else load_pipeline(model, device)
+        check_new_file(out)
+        pipeline = None if model is None else load_pipeline(model, device, steps=steps)
         from intermoe.data import InterHumanDataset
         from intermoe.eval import evaluate_identity
+        from intermoe.eval.kinematics import check_generation
         from intermoe.metrics.identity import min_frames
 
         longest = MAX_FRAMES if pipeline is None else pipeline.config.max_frames
@@ -54,6 +55,8 @@ def evaluate_identity(
         dataset = InterHumanDataset(
             data, split, min_frames=min_frames(), max_frames=longest, training=False, strict=strict
         )
+        if pipeline is not None:
+            check_generation(pipeline, dataset, chosen)
         with progress_bar() as progress:
             task = progress.add_task("generating" if pipeline else "measuring", total=None)
             report = evaluate_identity(

@@ -70,7 +70,7 @@ def routing(
         check_sampling(steps, guidance, seed)
         check_folder(out)
         dataset = None if data is None else _open(data, split, str(item))
-        pipeline = load_pipeline(model, device, frames=frames)
+        pipeline = load_pipeline(model, device, frames=frames, steps=steps)
         from intermoe.routing.trace import trace_generation, trace_motion
 
         if dataset is not None:
@@ -110,17 +110,17 @@ def _write(trace: RoutingTrace, folder: Path, title: str, formats: Sequence[Form
     from intermoe.routing.picture import RoutingScene, draw_routing
     from intermoe.viz import save_gif, save_mp4
 
-    stem = output_stem(folder, title, [f".{each.value}" for each in Format])
     written = []
-    for chosen in formats:
-        path = stem.with_name(f"{stem.name}.{chosen.value}")
-        if chosen is Format.npz:
-            trace.save_npz(path)
-        elif chosen is Format.mp4:
-            save_mp4(path, RoutingScene(trace))
-        elif chosen is Format.gif:
-            save_gif(path, RoutingScene(trace))
-        else:
-            draw_routing(trace).save(path)
-        written.append(path)
+    with output_stem(folder, title, [f".{each.value}" for each in Format]) as stem:
+        for chosen in formats:
+            path = stem.with_name(f"{stem.name}.{chosen.value}")
+            if chosen is Format.npz:
+                trace.save_npz(path)
+            elif chosen is Format.mp4:
+                save_mp4(path, RoutingScene(trace))
+            elif chosen is Format.gif:
+                save_gif(path, RoutingScene(trace))
+            else:
+                draw_routing(trace).save(path)
+            written.append(path)
     return written

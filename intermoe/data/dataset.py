@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,6 +211,15 @@ class MotionDataset(Dataset[MotionItem]):
     def captions(self, index: int) -> tuple[str, ...]:
         """All captions of an item as written, before any mirroring or exchange."""
         return self._clips.captions[self._indices[index]]
+
+    def digest(self) -> str:
+        """Which data these are: 16 hexadecimal digits of all names, captions and source columns, wherever they lie."""
+        content = hashlib.blake2b(digest_size=8)
+        for name, index in zip(self.names, self._indices, strict=True):
+            source = np.ascontiguousarray(self._clips[index])
+            content.update(json.dumps([name, self._clips.captions[index], source.shape, str(source.dtype)]).encode())
+            content.update(source.tobytes())
+        return content.hexdigest()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose what is drawn next; running workers see it from their next item on."""

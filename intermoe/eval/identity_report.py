@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +13,8 @@ import numpy as np
 import torch
 
 from intermoe.data.interhuman import InterHumanDataset
-from intermoe.eval.kinematics import generate_clips, reconstruct
-from intermoe.files import replacing
+from intermoe.eval.kinematics import check_generation, generate_clips, reconstruct
+from intermoe.files import write_json
 from intermoe.metrics import corruptions
 from intermoe.metrics.identity import MERGE_DISTANCE, SWAP_THRESHOLD, Floats, IdentityMetrics, measure_identity
 from intermoe.motion.interhuman import joints as motion_joints
@@ -73,9 +72,8 @@ class IdentityReport:
         return dataclasses.asdict(self)
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON file, whole or not at all."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write a JSON file, whole or not at all. Raises ``FileExistsError`` if there is one."""
+        write_json(path, self.to_dict(), exclusive=True)
 
     def table(self) -> list[list[str]]:
         """Header and a line for every row of the report."""
@@ -118,6 +116,8 @@ def evaluate_identity(
     """
     if dataset.training or dataset.mirror or dataset.swap_persons:
         raise ValueError("dataset: expected training=False and no augmentation")
+    if pipeline is not None:
+        check_generation(pipeline, dataset, seeds, batch_size)
     motions = [dataset[index]["motion"] for index in range(len(dataset))]
     clean = [_joints(motion) for motion in motions]
     measured = {"ground truth": _measure(clean)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from intermoe.data.interhuman import InterHumanDataset
-from intermoe.files import replacing
+from intermoe.files import write_json
 from intermoe.metrics.kinematics import Clip, KinematicMetrics, measure
 from intermoe.motion.interhuman import joints as motion_joints
 
@@ -54,9 +53,8 @@ class KinematicReport:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON file, whole or not at all."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write a JSON file, whole or not at all. Raises ``FileExistsError`` if there is one."""
+        write_json(path, self.to_dict(), exclusive=True)
 
     def table(self) -> list[list[str]]:
         """Header and one line a metric, a column for each row of the report; the number of captions is in the title."""
@@ -93,11 +91,11 @@ def evaluate_kinematics(
         progress: called as ``progress(clips_done, clips)`` during generation.
 
     Raises:
-        ValueError: no seed, seeds that repeat, or a data set whose items are random.
+        ValueError: a data set whose items are random, or as ``generate_clips``; before anything is measured.
     """
-    _check_sampling(seeds, batch_size)
     if dataset.training or dataset.mirror or dataset.swap_persons:
         raise ValueError("dataset: expected training=False and no augmentation: captions must fit the motion measured")
+    check_generation(pipeline, dataset, seeds, batch_size)
     truth, reconstruction = [], []
     for index in range(len(dataset)):
         motion = dataset[index]["motion"]
@@ -148,9 +146,10 @@ def generate_clips(
     Caption i of n is drawn with seed ``seeds[k] * n + i``, so that no two clips share their noise.
 
     Raises:
-        ValueError: no seed, seeds that repeat, or a batch size below 1.
+        ValueError: no seed, seeds that repeat or are too large, a batch size below 1, or a caption that the model
+            refuses; names its item.
     """
-    _check_sampling(seeds, batch_size)
+    check_generation(pipeline, dataset, seeds, batch_size)
     by_length: dict[int, list[str]] = defaultdict(list)
     for index in range(len(dataset)):
         by_length[dataset.num_frames(index)].extend(dataset.captions(index))
@@ -173,11 +172,22 @@ def generate_clips(
     return generated
 
 
-def _check_sampling(seeds: Sequence[int], batch_size: int) -> None:
+def check_generation(
+    pipeline: MotionPipeline, dataset: InterHumanDataset, seeds: Sequence[int], batch_size: int = 16
+) -> None:
+    """Raise ``ValueError`` for what ``generate_clips`` would refuse, before any work."""
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds: expected at least one, none twice, got {tuple(seeds)}")
+    total = sum(len(dataset.captions(index)) for index in range(len(dataset)))
+    if not 0 <= min(seeds) <= max(seeds) < 2**63 // total - 1:  # each is multiplied by the number of captions
+        raise ValueError(f"seeds: expected numbers in [0, {2**63 // total - 1}), got {tuple(seeds)}")
     if batch_size < 1:
         raise ValueError(f"batch_size: must be >= 1, got {batch_size}")
+    for index, name in enumerate(dataset.names):
+        try:
+            pipeline.check(dataset.captions(index), dataset.num_frames(index))
+        except ValueError as error:
+            raise ValueError(f"{dataset.root}: split {dataset.split!r}, item {name!r}: {error}") from error
 
 
 def reconstruct(pipeline: MotionPipeline, motion: torch.Tensor) -> torch.Tensor:

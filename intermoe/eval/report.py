@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from intermoe.eval.protocol import CAPTIONS, REPLICATIONS, SAMPLES, Protocol, Published
 from intermoe.eval.runner import EvaluationSettings, Numbers
-from intermoe.files import replacing
+from intermoe.files import replacing, write_json
 
 _TITLES = {
     "fid": "FID",
@@ -87,8 +86,7 @@ class EvaluationReport:
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file and, beside it, the table in Markdown; each whole or not at all."""
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_json(path, self.to_dict())
         with replacing(Path(path).with_suffix(".md")) as temporary:
             temporary.write_text(self.markdown(), encoding="utf-8")
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +27,7 @@ from intermoe.data.captions import swap_caption
 from intermoe.data.items import MotionItem
 from intermoe.eval.protocol import DIVERSITY_PAIRS, MULTIMODALITY_PAIRS, Protocol
 from intermoe.evaluators.evaluator import Evaluator
-from intermoe.files import replacing
+from intermoe.files import locked, replacing, write_json
 from intermoe.metrics.distribution import diversity, frechet_distance, multimodality, retrieval
 
 if TYPE_CHECKING:
@@ -69,7 +72,7 @@ class EvaluationSettings(Config):
         _require(0 <= self.mm_captions <= self.items, "mm_captions", f"in [0, {self.items} items]", self.mm_captions)
         _require(self.mm_samples >= 2, "mm_samples", ">= 2", self.mm_samples)
         _require(self.num_inference_steps >= 1, "num_inference_steps", ">= 1", self.num_inference_steps)
-        _require(self.guidance_scale >= 1.0, "guidance_scale", ">= 1", self.guidance_scale)
+        _require(1.0 <= self.guidance_scale < math.inf, "guidance_scale", ">= 1 and finite", self.guidance_scale)
         _require(self.generation_batch >= 1, "generation_batch", ">= 1", self.generation_batch)
 
 
@@ -93,11 +96,15 @@ class Piece:
 
 
 def digest(folder: Path) -> str:
-    """Which weights a model or evaluator folder holds: 16 hexadecimal digits."""
+    """Which model or evaluator a folder holds, configuration and tokenizer included: 16 hexadecimal digits."""
     hashed = hashlib.sha256()
-    with open(folder / "model.safetensors", "rb") as file:
-        while block := file.read(2**20):
-            hashed.update(block)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        if not (folder / name).exists():
+            continue
+        hashed.update(f"{name}\0{(folder / name).stat().st_size}\n".encode())
+        with open(folder / name, "rb") as file:
+            while block := file.read(2**20):
+                hashed.update(block)
     return hashed.hexdigest()[:16]
 
 
@@ -138,23 +145,40 @@ class Evaluation:
 
     def open_folder(self) -> None:
         """Make the folder, or check that it belongs to the same settings. For one process, before ``run``."""
-        path = self.folder / SETTINGS_FILE
+        path, now = self.folder / SETTINGS_FILE, self.identity()
         self.folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            before, now = EvaluationSettings.load(path).to_dict(), self.settings.to_dict()
-            changed = [f"{key} was {before[key]!r}, is {now[key]!r}" for key in now if before[key] != now[key]]
+            before = _read(path)
+            changed = [f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in now if before.get(key) != now[key]]
             if changed:
                 raise ValueError(f"{self.folder}: holds an evaluation with other settings: {', '.join(changed)}")
         else:
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps(self.settings.to_dict(), indent=2) + "\n", encoding="utf-8")
+            write_json(path, now)
         for unfinished in (self.folder / "pieces").glob("*/.*.npz"):
             unfinished.unlink()
+
+    def identity(self) -> dict[str, Any]:
+        """All that the numbers depend on: the settings, and by content the data, the protocol and the words."""
+        protocol = {key: value for key, value in vars(self.protocol).items() if key != "published"}
+        words = hashlib.sha256(json.dumps(self.texts and dict(self.texts), sort_keys=True).encode()).hexdigest()[:16]
+        return {**self.settings.to_dict(), "content": self.dataset.digest(), "protocol": protocol, "words": words}
+
+    def check(self) -> None:
+        """Raise ``ValueError`` that names the item whose captions the model or the evaluator would refuse."""
+        for index, name in enumerate(self.dataset.names):
+            captions = list(self.dataset.captions(index))
+            captions += [swap_caption(caption) for caption in captions if self.protocol.swaps_persons]
+            try:
+                self.pipeline.check(captions, self.dataset.num_frames(index))
+                self.evaluator.check_text([self._words(caption) for caption in captions])
+            except ValueError as error:
+                where = f"{self.dataset.root}: split {self.dataset.split!r}, item {name!r}"
+                raise ValueError(f"{where}: {error}") from error
 
     def numbers(self, replication: int) -> dict[str, Numbers] | None:
         """Rows of a finished replication, or ``None``."""
         path = self.folder / f"replication-{replication:02d}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return _read(path) if path.exists() else None
 
     def pieces(self, replication: int) -> list[Piece]:
         """All pieces of a replication, motions of similar length together."""
@@ -208,6 +232,11 @@ class Evaluation:
             if piece.kind in (TRUTH, GENERATED):
                 texts = [self._words(item["caption"]) for item in items]
                 arrays["text_embedding"] = self.evaluator.embed_text(texts).cpu().numpy()
+        for key, value in arrays.items():
+            wrong = ~np.isfinite(value).reshape(len(items), -1).all(axis=1)
+            if wrong.any():
+                names = ", ".join(item["name"] for item, bad in zip(items, wrong, strict=True) if bad)
+                raise FloatingPointError(f"{piece.file}: expected finite numbers, got others in {key} of items {names}")
         if piece.generated and self.keep_motions:
             captions = np.array([item["caption"] for item in items])
             arrays |= {"motion": padded.numpy(), "lengths": lengths.numpy(), "captions": captions}
@@ -240,8 +269,7 @@ class Evaluation:
             first, second = _pairs(rng, samples, MULTIMODALITY_PAIRS)
             rows["model"]["multimodality"] = multimodality(embedded, first, second)
             rows["model"]["multimodality_scaled"] = multimodality(embedded, first, second, **scaling)
-        with replacing(self.folder / f"replication-{replication:02d}.json") as temporary:
-            temporary.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        write_json(self.folder / f"replication-{replication:02d}.json", rows)
         if not self.keep_motions:
             for piece in self.pieces(replication):
                 (self._place(replication) / piece.file).unlink()
@@ -273,9 +301,12 @@ class Evaluation:
         files = [self._place(replication) / piece.file for piece in self.pieces(replication) if piece.kind == kind]
         draws, found = [], []
         for file in files:
-            with np.load(file, allow_pickle=False) as arrays:
-                draws += [tuple(draw) for draw in arrays["draws"].tolist()]
-                found.append({key: arrays[key] for key in arrays.files if key.endswith("_embedding")})
+            try:
+                with np.load(file, allow_pickle=False) as arrays:
+                    draws += [tuple(draw) for draw in arrays["draws"].tolist()]
+                    found.append({key: arrays[key] for key in arrays.files if key.endswith("_embedding")})
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                raise ValueError(f"{file}: not a whole piece, remove it and go on: {error}") from error
         order = sorted(range(len(draws)), key=draws.__getitem__)
         return {key: np.concatenate([part[key] for part in found])[order] for key in (found[0] if found else ())}
 
@@ -287,6 +318,16 @@ class Evaluation:
 
     def _noise_seed(self, replication: int, index: int, sample: int) -> int:
         return int(self._rng(_NOISE, replication, index, sample).integers(2**63))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"expected a mapping, got {type(content).__name__}")
+    except ValueError as error:
+        raise ValueError(f"{path}: not a file of this evaluation, remove it and go on: {error}") from error
+    return content
 
 
 def _pairs(
@@ -312,20 +353,25 @@ def evaluate(
         rank, ranks: this process and how many share the work and the folder. wait: returns when all processes call it.
         progress: called as ``progress(pieces_done, pieces)``, of this process.
     """
-    if rank == 0:
-        evaluation.open_folder()
-    wait()
-    mine = [evaluation.missing(number)[rank::ranks] for number in range(replications)]
-    wait()
-    done, total = 0, sum(map(len, mine))
-    for number, pieces in enumerate(mine):
-        for piece in pieces:
-            evaluation.do(number, piece)
-            done += 1
-            if progress is not None:
-                progress(done, total)
+    evaluation.check()
+    with ExitStack() as stack:
+        if rank == 0:
+            evaluation.folder.mkdir(parents=True, exist_ok=True)
+            refusal = f"{evaluation.folder}: another process is evaluating here"
+            stack.enter_context(locked(evaluation.folder / ".lock", refusal))
+            evaluation.open_folder()
         wait()
-        if rank == 0 and evaluation.numbers(number) is None:
-            evaluation.finish(number)
-    wait()
-    return [rows for number in range(replications) if (rows := evaluation.numbers(number)) is not None]
+        mine = [evaluation.missing(number)[rank::ranks] for number in range(replications)]
+        wait()
+        done, total = 0, sum(map(len, mine))
+        for number, pieces in enumerate(mine):
+            for piece in pieces:
+                evaluation.do(number, piece)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            wait()
+            if rank == 0 and evaluation.numbers(number) is None:
+                evaluation.finish(number)
+        wait()
+        return [rows for number in range(replications) if (rows := evaluation.numbers(number)) is not None]

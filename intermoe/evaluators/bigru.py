@@ -128,6 +128,11 @@ class BiGRUEvaluator(Evaluator):
         embedded: Tensor = self.motion(self.movement(hidden.transpose(1, 2)), units)
         return embedded
 
+    def check_text(self, texts: Sequence[str]) -> None:
+        """See ``Evaluator.check_text``."""
+        for text in texts:
+            encode(text, self._index, self.config.max_words)
+
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Texts as ``word/POS word/POS ...``; see ``Evaluator.embed_text`` and ``intermoe.evaluators.words``."""
         rows = [encode(text, self._index, self.config.max_words) for text in texts]

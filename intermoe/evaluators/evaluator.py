@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from intermoe.checkpoints import load_module, load_safetensors
 from intermoe.config import Config
-from intermoe.files import replacing
+from intermoe.files import replacing, write_json, write_tensors
 from intermoe.nn.init import SkipRandomInit
 from intermoe.reading import read_json, read_text
 from intermoe.registry import Registry
@@ -48,6 +47,9 @@ class Evaluator(nn.Module, ABC):
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Descriptions (B strings): (B, E)."""
 
+    def check_text(self, texts: Sequence[str]) -> None:
+        """Raise ``ValueError`` for what ``embed_text`` would refuse in ``texts``, without its work."""
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -63,19 +65,26 @@ EVALUATORS: Registry[type[Evaluator]] = Registry(
 )
 
 
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Which weights these are: 16 hexadecimal digits of their names, types, shapes and values."""
+    content = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(tensors.items()):
+        content.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\n".encode())
+        content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
+
+
 def save_evaluator(folder: str | Path, evaluator: Evaluator) -> None:
     """Write config.json, model.safetensors and, for an own tokenizer, tokenizer.json; each whole or not at all."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in evaluator.state_dict().items()}
-    with replacing(folder / WEIGHTS_FILE) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS_FILE, tensors, metadata={"format": "pt"})
     if evaluator.tokenizer_json is not None:
         with replacing(folder / TOKENIZER_FILE) as temporary:
             temporary.write_text(evaluator.tokenizer_json, encoding="utf-8")
     values = {"kind": evaluator.kind, **evaluator.config.to_dict()}
-    with replacing(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG_FILE, values)
 
 
 def load_evaluator(folder: str | Path, *, device: str | torch.device = "cpu") -> Evaluator:

@@ -155,6 +155,10 @@ class InterClip(Evaluator):
         """See ``Evaluator.embed_motion``. All embeddings have the length ``scale``."""
         return self.scale * nn.functional.normalize(self.motion(motion, lengths), dim=-1)
 
+    def check_text(self, texts: Sequence[str]) -> None:
+        """See ``Evaluator.check_text``."""
+        self.text.check(texts)
+
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """See ``Evaluator.embed_text``."""
         return self.scale * nn.functional.normalize(self.text(texts), dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,8 +64,11 @@ def format_of(path: str | Path) -> Format:
     return max(fitting, key=lambda each: len(each.suffix))
 
 
-def free_stem(folder: str | Path, title: str) -> Path:
-    """``folder/slug`` of a title, numbered where a file of that name and of any format exists already."""
+def free_stem(folder: str | Path, title: str) -> AbstractContextManager[Path]:
+    """``folder/slug`` of a title, numbered where a file of that name and of any format exists already.
+
+    In ``with free_stem(...) as stem:`` no other process gets the same name.
+    """
     suffixes = [FORMATS[name].suffix for name in WRITTEN]
     numbered = [f".person1{FORMATS[name].suffix}" for name in WRITTEN if FORMATS[name].per_person]
     return output_stem(folder, title, [*suffixes, *numbered])

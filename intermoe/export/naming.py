@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
+
+from intermoe.files import claimed_stem
 
 SLUG_LENGTH = 48
 _GAP = "--"
@@ -27,11 +30,9 @@ def slug(prompt: str) -> str:
     return words or "motion"
 
 
-def output_stem(folder: str | Path, prompt: str, suffixes: Collection[str]) -> Path:
-    """``folder/slug``, numbered where a file of that name and one of ``suffixes`` (``".npz"``) exists already."""
-    base = Path(folder) / slug(prompt)
-    stem, number = base, 1
-    while any(stem.with_name(stem.name + suffix).exists() for suffix in suffixes):
-        number += 1
-        stem = base.with_name(f"{base.name}-{number}")
-    return stem
+def output_stem(folder: str | Path, prompt: str, suffixes: Collection[str]) -> AbstractContextManager[Path]:
+    """``folder/slug``, numbered where a file of that name and one of ``suffixes`` (``".npz"``) exists already.
+
+    In ``with output_stem(...) as stem:`` no other process gets the same name.
+    """
+    return claimed_stem(Path(folder) / slug(prompt), suffixes)

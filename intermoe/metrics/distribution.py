@@ -26,8 +26,13 @@ class Retrieval:
 def retrieval(text: Floats, motion: Floats, batch_size: int) -> Retrieval:
     """R-Precision@1-3 within batches of ``batch_size`` rows, the last incomplete batch left out, and MM-Dist.
 
-    text[i] describes motion[i]. Both numbers depend on the batch size and on which rows share a batch.
+    text[i] describes motion[i]. Both numbers depend on the batch size and on which rows share a batch. A motion as near
+    as the text's own counts against it: a model whose motions are all the same finds none.
+
+    Raises:
+        ValueError: other shapes, fewer rows than a batch has, or numbers that are not finite.
     """
+    _require_finite(text=text, motion=motion)
     batches = len(text) // batch_size
     if text.shape != motion.shape or text.ndim != 2 or batches < 1:
         raise ValueError(
@@ -37,7 +42,7 @@ def retrieval(text: Floats, motion: Floats, batch_size: int) -> Retrieval:
     for rows in np.arange(batches * batch_size).reshape(batches, batch_size):
         distances = _distances(text[rows], motion[rows])
         own = np.diagonal(distances)
-        nearer = (distances < own[:, None]).sum(axis=1)
+        nearer = (distances <= own[:, None]).sum(axis=1) - 1  # without itself
         hits += [(nearer < k).sum() for k in range(1, TOP_K + 1)]
         total += own.sum()
     count = batches * batch_size
@@ -62,7 +67,13 @@ def frechet_distance(embeddings: Floats, reference: Floats, *, scale: float = 1.
 def diversity(
     embeddings: Floats, first: Indices, second: Indices, *, scale: float = 1.0, divide_by: float = 1.0
 ) -> float:
-    """Mean distance of the pairs (first[i], second[i]) of rows, times scale / divide_by."""
+    """Mean distance of the pairs (first[i], second[i]) of rows, times scale / divide_by.
+
+    Raises:
+        ValueError: no pair, or numbers that are not finite.
+    """
+    _require_finite(embeddings=embeddings)
+    _require_pairs(first, second)
     difference = embeddings[first].astype(np.float64) - embeddings[second]
     return float(np.linalg.norm(difference, axis=-1).mean() * scale / divide_by)
 
@@ -70,22 +81,40 @@ def diversity(
 def multimodality(
     embeddings: Floats, first: Indices, second: Indices, *, scale: float = 1.0, divide_by: float = 1.0
 ) -> float:
-    """Mean distance of pairs of motions of one text, (texts, samples, E), times scale / divide_by."""
+    """Mean distance of pairs of motions of one text, (texts, samples, E), times scale / divide_by.
+
+    Raises:
+        ValueError: no pair, or numbers that are not finite.
+    """
+    _require_finite(embeddings=embeddings)
+    _require_pairs(first, second)
     difference = embeddings[:, first].astype(np.float64) - embeddings[:, second]
     return float(np.linalg.norm(difference, axis=-1).mean() * scale / divide_by)
 
 
 def _distances(a: Floats, b: Floats) -> Floats:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
-    distances: Floats = np.sqrt(np.maximum(squares, 0.0))
-    return distances
+    """Distances of the rows (N, E) of ``a`` from those of ``b``, (N, N), exactly equal to those of equal rows."""
+    b = b.astype(np.float64)
+    return np.stack([np.linalg.norm(row - b, axis=1) for row in a])
+
+
+def _require_pairs(first: Indices, second: Indices) -> None:
+    if len(first) == 0 or len(first) != len(second):
+        raise ValueError(f"first, second: expected as many of each, at least one, got {len(first)} and {len(second)}")
+
+
+def _require_finite(**embeddings: Floats) -> None:
+    for name, values in embeddings.items():
+        if not np.isfinite(values).all():
+            rows = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+            raise ValueError(f"{name}: expected finite numbers, got others in {len(rows)} rows, first in row {rows[0]}")
 
 
 def _moments(embeddings: Floats, scale: float) -> tuple[Floats, Floats]:
     """The mean (E,) and a matrix A, at most (E, E), whose A^T A is the covariance."""
-    if embeddings.ndim != 2 or len(embeddings) < 2 or not np.isfinite(embeddings).all():
-        raise ValueError(f"embeddings: expected (N >= 2, E) finite numbers, got shape {embeddings.shape}")
+    if embeddings.ndim != 2 or len(embeddings) < 2:
+        raise ValueError(f"embeddings: expected shape (N >= 2, E), got {embeddings.shape}")
+    _require_finite(embeddings=embeddings)
     values = embeddings.astype(np.float64) * scale
     mean = values.mean(axis=0)
     root = (values - mean) / np.sqrt(len(values) - 1)

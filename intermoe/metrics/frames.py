@@ -17,6 +17,14 @@ LEFT_RIGHT_EXCHANGED = np.arange(NUM_JOINTS)
 LEFT_RIGHT_EXCHANGED[[*LEFT_JOINTS, *RIGHT_JOINTS]] = [*RIGHT_JOINTS, *LEFT_JOINTS]
 
 
+def require_finite(joints: Floats) -> None:
+    """Raise ``ValueError`` for joints (..., T, J, 3) with a number that is not finite: no metric hides it in a mean."""
+    wrong = ~np.isfinite(joints).all(axis=(-2, -1))
+    if wrong.any():
+        frame = int(np.flatnonzero(wrong.reshape(-1, wrong.shape[-1]).any(axis=0))[0])
+        raise ValueError(f"joints: expected finite numbers, got others in {int(wrong.sum())} frames, first in {frame}")
+
+
 def body_frames(joints: Floats) -> npt.NDArray[np.float64]:
     """Axes (..., 3, 3) of bodies (..., 22, 3), as rows left, up and forward.
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from intermoe.metrics.frames import mirror_body, to_body
+from intermoe.metrics.frames import mirror_body, require_finite, to_body
 from intermoe.motion.interhuman import FPS
 from intermoe.motion.skeleton import NUM_JOINTS, PARENTS
 
@@ -216,3 +216,4 @@ def _worst(own: Floats, others: Floats) -> Break:
 def _check(joints: Floats) -> None:
     if joints.ndim != 4 or joints.shape[0] != 2 or joints.shape[1] < 4 or joints.shape[2:] != (NUM_JOINTS, 3):
         raise ValueError(f"joints: expected shape (2, T >= 4, {NUM_JOINTS}, 3), got {joints.shape}")
+    require_finite(joints)

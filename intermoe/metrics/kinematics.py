@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from intermoe.metrics.frames import require_finite
 from intermoe.metrics.turns import agreement
 from intermoe.motion.interhuman import FPS
 from intermoe.motion.skeleton import JOINT_NAMES, PARENTS
@@ -32,6 +33,8 @@ def joint_error(joints: Floats, reference: Floats) -> float:
     """Mean distance between corresponding joints, in cm; any equal shapes (..., 3)."""
     if joints.shape != reference.shape:
         raise ValueError(f"joints: expected the shape of reference {reference.shape}, got {joints.shape}")
+    if not (np.isfinite(joints).all() and np.isfinite(reference).all()):
+        raise ValueError("joints, reference: expected finite numbers, got others")
     return float(np.linalg.norm(joints - reference, axis=-1).mean() * 100)
 
 
@@ -192,6 +195,7 @@ def measure(clips: Sequence[Clip], reference: Sequence[Clip], *, paired: bool, f
 def _check(joints: Floats) -> None:
     if joints.ndim < 3 or joints.shape[-2:] != (22, 3) or joints.shape[-3] < 2:
         raise ValueError(f"joints: expected shape (..., T >= 2, 22, 3), got {joints.shape}")
+    require_finite(joints)
 
 
 def _check_pair(joints: Floats) -> None:

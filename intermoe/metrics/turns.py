@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from intermoe.metrics.frames import body_frames
+from intermoe.metrics.frames import body_frames, require_finite
 from intermoe.motion.interhuman import FPS
 
 Floats = npt.NDArray[np.floating]
@@ -33,6 +33,7 @@ def yaw(joints: Floats) -> npt.NDArray[np.float64]:
     """Heading (T,) in degrees, unwrapped, of one person (T, 22, 3): the mean direction of hips and shoulders, Y up."""
     if joints.ndim != 3 or joints.shape[1:] != (22, 3) or joints.shape[0] < 2:
         raise ValueError(f"joints: expected shape (T >= 2, 22, 3), got {joints.shape}")
+    require_finite(joints)
     forward = body_frames(joints)[:, 2]
     return np.degrees(np.unwrap(np.arctan2(forward[:, 0], forward[:, 2])))
 

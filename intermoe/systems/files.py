@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from intermoe.checkpoints import keeps_float32, load_module, load_safetensors, load_statistics
 from intermoe.config import Config
-from intermoe.files import replacing
+from intermoe.files import replacing, write_json, write_tensors
 from intermoe.motion.statistics import Statistics
 from intermoe.pipeline import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from intermoe.reading import read_text
@@ -40,13 +38,11 @@ def write_model(
         for key, value in module.state_dict().items():
             narrow = dtype is not None and value.is_floating_point() and not keeps_float32(key)
             tensors[f"{name}.{key}"] = value.detach().cpu().to(dtype if narrow else value.dtype).contiguous()
-    with replacing(folder / WEIGHTS_FILE) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS_FILE, tensors, metadata={"format": "pt"})
     if tokenizer_json is not None:
         with replacing(folder / TOKENIZER_FILE) as temporary:
             temporary.write_text(tokenizer_json, encoding="utf-8")
-    with replacing(folder / CONFIG_FILE) as temporary:
-        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG_FILE, config.to_dict())
 
 
 def read_text_encoder(folder: Path, config: TextConfig) -> TextEncoder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import yaml
-from safetensors.torch import save_file
 
 from intermoe.config import Config, _require
 from intermoe.data.batching import collate, pad_motion
 from intermoe.data.dataset import MotionDataset
 from intermoe.eval.protocol import PROTOCOLS
-from intermoe.evaluators.evaluator import Evaluator
-from intermoe.files import replacing, replacing_folder
+from intermoe.evaluators.evaluator import Evaluator, weights_digest
+from intermoe.files import replacing_folder, write_json, write_tensors, write_text
 from intermoe.metrics.distribution import frechet_distance, retrieval
 from intermoe.metrics.kinematics import Clip, measure
 from intermoe.routing.record import record_routing
@@ -29,6 +29,7 @@ from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.denoiser import VALIDATION_NOISE_LEVELS, DenoiserObjective, run_denoiser
 from intermoe.train.draws import ItemDraws
 from intermoe.train.latents import LatentEncoder
+from intermoe.train.vae import load_vae_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,9 +94,10 @@ class AblationSettings(Config):
 
     def __post_init__(self) -> None:
         _require(self.steps is None or self.steps >= 1, "steps", ">= 1", self.steps)
-        _require(bool(self.seeds) and min(self.seeds) >= 0, "seeds", "at least one, each >= 0", self.seeds)
+        ok = bool(self.seeds) and all(0 <= seed < 2**32 for seed in self.seeds)
+        _require(ok, "seeds", "at least one, each in [0, 2**32)", self.seeds)
         _require(self.num_inference_steps >= 1, "num_inference_steps", ">= 1", self.num_inference_steps)
-        _require(self.guidance_scale >= 1.0, "guidance_scale", ">= 1", self.guidance_scale)
+        _require(1.0 <= self.guidance_scale < math.inf, "guidance_scale", ">= 1 and finite", self.guidance_scale)
 
 
 @dataclass(frozen=True)
@@ -131,10 +133,8 @@ class AblationReport:
         text = "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
         settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in self.settings.items())
         note = f"\n\nSettings: {settings}. Published numbers are of other data and another evaluator.\n"
-        with replacing(folder / "ablation.json") as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        with replacing(folder / "ablation.md") as temporary:
-            temporary.write_text(text + note, encoding="utf-8")
+        write_json(folder / "ablation.json", content)
+        write_text(folder / "ablation.md", text + note)
 
 
 def variant_configs(matrix: str | Path, *, steps: int | None = None) -> dict[str, DenoiserTrainConfig]:
@@ -213,13 +213,25 @@ def run_ablation(
         )
     shared = {**settings.to_dict(), "steps": first.optim.steps, "seed": first.seed, "evaluator": evaluator is not None}
     dataset = run.open_split(first, "val", min_frames=first.data.min_frames)
+    made_from = {
+        "train": run.open_split(first, "train", min_frames=first.data.min_frames).digest(),
+        "val": dataset.digest(),
+        "vae": weights_digest(load_vae_folder(vae)[0].state_dict()),
+        "evaluator": "" if evaluator is None else weights_digest(evaluator.state_dict()),
+    }
+    if evaluator is not None:
+        evaluator.check_text([caption for row in _captions(dataset) for caption in row])
+    for own in configs.values():
+        highest = own.diffusion.num_train_timesteps
+        if settings.num_inference_steps > highest:
+            raise ValueError(f"num_inference_steps: must be in [1, {highest}], got {settings.num_inference_steps}")
     rows: dict[str, Numbers] = {GROUND_TRUTH: _measure_truth(dataset, evaluator)}
     output_dir.mkdir(parents=True, exist_ok=True)
     report = AblationReport(config, shared, rows)
     for done, (name, own) in enumerate(configs.items()):
         if progress is not None:
             progress(name, done, len(configs))
-        rows[name] = _row(output_dir / name, own, vae, dataset, settings, shared, evaluator)
+        rows[name] = _row(output_dir / name, own, vae, dataset, settings, shared, made_from, evaluator)
         report.save(output_dir)
     return report
 
@@ -231,7 +243,7 @@ def save_autoencoder(model: str | Path, folder: Path) -> Path:
         run.write_config(temporary / "config.json", pipeline.config.vae)
         pipeline.statistics.save(temporary / "statistics.json")
         weights = {key: value.cpu().contiguous() for key, value in pipeline.vae.state_dict().items()}
-        save_file(weights, temporary / "model.safetensors")
+        write_tensors(temporary / "model.safetensors", weights)
     return folder
 
 
@@ -242,23 +254,25 @@ def _row(
     dataset: MotionDataset,
     settings: AblationSettings,
     shared: dict[str, Any],
+    made_from: dict[str, str],
     evaluator: Evaluator | None,
 ) -> Numbers:
     path, result = folder / "variant.yaml", folder / "result.json"
-    written = {"settings": shared, "config": run.without_paths(config).to_dict()}
+    written = {"settings": shared, "made_from": made_from, "config": run.without_paths(config).to_dict()}
     if result.exists():
         saved = json.loads(result.read_text(encoding="utf-8"))
-        if {key: saved[key] for key in written} == written:
+        if {key: saved.get(key) for key in written} == written:
             numbers: Numbers = saved["numbers"]
             return numbers
+    begun = folder / "run" / run.CONFIG_FILE
+    if begun.exists():  # a run could go on for more steps, but a row is one that was trained in one go
+        run.require_same(DenoiserTrainConfig.load(begun), config, begun, free=run.PLACES)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(yaml.safe_dump(config.to_dict()), encoding="utf-8")
+    write_text(path, yaml.safe_dump(config.to_dict()))
     model = run_denoiser(path, folder / "run", vae=vae, resume=True)
     pipeline = InterMoEPipeline.from_pretrained(model)
     found = measure_variant(pipeline, config, dataset, settings, evaluator)
-    with replacing(result) as temporary:
-        temporary.write_text(json.dumps({**written, "numbers": found}, indent=2) + "\n", encoding="utf-8")
+    write_json(result, {**written, "numbers": found})
     return found
 
 

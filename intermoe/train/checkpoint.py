@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from intermoe.files import WRITING, require_finite, write_json, write_tensors
+
 MODEL, AVERAGE, OPTIMIZER, STATE = "model.safetensors", "average.safetensors", "optimizer.pt", "state.json"
-TEMPORARY = ".writing-"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -33,32 +34,47 @@ def write_checkpoint(
     state: dict[str, Any],
     keep: int,
 ) -> Path:
-    """Write ``folder/step-<step>`` and remove all but the ``keep`` newest checkpoints. Returns its path."""
+    """Write ``folder/step-<step>`` and remove all but the ``keep`` newest checkpoints. Returns its path.
+
+    Raises:
+        FloatingPointError: a number is not finite; names the tensor. OSError: the disk is full or the like.
+    """
     final = folder / f"step-{step:08d}"
-    temporary = folder / f"{TEMPORARY}{final.name}"
+    temporary = folder / f"{WRITING}{final.name}"
     remove_unfinished(folder)
     temporary.mkdir(parents=True)
-    save_file(model, temporary / MODEL)
-    save_file(average, temporary / AVERAGE)
-    torch.save(optimizer, temporary / OPTIMIZER)
-    (temporary / STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n", encoding="utf-8")
-    for path in (*temporary.iterdir(), temporary):
-        _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(temporary, final)
+    try:
+        write_tensors(temporary / MODEL, model)
+        write_tensors(temporary / AVERAGE, average)
+        require_finite(temporary / OPTIMIZER, _tensors(optimizer))
+        try:
+            torch.save(optimizer, temporary / OPTIMIZER)
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(f"{temporary / OPTIMIZER}: cannot be written: {error}") from error
+        write_json(temporary / STATE, {"step": step, **state})
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        if final.exists():
+            _remove(final)
+        os.replace(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     _sync(folder)
     for _, old in _complete(folder)[:-keep]:
-        # renamed first: a removal cut short must not leave half a checkpoint under a final name
-        doomed = old.with_name(f"{TEMPORARY}{old.name}")
-        os.replace(old, doomed)
-        shutil.rmtree(doomed)
+        _remove(old)
     return final
+
+
+def _remove(path: Path) -> None:
+    """Renamed first: a removal cut short must not leave half a checkpoint under a final name."""
+    doomed = path.with_name(f"{WRITING}old-{path.name}")
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what a killed run left half written. Only one process may write below ``folder``."""
-    for path in folder.glob(f"{TEMPORARY}*"):
+    for path in folder.glob(f"{WRITING}*"):
         shutil.rmtree(path)
 
 
@@ -90,6 +106,16 @@ def _complete(folder: Path) -> list[tuple[int, Path]]:
         return []
     found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
     return sorted((int(match.group(1)), path) for match, path in found)
+
+
+def _tensors(state: Any, name: str = "") -> dict[str, Tensor]:
+    if isinstance(state, Tensor):
+        return {name: state}
+    parts = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    found: dict[str, Tensor] = {}
+    for key, value in parts:
+        found |= _tensors(value, f"{name}.{key}" if name else str(key))
+    return found
 
 
 def _sync(path: Path) -> None:

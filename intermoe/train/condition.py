@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 
+from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
-from intermoe.files import replacing
+from intermoe.files import write_text
 from intermoe.pipeline import TOKENIZER_FILE
+from intermoe.reading import read_text
 from intermoe.text.build import build_text_encoder
 from intermoe.text.clip import ClipTextEncoder
 from intermoe.text.protocol import TextConfig, TextEncoder
@@ -19,20 +20,19 @@ from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train import run
 from intermoe.train.clip import load_tower
 from intermoe.train.config import TrainConfig
-from intermoe.train.denoiser import training_captions
 
 
 def prepare_text(
-    accelerator: Accelerator, config: TrainConfig, text: TextConfig, train: MotionDataset, output_dir: Path
+    config: TrainConfig, text: TextConfig, train: MotionDataset, output_dir: Path, *, resume: bool
 ) -> TextEncoder:
     """A text encoder drawn from the seed, with word pieces of the captions or with the pretrained CLIP tower.
 
-    Writes ``tokenizer.json`` into ``output_dir`` where word pieces are trained; a resumed run reads it.
+    Word pieces are those of the run in ``output_dir`` on ``resume``. Nothing is written yet: see ``keep_tokenizer``.
     """
-    tokenizer = None
+    tokenizer, path = None, output_dir / TOKENIZER_FILE
     if text.kind == "wordpiece":
-        write = functools.partial(_train_tokenizer, config, text, train)
-        tokenizer = run.once(accelerator, output_dir / TOKENIZER_FILE, write).read_text(encoding="utf-8")
+        known = resume and path.exists()
+        tokenizer = read_text(path) if known else train_word_pieces(config, text, train)
     torch.manual_seed(config.seed)
     encoder = build_text_encoder(text, tokenizer)
     if isinstance(encoder, ClipTextEncoder):
@@ -40,7 +40,23 @@ def prepare_text(
     return encoder
 
 
-def _train_tokenizer(config: TrainConfig, text: TextConfig, train: MotionDataset, path: Path) -> None:
-    captions = training_captions(cast(Any, config), train)
-    with replacing(path) as temporary:
-        temporary.write_text(WordPieceTextEncoder.train_tokenizer(captions, text.vocab_size), encoding="utf-8")
+def keep_tokenizer(accelerator: Accelerator, text: TextEncoder, output_dir: Path, *, resume: bool) -> None:
+    """Write ``tokenizer.json`` of an encoder with word pieces of its own into the run's folder."""
+    if isinstance(text, WordPieceTextEncoder):
+        write = functools.partial(write_text, content=str(text.tokenizer_json))
+        run.once(accelerator, output_dir / TOKENIZER_FILE, write, resume=resume)
+
+
+def train_word_pieces(config: TrainConfig, text: TextConfig, train: MotionDataset) -> str:
+    """The word pieces of all captions that training can show."""
+    return WordPieceTextEncoder.train_tokenizer(training_captions(config, train), text.vocab_size)
+
+
+def training_captions(config: TrainConfig, train: MotionDataset) -> list[str]:
+    """Every caption that training can show: as written, mirrored and with the persons exchanged, as configured."""
+    captions = [caption for index in range(len(train)) for caption in train.captions(index)]
+    if config.data.mirror:
+        captions += [mirror_caption(caption) for caption in captions]
+    if config.data.swap_persons:
+        captions += [swap_caption(caption) for caption in captions]
+    return captions

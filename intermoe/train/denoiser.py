@@ -8,42 +8,36 @@ import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from intermoe.data.batching import MotionBatch, collate
-from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.sets import DATA_SETS
 from intermoe.diffusion import build_scheduler, sample, shifted_timesteps, training_loss
-from intermoe.files import replacing, replacing_folder
+from intermoe.evaluators.evaluator import Evaluator, load_evaluator
+from intermoe.files import replacing_folder, write_tensors
 from intermoe.motion.statistics import Statistics
-from intermoe.pipeline import TOKENIZER_FILE
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE, LatentDistribution
 from intermoe.text.build import build_text_encoder
-from intermoe.text.clip import ClipTextEncoder
-from intermoe.text.protocol import TextConfig, TextEncoder
-from intermoe.text.wordpiece import WordPieceTextEncoder
+from intermoe.text.protocol import TextEncoder
 from intermoe.train import run
-from intermoe.train.clip import load_tower
-from intermoe.train.config import DenoiserTrainConfig, TrainConfig
+from intermoe.train.condition import keep_tokenizer, prepare_text
+from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents, error_metric, without_padding
 from intermoe.train.loop import Batch, Objective, fit
 from intermoe.train.stream import DrawnDataset
 from intermoe.train.text import pretrain_text
 from intermoe.train.vae import load_vae_folder
-
-if TYPE_CHECKING:
-    from intermoe.evaluators.evaluator import Evaluator
 
 TEXT_FILE = "text.safetensors"
 METRIC_FILE = "metric.safetensors"
@@ -82,8 +76,6 @@ class DenoiserObjective(Objective):
         self.run = config.run
         self.evaluator: list[Evaluator] = []  # in a list: it is neither trained nor saved
         if config.run.fid_evaluator is not None:
-            from intermoe.evaluators.evaluator import load_evaluator
-
             self.evaluator = [load_evaluator(config.run.fid_evaluator)]
         self.embedded: dict[str, Tensor] = {}
         self.validation_timesteps = [int(level * steps) for level in VALIDATION_NOISE_LEVELS]
@@ -226,39 +218,35 @@ def run_denoiser(
     own, data = loaded.config.representation, config.data.representation
     if own != data:
         raise ValueError(f"data.representation: expected {own!r}, which this VAE is for, got {data!r}")
-    accelerator = run.start(config, output_dir, resume=resume)
-    if source is not None:
-        run.once(accelerator, output_dir / "vae", functools.partial(_copy, source))
+    if config.run.fid_evaluator is not None:
+        load_evaluator(config.run.fid_evaluator)  # refuses a folder that holds none before anything is made
     train = run.open_split(config, "train", min_frames=config.data.min_frames)
     validation = run.open_split(config, "val", min_frames=config.data.min_frames)
-    tokenizer = None
-    if config.text.kind == "wordpiece":
-        path = run.once(
-            accelerator, output_dir / TOKENIZER_FILE, functools.partial(train_tokenizer, config, config.text, train)
-        )
-        tokenizer = path.read_text(encoding="utf-8")
-    torch.manual_seed(config.seed)
-    text = build_text_encoder(config.text, tokenizer)
-    if isinstance(text, ClipTextEncoder):
-        load_tower(text)
-        tokenizer = text.tokenizer_json
-    encoder = LatentEncoder(LatentCodec(loaded, statistics))
-    if config.text_pretraining.steps:
-        path = run.once(accelerator, output_dir / TEXT_FILE, functools.partial(_pretrain, config, text, train, encoder))
-        text.load_state_dict(load_file(path))
-        text.requires_grad_(False)
-    metric = None
-    if config.diffusion.loss_std_floor > 0:
-        path = run.once(accelerator, output_dir / METRIC_FILE, functools.partial(_fit_metric, config, train, encoder))
-        metric = load_file(path)["metric"]
-    objective = DenoiserObjective(config, encoder, text, metric)
-    splits: list[DrawnDataset] = [train, validation]
-    if config.data.num_workers == 0:  # processes of their own would each encode everything
-        splits = [LatentDataset(split, encoder, accelerator.device) for split in (train, validation)]
-    state = fit(accelerator, objective, config, splits[0], splits[1], output_dir, resume=resume)
-    folder = output_dir / "model"
-    if state is not None:
-        _save_pipeline(folder, config, state, loaded, statistics, tokenizer)
+    text = prepare_text(config, config.text, train, output_dir, resume=resume)
+    tokenizer = text.tokenizer_json
+    run.check_captions(text, train, validation)
+    folder, splits = output_dir / "model", {"train": train, "val": validation}
+    with run.claimed(config, output_dir, resume=resume, splits=splits) as accelerator:
+        once = functools.partial(run.once, accelerator, resume=resume)
+        if source is not None:
+            once(output_dir / "vae", functools.partial(_copy, source))
+        keep_tokenizer(accelerator, text, output_dir, resume=resume)
+        encoder = LatentEncoder(LatentCodec(loaded, statistics))
+        if config.text_pretraining.steps:
+            path = once(output_dir / TEXT_FILE, functools.partial(_pretrain, config, text, train, encoder))
+            text.load_state_dict(load_file(path))
+            text.requires_grad_(False)
+        metric = None
+        if config.diffusion.loss_std_floor > 0:
+            path = once(output_dir / METRIC_FILE, functools.partial(_fit_metric, config, train, encoder))
+            metric = load_file(path)["metric"]
+        objective = DenoiserObjective(config, encoder, text, metric)
+        drawn: list[DrawnDataset] = [train, validation]
+        if config.data.num_workers == 0:  # processes of their own would each encode everything
+            drawn = [LatentDataset(split, encoder, accelerator.device) for split in (train, validation)]
+        state = fit(accelerator, objective, config, drawn[0], drawn[1], output_dir, resume=resume)
+        if state is not None:
+            _save_pipeline(folder, config, state, loaded, statistics, tokenizer)
     return folder
 
 
@@ -279,19 +267,11 @@ def _copy(source: Path, folder: Path) -> None:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
 
 
-def train_tokenizer(config: TrainConfig, text: TextConfig, train: MotionDataset, path: Path) -> None:
-    """Write the word pieces of all captions that training can show."""
-    content = WordPieceTextEncoder.train_tokenizer(training_captions(config, train), text.vocab_size)
-    with replacing(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
-
-
 def _pretrain(
     config: DenoiserTrainConfig, text: TextEncoder, train: MotionDataset, encoder: LatentEncoder, path: Path
 ) -> None:
     pretrain_text(text, train, encoder.posterior, config.text_pretraining, seed=config.seed)
-    with replacing(path) as temporary:
-        save_file(text.state_dict(), temporary)
+    write_tensors(path, text.state_dict())
 
 
 def _fit_metric(config: DenoiserTrainConfig, train: MotionDataset, encoder: LatentEncoder, path: Path) -> None:
@@ -299,18 +279,7 @@ def _fit_metric(config: DenoiserTrainConfig, train: MotionDataset, encoder: Late
     draws = itertools.product(range(len(train)), range(METRIC_EPOCHS))
     choices = dict.fromkeys(train.choose(index, epoch)[0] for index, epoch in draws)
     latents = torch.cat([encoder.posterior(train.motion(choice)).mean.flatten(0, 2) for choice in choices])
-    with replacing(path) as temporary:
-        save_file({"metric": error_metric(latents, config.diffusion.loss_std_floor)}, temporary)
-
-
-def training_captions(config: TrainConfig, train: MotionDataset) -> list[str]:
-    """Every caption that training can show: as written, mirrored and with the persons exchanged, as configured."""
-    captions = [caption for index in range(len(train)) for caption in train.captions(index)]
-    if config.data.mirror:
-        captions += [mirror_caption(caption) for caption in captions]
-    if config.data.swap_persons:
-        captions += [swap_caption(caption) for caption in captions]
-    return captions
+    write_tensors(path, {"metric": error_metric(latents, config.diffusion.loss_std_floor)})
 
 
 def _save_pipeline(

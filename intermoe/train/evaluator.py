@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 
 from intermoe.config import _require
-from intermoe.data.captions import mirror_caption, swap_caption
-from intermoe.data.dataset import MotionDataset
 from intermoe.evaluators.evaluator import TOKENIZER_FILE, save_evaluator
 from intermoe.evaluators.interclip import InterClip, InterClipConfig
-from intermoe.files import replacing, replacing_folder
-from intermoe.text.wordpiece import WordPieceTextEncoder
+from intermoe.files import replacing_folder, write_text
 from intermoe.train import run
+from intermoe.train.condition import train_word_pieces
 from intermoe.train.config import TrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.loop import Batch, Objective, fit
@@ -61,7 +59,8 @@ class EvaluatorObjective(Objective):
         both = torch.nn.functional.cross_entropy(logits, pairs) + torch.nn.functional.cross_entropy(logits.T, pairs)
         values = {"loss": both / 2}
         if validating:
-            values["r_precision_1"] = (logits.argmax(dim=1) == pairs).float().mean()
+            own = logits.diagonal()[:, None]
+            values["r_precision_1"] = ((logits >= own).sum(dim=1) == 1).float().mean()  # a tie is no hit
         return values
 
 
@@ -89,32 +88,24 @@ def run_evaluator(
     """
     config = run.with_data(EvaluatorTrainConfig.load(config_path), data)
     output_dir = Path(output_dir)
-    accelerator = run.start(config, output_dir, resume=resume)
     train = run.open_split(config, "train", min_frames=config.data.min_frames)
     validation = run.open_split(config, "val", min_frames=config.data.min_frames)
-    tokenizer = None
+    tokenizer, path = None, output_dir / TOKENIZER_FILE
     if config.model.text.kind == "wordpiece":
-        path = run.once(accelerator, output_dir / TOKENIZER_FILE, functools.partial(_train_tokenizer, config, train))
-        tokenizer = path.read_text(encoding="utf-8")
+        known = resume and path.exists()
+        tokenizer = path.read_text(encoding="utf-8") if known else train_word_pieces(config, config.model.text, train)
     torch.manual_seed(config.seed)
     objective = EvaluatorObjective(InterClip(config.model, tokenizer))
-    state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
-    folder = output_dir / "model"
-    if state is not None:
-        evaluator = InterClip(config.model, tokenizer)
-        evaluator.load_state_dict({key.removeprefix("evaluator."): value for key, value in state.items()})
-        with replacing_folder(folder) as temporary:
-            save_evaluator(temporary, evaluator)
-            run.write_config(temporary / "training.json", run.without_paths(config))
+    run.check_captions(objective.evaluator.text, train, validation)
+    folder, splits = output_dir / "model", {"train": train, "val": validation}
+    with run.claimed(config, output_dir, resume=resume, splits=splits) as accelerator:
+        if tokenizer is not None:
+            run.once(accelerator, path, functools.partial(write_text, content=tokenizer), resume=resume)
+        state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
+        if state is not None:
+            evaluator = InterClip(config.model, tokenizer)
+            evaluator.load_state_dict({key.removeprefix("evaluator."): value for key, value in state.items()})
+            with replacing_folder(folder) as temporary:
+                save_evaluator(temporary, evaluator)
+                run.write_config(temporary / "training.json", run.without_paths(config))
     return folder
-
-
-def _train_tokenizer(config: EvaluatorTrainConfig, train: MotionDataset, path: Path) -> None:
-    captions = [caption for index in range(len(train)) for caption in train.captions(index)]
-    if config.data.mirror:
-        captions += [mirror_caption(caption) for caption in captions]
-    if config.data.swap_persons:
-        captions += [swap_caption(caption) for caption in captions]
-    with replacing(path) as temporary:
-        content = WordPieceTextEncoder.train_tokenizer(captions, config.model.text.vocab_size)
-        temporary.write_text(content, encoding="utf-8")

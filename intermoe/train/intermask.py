@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from intermoe.config import _require
 from intermoe.data.dataset import MotionChoice, MotionDataset
 from intermoe.data.sets import train_statistics
-from intermoe.files import replacing_folder
+from intermoe.files import replacing_folder, write_tensors
 from intermoe.motion.interhuman import joints
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.intermask.config import InterMaskConfig, TokenizerConfig, TokenizerLossConfig
@@ -26,7 +26,7 @@ from intermoe.systems.intermask.network import PERSONS, InterMask
 from intermoe.systems.intermask.tokenizer import DOWNSAMPLING, NUM_PARTS, MotionTokenizer
 from intermoe.text.protocol import TextConfig, TextEncoder
 from intermoe.train import run
-from intermoe.train.condition import prepare_text
+from intermoe.train.condition import keep_tokenizer, prepare_text
 from intermoe.train.config import TrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.loop import Batch, Objective, fit
@@ -147,24 +147,23 @@ def run_tokenizer(
     """
     config = run.with_data(TokenizerTrainConfig.load(config_path), data)
     output_dir = Path(output_dir)
-    accelerator = run.start(config, output_dir, resume=resume)
     train = run.open_split(config, "train", min_frames=max(config.window, config.data.min_frames))
     validation = run.open_split(config, "val", min_frames=config.data.min_frames)
-    path = output_dir / "statistics.json"
-    write = functools.partial(_write_statistics, train)
-    statistics = Statistics.load(run.once(accelerator, path, write))
-    torch.manual_seed(config.seed)
-    objective = TokenizerObjective(config, statistics)
-    windows = Windows(train, config.window, config.window_stride)
-    state = fit(accelerator, objective, config, windows, validation, output_dir, resume=resume)
-    folder = output_dir / "model"
-    if state is not None:
-        with replacing_folder(folder) as temporary:
-            run.write_config(temporary / "config.json", config.model)
-            run.write_config(temporary / "training.json", run.without_paths(config))
-            statistics.save(temporary / "statistics.json")
-            weights = {key.removeprefix("tokenizer."): value for key, value in state.items()}
-            save_file(weights, temporary / "model.safetensors")
+    folder, splits = output_dir / "model", {"train": train, "val": validation}
+    with run.claimed(config, output_dir, resume=resume, splits=splits) as accelerator:
+        path, write = output_dir / "statistics.json", functools.partial(_write_statistics, train)
+        statistics = Statistics.load(run.once(accelerator, path, write, resume=resume))
+        torch.manual_seed(config.seed)
+        objective = TokenizerObjective(config, statistics)
+        windows = Windows(train, config.window, config.window_stride)
+        state = fit(accelerator, objective, config, windows, validation, output_dir, resume=resume)
+        if state is not None:
+            with replacing_folder(folder) as temporary:
+                run.write_config(temporary / "config.json", config.model)
+                run.write_config(temporary / "training.json", run.without_paths(config))
+                statistics.save(temporary / "statistics.json")
+                weights = {key.removeprefix("tokenizer."): value for key, value in state.items()}
+                write_tensors(temporary / "model.safetensors", weights)
     return folder
 
 
@@ -316,15 +315,19 @@ def train_intermask(
     sizes = motion_tokenizer.config.num_codes
     if config.model.num_codes != sizes:
         raise ValueError(f"model.num_codes: must be {sizes} for this tokeniser, got {config.model.num_codes}")
-    accelerator = run.start(config, output_dir, resume=resume)
-    copy = run.once(accelerator, output_dir / "tokenizer", functools.partial(_copy, source))
-    if not filecmp.cmp(source / "model.safetensors", copy / "model.safetensors", shallow=False):
+    copy, weights = output_dir / "tokenizer", "model.safetensors"
+    if resume and copy.exists() and not filecmp.cmp(source / weights, copy / weights, shallow=False):
         raise ValueError(f"tokenizer: {source} holds other weights than {copy}, with which the run was started")
     train = run.open_split(config, "train", min_frames=config.data.min_frames)
     validation = run.open_split(config, "val", min_frames=config.data.min_frames)
-    objective = UnmaskingObjective(config, prepare_text(accelerator, config, config.text, train, output_dir))
-    splits = [CodeDataset(split, motion_tokenizer, statistics, accelerator.device) for split in (train, validation)]
-    state = fit(accelerator, objective, config, splits[0], splits[1], output_dir, resume=resume)
+    text = prepare_text(config, config.text, train, output_dir, resume=resume)
+    run.check_captions(text, train, validation)
+    objective = UnmaskingObjective(config, text)
+    with run.claimed(config, output_dir, resume=resume, splits={"train": train, "val": validation}) as accelerator:
+        run.once(accelerator, copy, functools.partial(_copy, source), resume=resume)
+        keep_tokenizer(accelerator, text, output_dir, resume=resume)
+        splits = [CodeDataset(split, motion_tokenizer, statistics, accelerator.device) for split in (train, validation)]
+        state = fit(accelerator, objective, config, splits[0], splits[1], output_dir, resume=resume)
     if state is None:
         return None
     objective.load_state_dict(state)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -32,12 +31,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from intermoe.data.batching import collate
+from intermoe.files import require_finite
 from intermoe.train import checkpoint
 from intermoe.train.config import OptimConfig, TrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.ema import WeightAverage
+from intermoe.train.progress import RunProgress
 from intermoe.train.routing import Routing
 from intermoe.train.stream import DrawnDataset, Draws, StreamSampler
+from intermoe.train.workers import end_with_parent, told_in_one_line
 
 Batch = Mapping[str, Any]
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -81,7 +83,7 @@ def fit(
     Checkpoints go to ``output_dir/checkpoints``; ``accelerator`` is from ``intermoe.train.run.start``.
 
     Raises:
-        FloatingPointError: at a non-finite loss, naming the step and the items of the batch.
+        FloatingPointError: at a non-finite loss, naming the step and the items of the batch, or weight, naming it.
         ValueError: if ``train`` is empty, or on ``resume`` from a checkpoint that does not fit.
     """
     return Trainer(accelerator, objective, config, train, validation, output_dir).run(resume)
@@ -132,9 +134,34 @@ class Trainer:
     def run(self, resume: bool) -> dict[str, Tensor] | None:
         if resume and (path := checkpoint.latest_checkpoint(self.folder)):
             self._load(path)
+        main = self.accelerator.is_main_process
+        with RunProgress(self.optim.steps, self.step, self.global_batch, shown=main) as progress:
+            progress.say(self._begun())
+            if self.step < self.optim.steps:
+                self._train(progress)
+        with self.average.applied():
+            state = self._weights()
+        if not main:
+            return None
+        require_finite("model", state)
+        return state
+
+    def _begun(self) -> str:
+        """What is about to be trained on what, or that nothing is left to do."""
+        if self.step == self.optim.steps:
+            return f"finished already, at step {self.step} of optim.steps={self.optim.steps}; ask for more to go on"
+        weights = sum(parameter.numel() for parameter in self.parameters) / 1e6
+        validated = 0 if self.validation is None else len(self.validation)
+        return (
+            f"{weights:.1f} million weights, {len(self.train)} items to train on, {validated} to validate, "
+            f"{self.global_batch} a step, steps {self.step} to {self.optim.steps}, "
+            f"{self.accelerator.num_processes} x {self.accelerator.device}"
+        )
+
+    def _train(self, progress: RunProgress) -> None:
         self.accelerator.init_trackers("logs")
         batches = self._batches()
-        with progress_bar(self.optim.steps, self.step, shown=self.accelerator.is_main_process) as advance:
+        try:
             started, done, balance = time.perf_counter(), 0, ""
             while self.step < self.optim.steps:
                 losses = self._optimise(batches)
@@ -142,20 +169,21 @@ class Trainer:
                 if self._reads_losses():
                     self._require_finite()
                     rate = done * self.global_batch / (time.perf_counter() - started)
-                    if self._due(self.config.run.log_every):
+                    if logged := self._due(self.config.run.log_every):
                         self._log_training(losses, rate)
                         balance = self._balance()
-                    advance(self.step, losses["loss"].item(), rate, balance)
+                    progress.advance(self.step, losses["loss"].item(), rate, balance, logged=logged)
                 if self.validation is not None and self._due(self.config.run.validate_every):
-                    self._log("validation", self._validate(self.validation))
+                    values = self._validate(self.validation)
+                    self._log("validation", values)
+                    progress.validated(self.step, values)
                     started, done = time.perf_counter(), 0
                 if self._due(self.config.run.checkpoint_every):
                     self._save()
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-        with self.average.applied():
-            state = self._weights()
-        return state if self.accelerator.is_main_process else None
+                    progress.note(f"checkpoint at step {self.step} in {self.folder}")
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
 
     def _optimise(self, batches: Iterator[tuple[Batch, float]]) -> dict[str, Tensor]:
         """One optimiser step; returns the losses, averaged over its micro-steps."""
@@ -251,8 +279,15 @@ class Trainer:
         lengths = [self.train.num_frames(i) for i in range(len(self.train))]
         sampler = StreamSampler(lengths, size, micro_batches, self.config.seed, parts=micro_steps * ranks)
         workers = self.config.data.num_workers
-        loader = DataLoader(Draws(self.train), batch_sampler=sampler, num_workers=workers, collate_fn=self.collate)
-        return ((self._on_device(batch), share) for batch, share in zip(loader, sampler.shares(), strict=True))
+        loader = DataLoader(
+            Draws(self.train),
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=self.collate,
+            worker_init_fn=end_with_parent,
+        )
+        batches = told_in_one_line(iter(loader))  # now: it draws a seed, which a step's dropout must not hear of
+        return ((self._on_device(batch), share) for batch, share in zip(batches, sampler.shares(), strict=True))
 
     def _on_device(self, batch: Batch) -> Batch:
         device = self.accelerator.device
@@ -332,6 +367,8 @@ class Trainer:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
+        if self.step > self.optim.steps:
+            raise ValueError(f"resume: {path} is beyond the run's end, optim.steps={self.optim.steps}")
 
     def _weights(self) -> dict[str, Tensor]:
         """A copy of all weights and buffers on the CPU; empty on other ranks where the model is sharded."""
@@ -357,24 +394,3 @@ def warmup_schedule(optimizer: torch.optim.Optimizer, config: OptimConfig) -> La
         return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     return LambdaLR(optimizer, factor)
-
-
-@contextlib.contextmanager
-def progress_bar(steps: int, done: int, *, shown: bool) -> Iterator[Callable[[int, float, float, str], None]]:
-    """A bar with loss, items per second, a note and time left; yields ``advance(step, loss, rate, note)``."""
-    columns = (
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TextColumn("{task.fields[rate]:.1f} items/s"),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not shown) as progress:
-        task = progress.add_task("train", total=steps, completed=done, loss=math.nan, rate=0.0, note="")
-
-        def advance(step: int, loss: float, rate: float, note: str) -> None:
-            progress.update(task, completed=step, loss=loss, rate=rate, note=note)
-
-        yield advance

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from intermoe.config import _require
@@ -26,7 +25,7 @@ from intermoe.systems.mdm.losses import motion_errors
 from intermoe.systems.mdm.network import MDM, ComMDM
 from intermoe.text.protocol import TextConfig, TextEncoder
 from intermoe.train import run
-from intermoe.train.condition import prepare_text
+from intermoe.train.condition import keep_tokenizer, prepare_text
 from intermoe.train.config import TrainConfig
 from intermoe.train.denoiser import VALIDATION_NOISE_LEVELS
 from intermoe.train.draws import ItemDraws
@@ -216,13 +215,18 @@ def train_mdm(
     """
     config = run.with_data(MDMTrainConfig.load(config_path), data)
     output_dir = Path(output_dir)
-    accelerator = run.start(config, output_dir, resume=resume)
-    train = OwnFrames(run.open_split(config, "train", min_frames=config.data.min_frames))
-    path = run.once(accelerator, output_dir / "statistics.json", lambda path: train.statistics().save(path))
-    statistics = Statistics.load(path)
-    text = prepare_text(accelerator, config, config.text, train.dataset, output_dir)
-    objective = MDMObjective(MDM(config.model), text, config.diffusion, statistics)
-    return _trained(accelerator, config, objective, train, statistics, output_dir, resume)
+    train, validation = _open(config)
+    text = prepare_text(config, config.text, train.dataset, output_dir, resume=resume)
+    run.check_captions(text, train.dataset, validation.dataset)
+    splits = {"train": train.dataset, "val": validation.dataset}
+    with run.claimed(config, output_dir, resume=resume, splits=splits) as accelerator:
+        path = output_dir / "statistics.json"
+        run.once(accelerator, path, lambda path: train.statistics().save(path), resume=resume)
+        keep_tokenizer(accelerator, text, output_dir, resume=resume)
+        statistics = Statistics.load(path)
+        objective = MDMObjective(MDM(config.model), text, config.diffusion, statistics)
+        state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
+    return _trained(config, objective, state, statistics)
 
 
 def train_commdm(
@@ -241,26 +245,29 @@ def train_commdm(
     if config.model.backbone != mdm.network.config:
         raise ValueError(f"model.backbone: expected that of the MDM, {mdm.network.config}, got {config.model.backbone}")
     output_dir = Path(output_dir)
-    accelerator = run.start(config, output_dir, resume=resume)
-    train = OwnFrames(run.open_split(config, "train", min_frames=config.data.min_frames))
+    train, validation = _open(config)
+    run.check_captions(mdm.text, train.dataset, validation.dataset)
     torch.manual_seed(config.seed)
     network = ComMDM(config.model)
     network.backbone.load_state_dict(mdm.network.state_dict())
     objective = MDMObjective(network, mdm.text, config.diffusion, mdm.statistics)
-    return _trained(accelerator, config, objective, train, mdm.statistics, output_dir, resume)
+    splits = {"train": train.dataset, "val": validation.dataset}
+    with run.claimed(config, output_dir, resume=resume, splits=splits) as accelerator:
+        state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
+    return _trained(config, objective, state, mdm.statistics)
+
+
+def _open(config: MDMTrainConfig | ComMDMTrainConfig) -> tuple[OwnFrames, OwnFrames]:
+    train, validation = (run.open_split(config, name, min_frames=config.data.min_frames) for name in ("train", "val"))
+    return OwnFrames(train), OwnFrames(validation)
 
 
 def _trained(
-    accelerator: Accelerator,
     config: MDMTrainConfig | ComMDMTrainConfig,
     objective: MDMObjective,
-    train: OwnFrames,
+    state: dict[str, Tensor] | None,
     statistics: Statistics,
-    output_dir: Path,
-    resume: bool,
 ) -> TrainedMDM | None:
-    validation = OwnFrames(run.open_split(config, "val", min_frames=config.data.min_frames))
-    state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
     if state is None:
         return None
     objective.load_state_dict(state)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,20 +16,18 @@ from intermoe.data.sets import DATA_SETS, train_statistics
 from intermoe.diffusion import DiffusionConfig, build_scheduler, shifted_timesteps
 from intermoe.files import replacing_folder
 from intermoe.motion.statistics import Statistics
-from intermoe.pipeline import SYSTEMS, TOKENIZER_FILE
+from intermoe.pipeline import SYSTEMS
 from intermoe.systems.files import write_model
 from intermoe.systems.intergen.config import InterGenConfig, MotionLossConfig
 from intermoe.systems.intergen.losses import motion_losses
 from intermoe.systems.intergen.network import InterGen, MotionNetwork
 from intermoe.systems.timotion.config import TIMotionConfig
 from intermoe.systems.timotion.network import TIMotion
-from intermoe.text.build import build_text_encoder
-from intermoe.text.clip import ClipTextEncoder
 from intermoe.text.protocol import TextConfig, TextEncoder
 from intermoe.train import run
-from intermoe.train.clip import load_tower
+from intermoe.train.condition import keep_tokenizer, prepare_text
 from intermoe.train.config import TrainConfig
-from intermoe.train.denoiser import VALIDATION_NOISE_LEVELS, train_tokenizer
+from intermoe.train.denoiser import VALIDATION_NOISE_LEVELS
 from intermoe.train.draws import ItemDraws
 from intermoe.train.loop import Batch, Objective, fit
 
@@ -137,27 +134,20 @@ def run_motion(
     """
     config = run.with_data(MotionTrainConfig.load(config_path), data)
     output_dir = Path(output_dir)
-    accelerator = run.start(config, output_dir, resume=resume)
     train = run.open_split(config, "train", min_frames=config.data.min_frames)
     validation = run.open_split(config, "val", min_frames=config.data.min_frames)
-    statistics = Statistics.load(
-        run.once(accelerator, output_dir / "statistics.json", lambda path: train_statistics(train).save(path))
-    )
-    tokenizer = None
-    if config.text.kind == "wordpiece":
-        write = functools.partial(train_tokenizer, config, config.text, train)
-        path = run.once(accelerator, output_dir / TOKENIZER_FILE, write)
-        tokenizer = path.read_text(encoding="utf-8")
-    torch.manual_seed(config.seed)
-    text = build_text_encoder(config.text, tokenizer)
-    if isinstance(text, ClipTextEncoder):
-        load_tower(text)
-    objective = MotionObjective(config, text, statistics)
-    state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
-    folder = output_dir / "model"
-    if state is not None:
-        objective.load_state_dict(state)
-        _save_pipeline(folder, config, objective.cpu())
+    text = prepare_text(config, config.text, train, output_dir, resume=resume)
+    run.check_captions(text, train, validation)
+    folder, splits = output_dir / "model", {"train": train, "val": validation}
+    with run.claimed(config, output_dir, resume=resume, splits=splits) as accelerator:
+        path = output_dir / "statistics.json"
+        run.once(accelerator, path, lambda path: train_statistics(train).save(path), resume=resume)
+        keep_tokenizer(accelerator, text, output_dir, resume=resume)
+        objective = MotionObjective(config, text, Statistics.load(path))
+        state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
+        if state is not None:
+            objective.load_state_dict(state)
+            _save_pipeline(folder, config, objective.cpu())
     return folder
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,15 +15,20 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from intermoe.config import Config
+from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.sets import DATA_SETS
-from intermoe.files import replacing
+from intermoe.files import locked, write_json
+from intermoe.text.protocol import TextEncoder
+from intermoe.train.checkpoint import latest_checkpoint
 from intermoe.train.config import TrainConfig
 
 TrainConfigT = TypeVar("TrainConfigT", bound=TrainConfig)
 CONFIG_FILE = "config.json"
-# what may change when a run is resumed: it does not touch the weights
-_FREE = ("run.", "data.root", "data.num_workers")
+DATA_FILE, LOCK_FILE = "data.json", ".lock"
+# what may change when a run is resumed: it does not touch the weights, or asks for more steps
+PLACES = ("run.", "data.root", "data.num_workers")
+_FREE = (*PLACES, "optim.steps", "optim.epochs")
 
 
 def with_data(config: TrainConfigT, root: str | Path | None) -> TrainConfigT:
@@ -34,15 +41,38 @@ def with_data(config: TrainConfigT, root: str | Path | None) -> TrainConfigT:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, root=chosen))
 
 
-def start(config: TrainConfig, output_dir: Path, *, resume: bool) -> Accelerator:
-    """Join the launcher's processes; make the folder and write ``config.json``, or compare it on ``resume``.
+@contextmanager
+def claimed(
+    config: TrainConfig, output_dir: Path, *, resume: bool, splits: Mapping[str, MotionDataset]
+) -> Iterator[Accelerator]:
+    """The launcher's processes joined, and ``output_dir`` this run's alone until the end of the block.
 
-    Must come before anything else that asks how many processes there are. Tensorboard's events go to
-    ``output_dir/logs``. Processes on several nodes must see one ``output_dir``.
+    Makes the folder and writes ``config.json`` and ``data.json``, the digests of ``splits``, or compares them on
+    ``resume``. A folder whose run has come to no checkpoint is begun anew: its start has failed. What can be checked
+    should have been checked before. Processes on several nodes must see one ``output_dir``.
 
     Raises:
-        FileExistsError: the folder holds a run and ``resume`` is off.
-        ValueError: the run to resume was started with other values; names them.
+        FileExistsError: the folder holds a run and ``resume`` is off, or another process is training in it.
+        ValueError: the run to resume was started with other values or other data; names them.
+    """
+    with ExitStack() as stack:
+        if os.environ.get("RANK", "0") == "0":  # before processes join, or the others would wait for one that refuses
+            if not output_dir.exists():
+                stack.callback(_remove_if_empty, output_dir)
+                output_dir.mkdir(parents=True)
+            refusal = f"output_dir: another process is training in {output_dir}"
+            stack.enter_context(locked(output_dir / LOCK_FILE, refusal))
+            digests = {name: split.digest() for name, split in splits.items()}
+            _begin(config, output_dir, resume=resume, digests=digests)
+        accelerator = start(config, output_dir)
+        accelerator.wait_for_everyone()
+        yield accelerator
+
+
+def start(config: TrainConfig, output_dir: Path) -> Accelerator:
+    """Join the launcher's processes. Tensorboard's events go to ``output_dir/logs``.
+
+    Must come before anything else that asks how many processes there are.
     """
     accelerator = Accelerator(
         # on a machine without a device, processes find each other only if told that the CPU is meant
@@ -55,16 +85,39 @@ def start(config: TrainConfig, output_dir: Path, *, resume: bool) -> Accelerator
     )
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.optim.tf32 else "highest")
-    if accelerator.is_main_process:
-        path = output_dir / CONFIG_FILE
-        if path.exists() and not resume:
-            raise FileExistsError(f"output_dir: {output_dir} holds a run already; resume it or choose another folder")
-        if path.exists():
-            _require_same(type(config).load(path), config, path)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_config(path, config)
-    accelerator.wait_for_everyone()
     return accelerator
+
+
+def _begin(config: TrainConfig, output_dir: Path, *, resume: bool, digests: dict[str, str]) -> None:
+    path, data = output_dir / CONFIG_FILE, output_dir / DATA_FILE
+    if path.exists() and not resume:
+        begun = latest_checkpoint(output_dir / "checkpoints") is not None or (output_dir / "model").exists()
+        if begun or not _is_run(type(config), path):
+            raise FileExistsError(f"output_dir: {output_dir} holds a run already; resume it or choose another folder")
+    if path.exists() and resume:
+        require_same(type(config).load(path), config, path)
+        saved = json.loads(data.read_text(encoding="utf-8")) if data.exists() else digests
+        changed = [name for name, digest in digests.items() if saved.get(name) != digest]
+        if changed:
+            raise ValueError(
+                f"resume: {config.data.root} holds other data of {', '.join(changed)} than those that {output_dir} was "
+                "started with"
+            )
+    write_config(path, config)
+    write_json(data, digests)
+
+
+def _is_run(kind: type[TrainConfig], path: Path) -> bool:
+    try:
+        kind.load(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def open_split(config: TrainConfig, split: str, *, min_frames: int) -> MotionDataset:
@@ -84,15 +137,28 @@ def open_split(config: TrainConfig, split: str, *, min_frames: int) -> MotionDat
     )
 
 
-def once(accelerator: Accelerator, path: Path, write: Callable[[Path], object]) -> Path:
-    """``path``, written by the main process where it is absent; every process and every resumption then reads it.
+def once(accelerator: Accelerator, path: Path, write: Callable[[Path], object], *, resume: bool) -> Path:
+    """``path``, written by the main process, on ``resume`` only where it is absent; every process then reads it.
 
     ``write(path)`` must leave a whole ``path`` or none.
     """
-    if accelerator.is_main_process and not path.exists():
+    if accelerator.is_main_process and not (resume and path.exists()):
         write(path)
     accelerator.wait_for_everyone()
     return path
+
+
+def check_captions(text: TextEncoder, *splits: MotionDataset) -> None:
+    """Raise ``ValueError`` that names the item whose caption, as training can show it, ``text`` would refuse."""
+    for split in splits:
+        for index, name in enumerate(split.names):
+            captions = list(split.captions(index))
+            captions += [mirror_caption(caption) for caption in captions if split.mirror]
+            captions += [swap_caption(caption) for caption in captions if split.swap_persons]
+            try:
+                text.check(captions)
+            except ValueError as error:
+                raise ValueError(f"{split.root}: split {split.split!r}, item {name!r}: {error}") from error
 
 
 def without_paths(config: TrainConfigT) -> TrainConfigT:
@@ -102,13 +168,13 @@ def without_paths(config: TrainConfigT) -> TrainConfigT:
 
 def write_config(path: Path, config: Config) -> None:
     """Write JSON that ``type(config).load`` reads, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    write_json(path, config.to_dict())
 
 
-def _require_same(saved: TrainConfig, config: TrainConfig, path: Path) -> None:
+def require_same(saved: TrainConfig, config: TrainConfig, path: Path, *, free: tuple[str, ...] = _FREE) -> None:
+    """Raise ``ValueError`` that names what differs, but for keys that begin as one of ``free``."""
     before, now = _flat(saved.to_dict()), _flat(config.to_dict())
-    changed = [key for key in now if now[key] != before[key] and not key.startswith(_FREE)]
+    changed = [key for key in now if now[key] != before[key] and not key.startswith(free)]
     if changed:
         listed = ", ".join(f"{key} was {before[key]!r}, is {now[key]!r}" for key in changed)
         raise ValueError(f"resume: {path} was started with another configuration: {listed}")

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from intermoe.checkpoints import load_module, load_safetensors
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.items import MotionItem
 from intermoe.data.sets import train_statistics
-from intermoe.files import replacing_folder
+from intermoe.files import replacing_folder, write_tensors
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.intermoe.config import VAEConfig
@@ -135,26 +134,27 @@ def run_vae(
         raise ValueError("init: decoder_only needs the folder of a trained VAE, got None")
     if start is not None and start[0].config != config.model:
         raise ValueError(f"init: {init} has another configuration than model: {start[0].config}")
-    accelerator = run.start(config, output_dir, resume=resume)
     train = run.open_split(config, "train", min_frames=max(config.window, config.data.min_frames))
     validation = run.open_split(config, "val", min_frames=config.data.min_frames)
-    statistics = Statistics.load(
-        run.once(
-            accelerator,
-            output_dir / "statistics.json",
-            lambda path: (start[1] if start else train_statistics(train)).save(path),
+    folder, splits = output_dir / "model", {"train": train, "val": validation}
+    with run.claimed(config, output_dir, resume=resume, splits=splits) as accelerator:
+        statistics = Statistics.load(
+            run.once(
+                accelerator,
+                output_dir / "statistics.json",
+                lambda path: (start[1] if start else train_statistics(train)).save(path),
+                resume=resume,
+            )
         )
-    )
-    torch.manual_seed(config.seed)
-    objective = VAEObjective(config, statistics)
-    if start is not None:
-        objective.vae.load_state_dict(start[0].state_dict())
-    windows = Windows(train, config.window, config.window_stride)
-    state = fit(accelerator, objective, config, windows, validation, output_dir, resume=resume)
-    folder = output_dir / "model"
-    if state is not None:
-        weights = {key.removeprefix("vae."): value for key, value in state.items()}
-        save_vae_folder(folder, config, weights, statistics)
+        torch.manual_seed(config.seed)
+        objective = VAEObjective(config, statistics)
+        if start is not None:
+            objective.vae.load_state_dict(start[0].state_dict())
+        windows = Windows(train, config.window, config.window_stride)
+        state = fit(accelerator, objective, config, windows, validation, output_dir, resume=resume)
+        if state is not None:
+            weights = {key.removeprefix("vae."): value for key, value in state.items()}
+            save_vae_folder(folder, config, weights, statistics)
     return folder
 
 
@@ -164,7 +164,7 @@ def save_vae_folder(folder: Path, config: VAETrainConfig, weights: dict[str, Ten
         run.write_config(temporary / "config.json", config.model)
         run.write_config(temporary / "training.json", run.without_paths(config))
         statistics.save(temporary / "statistics.json")
-        save_file(weights, temporary / "model.safetensors")
+        write_tensors(temporary / "model.safetensors", weights)
 
 
 def load_vae_folder(folder: str | Path) -> tuple[CausalSkeletalVAE, Statistics]:

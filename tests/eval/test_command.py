@@ -66,7 +66,7 @@ def test_interhuman(run: Run, bowing: Path, tmp_path: Path) -> None:
     [
         ({"--evaluator": "model"}, "config.json: kind must be one of"),
         ({"--evaluator": "absent"}, "evaluator: absent holds no config.json"),
-        ({"--batch-size": 96}, "batch_size: must be in [2, 7 items], got 96"),
+        ({"--batch-size": 96}, "--batch-size: must be in [2, 7], got 96; split 'test' of"),
         ({"--replications": 0}, "--replications: must be >= 1"),
         ({"--split": "train"}, "train.txt"),
         ({"--scheduler": "euler"}, "--scheduler: must be one of"),

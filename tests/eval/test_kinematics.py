@@ -23,6 +23,10 @@ class StubPipeline:
         for index in range(len(dataset)):
             self.motions.update(dict.fromkeys(dataset.captions(index), dataset[index]["motion"]))
 
+    def check(self, prompts, num_frames):
+        assert prompts
+        assert num_frames
+
     def encode(self, motion):
         assert motion.shape[2] % 4 == 0
         return motion

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,17 @@ from intermoe.data import DATA_SETS, MotionDataset
 from intermoe.eval.estimate import estimate
 from intermoe.eval.protocol import PROTOCOLS
 from intermoe.eval.report import EvaluationReport
-from intermoe.eval.runner import GENERATED, MULTIMODAL, REFERENCE, TRUTH, Evaluation, EvaluationSettings, evaluate
+from intermoe.eval.runner import (
+    GENERATED,
+    MULTIMODAL,
+    REFERENCE,
+    TRUTH,
+    Evaluation,
+    EvaluationSettings,
+    digest,
+    evaluate,
+)
+from intermoe.files import locked
 
 Make = Callable[..., Evaluation]
 
@@ -110,6 +121,79 @@ def test_it_goes_on_where_it_stopped(make: Make, monkeypatch: pytest.MonkeyPatch
     assert not list(evaluation.folder.rglob(".*"))
     monkeypatch.setattr(Evaluation, "do", lambda *_: pytest.fail("work began"))
     assert evaluate(make("stopped"), 2) == expected
+
+
+def test_results_of_something_else_are_not_gone_on_with(
+    make: Make, bowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(make(), 1)
+    other = Path(shutil.copytree(bowing, tmp_path / "other"))
+    evaluation = make()
+    evaluation.dataset = MotionDataset(DATA_SETS["interhuman"], other, "test", min_frames=8, max_frames=40)
+    evaluation.open_folder()  # the same data at another place
+    (other / "annots" / "1.txt").write_text("Two people bow.", encoding="utf-8")
+    evaluation.dataset = MotionDataset(DATA_SETS["interhuman"], other, "test", min_frames=8, max_frames=40)
+    with pytest.raises(ValueError, match=r"holds an evaluation with other settings: content was '\w+', is '\w+'$"):
+        evaluate(evaluation, 1)
+    evaluation = make()
+    evaluation.protocol = dataclasses.replace(evaluation.protocol, scale=5.0)
+    with pytest.raises(ValueError, match=r"other settings: protocol was .*'scale': 6.0.*, is .*'scale': 5.0"):
+        evaluate(evaluation, 1)
+    with pytest.raises(ValueError, match=r"other settings: seed was 0, is 1$"):
+        evaluate(make(seed=1), 1)
+
+
+def test_a_digest_is_of_all_that_a_model_is(tiny_pipeline: Any, tmp_path: Path) -> None:
+    tiny_pipeline.save_pretrained(tmp_path)
+    found = [digest(tmp_path)]
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        content = bytearray((tmp_path / name).read_bytes())
+        content[-2] ^= 1
+        (tmp_path / name).write_bytes(content)
+        found.append(digest(tmp_path))
+    assert len(set(found)) == 4
+
+
+def test_two_at_once_in_one_folder(make: Make) -> None:
+    evaluation = make()
+    evaluation.folder.mkdir()
+    with (
+        locked(evaluation.folder / ".lock", ""),
+        pytest.raises(FileExistsError, match="another process is evaluating here"),
+    ):
+        evaluate(evaluation, 1)
+
+
+def test_captions_are_checked_before_anything_is_made(make: Make, bowing: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(bowing, tmp_path / "other"))
+    (other / "annots" / "5.txt").write_text("They bow.\n" + "bow " * 20, encoding="utf-8")
+    evaluation = make()
+    evaluation.dataset = MotionDataset(DATA_SETS["interhuman"], other, "test", min_frames=8, max_frames=40)
+    with pytest.raises(ValueError, match=r"split 'test', item '5': prompts: expected at most max_tokens=16"):
+        evaluate(evaluation, 1)
+    assert not evaluation.folder.exists()
+
+
+def test_what_is_not_finite_or_not_whole_is_named(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = make()
+    embed = type(evaluation.evaluator).embed_motion
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            type(evaluation.evaluator), "embed_motion", lambda *a: embed(*a).index_fill(0, torch.tensor([1]), math.nan)
+        )
+        with pytest.raises(FloatingPointError, match=r"truth-0000.npz: .* got others in motion_embedding of items 3$"):
+            evaluate(evaluation, 1)
+    for piece in evaluation.pieces(0):
+        evaluation.do(0, piece)
+    path = evaluation.folder / "pieces" / "00" / "generated-0001.npz"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"generated-0001.npz: not a whole piece, remove it and go on"):
+        evaluate(evaluation, 1)
+    path.unlink()
+    evaluate(evaluation, 1)
+    (evaluation.folder / "replication-00.json").write_text("{")
+    with pytest.raises(ValueError, match=r"replication-00.json: not a file of this evaluation"):
+        evaluate(evaluation, 1)
 
 
 def test_processes_share_the_work(make: Make) -> None:

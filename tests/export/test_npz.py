@@ -53,14 +53,18 @@ def test_slugs_keep_the_last_words() -> None:
 
 def test_stems_never_meet_an_existing_file(tmp_path: Path) -> None:
     suffixes = (".npz", ".mp4")
-    first = output_stem(tmp_path, "two people bow", suffixes)
-    assert first == tmp_path / "two-people-bow"
-    first.with_name(first.name + ".mp4").touch()
-    second = output_stem(tmp_path, "Two people bow!", suffixes)
-    assert second == tmp_path / "two-people-bow-2"
-    second.with_name(second.name + ".npz").touch()
-    assert output_stem(tmp_path, "two people bow", suffixes).name == "two-people-bow-3"
-    assert output_stem(tmp_path, "two people bow", (".gif",)).name == "two-people-bow"
+    with output_stem(tmp_path, "two people bow", suffixes) as first:
+        assert first == tmp_path / "two-people-bow"
+        first.with_name(first.name + ".mp4").touch()
+    with output_stem(tmp_path, "Two people bow!", suffixes) as second:
+        assert second == tmp_path / "two-people-bow-2"
+        second.with_name(second.name + ".npz").touch()
+    with output_stem(tmp_path, "two people bow", suffixes) as third:
+        assert third.name == "two-people-bow-3"
+        with output_stem(tmp_path, "two people bow", suffixes) as fourth:
+            assert fourth.name == "two-people-bow-4", "another one is at work on the third"
+    with output_stem(tmp_path, "two people bow", (".gif",)) as free:
+        assert free.name == "two-people-bow"
 
 
 def test_npz_holds_everything_without_pickle(tmp_path: Path) -> None:

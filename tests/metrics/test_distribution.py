@@ -57,7 +57,56 @@ def test_bad_arrays_are_named() -> None:
     for shapes in (((6, 2), (6, 3)), ((6, 2), (5, 2)), ((6,), (6,))):
         with pytest.raises(ValueError, match="text: expected the shape of motion"):
             retrieval(*map(np.zeros, shapes), 5)
-    with pytest.raises(ValueError, match=r"embeddings: expected \(N >= 2, E\) finite"):
-        frechet_distance(np.full((3, 2), np.nan), np.zeros((3, 2)))
-    with pytest.raises(ValueError, match=r"got shape \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"embeddings: expected shape \(N >= 2, E\), got \(1, 2\)"):
         frechet_distance(np.zeros((1, 2)), np.zeros((3, 2)))
+    none = np.zeros(0, dtype=int)
+    with pytest.raises(ValueError, match="first, second: expected as many of each, at least one, got 0 and 0"):
+        diversity(np.zeros((3, 2)), none, none)
+    with pytest.raises(ValueError, match="first, second: expected as many of each"):
+        multimodality(np.zeros((3, 2, 2)), np.arange(2), none)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused_by_every_metric(wrong: float) -> None:
+    good, bad = np.eye(4), np.eye(4)
+    bad[2, 1] = wrong
+    pairs = np.arange(3), np.arange(1, 4)
+    for name, measure in {
+        "text": lambda: retrieval(bad, good, 2),
+        "motion": lambda: retrieval(good, bad, 2),
+        "embeddings": lambda: frechet_distance(bad, good),
+        "embeddings ": lambda: frechet_distance(good, bad),
+        "embeddings  ": lambda: diversity(bad, *pairs),
+    }.items():
+        with pytest.raises(
+            ValueError, match=f"{name.strip()}: expected finite numbers, got others in 1 rows, first in row 2"
+        ):
+            measure()
+    with pytest.raises(ValueError, match="embeddings: expected finite numbers"):
+        multimodality(np.stack([good, bad]), *pairs)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_a_collapsed_model_earns_nothing(kind: type[np.floating[Any]]) -> None:
+    """One motion for every text: as near to each as to the others, which is no hit, and no diversity at all."""
+    rng = np.random.default_rng(0)
+    text, one = rng.normal(size=(96, 16)).astype(kind), rng.normal(size=(1, 16)).astype(kind)
+    collapsed, pairs = np.repeat(one, 96, axis=0), (np.arange(95), np.arange(1, 96))
+    assert retrieval(text, collapsed, 32).r_precision == (0.0, 0.0, 0.0)
+    # two motions, each for half of the texts: none of them is alone the nearest
+    assert retrieval(text, np.tile(text[:2], (48, 1)), 32).r_precision[2] == 0.0
+    assert diversity(collapsed, *pairs) == 0.0
+    assert multimodality(np.repeat(one[None], 30, axis=1), np.arange(10), np.arange(10, 20)) == 0.0
+    # far from the data in variance alone: the trace of their covariance remains
+    data = rng.normal(size=(400, 16))
+    expected = np.square(one - data.mean(axis=0)).sum() + np.cov(data.T).trace()
+    assert frechet_distance(np.repeat(one, 400, axis=0), data) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_random_model_earns_what_chance_gives() -> None:
+    rng = np.random.default_rng(0)
+    text, motion = rng.normal(size=(3200, 16)), rng.normal(size=(3200, 16))
+    spread = 4 * np.sqrt(np.arange(1, 4) / 32 / 3200)
+    assert np.abs(np.array(retrieval(text, motion, 32).r_precision) - np.arange(1, 4) / 32).max() < spread.max()
+    assert retrieval(text, text, 32).r_precision == (1.0, 1.0, 1.0)
+    assert frechet_distance(motion, text) < 0.1 < frechet_distance(1.5 * motion, text)

@@ -216,3 +216,22 @@ def test_bad_input(pair, call, message):
 def test_random_items_are_refused(salsa):
     with pytest.raises(ValueError, match="dataset: expected training=False and no augmentation"):
         evaluate_identity(InterHumanDataset(salsa, "val", training=True))
+
+
+def test_a_collapsed_and_a_random_model_are_found(pair):
+    """Both persons one and the same have merged, and nothing tells their styles apart; noise goes on as anybody."""
+    real = measure_identity(pair)
+    collapsed = measure_identity(np.stack([pair[0], pair[0]]))
+    assert collapsed.separation_cm == 0 < real.separation_cm
+    assert collapsed.style_overlap > real.style_overlap
+    random = measure_identity(np.random.default_rng(0).normal(size=pair.shape))
+    for name in ("bone_inconsistency", "style_overlap", "role_break", "swap_score"):
+        assert getattr(random, name) > getattr(real, name), name
+
+
+def test_joints_that_are_not_finite_are_refused_by_every_metric(pair):
+    bad = pair.copy()
+    bad[0, 5, 3, 1] = np.inf
+    for metric in (bone_inconsistency, style_overlap, style_spectra, role_break, swap_score, separation):
+        with pytest.raises(ValueError, match="joints: expected finite numbers, got others in 1 frames, first in 5"):
+            metric(bad)

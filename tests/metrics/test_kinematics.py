@@ -128,3 +128,37 @@ def test_bad_shapes(metric):
 def test_one_person_is_no_pair(metric):
     with pytest.raises(ValueError, match=r"joints: expected shape \(2, T, 22, 3\)"):
         metric(still())
+
+
+def test_a_collapsed_and_a_random_model_are_not_taken_for_motion():
+    """One still pose for every caption has nothing that turns or comes and goes; noise has no bones and no rest."""
+    rng = np.random.default_rng(1)
+    moving = pair(apart=0.6)
+    moving[1] += 0.4 * np.sin(np.arange(40) / 5)[:, None, None] * (1.0, 0.0, 0.0)
+    reference = [Clip(moving)]
+    captions = [(f"the first dancer makes two turns to the {side}",) for side in ("left", "right")] * 30
+    collapsed = measure([Clip(pair(apart=0.6), caption) for caption in captions], reference, paired=False)
+    random = measure([Clip(rng.normal(size=(2, 40, 22, 3)), each) for each in captions], reference, paired=False)
+    for found in (collapsed, random):
+        assert found.pelvis_wasserstein_cm > 10
+    assert (collapsed.jitter, collapsed.turn_direction, collapsed.turn_count) == (0, 0, 0)
+    assert 25 < random.turn_direction < 75
+    assert random.turn_count < 50
+    assert random.jitter > 1e4
+    assert random.bone_variation > 20
+
+
+def test_joints_that_are_not_finite_are_refused_by_every_metric():
+    bad = pair()
+    bad[1, 7, 3, 0] = np.nan
+    metrics = (bone_variation, foot_contact, jitter, floor_penetration, pelvis_distances, wrist_contact)
+    for one, other in ((bad, pair()), (pair(), bad)):
+        with pytest.raises(ValueError, match="joints, reference: expected finite numbers"):
+            joint_error(one, other)
+    for metric in metrics:
+        with pytest.raises(ValueError, match="joints: expected finite numbers, got others in 1 frames, first in 7"):
+            metric(bad)
+    with pytest.raises(ValueError, match="finite"):
+        measure([Clip(bad)], [Clip(pair())], paired=False)
+    with pytest.raises(ValueError, match="finite"):
+        measure([Clip(pair())], [Clip(bad)], paired=False)

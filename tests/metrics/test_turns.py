@@ -160,3 +160,7 @@ def test_bad_input():
         turns(np.zeros((5, 21, 3)))
     with pytest.raises(ValueError, match="joints: expected shape"):
         agreement(np.zeros((5, 22, 3)), "turns left")
+    lost = rotating((90, 30))
+    lost[9] = np.nan
+    with pytest.raises(ValueError, match="joints: expected finite numbers, got others in 1 frames, first in 9"):
+        turns(lost)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +35,12 @@ class StubEvaluator:
     def embed_motion(self, motion: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         assert (motion.shape[1], motion.shape[3]) == (2, 262)
         return torch.stack([lengths, torch.zeros_like(lengths)], dim=-1).float()
+
+    def check_text(self, texts: list[str]) -> None:
+        assert texts
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {}
 
     def embed_text(self, texts: list[str]) -> torch.Tensor:
         return torch.tensor([[30.0, 0.0] if "first" in text else [24.0, 0.0] for text in texts])
@@ -191,7 +199,17 @@ def test_finished_rows_are_read(
     alone = run_ablation(matrix, ablation.folder, settings=SETTINGS, only=["pool"], **options)
     assert list(alone.rows) == ["ground truth", "pool"]
     with pytest.raises(RuntimeError, match="trained again"):
-        run_ablation(matrix, ablation.folder, settings=AblationSettings(steps=3), **options)
+        run_ablation(matrix, ablation.folder, settings=dataclasses.replace(SETTINGS, guidance_scale=2.0), **options)
+
+
+def test_rows_of_other_data_are_not_read(
+    ablation: Any, matrix: Path, pairs: Path, trained_vae: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pairs, tmp_path / "pairs")
+    (tmp_path / "pairs" / "annots" / "1.txt").write_text("two people dance\n", encoding="utf-8")
+    options = {"data": tmp_path / "pairs", "vae": trained_vae / "model", "evaluator": StubEvaluator()}
+    with pytest.raises(ValueError, match=r"holds other data of train than those that .* was started with"):
+        run_ablation(matrix, ablation.folder, settings=SETTINGS, **options)
 
 
 def test_another_training_in_the_same_folder_is_refused(

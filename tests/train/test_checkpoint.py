@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,10 +39,27 @@ def test_unfinished_checkpoints_are_neither_found_nor_kept(tmp_path: Path, monke
         patch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             _write(tmp_path, 2)
-    assert len(list(tmp_path.iterdir())) == 2, "the unfinished one should lie there under its temporary name"
+    assert list(tmp_path.iterdir()) == [first]
+    shutil.copytree(first, tmp_path / ".writing-step-00000002")  # of a process that was killed
     assert checkpoint.latest_checkpoint(tmp_path) == first
     _write(tmp_path, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def test_a_step_is_written_anew(tmp_path: Path) -> None:
+    _write(tmp_path, 7)
+    assert checkpoint.read_state(_write(tmp_path, 7))["step"] == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
+
+
+@pytest.mark.parametrize("part", ["model", "average", "optimizer"])
+def test_numbers_that_are_not_finite_are_no_checkpoint(tmp_path: Path, part: str) -> None:
+    parts: dict[str, Any] = {"model": {}, "average": {}, "optimizer": {"state": {"w": {"exp_avg": torch.zeros(2)}}}}
+    wrong = {"w": torch.tensor([1.0, torch.nan])}
+    parts[part] = {"state": [wrong]} if part == "optimizer" else wrong
+    with pytest.raises(FloatingPointError, match=r"expected finite numbers, got others in '(state\.0\.)?w'"):
+        checkpoint.write_checkpoint(tmp_path, 1, **parts, state={}, keep=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_precision_of_a_run(tmp_path: Path) -> None:
         AcceleratorState._reset_state()
         try:
             config = TrainConfig(optim=OptimConfig(mixed_precision=precision), run=RunConfig())
-            assert start(config, tmp_path / precision, resume=False).mixed_precision == precision
+            assert start(config, tmp_path / precision).mixed_precision == precision
         finally:
             AcceleratorState._reset_state()
 
@@ -307,7 +307,7 @@ def test_tf32_is_of_devices_that_have_it(
     seen: list[str] = []
     monkeypatch.setattr(run, "Accelerator", OnDevice)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
-    start(TrainConfig(optim=OptimConfig(tf32=tf32)), tmp_path, resume=False)
+    start(TrainConfig(optim=OptimConfig(tf32=tf32)), tmp_path)
     assert seen == [precision]
 
 

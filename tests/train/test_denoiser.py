@@ -16,8 +16,9 @@ from intermoe.motion.statistics import Statistics
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.train import load_vae_folder, run_denoiser
+from intermoe.train.condition import training_captions
 from intermoe.train.config import DenoiserTrainConfig
-from intermoe.train.denoiser import DenoiserObjective, training_captions
+from intermoe.train.denoiser import DenoiserObjective
 from intermoe.train.draws import ItemDraws
 from intermoe.train.latents import LatentEncoder
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 from intermoe.data.items import MotionItem
 from intermoe.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from intermoe.train.draws import ItemDraws
-from intermoe.train.loop import Batch, Objective, Trainer, fit, progress_bar, warmup_schedule
+from intermoe.train.loop import Batch, Objective, Trainer, fit, warmup_schedule
+from intermoe.train.progress import RunProgress
 
 
 class Constants:
@@ -79,6 +82,49 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(tmp_path: Path) -> None
 def test_non_finite_loss_stops_with_step_and_items(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"step 1 \(loss nan, error nan\); items of the batch: .*item2"):
         fit(Accelerator(), MeanOfData(), _config(), Constants(4, broken=2), None, tmp_path, resume=False)
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_returned(tmp_path: Path) -> None:
+    """The loss of the last step is that of the weights before it."""
+    with pytest.raises(FloatingPointError, match="expected finite numbers, got others in 'weight'"):
+        fit(
+            Accelerator(),
+            MeanOfData(),
+            _config(steps=1, learning_rate=1e39),
+            Constants(8),
+            None,
+            tmp_path,
+            resume=False,
+        )
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+class Unlucky(Constants):
+    """Item 3 cannot be drawn: it says why, or its process is killed."""
+
+    def draw(self, index: int, epoch: int) -> MotionItem:
+        if index == 3:
+            if self.broken is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("item3: broken file")
+        return super().draw(index, epoch)
+
+
+@pytest.mark.parametrize(
+    ("broken", "kind", "told"),
+    [
+        (3, ValueError, "^item3: broken file$"),
+        (None, ChildProcessError, r"^data\.num_workers: DataLoader worker "),
+    ],
+)
+def test_what_goes_wrong_in_a_worker_is_told_in_one_line(
+    tmp_path: Path, broken: int | None, kind: type[Exception], told: str
+) -> None:
+    config = _config()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=1))
+    with pytest.raises(kind, match=told) as caught:
+        fit(Accelerator(), MeanOfData(), config, Unlucky(8, broken), None, tmp_path, resume=False)
+    assert "\n" not in str(caught.value)
 
 
 def test_empty_training_split_is_refused(tmp_path: Path) -> None:
@@ -174,11 +220,20 @@ def test_mixed_precision_keeps_weights_in_float32(tmp_path: Path) -> None:
 
 
 def test_progress_shows_loss_throughput_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_bar(10, 2, shown=True) as advance:
-        advance(5, 0.25, 12.5, "expert load 0.90 to 1.10")
-    shown = capsys.readouterr().out
-    for part in ("5/10", "loss 0.2500", "12.5 items/s", "expert load 0.90 to 1.10"):
-        assert part in shown
-    with progress_bar(10, 2, shown=False) as advance:
-        advance(5, 0.25, 12.5, "")
-    assert capsys.readouterr().out == ""
+    """In a log, which is no terminal, a plain line for each step that is logged."""
+    with RunProgress(10, 2, 4, shown=True) as progress:
+        progress.say("begun")
+        progress.advance(4, 0.5, 12.5, "", logged=False)
+        progress.advance(5, 0.25, 0.5, "expert load 0.90 to 1.10", logged=True)
+        progress.validated(5, {"loss": 0.125})
+        progress.note("checkpoint")
+    assert capsys.readouterr().err.splitlines() == [
+        "begun",
+        "step 5/10, loss 0.2500, 0.5 items/s, expert load 0.90 to 1.10, 0:00:40 left",
+        "validation at step 5: loss 0.1250",
+        "checkpoint",
+    ]
+    with RunProgress(10, 2, 4, shown=False) as progress:
+        progress.say("begun")
+        progress.advance(5, 0.25, 12.5, "", logged=True)
+    assert capsys.readouterr() == ("", "")

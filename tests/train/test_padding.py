@@ -220,9 +220,9 @@ def test_evaluator_objective(padded: Callable[[float], Batch]) -> None:
 )
 def test_recurrent_evaluators(layout: str, input_dim: int, frame: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    small = {"word_dim": 4, "movement_dim": 8, "motion_dim": 8, "text_dim": 4, "embedding_dim": 4}
+    small = {"vocab_size": 3, "word_dim": 4, "movement_dim": 8, "motion_dim": 8, "text_dim": 4, "embedding_dim": 4}
     config = BiGRUConfig(representation=layout, input_dim=input_dim, max_frames=24, **small)  # type: ignore[arg-type]
-    evaluator = BiGRUEvaluator(config, '["one"]')
+    evaluator = BiGRUEvaluator(config, '["sos", "eos", "unk"]')
     motion, lengths = torch.randn(2, frame[0], 20, *frame[1:]), torch.tensor([20, 9])
 
     def results(filling: float) -> Results:

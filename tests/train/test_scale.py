@@ -203,7 +203,7 @@ def test_fid_is_that_of_the_features(
     steps: list[int] = []
     make = denoiser_training.sample
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("intermoe.evaluators.evaluator.load_evaluator", lambda folder: Mean())
+        patch.setattr("intermoe.train.denoiser.load_evaluator", lambda folder: Mean())
         patch.setattr(
             denoiser_training,
             "sample",

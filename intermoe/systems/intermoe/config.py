@@ -103,3 +103,8 @@ class PipelineConfig(ModelConfig):
             f"denoiser.text_dim={self.denoiser.text_dim}",
             self.text.output_dim,
         )
+
+    @property
+    def max_steps(self) -> int:
+        """Timesteps of the noise schedule."""
+        return self.diffusion.num_train_timesteps
