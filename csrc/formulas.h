@@ -79,7 +79,7 @@ static INTERMOE_BOTH void narrow(float x, Half* p) {
 static INTERMOE_BOTH float fma(float a, float b, float c) { return fmaf(a, b, c); }
 static INTERMOE_BOTH float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// Whether an expert takes a token. A NaN compares false: it selects nothing.
+// Whether an expert takes a token. A NaN compares false: it selects nothing, nor does a sum of exactly 0.
 static INTERMOE_BOTH bool selects(float logit, float bias) { return sigmoid(logit) + bias > 0.0f; }
 
 template <class V>

@@ -39,10 +39,13 @@ INTERMOE_API int32_t intermoe_cuda_built(void);
 INTERMOE_API int32_t intermoe_check_cuda(int32_t device);
 /* Name of the CPU variant in use: "baseline", "avx2" or "avx512". */
 INTERMOE_API const char* intermoe_instruction_set(void);
+/* For tests: the CPU variant that calls use from now on, in this process. 0 baseline, 1 avx2, 2 avx512; fails where the
+ * machine lacks it. Not while another call runs. */
+INTERMOE_API int32_t intermoe_use_instruction_set(int32_t level);
 /* Message of the last failure in this thread; "" if there was none. */
 INTERMOE_API const char* intermoe_last_error(void);
 
-/* select: selected(s, e) <=> valid[s, e] and sigmoid(logits[s, e]) + bias[e] > 0; a NaN selects nothing.
+/* select: selected(s, e) <=> valid[s, e] and sigmoid(logits[s, e]) + bias[e] > 0; exactly 0 and NaN select nothing.
  * Two calls, because the caller allocates P pairs in between.
  *   logits   (S, E) float32    bias (E,) float32, or NULL where `valid` is the choice itself
  *   valid    (S, V) uint8 or NULL for all valid; V = E, or V = 1 for what holds for every expert

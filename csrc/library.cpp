@@ -1,4 +1,5 @@
 // What does not belong to a step: version, errors, instruction set.
+#include <atomic>
 #include <cstdarg>
 #include <cstdio>
 
@@ -44,10 +45,10 @@ static InstructionSet detect() {
   return InstructionSet::baseline;
 }
 
-InstructionSet instruction_set() {
-  static const InstructionSet found = detect();
-  return found;
-}
+static const InstructionSet found = detect();
+static std::atomic<InstructionSet> in_use{found};
+
+InstructionSet instruction_set() { return in_use.load(std::memory_order_relaxed); }
 
 }  // namespace intermoe
 
@@ -69,6 +70,13 @@ const char* intermoe_instruction_set(void) {
     case intermoe::InstructionSet::avx2: return "avx2";
     default: return "baseline";
   }
+}
+
+int32_t intermoe_use_instruction_set(int32_t level) {
+  if (level < 0 || level > static_cast<int32_t>(intermoe::found))
+    return intermoe::fail("this machine has the instruction sets 0 to %d, got %d", static_cast<int>(intermoe::found), level);
+  intermoe::in_use = static_cast<intermoe::InstructionSet>(level);
+  return 0;
 }
 
 const char* intermoe_last_error(void) { return intermoe::message; }

@@ -118,3 +118,14 @@ def relative_error(actual: Any, expected: Any) -> float:
 def relative_error_fixture() -> Callable[[Any, Any], float]:
     """The project's measure of difference; see ``relative_error``."""
     return relative_error
+
+
+@pytest.fixture(scope="session")
+def tolerance() -> Callable[..., float]:
+    """The one bound of the relative norm between two computations on values stored in a dtype, summed in float32.
+
+    It is what benchmarks demand of whatever they time: nothing is promised there that is not tested here.
+    """
+    from intermoe.benchmarks.case import tolerance
+
+    return tolerance

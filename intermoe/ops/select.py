@@ -3,9 +3,10 @@ r"""Step 2, select: every expert takes as many tokens as deserve it (Dynamic Tem
     selected(e, s) <=> valid[s] and sigmoid(logits[s, e]) + selection_bias[e] > 0
     gate(e, s)     =   softmax(logits[s, :])[e]            over ALL experts, not renormalised over the selected ones
 
-Any number of experts per token, none included. Selected pairs are ordered by expert, then by token. The selection
-itself has no gradient; the gates do, dense over the experts. In place of the bias there may be a choice, chosen(e, s):
-so the other routing kinds (``routing.py``) come in, and a forward that is computed again (``recomputation.py``).
+Any number of experts per token, none included; a sum of exactly 0 selects nothing, in every backend. Selected pairs are
+ordered by expert, then by token. The selection itself has no gradient; the gates do, dense over the experts. In place
+of the bias there may be a choice, chosen(e, s): so the other routing kinds (``routing.py``) come in, and a forward that
+is computed again (``recomputation.py``).
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ SIGNATURES = {
     "intermoe_cuda_built": "i:",
     "intermoe_check_cuda": "i:i",
     "intermoe_instruction_set": "s:",
+    "intermoe_use_instruction_set": "i:i",
     "intermoe_last_error": "s:",
     "intermoe_select_scratch": "l:l",
     "intermoe_select_count_cpu": "i:ppplllppppi",

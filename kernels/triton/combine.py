@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arguments import expect
 from .launch import cdiv, launch, token_constants
 from .registry import on_its_device
 
@@ -71,6 +72,9 @@ def combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -> Tensor:
     """
     num_tokens, num_experts = slots.shape
     dim = expert_out.shape[1]
+    expect("expert_out", expert_out, len(expert_out), dim)
+    expect("gates", gates, len(expert_out))
+    expect("slots", slots, num_tokens, num_experts, dtypes=(torch.int64,))
     out = torch.empty(num_tokens, dim, dtype=expert_out.dtype, device=expert_out.device)
     expert_out, slots = expert_out.contiguous(), slots.contiguous()
     gates = None if gates is None else gates.float().contiguous()

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arguments import expect_experts
 from .configs import Tile, architecture_of, precision_of, size_class, tile
 from .launch import cdiv, launch, power_of_2
 from .registry import on_its_device
@@ -295,9 +296,7 @@ def experts_forward(
         ``expert_out`` (P, D) and ``h`` (P, 2F), empty (0, 2F) without ``save_h``. Float32 products follow
         ``torch.get_float32_matmul_precision``.
     """
-    for name, weight in (("w_gate_up", w_gate_up), ("w_down", w_down)):
-        if weight.dtype != tokens.dtype:
-            raise TypeError(f"{name}: expected the dtype of tokens {tokens.dtype}, got {weight.dtype}")
+    expect_experts(tokens, token_idx, expert_offsets, w_gate_up, w_down)
     if half_sums and tokens.dtype != torch.float16:
         raise TypeError(f"half_sums: expected float16 tokens and weights, got {tokens.dtype}")
     num_pairs = token_idx.shape[0]

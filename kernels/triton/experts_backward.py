@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arguments import expect, expect_experts
 from .experts import Launch, launch_product, launch_up
 from .launch import blocks, cdiv, launch
 from .registry import on_its_device
@@ -203,6 +204,10 @@ def experts_backward(
         float32; ``grad_w_gate_up`` (E, 2F, D); ``grad_w_down`` (E, D, F), zeros for an expert without pairs.
     """
     num_pairs = token_idx.shape[0]
+    expect_experts(tokens, token_idx, expert_offsets, w_gate_up, w_down)
+    expect("grad_out", grad_out, *tokens.shape)
+    expect("gates", gates, num_pairs)
+    expect("h", h, num_pairs, w_gate_up.shape[1], dtypes=(tokens.dtype,))
     shared = Launch(tokens, num_pairs, w_down)
     grad_out, gates = grad_out.to(tokens.dtype), gates.float().contiguous()
     grad_out, tokens, w_gate_up, w_down = map(shared.operand, (grad_out, tokens, w_gate_up, w_down))

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..contract import EPS
+from .arguments import expect, expect_rows
 from .launch import cdiv, launch, token_constants
 from .registry import on_its_device
 
@@ -120,6 +121,14 @@ def route_forward(
     """
     num_tokens, dim = hidden.shape
     num_experts = router_weight.shape[0]
+    expect("hidden", hidden, num_tokens, dim)
+    expect("router_weight", router_weight, num_experts, dim)
+    expect_rows("router_offset", router_offset, num_tokens, num_experts)
+    if (scale is None) != (shift is None):
+        raise ValueError("scale: scale and shift must be given together, got only one of them")
+    if scale is not None and shift is not None:
+        expect_rows("scale", scale, num_tokens, dim)
+        expect("shift", shift, *scale.shape)
     given = hidden
     hidden, router_weight = hidden.contiguous(), router_weight.contiguous()
     if router_offset is not None:

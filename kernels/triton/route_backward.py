@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arguments import expect, expect_divisor, expect_rows
 from .launch import cdiv, launch, power_of_2, token_constants
 from .registry import on_its_device
 
@@ -170,6 +171,15 @@ def route_backward(
     """
     num_tokens, dim = hidden.shape
     num_experts = router_weight.shape[0]
+    expect("hidden", hidden, num_tokens, dim)
+    expect("grad_tokens", grad_tokens, num_tokens, dim)
+    expect("grad_logits", grad_logits, num_tokens, num_experts)
+    expect("router_weight", router_weight, num_experts, dim)
+    if normalise:
+        expect("mean", mean, num_tokens, dtypes=(torch.float32,))
+        expect("rstd", rstd, num_tokens, dtypes=(torch.float32,))
+        expect_rows("scale", scale, num_tokens, dim)
+    expect_divisor("rows", rows, num_tokens)
     grad_tokens, grad_logits = grad_tokens.to(hidden.dtype).contiguous(), grad_logits.float().contiguous()
     hidden, router_weight = hidden.contiguous(), router_weight.contiguous()
     scale = scale.contiguous() if normalise and scale is not None else None

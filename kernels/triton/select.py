@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .arguments import expect
 from .launch import cdiv, launch, power_of_2
 from .overflow import overflow_flag
 from .registry import on_its_device
@@ -222,8 +223,12 @@ def select(
     if selection_bias is None and (valid is None or valid.shape != logits.shape):
         found = None if valid is None else tuple(valid.shape)
         raise ValueError(f"valid: expected the choice {tuple(logits.shape)} where there is no bias, got {found}")
-    logits = logits.float().contiguous()
-    selection_bias = None if selection_bias is None else selection_bias.float().contiguous()
+    expect("logits", logits, num_tokens, num_experts, dtypes=(torch.float32,))
+    expect("selection_bias", selection_bias, num_experts, dtypes=(torch.float32,))
+    columns = (num_experts,) if valid is not None and valid.dim() == 2 else ()
+    expect("valid", valid, num_tokens, *columns, dtypes=(torch.bool,))
+    logits = logits.contiguous()
+    selection_bias = None if selection_bias is None else selection_bias.contiguous()
     valid = None if valid is None else valid.contiguous()
     flag = overflow_flag(logits.device)
     flag.raise_if_set()
@@ -267,7 +272,10 @@ def select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor
     """Gradient (S, E) float32 of the logits through the softmax, dense over the experts."""
     num_tokens, num_experts = logits.shape
     _check_size(num_tokens, num_experts)
-    grad_gates, logits, slots = grad_gates.float().contiguous(), logits.float().contiguous(), slots.contiguous()
+    expect("grad_gates", grad_gates, grad_gates.numel(), dtypes=(torch.float32,))
+    expect("logits", logits, num_tokens, num_experts, dtypes=(torch.float32,))
+    expect("slots", slots, num_tokens, num_experts, dtypes=(torch.int64,))
+    grad_gates, logits, slots = grad_gates.contiguous(), logits.contiguous(), slots.contiguous()
     grad_logits = torch.empty_like(logits)
     launch(
         select_backward_kernel,

@@ -29,6 +29,16 @@ def test_select(steps, case, kind: str) -> None:
         torch.testing.assert_close(actual, wanted, rtol=1e-6 if name == "gates" else 0, atol=0)
 
 
+def test_a_choice_is_taken_as_it_is(steps, case) -> None:
+    """Without a bias the mask says which pairs there are; their gates are the softmax's all the same."""
+    logits = case.hidden @ case.router_weight.T
+    chosen = torch.rand(logits.shape, generator=torch.Generator().manual_seed(2)) > 0.4
+    expected = select_reference(logits, None, chosen)
+    assert torch.equal(expected.slots >= 0, chosen)
+    for name, actual in zip(NAMES, steps.select(logits, None, chosen), strict=True):
+        torch.testing.assert_close(actual, getattr(expected, name), rtol=1e-6 if name == "gates" else 0, atol=0)
+
+
 @pytest.mark.parametrize(("level", "per_token"), [(-30.0, 0), (30.0, 3)], ids=["none selected", "all selected"])
 def test_extremes(steps, level: float, per_token: int) -> None:
     logits = torch.full((600, 3), level)

@@ -75,11 +75,10 @@ def run(
     return [t.cpu() for t in (out, counts, *torch.autograd.grad(out, wanted, grad))]
 
 
-def compare(case: dict[str, Tensor], valid: Tensor, place: torch.device, relative_error, **options) -> None:
+def compare(case: dict[str, Tensor], valid: Tensor, place: torch.device, relative_error, tolerance, **options) -> None:
     dtype = case["hidden"].dtype
     found = run(case, valid, place, "native", **options)
-    terms = max(case["hidden"].shape[0], *case["w_down"].shape[1:])
-    bound = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps * terms**0.5
+    bound = tolerance(dtype)
     for actual, expected in zip(found, run(case, valid, torch.device("cpu"), "reference", **options), strict=True):
         assert actual.dtype == expected.dtype
         assert relative_error(actual, expected) <= bound
@@ -88,21 +87,21 @@ def compare(case: dict[str, Tensor], valid: Tensor, place: torch.device, relativ
 @pytest.mark.usefixtures("nan_filled_memory")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
-def test_moe(place, shape, dtype, relative_error) -> None:
-    compare(*draw(shape, dtype), place, relative_error)
+def test_moe(place, shape, dtype, relative_error, tolerance) -> None:
+    compare(*draw(shape, dtype), place, relative_error, tolerance)
 
 
 @pytest.mark.usefixtures("nan_filled_memory")
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
-def test_misaligned(place, dtype, relative_error) -> None:
-    compare(*draw((37, 16, 3, 24, 1), dtype), place, relative_error, misaligned=True)
+def test_misaligned(place, dtype, relative_error, tolerance) -> None:
+    compare(*draw((37, 16, 3, 24, 1), dtype), place, relative_error, tolerance, misaligned=True)
 
 
 @pytest.mark.parametrize(
     "options", [{"recompute": True}, {"normalise": False}, {"chosen": True}], ids=["recompute", "no norm", "choice"]
 )
-def test_options(place, options, relative_error) -> None:
-    compare(*draw((40, 16, 3, 24, 4), torch.float32), place, relative_error, **options)
+def test_options(place, options, relative_error, tolerance) -> None:
+    compare(*draw((40, 16, 3, 24, 4), torch.float32), place, relative_error, tolerance, **options)
 
 
 def test_chunks_change_nothing(place, relative_error, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
-"""The experts' forward with the library's own products, in the variant of this machine and in that of any machine."""
+"""The experts' forward with the library's own products, in every variant of this machine."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,19 +14,17 @@ from intermoe.kernels.native.registry import CODES
 from intermoe.ops.experts import experts_reference
 
 
-@pytest.fixture(params=["machine", "baseline"])
-def native(request: pytest.FixtureRequest) -> ctypes.CDLL:
-    if request.param == "baseline":
-        return request.getfixturevalue("emulated_library")
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def native(request: pytest.FixtureRequest) -> Iterator[ctypes.CDLL]:
     status = backends.available()["native"]
     if not status.usable:
         pytest.skip(f"native backend: {status.reason}")
-    return library.load()
-
-
-def bound(dtype: torch.dtype, terms: int) -> float:
-    """Of the relative error of sums of so many products, stored in ``dtype``."""
-    return 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps * terms**0.5
+    variants, found = ("baseline", "avx2", "avx512"), library.load()
+    own = variants.index(library.instruction_set())
+    if found.intermoe_use_instruction_set(variants.index(request.param)) != 0:
+        pytest.skip(f"{request.param}: {found.intermoe_last_error().decode()}")
+    yield found
+    found.intermoe_use_instruction_set(own)
 
 
 @pytest.mark.parametrize("dtype", list(CODES))
@@ -38,7 +37,7 @@ def bound(dtype: torch.dtype, terms: int) -> float:
         (8, 8, [1] * 70),  # more experts than a block of parts holds
     ],
 )
-def test_products(native, dtype, dim: int, width: int, counts: list[int], relative_error) -> None:
+def test_products(native, dtype, dim: int, width: int, counts: list[int], relative_error, tolerance) -> None:
     g = torch.Generator().manual_seed(0)
     num_tokens, num_pairs, num_experts = 40, sum(counts), len(counts)
     tokens, gate_up, down = (
@@ -57,9 +56,9 @@ def test_products(native, dtype, dim: int, width: int, counts: list[int], relati
         sizes = (num_pairs, num_tokens, dim, num_experts, width, CODES[dtype], threads)
         assert native.intermoe_experts_forward_cpu(*(array.data_ptr() for array in arrays), *sizes) == 0
         results.append((out, h))
-    assert relative_error(results[0][0], expected) <= bound(dtype, max(dim, width))
+    assert relative_error(results[0][0], expected) <= tolerance(dtype)
     wanted = [tokens[i].double() @ gate_up[e].double().T for e, i in enumerate(token_idx.split(counts))]
-    assert relative_error(results[0][1], torch.cat(wanted)) <= bound(dtype, dim)
+    assert relative_error(results[0][1], torch.cat(wanted)) <= tolerance(dtype)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)), "the number of threads changes nothing"
 
 

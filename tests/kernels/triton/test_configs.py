@@ -77,3 +77,29 @@ def test_a_table_is_a_list(tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match="expected a list of entries, got dict"):
         configs.use_table(path)
+
+
+# architecture: bytes of shared memory that a multiprocessor has, of NVIDIA's programming guide
+SHARED_MEMORY = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
+
+
+@pytest.mark.parametrize("architecture", SHARED_MEMORY)
+def test_tiles_fit_their_card(architecture):
+    """The stages of both operands lie in shared memory; "up" multiplies by two matrices."""
+    for key, tile in configs.shipped(architecture).items():
+        matrices = 2 if key.kernel == "up" else 1
+        elements = (tile.block_m + matrices * tile.block_n) * tile.block_k * tile.num_stages
+        assert elements * (2 if key.precision == "half" else 4) <= SHARED_MEMORY[architecture] * 1024, key
+
+
+def test_each_generation_has_its_own_tiles():
+    """Hopper's matrix units take 64 rows and more; its table is neither Ada's nor the A100's, nor the A100's Ada's."""
+    halves = {name: {k: t for k, t in configs.shipped(name).items() if k.precision == "half"} for name in (80, 89, 90)}
+    assert all(tile.block_m >= 64 for tile in halves[90].values())
+    assert all(any(tile.block_m < 64 for tile in halves[name].values()) for name in (80, 89))
+    large = {name: configs.tile(name, "down", "half", "large") for name in (80, 89, 90)}
+    assert len(set(large.values())) == 3
+    assert len({configs.tile(name, "down", "tf32", "large") for name in (89, 90)}) == 2
+    assert {configs.tile(name, "up", "tf32", "large").block_k for name in (80, 89)} == {16, 32}
+    assert configs.tile(100, "down", "half", "large") == large[90]
+    assert configs.tile(120, "down", "half", "large") == large[89]

@@ -98,7 +98,9 @@ def test_an_overflow_is_nan_until_it_is_raised_with_the_numbers() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("max_pairs", [None, 4800])
-def test_every_gradient_agrees_with_float64(dtype: torch.dtype, max_pairs: int | None, relative_error) -> None:
+def test_every_gradient_agrees_with_float64(
+    dtype: torch.dtype, max_pairs: int | None, relative_error, tolerance
+) -> None:
     def drawn(*shape: int, std: float = 1.0) -> Tensor:
         return (torch.randn(*shape, device="cuda") * std).to(dtype)
 
@@ -117,7 +119,7 @@ def test_every_gradient_agrees_with_float64(dtype: torch.dtype, max_pairs: int |
     grad = torch.randn_like(expected)
     expected.backward(grad)
     found.backward(grad.to(found.dtype))
-    bound = 1e-5 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
+    bound = tolerance(dtype)
     assert relative_error(found.cpu(), expected.cpu()) < bound
     for i, (leaf, other) in enumerate(zip(leaves, wide, strict=True)):
         if i != 5:

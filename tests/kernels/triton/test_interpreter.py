@@ -1,4 +1,4 @@
-"""Runs the folder ``interpreter`` in a process of its own: Triton decides at import whether it interprets."""
+"""Runs ``interpreter`` and Triton's part of ``tests/ops`` in processes that import Triton as an interpreter."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import pytest
 
 pytest.importorskip("triton")
 FOLDER = Path(__file__).parent / "interpreter"
+FILES = {path.name: [str(path)] for path in sorted(FOLDER.glob("test_*.py"))}
+STEPS = {"ops": [str(Path(__file__).parents[2] / "ops"), "-k", "triton"]}
+"""The tests that all backends share."""
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
-def test_kernels_are_right_in_the_interpreter(file: str) -> None:
+@pytest.mark.parametrize("name", FILES | STEPS)
+def test_kernels_are_right_in_the_interpreter(name: str) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this process interprets already and runs the folder itself")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / file)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(FILES | STEPS)[name]],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

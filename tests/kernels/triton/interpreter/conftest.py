@@ -29,16 +29,3 @@ def nan_filled(nan_filled_memory: None) -> None:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def tolerance(dtype: torch.dtype, terms: int) -> float:
-    """Relative norm within which a kernel must agree with float64, for a longest sum of so many terms.
-
-    Sums run in float32: 4 eps sqrt(terms). Half types only lose by rounding inputs and intermediates: 4 eps.
-    """
-    return 4 * torch.finfo(dtype).eps * (max(terms, 4) ** 0.5 if dtype == torch.float32 else 1)
-
-
-@pytest.fixture(name="tolerance")
-def tolerance_fixture():
-    return tolerance

@@ -45,9 +45,9 @@ def test_operators(max_pairs, static_pairs, monkeypatch):
 
 @pytest.mark.parametrize("masked", ["nothing", "tokens", "pairs"])
 @pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize("static_pairs", [0, 36], ids=["exact", "static"])
-def test_whole_block_equals_the_reference(masked, normalise, static_pairs, relative_error, monkeypatch):
-    monkeypatch.setattr("intermoe.kernels.triton.registry.STATIC_PAIRS", static_pairs)
+def test_whole_block_in_static_buffers_equals_the_reference(masked, normalise, relative_error, monkeypatch):
+    """In exact ones every backend is compared in ``tests/ops``."""
+    monkeypatch.setattr("intermoe.kernels.triton.registry.STATIC_PAIRS", 36)
     values = [None if i in (3, 4) and not normalise else v for i, v in enumerate(arguments())]
     valid = {"nothing": None, "tokens": torch.rand(12) > 0.3, "pairs": torch.rand(12, 3) > 0.3}[masked]
     results = []
@@ -129,7 +129,7 @@ def test_half_sums_are_for_inference_in_float16(relative_error, tolerance):
     exact = moe(*steps(values), backend="reference").out
     found = moe(*steps(values, half_sums=True), backend="triton").out
     assert found.dtype == torch.float16
-    assert relative_error(found, exact) < 2 * tolerance(torch.float16, 16)
+    assert relative_error(found, exact) < 2 * tolerance(torch.float16)
     with pytest.raises(TypeError, match=r"half_sums: expected experts in torch.float16 .* got torch.float32"):
         moe(*steps(arguments(), half_sums=True), backend="triton")
     with pytest.raises(ValueError, match="half_sums: expected a backend that has them, got 'reference'"):
