@@ -123,9 +123,10 @@ def test_every_sampler_of_a_system_works_and_no_other(pipeline: MotionPipeline) 
 
 def test_guidance_changes_a_motion(pipeline: MotionPipeline) -> None:
     motions = [
-        pipeline(PROMPTS[0], num_frames=16, num_inference_steps=2, guidance_scale=scale).motion for scale in (1, 3)
+        pipeline(PROMPTS[0], num_frames=16, num_inference_steps=2, guidance_scale=scale).motion for scale in (1, 3, 4)
     ]
-    assert not torch.allclose(*motions)
+    assert not torch.allclose(motions[0], motions[1])
+    assert not torch.allclose(motions[1], motions[2])
     with pytest.raises(ValueError, match="guidance_scale: must be >= 1"):
         pipeline(PROMPTS[0], num_frames=16, num_inference_steps=2, guidance_scale=0.5)
 
@@ -244,6 +245,14 @@ def test_texts_of_in2in(tmp_path: Path) -> None:
     motions = pipeline.sample(prompts, [16] * 3, [0] * 3, num_inference_steps=2)
     torch.testing.assert_close(motions[1], motions[0])
     assert not torch.allclose(motions[2], motions[0], atol=1e-2)
+
+
+def test_weights_of_in2ins_passes_are_the_configurations(tmp_path: Path) -> None:
+    made = [
+        MotionPipeline.from_pretrained(write(tmp_path / str(weight), "in2in", guidance={"interaction": weight}))
+        for weight in (3.0, 8.0)
+    ]
+    assert not torch.allclose(*(each(PROMPTS[0], 16, num_inference_steps=2).motion for each in made))
 
 
 class ToyPipeline(MotionPipeline):
