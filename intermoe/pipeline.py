@@ -158,7 +158,7 @@ class MotionPipeline(ABC):
         *,
         num_inference_steps: int = 50,
         guidance_scale: float = 3.5,
-        scheduler: str = "ddim",
+        scheduler: str | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """One motion (P, lengths[i], ...) for each prompt, float32 on CPU, un-normalised, in the representation.
@@ -168,7 +168,8 @@ class MotionPipeline(ABC):
 
         Args:
             num_inference_steps: solver steps. guidance_scale: >= 1, 1 for no guidance.
-            scheduler: one of ``schedulers``. progress: called as ``progress(steps_done, steps)``.
+            scheduler: one of ``schedulers``, by default their first.
+            progress: called as ``progress(steps_done, steps)``.
         """
 
     def encode(self, motion: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ class MotionPipeline(ABC):
         num_inference_steps: int = 50,
         guidance_scale: float = 3.5,
         seed: int = 0,
-        scheduler: str = "ddim",
+        scheduler: str | None = None,
         progress: Progress | None = None,
     ) -> PipelineResult:
         """Generate one motion for each prompt.
@@ -219,7 +220,7 @@ class MotionPipeline(ABC):
             num_frames: length in frames, in [min_frames, max_frames] of the model.
             num_inference_steps: solver steps. guidance_scale: >= 1, 1 for no guidance.
             seed: prompt i is drawn with seed + i, whatever else is in the call; in [0, 2**63).
-            scheduler: one of ``schedulers``.
+            scheduler: one of ``schedulers``, by default their first.
             progress: called as ``progress(steps_done, steps)``.
 
         Raises:
@@ -281,6 +282,10 @@ SYSTEMS: Registry[type[MotionPipeline]] = Registry(
         "intermoe": "intermoe.systems.intermoe.pipeline:InterMoEPipeline",
         "intergen": "intermoe.systems.intergen.pipeline:InterGenPipeline",
         "timotion": "intermoe.systems.timotion.pipeline:TIMotionPipeline",
+        "in2in": "intermoe.systems.in2in.pipeline:In2INPipeline",
+        "intermask": "intermoe.systems.intermask.pipeline:InterMaskPipeline",
+        "mdm": "intermoe.systems.mdm.pipeline:MDMPipeline",
+        "commdm": "intermoe.systems.mdm.pipeline:ComMDMPipeline",
     },
 )
 

@@ -16,6 +16,7 @@ TESTS = Path(__file__).parent
 SYSTEM, TEXT = "systems/intermoe/test_config_fields.py", "text/test_config_fields.py"
 TRAIN, RULES, LOOP, SCALE = (f"train/test_{name}.py" for name in ("config_fields", "rules", "loop", "scale"))
 EVALUATOR, EVAL, HAND = "evaluators/test_config_fields.py", "eval/test_protocol_rules.py", "test_diffusion_by_hand.py"
+PIPELINES = "systems/test_pipelines.py"
 ABLATE, BLOCK, KINDS = "train/test_ablate.py", "nn/test_moe.py", "ops/test_routing.py"
 
 REACH_BLOCKS = f"{SYSTEM}::test_values_of_routing_reach_every_block"
@@ -68,6 +69,17 @@ FIELDS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("vae", "denoiser", "text"), f"{SYSTEM}::test_parts_are_built_from_their_configurations"),
         "diffusion": f"{SYSTEM}::test_sampling_follows_the_diffusion_of_the_configuration",
     },
+    "RawMotionConfig": {
+        **dict.fromkeys(("network", "text"), f"{PIPELINES}::test_what_is_saved_comes_back_bit_for_bit"),
+        "diffusion": f"{PIPELINES}::test_codes_and_noise_levels_where_there_are_some",
+    },
+    **{name: {} for name in ("InterGenModelConfig", "TIMotionModelConfig", "ComMDMModelConfig")},
+    "In2INModelConfig": {"guidance": f"{PIPELINES}::test_weights_of_in2ins_passes_are_the_configurations"},
+    "InterMaskModelConfig": {
+        **dict.fromkeys(("network", "tokenizer", "text"), f"{PIPELINES}::test_what_is_saved_comes_back_bit_for_bit"),
+        "keep_share": f"{PIPELINES}::test_intermask_draws_from_the_share_that_it_keeps",
+    },
+    "MDMModelConfig": {"representation": f"{PIPELINES}::test_mdm_of_another_representation"},
     "TextConfig": {
         "kind": f"{TEXT}::test_the_kind_chooses_the_encoder",
         **dict.fromkeys(("output_dim", "width", "num_layers", "feedforward_dim"), OF_TEXT),

@@ -97,7 +97,7 @@ def _register(kind: str) -> None:
         mm_samples: Annotated[int, typer.Option(help="Motions of each of them.")] = 30,
         steps: StepsOption = 50,
         guidance: GuidanceOption = 3.5,
-        scheduler: Annotated[str, typer.Option(help="ddim, dpmsolver++, unipc or ddpm.")] = "ddim",
+        scheduler: Annotated[str | None, typer.Option(help="Sampler of the model, by default its first.")] = None,
         generation_batch: Annotated[int, typer.Option(help="Motions that are generated together.")] = 64,
         texts: Annotated[
             Path | None, typer.Option(help="Folder of captions with their words, for an evaluator that reads words.")
@@ -143,7 +143,7 @@ def _register(kind: str) -> None:
                 mm_samples=mm_samples,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
-                scheduler=scheduler,
+                scheduler=scheduler or pipeline.schedulers[0],
                 generation_batch=generation_batch,
             )
             evaluation = Evaluation(

@@ -42,7 +42,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Prompt i is drawn with seed + i.")] = 0,
     steps: StepsOption = 50,
     guidance: GuidanceOption = 3.5,
-    scheduler: Annotated[str, typer.Option(help="ddim, dpmsolver++, unipc or ddpm.")] = "ddim",
+    scheduler: Annotated[str | None, typer.Option(help="Sampler of the model, by default its first.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the files; made if absent.")] = Path("results"),
     model: ModelOption = "salsa",
     format: FormatOption = None,
@@ -67,7 +67,7 @@ def generate(
             "model": model,
             "num_inference_steps": steps,
             "guidance_scale": guidance,
-            "scheduler": scheduler,
+            "scheduler": scheduler or pipeline.schedulers[0],
         }
         written: list[Path] = []
         takes: list[Take] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import filecmp
 import functools
 import shutil
@@ -16,11 +17,17 @@ from torch import Tensor, nn
 
 from intermoe.config import _require
 from intermoe.data.dataset import MotionChoice, MotionDataset
-from intermoe.data.sets import train_statistics
+from intermoe.data.sets import DATA_SETS, train_statistics
 from intermoe.files import replacing_folder, write_tensors
 from intermoe.motion.interhuman import joints
 from intermoe.motion.statistics import Statistics
-from intermoe.systems.intermask.config import InterMaskConfig, TokenizerConfig, TokenizerLossConfig
+from intermoe.systems.files import write_model
+from intermoe.systems.intermask.config import (
+    InterMaskConfig,
+    InterMaskModelConfig,
+    TokenizerConfig,
+    TokenizerLossConfig,
+)
 from intermoe.systems.intermask.losses import MaskDraws, commitment, mask_codes, tokenizer_losses, unmasking_losses
 from intermoe.systems.intermask.network import PERSONS, InterMask
 from intermoe.systems.intermask.tokenizer import DOWNSAMPLING, NUM_PARTS, MotionTokenizer
@@ -277,29 +284,19 @@ class UnmaskingObjective(Objective):
         return unmasking_losses(self.network, batch["codes"], masked, text, batch["mask"])
 
 
-@dataclass(frozen=True)
-class TrainedInterMask:
-    """What the second stage leaves, for a pipeline to take and save: parts in eval mode, with averaged weights."""
-
-    config: InterMaskTrainConfig
-    network: InterMask
-    text: TextEncoder
-    tokenizer: MotionTokenizer
-    statistics: Statistics
-
-
-def train_intermask(
+def run_intermask(
     config_path: str | Path,
     output_dir: str | Path,
     tokenizer: str | Path,
     resume: bool = False,
     data: str | Path | None = None,
-) -> TrainedInterMask | None:
-    """Train masked transformer and text encoder as the file says; the parts on the main process, ``None`` elsewhere.
+) -> Path:
+    """Train masked transformer and text encoder; returns ``output_dir/model``, for ``MotionPipeline.from_pretrained``.
 
     Args:
         config_path: YAML or JSON of ``InterMaskTrainConfig``.
-        output_dir: gets ``config.json``, a copy of ``tokenizer``, ``tokenizer.json``, ``checkpoints/`` and ``logs/``.
+        output_dir: gets ``config.json``, a copy of ``tokenizer``, ``tokenizer.json``, ``checkpoints/``, ``logs/`` and,
+            at the end, ``model/``.
         tokenizer: model folder that ``run_tokenizer`` wrote; on ``resume`` it must hold the weights of the run's copy.
         resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
         data: folder of the data in place of the configured one.
@@ -315,7 +312,7 @@ def train_intermask(
     sizes = motion_tokenizer.config.num_codes
     if config.model.num_codes != sizes:
         raise ValueError(f"model.num_codes: must be {sizes} for this tokeniser, got {config.model.num_codes}")
-    copy, weights = output_dir / "tokenizer", "model.safetensors"
+    copy, weights, folder = output_dir / "tokenizer", "model.safetensors", output_dir / "model"
     if resume and copy.exists() and not filecmp.cmp(source / weights, copy / weights, shallow=False):
         raise ValueError(f"tokenizer: {source} holds other weights than {copy}, with which the run was started")
     train = run.open_split(config, "train", min_frames=config.data.min_frames)
@@ -328,12 +325,35 @@ def train_intermask(
         keep_tokenizer(accelerator, text, output_dir, resume=resume)
         splits = [CodeDataset(split, motion_tokenizer, statistics, accelerator.device) for split in (train, validation)]
         state = fit(accelerator, objective, config, splits[0], splits[1], output_dir, resume=resume)
-    if state is None:
-        return None
-    objective.load_state_dict(state)
-    objective.eval().to("cpu")
-    parts = (objective.network, objective.text, motion_tokenizer.to("cpu"), statistics)
-    return TrainedInterMask(run.without_paths(config), *parts)
+        if state is not None:
+            objective.load_state_dict(state)
+            _save_pipeline(folder, config, objective.cpu(), motion_tokenizer.cpu(), statistics)
+    return folder
+
+
+def _save_pipeline(
+    folder: Path,
+    config: InterMaskTrainConfig,
+    objective: UnmaskingObjective,
+    tokenizer: MotionTokenizer,
+    statistics: Statistics,
+) -> None:
+    sizes = tokenizer.config
+    if sizes.messages == "first_frame_of_batch":
+        sizes = dataclasses.replace(sizes, messages="first_frame")  # generated motion stands alone
+    made = InterMaskModelConfig(
+        name=config.name,
+        fps=DATA_SETS[config.data.representation].representation.fps,
+        min_frames=config.data.min_frames,
+        max_frames=config.data.max_frames,
+        network=config.model,
+        tokenizer=sizes,
+        text=config.text,
+    )
+    parts = {"network": objective.network, "tokenizer": tokenizer, "text": objective.text}
+    with replacing_folder(folder) as temporary:
+        write_model(temporary, made, parts, statistics, objective.text.tokenizer_json)
+        run.write_config(temporary / "training.json", run.without_paths(config))
 
 
 def _copy(source: Path, folder: Path) -> None:

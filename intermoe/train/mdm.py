@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from intermoe.config import _require
 from intermoe.data.batching import collate
 from intermoe.data.dataset import MotionDataset
-from intermoe.data.sets import STATISTICS_PASSES
+from intermoe.data.sets import DATA_SETS, STATISTICS_PASSES
 from intermoe.data.statistics import compute_statistics
 from intermoe.diffusion import DiffusionConfig, build_scheduler
+from intermoe.files import replacing_folder
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.multihead import EncoderLayer
+from intermoe.systems.files import write_model
 from intermoe.systems.mdm.canonical import to_own_frame
-from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
+from intermoe.systems.mdm.config import ComMDMConfig, ComMDMModelConfig, MDMConfig, MDMModelConfig
 from intermoe.systems.mdm.losses import motion_errors
 from intermoe.systems.mdm.network import MDM, ComMDM
+from intermoe.systems.mdm.pipeline import MDMPipeline
 from intermoe.text.protocol import TextConfig, TextEncoder
 from intermoe.train import run
 from intermoe.train.condition import keep_tokenizer, prepare_text
@@ -185,27 +188,16 @@ class MDMObjective(Objective):
         return motion_errors(self.network(noisy, timesteps, text, mask), clean, mask).mean()
 
 
-@dataclass(frozen=True)
-class TrainedMDM:
-    """What training leaves, for a pipeline to take and save: parts in eval mode, with averaged weights.
-
-    ``statistics`` are those of persons in their own frames.
-    """
-
-    config: MDMTrainConfig | ComMDMTrainConfig
-    network: MDM | ComMDM
-    text: TextEncoder
-    statistics: Statistics
-
-
-def train_mdm(
+def run_mdm(
     config_path: str | Path, output_dir: str | Path, resume: bool = False, data: str | Path | None = None
-) -> TrainedMDM | None:
-    """Train MDM and its text encoder as the file says; the parts on the main process, ``None`` elsewhere.
+) -> Path:
+    """Train MDM and its text encoder; returns ``output_dir/model``, a folder for ``MotionPipeline.from_pretrained``.
+
+    Its statistics are those of persons in their own frames.
 
     Args:
         config_path: YAML or JSON of ``MDMTrainConfig``.
-        output_dir: gets ``config.json``, ``statistics.json``, ``tokenizer.json``, ``checkpoints/`` and ``logs/``.
+        output_dir: gets ``config.json``, ``statistics.json``, ``tokenizer.json``, ``checkpoints``, ``logs``, ``model``.
         resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
         data: folder of the data in place of the configured one.
 
@@ -215,6 +207,13 @@ def train_mdm(
     """
     config = run.with_data(MDMTrainConfig.load(config_path), data)
     output_dir = Path(output_dir)
+    made = MDMModelConfig(
+        **_shared(config),
+        representation=config.data.representation,
+        network=config.model,
+        text=config.text,
+        diffusion=config.diffusion,
+    )
     train, validation = _open(config)
     text = prepare_text(config, config.text, train.dataset, output_dir, resume=resume)
     run.check_captions(text, train.dataset, validation.dataset)
@@ -226,35 +225,57 @@ def train_mdm(
         statistics = Statistics.load(path)
         objective = MDMObjective(MDM(config.model), text, config.diffusion, statistics)
         state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
-    return _trained(config, objective, state, statistics)
+        if state is not None:
+            _save_pipeline(output_dir / "model", config, made, objective, state, statistics)
+    return output_dir / "model"
 
 
-def train_commdm(
+def run_commdm(
     config_path: str | Path,
     output_dir: str | Path,
-    mdm: TrainedMDM,
+    mdm: str | Path,
     resume: bool = False,
     data: str | Path | None = None,
-) -> TrainedMDM | None:
-    """Train ComMDM's block on a trained MDM, as ``train_mdm`` does MDM. ``mdm`` stays as it is, text encoder included.
+) -> Path:
+    """Train ComMDM's block on a trained MDM, as ``run_mdm`` does MDM; what of ``mdm`` comes along stays as it is.
+
+    Args:
+        mdm: model folder that ``run_mdm`` wrote; on ``resume`` the one that the run was started with.
 
     Raises:
-        ValueError: also if ``model.backbone`` is not the configuration of ``mdm``.
+        ValueError: also if ``mdm`` is no model of MDM, or ``model.backbone`` not its configuration.
     """
     config = run.with_data(ComMDMTrainConfig.load(config_path), data)
-    if config.model.backbone != mdm.network.config:
-        raise ValueError(f"model.backbone: expected that of the MDM, {mdm.network.config}, got {config.model.backbone}")
+    single = MDMPipeline.from_pretrained(mdm)
+    if config.model.backbone != single.config.network:
+        expected = single.config.network
+        raise ValueError(f"model.backbone: expected that of the MDM, {expected}, got {config.model.backbone}")
     output_dir = Path(output_dir)
+    made = ComMDMModelConfig(
+        **_shared(config), network=config.model, text=single.config.text, diffusion=config.diffusion
+    )
     train, validation = _open(config)
-    run.check_captions(mdm.text, train.dataset, validation.dataset)
+    run.check_captions(single.text_encoder, train.dataset, validation.dataset)
     torch.manual_seed(config.seed)
     network = ComMDM(config.model)
-    network.backbone.load_state_dict(mdm.network.state_dict())
-    objective = MDMObjective(network, mdm.text, config.diffusion, mdm.statistics)
+    network.backbone.load_state_dict(single.network.state_dict())
+    objective = MDMObjective(network, single.text_encoder, config.diffusion, single.statistics)
     splits = {"train": train.dataset, "val": validation.dataset}
     with run.claimed(config, output_dir, resume=resume, splits=splits) as accelerator:
         state = fit(accelerator, objective, config, train, validation, output_dir, resume=resume)
-    return _trained(config, objective, state, mdm.statistics)
+        if state is not None:
+            _save_pipeline(output_dir / "model", config, made, objective, state, single.statistics)
+    return output_dir / "model"
+
+
+def _shared(config: MDMTrainConfig | ComMDMTrainConfig) -> dict[str, Any]:
+    """What a model's configuration takes from that of its training whatever the system."""
+    return {
+        "name": config.name,
+        "fps": DATA_SETS[config.data.representation].representation.fps,
+        "min_frames": config.data.min_frames,
+        "max_frames": config.data.max_frames,
+    }
 
 
 def _open(config: MDMTrainConfig | ComMDMTrainConfig) -> tuple[OwnFrames, OwnFrames]:
@@ -262,14 +283,17 @@ def _open(config: MDMTrainConfig | ComMDMTrainConfig) -> tuple[OwnFrames, OwnFra
     return OwnFrames(train), OwnFrames(validation)
 
 
-def _trained(
+def _save_pipeline(
+    folder: Path,
     config: MDMTrainConfig | ComMDMTrainConfig,
+    made: MDMModelConfig | ComMDMModelConfig,
     objective: MDMObjective,
-    state: dict[str, Tensor] | None,
+    state: dict[str, Tensor],
     statistics: Statistics,
-) -> TrainedMDM | None:
-    if state is None:
-        return None
+) -> None:
     objective.load_state_dict(state)
-    objective.eval().to("cpu")
-    return TrainedMDM(run.without_paths(config), objective.network, objective.text, statistics)
+    objective.cpu()
+    parts = {"network": objective.network, "text": objective.text}
+    with replacing_folder(folder) as temporary:
+        write_model(temporary, made, parts, statistics, objective.text.tokenizer_json)
+        run.write_config(temporary / "training.json", run.without_paths(config))

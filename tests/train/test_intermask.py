@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from intermoe.data import InterHumanDataset, collate
 from intermoe.motion.statistics import Statistics
+from intermoe.pipeline import MotionPipeline
 from intermoe.systems.intermask.config import InterMaskConfig, TokenizerConfig
 from intermoe.systems.intermask.losses import MaskDraws, mask_codes
 from intermoe.text.protocol import TextConfig
@@ -26,8 +28,8 @@ from intermoe.train.intermask import (
     TokenizerTrainConfig,
     UnmaskingObjective,
     load_tokenizer_folder,
+    run_intermask,
     run_tokenizer,
-    train_intermask,
 )
 from intermoe.train.run import write_config
 
@@ -188,25 +190,30 @@ def test_the_second_stage_runs_on_the_first_and_resumes(trained: Path, pairs: Pa
         text=text,
     )
     write_config(tmp_path / "config.json", config)
-    first = train_intermask(tmp_path / "config.json", tmp_path / "one", trained / "model", data=pairs)
-    assert first is not None
-    assert not first.network.training
-    train_intermask(tmp_path / "config.json", tmp_path / "two", trained / "model", data=pairs)
+    first = run_intermask(tmp_path / "config.json", tmp_path / "one", trained / "model", data=pairs)
+    pipeline: Any = MotionPipeline.from_pretrained(first)
+    assert (pipeline.config.system, pipeline.config.name) == ("intermask", "intermask")
+    tokenizer, found = load_tokenizer_folder(trained / "model")
+    assert pipeline.statistics.digest() == found.digest()
+    codes = pipeline.tokenizer.state_dict()
+    assert all(torch.equal(codes[name], value) for name, value in tokenizer.state_dict().items())
+    assert pipeline("two people dance", num_frames=18, num_inference_steps=2).joints.shape == (1, 2, 18, 22, 3)
+    run_intermask(tmp_path / "config.json", tmp_path / "two", trained / "model", data=pairs)
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-00000004")
-    again = train_intermask(tmp_path / "config.json", tmp_path / "two", trained / "model", data=pairs, resume=True)
-    assert again is not None
-    weights, others = first.network.state_dict(), again.network.state_dict()
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    shutil.rmtree(tmp_path / "two" / "model")
+    again = run_intermask(tmp_path / "config.json", tmp_path / "two", trained / "model", data=pairs, resume=True)
+    assert (again / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+    assert json.loads((again / "training.json").read_text())["data"]["root"] is None
 
     other = tmp_path / "other"
     shutil.copytree(trained / "model", other)
     weights = load_file(other / "model.safetensors")
     save_file({**weights, "codebook.counts": weights["codebook.counts"] + 1}, other / "model.safetensors")
     with pytest.raises(ValueError, match=r"holds other weights than .*, with which the run was started"):
-        train_intermask(tmp_path / "config.json", tmp_path / "two", other, data=pairs, resume=True)
+        run_intermask(tmp_path / "config.json", tmp_path / "two", other, data=pairs, resume=True)
     write_config(tmp_path / "config.json", dataclasses.replace(config, model=dataclasses.replace(model, num_codes=9)))
     with pytest.raises(ValueError, match=r"model.num_codes: must be 12 for this tokeniser, got 9"):
-        train_intermask(tmp_path / "config.json", tmp_path / "three", trained / "model", data=pairs)
+        run_intermask(tmp_path / "config.json", tmp_path / "three", trained / "model", data=pairs)
 
 
 @torch.no_grad()

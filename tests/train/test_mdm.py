@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from intermoe.data import InterHumanDataset
 from intermoe.diffusion import DiffusionConfig
 from intermoe.motion.statistics import Statistics
+from intermoe.pipeline import MotionPipeline
 from intermoe.systems.mdm.canonical import placement, to_common_frame
 from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
 from intermoe.systems.mdm.network import ComMDM
@@ -19,7 +22,7 @@ from intermoe.text.protocol import TextConfig
 from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train.config import DataConfig, OptimConfig, RunConfig
 from intermoe.train.draws import ItemDraws
-from intermoe.train.mdm import ComMDMTrainConfig, MDMObjective, MDMTrainConfig, OwnFrames, train_commdm, train_mdm
+from intermoe.train.mdm import ComMDMTrainConfig, MDMObjective, MDMTrainConfig, OwnFrames, run_commdm, run_mdm
 from intermoe.train.run import write_config
 
 CPU = torch.device("cpu")
@@ -115,26 +118,36 @@ def test_both_stages_run_one_after_the_other_and_resume(pairs: Path, tmp_path: P
     shared: dict[str, Any] = {"data": DataConfig(batch_size=2), "optim": optim, "run": every, "diffusion": DIFFUSION}
     backbone = MDMConfig(262, text_dim=8, dim=16, num_layers=2, num_heads=2, feedforward_dim=16)
     write_config(tmp_path / "mdm.json", MDMTrainConfig(model=backbone, text=TEXT, **shared))
-    mdm = train_mdm(tmp_path / "mdm.json", tmp_path / "mdm", data=pairs)
-    assert mdm is not None
-    assert not mdm.network.training
+    mdm = run_mdm(tmp_path / "mdm.json", tmp_path / "mdm", data=pairs)
+    single: Any = MotionPipeline.from_pretrained(mdm)
+    assert (single.config.system, single.config.representation, single.config.fps) == ("mdm", "interhuman", 30)
+    assert Statistics.load(tmp_path / "mdm" / "statistics.json").digest() == single.statistics.digest()
+    average = load_file(tmp_path / "mdm" / "checkpoints" / "step-00000004" / "average.safetensors")
+    weights = load_file(mdm / "model.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in average.items())
+    assert single("two people dance", num_frames=20, num_inference_steps=2).motion.shape == (1, 1, 20, 262)
 
     model = ComMDMConfig(backbone, split=1, num_layers=1, num_heads=2, feedforward_dim=16)
     write_config(tmp_path / "commdm.json", ComMDMTrainConfig(model=model, **shared))
-    first = train_commdm(tmp_path / "commdm.json", tmp_path / "one", mdm, data=pairs)
-    assert first is not None
-    for name, value in mdm.network.state_dict().items():
-        assert torch.equal(first.network.get_parameter(f"backbone.{name}"), value), name
-    train_commdm(tmp_path / "commdm.json", tmp_path / "two", mdm, data=pairs)
+    first = run_commdm(tmp_path / "commdm.json", tmp_path / "one", mdm, data=pairs)
+    pair: Any = MotionPipeline.from_pretrained(first)
+    assert (pair.config.system, pair.config.name) == ("commdm", "commdm")
+    assert pair.config.text == single.config.text
+    for name, value in single.network.state_dict().items():
+        assert torch.equal(pair.network.get_parameter(f"backbone.{name}"), value), name
+    assert pair("two people dance", num_frames=20, num_inference_steps=2).joints.shape == (1, 2, 20, 22, 3)
+    run_commdm(tmp_path / "commdm.json", tmp_path / "two", mdm, data=pairs)
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-00000004")
-    again = train_commdm(tmp_path / "commdm.json", tmp_path / "two", mdm, data=pairs, resume=True)
-    assert again is not None
-    weights, others = first.network.state_dict(), again.network.state_dict()
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    shutil.rmtree(tmp_path / "two" / "model")
+    again = run_commdm(tmp_path / "commdm.json", tmp_path / "two", mdm, data=pairs, resume=True)
+    assert (again / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+    assert json.loads((again / "training.json").read_text())["data"]["root"] is None
 
     write_config(tmp_path / "other.json", ComMDMTrainConfig(model=ComMDMConfig(MDMConfig(262)), **shared))
     with pytest.raises(ValueError, match=r"model.backbone: expected that of the MDM"):
-        train_commdm(tmp_path / "other.json", tmp_path / "three", mdm, data=pairs)
+        run_commdm(tmp_path / "other.json", tmp_path / "three", mdm, data=pairs)
+    with pytest.raises(ValueError, match="model: expected one of MDMPipeline, got one of ComMDMPipeline"):
+        run_commdm(tmp_path / "commdm.json", tmp_path / "three", first, data=pairs)
 
 
 @pytest.mark.parametrize(

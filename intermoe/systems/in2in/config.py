@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from intermoe.config import Config, _require
+from intermoe.systems.intergen.config import InterGenConfig, RawMotionConfig
 
 SCHEDULES = ("exponential", "inverse_exponential", "linear", "constant")
 
@@ -44,3 +45,13 @@ class DualMDMConfig(Config):
         _require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", self.schedule)
         _require(self.rate >= 0, "rate", ">= 0", self.rate)
         _require(self.num_train_timesteps >= 1, "num_train_timesteps", ">= 1", self.num_train_timesteps)
+
+
+@dataclass(frozen=True)
+class In2INModelConfig(RawMotionConfig):
+    """A model of in2IN. ``guidance``: weights of its passes; a call's ``guidance_scale`` stands for ``everything``."""
+
+    system: str = "in2in"
+    name: str = "in2in"
+    network: InterGenConfig = field(default_factory=InterGenConfig)
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from intermoe.config import Config, _require
 from intermoe.diffusion import DiffusionConfig
@@ -70,13 +71,25 @@ class MotionLossConfig(Config):
             _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
 
 
+class NetworkSizes(Protocol):
+    """What a pipeline asks of a network's configuration: width of a frame and of the text condition."""
+
+    @property
+    def input_dim(self) -> int:
+        """Width of one person's frame."""
+
+    @property
+    def text_dim(self) -> int:
+        """Width of the text condition."""
+
+
 @dataclass(frozen=True)
 class RawMotionConfig(ModelConfig):
     """Everything that a pipeline of motion without latents needs besides weights and tokenizer; ``network`` is the
     system's own.
     """
 
-    network: InterGenConfig = field(default_factory=InterGenConfig)
+    network: NetworkSizes = field(default_factory=InterGenConfig)
     text: TextConfig = field(default_factory=TextConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
@@ -85,6 +98,11 @@ class RawMotionConfig(ModelConfig):
         expected = f"network.text_dim={self.network.text_dim}"
         _require(self.text.output_dim == self.network.text_dim, "text.output_dim", expected, self.text.output_dim)
 
+    @property
+    def max_steps(self) -> int:
+        """Timesteps of the noise schedule."""
+        return self.diffusion.num_train_timesteps
+
 
 @dataclass(frozen=True)
 class InterGenModelConfig(RawMotionConfig):
@@ -92,3 +110,4 @@ class InterGenModelConfig(RawMotionConfig):
 
     system: str = "intergen"
     name: str = "intergen"
+    network: InterGenConfig = field(default_factory=InterGenConfig)

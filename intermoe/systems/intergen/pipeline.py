@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +17,26 @@ from intermoe.nn.init import SkipRandomInit
 from intermoe.pipeline import CONFIG_FILE, MotionPipeline, Progress
 from intermoe.systems.files import read_text_encoder, read_weights, write_model
 from intermoe.systems.intergen.config import InterGenConfig, InterGenModelConfig, RawMotionConfig
-from intermoe.systems.intergen.network import InterGen, MotionNetwork
+from intermoe.systems.intergen.network import InterGen
 from intermoe.text.protocol import TextEncoder
 
 
 class RawMotionPipeline(MotionPipeline):
-    """What InterGen and TIMotion share; a system says its configuration and its network.
+    """What systems that diffuse motion itself share; each says its configuration and its network.
 
     Args:
         config: the model's configuration. network, text_encoder: its parts. statistics: of its motion columns.
+
+    Attributes:
+        entries: frames of what the network diffuses that stand in front of the motion.
     """
 
     schedulers = SCHEDULERS
+    entries: ClassVar[int] = 0
     config: RawMotionConfig
 
     def __init__(
-        self, config: RawMotionConfig, network: MotionNetwork, text_encoder: TextEncoder, statistics: Statistics
+        self, config: RawMotionConfig, network: nn.Module, text_encoder: TextEncoder, statistics: Statistics
     ) -> None:
         self.config = config
         self.representation = REPRESENTATIONS["interhuman"]
@@ -42,7 +46,7 @@ class RawMotionPipeline(MotionPipeline):
 
     @staticmethod
     @abstractmethod
-    def build_network(config: Any) -> MotionNetwork:
+    def build_network(config: Any) -> nn.Module:
         """The system's network, freshly drawn."""
 
     @classmethod
@@ -76,23 +80,39 @@ class RawMotionPipeline(MotionPipeline):
         *,
         num_inference_steps: int = 50,
         guidance_scale: float = 3.5,
-        scheduler: str = "ddim",
+        scheduler: str | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """See ``MotionPipeline.sample``."""
+        return self._sample(
+            self.network, prompts, lengths, seeds, num_inference_steps, guidance_scale, scheduler, progress
+        )
+
+    def _sample(
+        self,
+        denoiser: Callable[..., Tensor],
+        prompts: Sequence[str],
+        lengths: Sequence[int],
+        seeds: Sequence[int],
+        num_inference_steps: int,
+        guidance_scale: float,
+        scheduler: str | None,
+        progress: Progress | None,
+    ) -> list[Tensor]:
         if not len(prompts) == len(lengths) == len(seeds):
             raise ValueError(f"lengths, seeds: expected {len(prompts)} of each, got {len(lengths)} and {len(seeds)}")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape = (len(prompts), self.representation.persons, max(lengths), self.representation.frame_size)
+        rows = [self.entries + length for length in lengths]
+        shape = (len(prompts), self.representation.persons, max(rows), self.config.network.input_dim)
         noise = torch.zeros(shape)
-        for row, length, generator in zip(noise, lengths, generators, strict=True):
-            row[:, :length] = torch.randn((shape[1], length, shape[3]), generator=generator)
-        valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        for row, count, generator in zip(noise, rows, generators, strict=True):
+            row[:, :count] = torch.randn((shape[1], count, shape[3]), generator=generator)
+        valid = torch.arange(max(rows)) < torch.tensor(rows)[:, None]
         made = sample(
-            self.network,
-            self.text_encoder(prompts),
+            denoiser,
+            self.condition(prompts),
             shape,
-            scheduler=build_scheduler(scheduler, self.config.diffusion),
+            scheduler=build_scheduler(scheduler or self.schedulers[0], self.config.diffusion),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             guidance_until=self.config.diffusion.guidance_until,
@@ -101,20 +121,43 @@ class RawMotionPipeline(MotionPipeline):
             noise=noise,
             callback=progress,
         )
-        motion = self.statistics.denormalise(made.cpu())
+        motion = self.to_motion(made.cpu())
         return [row[:, :length].clone() for row, length in zip(motion, lengths, strict=True)]
+
+    def condition(self, prompts: Sequence[str]) -> Tensor:
+        """The network's text condition of B prompts: (B, *text_shape)."""
+        condition: Tensor = self.text_encoder(prompts)
+        return condition
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's text condition."""
+        return (self.config.network.text_dim,)
+
+    def to_motion(self, x: Tensor) -> Tensor:
+        """What the network makes, (B, P, entries + T, X), as motion (B, P, T, X)."""
+        return self.statistics.denormalise(x)
+
+    def from_motion(self, motion: Tensor) -> Tensor:
+        """Motion (B, P, T, X) as the network sees it, (B, P, entries + T, X)."""
+        return self.statistics.normalise(motion)
 
     @torch.no_grad()
     def denoise_once(self, motion: Tensor, level: float, *, prompt: str = "", seed: int = 0) -> int:
         """See ``MotionPipeline.denoise_once``."""
-        clean = self.statistics.normalise(motion[None].to(self.device))
+        clean = self.from_motion(motion[None].to(self.device))
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
         timestep = int(level * self.config.diffusion.num_train_timesteps)
         timesteps = torch.tensor([timestep], device=clean.device)
         noisy = build_scheduler("ddpm", self.config.diffusion).add_noise(clean, noise, timesteps)
-        text = self.text_encoder([prompt]) if prompt else torch.zeros(1, self.config.network.text_dim).to(clean)
+        text = self.condition([prompt]) if prompt else torch.zeros(1, *self.text_shape).to(clean)
         self.network(noisy, timesteps, text)
         return timestep
+
+    def check(self, prompts: Sequence[str], num_frames: int) -> None:
+        """See ``MotionPipeline.check``."""
+        super().check(prompts, num_frames)
+        self.text_encoder.check(prompts)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """See ``TextEncoder.unknown_words``."""
@@ -127,6 +170,6 @@ class InterGenPipeline(RawMotionPipeline):
     config_type = InterGenModelConfig
 
     @staticmethod
-    def build_network(config: InterGenConfig) -> MotionNetwork:
+    def build_network(config: InterGenConfig) -> nn.Module:
         """InterGen's network, freshly drawn."""
         return InterGen(config)

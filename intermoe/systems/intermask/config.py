@@ -1,11 +1,13 @@
-"""Sizes of InterMask's tokeniser and of its masked transformer."""
+"""Sizes of InterMask's tokeniser and of its masked transformer; the configuration of a model."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from intermoe.config import Config, _require
+from intermoe.pipeline import ModelConfig
+from intermoe.text.protocol import TextConfig
 
 MESSAGES = ("every_frame", "first_frame", "first_frame_of_batch", "none")
 REPRESENTATIONS = ("interhuman", "interx")
@@ -95,4 +97,31 @@ class UnmaskingConfig(Config):
     def __post_init__(self) -> None:
         _require(self.num_inference_steps >= 2, "num_inference_steps", ">= 2", self.num_inference_steps)
         _require(self.guidance_scale >= 1.0, "guidance_scale", ">= 1", self.guidance_scale)
+        _require(0.0 < self.keep_share <= 1.0, "keep_share", "in (0, 1]", self.keep_share)
+
+
+@dataclass(frozen=True)
+class InterMaskModelConfig(ModelConfig):
+    """A model of InterMask: its parts, and ``keep_share`` of ``UnmaskingConfig``.
+
+    ``tokenizer.messages`` must not be ``"first_frame_of_batch"``, with which a motion depends on its batch; weights
+    that were trained so, the published ones for instance, take ``"first_frame"``.
+    """
+
+    system: str = "intermask"
+    name: str = "intermask"
+    network: InterMaskConfig = field(default_factory=InterMaskConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    keep_share: float = UnmaskingConfig.keep_share
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        network, tokenizer = self.network, self.tokenizer
+        expected = f"tokenizer.num_codes={tokenizer.num_codes}"
+        _require(network.num_codes == tokenizer.num_codes, "network.num_codes", expected, network.num_codes)
+        expected = f"network.text_dim={network.text_dim}"
+        _require(self.text.output_dim == network.text_dim, "text.output_dim", expected, self.text.output_dim)
+        alone = tokenizer.messages != "first_frame_of_batch"
+        _require(alone, "tokenizer.messages", "'first_frame', or another that knows no batch", tokenizer.messages)
         _require(0.0 < self.keep_share <= 1.0, "keep_share", "in (0, 1]", self.keep_share)

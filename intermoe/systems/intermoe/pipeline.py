@@ -85,7 +85,7 @@ class InterMoEPipeline(MotionPipeline):
         *,
         num_inference_steps: int = 50,
         guidance_scale: float = 3.5,
-        scheduler: str = "ddim",
+        scheduler: str | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """See ``MotionPipeline.sample``."""
@@ -102,7 +102,7 @@ class InterMoEPipeline(MotionPipeline):
             self.denoiser,
             self.text_encoder(prompts),
             (len(prompts), persons, max(frames), width),
-            scheduler=build_scheduler(scheduler, self.config.diffusion),
+            scheduler=build_scheduler(scheduler or self.schedulers[0], self.config.diffusion),
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             latent_scale=self.config.diffusion.latent_scale,

@@ -1,10 +1,13 @@
-"""Sizes of MDM and of the block that joins two of it."""
+"""Sizes of MDM and of the block that joins two of it; configurations of their models."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from intermoe.config import Config, _require
+from intermoe.motion.representation import REPRESENTATIONS
+from intermoe.systems.intergen.config import RawMotionConfig
+from intermoe.text.protocol import TextConfig
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,49 @@ class ComMDMConfig(Config):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         dim = self.backbone.dim
         _require(dim % self.num_heads == 0, "num_heads", f"a divisor of backbone.dim={dim}", self.num_heads)
+
+    @property
+    def input_dim(self) -> int:
+        """Width of one person's frame."""
+        return self.backbone.input_dim
+
+    @property
+    def text_dim(self) -> int:
+        """Width of the text condition."""
+        return self.backbone.text_dim
+
+
+def _check_representation(name: str, names: tuple[str, ...], network: MDMConfig | ComMDMConfig) -> None:
+    _require(name in names, "representation", f"one of {names}", name)
+    width = REPRESENTATIONS[name].frame_size
+    _require(network.input_dim == width, "network.input_dim", f"{width} for {name}", network.input_dim)
+
+
+@dataclass(frozen=True)
+class MDMModelConfig(RawMotionConfig):
+    """A model of MDM. ``representation``: of its motion, in which one person starts at the origin, facing Z+."""
+
+    system: str = "mdm"
+    name: str = "mdm"
+    fps: int = 20
+    representation: str = "humanml3d"
+    network: MDMConfig = field(default_factory=MDMConfig)
+    text: TextConfig = field(default_factory=lambda: TextConfig(output_dim=512))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_representation(self.representation, ("interhuman", "humanml3d"), self.network)
+
+
+@dataclass(frozen=True)
+class ComMDMModelConfig(RawMotionConfig):
+    """A model of ComMDM; of InterHuman's motion, whose two persons ``intermoe.systems.mdm.canonical`` can place."""
+
+    system: str = "commdm"
+    name: str = "commdm"
+    network: ComMDMConfig = field(default_factory=lambda: ComMDMConfig(MDMConfig(262)))
+    text: TextConfig = field(default_factory=lambda: TextConfig(output_dim=512))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_representation("interhuman", ("interhuman",), self.network)

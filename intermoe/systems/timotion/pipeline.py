@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from intermoe.systems.intergen.network import MotionNetwork
+from torch import nn
+
 from intermoe.systems.intergen.pipeline import RawMotionPipeline
 from intermoe.systems.timotion.config import TIMotionConfig, TIMotionModelConfig
 from intermoe.systems.timotion.network import TIMotion
@@ -14,6 +15,6 @@ class TIMotionPipeline(RawMotionPipeline):
     config_type = TIMotionModelConfig
 
     @staticmethod
-    def build_network(config: TIMotionConfig) -> MotionNetwork:
+    def build_network(config: TIMotionConfig) -> nn.Module:
         """TIMotion's network, freshly drawn."""
         return TIMotion(config)

@@ -1,0 +1,300 @@
+"""What every system promises through ``MotionPipeline``, on tiny models, freshly drawn; and one more system."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from intermoe.motion.representation import REPRESENTATIONS
+from intermoe.motion.statistics import Statistics
+from intermoe.pipeline import SYSTEMS, ModelConfig, MotionPipeline
+from intermoe.systems.files import write_model
+from intermoe.systems.intermask.tokenizer import MotionTokenizer
+from intermoe.systems.mdm.canonical import to_own_frame
+from intermoe.text.wordpiece import WordPieceTextEncoder
+
+PROMPTS = ["two people bow", "one of them turns to the left"]
+TEXT = {"output_dim": 8, "width": 8, "num_layers": 1, "num_heads": 2, "feedforward_dim": 8, "vocab_size": 60}
+SMALL = {"text_dim": 8, "dim": 16, "num_layers": 1, "num_heads": 2, "feedforward_dim": 16}
+PARTS: dict[str, dict[str, Any]] = {
+    "intergen": {"network": SMALL},
+    "timotion": {"network": SMALL},
+    "in2in": {"network": SMALL},
+    "intermask": {
+        "network": {**SMALL, "num_codes": 12, "code_dim": 8},
+        "tokenizer": {"num_codes": 12, "code_dim": 6, "width": 8, "num_blocks": 1},
+    },
+    "mdm": {"network": {**SMALL, "input_dim": 262}, "representation": "interhuman"},
+    "commdm": {
+        "network": {
+            "backbone": {**SMALL, "input_dim": 262}, "split": 1, "num_layers": 1, "num_heads": 2, "feedforward_dim": 16,
+        },
+    },
+}  # fmt: skip
+
+
+def write(folder: Path, system: str, **changes: Any) -> Path:
+    """A model of ``system`` whose every weight matters: what starts at zero is drawn too."""
+    pipeline_type = SYSTEMS[system]
+    values = {"system": system, "name": "tiny", "fps": 30, "min_frames": 8, "max_frames": 40, "text": TEXT}
+    config: Any = pipeline_type.config_type.from_dict({**values, **PARTS[system], **changes})
+    torch.manual_seed(0)
+    made: Any = pipeline_type
+    modules: dict[str, nn.Module] = {
+        "text": WordPieceTextEncoder(config.text, WordPieceTextEncoder.train_tokenizer(PROMPTS, 60))
+    }
+    if system == "intermask":
+        from intermoe.systems.intermask.network import InterMask
+
+        modules |= {"network": InterMask(config.network), "tokenizer": MotionTokenizer(config.tokenizer)}
+        nn.init.normal_(modules["tokenizer"].codebook.vectors)
+    else:
+        modules["network"] = made.build_network(config.network)
+    for parameter in modules["network"].parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.3 if system == "intermask" else 0.1)
+    size = REPRESENTATIONS[values_of(config)].frame_size
+    statistics = Statistics(np.linspace(-1, 1, size), np.linspace(0.1, 2, size))
+    write_model(folder, config, modules, statistics, modules["text"].tokenizer_json)
+    return folder
+
+
+def values_of(config: Any) -> str:
+    """The representation of a model's motion."""
+    return str(getattr(config, "representation", "interhuman"))
+
+
+@pytest.fixture(scope="module", params=list(SYSTEMS))
+def pipeline(
+    request: pytest.FixtureRequest, tiny_pipeline: Any, tmp_path_factory: pytest.TempPathFactory
+) -> MotionPipeline:
+    if request.param == "intermoe":
+        made: MotionPipeline = tiny_pipeline
+        return made
+    return MotionPipeline.from_pretrained(write(tmp_path_factory.mktemp("model"), request.param))
+
+
+def test_motions_have_the_asked_lengths(pipeline: MotionPipeline) -> None:
+    done: list[tuple[int, int]] = []
+    motions = pipeline.sample(
+        PROMPTS, [13, 18], [3, 4], num_inference_steps=3, progress=lambda i, n: done.append((i, n))
+    )
+    persons = 1 if pipeline.config.system == "mdm" else 2
+    assert [tuple(motion.shape) for motion in motions] == [(persons, 13, 262), (persons, 18, 262)]
+    assert all(motion.isfinite().all() and motion.dtype == torch.float32 for motion in motions)
+    assert all(motion.std(dim=1).max() > 1e-2 for motion in motions)  # it moves
+    assert done == [(1, 3), (2, 3), (3, 3)]
+    assert pipeline.representation.persons == persons
+
+
+def test_seed_and_text_decide_and_company_does_not(pipeline: MotionPipeline) -> None:
+    def made(prompts: list[str], seed: int, num_frames: int = 16) -> Tensor:
+        return pipeline(prompts, num_frames=num_frames, num_inference_steps=3, seed=seed).motion
+
+    together = made(PROMPTS, 4)
+    assert torch.equal(together, made(PROMPTS, 4))
+    assert not torch.equal(together, made(PROMPTS, 5))
+    assert not torch.equal(together[:1], made(PROMPTS[1:], 4))
+    torch.testing.assert_close(together[1:], made(PROMPTS[1:], 5), atol=1e-4, rtol=1e-4)
+
+
+def test_padding_does_not_reach_a_motion(pipeline: MotionPipeline) -> None:
+    scheduler = next(name for name in pipeline.schedulers if name != "ddpm")  # its noise is as long as the batch
+    arguments: dict[str, Any] = {"num_inference_steps": 3, "scheduler": scheduler}
+    short, _ = pipeline.sample(PROMPTS, [13, 25], [1, 2], **arguments)
+    (alone,) = pipeline.sample(PROMPTS[:1], [13], [1], **arguments)
+    torch.testing.assert_close(short, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_every_sampler_of_a_system_works_and_no_other(pipeline: MotionPipeline) -> None:
+    for name in pipeline.schedulers:
+        assert pipeline(PROMPTS[0], num_frames=8, num_inference_steps=2, scheduler=name).joints.isfinite().all()
+    first = pipeline(PROMPTS[0], num_frames=8, num_inference_steps=2, scheduler=pipeline.schedulers[0]).motion
+    assert torch.equal(pipeline(PROMPTS[0], num_frames=8, num_inference_steps=2).motion, first)
+    with pytest.raises(ValueError, match="scheduler: must be one of"):
+        pipeline(PROMPTS[0], num_frames=8, num_inference_steps=2, scheduler="euler")
+
+
+def test_guidance_changes_a_motion(pipeline: MotionPipeline) -> None:
+    motions = [
+        pipeline(PROMPTS[0], num_frames=16, num_inference_steps=2, guidance_scale=scale).motion for scale in (1, 3, 4)
+    ]
+    assert not torch.allclose(motions[0], motions[1])
+    assert not torch.allclose(motions[1], motions[2])
+    with pytest.raises(ValueError, match="guidance_scale: must be >= 1"):
+        pipeline(PROMPTS[0], num_frames=16, num_inference_steps=2, guidance_scale=0.5)
+
+
+def test_what_is_saved_comes_back_bit_for_bit(pipeline: MotionPipeline, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["system"] == pipeline.config.system
+    again = MotionPipeline.from_pretrained(tmp_path)
+    assert type(again) is type(pipeline)
+    assert again.config == pipeline.config
+    assert again.modules.keys() == pipeline.modules.keys()
+    for name, module in pipeline.modules.items():
+        state = again.modules[name].state_dict()
+        assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
+    motions = [each(PROMPTS, num_frames=16, num_inference_steps=2).motion for each in (pipeline, again)]
+    assert torch.equal(*motions)
+
+
+def test_refusals_come_before_any_work(pipeline: MotionPipeline) -> None:
+    for prompts, frames, message in (
+        ([], 16, "prompts: expected at least one"),
+        (["two people bow", " "], 16, "prompts: a prompt must not be empty"),
+        (["bow " * 200], 16, "prompts: "),
+        (PROMPTS, 41, r"num_frames: must be in \[8, 40\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipeline.check(prompts, frames)
+    with pytest.raises(ValueError, match="lengths, seeds: expected 2 of each, got 1 and 2"):
+        pipeline.sample(PROMPTS, [16], [0, 1])
+
+
+def test_codes_and_noise_levels_where_there_are_some(pipeline: MotionPipeline) -> None:
+    system, persons = pipeline.config.system, pipeline.representation.persons
+    motion = torch.randn(1, persons, 16, 262)
+    if system in ("intermoe", "intermask"):
+        latents = pipeline.encode(motion)
+        assert latents.shape[:3] == (1, 2, 4)
+        assert pipeline.decode(latents).shape == motion.shape
+    else:
+        for call in (pipeline.encode, pipeline.decode):
+            with pytest.raises(ValueError, match=f"code: expected a system with latents, got {system}"):
+                call(motion)
+    if system == "intermask":
+        with pytest.raises(ValueError, match="denoise_once: expected a system with noise levels, got intermask"):
+            pipeline.denoise_once(motion[0], 0.5)
+    else:
+        assert pipeline.denoise_once(motion[0], 0.5) == pipeline.denoise_once(motion[0], 0.5, prompt="bow") == 500
+    assert "zebra" in pipeline.unknown_words("a zebra bow") or system == "intermoe"
+
+
+def test_codes_of_intermask_are_its_tokenizers(tmp_path: Path) -> None:
+    pipeline: Any = MotionPipeline.from_pretrained(write(tmp_path, "intermask"))
+    motion = torch.randn(3, 2, 8, 262)
+    codes = pipeline.encode(motion)
+    assert (codes.shape, codes.dtype) == ((3, 2, 2, 5), torch.int64)
+    one = pipeline.tokenizer.encode(pipeline.statistics.normalise(motion[1:2, 1]))
+    assert torch.equal(codes[1, 1], one[0].T)
+    decoded = pipeline.statistics.denormalise(pipeline.tokenizer.decode(one))
+    torch.testing.assert_close(pipeline.decode(codes)[1, 1], decoded[0].detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_intermask_refuses_parts_that_do_not_fit(tmp_path: Path) -> None:
+    tokenizer = PARTS["intermask"]["tokenizer"]
+    for changes, message in (
+        ({"tokenizer": {**tokenizer, "num_codes": 9}}, "network.num_codes: must be tokenizer.num_codes=9, got 12"),
+        ({"tokenizer": {**tokenizer, "messages": "first_frame_of_batch"}}, "tokenizer.messages: must be 'first_frame'"),
+        ({"keep_share": 0.0}, "keep_share: must be in"),
+        ({"text": {**TEXT, "output_dim": 9}}, "text.output_dim: must be network.text_dim=8, got 9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write(tmp_path, "intermask", **changes)
+
+
+def test_intermask_draws_from_the_share_that_it_keeps(tmp_path: Path) -> None:
+    made = [
+        MotionPipeline.from_pretrained(write(tmp_path / str(share), "intermask", keep_share=share))
+        for share in (0.01, 1.0)
+    ]
+    greedy, free = (
+        [each.sample(PROMPTS[:1], [40], [seed], num_inference_steps=2)[0] for seed in (0, 1)] for each in made
+    )
+    assert torch.equal(*greedy)  # the likeliest code alone leaves nothing to chance
+    assert not torch.equal(*free)
+
+
+def test_persons_of_commdm_are_placed_by_their_entries(tmp_path: Path) -> None:
+    """Against the arithmetic: a motion with person 1 at the origin, facing Z+, survives the way there and back."""
+    pipeline: Any = MotionPipeline.from_pretrained(write(tmp_path, "commdm"))
+    motion = torch.randn(2, 2, 9, 262)
+    motion[:, 0], _ = to_own_frame(motion[:, 0])
+    x = pipeline.from_motion(motion)
+    assert x.shape == (2, 2, 10, 262)
+    assert x[:, 1, 0, :4].abs().min() > 0
+    torch.testing.assert_close(pipeline.to_motion(x), motion, atol=1e-4, rtol=1e-4)
+
+
+def test_mdm_of_another_representation(tmp_path: Path) -> None:
+    parts = {"representation": "humanml3d", "fps": 20, "network": SMALL}
+    pipeline = MotionPipeline.from_pretrained(write(tmp_path, "mdm", **parts))
+    result = pipeline(PROMPTS[0], num_frames=12, num_inference_steps=2)
+    assert (result.motion.shape, result.joints.shape, result.fps) == ((1, 1, 12, 263), (1, 1, 12, 22, 3), 20)
+    with pytest.raises(ValueError, match="representation: must be one of"):
+        write(tmp_path, "mdm", representation="interx")
+    with pytest.raises(ValueError, match=r"network\.input_dim: must be 263 for humanml3d, got 262"):
+        write(tmp_path, "mdm", representation="humanml3d")
+
+
+def test_texts_of_in2in(tmp_path: Path) -> None:
+    pipeline: Any = MotionPipeline.from_pretrained(write(tmp_path, "in2in"))
+    assert pipeline.texts("they bow") == ["they bow"] * 3
+    assert pipeline.texts("they bow | one bows|one turns ") == ["they bow", "one bows", "one turns"]
+    for prompt in ("a | b", "a | | c", "a|b|c|d"):
+        with pytest.raises(ValueError, match="prompts: expected one text, or 3 with"):
+            pipeline.check([prompt], 16)
+    prompts = ["two people bow", "two people bow | two people bow | two people bow", "two people bow | left | one"]
+    motions = pipeline.sample(prompts, [16] * 3, [0] * 3, num_inference_steps=2)
+    torch.testing.assert_close(motions[1], motions[0])
+    assert not torch.allclose(motions[2], motions[0], atol=1e-2)
+
+
+def test_weights_of_in2ins_passes_are_the_configurations(tmp_path: Path) -> None:
+    made = [
+        MotionPipeline.from_pretrained(write(tmp_path / str(weight), "in2in", guidance={"interaction": weight}))
+        for weight in (3.0, 8.0)
+    ]
+    assert not torch.allclose(*(each(PROMPTS[0], 16, num_inference_steps=2).motion for each in made))
+
+
+class ToyPipeline(MotionPipeline):
+    """One more system: it stands still where its only weight says."""
+
+    config_type = ModelConfig
+    schedulers = ("none",)
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.representation = REPRESENTATIONS["interhuman"]
+        self.place = nn.Linear(1, 262)
+
+    @classmethod
+    def load(cls, folder: Path) -> ToyPipeline:
+        made = cls(ModelConfig.load(folder / "config.json"))
+        made.place.load_state_dict({"weight": torch.ones(262, 1), "bias": torch.zeros(262)})
+        return made
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        write_model(folder, self.config, self.modules, Statistics(np.zeros(262), np.ones(262)), None, dtype)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"place": self.place}
+
+    def sample(self, prompts: Any, lengths: Any, seeds: Any, **settings: Any) -> list[Tensor]:
+        return [
+            self.place(torch.full((2, length, 1), float(seed))) for length, seed in zip(lengths, seeds, strict=True)
+        ]
+
+
+def test_one_more_system_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(SYSTEMS, "_places", dict(SYSTEMS._places))  # what is added goes with the test
+    SYSTEMS.add("toy", f"{__name__}:ToyPipeline")
+    monkeypatch.setitem(SYSTEMS._found, "toy", ToyPipeline)
+    ToyPipeline(ModelConfig(system="toy")).save_pretrained(tmp_path)
+    pipeline = MotionPipeline.from_pretrained(tmp_path)
+    assert isinstance(pipeline, ToyPipeline)
+    result = pipeline(PROMPTS, num_frames=20, seed=5)
+    assert result.joints.shape == (2, 2, 20, 22, 3)
+    assert (result.joints[0] == 5).all()
+    result.save(tmp_path / "toy.npz")
+    with np.load(tmp_path / "toy.npz") as archive:
+        np.testing.assert_array_equal(archive["joints"], result.joints[0])
