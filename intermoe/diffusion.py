@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -133,10 +133,12 @@ def training_loss(
         error_metric: (X, X) that the error is multiplied by before it is squared, or ``None``
             (``intermoe.train.latents.error_metric``).
         generator: source of timesteps, noise and dropout (on the device of ``latents``).
-        timesteps: (B,) and noise: like ``latents``; given ones replace random ones.
+        timesteps: (B,), or (B, P, K), one for each person and each of K equal runs of frames; K divides T'. Of the
+            latter 0 marks what is known: it gets no noise and does not count. noise: like ``latents``. Given ones
+            replace random ones.
 
     Returns:
-        Scalar: (weighted) mean over valid frames of the mean over persons and channels.
+        Scalar: (weighted) mean over persons and valid frames, but for known ones, of the mean over channels.
     """
     batch, device = latents.shape[0], latents.device
     if timesteps is None:
@@ -150,20 +152,53 @@ def training_loss(
     padding = None if mask is None else ~mask[:, None, :, None]
     if padding is not None:
         latents, noise = latents.masked_fill(padding, 0.0), noise.masked_fill(padding, 0.0)
-    noisy = scheduler.add_noise(latent_scale * latents, noise, timesteps)
+    noisy = _noised(scheduler, latent_scale * latents, noise, timesteps)
     estimate = denoiser(noisy, timesteps, text_condition, mask)
     error = (estimate - latents).float()
     if padding is not None:
         error = error.masked_fill(padding, 0.0)
     if error_metric is not None:
         error = error @ error_metric
+    if timesteps.dim() == 3:
+        return _mean_where_noisy(error, timesteps, mask, scheduler, snr_gamma)
     per_frame = error.square().mean(dim=(1, 3))
     if snr_gamma > 0:
-        alpha_bar = scheduler.alphas_cumprod.to(device)[timesteps]
-        per_frame = per_frame * (1 + (alpha_bar / (1 - alpha_bar)).clamp(max=snr_gamma))[:, None]
+        per_frame = per_frame * _snr_weight(scheduler, timesteps, snr_gamma)[:, None]
     if mask is None:
         return per_frame.mean()
     return per_frame.sum() / mask.sum().clamp(min=1)
+
+
+def _noised(scheduler: SchedulerMixin, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """Latents (B, P, T', X) at timesteps (B,), or (B, P, K) whose 0 leaves them as they are."""
+    if timesteps.dim() == 1:
+        return cast(Tensor, scheduler.add_noise(latents, noise, timesteps))
+    runs = (timesteps.numel(), latents.shape[2] // timesteps.shape[2], latents.shape[3])
+    noisy = scheduler.add_noise(latents.reshape(runs), noise.reshape(runs), timesteps.flatten()).view(latents.shape)
+    return torch.where(_per_frame(timesteps == 0, latents.shape[2])[..., None], latents, noisy)
+
+
+def _per_frame(runs: Tensor, frames: int) -> Tensor:
+    """(B, P, K) as (B, P, T')."""
+    return runs.repeat_interleave(frames // runs.shape[2], dim=2)
+
+
+def _snr_weight(scheduler: SchedulerMixin, timesteps: Tensor, snr_gamma: float) -> Tensor:
+    alpha_bar = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    return cast(Tensor, 1 + (alpha_bar / (1 - alpha_bar)).clamp(max=snr_gamma))
+
+
+def _mean_where_noisy(
+    error: Tensor, timesteps: Tensor, mask: Tensor | None, scheduler: SchedulerMixin, snr_gamma: float
+) -> Tensor:
+    """The loss of an error (B, P, T', X) at timesteps (B, P, K)."""
+    weight = _per_frame(timesteps > 0, error.shape[2]).to(error.dtype)
+    if mask is not None:
+        weight = weight * mask[:, None]
+    count = weight.sum().clamp(min=1)
+    if snr_gamma > 0:
+        weight = weight * _per_frame(_snr_weight(scheduler, timesteps, snr_gamma), error.shape[2])
+    return (error.square().mean(dim=3) * weight).sum() / count
 
 
 @torch.no_grad()
