@@ -15,7 +15,6 @@ from intermoe.train.draws import ItemDraws
 from intermoe.train.levels import mixed_timesteps
 
 CPU = torch.device("cpu")
-EACH = {"one_level": 0.2, "independent": 0.2, "person": 0.2, "prefix": 0.2, "frames": 0.2}
 
 
 def mixed(mix: dict[str, Any], numbers: list[int], frames: list[int]) -> Tensor:
@@ -28,12 +27,13 @@ def all_of(kind: str, count: int = 400, **others: Any) -> Tensor:
     return mixed({"one_level": 0.0, kind: 1.0, **others}, list(range(count)), [12] * count)
 
 
-def test_levels_of_a_sample_depend_on_neither_batch_nor_padding() -> None:
-    frames = [9, 5, 16, 7, 12, 3, 8, 11]
-    together = mixed(EACH, list(range(8)), frames)
+@pytest.mark.parametrize("kind", ["one_level", "independent", "person", "prefix", "frames"])
+def test_levels_of_a_sample_depend_on_neither_batch_nor_padding(kind: str) -> None:
+    frames, mix = [9, 5, 16, 7, 12, 3, 8, 11], {"one_level": 0.0, kind: 1.0}
+    together = mixed(mix, list(range(8)), frames)
     assert together.shape == (8, 2, 16)
     for number, length in enumerate(frames):
-        alone = mixed(EACH, [number], [length])
+        alone = mixed(mix, [number], [length])
         assert torch.equal(alone[0], together[number, :, :length])
 
 
