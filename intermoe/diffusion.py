@@ -52,6 +52,33 @@ class DiffusionConfig(Config):
         _require(0.0 <= self.condition_dropout <= 1.0, "condition_dropout", "in [0, 1]", self.condition_dropout)
 
 
+@dataclass(frozen=True, eq=False)
+class KnownLatents:
+    """Latents (B, P, T', X) that sampling keeps ``where`` (B, P, T') says so.
+
+    ``by_levels``: the network is told, by a level of 0 for what is known, and sees it clean; it has to be trained for
+    that. Otherwise it sees it with the noise of the step, like the rest (replacement, as Song et al. 2021 impute).
+    """
+
+    latents: Tensor
+    where: Tensor
+    by_levels: bool
+
+    def kept(self, values: Tensor, scale: float = 1.0) -> Tensor:
+        """``values`` (B, P, T', X) with ``scale`` times what is known."""
+        return torch.where(self.where[..., None], scale * self.latents.to(values), values)
+
+    def levels(self, timestep: Tensor) -> Tensor:
+        """Timesteps (B, P, K), 0 for what is known and at least 1 elsewhere, with the smallest K that can tell."""
+        frames = self.where.shape[2]
+        for count in range(1, frames + 1):
+            if frames % count == 0:
+                runs = self.where.unflatten(2, (count, frames // count))
+                if (runs == runs[..., :1]).all():
+                    break
+        return timestep.clamp(min=1).expand(runs.shape[:3]).masked_fill(runs[..., 0], 0)
+
+
 def build_scheduler(name: str, config: DiffusionConfig) -> SchedulerMixin:
     """A diffusers scheduler of the given kind on the model's noise schedule.
 
@@ -215,6 +242,7 @@ def sample(
     mask: Tensor | None = None,
     generators: Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
+    known: KnownLatents | None = None,
     callback: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Latents from noise. Condition and unconditional run as one doubled batch; guidance_scale 1 skips the latter.
@@ -228,6 +256,8 @@ def sample(
         mask: (B, T') bool, True = valid, or ``None``. What noise holds at padded frames changes nothing.
         generators: one CPU generator per sample, so that a sample does not depend on the rest of its batch.
         noise: initial noise in place of one drawn from ``generators``.
+        known: latents that are given and stay. The estimate of them is always what they are, so that every solver
+            brings them to the level of each step.
         callback: called as ``callback(steps_done, num_inference_steps)``.
 
     Returns:
@@ -249,18 +279,27 @@ def sample(
     both = torch.cat([text_condition, torch.zeros_like(text_condition)])
     stochastic = {"generator": list(generators)} if generators is not None and _is_stochastic(scheduler) else {}
     scheduler.set_timesteps(num_inference_steps, device=device)
+    if known is not None:
+        first = scheduler.timesteps[:1].expand(shape[0])
+        x = torch.where(known.where[..., None], scheduler.add_noise(known.kept(x, latent_scale), x, first), x)
     for step, timestep in enumerate(scheduler.timesteps):
+        seen, levels = x, timestep.expand(shape[0])
+        if known is not None and known.by_levels:
+            seen, levels = known.kept(x, latent_scale), known.levels(timestep)
         if guidance_scale > 1 and timestep >= guidance_until * high:
             doubled = None if mask is None else mask.repeat(2, 1)
-            estimate = denoiser(torch.cat([x, x]), timestep.expand(2 * shape[0]), both, doubled)
+            estimate = denoiser(torch.cat([seen, seen]), torch.cat([levels, levels]), both, doubled)
             conditional, unconditional = estimate.chunk(2)
             estimate = guidance_scale * conditional + (1 - guidance_scale) * unconditional
         else:
-            estimate = denoiser(x, timestep.expand(shape[0]), text_condition, mask)
+            estimate = denoiser(seen, levels, text_condition, mask)
+        if known is not None:
+            estimate = known.kept(estimate)
         x = scheduler.step(latent_scale * estimate, timestep, x, **stochastic).prev_sample
         if callback is not None:
             callback(step + 1, num_inference_steps)
-    return x / latent_scale
+    x = x / latent_scale
+    return x if known is None else known.kept(x)
 
 
 def _is_stochastic(scheduler: SchedulerMixin) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from intermoe.control.known import Control, known_latents
 from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
@@ -29,6 +30,7 @@ class RawMotionPipeline(MotionPipeline):
     """
 
     schedulers = SCHEDULERS
+    controls = ("known",)
     config: RawMotionConfig
 
     def __init__(
@@ -77,6 +79,7 @@ class RawMotionPipeline(MotionPipeline):
         num_inference_steps: int = 50,
         guidance_scale: float = 3.5,
         scheduler: str = "ddim",
+        control: Control | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """See ``MotionPipeline.sample``."""
@@ -88,6 +91,7 @@ class RawMotionPipeline(MotionPipeline):
         for row, length, generator in zip(noise, lengths, generators, strict=True):
             row[:, :length] = torch.randn((shape[1], length, shape[3]), generator=generator)
         valid = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        given = [control.place(self.representation, length, shape[1]) for length in lengths] if control else []
         made = sample(
             self.network,
             self.text_encoder(prompts),
@@ -99,10 +103,16 @@ class RawMotionPipeline(MotionPipeline):
             mask=None if valid.all() else valid.to(self.device),
             generators=generators,
             noise=noise,
+            known=known_latents(
+                given, lambda motion: self.statistics.normalise(motion.to(self.device)), 1, by_levels=False
+            )
+            if given
+            else None,
             callback=progress,
         )
         motion = self.statistics.denormalise(made.cpu())
-        return [row[:, :length].clone() for row, length in zip(motion, lengths, strict=True)]
+        motions = [row[:, :length].clone() for row, length in zip(motion, lengths, strict=True)]
+        return [each.paste(motion) for each, motion in zip(given, motions, strict=True)] if given else motions
 
     @torch.no_grad()
     def denoise_once(self, motion: Tensor, level: float, *, prompt: str = "", seed: int = 0) -> int:
