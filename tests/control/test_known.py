@@ -16,6 +16,9 @@ from intermoe.motion.interhuman import CONTACT_COLUMNS, INTERHUMAN, from_joints,
 from intermoe.motion.interx import INTERX
 from intermoe.motion.rotations import from_rot6d
 from intermoe.pipeline import UNTRAINED
+from intermoe.systems.intergen.config import InterGenConfig, InterGenModelConfig
+from intermoe.systems.intergen.network import InterGen
+from intermoe.systems.intergen.pipeline import InterGenPipeline
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
 FRAMES = 22
@@ -268,6 +271,24 @@ def test_motion_of_every_representation_is_pasted(representation: Any) -> None:
     if not representation.root_centred:
         steps = representation.positions(found[0]).diff(dim=0)
         torch.testing.assert_close(found[0, :3, :, 3:6], steps[:3])
+
+
+def test_a_system_without_latents_keeps_what_is_known_frame_by_frame(tiny_pipeline: Any) -> None:
+    torch.manual_seed(0)
+    config = InterGenModelConfig(
+        min_frames=8,
+        network=InterGenConfig(text_dim=8, dim=8, num_layers=1, num_heads=2, feedforward_dim=8),
+        text=tiny_pipeline.config.text,
+    )
+    network = InterGen(config.network)
+    torch.nn.init.normal_(network.out.weight, std=0.2)
+    pipeline = InterGenPipeline(config, network, tiny_pipeline.text_encoder, tiny_pipeline.statistics)
+    joints = standing(FRAMES)
+    with pytest.warns(UserWarning, match=UNTRAINED):
+        found = made(pipeline, Known(0, joints=joints), Known(1, joints=joints[:1], frames=slice(5, 6)))
+    assert torch.equal(found.joints[0, 0], joints)
+    assert torch.equal(found.joints[0, 1, 5], joints[0])
+    assert not (found.joints[0, 1, 15:] == made(pipeline).joints[0, 1, 15:]).all()
 
 
 def test_a_system_that_cannot_is_named(tiny_pipeline: Any) -> None:
