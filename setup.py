@@ -114,6 +114,7 @@ PACKAGES = [
     "intermoe",
     "intermoe.benchmarks",
     "intermoe.cli",
+    "intermoe.control",
     "intermoe.data",
     "intermoe.eval",
     "intermoe.evaluators",

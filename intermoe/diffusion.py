@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -50,6 +50,33 @@ class DiffusionConfig(Config):
         _require(self.num_train_timesteps >= 1, "num_train_timesteps", ">= 1", self.num_train_timesteps)
         _require(0.0 < self.max_beta < 1.0, "max_beta", "in (0, 1)", self.max_beta)
         _require(0.0 <= self.condition_dropout <= 1.0, "condition_dropout", "in [0, 1]", self.condition_dropout)
+
+
+@dataclass(frozen=True, eq=False)
+class KnownLatents:
+    """Latents (B, P, T', X) that sampling keeps ``where`` (B, P, T') says so.
+
+    ``by_levels``: the network is told, by a level of 0 for what is known, and sees it clean; it has to be trained for
+    that. Otherwise it sees it with the noise of the step, like the rest (replacement, as Song et al. 2021 impute).
+    """
+
+    latents: Tensor
+    where: Tensor
+    by_levels: bool
+
+    def kept(self, values: Tensor, scale: float = 1.0) -> Tensor:
+        """``values`` (B, P, T', X) with ``scale`` times what is known."""
+        return torch.where(self.where[..., None], scale * self.latents.to(values), values)
+
+    def levels(self, timestep: Tensor) -> Tensor:
+        """Timesteps (B, P, K), 0 for what is known and at least 1 elsewhere, with the smallest K that can tell."""
+        frames = self.where.shape[2]
+        for count in range(1, frames + 1):
+            if frames % count == 0:
+                runs = self.where.unflatten(2, (count, frames // count))
+                if (runs == runs[..., :1]).all():
+                    break
+        return timestep.clamp(min=1).expand(runs.shape[:3]).masked_fill(runs[..., 0], 0)
 
 
 def build_scheduler(name: str, config: DiffusionConfig) -> SchedulerMixin:
@@ -133,10 +160,12 @@ def training_loss(
         error_metric: (X, X) that the error is multiplied by before it is squared, or ``None``
             (``intermoe.train.latents.error_metric``).
         generator: source of timesteps, noise and dropout (on the device of ``latents``).
-        timesteps: (B,) and noise: like ``latents``; given ones replace random ones.
+        timesteps: (B,), or (B, P, K), one for each person and each of K equal runs of frames; K divides T'. Of the
+            latter 0 marks what is known: it gets no noise and does not count. noise: like ``latents``. Given ones
+            replace random ones.
 
     Returns:
-        Scalar: (weighted) mean over valid frames of the mean over persons and channels.
+        Scalar: (weighted) mean over persons and valid frames, but for known ones, of the mean over channels.
     """
     batch, device = latents.shape[0], latents.device
     if timesteps is None:
@@ -150,20 +179,53 @@ def training_loss(
     padding = None if mask is None else ~mask[:, None, :, None]
     if padding is not None:
         latents, noise = latents.masked_fill(padding, 0.0), noise.masked_fill(padding, 0.0)
-    noisy = scheduler.add_noise(latent_scale * latents, noise, timesteps)
+    noisy = _noised(scheduler, latent_scale * latents, noise, timesteps)
     estimate = denoiser(noisy, timesteps, text_condition, mask)
     error = (estimate - latents).float()
     if padding is not None:
         error = error.masked_fill(padding, 0.0)
     if error_metric is not None:
         error = error @ error_metric
+    if timesteps.dim() == 3:
+        return _mean_where_noisy(error, timesteps, mask, scheduler, snr_gamma)
     per_frame = error.square().mean(dim=(1, 3))
     if snr_gamma > 0:
-        alpha_bar = scheduler.alphas_cumprod.to(device)[timesteps]
-        per_frame = per_frame * (1 + (alpha_bar / (1 - alpha_bar)).clamp(max=snr_gamma))[:, None]
+        per_frame = per_frame * _snr_weight(scheduler, timesteps, snr_gamma)[:, None]
     if mask is None:
         return per_frame.mean()
     return per_frame.sum() / mask.sum().clamp(min=1)
+
+
+def _noised(scheduler: SchedulerMixin, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """Latents (B, P, T', X) at timesteps (B,), or (B, P, K) whose 0 leaves them as they are."""
+    if timesteps.dim() == 1:
+        return cast(Tensor, scheduler.add_noise(latents, noise, timesteps))
+    runs = (timesteps.numel(), latents.shape[2] // timesteps.shape[2], latents.shape[3])
+    noisy = scheduler.add_noise(latents.reshape(runs), noise.reshape(runs), timesteps.flatten()).view(latents.shape)
+    return torch.where(_per_frame(timesteps == 0, latents.shape[2])[..., None], latents, noisy)
+
+
+def _per_frame(runs: Tensor, frames: int) -> Tensor:
+    """(B, P, K) as (B, P, T')."""
+    return runs.repeat_interleave(frames // runs.shape[2], dim=2)
+
+
+def _snr_weight(scheduler: SchedulerMixin, timesteps: Tensor, snr_gamma: float) -> Tensor:
+    alpha_bar = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    return cast(Tensor, 1 + (alpha_bar / (1 - alpha_bar)).clamp(max=snr_gamma))
+
+
+def _mean_where_noisy(
+    error: Tensor, timesteps: Tensor, mask: Tensor | None, scheduler: SchedulerMixin, snr_gamma: float
+) -> Tensor:
+    """The loss of an error (B, P, T', X) at timesteps (B, P, K)."""
+    weight = _per_frame(timesteps > 0, error.shape[2]).to(error.dtype)
+    if mask is not None:
+        weight = weight * mask[:, None]
+    count = weight.sum().clamp(min=1)
+    if snr_gamma > 0:
+        weight = weight * _per_frame(_snr_weight(scheduler, timesteps, snr_gamma), error.shape[2])
+    return (error.square().mean(dim=3) * weight).sum() / count
 
 
 @torch.no_grad()
@@ -180,6 +242,7 @@ def sample(
     mask: Tensor | None = None,
     generators: Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
+    known: KnownLatents | None = None,
     callback: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Latents from noise. Condition and unconditional run as one doubled batch; guidance_scale 1 skips the latter.
@@ -193,6 +256,8 @@ def sample(
         mask: (B, T') bool, True = valid, or ``None``. What noise holds at padded frames changes nothing.
         generators: one CPU generator per sample, so that a sample does not depend on the rest of its batch.
         noise: initial noise in place of one drawn from ``generators``.
+        known: latents that are given and stay. The estimate of them is always what they are, so that every solver
+            brings them to the level of each step.
         callback: called as ``callback(steps_done, num_inference_steps)``.
 
     Returns:
@@ -214,18 +279,27 @@ def sample(
     both = torch.cat([text_condition, torch.zeros_like(text_condition)])
     stochastic = {"generator": list(generators)} if generators is not None and _is_stochastic(scheduler) else {}
     scheduler.set_timesteps(num_inference_steps, device=device)
+    if known is not None:
+        first = scheduler.timesteps[:1].expand(shape[0])
+        x = torch.where(known.where[..., None], scheduler.add_noise(known.kept(x, latent_scale), x, first), x)
     for step, timestep in enumerate(scheduler.timesteps):
+        seen, levels = x, timestep.expand(shape[0])
+        if known is not None and known.by_levels:
+            seen, levels = known.kept(x, latent_scale), known.levels(timestep)
         if guidance_scale > 1 and timestep >= guidance_until * high:
             doubled = None if mask is None else mask.repeat(2, 1)
-            estimate = denoiser(torch.cat([x, x]), timestep.expand(2 * shape[0]), both, doubled)
+            estimate = denoiser(torch.cat([seen, seen]), torch.cat([levels, levels]), both, doubled)
             conditional, unconditional = estimate.chunk(2)
             estimate = guidance_scale * conditional + (1 - guidance_scale) * unconditional
         else:
-            estimate = denoiser(x, timestep.expand(shape[0]), text_condition, mask)
+            estimate = denoiser(seen, levels, text_condition, mask)
+        if known is not None:
+            estimate = known.kept(estimate)
         x = scheduler.step(latent_scale * estimate, timestep, x, **stochastic).prev_sample
         if callback is not None:
             callback(step + 1, num_inference_steps)
-    return x / latent_scale
+    x = x / latent_scale
+    return x if known is None else known.kept(x)
 
 
 def _is_stochastic(scheduler: SchedulerMixin) -> bool:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.config import Config, _require, check_integer
+from intermoe.control.known import Control
 from intermoe.export import Take, View, save_take
 from intermoe.export.html import Page
 from intermoe.motion.representation import Representation
@@ -31,6 +32,8 @@ MODELS = Path(__file__).parent / "models"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+
+UNTRAINED = "was not trained with noise levels of persons and frames: what is known is kept by replacement"
 
 Progress = Callable[[int, int], None]
 
@@ -105,6 +108,9 @@ class MotionPipeline(ABC):
         config: the model's configuration. representation: of the motion it makes.
         config_type: its class. schedulers: names of the samplers that ``sample`` takes.
         frame_multiple: frames that are coded together; ``encode`` takes a multiple of them.
+        controls: what of ``intermoe.control.Control`` its ``sample`` follows.
+        trained_with_levels: whether the network can be told that persons or frames are known
+            (``intermoe.diffusion.KnownLatents``).
     """
 
     config_type: ClassVar[type[ModelConfig]]
@@ -112,6 +118,8 @@ class MotionPipeline(ABC):
     config: ModelConfig
     representation: Representation
     frame_multiple: int = 1
+    controls: ClassVar[tuple[str, ...]] = ()
+    trained_with_levels: bool = False
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | Path, *, device: str | torch.device = "cpu") -> Self:
@@ -159,6 +167,7 @@ class MotionPipeline(ABC):
         num_inference_steps: int = 50,
         guidance_scale: float = 3.5,
         scheduler: str | None = None,
+        control: Control | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """One motion (P, lengths[i], ...) for each prompt, float32 on CPU, un-normalised, in the representation.
@@ -169,6 +178,7 @@ class MotionPipeline(ABC):
         Args:
             num_inference_steps: solver steps. guidance_scale: >= 1, 1 for no guidance.
             scheduler: one of ``schedulers``, by default their first.
+            control: what every motion has to keep, for systems with ``controls``.
             progress: called as ``progress(steps_done, steps)``.
         """
 
@@ -212,6 +222,7 @@ class MotionPipeline(ABC):
         seed: int = 0,
         scheduler: str | None = None,
         progress: Progress | None = None,
+        control: Control | None = None,
     ) -> PipelineResult:
         """Generate one motion for each prompt.
 
@@ -222,12 +233,15 @@ class MotionPipeline(ABC):
             seed: prompt i is drawn with seed + i, whatever else is in the call; in [0, 2**63).
             scheduler: one of ``schedulers``, by default their first.
             progress: called as ``progress(steps_done, steps)``.
+            control: what every motion has to keep (``intermoe.control``). A model that was not trained with levels
+                keeps what is known by replacement.
 
         Raises:
-            ValueError: a value outside its range, named. TypeError: a length, count or seed that is no integer.
+            ValueError: a value outside its range, named, or a control that the system does not follow.
+            TypeError: a length, count or seed that is no integer.
 
         Warns:
-            UserWarning: a prompt has words that training never showed.
+            UserWarning: a prompt has words that training never showed, or what is known is kept by replacement.
         """
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         self.check(prompts, num_frames)
@@ -239,6 +253,10 @@ class MotionPipeline(ABC):
         num_inference_steps = check_integer(num_inference_steps, "num_inference_steps")
         seed = check_integer(seed, "seed", low=0, high=2**63 - len(prompts))
         seeds = tuple(seed + i for i in range(len(prompts)))
+        if control is not None:
+            self.check_control(control, num_frames)
+            if not self.trained_with_levels:
+                warnings.warn(f"control: model {self.config.name!r} {UNTRAINED}", stacklevel=3)
         motions = self.sample(
             prompts,
             [num_frames] * len(prompts),
@@ -246,6 +264,7 @@ class MotionPipeline(ABC):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             scheduler=scheduler,
+            control=control,
             progress=progress,
         )
         motion = torch.stack(motions)
@@ -263,6 +282,12 @@ class MotionPipeline(ABC):
         low, high = self.config.min_frames, self.config.max_frames
         if not low <= num_frames <= high:
             raise ValueError(f"num_frames: must be in [{low}, {high}] for this model, got {num_frames}")
+
+    def check_control(self, control: Control, num_frames: int) -> None:
+        """Raise ``ValueError`` for a control that ``__call__`` would refuse, before any work."""
+        if "known" not in self.controls:
+            raise ValueError(f"control: expected a system that keeps what is known, got {self.config.system}")
+        control.place(self.representation, num_frames, self.representation.persons)
 
     def to(self, device: str | torch.device) -> Self:
         """Move all parts to a device."""

@@ -19,6 +19,8 @@ EVALUATOR, EVAL, HAND = "evaluators/test_config_fields.py", "eval/test_protocol_
 PIPELINES = "systems/test_pipelines.py"
 ABLATE, BLOCK, KINDS = "train/test_ablate.py", "nn/test_moe.py", "ops/test_routing.py"
 
+LEVELS = "train/test_levels.py"
+
 REACH_BLOCKS = f"{SYSTEM}::test_values_of_routing_reach_every_block"
 SIZES = f"{SYSTEM}::test_widths_and_depths_of_the_denoiser"
 OF_TEXT, OF_CLIP = f"{TEXT}::test_sizes_of_the_encoder", f"{TEXT}::test_layers_and_heads_of_the_clip_tower"
@@ -66,6 +68,7 @@ FIELDS: dict[str, dict[str, str]] = {
     "PipelineConfig": {
         "rigid_bones": "test_pipeline.py::test_bones_are_rigid_where_the_configuration_says_so",
         "planted_feet": "test_pipeline.py::test_feet_are_planted_where_the_configuration_says_so",
+        "levels": "control/test_known.py::test_the_way_is_that_of_the_models_training",
         **dict.fromkeys(("vae", "denoiser", "text"), f"{SYSTEM}::test_parts_are_built_from_their_configurations"),
         "diffusion": f"{SYSTEM}::test_sampling_follows_the_diffusion_of_the_configuration",
     },
@@ -168,6 +171,11 @@ FIELDS: dict[str, dict[str, str]] = {
         "load_balance": f"{TRAIN}::test_load_balance_is_added_with_its_weight",
         **dict.fromkeys(("denoiser", "text", "diffusion"), DENOISER_RUN),
         "text_pretraining": "train/test_text.py::test_a_run_keeps_the_encoder_that_was_trained_first",
+        "levels": f"{TRAIN}::test_mixed_levels_change_the_loss_and_are_saved_with_the_model",
+    },
+    "LevelMixConfig": {
+        **dict.fromkeys(("one_level", "independent", "person", "prefix", "frames"), f"{LEVELS}::test_shares_are_met"),
+        "run": f"{LEVELS}::test_independent_levels_change_with_person_and_run",
     },
     "EvaluatorTrainConfig": {"model": "train/test_evaluator.py::test_a_run_resumes_and_is_an_evaluator"},
     "InterClipConfig": {

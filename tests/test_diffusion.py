@@ -260,3 +260,51 @@ def test_bad_sampling_is_named(changes, message) -> None:
 def test_unknown_scheduler_is_named() -> None:
     with pytest.raises(ValueError, match=r"scheduler: must be one of .*'euler'"):
         build_scheduler("euler", CONFIG)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 5.0])
+def test_equal_levels_give_the_loss_of_one_level(gamma: float) -> None:
+    latents, noise, timesteps = torch.randn(3, 2, 4, 5), torch.randn(3, 2, 4, 5), torch.tensor([3, 500, 990])
+    mask = torch.tensor([[True] * 4, [True] * 3 + [False], [True, False, False, False]])
+    given = {"scheduler": build_scheduler("ddpm", CONFIG), "noise": noise, "snr_gamma": gamma, "latent_scale": 0.5}
+
+    def seen(x, t, c, m):
+        return x * 1.5
+
+    one = training_loss(seen, latents, torch.ones(3, 5), mask, timesteps=timesteps, **given)
+    many = training_loss(
+        seen, latents, torch.ones(3, 5), mask, timesteps=timesteps[:, None, None].expand(3, 2, 2), **given
+    )
+    torch.testing.assert_close(one, many)
+
+
+def test_known_runs_get_no_noise_and_do_not_count() -> None:
+    latents, scheduler = torch.randn(1, 2, 6, 3), build_scheduler("ddpm", CONFIG)
+    timesteps = torch.tensor([[[0, 700, 700], [20, 0, 0]]])
+    known = torch.tensor([[[True] * 2 + [False] * 4, [False] * 2 + [True] * 4]])
+
+    def check(x, t, c, m):
+        assert torch.equal(x[known], 0.5 * latents[known])
+        assert not (x == 0.5 * latents)[~known].any()
+        assert torch.equal(t, timesteps)
+        return latents + torch.where(known, 100.0, 2.0)[..., None]
+
+    options = {"scheduler": scheduler, "timesteps": timesteps, "latent_scale": 0.5}
+    loss = training_loss(check, latents, torch.ones(1, 5), None, **options)
+    assert loss.item() == pytest.approx(4.0, rel=1e-5)
+    nothing = training_loss(
+        lambda x, t, c, m: x + 1, latents, torch.ones(1, 5), None, scheduler=scheduler, timesteps=0 * timesteps
+    )
+    assert nothing.item() == 0.0
+
+
+def test_noise_of_a_run_is_that_of_its_level() -> None:
+    latents, noise, scheduler = torch.randn(2, 2, 6, 3), torch.randn(2, 2, 6, 3), build_scheduler("ddpm", CONFIG)
+    timesteps = torch.tensor([[[5, 900, 40], [300, 7, 800]], [[1, 2, 3], [999, 998, 997]]])
+    seen = []
+    training_loss(
+        lambda x, *_: seen.append(x) or x, latents, torch.ones(2, 5), None,
+        scheduler=scheduler, timesteps=timesteps, noise=noise,
+    )  # fmt: skip
+    share = scheduler.alphas_cumprod[timesteps.repeat_interleave(2, dim=2)][..., None]
+    torch.testing.assert_close(seen[0], share.sqrt() * latents + (1 - share).sqrt() * noise)

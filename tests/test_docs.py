@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -38,6 +39,21 @@ def test_intermask() -> None:
     names = run("intermask.md")
     assert names["motion"].shape == (2, 60, 262)
     assert torch.equal(names["reaction"][:, 0], names["codes"][:, 0])
+
+
+@pytest.mark.filterwarnings("ignore:control. model")
+def test_control() -> None:
+    names = run("control.md")
+    assert names["result"].joints.shape == (1, 2, 60, 22, 3)
+    assert not torch.equal(names["result"].joints[0, 1], names["filled"].joints[0, 1])
+
+
+def test_the_recipe_of_the_page_on_control_is_one() -> None:
+    from intermoe.train.config import LevelMixConfig
+
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", (DOCS / "control.md").read_text(encoding="utf-8"), re.M | re.DOTALL)
+    values = yaml.safe_load(block)
+    assert LevelMixConfig.from_dict(values["levels"]).mixed
 
 
 def top_k_reference(x: Tensor, router: Tensor, gate: Tensor, up: Tensor, down: Tensor, top_k: int) -> Tensor:

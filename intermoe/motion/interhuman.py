@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from intermoe.motion.arrays import Array, ArrayOrTensor
 from intermoe.motion.representation import ABSENT, Representation, columns, contact_column
+from intermoe.motion.rig import fit_rig
 from intermoe.motion.skeleton import BODY, FOOT_JOINTS, LEFT_HIP, LEFT_JOINTS, NUM_JOINTS, RIGHT_HIP, RIGHT_JOINTS
 
 FPS = 30
@@ -132,6 +134,19 @@ def with_positions(motion: Tensor, positions: Tensor) -> Tensor:
     return result
 
 
+def from_joints(positions: Tensor) -> Tensor:
+    """Motion (T, 262) of joints alone (T, 22, 3), metres, Y up; the positions stay bit for bit.
+
+    Velocities and contacts follow by the rule of the representation, the last frame moving on like the one before.
+    Rotations are those of a rig fitted to the joints, whose twist about a bone is a choice (``intermoe.motion.rig``).
+    """
+    joints = positions.numpy().astype(np.float64)
+    following = 2 * joints[-1:] - joints[-2:-1] if len(joints) > 1 else joints[-1:]
+    rotations = fit_rig(joints[None]).rotations[0, :, 1:, :, :2].reshape(len(joints), -1)
+    raw = np.concatenate([joints.reshape(len(joints), -1), rotations], axis=1)
+    return torch.from_numpy(_assemble(np.concatenate([joints, following]), np.concatenate([raw, raw[-1:]])))
+
+
 INTERHUMAN = Representation(
     name="interhuman",
     fps=FPS,
@@ -152,4 +167,5 @@ INTERHUMAN = Representation(
     velocity=slice(66, 132),
     rotation=slice(132, 258),
     contacts=CONTACT_COLUMNS,
+    from_joints=from_joints,
 )

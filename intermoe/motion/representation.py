@@ -32,6 +32,7 @@ class Representation:
             world.
         positions: motion (..., frame) to the joints (..., J, 3) that its columns hold, in metres; those of the world,
             whose differences in time are the velocity columns, unless ``root_centred``.
+        from_joints: joints (T, J, 3) of one person to motion (T, frame), or ``None`` where it does not follow.
         velocity, rotation: where the last dimension holds them. contacts: likewise, of ``FOOT_JOINTS``, or ``None``.
     """
 
@@ -49,6 +50,7 @@ class Representation:
     rotation: slice
     contacts: slice | None = None
     root_centred: bool = False
+    from_joints: Callable[[Tensor], Tensor] | None = None
 
     @property
     def frame_size(self) -> int:

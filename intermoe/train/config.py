@@ -231,11 +231,46 @@ class TextPretrainingConfig(Config):
 
 
 @dataclass(frozen=True)
+class LevelMixConfig(Config):
+    """Which share of the training samples has which noise levels (``intermoe.train.levels``); the shares sum to 1.
+
+    ``one_level``: one for the whole sample. ``independent``: one for each person and run of ``run`` latent frames. Of
+    the others a part is clean and the rest has one level: ``person``, one person, chosen at random; ``prefix``, the
+    first frames of all persons; ``frames``, random runs of ``run`` latent frames of each person. A model that is given
+    persons or frames (``intermoe.control``) needs these.
+    """
+
+    one_level: float = 1.0
+    independent: float = 0.0
+    person: float = 0.0
+    prefix: float = 0.0
+    frames: float = 0.0
+    run: int = 4
+
+    def __post_init__(self) -> None:
+        for name, share in zip(("one_level", "independent", "person", "prefix", "frames"), self.shares, strict=True):
+            _require(share >= 0.0, name, ">= 0", share)
+        _require(math.isclose(sum(self.shares), 1.0, abs_tol=1e-6), "one_level", "1 less the others", self.one_level)
+        _require(self.run >= 1, "run", ">= 1", self.run)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The five shares, in the order of the fields."""
+        return self.one_level, self.independent, self.person, self.prefix, self.frames
+
+    @property
+    def mixed(self) -> bool:
+        """Whether any sample has several levels."""
+        return any(share > 0.0 for share in self.shares[1:])
+
+
+@dataclass(frozen=True)
 class DenoiserTrainConfig(TrainConfig):
     """Training of denoiser and text encoder on the latents of a trained VAE. ``name`` goes into the saved pipeline.
 
     ``load_balance`` weighs the load-balance loss of token-choice routing (Fedus et al. 2021 have 0.01);
-    ``rigid_bones`` and ``planted_feet`` go into the saved pipeline (``PipelineConfig``).
+    ``rigid_bones`` and ``planted_feet`` go into the saved pipeline (``PipelineConfig``), as does whether ``levels`` are
+    mixed.
     """
 
     name: str = "intermoe"
@@ -246,9 +281,12 @@ class DenoiserTrainConfig(TrainConfig):
     text: TextConfig = field(default_factory=TextConfig)
     text_pretraining: TextPretrainingConfig = field(default_factory=TextPretrainingConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    levels: LevelMixConfig = field(default_factory=LevelMixConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        ok = self.levels.person == 0.0 or DATA_SETS[self.data.representation].representation.persons > 1
+        _require(ok, "levels.person", f"0 for {self.data.representation}, of one person", self.levels.person)
         _require(self.load_balance >= 0.0, "load_balance", ">= 0", self.load_balance)
         expected = f"denoiser.text_dim={self.denoiser.text_dim}"
         _require(self.text.output_dim == self.denoiser.text_dim, "text.output_dim", expected, self.text.output_dim)

@@ -34,6 +34,7 @@ from intermoe.train.condition import keep_tokenizer, prepare_text
 from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents, error_metric, without_padding
+from intermoe.train.levels import mixed_timesteps
 from intermoe.train.loop import Batch, Objective, fit
 from intermoe.train.stream import DrawnDataset
 from intermoe.train.text import pretrain_text
@@ -72,6 +73,7 @@ class DenoiserObjective(Objective):
         self.latent_scale = config.diffusion.latent_scale
         self.timestep_shift = config.diffusion.timestep_shift
         self.load_balance = config.load_balance
+        self.levels = config.levels
         steps = config.diffusion.num_train_timesteps
         self.run = config.run
         self.evaluator: list[Evaluator] = []  # in a list: it is neither trained nor saved
@@ -111,6 +113,8 @@ class DenoiserObjective(Objective):
         if not validating:
             timesteps = shifted_timesteps(draws.uniform(), self.diffusion.num_train_timesteps, self.timestep_shift)
             kept = draws.uniform() >= self.condition_dropout
+            if self.levels.mixed:
+                timesteps = mixed_timesteps(self.levels, draws, timesteps, frames, persons, self.diffusion)
             weights = {"snr_gamma": self.snr_gamma, "error_metric": self.error_metric}
             balances: list[Tensor] = []
 
@@ -304,6 +308,7 @@ def _save_pipeline(
         denoiser=config.denoiser,
         text=config.text,
         diffusion=config.diffusion,
+        levels=config.levels.mixed,
     )
     with replacing_folder(folder) as temporary:
         InterMoEPipeline(pipeline_config, vae, denoiser, text, statistics).save_pretrained(temporary)

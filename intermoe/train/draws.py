@@ -30,6 +30,13 @@ class ItemDraws:
         numbers = torch.stack([torch.rand(shape, generator=g) for g in self.host])
         return numbers.to(self.device, non_blocking=True)
 
+    def uniform_over(self, frames: Sequence[int], *shape: int) -> Tensor:
+        """(B, T, *shape) from [0, 1) in the first ``frames[i]`` frames of item i, zeros after them; as ``normal``."""
+        numbers = torch.zeros(len(self.host), max(frames), *shape)
+        for row, n, generator in zip(numbers, frames, self.host, strict=True):
+            row[:n].uniform_(generator=generator)
+        return numbers.to(self.device, non_blocking=True)
+
     def normal(self, frames: Sequence[int] | int, *shape: int) -> Tensor:
         """(B, T, *shape) normal numbers in the first ``frames[i]`` frames of item i (or in all), zeros after them.
 

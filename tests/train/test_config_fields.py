@@ -253,6 +253,26 @@ def test_name_and_cleaning_are_saved_with_the_model(
     assert json.loads((tmp_path / "run" / "config.json").read_text())["name"] == "dancers"
 
 
+def test_mixed_levels_change_the_loss_and_are_saved_with_the_model(
+    write_config: Callable[..., Path], pairs: Path, trained_vae: Path, tmp_path: Path
+) -> None:
+    changes = {"optim.steps": 1, "optim.warmup_steps": 0, "levels.one_level": 0.0, "levels.prefix": 1.0}
+    seen: list[torch.Tensor] = []
+    forward = DenoiserObjective._loss
+
+    def watched(self: Any, latents: Any, condition: Any, mask: Any, timesteps: Any, *args: Any, **options: Any) -> Any:
+        seen.append(timesteps)
+        return forward(self, latents, condition, mask, timesteps, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DenoiserObjective, "_loss", watched)
+        folder = run_denoiser(write_config("denoiser", **changes), tmp_path / "run", trained_vae / "model", data=pairs)
+    assert seen[0].dim() == 3
+    assert (seen[0][:, 0].diff(dim=1) >= 0).all()  # clean, then one level
+    assert PipelineConfig.load(folder / "config.json").levels
+    assert not PipelineConfig().levels
+
+
 class Words(torch.nn.Module):
     """A text encoder of one weight that writes down how many captions it saw."""
 

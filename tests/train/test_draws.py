@@ -14,6 +14,10 @@ def test_an_item_draws_the_same_in_any_batch_and_padding() -> None:
     assert padded.shape == (3, 9, 2, 3)
     assert torch.equal(padded[1, :5], exact[0])
     assert not padded[1, 5:].any()
+    padded, exact = together.uniform_over([9, 5, 7], 2, 3), alone.uniform_over([5], 2, 3)
+    assert torch.equal(padded[1, :5], exact[0])
+    assert not padded[1, 5:].any()
+    assert torch.equal(together.uniform(2)[1], alone.uniform(2)[0])
     assert not torch.equal(ItemDraws((3, 2), [5], CPU).uniform(), ItemDraws((3, 1), [5], CPU).uniform())
 
 

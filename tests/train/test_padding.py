@@ -109,13 +109,12 @@ def test_autoencoder(padded: Callable[[float], Batch], trained_vae: Path) -> Non
 
 
 @pytest.fixture
-def make_objective(
-    trained_denoiser: Path, trained_vae: Path, pairs: Path
-) -> Callable[[Mapping[str, Any]], DenoiserObjective]:
-    def build(changes: Mapping[str, Any]) -> DenoiserObjective:
+def make_objective(trained_denoiser: Path, trained_vae: Path, pairs: Path) -> Callable[..., DenoiserObjective]:
+    def build(changes: Mapping[str, Any], **levels: float) -> DenoiserObjective:
         values = DenoiserTrainConfig.load(trained_denoiser / "config.json").to_dict()
         values["denoiser"] |= changes
         values["load_balance"] = 0.1
+        values["levels"] |= levels
         values["run"] |= {"fid_clips": 4, "fid_steps": 2}
         config = DenoiserTrainConfig.from_dict(values)
         tokenizer = (trained_denoiser / "tokenizer.json").read_text(encoding="utf-8")
@@ -146,6 +145,14 @@ def test_denoiser_on_latents_that_are_kept(
         return everything(objective, batch, generating=True)
 
     assert_padding_is_nothing(results)
+
+
+@pytest.mark.parametrize("kind", ["independent", "person", "prefix", "frames"])
+def test_denoiser_with_levels_for_persons_and_frames(
+    make_objective: Callable[..., DenoiserObjective], padded: Callable[[float], Batch], kind: str
+) -> None:
+    mix = {"one_level": 0.0, kind: 1.0}
+    assert_padding_is_nothing(lambda filling: everything(make_objective({}, **mix), padded(filling)))
 
 
 def test_latents(padded: Callable[[float], Batch], trained_vae: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from intermoe.control.known import Control
 from intermoe.pipeline import Progress
 from intermoe.systems.in2in.config import In2INModelConfig
 from intermoe.systems.in2in.guidance import FourPasses
@@ -41,6 +42,7 @@ class In2INPipeline(RawMotionPipeline):
         num_inference_steps: int = 50,
         guidance_scale: float = 3.5,
         scheduler: str | None = None,
+        control: Control | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """See ``MotionPipeline.sample``; ``guidance_scale`` is the weight of the pass with every text."""
@@ -48,7 +50,7 @@ class In2INPipeline(RawMotionPipeline):
             raise ValueError(f"guidance_scale: must be >= 1, got {guidance_scale}")
         weights = dataclasses.replace(self.config.guidance, everything=guidance_scale)
         denoiser = FourPasses(self.network, weights) if guidance_scale > 1 else self.network
-        return self._sample(denoiser, prompts, lengths, seeds, num_inference_steps, 1.0, scheduler, progress)
+        return self._sample(denoiser, prompts, lengths, seeds, num_inference_steps, 1.0, scheduler, control, progress)
 
     def condition(self, prompts: Sequence[str]) -> Tensor:
         """(B, 1 + P, C): of the interaction, then of every person."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from intermoe.control.known import Control, known_latents
 from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
@@ -32,6 +33,7 @@ class RawMotionPipeline(MotionPipeline):
     """
 
     schedulers = SCHEDULERS
+    controls = ("known",)
     entries: ClassVar[int] = 0
     config: RawMotionConfig
 
@@ -81,11 +83,12 @@ class RawMotionPipeline(MotionPipeline):
         num_inference_steps: int = 50,
         guidance_scale: float = 3.5,
         scheduler: str | None = None,
+        control: Control | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """See ``MotionPipeline.sample``."""
         return self._sample(
-            self.network, prompts, lengths, seeds, num_inference_steps, guidance_scale, scheduler, progress
+            self.network, prompts, lengths, seeds, num_inference_steps, guidance_scale, scheduler, control, progress
         )
 
     def _sample(
@@ -97,8 +100,11 @@ class RawMotionPipeline(MotionPipeline):
         num_inference_steps: int,
         guidance_scale: float,
         scheduler: str | None,
+        control: Control | None,
         progress: Progress | None,
     ) -> list[Tensor]:
+        if control is not None:
+            self.check_control(control, max(lengths))
         if not len(prompts) == len(lengths) == len(seeds):
             raise ValueError(f"lengths, seeds: expected {len(prompts)} of each, got {len(lengths)} and {len(seeds)}")
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -108,6 +114,7 @@ class RawMotionPipeline(MotionPipeline):
         for row, count, generator in zip(noise, rows, generators, strict=True):
             row[:, :count] = torch.randn((shape[1], count, shape[3]), generator=generator)
         valid = torch.arange(max(rows)) < torch.tensor(rows)[:, None]
+        given = [control.place(self.representation, length, shape[1]) for length in lengths] if control else []
         made = sample(
             denoiser,
             self.condition(prompts),
@@ -119,10 +126,16 @@ class RawMotionPipeline(MotionPipeline):
             mask=None if valid.all() else valid.to(self.device),
             generators=generators,
             noise=noise,
+            known=known_latents(
+                given, lambda motion: self.statistics.normalise(motion.to(self.device)), 1, by_levels=False
+            )
+            if given
+            else None,
             callback=progress,
         )
         motion = self.to_motion(made.cpu())
-        return [row[:, :length].clone() for row, length in zip(motion, lengths, strict=True)]
+        motions = [row[:, :length].clone() for row, length in zip(motion, lengths, strict=True)]
+        return [each.paste(motion) for each, motion in zip(given, motions, strict=True)] if given else motions
 
     def condition(self, prompts: Sequence[str]) -> Tensor:
         """The network's text condition of B prompts: (B, *text_shape)."""

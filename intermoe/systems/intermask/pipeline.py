@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from intermoe.control.known import Control
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
@@ -79,11 +80,14 @@ class InterMaskPipeline(MotionPipeline):
         num_inference_steps: int = 50,
         guidance_scale: float = 3.5,
         scheduler: str | None = None,
+        control: Control | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """See ``MotionPipeline.sample``; steps are rounds of unmasking, of which the paper has 20, guided by 2."""
         if not len(prompts) == len(lengths) == len(seeds):
             raise ValueError(f"lengths, seeds: expected {len(prompts)} of each, got {len(lengths)} and {len(seeds)}")
+        if control is not None:
+            self.check_control(control, max(lengths))
         if scheduler is not None and scheduler not in self.schedulers:
             raise ValueError(f"scheduler: must be one of {self.schedulers}, got {scheduler!r}")
         steps = [-(-length // DOWNSAMPLING) for length in lengths]

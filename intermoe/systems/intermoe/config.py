@@ -82,11 +82,13 @@ class PipelineConfig(ModelConfig):
     Of decoded motion, ``rigid_bones`` holds the bones at their mean length over the clip (``intermoe.motion.bones``),
     and ``planted_feet`` keeps feet from sliding while its contact columns say that they stand
     (``intermoe.motion.feet``); for
-    representations whose feet stand in the world; the release does not.
+    representations whose feet stand in the world; the release does not. ``levels`` tells that the denoiser was trained
+    with a noise level for each person and frame (``intermoe.train.config.LevelMixConfig``).
     """
 
     rigid_bones: bool = False
     planted_feet: bool = False
+    levels: bool = False
     vae: VAEConfig = field(default_factory=VAEConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     text: TextConfig = field(default_factory=TextConfig)

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from intermoe.control.known import Control, known_latents
 from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
 from intermoe.motion.bones import with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
@@ -32,6 +33,7 @@ class InterMoEPipeline(MotionPipeline):
 
     config_type = PipelineConfig
     schedulers = SCHEDULERS
+    controls = ("known",)
     config: PipelineConfig
 
     def __init__(
@@ -47,6 +49,7 @@ class InterMoEPipeline(MotionPipeline):
         self.codec = LatentCodec(vae, statistics)
         self.vae = vae
         self.frame_multiple = vae.downsampling
+        self.trained_with_levels = config.levels
         self.denoiser = denoiser.eval()
         self.text_encoder = text_encoder.eval()
         self.statistics = statistics
@@ -86,6 +89,7 @@ class InterMoEPipeline(MotionPipeline):
         num_inference_steps: int = 50,
         guidance_scale: float = 3.5,
         scheduler: str | None = None,
+        control: Control | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """See ``MotionPipeline.sample``."""
@@ -98,6 +102,7 @@ class InterMoEPipeline(MotionPipeline):
         for row, count, generator in zip(noise, frames, generators, strict=True):
             row[:count] = torch.randn((count, persons, width), generator=generator)
         valid = torch.arange(max(frames)) < torch.tensor(frames)[:, None]
+        given = [control.place(self.representation, length, persons) for length in lengths] if control else []
         latents = sample(
             self.denoiser,
             self.text_encoder(prompts),
@@ -110,11 +115,20 @@ class InterMoEPipeline(MotionPipeline):
             mask=None if valid.all() else valid.to(self.device),
             generators=generators,
             noise=rearrange(noise, "b t p x -> b p t x"),
+            known=known_latents(
+                given,
+                lambda motion: self.encode(motion.to(self.device)),
+                self.vae.downsampling,
+                by_levels=self.trained_with_levels,
+            )
+            if given
+            else None,
             callback=progress,
         )
         # each alone: bones and feet are straightened over all frames that are decoded together, padding included
         decoded = (self.decode(row[None, :, :count])[0] for row, count in zip(latents, frames, strict=True))
-        return [motion[:, :length].clone() for motion, length in zip(decoded, lengths, strict=True)]
+        motions = [motion[:, :length].clone() for motion, length in zip(decoded, lengths, strict=True)]
+        return [each.paste(motion) for each, motion in zip(given, motions, strict=True)] if given else motions
 
     def encode(self, motion: Tensor) -> Tensor:
         """Motion (B, P, T, ...), T a multiple of 4, to the mean of its latents (B, P, T / 4, X)."""

@@ -44,6 +44,7 @@ class ComMDMPipeline(RawMotionPipeline):
     """
 
     config_type = ComMDMModelConfig
+    controls = ()
     schedulers = _SCHEDULERS
     entries = 1
 

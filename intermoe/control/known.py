@@ -1,0 +1,247 @@
+"""Persons and frames that are given: what a user says, where it lies in a motion, its latents, and the way back.
+
+What is given comes back bit for bit: it takes the place of what was decoded, and its neighbours in time are led to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intermoe.config import check_integer
+from intermoe.diffusion import KnownLatents
+from intermoe.motion.representation import Representation
+
+BLEND = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Motion of one person that is given: all of it (the others react), or some frames (the rest is filled in).
+
+    Args:
+        person: who it is, from 0.
+        joints: (t, J, 3) metres, Y up, in the model's frame of reference; or
+        motion: (t, ...) un-normalised, in the model's representation. An array or a tensor, kept as float32.
+        frames: where it goes, ``slice(start, stop)`` of t frames; ``None`` for the first t.
+        fps: its rate, where it should be compared with the model's.
+
+    Raises:
+        ValueError: not exactly one of joints and motion, no frame, a number that is not finite, or ``frames`` that are
+            not a run of t. TypeError: a value of another kind.
+    """
+
+    person: int
+    joints: Any = None
+    motion: Any = None
+    frames: slice | None = None
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "person", check_integer(self.person, "person", low=0))
+        if (self.joints is None) == (self.motion is None):
+            raise ValueError("joints, motion: expected one of the two")
+        name = "motion" if self.joints is None else "joints"
+        values = torch.as_tensor(getattr(self, name)).detach().to("cpu", torch.float32, copy=True)
+        if values.dim() < 2 or len(values) == 0:
+            raise ValueError(f"{name}: expected frames in the first dimension, got shape {tuple(values.shape)}")
+        if name == "joints" and (values.dim() != 3 or values.shape[2] != 3):
+            raise ValueError(f"joints: expected shape (t, J, 3), got {tuple(values.shape)}")
+        bad = ~values.flatten(1).isfinite().all(dim=1)
+        if bad.any():
+            raise ValueError(f"{name}: expected finite numbers, got others in frame {int(bad.nonzero()[0])}")
+        object.__setattr__(self, name, values)
+        object.__setattr__(self, "frames", _run(self.frames, len(values)))
+
+    def as_motion(self, representation: Representation) -> Tensor:
+        """(t, ...) in the representation; of joints alone the rotations are a fit (``intermoe.motion.rig``).
+
+        Raises:
+            ValueError: it does not fit the representation.
+        """
+        if self.fps is not None and self.fps != representation.fps:
+            raise ValueError(f"fps: expected {representation.fps}, the model's rate, got {self.fps}")
+        if self.joints is None:
+            if self.motion.shape[1:] != representation.frame_shape:
+                expected = ", ".join(map(str, representation.frame_shape))
+                raise ValueError(
+                    f"motion: expected shape (t, {expected}) of {representation.name}, got {tuple(self.motion.shape)}"
+                )
+            return self.motion  # type: ignore[no-any-return]
+        if representation.from_joints is None:
+            raise ValueError(f"joints: expected motion, {representation.name} does not follow from joints")
+        count = representation.skeleton.num_joints
+        if self.joints.shape[1] != count:
+            raise ValueError(f"joints: expected {count} joints, got {self.joints.shape[1]}")
+        return representation.from_joints(self.joints)
+
+
+def _run(frames: slice | None, count: int) -> slice:
+    if frames is None:
+        return slice(0, count)
+    if not isinstance(frames, slice):
+        raise TypeError(f"frames: expected a slice, got {frames!r}")
+    if frames.step not in (None, 1):
+        raise ValueError(f"frames: expected a run of frames, got step {frames.step}")
+    start = check_integer(0 if frames.start is None else frames.start, "frames: start", low=0)
+    stop = check_integer(start + count if frames.stop is None else frames.stop, "frames: stop", low=0)
+    if stop - start != count:
+        raise ValueError(f"frames: expected {count} frames, as many as are given, got [{start}, {stop})")
+    return slice(start, stop)
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a generated motion has to keep.
+
+    Args:
+        known: persons and frames that are given.
+        blend: frames over which the neighbours of given ones are led to them.
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+
+    known: Sequence[Known] = ()
+    blend: int = BLEND
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "known", tuple(self.known))
+        object.__setattr__(self, "blend", check_integer(self.blend, "blend", low=0))
+        if not self.known:
+            raise ValueError("known: expected at least one, got none")
+
+    def place(self, representation: Representation, num_frames: int, persons: int) -> Given:
+        """Where everything lies in a motion of ``persons`` and ``num_frames``.
+
+        Raises:
+            ValueError: a person or frames that the motion does not have, that are given twice, or that do not fit the
+                representation; names the entry of ``known``.
+        """
+        motion = torch.zeros(persons, num_frames, *representation.frame_shape)
+        where = torch.zeros(persons, num_frames, dtype=torch.bool)
+        for index, known in enumerate(self.known):
+            frames = known.frames or slice(0, 0)
+            if known.person >= persons:
+                raise ValueError(f"known[{index}].person: expected one of 0 to {persons - 1}, got {known.person}")
+            if frames.stop > num_frames:
+                raise ValueError(
+                    f"known[{index}].frames: expected within [0, {num_frames}), got [{frames.start}, {frames.stop})"
+                )
+            if where[known.person, frames].any():
+                raise ValueError(f"known[{index}].frames: expected each frame of person {known.person} once, got twice")
+            try:
+                motion[known.person, frames] = known.as_motion(representation)
+            except ValueError as error:
+                raise ValueError(f"known[{index}].{error}") from None
+            where[known.person, frames] = True
+        return Given(representation, motion, where, self.blend)
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """What is given of one motion: ``motion`` (P, T, ...) where ``where`` (P, T) says so."""
+
+    representation: Representation
+    motion: Tensor
+    where: Tensor
+    blend: int
+
+    def filled(self, frames: int) -> Tensor:
+        """(P, frames, ...) for the encoder: gaps are filled from their two ends, the ends of the motion are held."""
+        count = self.where.shape[1]
+        filled = torch.stack([_interpolated(*each) for each in zip(self.motion, self.where, strict=True)])
+        return torch.cat([filled, filled[:, -1:].expand(-1, frames - count, *filled.shape[2:])], dim=1)
+
+    def paste(self, motion: Tensor) -> Tensor:
+        """Decoded motion (P, T, ...) with what is given in its place.
+
+        Up to ``blend`` free frames before and after get a part of what sets the decoded frame at the seam apart from
+        the given one, less the further away; their velocities follow from their positions, contacts stay.
+        """
+        result = motion.clone()
+        for row, given, where in zip(result, self.motion, self.where, strict=True):
+            if not where.any():
+                continue
+            offset, weights = given - row, _fading(where, self.blend)
+            moved = where.clone()
+            if self.representation.contacts is not None:
+                offset[..., self.representation.contacts] = 0.0
+            for anchor, weight in weights:
+                row += offset[anchor] * weight.view(-1, *[1] * (row.dim() - 1))
+                moved |= weight > 0
+            row[where] = given[where]
+            if not self.representation.root_centred:
+                self._follow(row, moved)
+                row[where] = given[where]
+        return result
+
+    def _follow(self, row: Tensor, moved: Tensor) -> None:
+        """Velocities of frames (T,) that were moved, and of those before them, are differences to the next frame."""
+        steps = self.representation.positions(row).diff(dim=0)
+        changed = (moved[:-1] | moved[1:]).nonzero()[:, 0]
+        columns = row[..., self.representation.velocity]
+        columns[changed] = steps[changed].reshape(columns[changed].shape)
+
+
+def _interpolated(motion: Tensor, where: Tensor) -> Tensor:
+    """Frames (T, ...), between those that are given on a line, before and after them as the nearest."""
+    given = where.nonzero()[:, 0]
+    if len(given) == 0:
+        return motion
+    time = torch.arange(len(where))
+    after = torch.searchsorted(given, time).clamp(max=len(given) - 1)
+    before = (torch.searchsorted(given, time, right=True) - 1).clamp(min=0)
+    low, high = given[before], given[after]
+    share = ((time - low) / (high - low).clamp(min=1)).clamp(0, 1).view(-1, *[1] * (motion.dim() - 1))
+    return torch.lerp(motion[low], motion[high], share)
+
+
+def _fading(where: Tensor, blend: int) -> list[tuple[int, Tensor]]:
+    """For each end of a given run its frame, and the weights (T,) by which free frames beyond it follow it."""
+    frames = len(where)
+    result = []
+    for seam in where.int().diff().nonzero()[:, 0].tolist():
+        anchor, step = (seam, 1) if where[seam] else (seam + 1, -1)
+        gap = 0
+        while 0 <= anchor + step * (gap + 1) < frames and not where[anchor + step * (gap + 1)]:
+            gap += 1
+        reach = min(blend, gap)
+        weight = torch.zeros(frames)
+        for distance in range(1, reach + 1):
+            weight[anchor + step * distance] = (1 + math.cos(math.pi * distance / (reach + 1))) / 2
+        result.append((anchor, weight))
+    return result
+
+
+def known_latents(
+    given: Sequence[Given], encode: Callable[[Tensor], Tensor], multiple: int, *, by_levels: bool
+) -> KnownLatents:
+    """The latents of what is given of each motion of a batch, padded to the longest.
+
+    Only runs of ``multiple`` frames that are given as a whole have known latents; what is left is pasted alone.
+
+    Args:
+        given: of each motion. encode: motion (1, P, T, ...) to latents (1, P, T / multiple, X).
+        by_levels: see ``KnownLatents``.
+    """
+    rows = []
+    for each in given:
+        count = -(-each.where.shape[1] // multiple)
+        latents = encode(each.filled(count * multiple)[None])[0].flatten(2)
+        spare = count * multiple - each.where.shape[1]
+        padded = torch.cat([each.where, each.where[:, -1:].expand(-1, spare)], dim=1)
+        rows.append((latents, padded.unflatten(1, (count, multiple)).all(dim=2)))
+    longest = max(where.shape[1] for _, where in rows)
+    persons, _, width = rows[0][0].shape
+    latents = rows[0][0].new_zeros(len(rows), persons, longest, width)
+    known = torch.zeros(len(rows), persons, longest, dtype=torch.bool, device=latents.device)
+    for index, (values, where) in enumerate(rows):
+        latents[index, :, : values.shape[1]] = values
+        known[index, :, : where.shape[1]] = where.to(latents.device)
+    return KnownLatents(latents, known, by_levels)

@@ -1,0 +1,300 @@
+"""What is given comes back bit for bit, steers the rest, and is refused by name where it does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from intermoe.control import Control, Given, Known, known_latents
+from intermoe.motion.humanml3d import HUMANML3D
+from intermoe.motion.interhuman import CONTACT_COLUMNS, INTERHUMAN, from_joints, process_pair
+from intermoe.motion.interx import INTERX
+from intermoe.motion.rotations import from_rot6d
+from intermoe.pipeline import UNTRAINED
+from intermoe.systems.intergen.config import InterGenConfig, InterGenModelConfig
+from intermoe.systems.intergen.network import InterGen
+from intermoe.systems.intergen.pipeline import InterGenPipeline
+from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+
+FRAMES = 22
+
+
+@pytest.fixture(params=["levels", "replacement"])
+def pipeline(request: pytest.FixtureRequest, tiny_pipeline: Any) -> Any:
+    """The tiny model, taken as trained with levels or not."""
+    config = dataclasses.replace(tiny_pipeline.config, levels=request.param == "levels")
+    parts = (tiny_pipeline.vae, tiny_pipeline.denoiser, tiny_pipeline.text_encoder, tiny_pipeline.statistics)
+    return InterMoEPipeline(config, *parts)
+
+
+def standing(frames: int, seed: int = 0) -> Tensor:
+    """Joints (frames, 22, 3) of a swaying body."""
+    rng = np.random.default_rng(seed)
+    body = np.column_stack([rng.uniform(-0.3, 0.3, 22), np.linspace(0.0, 1.7, 22), rng.uniform(-0.2, 0.2, 22)])
+    sway = 0.1 * np.sin(np.arange(frames)[:, None, None] / 8 + rng.uniform(0, 6, (1, 22, 3)))
+    return torch.tensor(body + sway, dtype=torch.float32)
+
+
+def motion_of(frames: int, seed: int = 0) -> Tensor:
+    return torch.randn(frames, 262, generator=torch.Generator().manual_seed(seed))
+
+
+def made(pipeline: Any, *known: Known, **options: Any) -> Any:
+    control = Control(known, **options) if known else None
+    return pipeline("two people bow", num_frames=FRAMES, num_inference_steps=3, control=control)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:control. model")
+
+
+def test_a_given_person_comes_back_and_the_other_reacts(pipeline: Any) -> None:
+    joints = standing(FRAMES)
+    found = made(pipeline, Known(1, joints=joints))
+    assert torch.equal(found.joints[0, 1], joints)
+    free, other = made(pipeline), made(pipeline, Known(1, joints=standing(FRAMES, seed=1)))
+    assert not torch.equal(found.joints[0, 0], free.joints[0, 0])
+    assert not torch.equal(found.joints[0, 0], other.joints[0, 0])
+
+
+def test_given_frames_come_back_and_only_they(pipeline: Any) -> None:
+    first, last = motion_of(8), motion_of(5, seed=1)
+    found = made(
+        pipeline,
+        Known(0, motion=first.numpy()),
+        Known(0, motion=last, frames=slice(17, 22)),
+        Known(1, motion=first, frames=slice(3, None)),
+    )
+    assert torch.equal(found.motion[0, 0, :8], first)
+    assert torch.equal(found.motion[0, 0, 17:], last)
+    assert torch.equal(found.motion[0, 1, 3:11], first)
+    free = made(pipeline)
+    assert not (found.motion[0, 0, 8:17] == free.motion[0, 0, 8:17]).all(dim=1).any()
+    assert not torch.equal(found.motion[0, 1, 20:], free.motion[0, 1, 20:])  # no seam near: the latents differ
+
+
+def test_lengths_of_a_batch_are_controlled_each(pipeline: Any) -> None:
+    control, motion = Control([Known(0, motion=motion_of(9))]), motion_of(9)
+    options: dict[str, Any] = {"num_inference_steps": 2, "control": control}
+    both = pipeline.sample(["two people bow", "one of them turns"], [10, 30], [3, 4], **options)
+    assert [len(each[0]) for each in both] == [10, 30]
+    assert all(torch.equal(each[0, :9], motion) for each in both)
+    (alone,) = pipeline.sample(["one of them turns"], [30], [4], **options)
+    torch.testing.assert_close(both[1], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_the_way_is_that_of_the_models_training(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    forward = pipeline.denoiser.forward
+
+    def watched(x: Tensor, timesteps: Tensor, *rest: Any, **options: Any) -> Any:
+        seen.append(timesteps)
+        return forward(x, timesteps, *rest, **options)
+
+    monkeypatch.setattr(pipeline.denoiser, "forward", watched)
+    if pipeline.config.levels:
+        made(pipeline, Known(1, motion=motion_of(FRAMES)))
+        assert all(levels.shape == (2, 2, 1) for levels in seen)
+        assert all((levels[:, 1] == 0).all() and (levels[:, 0] == levels[0, 0]).all() for levels in seen)
+    else:
+        with pytest.warns(UserWarning, match=rf"^control: model 'tiny' {UNTRAINED}"):
+            made(pipeline, Known(1, motion=motion_of(FRAMES)))
+        assert all(levels.dim() == 1 for levels in seen)
+
+
+def test_only_whole_runs_have_latents() -> None:
+    control = Control([Known(0, motion=motion_of(9), frames=slice(3, 12)), Known(1, motion=motion_of(14))])
+    given = [control.place(INTERHUMAN, 14, 2), control.place(INTERHUMAN, 18, 2)]
+    known = known_latents(given, lambda motion: motion[:, :, ::4], 4, by_levels=True)
+    assert known.where.int().tolist() == [
+        [[0, 1, 1, 0, 0], [1, 1, 1, 1, 0]],
+        [[0, 1, 1, 0, 0], [1, 1, 1, 0, 0]],
+    ]
+    assert torch.equal(known.latents[0, 0, 1], motion_of(9)[1])  # frame 4 is the second that is given
+
+
+def test_gaps_are_filled_on_a_line_and_ends_are_held() -> None:
+    motion = torch.arange(7.0)[:, None].expand(7, 262) ** 2
+    where = torch.tensor([[False, True, False, False, True, True, False]])
+    filled = Given(INTERHUMAN, motion[None], where, 0).filled(8)[0, :, 0]
+    assert filled.tolist() == [1, 1, 6, 11, 16, 25, 25, 25]
+
+
+@pytest.mark.parametrize("blend", [0, 1, 3, 20])
+def test_neighbours_are_led_to_what_is_given(blend: int) -> None:
+    decoded = motion_of(30)[None]
+    contacts = decoded[..., CONTACT_COLUMNS].clone()
+    control = Control([Known(0, motion=decoded[0, 10:15] + 5, frames=slice(10, 15))], blend=blend)
+    found = control.place(INTERHUMAN, 30, 1).paste(decoded)[0]
+    given = torch.arange(30).sub(12).abs() <= 2
+    assert torch.equal(found[given], decoded[0, given] + 5)
+    moved = (found - decoded[0])[:, :66]
+    torch.testing.assert_close(moved, moved[:, :1].expand(-1, 66), atol=1e-4, rtol=0)
+    shift = moved[:, 0]
+    assert ((shift[:11].diff() > 1e-4) == (torch.arange(10) >= 9 - blend)).all()
+    assert ((shift[14:].diff() < -1e-4) == (torch.arange(15) < max(blend, 0) + 1)).all()
+    assert shift[: 10 - min(blend, 10)].abs().max() == 0 if blend < 10 else True
+    torch.testing.assert_close(found[~given][:, CONTACT_COLUMNS], contacts[0, ~given])
+    changed = torch.arange(29)[(found[:-1] != decoded[0, :-1]).any(dim=1) & ~given[:-1]]
+    assert 9 in changed
+    torch.testing.assert_close(found[changed, 66:132], found[changed + 1, :66] - found[changed, :66])
+
+
+def test_a_short_gap_is_led_to_both_ends() -> None:
+    decoded = torch.zeros(1, 12, 262)
+    high, low = torch.full((5, 262), 1.0), torch.full((4, 262), -1.0)
+    known = [Known(0, motion=high), Known(0, motion=low, frames=slice(8, 12))]
+    gap = Control(known, blend=8).place(INTERHUMAN, 12, 1).paste(decoded)[0, 5:8, 0]
+    assert gap[0] > 0.5
+    assert gap[1].abs() < 1e-6
+    assert gap[2] < -0.5
+
+
+def test_a_person_of_whom_nothing_is_given_is_left_as_decoded() -> None:
+    decoded = torch.stack([motion_of(12), motion_of(12, seed=1)])
+    found = Control([Known(1, motion=motion_of(4))]).place(INTERHUMAN, 12, 2).paste(decoded)
+    assert torch.equal(found[0], decoded[0])
+
+
+def test_motion_of_joints_is_that_of_the_representation() -> None:
+    rng = np.random.default_rng(0)
+    positions = standing(40).double().numpy()
+    positions[:, [7, 8, 10, 11], 1] = 0.03
+    raw = np.zeros((40, 192))
+    raw[:, :66] = np.stack([positions[..., 0], -positions[..., 2], positions[..., 1]], axis=-1).reshape(40, 66)
+    raw[:, 66:] = rng.normal(size=(40, 126))
+    expected = process_pair(raw, raw)[0]
+    found = from_joints(torch.from_numpy(expected[:, :66]).unflatten(1, (22, 3)))
+    assert torch.equal(found[:, :66], torch.from_numpy(expected[:, :66]))
+    torch.testing.assert_close(found[:-1, 66:132], torch.from_numpy(expected[:-1, 66:132]), atol=1e-6, rtol=0)
+    assert torch.equal(found[:-1, CONTACT_COLUMNS], torch.from_numpy(expected[:-1, CONTACT_COLUMNS]))
+    assert found[:, CONTACT_COLUMNS].any()
+    torch.testing.assert_close(found[-1, 66:132], found[-2, 66:132], atol=1e-6, rtol=0)
+    columns = found[:, 132:258].unflatten(1, (21, 3, 2)).double()
+    torch.testing.assert_close(
+        columns.mT @ columns, torch.eye(2).double().expand_as(columns.mT @ columns), atol=1e-5, rtol=0
+    )
+
+
+def test_rotations_of_joints_turn_the_bones() -> None:
+    """A body that bends one elbow: the elbow's rotation is by that angle, the others' stay."""
+    from intermoe.motion.rig import REST_POSE, at_rest
+    from intermoe.motion.rotations import about_axis
+
+    angles = np.linspace(0, 1, 5)
+    joints = np.tile(at_rest(REST_POSE), (5, 1, 1))
+    joints[:, 20] = joints[:, 18] + (about_axis(1, angles) @ REST_POSE[20])
+    found = from_rot6d(from_joints(torch.tensor(joints, dtype=torch.float32))[:, 132:258].unflatten(1, (21, 6)).numpy())
+    turns = found[0].swapaxes(-1, -2) @ found
+    traces = np.trace(turns, axis1=-2, axis2=-1).clip(-1, 3)
+    turned = np.arccos((traces - 1) / 2)
+    np.testing.assert_allclose(turned[:, 17], angles, atol=2e-3)
+    assert turned[:, [*range(17), 18, 20]].max() < 2e-3
+
+
+NAN = torch.full((4, 262), 0.0).index_fill(0, torch.tensor(2), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"motion": NAN}, r"^motion: expected finite numbers, got others in frame 2"),
+        ({"joints": NAN[:, :66].unflatten(1, (22, 3))}, r"^joints: expected finite numbers, got others in frame 2"),
+        ({}, r"^joints, motion: expected one of the two"),
+        ({"joints": torch.zeros(4, 22, 3), "motion": torch.zeros(4, 262)}, r"^joints, motion: expected one"),
+        ({"joints": torch.zeros(4, 66)}, r"^joints: expected shape \(t, J, 3\), got \(4, 66\)"),
+        ({"motion": torch.zeros(0, 262)}, r"^motion: expected frames in the first dimension"),
+        ({"motion": torch.zeros(4, 262), "frames": slice(0, 5)}, r"^frames: expected 4 frames, .*got \[0, 5\)"),
+        ({"motion": torch.zeros(4, 262), "frames": slice(0, 8, 2)}, r"^frames: expected a run of frames, got step 2"),
+        ({"motion": torch.zeros(4, 262), "frames": slice(-4, None)}, r"^frames: start: must be in \[0, "),
+        ({"motion": torch.zeros(4, 262), "person": -1}, r"^person: must be in \[0, "),
+    ],
+)
+def test_what_cannot_be_given_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Known(**{"person": 0, **arguments})
+
+
+def test_values_of_another_kind_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"^frames: expected a slice, got 3"):
+        Known(0, motion=torch.zeros(4, 262), frames=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^person: expected an integer"):
+        Known("first", motion=torch.zeros(4, 262))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^known: expected at least one, got none"):
+        Control()
+    with pytest.raises(ValueError, match=r"^blend: must be in \[0, "):
+        Control([Known(0, motion=torch.zeros(4, 262))], blend=-1)
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        (Known(2, motion=torch.zeros(4, 262)), r"^known\[1\]\.person: expected one of 0 to 1, got 2"),
+        (
+            Known(0, motion=torch.zeros(4, 262), frames=slice(20, 24)),
+            r"^known\[1\]\.frames: expected within \[0, 22\), got \[20, 24\)",
+        ),
+        (
+            Known(0, motion=torch.zeros(4, 262), frames=slice(1, 5)),
+            r"^known\[1\]\.frames: expected each frame .*twice",
+        ),
+        (Known(1, motion=torch.zeros(4, 262), fps=20), r"^known\[1\]\.fps: expected 30, the model's rate, got 20"),
+        (Known(1, motion=torch.zeros(4, 263)), r"^known\[1\]\.motion: expected shape \(t, 262\) of interhuman"),
+        (Known(1, joints=torch.zeros(4, 24, 3)), r"^known\[1\]\.joints: expected 22 joints, got 24"),
+    ],
+)
+def test_what_does_not_fit_the_motion_is_refused(tiny_pipeline: Any, known: Known, message: str) -> None:
+    control = Control([Known(0, motion=torch.zeros(2, 262), fps=30), known])
+    with pytest.raises(ValueError, match=message):
+        tiny_pipeline("two people bow", num_frames=FRAMES, control=control)
+    with pytest.raises(ValueError, match=message):
+        tiny_pipeline.sample(["two people bow"], [FRAMES], [0], control=control)
+
+
+def test_joints_are_refused_where_motion_does_not_follow_from_them() -> None:
+    for representation in (INTERX, HUMANML3D):
+        with pytest.raises(ValueError, match=rf"joints: expected motion, {representation.name} does not follow"):
+            Control([Known(0, joints=torch.zeros(4, 22, 3))]).place(representation, 8, 1)
+
+
+@pytest.mark.parametrize("representation", [INTERX, HUMANML3D], ids=lambda each: each.name)
+def test_motion_of_every_representation_is_pasted(representation: Any) -> None:
+    decoded = torch.randn(1, 12, *representation.frame_shape)
+    given = torch.randn(4, *representation.frame_shape)
+    found = Control([Known(0, motion=given, frames=slice(4, 8))]).place(representation, 12, 1).paste(decoded)
+    assert torch.equal(found[0, 4:8], given)
+    assert not torch.equal(found[0, 3], decoded[0, 3])
+    if not representation.root_centred:
+        steps = representation.positions(found[0]).diff(dim=0)
+        torch.testing.assert_close(found[0, :3, :, 3:6], steps[:3])
+
+
+def test_a_system_without_latents_keeps_what_is_known_frame_by_frame(tiny_pipeline: Any) -> None:
+    torch.manual_seed(0)
+    config = InterGenModelConfig(
+        min_frames=8,
+        network=InterGenConfig(text_dim=8, dim=8, num_layers=1, num_heads=2, feedforward_dim=8),
+        text=tiny_pipeline.config.text,
+    )
+    network = InterGen(config.network)
+    torch.nn.init.normal_(network.out.weight, std=0.2)
+    pipeline = InterGenPipeline(config, network, tiny_pipeline.text_encoder, tiny_pipeline.statistics)
+    joints = standing(FRAMES)
+    with pytest.warns(UserWarning, match=UNTRAINED):
+        found = made(pipeline, Known(0, joints=joints), Known(1, joints=joints[:1], frames=slice(5, 6)))
+    assert torch.equal(found.joints[0, 0], joints)
+    assert torch.equal(found.joints[0, 1, 5], joints[0])
+    assert not (found.joints[0, 1, 15:] == made(pipeline).joints[0, 1, 15:]).all()
+
+
+def test_a_system_that_cannot_is_named(tiny_pipeline: Any) -> None:
+    class Plain(InterMoEPipeline):
+        controls = ()
+
+    parts = (tiny_pipeline.vae, tiny_pipeline.denoiser, tiny_pipeline.text_encoder, tiny_pipeline.statistics)
+    with pytest.raises(ValueError, match=r"^control: expected a system that keeps what is known, got intermoe"):
+        made(Plain(tiny_pipeline.config, *parts), Known(0, motion=motion_of(4)))

@@ -1,0 +1,84 @@
+"""What the network sees of known latents, step by step, and that they stay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from intermoe.diffusion import SCHEDULERS, DiffusionConfig, KnownLatents, build_scheduler, sample
+
+SHAPE = (2, 2, 6, 3)
+
+
+def a_known(by_levels: bool) -> KnownLatents:
+    where = torch.zeros(SHAPE[:3], dtype=torch.bool)
+    where[0, 1] = where[1, 0, 2:4] = True
+    return KnownLatents(torch.randn(SHAPE), where, by_levels)
+
+
+def sampled(known: KnownLatents | None, scheduler: str = "ddim", **options: Any) -> tuple[Tensor, list[Any]]:
+    seen: list[Any] = []
+
+    def network(x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        seen.append((x, timesteps))
+        return 0.3 * x.flip(1) + 0.1
+
+    made = sample(
+        network,
+        torch.ones(2, 5),
+        SHAPE,
+        scheduler=build_scheduler(scheduler, DiffusionConfig()),
+        num_inference_steps=6,
+        generators=[torch.Generator().manual_seed(i) for i in range(2)],
+        known=known,
+        **options,
+    )
+    return made, seen
+
+
+@pytest.mark.parametrize("by_levels", [False, True])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_known_latents_stay_and_the_rest_follows(scheduler: str, by_levels: bool) -> None:
+    known = a_known(by_levels)
+    made, _ = sampled(known, scheduler, latent_scale=0.5)
+    free, _ = sampled(None, scheduler, latent_scale=0.5)
+    assert torch.equal(made[known.where], known.latents[known.where])
+    partner = known.where.flip(1)  # which this network makes of the other person
+    assert not (made == free)[partner].any()
+    torch.testing.assert_close(made[~partner & ~known.where], free[~partner & ~known.where])
+
+
+def test_by_levels_the_network_sees_them_clean_at_level_0() -> None:
+    known = a_known(by_levels=True)
+    _, seen = sampled(known, latent_scale=0.5)
+    expected = torch.where(known.where, 0, 1)[:, :, ::2]  # three runs of two frames tell
+    for x, levels in seen:
+        assert torch.equal(x.chunk(2)[0][known.where], 0.5 * known.latents[known.where])
+        assert levels.shape == (4, 2, 3)
+        assert torch.equal((levels > 0).int(), expected.repeat(2, 1, 1).int())
+    # the last step's 0 would say that all is known
+    assert [int(levels.max()) for _, levels in seen] == [830, 664, 498, 332, 166, 1]
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpmsolver++", "unipc"])
+def test_by_replacement_they_have_the_noise_of_the_step(scheduler: str) -> None:
+    """alpha z + sigma e with the sample's own noise e, which these solvers keep."""
+    known = a_known(by_levels=False)
+    _, seen = sampled(known, scheduler, latent_scale=0.5)
+    noise = torch.cat([torch.randn((1, *SHAPE[1:]), generator=torch.Generator().manual_seed(i)) for i in range(2)])
+    share = build_scheduler("ddpm", DiffusionConfig()).alphas_cumprod
+    for x, timesteps in seen:
+        kept = share[timesteps[:2]].view(2, 1, 1, 1)
+        expected = kept.sqrt() * 0.5 * known.latents + (1 - kept).sqrt() * noise
+        torch.testing.assert_close(x.chunk(2)[0][known.where], expected[known.where], atol=1e-4, rtol=1e-4)
+
+
+def test_as_many_runs_as_can_tell() -> None:
+    timestep = torch.tensor(500)
+    for row, runs in (("000000", "0"), ("111111", "1"), ("111000", "10"), ("110011", "101"), ("100000", "100000")):
+        where = torch.tensor([[[each == "1" for each in row]]])
+        levels = KnownLatents(torch.zeros(1, 1, 6, 3), where, True).levels(timestep)
+        assert levels.tolist() == [[[0 if each == "1" else 500 for each in runs]]]

@@ -1,0 +1,96 @@
+"""Noise levels of persons and frames in training: who is clean, how often, whatever the company and the padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from intermoe.config import ConfigError
+from intermoe.diffusion import DiffusionConfig
+from intermoe.train.config import DenoiserTrainConfig, LevelMixConfig
+from intermoe.train.draws import ItemDraws
+from intermoe.train.levels import mixed_timesteps
+
+CPU = torch.device("cpu")
+
+
+def mixed(mix: dict[str, Any], numbers: list[int], frames: list[int]) -> Tensor:
+    draws = ItemDraws((7,), numbers, CPU)
+    timesteps = (draws.uniform() * 1000).long()
+    return mixed_timesteps(LevelMixConfig(**mix), draws, timesteps, frames, 2, DiffusionConfig())
+
+
+def all_of(kind: str, count: int = 400, **others: Any) -> Tensor:
+    return mixed({"one_level": 0.0, kind: 1.0, **others}, list(range(count)), [12] * count)
+
+
+@pytest.mark.parametrize("kind", ["one_level", "independent", "person", "prefix", "frames"])
+def test_levels_of_a_sample_depend_on_neither_batch_nor_padding(kind: str) -> None:
+    frames, mix = [9, 5, 16, 7, 12, 3, 8, 11], {"one_level": 0.0, kind: 1.0}
+    together = mixed(mix, list(range(8)), frames)
+    assert together.shape == (8, 2, 16)
+    for number, length in enumerate(frames):
+        alone = mixed(mix, [number], [length])
+        assert torch.equal(alone[0], together[number, :, :length])
+
+
+def test_shares_are_met() -> None:
+    count = 2000
+    mix = {"one_level": 0.3, "independent": 0.1, "person": 0.2, "prefix": 0.15, "frames": 0.25, "run": 1}
+    levels = mixed(mix, list(range(count)), [40] * count)
+    clean, many = levels == 0, torch.tensor([len(sample.unique()) > 2 for sample in levels])
+    one_person = (clean.all(dim=2).sum(dim=1) == 1) & ~clean.all(dim=(1, 2))
+    both = (clean[:, 0] == clean[:, 1]).all(dim=1)
+    prefix = both & clean.any(dim=(1, 2)) & (clean.int().diff(dim=2) <= 0).all(dim=(1, 2))
+    kinds = {
+        "independent": many,
+        "person": one_person,
+        "prefix": prefix,
+        "frames": clean.any(dim=(1, 2)) & ~one_person & ~prefix & ~many,
+    }
+    for kind, found in kinds.items():
+        assert abs(found.float().mean().item() - mix[kind]) < 0.04, kind
+
+
+def test_one_level_is_one_and_never_clean() -> None:
+    levels = all_of("one_level")
+    assert (levels == levels[:, :1, :1]).all()
+    assert (levels > 0).all()
+
+
+def test_independent_levels_change_with_person_and_run() -> None:
+    levels = all_of("independent", run=4).unflatten(2, (3, 4))
+    assert (levels > 0).all()
+    assert (levels == levels[..., :1]).all()
+    assert (levels[:, 0, :, 0] != levels[:, 1, :, 0]).float().mean() > 0.99
+    assert (levels[:, :, 0, 0] != levels[:, :, 1, 0]).float().mean() > 0.99
+    assert abs(levels.double().mean() - 500) < 30
+
+
+def test_what_is_not_clean_has_one_level_and_random_frames_come_in_runs() -> None:
+    for kind in ("person", "prefix", "frames"):
+        levels = all_of(kind)
+        assert all(len(sample[sample > 0].unique()) <= 1 for sample in levels)
+    runs = (all_of("frames", run=4) == 0).unflatten(2, (3, 4))
+    assert (runs == runs[..., :1]).all()
+    assert abs(runs.float().mean() - 0.5) < 0.06
+    persons = (all_of("person") == 0).all(dim=2)
+    assert (persons.sum(dim=1) == 1).all()
+    assert abs(persons[:, 0].float().mean() - 0.5) < 0.1
+
+
+def test_levels_are_validated() -> None:
+    assert not LevelMixConfig().mixed
+    for values, name in (
+        ({"person": 0.5}, "one_level"),
+        ({"one_level": 1.5, "person": -0.5}, "person"),
+        ({"run": 0}, "run"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^{name}: must be"):
+            LevelMixConfig(**values)
+    data = {"representation": "humanml3d", "mirror": False, "swap_persons": False}
+    with pytest.raises(ConfigError, match=r"levels\.person: must be 0 for humanml3d"):
+        DenoiserTrainConfig.from_dict({"data": data, "levels": {"one_level": 0.5, "person": 0.5}})
