@@ -191,3 +191,18 @@ def test_a_loaded_evaluator_is_frozen_and_does_not_drop(tmp_path: Path) -> None:
     loaded = load_evaluator(tmp_path)
     assert not any(module.training for module in loaded.modules())
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_the_published_text_side_is_read_at_the_end_of_text() -> None:
+    """Embeddings and positions -> transformer over the padding too -> norm -> state at the largest id -> Linear."""
+    text = TextConfig(
+        kind="clip", output_dim=6, width=8, num_layers=1, num_heads=2, feedforward_dim=8, max_tokens=5, vocab_size=20
+    )
+    torch.manual_seed(0)
+    encoder: Any = InterClip(InterClipConfig(**{**SMALL, "text": text})).eval().text
+    torch.nn.init.normal_(encoder.norm.weight)
+    tokens = torch.tensor([[17, 4, 19, 0, 0], [17, 4, 5, 6, 19]])
+    states = encoder.transformer(encoder.token_embedding.weight[tokens] + encoder.position_embedding)
+    normed = torch.nn.functional.layer_norm(states, (8,), encoder.norm.weight, encoder.norm.bias)
+    expected = encoder.out(torch.stack([normed[0, 2], normed[1, 4]]))
+    torch.testing.assert_close(encoder.encode_tokens(tokens), expected)
