@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
 from intermoe.text.clip import ClipTextEncoder, at_end_of_text
-from intermoe.text.protocol import TextConfig, masked_mean, pad_token_ids
+from intermoe.text.protocol import TextConfig, check_prompts, masked_mean, pad_token_ids
 from intermoe.text.wordpiece import WordPieceTextEncoder
 
 
@@ -121,3 +121,9 @@ def test_pieces_are_the_most_shared_first_and_words_are_spelled_by_the_longest()
     assert spelled["turning"] == ["turn", "##ing"]  # "turn" is a word itself
     assert spelled["turn"] == ["tur", "##n"]
     assert not {"turning", "##urning"} & (set(names.values()) - set(encoder._words))  # of a single word only
+
+
+@pytest.mark.parametrize("prompt", ["bow\0", "bow \ud83d"])
+def test_what_is_no_text_is_refused(prompt: str) -> None:
+    with pytest.raises(ValueError, match="prompts: expected UTF-8 text"):
+        check_prompts(["they bow", prompt])
