@@ -34,6 +34,9 @@ FID = f"{SCALE}::test_fid_is_that_of_the_features"
 SETTINGS = f"{EVAL}::test_every_setting_belongs_to_the_folder"
 
 # "field": the tests that show what depends on it
+SYSTEMS = "systems/test_config_fields.py"
+MASKED = "systems/intermask/test_network.py"
+
 FIELDS: dict[str, dict[str, str]] = {
     "VAEConfig": {
         "representation": f"{SYSTEM}::test_representation_and_width_of_latents",
@@ -223,6 +226,51 @@ FIELDS: dict[str, dict[str, str]] = {
             f"{TRAIN}::test_settings_of_an_ablation_reach_the_generation",
         ),
     },
+    "InterGenConfig": {
+        **dict.fromkeys(
+            ("input_dim", "text_dim", "dim", "num_layers", "feedforward_dim"), f"{SYSTEMS}::test_sizes_of_intergen"
+        ),
+        "num_heads": f"{SYSTEMS}::test_heads_of_intergen_change_the_answer_and_no_shape",
+        "dropout": f"{SYSTEMS}::test_dropout_of_intergen_is_in_attention_and_feed_forward",
+        "mask_padding": f"{SYSTEMS}::test_padding_that_is_not_masked_is_computed_on",
+    },
+    "InterGenModelConfig": {},  # other values for those of RawMotionConfig
+    "TIMotionModelConfig": {},
+    "MotionLossConfig": {
+        **dict.fromkeys(
+            ("simple", "velocity", "bones", "feet", "distances", "touch", "orientation"),
+            f"{SYSTEMS}::test_a_weight_of_intergens_loss_is_of_its_term_alone",
+        ),
+        "last_timestep": f"{SYSTEMS}::test_the_last_timestep_that_is_judged",
+        **dict.fromkeys(
+            ("step_into_padding", "orientation_of_all"),
+            "systems/test_intergen.py::test_the_published_codes_habits_are_switches",
+        ),
+    },
+    "GuidanceConfig": dict.fromkeys(
+        ("everything", "interaction", "individuals"),
+        "systems/test_in2in.py::test_four_passes_are_the_weighted_sum_of_four_calls",
+    ),
+    "DualMDMConfig": {
+        **dict.fromkeys(
+            ("interaction_scale", "individual_scale", "rate", "num_train_timesteps"),
+            f"{SYSTEMS}::test_scales_and_times_of_dual_mdm",
+        ),
+        "schedule": "systems/test_in2in.py::test_schedules",
+    },
+    "InterMaskConfig": {
+        **dict.fromkeys(
+            ("num_codes", "code_dim", "text_dim", "dim", "num_layers", "feedforward_dim", "num_parts"),
+            f"{SYSTEMS}::test_sizes_of_intermask",
+        ),
+        "num_heads": f"{SYSTEMS}::test_heads_of_intermask_change_the_answer_and_no_shape",
+        "dropout": f"{SYSTEMS}::test_dropout_of_intermask_is_in_attention_and_feed_forward",
+    },
+    "UnmaskingConfig": {
+        "num_inference_steps": f"{MASKED}::test_unmasking_opens_less_each_round_and_reconsiders_nothing",
+        "guidance_scale": f"{SYSTEMS}::test_codes_are_the_likeliest_of_the_guided_logits",
+        "keep_share": f"{MASKED}::test_of_the_likeliest_code_alone_nothing_is_drawn",
+    },
 }  # fmt: skip
 
 
@@ -231,20 +279,15 @@ WITHOUT_ROWS = frozenset(
     [
         "ComMDMConfig",
         "ComMDMTrainConfig",
-        "DualMDMConfig",
-        "GuidanceConfig",
-        "InterGenConfig",
-        "InterMaskConfig",
         "InterMaskTrainConfig",
         "MDMConfig",
         "MDMTrainConfig",
-        "MotionLossConfig",
         "MotionTrainConfig",
+        "RawMotionConfig",
         "TIMotionConfig",
         "TokenizerConfig",
         "TokenizerLossConfig",
         "TokenizerTrainConfig",
-        "UnmaskingConfig",
     ]
 )
 

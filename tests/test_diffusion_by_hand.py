@@ -159,3 +159,48 @@ def test_values_out_of_range_are_refused(name: str, low: Any, high: Any) -> None
         if value is not None:
             with pytest.raises(ValueError, match=f"{name}: must be"):
                 DiffusionConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver++", "unipc"])
+def test_only_ddpm_draws_after_the_first_noise(name: str) -> None:
+    noise = torch.randn(1, 2, 3, 4)
+
+    def run(seed: int, kind: str) -> Tensor:
+        torch.manual_seed(seed)
+        return sample(
+            Network(), torch.ones(1, 2), (1, 2, 3, 4), num_inference_steps=4, noise=noise,
+            scheduler=build_scheduler(kind, DiffusionConfig()),
+        )  # fmt: skip
+
+    assert torch.equal(run(1, name), run(2, name))
+    assert not torch.equal(run(1, "ddpm"), run(2, "ddpm"))
+
+
+def test_padding_of_a_sample_is_that_of_both_its_halves_and_starts_at_zero() -> None:
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    network, noise = Network(), torch.randn(2, 2, 3, 4)
+    sample(
+        network, torch.ones(2, 2), (2, 2, 3, 4), num_inference_steps=1, guidance_scale=2.0, mask=mask, noise=noise,
+        scheduler=build_scheduler("ddim", DiffusionConfig()),
+    )  # fmt: skip
+    ((x, _, _, doubled),) = network.calls
+    assert doubled is not None
+    assert doubled.tolist() == mask.tolist() * 2
+    padded = torch.where(mask[:, None, :, None], noise, torch.zeros(()))
+    assert torch.equal(x, torch.cat([padded, padded]))
+
+
+def loss_of(error: Tensor, **options: Any) -> float:
+    """The loss of an estimate that is off by ``error`` (B, P, T', X)."""
+    latents = torch.zeros_like(error)
+    return training_loss(
+        lambda x, *_: error, latents, torch.ones(len(error), 2, dtype=error.dtype), None, noise=latents,
+        timesteps=torch.zeros(len(error), dtype=torch.int64), scheduler=build_scheduler("ddpm", DiffusionConfig()),
+        **options,
+    ).item()  # fmt: skip
+
+
+def test_the_loss_is_in_float32_and_its_metric_on_the_right() -> None:
+    assert loss_of(torch.full((1, 2, 3, 4), 300.0, dtype=torch.float16)) == 90000.0  # infinite in float16
+    error = torch.tensor([2.0, 5.0]).expand(1, 1, 1, 2)
+    assert loss_of(error, error_metric=torch.tensor([[0.0, 1.0], [0.0, 0.0]])) == 2.0  # (e M)^2 = (0, 4)

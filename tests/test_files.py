@@ -49,6 +49,16 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    with replacing(path) as one:
+        with replacing(path) as two:
+            one.write_text("one")
+            two.write_text("two")
+        assert path.read_text() == "two"
+    assert path.read_text() == "one"
+
+
 def test_a_file_that_must_be_new_is_never_replaced(tmp_path: Path) -> None:
     path = tmp_path / "numbers.json"
     write_json(path, {"a": 1.5}, exclusive=True)

@@ -252,3 +252,35 @@ def test_every_setting_belongs_to_the_folder(make: Any) -> None:
     for name, value in CHANGED.items():
         with pytest.raises(ValueError, match=f"other settings: {name} was .* is {value!r}"):
             make(**{name: value}).open_folder()
+
+
+def test_every_motion_is_embedded_with_its_own_length(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation, seen = make(), []
+    embed = evaluation.evaluator.embed_motion
+    monkeypatch.setattr(
+        evaluation.evaluator, "embed_motion", lambda motion, lengths: (seen.append(lengths), embed(motion, lengths))[1]
+    )
+    for kind in (TRUTH, GENERATED):
+        piece = next(piece for piece in evaluation.pieces(0) if piece.kind == kind)
+        evaluation.make(0, piece, 1)
+        assert seen.pop().tolist() == [evaluation.dataset.num_frames(index) for index, _ in piece.draws]
+
+
+def test_texts_look_for_their_motion_and_not_the_other_way_round(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text 1 is nearer to motion 0 than to its own, motion 1 has no nearer text than its own."""
+    evaluation = make(batch_size=7, mm_captions=0)
+    motion = np.stack([10.0 * np.arange(7), np.zeros(7)], axis=1)
+    text = motion.copy()
+    text[1, 0] = 4.0
+    monkeypatch.setattr(evaluation, "_gather", lambda *_: {"motion_embedding": motion, "text_embedding": text})
+    evaluation.open_folder()
+    assert evaluation.finish(0)["model"]["r_precision_1"] == pytest.approx(6 / 7)
+
+
+def test_what_a_killed_process_left_is_removed(make: Any) -> None:
+    evaluation = make()
+    left = evaluation.folder / "pieces" / "00" / ".truth-0000.1a2b3c4d.npz"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    evaluation.open_folder()
+    assert not left.exists()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from intermoe.evaluators.bigru import BiGRUConfig, BiGRUEvaluator
+from intermoe.evaluators.evaluator import load_evaluator, save_evaluator
 from intermoe.evaluators.interclip import InterClip, InterClipConfig
+from intermoe.nn.layers import sinusoid
 from intermoe.text.protocol import TextConfig
 from intermoe.text.wordpiece import WordPieceTextEncoder
 
@@ -155,3 +158,51 @@ def test_a_word_of_movement_has_a_category_of_its_own_and_unknown_words_none() -
     words, categories = encode("person/NOUN walk/NOUN slowly/ADV zebra/NOUN person/X", index, 5)
     assert words == [0, 4, 3, 5, 2, 4, 1]
     assert [CATEGORIES[c] for c in categories] == ["OTHER", "NOUN", "Act_VIP", "Desc_VIP", "OTHER", "OTHER", "OTHER"]
+
+
+def test_interclip_reads_the_query_then_both_persons_side_by_side() -> None:
+    """Position 0 is the query and answers, t + 1 is frame t: columns of person 1, then of person 2; to the length."""
+    model, motion = interclip(input_dim=3), torch.randn(2, 2, 12, 5)
+    encoder = model.motion
+    for row, length in enumerate(LENGTHS.tolist()):
+        frames = torch.cat([motion[row, 0, :length, :3], motion[row, 1, :length, :3]], dim=-1)
+        tokens = torch.cat([encoder.query, frames @ encoder.embed.weight.T + encoder.embed.bias])
+        hidden = encoder.transformer((tokens + sinusoid(torch.arange(length + 1), 8))[None])
+        expected = torch.nn.functional.normalize(encoder.out(encoder.norm(hidden[:, 0])))
+        torch.testing.assert_close(model.embed_motion(motion, LENGTHS)[row : row + 1], expected)
+    motion[1, :, 9:] = torch.nan
+    assert model.embed_motion(motion, LENGTHS).isfinite().all()
+
+
+def test_a_text_is_its_words_and_their_categories() -> None:
+    """sos, the words and eos, each the vector and the embedded category; the GRU ends at each text's own end."""
+    from intermoe.evaluators.words import CATEGORIES
+
+    model = bigru()
+    rows, kinds = [0, 4, 5, 1], ["OTHER", "NOUN", "Desc_VIP", "OTHER"]
+    columns = model.category.weight[:, [CATEGORIES.index(kind) for kind in kinds]].T + model.category.bias
+    expected = model.text((model.vectors[rows] + columns)[None], torch.tensor([4]))
+    embedded = model.embed_text(["person/NOUN slowly/ADV", "person/NOUN walk/VERB slowly/ADV"])
+    torch.testing.assert_close(embedded[:1], expected)
+
+
+def test_a_loaded_evaluator_is_frozen_and_does_not_drop(tmp_path: Path) -> None:
+    save_evaluator(tmp_path, interclip(dropout=0.5))
+    loaded = load_evaluator(tmp_path)
+    assert not any(module.training for module in loaded.modules())
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_the_published_text_side_is_read_at_the_end_of_text() -> None:
+    """Embeddings and positions -> transformer over the padding too -> norm -> state at the largest id -> Linear."""
+    text = TextConfig(
+        kind="clip", output_dim=6, width=8, num_layers=1, num_heads=2, feedforward_dim=8, max_tokens=5, vocab_size=20
+    )
+    torch.manual_seed(0)
+    encoder: Any = InterClip(InterClipConfig(**{**SMALL, "text": text})).eval().text
+    torch.nn.init.normal_(encoder.norm.weight)
+    tokens = torch.tensor([[17, 4, 19, 0, 0], [17, 4, 5, 6, 19]])
+    states = encoder.transformer(encoder.token_embedding.weight[tokens] + encoder.position_embedding)
+    normed = torch.nn.functional.layer_norm(states, (8,), encoder.norm.weight, encoder.norm.bias)
+    expected = encoder.out(torch.stack([normed[0, 2], normed[1, 4]]))
+    torch.testing.assert_close(encoder.encode_tokens(tokens), expected)

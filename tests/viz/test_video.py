@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,52 @@ def test_gif_keeps_the_speed(scene: Scene, tmp_path: Path) -> None:
             pauses.append(picture.info["duration"])
     assert len(pauses) == 7
     assert sum(pauses) == pytest.approx(1000 * 13 / 30, abs=10)
+
+
+class Clock:
+    """An animation at any rate: in frame i column i is white."""
+
+    size = (32, 16)
+
+    def __init__(self, fps: float, frames: int) -> None:
+        self.fps, self._frames = fps, frames
+
+    def __len__(self) -> int:
+        return self._frames
+
+    def frame(self, index: int) -> np.ndarray:
+        picture = np.zeros((16, 32, 3), np.uint8)
+        picture[:, index] = 255
+        return picture
+
+    def frames(self) -> Iterator[np.ndarray]:
+        return map(self.frame, range(len(self)))
+
+
+@pytest.mark.parametrize(
+    ("fps", "shown"),
+    [(5, range(11)), (15, range(11)), (20, range(0, 11, 2)), (30, range(0, 11, 2)), (60, range(0, 11, 4))],
+)
+def test_gif_shows_every_moment_at_any_rate(tmp_path: Path, fps: int, shown: range) -> None:
+    """At most 15 frames a second, each until the moment of the next, and the last until the end."""
+    save_gif(tmp_path / "motion.gif", Clock(fps, 11))
+    with Image.open(tmp_path / "motion.gif") as picture:
+        assert (picture.n_frames, picture.size, picture.info["loop"]) == (len(shown), (32, 16), 0)
+        moment = 0
+        for index, number in enumerate(shown):
+            picture.seek(index)
+            assert np.argmax(np.asarray(picture.convert("L"))[8]) == number
+            assert moment == pytest.approx(1000 * number / fps, abs=5)
+            moment += picture.info["duration"]
+        assert moment == pytest.approx(1000 * 11 / fps, abs=5)
+
+
+@pytest.mark.parametrize("fps", [12, 50])
+def test_mp4_has_the_rate_of_its_motion(tmp_path: Path, fps: int) -> None:
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    save_mp4(tmp_path / "motion.mp4", Clock(fps, 5))
+    meta = next(ffmpeg.read_frames(str(tmp_path / "motion.mp4")))
+    assert (meta["fps"], meta["size"]) == (fps, (32, 16))
 
 
 def test_a_failure_leaves_no_file(scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,3 +261,28 @@ def test_the_system_chooses_the_pipeline(tmp_path: Path, tiny_pipeline: Any) -> 
     (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(ValueError, match="'other'"):
         MotionPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_balance_is_the_sum_over_the_layers(recompute: bool) -> None:
+    model = denoiser(routing="token_choice", top_k=1, num_layers=3, recompute=recompute).train()
+    losses: list[Tensor] = []
+    for block in model.moe_blocks():
+        block.register_forward_hook(lambda _, arguments, out: losses.append(out[1]))
+    _, balance = model(*inputs(model), balance=True)
+    assert len(losses) == 3
+    torch.testing.assert_close(balance, sum(losses[1:], losses[0]))
+
+
+def test_recomputation_runs_every_layer_again_and_changes_nothing() -> None:
+    mask, gradients, runs = torch.tensor([[True] * 5, [True] * 3 + [False] * 2]), [], []
+    for recompute in (False, True):
+        model = denoiser(recompute=recompute).train()
+        calls: list[int] = []
+        for layer in model.layers:
+            layer.self_attention.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        model(*inputs(model), mask).transpose(1, 2)[mask].square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        runs.append(len(calls))
+    assert runs == [2, 4]
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,105 @@
+"""What a call of a pipeline hands on, shown with parts that write down what they got."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from intermoe.diffusion import DiffusionConfig
+from intermoe.export import View
+from intermoe.pipeline import MotionPipeline, PipelineResult
+
+PROMPTS = ["two people bow", "one of them turns to the left"]
+
+
+@pytest.fixture
+def seen(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Arguments of every call of the denoiser."""
+    calls: list[tuple[Any, ...]] = []
+    forward = tiny_pipeline.denoiser.forward
+
+    def watched(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        return forward(*args, **options)
+
+    monkeypatch.setattr(tiny_pipeline.denoiser, "forward", watched)
+    return calls
+
+
+def test_what_is_asked_reaches_sample(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[Any] = []
+
+    def sample(*args: Any, **options: Any) -> list[torch.Tensor]:
+        got.append((args, options))
+        return [torch.zeros(2, 9, 262)] * 2
+
+    def progress(done: int, steps: int) -> None: ...
+
+    monkeypatch.setattr(tiny_pipeline, "sample", sample)
+    values = {"num_inference_steps": 7, "guidance_scale": 1.5, "scheduler": "unipc", "progress": progress}
+    assert tiny_pipeline(PROMPTS, num_frames=9, seed=4, **values).seeds == (4, 5)
+    assert got == [((tuple(PROMPTS), [9, 9], (4, 5)), values)]
+
+
+def test_seeds_end_where_their_numbers_do(tiny_pipeline: Any) -> None:
+    last = 2**63 - 1
+    assert tiny_pipeline(PROMPTS, num_frames=8, num_inference_steps=1, seed=last - 1).seeds == (last - 1, last)
+    with pytest.raises(ValueError, match="seed"):
+        tiny_pipeline(PROMPTS, num_frames=8, num_inference_steps=1, seed=last)
+
+
+def test_noise_length_and_mask_of_every_motion(tiny_pipeline: Any, seen: list[tuple[Any, ...]]) -> None:
+    """Motion i has the noise of its seed, frame by frame, in the latent frames that its length needs; no more."""
+    made = tiny_pipeline.sample(PROMPTS, [9, 13], [3, 8], num_inference_steps=2, guidance_scale=1.0)
+    assert [motion.shape for motion in made] == [(2, 9, 262), (2, 13, 262)]
+    x, _, _, mask = seen[0]
+    assert len(seen) == 2
+    assert mask.tolist() == [[True] * 3 + [False], [True] * 4]
+    for row, (seed, count) in enumerate(((3, 3), (8, 4))):
+        noise = torch.randn((count, 2, 28), generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(x[row, :, :count], noise.transpose(0, 1))
+        assert not x[row, :, count:].any()
+
+
+@pytest.mark.parametrize("prompt", ["", "they bow"])
+def test_one_call_at_a_level(tiny_pipeline: Any, seen: list[tuple[Any, ...]], prompt: str, monkeypatch: Any) -> None:
+    """sqrt(a) s z + sqrt(1 - a) noise at timestep level * T, with the text of the prompt or with zeros."""
+    diffusion = DiffusionConfig(num_train_timesteps=200, latent_scale=0.5)
+    monkeypatch.setattr(tiny_pipeline, "config", dataclasses.replace(tiny_pipeline.config, diffusion=diffusion))
+    motion = torch.randn(2, 8, 262)
+    assert tiny_pipeline.denoise_once(motion, 0.3, prompt=prompt, seed=6) == 60
+    ((x, timesteps, text),) = seen
+    assert timesteps.tolist() == [60]
+    level = 1.0
+    for t in range(61):
+        level *= 1 - min(1 - alpha_bar((t + 1) / 200) / alpha_bar(t / 200), 0.999)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(6))
+    expected = level**0.5 * 0.5 * tiny_pipeline.encode(motion[None]) + (1 - level) ** 0.5 * noise
+    torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+    expected = tiny_pipeline.text_encoder([prompt]) if prompt else torch.zeros(1, 8)
+    torch.testing.assert_close(text, expected.detach())
+
+
+def alpha_bar(share: float) -> float:
+    return float(torch.cos(torch.tensor((share + 0.008) / 1.008 * torch.pi / 2, dtype=torch.float64)) ** 2)
+
+
+def test_a_take_is_of_its_index() -> None:
+    joints, motion = torch.randn(2, 2, 9, 22, 3), torch.randn(2, 2, 9, 262)
+    result, view = PipelineResult(joints, motion, ("bow", "turn"), (4, 9), 12), View()
+    for index in (0, 1):
+        take = result.take(index, details={"model": "tiny"}, view=view)
+        assert (take.joints == joints[index].numpy()).all()
+        assert take.motion is not None
+        assert (take.motion == motion[index].numpy()).all()
+        assert (take.prompt, take.fps) == (("bow", "turn")[index], 12)
+        assert take.details == {"seed": (4, 9)[index], "model": "tiny"}
+        assert take.view is view
+
+
+def test_a_model_comes_on_the_device_that_is_asked_for(tiny_pipeline: Any, tmp_path: Any) -> None:
+    tiny_pipeline.save_pretrained(tmp_path)
+    assert MotionPipeline.from_pretrained(tmp_path, device="meta").device.type == "meta"

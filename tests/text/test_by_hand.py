@@ -1,0 +1,129 @@
+"""The text encoders' formulas, written out here once more on small weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, layer_norm
+
+from intermoe.text.clip import ClipTextEncoder, at_end_of_text
+from intermoe.text.protocol import TextConfig, check_prompts, masked_mean, pad_token_ids
+from intermoe.text.wordpiece import WordPieceTextEncoder
+
+
+def test_padded_ids_and_the_mean_of_what_is_valid() -> None:
+    ids, mask = pad_token_ids([[5, 6], [7, 8, 9]], torch.device("cpu"), padding=3)
+    assert ids.tolist() == [[5, 6, 3], [7, 8, 9]]
+    assert mask.tolist() == [[True, True, False], [True, True, True]]
+    states = torch.tensor([[[1.0], [3.0], [torch.nan]], [[1.0], [2.0], [6.0]]])
+    assert masked_mean(states, mask).tolist() == [[2.0], [3.0]]
+
+
+def attention(layer: Any, x: Tensor, heads: int, seen: Tensor | None = None) -> Tensor:
+    """softmax(q k' / sqrt(D / heads)) v of x (L, D), of the tokens where ``seen`` (L, L)."""
+    parts = (x @ layer.self_attn.in_proj_weight.T + layer.self_attn.in_proj_bias).chunk(3, dim=-1)
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(0, 1) for part in parts)
+    scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    out = (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
+    return out @ layer.self_attn.out_proj.weight.T + layer.self_attn.out_proj.bias
+
+
+def norm(x: Tensor, module: Any) -> Tensor:
+    return layer_norm(x, x.shape[-1:], module.weight, module.bias)
+
+
+def drawn(module: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+
+
+def small_clip(**changes: Any) -> ClipTextEncoder:
+    values: dict[str, Any] = {
+        "kind": "clip", "output_dim": 8, "width": 8, "num_layers": 1, "num_heads": 4, "feedforward_dim": 12,
+        "clip_layers": 2, "clip_heads": 2, "max_tokens": 6, "vocab_size": 20, **changes,
+    }  # fmt: skip
+    clip = ClipTextEncoder(TextConfig(**values)).eval()
+    drawn(clip)
+    return clip
+
+
+@pytest.mark.parametrize("grad", [True, False])  # without gradients torch takes its fused path
+def test_clip_by_hand(grad: bool) -> None:
+    """Causal pre-norm tower with x sigmoid(1.702 x), its norm; post-norm adapter that sees all tokens, padding too."""
+    clip, tokens = small_clip(), torch.tensor([[17, 4, 19, 0, 0, 0], [17, 4, 5, 6, 7, 19]])
+    seen = torch.ones(6, 6).tril().bool()
+    expected = []
+    for row, end in zip(tokens, (2, 5), strict=True):
+        x = clip.token_embedding.weight[row] + clip.position_embedding
+        for layer in clip.tower.layers:
+            x = x + attention(layer, norm(x, layer.norm1), 2, seen)
+            inner = norm(x, layer.norm2) @ layer.linear1.weight.T + layer.linear1.bias
+            x = x + inner * torch.sigmoid(1.702 * inner) @ layer.linear2.weight.T + layer.linear2.bias
+        x = norm(x, clip.tower_norm)
+        (layer,) = clip.adapter.layers
+        x = norm(x + attention(layer, x, 4), layer.norm1)
+        inner = gelu(x @ layer.linear1.weight.T + layer.linear1.bias)
+        x = norm(x + inner @ layer.linear2.weight.T + layer.linear2.bias, layer.norm2)
+        expected.append(norm(x, clip.adapter_norm)[end])
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(clip.encode_tokens(tokens), torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_adapter_of_clip_learns() -> None:
+    learning = {name.split(".")[0] for name, parameter in small_clip().named_parameters() if parameter.requires_grad}
+    assert learning == {"adapter", "adapter_norm"}
+
+
+def test_the_end_of_text_is_the_largest_id() -> None:
+    states = torch.arange(8.0).view(2, 4, 1)
+    assert at_end_of_text(states, torch.tensor([[2, 0, 9, 0], [2, 9, 3, 3]])).tolist() == [[2.0], [5.0]]
+
+
+def test_word_pieces_by_hand() -> None:
+    """Embedding + position -> pre-norm layers -> norm -> mean over the prompt's own tokens -> Linear."""
+    captions = ["two people bow", "one of them turns"]
+    config = TextConfig(
+        output_dim=6, width=8, num_layers=2, num_heads=2, feedforward_dim=12, max_tokens=10, vocab_size=80
+    )
+    encoder = WordPieceTextEncoder(config, WordPieceTextEncoder.train_tokenizer(captions, 80)).eval()
+    drawn(encoder)
+    prompts = ["two turns", "one of them bow people"]
+    expected = []
+    for prompt in prompts:
+        ids = encoder.token_ids(prompt)
+        assert len(ids) == len(prompt.split()) + 1
+        x = encoder.token_embedding.weight[ids] + encoder.position_embedding[: len(ids)]
+        for layer in encoder.transformer.layers:
+            x = x + attention(layer, norm(x, layer.norm1), 2)
+            inner = gelu(norm(x, layer.norm2) @ layer.linear1.weight.T + layer.linear1.bias)
+            x = x + inner @ layer.linear2.weight.T + layer.linear2.bias
+        expected.append(encoder.output(norm(x, encoder.norm).mean(0)))
+    torch.testing.assert_close(encoder(prompts), torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_pieces_are_the_most_shared_first_and_words_are_spelled_by_the_longest() -> None:
+    tokenizer = WordPieceTextEncoder.train_tokenizer(["turn turning turned bowing bowed"], 60)
+    small = WordPieceTextEncoder.train_tokenizer(["turn turning turned bowing bowed"], 30)
+    assert len(small) < len(tokenizer)
+    config = TextConfig(
+        output_dim=6, width=8, num_layers=1, num_heads=2, feedforward_dim=8, max_tokens=4, vocab_size=60
+    )
+    encoder = WordPieceTextEncoder(config, tokenizer)
+    names = {index: token for token, index in encoder._vocabulary.items()}
+    spelled = {names[index]: [names[piece] for piece in pieces] for index, pieces in encoder._spellings.items()}
+    assert spelled["turning"] == ["turn", "##ing"]  # "turn" is a word itself
+    assert spelled["turn"] == ["tur", "##n"]
+    assert not {"turning", "##urning"} & (set(names.values()) - set(encoder._words))  # of a single word only
+
+
+@pytest.mark.parametrize("prompt", ["bow\0", "bow \ud83d"])
+def test_what_is_no_text_is_refused(prompt: str) -> None:
+    with pytest.raises(ValueError, match="prompts: expected UTF-8 text"):
+        check_prompts(["they bow", prompt])
