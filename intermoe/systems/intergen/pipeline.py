@@ -33,7 +33,7 @@ class RawMotionPipeline(MotionPipeline):
     """
 
     schedulers = SCHEDULERS
-    controls = ("known",)
+    controls: ClassVar[tuple[str, ...]] = ("known",)
     entries: ClassVar[int] = 0
     config: RawMotionConfig
 
