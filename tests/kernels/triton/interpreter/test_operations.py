@@ -29,8 +29,7 @@ def steps(values, valid=None, max_pairs=None, normalise=True, **options):
     return Route(*route, normalise), select, Experts(w_gate_up, w_down, **options)
 
 
-@pytest.mark.parametrize("max_pairs", [None, 36])
-@pytest.mark.parametrize("static_pairs", [0, 36], ids=["exact", "static"])
+@pytest.mark.parametrize(("static_pairs", "max_pairs"), [(0, None), (36, 36)], ids=["exact", "static"])
 def test_operators(max_pairs, static_pairs, monkeypatch):
     monkeypatch.setattr("intermoe.kernels.triton.registry.STATIC_PAIRS", static_pairs)
     utils = ("test_schema", "test_autograd_registration", "test_faketensor")
