@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from intermoe import InterMoEBlock
-from intermoe.integrations import BlockAdapter, Condition, Mask, balance_losses, replace_feed_forward
+from intermoe.integrations import (
+    BlockAdapter,
+    Condition,
+    Mask,
+    balance_losses,
+    replace_feed_forward,
+    restore_feed_forward,
+)
 
 VALUES: dict[str, Any] = {
     "num_experts": 5, "expert_dim": 7, "capacity": 2.5, "fusion": "weighted", "alpha": 0.3, "bias_rate": 0.02,
@@ -139,3 +146,11 @@ def test_a_kept_network_is_added_as_it_is() -> None:
     network: Any = block.network
     nn.init.normal_(network.moe.w_down)
     torch.testing.assert_close(block(x), dense(x) + network.moe(x))
+
+
+def test_a_restored_host_is_watched_no_more(own_host: Any) -> None:
+    model = own_host.build()
+    replace_feed_forward(model, num_experts=4, expert_dim=8, init="residual", adapters=own_host.adapters)
+    assert any(module._forward_pre_hooks for module in model.modules())
+    restore_feed_forward(model, adapters=own_host.adapters)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,3 +128,17 @@ def test_pieces_are_the_most_shared_first_and_words_are_spelled_by_the_longest()
 def test_what_is_no_text_is_refused(prompt: str) -> None:
     with pytest.raises(ValueError, match="prompts: expected UTF-8 text"):
         check_prompts(["they bow", prompt])
+
+
+def test_prompts_of_clip_are_unescaped_straightened_and_cut_before_their_end() -> None:
+    class Lengths:
+        """A tokenizer whose ids are the lengths of words."""
+
+        def encode(self, text: str) -> SimpleNamespace:
+            return SimpleNamespace(ids=[17, *map(len, text.split(" ")), 19])
+
+    clip: Any = small_clip()
+    clip._tokenizer = Lengths()
+    with pytest.warns(UserWarning, match="has 7 tokens, cut to 6"):
+        tokens = clip.tokenize(["a bb ccc dddd eeeee", " &amp;quot;x&amp;quot; y "])
+    assert tokens.tolist() == [[17, 1, 2, 3, 4, 19], [17, 3, 1, 19, 0, 0]]
