@@ -135,10 +135,13 @@ def test_prompts_of_clip_are_unescaped_straightened_and_cut_before_their_end() -
         """A tokenizer whose ids are the lengths of words."""
 
         def encode(self, text: str) -> SimpleNamespace:
+            read.append(text)
             return SimpleNamespace(ids=[17, *map(len, text.split(" ")), 19])
 
+    read: list[str] = []
     clip: Any = small_clip()
     clip._tokenizer = Lengths()
     with pytest.warns(UserWarning, match="has 7 tokens, cut to 6"):
-        tokens = clip.tokenize(["a bb ccc dddd eeeee", " &amp;quot;x&amp;quot; y "])
-    assert tokens.tolist() == [[17, 1, 2, 3, 4, 19], [17, 3, 1, 19, 0, 0]]
+        tokens = clip.tokenize(["a bb ccc dddd eeeee", " &amp;quot;x&amp;quot; \u2019y "])
+    assert tokens.tolist() == [[17, 1, 2, 3, 4, 19], [17, 3, 2, 19, 0, 0]]
+    assert read[1] == '"x" \'y'
