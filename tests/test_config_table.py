@@ -234,8 +234,6 @@ FIELDS: dict[str, dict[str, str]] = {
         "dropout": f"{SYSTEMS}::test_dropout_of_intergen_is_in_attention_and_feed_forward",
         "mask_padding": f"{SYSTEMS}::test_padding_that_is_not_masked_is_computed_on",
     },
-    "InterGenModelConfig": {},  # other values for those of RawMotionConfig
-    "TIMotionModelConfig": {},
     "MotionLossConfig": {
         **dict.fromkeys(
             ("simple", "velocity", "bones", "feet", "distances", "touch", "orientation"),
@@ -283,7 +281,6 @@ WITHOUT_ROWS = frozenset(
         "MDMConfig",
         "MDMTrainConfig",
         "MotionTrainConfig",
-        "RawMotionConfig",
         "TIMotionConfig",
         "TokenizerConfig",
         "TokenizerLossConfig",
