@@ -214,8 +214,7 @@ def test_the_latents_under_the_noise_are_scaled(objective: Callable[..., Denoise
 
 
 def losses(objective: DenoiserObjective, batch: Any, **options: Any) -> dict[str, float]:
-    with torch.no_grad():
-        found = objective(batch, ItemDraws((0, 1), range(40), CPU), **options)
+    found = objective(batch, ItemDraws((0, 1), range(40), CPU), **options)  # with gradients, as in training
     return {name: value.item() for name, value in found.items()}
 
 
