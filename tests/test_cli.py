@@ -137,7 +137,7 @@ def test_what_cannot_be_done_with_a_prompt_is_told_by_file_and_line(
     )
     refused(run("generate", "bow", "bow " * 40, *options), "error: prompts: expected at most max_tokens=16")
     monkeypatch.setenv("INTERMOE_BACKEND", "abacus")
-    refused(run("generate", "bow", *options), "INTERMOE_BACKEND: unknown backend 'abacus'")
+    refused(run("generate", "bow", *options), "got unknown backend 'abacus'")
     monkeypatch.setenv("TRITON_INTERPRET", "0")  # which sets nothing
     if not backends.available()["triton"].usable:
         monkeypatch.setenv("INTERMOE_BACKEND", "triton")

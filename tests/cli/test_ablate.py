@@ -32,7 +32,8 @@ def test_settings_and_autoencoder_reach_the_library(
         return AblationReport(AblationConfig.load(matrix), {}, {"full": {"validation_loss": 0.25}})
 
     monkeypatch.setattr(ablate, "run_ablation", run_ablation)
-    monkeypatch.setattr(command, "load_pipeline", lambda *_: tiny_pipeline)
+    tiny_pipeline.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(command, "DEFAULT_MODEL", tmp_path / "model")
     options = ("--train-steps", 20, "--steps", 5, "--seeds", "0,1", "--only", "full", "--only", "sequence")
     result = run("--data", tmp_path, "--out", "runs/ablation", *options)
     assert result.exit_code == 0, result.output

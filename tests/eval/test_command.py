@@ -161,4 +161,4 @@ def test_humanml3d_with_a_recurrent_evaluator(run: Run, tiny_pipeline: Any, tmp_
     (folder / "texts" / "000000.txt").write_text("he stops##0.0#0.0\n", encoding="utf-8")
     result = run("humanml3d", "--data", folder, *options)
     assert result.exit_code == 2
-    assert "expected lines 'caption#word/POS" in result.stderr
+    assert "line 1: expected 'caption#word/POS" in result.stderr
