@@ -40,6 +40,7 @@ def test_what_is_asked_reaches_sample(tiny_pipeline: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(tiny_pipeline, "sample", sample)
     values = {"num_inference_steps": 7, "guidance_scale": 1.5, "scheduler": "unipc", "progress": progress}
+    values["control"] = None
     assert tiny_pipeline(PROMPTS, num_frames=9, seed=4, **values).seeds == (4, 5)
     assert got == [((tuple(PROMPTS), [9, 9], (4, 5)), values)]
 

@@ -133,7 +133,7 @@ def test_figures_play_and_the_slider_lands_on_the_frame(browser: Any, page_file:
     # They stand 1.2 m apart and go on by 1.9 / 2 of 0.5 m; the camera may look from either side.
     assert np.abs(moved) == pytest.approx(apart * 0.475 / 1.2, rel=0.15)
     again = page.at(0.0)
-    assert np.abs(again - first).mean() < 1
+    assert np.abs(again.astype(int) - first).mean() < 1
     assert page.tab.title() == PROMPT
     assert page.requests == [page_file.as_uri()]
     assert page.errors == []
