@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -68,15 +69,17 @@ class KnownLatents:
         """``values`` (B, P, T', X) with ``scale`` times what is known."""
         return torch.where(self.where[..., None], scale * self.latents.to(values), values)
 
-    def levels(self, timestep: Tensor) -> Tensor:
-        """Timesteps (B, P, K), 0 for what is known and at least 1 elsewhere, with the smallest K that can tell."""
+    @cached_property
+    def known_runs(self) -> Tensor:
+        """``where`` as (B, P, K) for the smallest K that can tell; found once, as it reads the device."""
         frames = self.where.shape[2]
-        for count in range(1, frames + 1):
-            if frames % count == 0:
-                runs = self.where.unflatten(2, (count, frames // count))
-                if (runs == runs[..., :1]).all():
-                    break
-        return timestep.clamp(min=1).expand(runs.shape[:3]).masked_fill(runs[..., 0], 0)
+        counts = (count for count in range(1, frames + 1) if frames % count == 0)
+        candidates = (self.where.unflatten(2, (count, frames // count)) for count in counts)
+        return next(runs[..., 0] for runs in candidates if (runs == runs[..., :1]).all())
+
+    def levels(self, timestep: Tensor) -> Tensor:
+        """Timesteps (B, P, K), 0 for what is known and at least 1 elsewhere."""
+        return timestep.clamp(min=1).expand(self.known_runs.shape).masked_fill(self.known_runs, 0)
 
 
 def build_scheduler(name: str, config: DiffusionConfig) -> SchedulerMixin:
