@@ -315,6 +315,12 @@ SYSTEMS: Registry[type[MotionPipeline]] = Registry(
 )
 
 
+def check_batch(prompts: Sequence[str], lengths: Sequence[int], seeds: Sequence[int]) -> None:
+    """Raise ``ValueError`` unless ``sample`` was given as many of each."""
+    if not len(prompts) == len(lengths) == len(seeds):
+        raise ValueError(f"lengths, seeds: expected {len(prompts)} of each, got {len(lengths)} and {len(seeds)}")
+
+
 def model_config(path_or_name: str | Path) -> ModelConfig:
     """The configuration of a model; what it alone can refuse need not wait for the weights.
 

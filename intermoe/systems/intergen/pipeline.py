@@ -15,7 +15,7 @@ from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
-from intermoe.pipeline import CONFIG_FILE, MotionPipeline, Progress
+from intermoe.pipeline import CONFIG_FILE, MotionPipeline, Progress, check_batch
 from intermoe.systems.files import read_text_encoder, read_weights, write_model
 from intermoe.systems.intergen.config import InterGenConfig, InterGenModelConfig, RawMotionConfig
 from intermoe.systems.intergen.network import InterGen
@@ -105,8 +105,7 @@ class RawMotionPipeline(MotionPipeline):
     ) -> list[Tensor]:
         if control is not None:
             self.check_control(control, max(lengths))
-        if not len(prompts) == len(lengths) == len(seeds):
-            raise ValueError(f"lengths, seeds: expected {len(prompts)} of each, got {len(lengths)} and {len(seeds)}")
+        check_batch(prompts, lengths, seeds)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         rows = [self.entries + length for length in lengths]
         shape = (len(prompts), self.representation.persons, max(rows), self.config.network.input_dim)

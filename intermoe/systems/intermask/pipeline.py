@@ -13,7 +13,7 @@ from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
 from intermoe.ops.checks import check_tensor
-from intermoe.pipeline import CONFIG_FILE, MotionPipeline, Progress
+from intermoe.pipeline import CONFIG_FILE, MotionPipeline, Progress, check_batch
 from intermoe.systems.files import read_text_encoder, read_weights, write_model
 from intermoe.systems.intermask.config import InterMaskModelConfig, UnmaskingConfig
 from intermoe.systems.intermask.network import PERSONS, InterMask
@@ -84,8 +84,7 @@ class InterMaskPipeline(MotionPipeline):
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """See ``MotionPipeline.sample``; steps are rounds of unmasking, of which the paper has 20, guided by 2."""
-        if not len(prompts) == len(lengths) == len(seeds):
-            raise ValueError(f"lengths, seeds: expected {len(prompts)} of each, got {len(lengths)} and {len(seeds)}")
+        check_batch(prompts, lengths, seeds)
         if control is not None:
             self.check_control(control, max(lengths))
         if scheduler is not None and scheduler not in self.schedulers:

@@ -15,7 +15,7 @@ from intermoe.motion.bones import with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
-from intermoe.pipeline import CONFIG_FILE, MotionPipeline, Progress
+from intermoe.pipeline import CONFIG_FILE, MotionPipeline, Progress, check_batch
 from intermoe.systems.files import read_text_encoder, read_weights, write_model
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
@@ -93,8 +93,7 @@ class InterMoEPipeline(MotionPipeline):
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """See ``MotionPipeline.sample``."""
-        if not len(prompts) == len(lengths) == len(seeds):
-            raise ValueError(f"lengths, seeds: expected {len(prompts)} of each, got {len(lengths)} and {len(seeds)}")
+        check_batch(prompts, lengths, seeds)
         frames = [-(-length // self.vae.downsampling) for length in lengths]
         persons, width = self.representation.persons, self.config.denoiser.input_dim
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
