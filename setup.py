@@ -114,6 +114,7 @@ PACKAGES = [
     "intermoe",
     "intermoe.benchmarks",
     "intermoe.cli",
+    "intermoe.cli.evaluate",
     "intermoe.control",
     "intermoe.data",
     "intermoe.eval",

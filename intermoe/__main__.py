@@ -1,5 +1,5 @@
 """``python -m intermoe`` is the command ``intermoe``."""
 
-from intermoe.cli import main
+from intermoe.cli.__main__ import main
 
 main()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -45,3 +45,18 @@ class Registry(Generic[T]):
         if name in self:
             raise ValueError(f"{self.argument}: {name!r} is taken by {self._places[name]}")
         self._places[name] = place
+
+
+def exports(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's ``__getattr__`` for public names that are imported when they are first used.
+
+    Args:
+        package: its ``__name__``. places: name to the module of the package that defines it.
+    """
+
+    def find(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{package}.{places[name]}"), name)
+
+    return find

@@ -223,6 +223,8 @@ class TestRefusals:
     def test_stats(self, run: Run) -> None:
         refused(run("stats", "--data", ".", "--out", "stats.txt"), "--out: expected a .json or .npz file")
         refused(run("stats", "--data", "absent", "--out", "stats.json"), "absent")
+        Path("stats.json").write_text("mine", encoding="utf-8")
+        refused(run("stats", "--data", ".", "--out", "stats.json"), "--out: stats.json")
 
 
 def test_a_prompt_that_is_too_long_is_refused_before_sampling(
@@ -307,13 +309,14 @@ def test_leaving_early_loses_nothing(ending: str, status: int, words: str) -> No
     script = f"""
 import atexit, threading, time
 from intermoe import backends, cli
+from intermoe.cli.__main__ import main
 def command():
     atexit.register(print, "handled")
     threading.Thread(target=lambda: (time.sleep(0.2), print("threaded"))).start()
     print("begun")
     {ending}
 cli.app = command
-cli.main()
+main()
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == status
@@ -327,6 +330,7 @@ def test_a_signal_leaves_nothing_half_written(tmp_path: Path, ending: str, statu
 import os, signal, sys, time
 from pathlib import Path
 from intermoe import cli
+from intermoe.cli.__main__ import main
 from intermoe.files import replacing, replacing_folder
 def command():
     folder = Path(sys.argv[1])
@@ -336,7 +340,7 @@ def command():
         os.kill(os.getpid(), signal.{ending})
         time.sleep(60)
 cli.app = command
-cli.main()
+main()
 """
     command = [sys.executable, "-c", script, str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from intermoe.registry import Registry
+from intermoe.registry import Registry, exports
 
 
 def test_a_name_is_imported_when_it_is_asked_for() -> None:
@@ -28,3 +28,12 @@ def test_unknown_and_taken_names_are_told() -> None:
         numbers["e"]
     with pytest.raises(ValueError, match="number: 'pi' is taken by math:pi"):
         numbers.add("pi", "math:tau")
+
+
+def test_public_names_are_imported_on_first_use() -> None:
+    find = exports("email", {"Message": "message", "absent": "message"})
+    assert find("Message").__module__ == "email.message"
+    with pytest.raises(AttributeError, match="module 'email' has no attribute 'nothing'"):
+        find("nothing")
+    with pytest.raises(AttributeError, match="absent"):
+        find("absent")

@@ -10,6 +10,7 @@ import typer
 from intermoe.cli.common import (
     DataOption,
     GuidanceOption,
+    SeedsOption,
     StepsOption,
     check_folder,
     check_sampling,
@@ -35,7 +36,7 @@ def ablate(
     evaluator: Annotated[
         Path | None, typer.Option(help="Folder of a trained evaluator, for FID and R-Precision.")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of the generated clips, separated by commas.")] = "0",
+    seeds: SeedsOption = "0",
     steps: StepsOption = 50,
     guidance: GuidanceOption = 3.5,
 ) -> None:

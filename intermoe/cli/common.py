@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,6 +32,10 @@ FormatOption = Annotated[
 ]
 CameraOption = Annotated[str, typer.Option(help="Of videos and pages: side, front, top or follow.")]
 SizeOption = Annotated[str, typer.Option(help="Of videos: width x height in pixels, even.")]
+SplitOption = Annotated[str, typer.Option(help="Name of a split of the data.")]
+SeedsOption = Annotated[str, typer.Option(help="Seeds of the generated clips, separated by commas.")]
+SchedulerOption = Annotated[str | None, typer.Option(help="Sampler of the model, by default its first.")]
+NumbersOption = Annotated[Path, typer.Option(help="New JSON file for the numbers.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at an item that cannot be used.")]
 
 
@@ -169,6 +173,15 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         console=Console(stderr=True),
     )
+
+
+@contextmanager
+def progress(description: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A bar that moves with every call ``(done, total)`` of the function it gives."""
+    with progress_bar() as bar:
+        bar.disable = not shown
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_table(lines: list[list[str]]) -> None:

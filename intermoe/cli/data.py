@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intermoe.cli.common import DataOption, StrictOption, check_folder, progress_bar, reported
+from intermoe.cli.common import DataOption, SplitOption, StrictOption, check_folder, check_new_file, progress, reported
 
 if TYPE_CHECKING:
     from intermoe.data import DatasetReport
@@ -38,15 +38,14 @@ def prepare(
         from intermoe.data import prepare as prepare_cache
 
         chosen = DATA_SETS[kind]
-        with progress_bar() as progress:
-            task = progress.add_task("reading", total=None)
+        with progress("reading") as told:
             cache = prepare_cache(
                 chosen,
                 root,
                 out,
                 skeleton=skeleton,
                 source_fps=source_fps,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
+                progress=told,
             )
         for split, report in cache.reports.items():
             typer.echo(_describe(split, report), err=True)
@@ -72,9 +71,9 @@ def _describe(split: str, report: DatasetReport) -> str:
 
 def stats(
     data: DataOption,
-    out: Annotated[Path, typer.Option(help="File to write, .json or .npz.")],
+    out: Annotated[Path, typer.Option(help="New file to write, .json or .npz.")],
     kind: Annotated[str, typer.Option(help="interhuman, interx or humanml3d.")] = "interhuman",
-    split: Annotated[str, typer.Option(help="Name of a split of the data.")] = "train",
+    split: SplitOption = "train",
     augment: Annotated[bool, typer.Option(help="Mirror items and exchange persons at random, as in training.")] = True,
     strict: StrictOption = False,
 ) -> None:
@@ -82,7 +81,7 @@ def stats(
     with reported():
         if out.suffix not in (".json", ".npz"):
             raise ValueError(f"--out: expected a .json or .npz file, got {out}")
-        check_folder(out.parent)
+        check_new_file(out)
         from intermoe.data import DATA_SETS, MotionDataset
         from intermoe.data.statistics import compute_statistics
 

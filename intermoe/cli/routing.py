@@ -18,7 +18,7 @@ from intermoe.cli.common import (
     check_folder,
     check_sampling,
     load_pipeline,
-    progress_bar,
+    progress,
     reported,
 )
 
@@ -79,8 +79,7 @@ def routing(
         else:
             num_frames = frames or min(120, pipeline.config.max_frames)
             pipeline.check([prompt], num_frames)
-            with progress_bar() as progress:
-                task = progress.add_task("sampling", total=steps)
+            with progress("sampling") as told:
                 trace = trace_generation(
                     pipeline,
                     prompt,
@@ -88,7 +87,7 @@ def routing(
                     num_inference_steps=steps,
                     guidance_scale=guidance,
                     seed=seed,
-                    progress=lambda done, total: progress.update(task, completed=done),
+                    progress=told,
                 )
         out.mkdir(parents=True, exist_ok=True)
         written = _write(trace, out, f"routing {item or prompt}", formats)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from intermoe.cli.evaluate import app
 from intermoe.data import DATA_SETS, MotionDataset
 from intermoe.eval import runner
 from intermoe.eval.protocol import DIVERSITY_PAIRS, MULTIMODALITY_PAIRS, PROTOCOLS
@@ -31,6 +32,12 @@ def make(tiny_pipeline: Any, tiny_evaluator: Any, bowing: Path, tmp_path: Path) 
         return Evaluation(tiny_pipeline, tiny_evaluator, dataset, protocol, settings, tmp_path / "out")
 
     return build
+
+
+def test_every_protocol_is_of_a_data_set_and_a_command() -> None:
+    assert {name: protocol.data for name, protocol in PROTOCOLS.items()} == {name: name for name in DATA_SETS}
+    commands = {command.name for command in app.registered_commands}
+    assert commands == {"kinematics", "identity", *PROTOCOLS}
 
 
 def marked(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch, frames: int = 8) -> list[tuple[int, int]]:

@@ -11,6 +11,9 @@ from intermoe.cli.common import (
     DataOption,
     DeviceOption,
     GuidanceOption,
+    NumbersOption,
+    SeedsOption,
+    SplitOption,
     StepsOption,
     StrictOption,
     check_new_file,
@@ -18,7 +21,7 @@ from intermoe.cli.common import (
     load_pipeline,
     parse_seeds,
     print_table,
-    progress_bar,
+    progress,
     reported,
 )
 
@@ -30,11 +33,11 @@ def evaluate_identity(
     model: Annotated[
         str | None, typer.Option(help="Name of a shipped model, or a model folder; without it the data alone.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Name of a file in the data's split/, without .txt.")] = "val",
-    seeds: Annotated[str, typer.Option(help="Seeds of the generated clips, separated by commas.")] = "0",
+    split: SplitOption = "val",
+    seeds: SeedsOption = "0",
     steps: StepsOption = 50,
     guidance: GuidanceOption = 3.5,
-    out: Annotated[Path, typer.Option(help="JSON file for the numbers.")] = Path("identity.json"),
+    out: NumbersOption = Path("identity.json"),
     strict: StrictOption = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -57,15 +60,14 @@ def evaluate_identity(
         )
         if pipeline is not None:
             check_generation(pipeline, dataset, chosen)
-        with progress_bar() as progress:
-            task = progress.add_task("generating" if pipeline else "measuring", total=None)
+        with progress("generating" if pipeline else "measuring") as told:
             report = evaluate_identity(
                 dataset,
                 pipeline,
                 seeds=chosen,
                 num_inference_steps=steps,
                 guidance_scale=guidance,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
+                progress=told,
             )
         out.parent.mkdir(parents=True, exist_ok=True)
         report.save(out)

@@ -1,0 +1,66 @@
+"""``intermoe evaluate kinematics``: how a model's motion moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from intermoe.cli.common import (
+    DataOption,
+    DeviceOption,
+    GuidanceOption,
+    ModelOption,
+    NumbersOption,
+    SeedsOption,
+    SplitOption,
+    StepsOption,
+    StrictOption,
+    check_new_file,
+    check_sampling,
+    load_pipeline,
+    parse_seeds,
+    print_table,
+    progress,
+    reported,
+)
+
+
+def evaluate_kinematics(
+    data: DataOption,
+    model: ModelOption = "salsa",
+    split: SplitOption = "val",
+    seeds: SeedsOption = "0,1,2",
+    steps: StepsOption = 50,
+    guidance: GuidanceOption = 3.5,
+    out: NumbersOption = Path("kinematics.json"),
+    strict: StrictOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Ground truth, reconstruction and generation side by side: a table, and all numbers as JSON."""
+    with reported():
+        chosen = parse_seeds(seeds)
+        check_sampling(steps, guidance, min(chosen))
+        check_new_file(out)
+        pipeline = load_pipeline(model, device, steps=steps)
+        from intermoe.data import InterHumanDataset
+        from intermoe.eval import kinematics
+
+        config = pipeline.config
+        dataset = InterHumanDataset(
+            data, split, min_frames=config.min_frames, max_frames=config.max_frames, training=False, strict=strict
+        )
+        kinematics.check_generation(pipeline, dataset, chosen)
+        with progress("generating") as told:
+            report = kinematics.evaluate_kinematics(
+                pipeline,
+                dataset,
+                seeds=chosen,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                progress=told,
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        report.save(out)
+    print_table(report.table())
+    typer.echo(out)
