@@ -83,6 +83,33 @@ def test_generate_writes_for_other_programs(run: Run, model: Path, tmp_path: Pat
     assert [Path(line).name for line in second.stdout.split()] == [f"two-people-bow-2{suffix}" for suffix in suffixes]
 
 
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+def test_generate_reacts_and_keeps_what_a_file_says(run: Run, model: Path, tmp_path: Path) -> None:
+    options = ("--model", model, "--steps", 2, "--format", "npz")
+    assert run("generate", "they bow", "--frames", 20, *options).exit_code == 0
+    given = np.load(tmp_path / "results" / "they-bow.npz")["joints"]
+    (tmp_path / "control.json").write_text(
+        json.dumps({"known": [{"person": 1, "file": "results/they-bow.npz", "frames": [4, 24]}]})
+    )
+    result = run("generate", "they turn", "--control", "control.json", "--frames", 28, *options)
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / "results" / "they-turn.npz") as made:
+        assert np.array_equal(made["joints"][1, 4:24], given[0])
+        assert str(made["control"]) == "control.json"
+    result = run("generate", "they wave", "--react-to", "results/they-bow.npz", *options)
+    assert result.exit_code == 0, result.output
+    made = np.load(tmp_path / "results" / "they-wave.npz")["joints"]
+    assert made.shape == (2, 20, 22, 3)
+    np.testing.assert_allclose(np.diff(made[0], axis=0)[..., 1], np.diff(given[0], axis=0)[..., 1], atol=1e-4)
+    reacting = ("generate", "they wave", "--react-to", "results/they-bow.npz", *options)
+    refused(run(*reacting, "--control", "control.json"), "error: --control, --react-to: expected one of the two")
+    refused(run("generate", "they wave", "--resample", *options), "error: --resample: expected with --react-to")
+    refused(
+        run("generate", "they turn", "--control", "control.json", "--frames", 20, *options),
+        "error: known[0].frames: expected within [0, 20), got [4, 24)",
+    )
+
+
 def test_generate_draws_all_motions_in_one_picture(run: Run, model: Path, tmp_path: Path) -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     options = ("--model", model, "--frames", 9, "--steps", 1, "--format", "npz", "--grid", "--size", "160x128")

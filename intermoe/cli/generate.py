@@ -27,6 +27,7 @@ from intermoe.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from intermoe.control import Control
     from intermoe.export import Take
     from intermoe.pipeline import MotionPipeline
 
@@ -47,6 +48,15 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder for the files; made if absent.")] = Path("results"),
     model: ModelOption = "salsa",
     format: FormatOption = None,
+    control: Annotated[
+        Path | None, typer.Option(help="JSON file of what every motion keeps: see the documentation on steering.")
+    ] = None,
+    react_to: Annotated[
+        Path | None, typer.Option(help="File of motion whose first person is given, so that the other reacts.")
+    ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Interpolate the file of --react-to where it has another rate.")
+    ] = False,
     grid: Annotated[bool, typer.Option("--grid", help="Also one mp4 of all motions, beside each other.")] = False,
     camera: CameraOption = "side",
     size: SizeOption = "640x640",
@@ -57,18 +67,26 @@ def generate(
         formats = check_formats(format or ["npz", "mp4"])
         check_formats(["mp4"] if grid else [])
         view = parse_view(camera, size)
+        if control is not None and react_to is not None:
+            raise ValueError("--control, --react-to: expected one of the two, got both")
+        if resample and react_to is None:
+            raise ValueError("--resample: expected with --react-to; in the file of --control it is a key, got alone")
         chosen = _collect_prompts(prompts or [], prompts_file)
         check_sampling(steps, guidance, seed)
         check_folder(out)
         pipeline = load_pipeline(model, device, frames=frames, scheduler=scheduler, steps=steps)
-        num_frames = frames or min(DEFAULT_FRAMES, pipeline.config.max_frames)
+        kept = _read_control(pipeline, control, react_to, resample, frames)
+        num_frames = frames or min(_default_frames(kept, react_to), pipeline.config.max_frames)
         _check_prompts(pipeline, chosen, num_frames, prompts_file)
+        if kept is not None:
+            pipeline.check_control(kept, num_frames)
         out.mkdir(parents=True, exist_ok=True)
         details: dict[str, str | int | float] = {
             "model": model,
             "num_inference_steps": steps,
             "guidance_scale": guidance,
             "scheduler": scheduler or pipeline.schedulers[0],
+            **({"control": str(control or react_to)} if kept else {}),
         }
         written: list[Path] = []
         takes: list[Take] = []
@@ -83,6 +101,7 @@ def generate(
                     guidance_scale=guidance,
                     seed=seed + start,
                     scheduler=scheduler,
+                    control=kept,
                     progress=lambda done, total: progress.advance(sampling),
                 )
                 for index in range(len(result.prompts)):
@@ -113,6 +132,27 @@ def _collect_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     if not all(prompt.strip() for prompt in chosen):
         raise ValueError("prompts: a prompt must not be empty")
     return check_prompts(chosen)
+
+
+def _read_control(
+    pipeline: MotionPipeline, control: Path | None, react_to: Path | None, resample: bool, frames: int | None
+) -> Control | None:
+    from intermoe.control.file import reaction_to, read_control
+
+    if control is not None:
+        return read_control(control, pipeline.representation)
+    if react_to is None:
+        return None
+    longest = frames or pipeline.config.max_frames
+    return reaction_to(react_to, pipeline.representation, resample=resample, max_frames=longest)
+
+
+def _default_frames(control: Control | None, react_to: Path | None) -> int:
+    """A reaction is as long as what is reacted to; what else is given lies within the motion."""
+    if control is None:
+        return DEFAULT_FRAMES
+    last = max(known.run.stop for known in control.known)
+    return last if react_to is not None else max(DEFAULT_FRAMES, last)
 
 
 def _check_prompts(pipeline: MotionPipeline, chosen: Sequence[str], num_frames: int, file: Path | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -57,6 +57,11 @@ class Known:
             raise ValueError(f"{name}: expected finite numbers, got others in frame {int(bad.nonzero()[0])}")
         object.__setattr__(self, name, values)
         object.__setattr__(self, "frames", _run(self.frames, len(values)))
+
+    @property
+    def run(self) -> slice:
+        """``frames`` with both its ends."""
+        return cast(slice, self.frames)
 
     def as_motion(self, representation: Representation) -> Tensor:
         """(t, ...) in the representation; of joints alone the rotations are a fit (``intermoe.motion.rig``).
@@ -126,7 +131,7 @@ class Control:
         motion = torch.zeros(persons, num_frames, *representation.frame_shape)
         where = torch.zeros(persons, num_frames, dtype=torch.bool)
         for index, known in enumerate(self.known):
-            frames = known.frames or slice(0, 0)
+            frames = known.run
             if known.person >= persons:
                 raise ValueError(f"known[{index}].person: expected one of 0 to {persons - 1}, got {known.person}")
             if frames.stop > num_frames:

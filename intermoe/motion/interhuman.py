@@ -147,6 +147,31 @@ def from_joints(positions: Tensor) -> Tensor:
     return torch.from_numpy(_assemble(np.concatenate([joints, following]), np.concatenate([raw, raw[-1:]])))
 
 
+def facing_forward(pose: Tensor) -> tuple[Tensor, Tensor]:
+    """How the first person starts: rotation (3, 3) about Y that makes a pose (22, 3) face Z+, and the floor (3,) below.
+
+    Raises:
+        ValueError: hips that lie above each other, so that the pose faces nowhere.
+    """
+    try:
+        turn = torch.from_numpy(_turn_to_face_forward(pose.numpy().astype(np.float64)))
+    except ValueError:
+        raise ValueError("joints: expected a pose that faces somewhere, got hips that lie above each other") from None
+    return turn.to(pose.dtype), pose[0] * pose.new_tensor([1.0, 0.0, 1.0])
+
+
+def turned(motion: Tensor, turn: Tensor, origin: Tensor) -> Tensor:
+    """Motion (..., 262) seen from a frame at ``origin`` (3,) whose axes are the rows of ``turn`` (3, 3), about Y.
+
+    Rotations are relative to the parent and stay, those of joint 1..21; so do contacts.
+    """
+    result = motion.clone()
+    places = motion[..., : 6 * NUM_JOINTS].unflatten(-1, (2, NUM_JOINTS, 3))
+    shift = torch.stack([origin, torch.zeros_like(origin)])[:, None]
+    result[..., : 6 * NUM_JOINTS] = ((places - shift) @ turn.T).flatten(-3)
+    return result
+
+
 INTERHUMAN = Representation(
     name="interhuman",
     fps=FPS,
@@ -168,4 +193,5 @@ INTERHUMAN = Representation(
     rotation=slice(132, 258),
     contacts=CONTACT_COLUMNS,
     from_joints=from_joints,
+    turned=turned,
 )

@@ -33,6 +33,8 @@ class Representation:
         positions: motion (..., frame) to the joints (..., J, 3) that its columns hold, in metres; those of the world,
             whose differences in time are the velocity columns, unless ``root_centred``.
         from_joints: joints (T, J, 3) of one person to motion (T, frame), or ``None`` where it does not follow.
+        turned: motion (..., frame), rotation (3, 3) about Y and origin (3,) to the motion as seen from there; ``None``
+            where that is not known.
         velocity, rotation: where the last dimension holds them. contacts: likewise, of ``FOOT_JOINTS``, or ``None``.
     """
 
@@ -51,6 +53,7 @@ class Representation:
     contacts: slice | None = None
     root_centred: bool = False
     from_joints: Callable[[Tensor], Tensor] | None = None
+    turned: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     @property
     def frame_size(self) -> int:

@@ -1,0 +1,144 @@
+"""A control file says what it says, and everything that it cannot say is refused by its name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from intermoe import export
+from intermoe.control.file import reaction_to, read_control
+from intermoe.motion.interhuman import INTERHUMAN, facing_forward, from_joints, turned
+
+FRAMES = 20
+
+
+def body(seed: int) -> np.ndarray[Any, Any]:
+    """Joints (FRAMES, 22, 3) of somebody who walks."""
+    rng = np.random.default_rng(seed)
+    pose = np.column_stack([rng.uniform(-0.3, 0.3, 22), np.linspace(0.9, 1.7, 22), rng.uniform(-0.2, 0.2, 22)])
+    walk = np.arange(FRAMES)[:, None, None] * rng.uniform(-0.02, 0.02, 3) * (1, 0, 1)
+    return (pose + walk).astype(np.float32)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Any:
+    joints = np.stack([body(0), body(1)])
+    export.save(tmp_path / "pair.npz", joints, motion=np.stack([from_joints(torch.tensor(j)) for j in joints]))
+    return joints
+
+
+def written(folder: Path, *known: Any, **rest: Any) -> Path:
+    path = folder / "control.json"
+    path.write_text(json.dumps({"known": list(known), **rest}))
+    return path
+
+
+def test_entries_are_where_they_say(tmp_path: Path, pair: Any) -> None:
+    first = {"person": 0, "file": "pair.npz", "of": 1, "start": 3, "frames": [8, 14]}
+    control = read_control(written(tmp_path, first, {"person": 1, "file": "pair.npz"}, blend=3), INTERHUMAN)
+    given = control.place(INTERHUMAN, 30, 2)
+    assert control.blend == 3
+    assert given.where.int().sum(dim=1).tolist() == [6, FRAMES]
+    assert given.where[0, 8:14].all()
+    assert given.where[1, :FRAMES].all()
+    found = INTERHUMAN.joints(given.motion)
+    assert torch.equal(found[0, 8:14], torch.tensor(pair[1, 3:9]))
+    assert torch.equal(found[1, :FRAMES], torch.tensor(pair[0]))
+
+
+def test_a_reaction_is_to_the_first_who_starts_as_the_model_has_it(tmp_path: Path, pair: Any) -> None:
+    control = reaction_to(tmp_path / "pair.npz", INTERHUMAN, resample=False, max_frames=12)
+    (known,) = control.known
+    joints = INTERHUMAN.joints(known.as_motion(INTERHUMAN))
+    assert (known.person, known.run) == (0, slice(0, 12))
+    turn, origin = facing_forward(joints[0])
+    torch.testing.assert_close(turn, torch.eye(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(origin, torch.zeros(3), atol=1e-5, rtol=0)
+    across = np.linalg.norm(pair[0, 0, 2] - pair[0, 5, 17])
+    assert float((joints[0, 2] - joints[5, 17]).norm()) == pytest.approx(across, abs=1e-5)
+    aligned = tmp_path / "aligned.npz"
+    export.save(aligned, joints[None].numpy())
+    (again,) = reaction_to(aligned, INTERHUMAN, resample=False, max_frames=300).known
+    assert torch.equal(again.joints, joints)  # who stands there already is kept bit for bit
+
+
+def test_persons_of_a_file_are_moved_together(tmp_path: Path, pair: Any) -> None:
+    entries = [{"person": p, "file": "pair.npz", "of": p, "start": 4, "align": True} for p in (0, 1)]
+    given = read_control(written(tmp_path, *entries), INTERHUMAN).place(INTERHUMAN, FRAMES - 4, 2)
+    joints = INTERHUMAN.joints(given.motion)
+    apart = np.linalg.norm(pair[0, 4:] - pair[1, 4:], axis=-1)
+    np.testing.assert_allclose((joints[0] - joints[1]).norm(dim=-1), apart, atol=1e-5)
+    assert facing_forward(joints[0, 0])[1].abs().max() < 1e-5
+
+
+def test_turned_motion_is_that_of_turned_joints() -> None:
+    motion = from_joints(torch.tensor(body(2)))
+    turn, origin = facing_forward(INTERHUMAN.joints(motion)[0])
+    found = turned(motion, turn, origin)
+    again = from_joints((INTERHUMAN.joints(motion) - origin) @ turn.T)
+    torch.testing.assert_close(found[:, :132], again[:, :132], atol=1e-5, rtol=0)
+    assert torch.equal(found[:, 132:], motion[:, 132:])
+
+
+def test_another_rate_is_resampled_only_when_told(tmp_path: Path) -> None:
+    export.save(tmp_path / "slow.npz", body(0)[None], fps=15)
+    path = written(tmp_path, {"person": 0, "file": "slow.npz"})
+    with pytest.raises(ValueError, match=r"known\[0\]\.resample: expected true for .* of 15 .* 30, got false"):
+        read_control(path, INTERHUMAN)
+    with pytest.raises(ValueError, match=r"resample: expected true"):
+        reaction_to(tmp_path / "slow.npz", INTERHUMAN, resample=False, max_frames=300)
+    control = read_control(written(tmp_path, {"person": 0, "file": "slow.npz", "resample": True}), INTERHUMAN)
+    joints = control.known[0].joints
+    assert len(joints) == 2 * FRAMES - 1
+    np.testing.assert_allclose(joints[1], (body(0)[0] + body(0)[1]) / 2, atol=1e-6)
+
+
+def test_files_of_other_programs_are_read(tmp_path: Path, pair: Any) -> None:
+    export.save(tmp_path / "one.bvh", pair[:1])
+    export.save(tmp_path / "one.amass.npz", pair[:1])
+    for name in ("one.bvh", "one.amass.npz"):
+        control = read_control(written(tmp_path, {"person": 1, "file": name}), INTERHUMAN)
+        np.testing.assert_allclose(control.known[0].joints, pair[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"of": 2}, r"known\[0\]\.of: expected one of 0 to 1, the persons of .*pair\.npz, got 2"),
+        ({"start": 18, "frames": [0, 4]}, r"known\[0\]\.frames: expected 1 to 2, what .*from 18 on, got 4"),
+        ({"start": 20}, r"known\[0\]\.frames: expected 1 to 0"),
+        ({"frames": [4, 4]}, r"known\[0\]\.frames: must be \[start, stop\]"),
+        ({"frames": 4}, r"known\[0\]\.frames: must be a list"),
+        ({"person": -1}, r"known\[0\]\.person: must be >= 0"),
+        ({"persons": 1}, r"known\[0\]: unknown key 'persons'"),
+        ({"file": "absent.bvh"}, r"absent\.bvh"),
+        ({"file": "nan.npz"}, r"known\[0\]\..*nan\.npz: joints: expected finite values"),
+        ({"file": "pair.txt"}, r"known\[0\]\.path: expected a suffix"),
+    ],
+)
+def test_what_a_file_cannot_say(tmp_path: Path, pair: Any, entry: dict[str, Any], message: str) -> None:
+    np.savez(tmp_path / "nan.npz", joints=np.where(np.arange(3) == 1, np.nan, pair))
+    path = written(tmp_path, {"person": 0, "file": "pair.npz", **entry})
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_control(path, INTERHUMAN)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", r"control\.json: .*must be a mapping"),
+        ("{}", r"control\.json: .*missing key 'known'"),
+        ('{"known": []}', r"control\.json: known: must be at least one entry"),
+        ('{"known": [], "known": []}', r"control\.json: not valid JSON: key 'known' is there twice"),
+    ],
+)
+def test_what_is_no_control_file(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "control.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_control(path, INTERHUMAN)
