@@ -276,7 +276,8 @@ def sample(
         if generators is None or len(generators) != shape[0]:
             raise ValueError(f"generators: expected one for each of the {shape[0]} samples, got {generators!r}")
         noise = torch.cat([torch.randn((1, *shape[1:]), generator=g) for g in generators])
-    x = noise.to(device=device, dtype=dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    x = noise.to(device=device, dtype=wide)
     if mask is not None:
         x = x.masked_fill(~mask[:, None, :, None], 0.0)
     both = torch.cat([text_condition, torch.zeros_like(text_condition)])
@@ -289,13 +290,14 @@ def sample(
         seen, levels = x, timestep.expand(shape[0])
         if known is not None and known.by_levels:
             seen, levels = known.kept(x, latent_scale), known.levels(timestep)
+        seen = seen.to(dtype)
         if guidance_scale > 1 and timestep >= guidance_until * high:
             doubled = None if mask is None else mask.repeat(2, 1)
-            estimate = denoiser(torch.cat([seen, seen]), torch.cat([levels, levels]), both, doubled)
+            estimate = denoiser(torch.cat([seen, seen]), torch.cat([levels, levels]), both, doubled).to(wide)
             conditional, unconditional = estimate.chunk(2)
             estimate = guidance_scale * conditional + (1 - guidance_scale) * unconditional
         else:
-            estimate = denoiser(seen, levels, text_condition, mask)
+            estimate = denoiser(seen, levels, text_condition, mask).to(wide)
         if known is not None:
             estimate = known.kept(estimate)
         x = scheduler.step(latent_scale * estimate, timestep, x, **stochastic).prev_sample

@@ -6,6 +6,7 @@ folder in ``intermoe.systems`` and a line in ``SYSTEMS``.
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from intermoe.config import Config, _require, check_integer
 from intermoe.control.known import Control
 from intermoe.export import Take, View, save_take
 from intermoe.export.html import Page
+from intermoe.hub import download, is_hub_id, upload
 from intermoe.motion.representation import Representation
 from intermoe.reading import read_json
 from intermoe.registry import Registry
@@ -34,6 +36,35 @@ WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 
 UNTRAINED = "was not trained with noise levels of persons and frames: what is known is kept by replacement"
+
+CARD = """---
+library_name: intermoe
+pipeline_tag: other
+tags:
+{tags}
+---
+
+# {name}
+
+Text to {what}: a model of the system `{system}` for [intermoe](https://pypi.org/project/intermoe/).
+
+| | |
+|---|---|
+| representation | `{representation}` |
+| parameters | {millions:.1f} million |
+| motion | {low} to {high} frames at {fps} a second |
+
+```bash
+intermoe generate "two people bow to each other" --model {name} --out results/
+```
+
+```python
+from intermoe import MotionPipeline
+
+result = MotionPipeline.from_pretrained("{name}")("two people bow to each other", num_frames={frames}, seed=0)
+result.save("bow.glb")
+```
+"""
 
 Progress = Callable[[int, int], None]
 
@@ -122,21 +153,35 @@ class MotionPipeline(ABC):
     trained_with_levels: bool = False
 
     @classmethod
-    def from_pretrained(cls, path_or_name: str | Path, *, device: str | torch.device = "cpu") -> Self:
-        """Load a model folder, or a model shipped with the package by its name (``"salsa"``). Never unpickles.
+    def from_pretrained(
+        cls,
+        path_or_name: str | Path,
+        *,
+        revision: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """Load a model folder, a shipped model by its name, or one of the Hub by its id. Never unpickles.
 
         Called on ``MotionPipeline`` it loads a model of any system, called on a system's class one of that system.
 
+        Args:
+            path_or_name: a folder, a shipped name (``"salsa"``) or the Hub's ``"owner/name"``; a folder comes first.
+            revision: branch, tag or commit of a model of the Hub, by default its main branch.
+            torch_dtype: of the weights, by default float32 however they are stored; see ``to``.
+            device: where the weights go.
+
         Raises:
-            FileNotFoundError: neither a folder with a model nor a shipped name; lists the shipped ones.
-            ValueError: a model of another system, or a file of the model that is broken or does not fit the
-                configuration; names file and key.
+            FileNotFoundError: neither a folder with a model, nor a shipped name, nor to be had from the Hub.
+            ValueError: a model of another system, a file of the model that is broken or does not fit the
+                configuration (names file and key), or a revision of what is not of the Hub.
+            TypeError: ``torch_dtype`` is no floating-point dtype.
         """
-        folder = model_folder(path_or_name)
+        folder = model_folder(path_or_name, revision)
         system = _system_of(folder / CONFIG_FILE)
         if not issubclass(system, cls):
             raise ValueError(f"model: expected one of {cls.__name__}, got one of {system.__name__} in {folder}")
-        return system.load(folder).to(device)
+        return system.load(folder).to(device, torch_dtype)
 
     @classmethod
     @abstractmethod
@@ -151,6 +196,54 @@ class MotionPipeline(ABC):
             folder: made if absent. dtype: storage type of the weights (``torch.float16`` halves the file); what must
                 stay in float32 does. Loading gives float32 weights in any case.
         """
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        dtype: torch.dtype | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload a model of intermoe",
+        token: str | None = None,
+    ) -> str:
+        """Write the model and a card with tags to a repository of the Hub, in one commit; returns its address.
+
+        A card that the repository has is kept.
+
+        Args:
+            repo_id: ``owner/name``; made if absent. dtype: storage type of the weights, as in ``save_pretrained``.
+            private: of a repository that is made. revision: branch, made if absent; by default the main branch.
+            token: by default that of ``hf auth login`` or ``HF_TOKEN``.
+
+        Raises:
+            ModuleNotFoundError: huggingface_hub is absent. ValueError: ``repo_id`` is no such name.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            self.save_pretrained(folder, dtype=dtype)
+            card = self.card(repo_id)
+            return upload(
+                repo_id, folder, card=card, private=private, revision=revision, message=commit_message, token=token
+            )
+
+    def card(self, name: str) -> str:
+        """A model card to begin with: what the Hub's search asks for, and how the model is used."""
+        config, persons = self.config, self.representation.persons
+        parameters = sum(each.numel() for module in self.modules.values() for each in module.parameters())
+        tags = ["text-to-motion", "human-motion", "motion-generation", "diffusion", config.system]
+        return CARD.format(
+            tags="\n".join(f"- {tag}" for tag in tags),
+            name=name,
+            what=f"motion of {persons} {'person' if persons == 1 else 'people'}",
+            system=config.system,
+            representation=self.representation.name,
+            millions=parameters / 1e6,
+            fps=config.fps,
+            low=config.min_frames,
+            high=config.max_frames,
+            frames=min(120, config.max_frames),
+        )
 
     @property
     @abstractmethod
@@ -289,11 +382,30 @@ class MotionPipeline(ABC):
             raise ValueError(f"control: expected a system that keeps what is known, got {self.config.system}")
         control.place(self.representation, num_frames, self.representation.persons)
 
-    def to(self, device: str | torch.device) -> Self:
-        """Move all parts to a device."""
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move all parts to a device, and their weights to a floating-point dtype; ``None`` leaves either.
+
+        In a half type every network computes in it; noise is drawn, solver steps on the CPU are taken and motion is
+        returned in float32, and what must stay in float32 does.
+
+        Raises:
+            TypeError: ``dtype`` is no floating-point dtype.
+        """
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"torch_dtype: expected a floating-point dtype, got {dtype}")
         for module in self.modules.values():
-            module.to(device)
+            module.to(device=device, dtype=dtype)
         return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(
+            parameter.dtype
+            for module in self.modules.values()
+            for parameter in module.parameters()
+            if parameter.is_floating_point()
+        )
 
     @property
     def device(self) -> torch.device:
@@ -346,16 +458,24 @@ def available_models() -> list[str]:
     return sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG_FILE}"))
 
 
-def model_folder(path_or_name: str | Path) -> Path:
-    """Folder of a model given by path or shipped name. Raises ``FileNotFoundError`` that says what there is."""
+def model_folder(path_or_name: str | Path, revision: str | None = None) -> Path:
+    """Folder of a model given by path, shipped name or id of the Hub, as ``MotionPipeline.from_pretrained`` says.
+
+    Raises:
+        FileNotFoundError: it is none of them; says what there is. ValueError: a revision of what is not of the Hub.
+    """
     shipped = available_models()
-    if str(path_or_name) in shipped:
-        return MODELS / str(path_or_name)
     folder = Path(path_or_name)
+    if is_hub_id(str(path_or_name)) and not folder.exists():
+        folder = download(str(path_or_name), [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE], revision)
+    elif revision is not None:
+        raise ValueError(f"revision: expected none for a model that is not of the Hub, got {revision!r}")
+    elif str(path_or_name) in shipped:
+        return MODELS / str(path_or_name)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"model: {str(path_or_name)!r} is neither a shipped model ({', '.join(shipped) or 'none'}) "
-                f"nor a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+                f"nor a folder or a repository of the Hub (owner/name) with {CONFIG_FILE} and {WEIGHTS_FILE}"
             )
     return folder

@@ -269,3 +269,16 @@ def test_the_shipped_model_generates_without_a_network() -> None:
     height = result.joints[..., 1].amax((-1, -2))
     assert (height > 1.2).all()
     assert (height < 2.2).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_type_computes_every_part_and_returns_float32(tiny_pipeline, dtype) -> None:
+    half = copy.deepcopy(tiny_pipeline).to(dtype=dtype)
+    assert half.dtype == dtype
+    assert {p.dtype for module in half.modules.values() for p in module.parameters()} == {dtype}
+    wide, narrow = (p(PROMPTS, num_frames=16, num_inference_steps=2, guidance_scale=1.0) for p in (tiny_pipeline, half))
+    assert narrow.motion.dtype == torch.float32
+    assert 0 < float((wide.motion - narrow.motion).norm() / wide.motion.norm()) < 0.05
+    latents = half.encode(narrow.motion)
+    assert latents.dtype == torch.float32
+    assert half.decode(latents).dtype == torch.float32

@@ -298,3 +298,22 @@ def test_one_more_system_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     result.save(tmp_path / "toy.npz")
     with np.load(tmp_path / "toy.npz") as archive:
         np.testing.assert_array_equal(archive["joints"], result.joints[0])
+
+
+@pytest.mark.parametrize("system", list(PARTS))
+def test_a_half_type_computes_and_returns_float32(system: str, tmp_path: Path) -> None:
+    folder = write(tmp_path, system)
+    whole, half = (MotionPipeline.from_pretrained(folder, torch_dtype=dtype) for dtype in (None, torch.bfloat16))
+    assert (whole.dtype, half.dtype) == (torch.float32, torch.bfloat16)
+    motions = [
+        each.sample(PROMPTS, [13, 18], [3, 4], num_inference_steps=2, guidance_scale=1.0) for each in (whole, half)
+    ]
+    assert all(motion.isfinite().all() and motion.dtype == torch.float32 for motion in motions[1])
+    if system != "intermask":  # codes jump
+        for wide, narrow in zip(*motions, strict=True):
+            assert 0 < float((wide - narrow).norm() / wide.norm()) < 0.05
+
+
+def test_a_dtype_of_no_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^torch_dtype: expected a floating-point dtype, got torch.int8"):
+        MotionPipeline.from_pretrained(write(tmp_path, "intergen"), torch_dtype=torch.int8)

@@ -55,7 +55,7 @@ class In2INPipeline(RawMotionPipeline):
     def condition(self, prompts: Sequence[str]) -> Tensor:
         """(B, 1 + P, C): of the interaction, then of every person."""
         texts = [text for prompt in prompts for text in self.texts(prompt)]
-        condition: Tensor = self.text_encoder(texts)
+        condition: Tensor = self.text_encoder(texts).to(self.dtype)
         return condition.unflatten(0, (len(prompts), -1))
 
     @property

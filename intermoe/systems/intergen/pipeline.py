@@ -139,7 +139,7 @@ class RawMotionPipeline(MotionPipeline):
     def condition(self, prompts: Sequence[str]) -> Tensor:
         """The network's text condition of B prompts: (B, *text_shape)."""
         condition: Tensor = self.text_encoder(prompts)
-        return condition
+        return condition.to(self.dtype)
 
     @property
     def text_shape(self) -> tuple[int, ...]:

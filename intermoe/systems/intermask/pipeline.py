@@ -92,7 +92,7 @@ class InterMaskPipeline(MotionPipeline):
         steps = [-(-length // DOWNSAMPLING) for length in lengths]
         codes = unmask(
             self.network,
-            self.text_encoder(prompts),
+            self.text_encoder(prompts).to(self.dtype),
             (torch.arange(max(steps)) < torch.tensor(steps)[:, None]).to(self.device),
             UnmaskingConfig(num_inference_steps, guidance_scale, self.config.keep_share),
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],
@@ -106,14 +106,14 @@ class InterMaskPipeline(MotionPipeline):
     def encode(self, motion: Tensor) -> Tensor:
         """Motion (B, 2, T, ...), T a multiple of 4, to its codes (B, 2, T / 4, 5) int64."""
         check_tensor("motion", motion, ("B", PERSONS, "T", *self.representation.frame_shape))
-        codes = self.tokenizer.encode(self.statistics.normalise(motion).flatten(0, 1))
+        codes = self.tokenizer.encode(self.statistics.normalise(motion).flatten(0, 1).to(self.dtype))
         return codes.unflatten(0, motion.shape[:2]).transpose(-1, -2)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Codes (B, 2, T / 4, 5) to motion (B, 2, T, ...), float32 on CPU."""
         check_tensor("latents", latents, ("B", PERSONS, "T / 4", NUM_PARTS))
-        motion = self.tokenizer.decode(latents.transpose(-1, -2).flatten(0, 1)).cpu()
+        motion = self.tokenizer.decode(latents.transpose(-1, -2).flatten(0, 1)).float().cpu()
         return self.statistics.denormalise(motion).unflatten(0, latents.shape[:2])
 
     def check(self, prompts: Sequence[str], num_frames: int) -> None:

@@ -30,7 +30,8 @@ class LatentCodec:
         """
         persons = motion.shape[1]
         self.vae.to(motion.device)
-        posterior = self.vae.encode(self.statistics.normalise(motion).flatten(0, 1))
+        normalised = self.statistics.normalise(motion).flatten(0, 1)
+        posterior = self.vae.encode(normalised.to(next(self.vae.parameters()).dtype))
         mean, log_var = (
             rearrange(part, "(b p) t part x -> b p t (part x)", p=persons).float()
             for part in (posterior.mean, posterior.log_var)
@@ -41,5 +42,5 @@ class LatentCodec:
     def decode(self, latents: Tensor) -> Tensor:
         """Un-normalised motion (B, P, 4T', ...) of latents (B, P, T', X), float32 on their device."""
         parts = rearrange(latents, "b p t (part x) -> (b p) t part x", part=self.vae.latent_joints)
-        motion = self.statistics.denormalise(self.vae.decode(parts).float())
+        motion = self.statistics.denormalise(self.vae.decode(parts.to(next(self.vae.parameters()).dtype)).float())
         return motion.unflatten(0, latents.shape[:2])

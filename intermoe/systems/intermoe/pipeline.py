@@ -104,7 +104,7 @@ class InterMoEPipeline(MotionPipeline):
         given = [control.place(self.representation, length, persons) for length in lengths] if control else []
         latents = sample(
             self.denoiser,
-            self.text_encoder(prompts),
+            self.text_encoder(prompts).to(self.dtype),
             (len(prompts), persons, max(frames), width),
             scheduler=build_scheduler(scheduler or self.schedulers[0], self.config.diffusion),
             num_inference_steps=num_inference_steps,
@@ -145,7 +145,7 @@ class InterMoEPipeline(MotionPipeline):
     @torch.no_grad()
     def denoise_once(self, motion: Tensor, level: float, *, prompt: str = "", seed: int = 0) -> int:
         """See ``MotionPipeline.denoise_once``."""
-        latents = self.encode(motion[None].to(self.device))
+        latents = self.encode(motion[None].to(self.device)).to(self.dtype)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
         timestep = int(level * self.config.diffusion.num_train_timesteps)
         timesteps = torch.tensor([timestep], device=latents.device)

@@ -1,0 +1,152 @@
+"""Models of the Hub: read offline from a cache laid out as huggingface_hub does, and what an upload asks for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import huggingface_hub
+import huggingface_hub.constants
+import pytest
+import torch
+import yaml
+
+from intermoe import InterMoEPipeline
+from intermoe.cli.common import load_pipeline
+from intermoe.hub import is_hub_id
+from intermoe.pipeline import MotionPipeline, model_config, model_folder
+
+REPO = "someone/two-people"
+
+
+@pytest.fixture
+def cached(tiny_pipeline: InterMoEPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that holds ``REPO`` at main and, named otherwise, at the tag v1; and no way to the Hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--someone--two-people"
+    for reference, commit, name in (("main", "a" * 40, "newest"), ("v1", "b" * 40, "first")):
+        folder = repository / "snapshots" / commit
+        tiny_pipeline.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "name": name}))
+        (repository / "refs").mkdir(exist_ok=True)
+        (repository / "refs" / reference).write_text(commit)
+    return tmp_path
+
+
+def test_a_model_is_read_from_the_cache_by_its_id(cached: Path, tiny_pipeline: InterMoEPipeline) -> None:
+    pipeline = MotionPipeline.from_pretrained(REPO)
+    assert pipeline.config.name == "newest"
+    for name, value in tiny_pipeline.denoiser.state_dict().items():
+        assert torch.equal(pipeline.modules["denoiser"].state_dict()[name], value), name
+    assert InterMoEPipeline.from_pretrained(REPO, revision="v1").config.name == "first"
+    assert MotionPipeline.from_pretrained(REPO, revision="b" * 40).config.name == "first"
+    assert model_config(REPO).name == "newest"
+    assert load_pipeline(REPO, "cpu").config.name == "newest"  # as the command does
+
+
+def test_a_folder_comes_before_the_hub(
+    cached: Path, tiny_pipeline: InterMoEPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_pipeline.save_pretrained(tmp_path / "here" / REPO)
+    monkeypatch.chdir(tmp_path / "here")
+    assert model_folder(REPO) == Path(REPO)
+
+
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_what_is_neither_cached_nor_reached_is_told(cached: Path, revision: str | None) -> None:
+    name = "someone/else" if revision is None else REPO
+    with pytest.raises(FileNotFoundError, match=f"^model: '{name}'.* is not in the local cache") as caught:
+        MotionPipeline.from_pretrained(name, revision=revision)
+    assert revision is None or "revision 'v2'" in str(caught.value)
+
+
+def test_a_revision_belongs_to_the_hub(cached: Path) -> None:
+    with pytest.raises(ValueError, match=r"^revision: expected none for a model that is not of the Hub, got 'v1'"):
+        MotionPipeline.from_pretrained("salsa", revision="v1")
+
+
+def test_without_huggingface_hub_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(ModuleNotFoundError, match=r"intermoe\[generate\]"):
+        model_folder(REPO)
+
+
+@pytest.mark.parametrize("name", ["a/b", "org.name/model-1_x"])
+def test_ids(name: str) -> None:
+    assert is_hub_id(name)
+
+
+@pytest.mark.parametrize("name", ["salsa", "a/b/c", "/a/b", "./model", "../a", "runs/", "a b/c", "a--b/c", "-a/b"])
+def test_names_that_are_no_ids(name: str) -> None:
+    assert not is_hub_id(name)
+
+
+class Client:
+    """Stands in for ``huggingface_hub.HfApi``; keeps what was asked of it."""
+
+    calls: ClassVar[list[tuple[str, dict[str, Any]]]]
+    uploaded: ClassVar[dict[str, bytes]]
+    has_card: ClassVar[bool] = False
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def create_repo(self, repo_id: str, **options: Any) -> None:
+        self.calls.append(("repo", {"repo_id": repo_id, **options}))
+
+    def create_branch(self, repo_id: str, **options: Any) -> None:
+        self.calls.append(("branch", {"repo_id": repo_id, **options}))
+
+    def file_exists(self, repo_id: str, name: str, **options: Any) -> bool:
+        return self.has_card
+
+    def upload_folder(self, *, folder_path: Path, **options: Any) -> SimpleNamespace:
+        self.calls.append(("upload", options))
+        self.uploaded.update({path.name: path.read_bytes() for path in folder_path.iterdir()})
+        return SimpleNamespace(commit_url="https://example.org/commit")
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
+    made = type("Client", (Client,), {"calls": [], "uploaded": {}})
+    monkeypatch.setattr(huggingface_hub, "HfApi", made)
+    return made
+
+
+def test_an_upload_is_one_commit_with_a_card(
+    client: type[Client], tiny_pipeline: InterMoEPipeline, tmp_path: Path
+) -> None:
+    address = tiny_pipeline.push_to_hub(REPO, private=True, revision="trial", dtype=torch.float16)
+    assert address == "https://example.org/commit"
+    assert [name for name, _ in client.calls] == ["repo", "branch", "upload"]
+    asked = dict(client.calls)
+    assert asked["repo"] == {"repo_id": REPO, "private": True, "exist_ok": True}
+    assert (asked["branch"]["branch"], asked["upload"]["revision"]) == ("trial", "trial")
+    assert sorted(client.uploaded) == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
+    _, front, text = client.uploaded["README.md"].decode().split("---\n", 2)
+    values = yaml.safe_load(front)
+    assert values["library_name"] == "intermoe"
+    assert {"text-to-motion", "intermoe"} <= set(values["tags"])
+    assert f'from_pretrained("{REPO}")' in text
+    for name, content in client.uploaded.items():
+        (tmp_path / name).write_bytes(content)
+    MotionPipeline.from_pretrained(tmp_path)  # what was written is a model
+
+
+def test_a_card_that_is_there_stays(client: type[Client], tiny_pipeline: InterMoEPipeline) -> None:
+    client.has_card = True
+    tiny_pipeline.push_to_hub(REPO)
+    assert "README.md" not in client.uploaded
+    assert [name for name, _ in client.calls] == ["repo", "upload"]
+
+
+def test_a_name_that_is_none_is_refused_before_anything_is_asked(
+    client: type[Client], tiny_pipeline: InterMoEPipeline
+) -> None:
+    with pytest.raises(ValueError, match=r"^repo_id: expected owner/name, got 'mine'"):
+        tiny_pipeline.push_to_hub("mine")
+    assert not client.calls
