@@ -167,8 +167,7 @@ class Config:
             ValueError: a file that is malformed or repeats a key, or a value out of place; names the file, the key with
                 its sections, the value, and the bound that it breaks. OSError: no such file.
         """
-        path = Path(path)
-        values = _read_yaml(path) if path.suffix in (".yaml", ".yml") else read_json(path)
+        values = read_values(path)
         try:
             return cls._build(values, "")
         except ConfigError as error:
@@ -187,6 +186,12 @@ def _is_given(values: Any, key: str) -> bool:
             return False
         values = values[part]
     return True
+
+
+def read_values(path: str | Path) -> Any:
+    """What a JSON or YAML file (by suffix) holds; see ``Config.load`` for what is read of YAML, and for the errors."""
+    path = Path(path)
+    return _read_yaml(path) if path.suffix in (".yaml", ".yml") else read_json(path)
 
 
 def _read_yaml(path: Path) -> Any:

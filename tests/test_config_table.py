@@ -154,6 +154,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "data": f"{TRAIN}::test_augmentation_is_of_the_training_split_and_as_configured",
         "optim": f"{RULES}::test_the_learning_rate_follows_its_schedule_step_by_step",
         "run": DUE,
+        "trainer": "train/test_trainers.py::test_a_recipe_is_of_its_trainer_alone",
     },
     "VAELossConfig": dict.fromkeys(
         ("reconstruction", "position", "velocity", "rotation", "kl", "bone", "skating"), f"{LOSS} {VAE_RUN}"

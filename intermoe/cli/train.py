@@ -1,15 +1,33 @@
-"""``intermoe train``: the trainers, from a configuration file."""
+"""``intermoe train``: the trainers, from a configuration file, which names the one that it is for."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from intermoe.cli.common import check_folder, reported
 
-app = typer.Typer(help="Train a model from a configuration file (YAML or JSON).", no_args_is_help=True)
+BY_RECIPE = "recipe"
+
+
+class _Trainers(TyperGroup):
+    """A group whose first argument may also be a recipe: ``intermoe train my.yaml --out runs/mine``."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            args = [BY_RECIPE, *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Trainers,
+    help="Train a model from a configuration file (YAML or JSON), or from a shipped one by its name: "
+    "intermoe train CONFIG --out FOLDER.",
+    no_args_is_help=True,
+)
 
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint in --out.")]
 ConfigArgument = Annotated[Path, typer.Argument(help="Configuration file, or the name of a shipped one.")]
@@ -17,6 +35,25 @@ RunOption = Annotated[Path, typer.Option(help="Folder of the run: configuration,
 TrainDataOption = Annotated[
     Path | None, typer.Option(help="Folder of the data or its cache, in place of the configured one.")
 ]
+
+
+@app.command(BY_RECIPE)
+def train_recipe(
+    config: ConfigArgument,
+    out: RunOption,
+    start: Annotated[
+        Path | None, typer.Option(help="Model folder of the run before this one, for a recipe that is trained on one.")
+    ] = None,
+    data: TrainDataOption = None,
+    resume: ResumeOption = False,
+) -> None:
+    """Train what the recipe says by its trainer key; the word itself can be left out: intermoe train CONFIG."""
+    with reported():
+        path = config_path(config)
+        check_folder(out)
+        from intermoe.train.trainers import train
+
+        typer.echo(train(path, out, start=start, resume=resume, data=data))
 
 
 @app.command("vae")

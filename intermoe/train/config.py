@@ -153,14 +153,17 @@ class RunConfig(Config):
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    """What the training of the VAE and of the denoiser have in common."""
+    """What all trainings have in common. ``trainer`` says whose recipe it is (``intermoe.train.trainers``)."""
 
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    trainer: str = ""
 
     def __post_init__(self) -> None:
+        own = type(self).trainer  # of the class, which is the default
+        _require(self.trainer == own, "trainer", repr(own), self.trainer)
         _require(0 <= self.seed < 2**32, "seed", "in [0, 2**32)", self.seed)
 
 
@@ -193,6 +196,7 @@ class VAETrainConfig(TrainConfig):
     for each sequence: the decoder learns to undo errors such as a denoiser makes.
     """
 
+    trainer: str = "vae"
     decoder_only: bool = False
     latent_noise: float = 0.0
     window: int = 64
@@ -273,6 +277,7 @@ class DenoiserTrainConfig(TrainConfig):
     mixed.
     """
 
+    trainer: str = "denoiser"
     name: str = "intermoe"
     rigid_bones: bool = False
     planted_feet: bool = False

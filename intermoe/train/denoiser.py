@@ -313,3 +313,6 @@ def _save_pipeline(
     with replacing_folder(folder) as temporary:
         InterMoEPipeline(pipeline_config, vae, denoiser, text, statistics).save_pretrained(temporary)
         run.write_config(temporary / "training.json", run.without_paths(config))
+
+
+TRAINER = run.Trainer(DenoiserTrainConfig, run_denoiser, start="vae")

@@ -25,6 +25,7 @@ from intermoe.train.loop import Batch, Objective, fit
 class EvaluatorTrainConfig(TrainConfig):
     """Training of an evaluator. Within a process's batch every description must find its motion, so size matters."""
 
+    trainer: str = "evaluator"
     model: InterClipConfig = field(default_factory=InterClipConfig)
 
     def __post_init__(self) -> None:
@@ -109,3 +110,6 @@ def run_evaluator(
                 save_evaluator(temporary, evaluator)
                 run.write_config(temporary / "training.json", run.without_paths(config))
     return folder
+
+
+TRAINER = run.Trainer(EvaluatorTrainConfig, run_evaluator)

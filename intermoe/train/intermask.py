@@ -44,6 +44,7 @@ from intermoe.train.vae import Windows
 class TokenizerTrainConfig(TrainConfig):
     """Training of the tokeniser on windows of ``window`` frames of each person; see ``VAETrainConfig`` for them."""
 
+    trainer: str = "tokenizer"
     window: int = 64
     window_stride: int | None = None
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -66,6 +67,7 @@ class InterMaskTrainConfig(TrainConfig):
     ``person_share`` is how often all of one person is hidden, ``condition_dropout`` how often there is no text.
     """
 
+    trainer: str = "intermask"
     name: str = "intermask"
     person_share: float = 0.2
     condition_dropout: float = 0.1
@@ -359,3 +361,7 @@ def _save_pipeline(
 def _copy(source: Path, folder: Path) -> None:
     with replacing_folder(folder) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
+
+
+TRAINER_OF_TOKENIZER = run.Trainer(TokenizerTrainConfig, run_tokenizer)
+TRAINER = run.Trainer(InterMaskTrainConfig, run_intermask, start="tokenizer", needs_start=True)

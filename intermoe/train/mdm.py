@@ -43,6 +43,7 @@ class MDMTrainConfig(TrainConfig):
     schedule and ``condition_dropout`` are used.
     """
 
+    trainer: str = "mdm"
     name: str = "mdm"
     model: MDMConfig = field(default_factory=MDMConfig)
     text: TextConfig = field(default_factory=lambda: TextConfig(output_dim=512))
@@ -59,6 +60,7 @@ class MDMTrainConfig(TrainConfig):
 class ComMDMTrainConfig(TrainConfig):
     """Training of ComMDM's block; its backbone is a trained MDM, whose text encoder comes along, and both stay."""
 
+    trainer: str = "commdm"
     name: str = "commdm"
     model: ComMDMConfig = field(default_factory=ComMDMConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -297,3 +299,7 @@ def _save_pipeline(
     with replacing_folder(folder) as temporary:
         write_model(temporary, made, parts, statistics, objective.text.tokenizer_json)
         run.write_config(temporary / "training.json", run.without_paths(config))
+
+
+TRAINER = run.Trainer(MDMTrainConfig, run_mdm)
+TRAINER_OF_TWO = run.Trainer(ComMDMTrainConfig, run_commdm, start="mdm", needs_start=True)

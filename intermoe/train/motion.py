@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from intermoe.config import _require
+from intermoe.data.dataset import MotionDataset
 from intermoe.data.sets import DATA_SETS, train_statistics
 from intermoe.diffusion import DiffusionConfig, build_scheduler, shifted_timesteps
 from intermoe.files import replacing_folder
@@ -20,22 +20,16 @@ from intermoe.pipeline import SYSTEMS
 from intermoe.systems.files import write_model
 from intermoe.systems.intergen.config import InterGenConfig, MotionLossConfig
 from intermoe.systems.intergen.losses import motion_losses
-from intermoe.systems.intergen.network import InterGen, MotionNetwork
-from intermoe.systems.timotion.config import TIMotionConfig
-from intermoe.systems.timotion.network import TIMotion
+from intermoe.systems.intergen.network import MotionNetwork
+from intermoe.systems.intergen.pipeline import RawMotionPipeline
 from intermoe.text.protocol import TextConfig, TextEncoder
 from intermoe.train import run
 from intermoe.train.condition import keep_tokenizer, prepare_text
 from intermoe.train.config import TrainConfig
 from intermoe.train.denoiser import VALIDATION_NOISE_LEVELS
 from intermoe.train.draws import ItemDraws
+from intermoe.train.individual import IndividualTexts
 from intermoe.train.loop import Batch, Objective, fit
-
-NETWORKS: dict[str, tuple[type[InterGenConfig], Callable[[Any], MotionNetwork]]] = {
-    "intergen": (InterGenConfig, InterGen),
-    "timotion": (TIMotionConfig, TIMotion),
-}
-"""Configuration and network of each system that can be trained here."""
 
 _OF_LATENTS = ("snr_gamma", "latent_scale", "loss_std_floor")
 
@@ -44,10 +38,11 @@ _OF_LATENTS = ("snr_gamma", "latent_scale", "loss_std_floor")
 class MotionTrainConfig(TrainConfig):
     """Training of network and text encoder on motion itself. ``name`` goes into the saved model.
 
-    ``system`` is a key of ``NETWORKS``, ``network`` the values of its configuration, the defaults where absent. The
+    ``system`` is one of ``trainable()``, ``network`` the values of its configuration, the defaults where absent. The
     settings of ``diffusion`` that shape latents and their loss stay at their defaults.
     """
 
+    trainer: str = "motion"
     name: str = "motion"
     system: str = "intergen"
     network: dict[str, Any] = field(default_factory=dict)
@@ -57,7 +52,7 @@ class MotionTrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.system in NETWORKS, "system", f"one of {tuple(NETWORKS)}", self.system)
+        _require(_network_type(self.system) is not None, "system", f"one of {trainable()}", self.system)
         network = self.network_config()
         object.__setattr__(self, "network", network.to_dict())  # whole, so that it says what was trained
         expected = f"network.text_dim={network.text_dim}"
@@ -70,7 +65,27 @@ class MotionTrainConfig(TrainConfig):
 
     def network_config(self) -> InterGenConfig:
         """The configuration of ``system`` with the values of ``network``."""
-        return NETWORKS[self.system][0].from_dict(self.network, where="network")
+        kind = _network_type(self.system)
+        if kind is None:
+            raise ValueError(f"system: expected one of {trainable()}, got {self.system!r}")
+        return kind.from_dict(self.network, where="network")
+
+    def pipeline_type(self) -> Any:
+        """The class of the models of ``system``."""
+        return SYSTEMS[self.system]
+
+
+def trainable() -> tuple[str, ...]:
+    """The systems that can be trained here: those whose network is one of InterGen's kind."""
+    return tuple(name for name in SYSTEMS if _network_type(name) is not None)
+
+
+def _network_type(system: str) -> type[InterGenConfig] | None:
+    """The configuration class of a system's network, or ``None`` where it is not of InterGen's kind."""
+    if system not in SYSTEMS or not issubclass(SYSTEMS[system], RawMotionPipeline):
+        return None
+    made: Any = SYSTEMS[system].config_type()
+    return type(made.network) if isinstance(made.network, InterGenConfig) else None
 
 
 class MotionObjective(Objective):
@@ -78,7 +93,8 @@ class MotionObjective(Objective):
 
     def __init__(self, config: MotionTrainConfig, text: TextEncoder, statistics: Statistics) -> None:
         super().__init__()
-        self.network = NETWORKS[config.system][1](config.network_config())
+        self.pipeline_type = config.pipeline_type()
+        self.network: MotionNetwork = self.pipeline_type.build_network(config.network_config())
         self.text = text
         self.statistics = statistics
         self.losses, self.diffusion = config.losses, config.diffusion
@@ -97,12 +113,13 @@ class MotionObjective(Objective):
         persons, width = clean.shape[1], clean.shape[3]
         noise = rearrange(draws.normal(frames, persons, width), "b t p x -> b p t x")
         mask = torch.arange(max(frames), device=clean.device) < batch["lengths"][:, None]
-        condition = self.text(batch["captions"])
+        condition = self.pipeline_type.embed(self.text, batch["captions"], persons)
         if not validating:
             share, steps = draws.uniform(), self.diffusion.num_train_timesteps
             timesteps = shifted_timesteps(share, steps, self.diffusion.timestep_shift)
             kept = draws.uniform() >= self.diffusion.condition_dropout
-            return self._terms(clean, condition * kept[:, None], mask, timesteps, noise)
+            kept = kept.view(-1, *[1] * (condition.dim() - 1))  # all texts of a sample or none
+            return self._terms(clean, condition * kept, mask, timesteps, noise)
         values: dict[str, Tensor] = {}
         for t in self.validation_timesteps:
             timesteps = torch.full((len(clean),), t, device=clean.device)
@@ -134,10 +151,15 @@ def run_motion(
     """
     config = run.with_data(MotionTrainConfig.load(config_path), data)
     output_dir = Path(output_dir)
-    train = run.open_split(config, "train", min_frames=config.data.min_frames)
-    validation = run.open_split(config, "val", min_frames=config.data.min_frames)
+    kind = IndividualTexts if config.pipeline_type().tells_persons else MotionDataset
+    train, validation = (
+        run.open_split(config, split, min_frames=config.data.min_frames, kind=kind) for split in ("train", "val")
+    )
     text = prepare_text(config, config.text, train, output_dir, resume=resume)
-    run.check_captions(text, train, validation)
+    persons = train.data_set.representation.persons
+    run.check_captions(
+        text, train, validation, texts=lambda caption: config.pipeline_type().split_prompt(caption, persons)
+    )
     folder, splits = output_dir / "model", {"train": train, "val": validation}
     with run.claimed(config, output_dir, resume=resume, splits=splits) as accelerator:
         path = output_dir / "statistics.json"
@@ -152,7 +174,6 @@ def run_motion(
 
 
 def _save_pipeline(folder: Path, config: MotionTrainConfig, objective: MotionObjective) -> None:
-    pipeline = SYSTEMS[config.system]
     values = {
         "system": config.system,
         "name": config.name,
@@ -163,8 +184,11 @@ def _save_pipeline(folder: Path, config: MotionTrainConfig, objective: MotionObj
         "text": config.text.to_dict(),
         "diffusion": config.diffusion.to_dict(),
     }
-    made = pipeline.config_type.from_dict(values)
+    made = config.pipeline_type().config_type.from_dict(values)
     parts = {"network": objective.network, "text": objective.text}
     with replacing_folder(folder) as temporary:
         write_model(temporary, made, parts, objective.statistics, objective.text.tokenizer_json)
         run.write_config(temporary / "training.json", run.without_paths(config))
+
+
+TRAINER = run.Trainer(MotionTrainConfig, run_motion)

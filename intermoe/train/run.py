@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,21 @@ def with_data(config: TrainConfigT, root: str | Path | None) -> TrainConfigT:
     if not Path(chosen).is_dir():
         raise ValueError(f"data.root: not a folder: {chosen}")
     return dataclasses.replace(config, data=dataclasses.replace(config.data, root=chosen))
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One kind of training; ``intermoe.train.trainers`` lists them.
+
+    ``config`` is the class of its recipes. ``run(config_path, output_dir, resume=, data=)`` trains and returns the
+    model's folder; it takes the model folder of the run before it as ``start``, an argument's name, which is ``None``
+    where it starts from nothing. With ``needs_start`` it cannot do without.
+    """
+
+    config: type[TrainConfig]
+    run: Callable[..., Path]
+    start: str | None = None
+    needs_start: bool = False
 
 
 @contextmanager
@@ -120,10 +136,12 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def open_split(config: TrainConfig, split: str, *, min_frames: int) -> MotionDataset:
-    """The training split with, any other split without augmentation."""
+def open_split(
+    config: TrainConfig, split: str, *, min_frames: int, kind: type[MotionDataset] = MotionDataset
+) -> MotionDataset:
+    """The training split with, any other split without augmentation, as a data set of ``kind``."""
     augment = split == "train"
-    return MotionDataset(
+    return kind(
         DATA_SETS[config.data.representation],
         str(config.data.root),
         split,
@@ -148,15 +166,20 @@ def once(accelerator: Accelerator, path: Path, write: Callable[[Path], object], 
     return path
 
 
-def check_captions(text: TextEncoder, *splits: MotionDataset) -> None:
-    """Raise ``ValueError`` that names the item whose caption, as training can show it, ``text`` would refuse."""
+def check_captions(
+    text: TextEncoder, *splits: MotionDataset, texts: Callable[[str], list[str]] = lambda caption: [caption]
+) -> None:
+    """Raise ``ValueError`` that names the item whose caption, as training can show it, ``text`` would refuse.
+
+    ``texts``: what of a caption is encoded on its own.
+    """
     for split in splits:
         for index, name in enumerate(split.names):
             captions = list(split.captions(index))
             captions += [mirror_caption(caption) for caption in captions if split.mirror]
             captions += [swap_caption(caption) for caption in captions if split.swap_persons]
             try:
-                text.check(captions)
+                text.check([part for caption in captions for part in texts(caption)])
             except ValueError as error:
                 raise ValueError(f"{split.root}: split {split.split!r}, item {name!r}: {error}") from error
 

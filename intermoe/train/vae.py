@@ -185,3 +185,6 @@ def load_vae_folder(folder: str | Path) -> tuple[CausalSkeletalVAE, Statistics]:
     if len(statistics.mean) != columns:
         raise ValueError(f"{folder / 'statistics.json'}: expected {columns} columns, got {len(statistics.mean)}")
     return vae.eval().requires_grad_(False), statistics
+
+
+TRAINER = run.Trainer(VAETrainConfig, run_vae, start="init")

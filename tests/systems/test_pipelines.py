@@ -236,8 +236,8 @@ def test_mdm_of_another_representation(tmp_path: Path) -> None:
 
 def test_texts_of_in2in(tmp_path: Path) -> None:
     pipeline: Any = MotionPipeline.from_pretrained(write(tmp_path, "in2in"))
-    assert pipeline.texts("they bow") == ["they bow"] * 3
-    assert pipeline.texts("they bow | one bows|one turns ") == ["they bow", "one bows", "one turns"]
+    assert pipeline.split_prompt("they bow", 2) == ["they bow"] * 3
+    assert pipeline.split_prompt("they bow | one bows|one turns ", 2) == ["they bow", "one bows", "one turns"]
     for prompt in ("a | b", "a | | c", "a|b|c|d"):
         with pytest.raises(ValueError, match="prompts: expected one text, or 3 with"):
             pipeline.check([prompt], 16)

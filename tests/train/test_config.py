@@ -23,27 +23,13 @@ from intermoe.train.config import (
 )
 from intermoe.train.intermask import InterMaskTrainConfig, TokenizerTrainConfig
 from intermoe.train.mdm import ComMDMTrainConfig, MDMTrainConfig
-from intermoe.train.motion import NETWORKS, MotionTrainConfig
+from intermoe.train.motion import MotionTrainConfig
+from intermoe.train.trainers import TRAINERS, trainer_of
 
 CONFIGS = Path(intermoe.train.__file__).parent / "configs"
 
 
-KINDS: dict[str, type[TrainConfig]] = {
-    "vae": VAETrainConfig,
-    "decoder": VAETrainConfig,
-    "denoiser": DenoiserTrainConfig,
-    "intergen": MotionTrainConfig,
-    "timotion": MotionTrainConfig,
-    "tokenizer": TokenizerTrainConfig,
-    "intermask": InterMaskTrainConfig,
-    "mdm": MDMTrainConfig,
-    "commdm": ComMDMTrainConfig,
-}
-SHIPPED = [
-    (path.stem, KINDS[path.stem.rsplit("_", 1)[-1]])
-    for path in sorted(CONFIGS.glob("*.yaml"))
-    if not path.stem.endswith("_evaluator")
-]
+SHIPPED = [(path.stem, TRAINERS[trainer_of(path)].config) for path in sorted(CONFIGS.glob("*.yaml"))]
 
 
 @pytest.mark.parametrize(("name", "kind"), SHIPPED)
@@ -71,10 +57,10 @@ def test_published_recipes(kind: str) -> None:
     assert (denoiser.text.kind, denoiser.text.clip_layers, denoiser.text.num_layers) == ("clip", 12, 2)
 
 
-@pytest.mark.parametrize(("system", "epochs"), [("intergen", 2000), ("timotion", 1900)])
+@pytest.mark.parametrize(("system", "epochs"), [("intergen", 2000), ("timotion", 1900), ("in2in", 2000)])
 def test_published_recipes_of_other_systems(system: str, epochs: int) -> None:
     config = MotionTrainConfig.load(CONFIGS / f"interhuman_{system}.yaml")
-    assert config.network_config() == NETWORKS[system][0](), "the defaults are the published network"
+    assert config.network_config() == type(config.network_config())(), "the defaults are the published network"
     assert config.losses == MotionLossConfig()
     assert config.diffusion == DiffusionConfig()
     assert (config.optim.epochs, config.optim.warmup_epochs, config.data.batch_size) == (epochs, 10, 32)

@@ -19,7 +19,7 @@ from intermoe.pipeline import MotionPipeline
 from intermoe.systems.intergen.losses import motion_losses
 from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train.draws import ItemDraws
-from intermoe.train.motion import MotionObjective, MotionTrainConfig, run_motion
+from intermoe.train.motion import MotionObjective, MotionTrainConfig, run_motion, trainable
 
 VALUES: dict[str, Any] = {
     "name": "tiny",
@@ -50,7 +50,7 @@ def objective(pairs: Path, **changes: Any) -> tuple[MotionObjective, Any]:
     return made, collate([dataset[0], dataset[1], dataset[2]])
 
 
-@pytest.mark.parametrize("system", ["intergen", "timotion"])
+@pytest.mark.parametrize("system", trainable())
 def test_the_loss_falls(pairs: Path, system: str) -> None:
     made, batch = objective(pairs, system=system)
     optimizer = torch.optim.Adam(made.parameters(), lr=3e-3)
@@ -92,7 +92,7 @@ def test_text_is_dropped_for_whole_samples(pairs: Path) -> None:
     assert validated[0] != validated[1]  # validation keeps it
 
 
-@pytest.mark.parametrize("system", ["intergen", "timotion"])
+@pytest.mark.parametrize("system", trainable())
 def test_a_run_resumes_bit_for_bit_and_its_model_is_a_pipeline(pairs: Path, tmp_path: Path, system: str) -> None:
     config = write(tmp_path, system=system)
     whole = run_motion(config, tmp_path / "whole", data=pairs)
@@ -124,7 +124,7 @@ def test_a_run_resumes_bit_for_bit_and_its_model_is_a_pipeline(pairs: Path, tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"system": "intergone"}, r"system: must be one of \('intergen', 'timotion'\), got 'intergone'"),
+        ({"system": "intergone"}, r"system: must be one of \('intergen', 'timotion', 'in2in'.*\), got 'intergone'"),
         ({"network": {"text_dim": 9}}, r"text\.output_dim: must be network\.text_dim=9, got 8"),
         ({"network": {"width": 9}}, r"network: unknown key 'width'"),
         (

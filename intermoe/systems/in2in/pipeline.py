@@ -13,10 +13,9 @@ from intermoe.pipeline import Progress
 from intermoe.systems.in2in.config import In2INModelConfig
 from intermoe.systems.in2in.guidance import FourPasses
 from intermoe.systems.in2in.network import In2IN
+from intermoe.systems.in2in.texts import split_texts
 from intermoe.systems.intergen.config import InterGenConfig
 from intermoe.systems.intergen.pipeline import RawMotionPipeline
-
-SEPARATOR = "|"
 
 
 class In2INPipeline(RawMotionPipeline):
@@ -25,6 +24,7 @@ class In2INPipeline(RawMotionPipeline):
     """
 
     config_type = In2INModelConfig
+    tells_persons = True
     config: In2INModelConfig
 
     @staticmethod
@@ -52,30 +52,12 @@ class In2INPipeline(RawMotionPipeline):
         denoiser = FourPasses(self.network, weights) if guidance_scale > 1 else self.network
         return self._sample(denoiser, prompts, lengths, seeds, num_inference_steps, 1.0, scheduler, control, progress)
 
-    def condition(self, prompts: Sequence[str]) -> Tensor:
-        """(B, 1 + P, C): of the interaction, then of every person."""
-        texts = [text for prompt in prompts for text in self.texts(prompt)]
-        condition: Tensor = self.text_encoder(texts).to(self.dtype)
-        return condition.unflatten(0, (len(prompts), -1))
+    @staticmethod
+    def split_prompt(prompt: str, persons: int) -> list[str]:
+        """The interaction's text and every person's; see ``split_texts``."""
+        return split_texts(prompt, persons)
 
     @property
     def text_shape(self) -> tuple[int, ...]:
         """Shape of one sample's text condition."""
         return (1 + self.representation.persons, self.config.network.text_dim)
-
-    def texts(self, prompt: str) -> list[str]:
-        """The interaction's text and every person's. Raises ``ValueError`` for another number of them, or none."""
-        persons = self.representation.persons
-        texts = [text.strip() for text in prompt.split(SEPARATOR)]
-        if len(texts) == 1:
-            return texts * (1 + persons)
-        if len(texts) != 1 + persons or not all(texts):
-            raise ValueError(
-                f"prompts: expected one text, or {1 + persons} with {SEPARATOR!r} between them, got {prompt!r}"
-            )
-        return texts
-
-    def check(self, prompts: Sequence[str], num_frames: int) -> None:
-        """See ``MotionPipeline.check``."""
-        super().check(prompts, num_frames)
-        self.text_encoder.check([text for prompt in prompts for text in self.texts(prompt)])

@@ -30,11 +30,13 @@ class RawMotionPipeline(MotionPipeline):
 
     Attributes:
         entries: frames of what the network diffuses that stand in front of the motion.
+        tells_persons: whether a prompt may describe each person beside what happens between them.
     """
 
     schedulers = SCHEDULERS
     controls: ClassVar[tuple[str, ...]] = ("known",)
     entries: ClassVar[int] = 0
+    tells_persons: ClassVar[bool] = False
     config: RawMotionConfig
 
     def __init__(
@@ -136,10 +138,21 @@ class RawMotionPipeline(MotionPipeline):
         motions = [row[:, :length].clone() for row, length in zip(motion, lengths, strict=True)]
         return [each.paste(motion) for each, motion in zip(given, motions, strict=True)] if given else motions
 
+    @staticmethod
+    def split_prompt(prompt: str, persons: int) -> list[str]:
+        """The texts of a prompt, each encoded on its own. Raises ``ValueError`` for a prompt that cannot be split."""
+        return [prompt]
+
+    @classmethod
+    def embed(cls, encoder: nn.Module, prompts: Sequence[str], persons: int) -> Tensor:
+        """The network's text condition of B prompts for so many persons: (B, C), or (B, N, C) of N texts each."""
+        texts = [text for prompt in prompts for text in cls.split_prompt(prompt, persons)]
+        condition: Tensor = encoder(texts)
+        return condition if len(texts) == len(prompts) else condition.unflatten(0, (len(prompts), -1))
+
     def condition(self, prompts: Sequence[str]) -> Tensor:
         """The network's text condition of B prompts: (B, *text_shape)."""
-        condition: Tensor = self.text_encoder(prompts)
-        return condition.to(self.dtype)
+        return self.embed(self.text_encoder, prompts, self.representation.persons).to(self.dtype)
 
     @property
     def text_shape(self) -> tuple[int, ...]:
@@ -169,7 +182,8 @@ class RawMotionPipeline(MotionPipeline):
     def check(self, prompts: Sequence[str], num_frames: int) -> None:
         """See ``MotionPipeline.check``."""
         super().check(prompts, num_frames)
-        self.text_encoder.check(prompts)
+        persons = self.representation.persons
+        self.text_encoder.check([text for prompt in prompts for text in self.split_prompt(prompt, persons)])
 
     def unknown_words(self, prompt: str) -> list[str]:
         """See ``TextEncoder.unknown_words``."""
