@@ -117,8 +117,8 @@ def test_commands_are_as_they_are_written(words: list[str]) -> None:
 
     name, command, rest = "intermoe", typer.main.get_command(app), list(words)
     while hasattr(command, "commands"):
-        name, *rest = rest
-        command = command.commands[name]
+        context = command.context_class(command, info_name=name)
+        name, command, rest = command.resolve_command(context, rest)
     command.make_context(name, rest)
 
 
