@@ -304,3 +304,26 @@ def test_recomputation_and_compilation_change_nothing(routing: str, relative_err
 def test_bad_choices_are_named(changes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InterMoEBlock(dim=16, num_experts=EXPERTS, expert_dim=12, cond_dim=8, **changes)
+
+
+def test_padding_takes_no_place_from_tokens_that_an_expert_hardly_wants() -> None:
+    """The chance of expert 1 is 0 in float32, for every token: padding, at its own -1, comes after them still."""
+    logits = torch.tensor([200.0, -200.0]).expand(1, 6, 2)
+    mask = torch.tensor([[False, False, True, True, False, True]])
+    chosen = choose_pairs(logits, mask, torch.zeros(2), routing="expert_choice", capacity=2.0)
+    assert torch.equal(chosen, mask[..., None].expand(1, 6, 2))
+
+
+def test_a_capacity_is_taken_to_a_millionth() -> None:
+    """1.37 of 2000 tokens over two experts are 1370 each; 11/8, the nearest of small fractions, would be 1375."""
+    logits = torch.randn(1, 2000, 2, generator=torch.Generator().manual_seed(0))
+    chosen = choose_pairs(logits, None, torch.zeros(2), routing="expert_choice", capacity=1.37)
+    assert chosen.sum(dim=(0, 1)).tolist() == [1370, 1370]
+
+
+def test_a_row_of_padding_alone_is_no_sample_of_the_balance() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits, mask = torch.randn(2, 5, 3, generator=g), torch.tensor([[True] * 5, [False] * 5])
+    chosen = choose_pairs(logits, mask, torch.zeros(3), routing="token_choice", top_k=1, pool="sample")
+    found = load_balance_loss(logits, chosen, mask, pool="sample")
+    torch.testing.assert_close(found, load_balance_loss(logits[:1], chosen[:1], None))

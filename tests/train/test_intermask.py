@@ -183,6 +183,7 @@ def test_the_second_stage_runs_on_the_first_and_resumes(trained: Path, pairs: Pa
     text = TextConfig(output_dim=8, width=8, num_layers=1, num_heads=2, feedforward_dim=8, vocab_size=60)
     model = InterMaskConfig(12, code_dim=8, text_dim=8, dim=16, num_layers=1, num_heads=2, feedforward_dim=16)
     config = InterMaskTrainConfig(
+        name="masked",
         data=DataConfig(batch_size=2),
         optim=OptimConfig(steps=4, learning_rate=1e-3, warmup_steps=1),
         run=RunConfig(log_every=2, validate_every=4, checkpoint_every=2),
@@ -192,7 +193,7 @@ def test_the_second_stage_runs_on_the_first_and_resumes(trained: Path, pairs: Pa
     write_config(tmp_path / "config.json", config)
     first = run_intermask(tmp_path / "config.json", tmp_path / "one", trained / "model", data=pairs)
     pipeline: Any = MotionPipeline.from_pretrained(first)
-    assert (pipeline.config.system, pipeline.config.name) == ("intermask", "intermask")
+    assert (pipeline.config.system, pipeline.config.name) == ("intermask", "masked")
     tokenizer, found = load_tokenizer_folder(trained / "model")
     assert pipeline.statistics.digest() == found.digest()
     codes = pipeline.tokenizer.state_dict()

@@ -117,10 +117,11 @@ def test_both_stages_run_one_after_the_other_and_resume(pairs: Path, tmp_path: P
     every = RunConfig(log_every=2, validate_every=4, checkpoint_every=2)
     shared: dict[str, Any] = {"data": DataConfig(batch_size=2), "optim": optim, "run": every, "diffusion": DIFFUSION}
     backbone = MDMConfig(262, text_dim=8, dim=16, num_layers=2, num_heads=2, feedforward_dim=16)
-    write_config(tmp_path / "mdm.json", MDMTrainConfig(model=backbone, text=TEXT, **shared))
+    write_config(tmp_path / "mdm.json", MDMTrainConfig(name="alone", model=backbone, text=TEXT, **shared))
     mdm = run_mdm(tmp_path / "mdm.json", tmp_path / "mdm", data=pairs)
     single: Any = MotionPipeline.from_pretrained(mdm)
     assert (single.config.system, single.config.representation, single.config.fps) == ("mdm", "interhuman", 30)
+    assert single.config.name == "alone"
     assert Statistics.load(tmp_path / "mdm" / "statistics.json").digest() == single.statistics.digest()
     average = load_file(tmp_path / "mdm" / "checkpoints" / "step-00000004" / "average.safetensors")
     weights = load_file(mdm / "model.safetensors")
@@ -128,10 +129,10 @@ def test_both_stages_run_one_after_the_other_and_resume(pairs: Path, tmp_path: P
     assert single("two people dance", num_frames=20, num_inference_steps=2).motion.shape == (1, 1, 20, 262)
 
     model = ComMDMConfig(backbone, split=1, num_layers=1, num_heads=2, feedforward_dim=16)
-    write_config(tmp_path / "commdm.json", ComMDMTrainConfig(model=model, **shared))
+    write_config(tmp_path / "commdm.json", ComMDMTrainConfig(name="both", model=model, **shared))
     first = run_commdm(tmp_path / "commdm.json", tmp_path / "one", mdm, data=pairs)
     pair: Any = MotionPipeline.from_pretrained(first)
-    assert (pair.config.system, pair.config.name) == ("commdm", "commdm")
+    assert (pair.config.system, pair.config.name) == ("commdm", "both")
     assert pair.config.text == single.config.text
     for name, value in single.network.state_dict().items():
         assert torch.equal(pair.network.get_parameter(f"backbone.{name}"), value), name
