@@ -43,6 +43,7 @@ app.command()(data.stats)
 app.command()(tune.tune)
 app.command()(backends.backends)
 app.command()(ablate.ablate)
+app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
 

@@ -1,4 +1,4 @@
-"""``intermoe prepare`` and ``intermoe stats``: check and cache a data set, measure what training needs to know."""
+"""``intermoe prepare``, ``stats`` and ``data merge``: check and cache a data set, measure it, make one of several."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from intermoe.cli.common import DataOption, SplitOption, StrictOption, check_fol
 
 if TYPE_CHECKING:
     from intermoe.data import DatasetReport
+
+app = typer.Typer(help="Folders of motion.", no_args_is_help=True)
 
 KindArgument = Annotated[str, typer.Argument(help="interhuman, interx or humanml3d.")]
 
@@ -91,3 +93,46 @@ def stats(
         out.parent.mkdir(parents=True, exist_ok=True)
         compute_statistics(dataset, passes=4 if mirror or swap else 1).save(out)
     typer.echo(out)
+
+
+@app.callback()
+def _data() -> None:
+    """Keeps the name of a group that has one command."""
+
+
+@app.command("merge")
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of two persons (InterHuman) or of single persons.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, in InterHuman's layout; prepare and train read it.")],
+    times: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="FOLDER=NUMBER, may be repeated: how often clips of this folder are listed in the training split, "
+            "on average over them; activities alike where items.json names them."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of partners, places and chance.")] = 0,
+    strict: StrictOption = False,
+) -> None:
+    """Make one folder of several; clips of single persons become pairs that stand apart, with joined captions."""
+    with reported():
+        check_folder(out.parent)
+        from intermoe.data.merge import merge as merge_folders
+
+        merged = merge_folders(folders, out, times=_times(times or []), seed=seed, strict=strict)
+        for reason in merged.left_out:
+            typer.echo(f"left out: {reason}", err=True)
+        for split, counts in merged.listed.items():
+            typer.echo(f"{split}: {', '.join(f'{count} of {name}' for name, count in counts.items())}", err=True)
+    typer.echo(out)
+
+
+def _times(given: list[str]) -> dict[str, float]:
+    times = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            times[name] = float(number)
+        except ValueError:
+            raise ValueError(f"--times: expected FOLDER=NUMBER, got {text!r}") from None
+    return times

@@ -1,0 +1,201 @@
+"""Folders made one: what is copied, how single persons become pairs, how often a clip is listed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from intermoe import cli
+from intermoe.data import DATA_SETS, MotionDataset, prepare
+from intermoe.data.items import ItemError
+from intermoe.data.merge import merge
+from intermoe.data.solo import APART, SoloReader, compose, join_captions, partners
+
+
+@pytest.fixture
+def solo_folder(tmp_path: Path) -> Callable[..., Path]:
+    """``solo_folder({"train": {"a": 41}})``: clips of one person who walks along X, of so many frames."""
+
+    def make(splits: dict[str, dict[str, int]], name: str = "solo") -> Path:
+        root = tmp_path / name
+        for folder in ("motions", "annots", "split"):
+            (root / folder).mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        for split, clips in splits.items():
+            (root / "split" / f"{split}.txt").write_text("\n".join(clips), encoding="utf-8")
+            for clip, frames in clips.items():
+                body = rng.integers(0, 5000, size=(22, 3)) + np.arange(frames)[:, None, None] * [100, 0, 0]
+                columns = np.tile([8192, 0, 0, 0, 8192, 0], (frames, 21, 1))
+                np.savez(root / "motions" / f"{clip}.npz", pos=body.astype(np.int16), rot6d=columns.astype(np.int16))
+                text = f"a person waves {clip}.\nsomeone waves the left hand, {clip}.\n"
+                (root / "annots" / f"{clip}.txt").write_text(text, encoding="utf-8")
+        return root
+
+    return make
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_a_merged_folder_is_read_prepared_and_counted(
+    interhuman_folder: Callable[..., Path], solo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    pairs = interhuman_folder({"train": {"1": 40, "2": 44}, "val": {"3": 41}})
+    solo = solo_folder({"train": {"a": 41, "b": 60, "c": 50}, "val": {"d": 41, "e": 45}})
+    (solo / "LICENSE-DATA.txt").write_text("terms", encoding="utf-8")
+    merged = merge([pairs, solo], tmp_path / "all")
+    assert merged.listed == {"train": {"interhuman": 2, "solo": 3}, "val": {"interhuman": 1, "solo": 2}}
+    assert merged.left_out == []
+    for folder in ("motions_processed/person1/1.npy", "motions_processed/person2/3.npy", "annots/2.txt"):
+        assert (tmp_path / "all" / folder).read_bytes() == (pairs / folder).read_bytes()
+    assert (tmp_path / "all" / "LICENSE-DATA.solo.txt").read_text(encoding="utf-8") == "terms"
+    sources = {item["name"]: item["source"] for item in json.loads((tmp_path / "all" / "items.json").read_text())}
+    assert Counter(sources.values()) == {"interhuman": 3, "solo": 5}
+    # every clip of one person is the first person of one pair, of its own length: the shortest has 41 frames
+    names = [name for name in sources if "+" in name]
+    assert sorted(name.split("+")[0] for name in names) == ["a", "b", "c", "d", "e"]
+    dataset = MotionDataset(DATA_SETS["interhuman"], tmp_path / "all", "train", strict=True)
+    assert {n: dataset.num_frames(i) for i, n in enumerate(dataset.names)}[names[0]] == 40
+    cache = prepare(DATA_SETS["interhuman"], tmp_path / "all", tmp_path / "cache")
+    assert cache.reports["train"].total == 5
+    assert (tmp_path / "cache" / "statistics.json").is_file()
+
+
+def test_the_same_seed_gives_the_same_folder(solo_folder: Callable[..., Path], tmp_path: Path) -> None:
+    solo = solo_folder({"train": dict.fromkeys("abcdef", 41)})
+    for out, seed in (("one", 0), ("two", 0), ("other", 1)):
+        merge([solo], tmp_path / out, seed=seed)
+    one, two, other = (
+        {p.name: p.read_bytes() for p in (tmp_path / out / "annots").iterdir()} for out in ("one", "two", "other")
+    )
+    assert one == two != other
+
+
+def test_a_pair_keeps_each_persons_motion_and_stays_apart(solo_folder: Callable[..., Path]) -> None:
+    reader = SoloReader(solo_folder({"train": {"a": 41, "b": 70}}))
+    first, second = reader.read("a"), reader.read("b")
+    assert first.positions.shape == (41, 66)
+    assert first.rotations.shape == (41, 126)
+    assert first.rotations[0, :6].tolist() == [1, 0, 0, 0, 1, 0]
+    step = np.diff(first.positions, axis=0)
+    np.testing.assert_allclose(step.reshape(40, 22, 3), np.tile([0.02, 0, 0], (40, 22, 1)), atol=1e-6)
+    for seed in range(20):
+        own, other = compose(first, second, np.random.default_rng(seed))
+        np.testing.assert_array_equal(own, first.positions)
+        placed, alone = other.reshape(41, 22, 3).astype(float), second.positions[:41].reshape(41, 22, 3).astype(float)
+        # rigid about the vertical: heights and distances stay
+        np.testing.assert_allclose(placed[..., 2], alone[..., 2], atol=1e-6)
+        distances = [np.linalg.norm(p[:, 1:] - p[:, :1], axis=-1) for p in (placed, alone)]
+        np.testing.assert_allclose(*distances, atol=1e-5)
+        np.testing.assert_allclose(np.linalg.norm(np.diff(placed, axis=0), axis=-1), 0.02, atol=1e-5)
+        gap = placed[:, 0, :2] - own.reshape(41, 22, 3)[:, 0, :2]
+        assert np.linalg.norm(gap, axis=-1).min() >= APART - 1e-5
+
+
+def test_partners_are_others_as_long_or_longer() -> None:
+    lengths = [50, 41, 300, 41, 120, 300]
+    for seed in range(20):
+        chosen = partners(lengths, np.random.default_rng(seed))
+        assert all(other != index for index, other in enumerate(chosen))
+        assert all(lengths[other] >= lengths[index] for index, other in enumerate(chosen))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "joined"),
+    [
+        ("a person waves.", "someone sweeps the floor.", "one person waves, while the other sweeps the floor."),
+        ("One person bows", "a person sits, then rises.", "one person bows, while the other sits, then rises."),
+        ("he runs.", "a person waves.", "he runs. a person waves."),
+    ],
+)
+def test_captions_are_joined(first: str, second: str, joined: str) -> None:
+    assert join_captions(first, second) == joined
+
+
+def test_times_list_training_clips_and_even_out_activities(
+    interhuman_folder: Callable[..., Path], solo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    pairs = interhuman_folder({"train": {"1": 40, "2": 40, "3": 40, "4": 40}, "val": {"5": 40}})
+    tags = {"1": "bow", "2": "dance", "3": "dance", "4": "dance", "5": "dance"}
+    items = [{"name": name, "tags": {"activity": activity}} for name, activity in tags.items()]
+    (pairs / "items.json").write_text(json.dumps(items), encoding="utf-8")
+    solo = solo_folder({"train": {f"s{i}": 41 for i in range(200)}})
+    merge([pairs, solo], tmp_path / "all", times={"interhuman": 6, "solo": 0.25})
+    listed = Counter(lines(tmp_path / "all" / "split" / "train.txt"))
+    assert {name: listed[name] for name in "1234"} == {"1": 12, "2": 4, "3": 4, "4": 4}
+    assert 25 <= sum(count for name, count in listed.items() if "+" in name) <= 75
+    assert lines(tmp_path / "all" / "split" / "val.txt") == ["5"]
+
+
+def test_what_cannot_be_merged_is_named(
+    interhuman_folder: Callable[..., Path], solo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    pairs = interhuman_folder({"train": {"1": 40}})
+    (tmp_path / "again").mkdir()
+    with pytest.raises(ValueError, match="folders: expected names that differ, got interhuman, interhuman"):
+        merge([pairs, pairs], tmp_path / "all")
+    other = tmp_path / "again" / "others"
+    pairs.rename(other)
+    pairs = interhuman_folder({"train": {"1": 40}})
+    with pytest.raises(ValueError, match="folders: expected names that differ, got 1 in others and interhuman"):
+        merge([other, pairs], tmp_path / "all")
+    with pytest.raises(ValueError, match="times: expected any of interhuman, got 'salsa'"):
+        merge([pairs], tmp_path / "all", times={"salsa": 2})
+    with pytest.raises(ValueError, match="times: expected a number >= 0 for interhuman, got -1"):
+        merge([pairs], tmp_path / "all", times={"interhuman": -1})
+    with pytest.raises(NotADirectoryError, match="folders: not a folder"):
+        merge([tmp_path / "absent"], tmp_path / "all")
+    with pytest.raises(FileNotFoundError, match="no clip that can be used"):
+        merge([tmp_path / "again"], tmp_path / "all")
+    (tmp_path / "full").mkdir()
+    with pytest.raises(FileExistsError, match="full"):
+        merge([pairs], tmp_path / "full")
+    assert not (tmp_path / "all").exists(), "nothing is left of what failed"
+
+
+def test_clips_that_cannot_be_used_are_left_out_by_name(solo_folder: Callable[..., Path], tmp_path: Path) -> None:
+    solo = solo_folder({"train": {"a": 41, "b": 41, "c": 41, "d": 41}})
+    (solo / "motions" / "b.npz").write_bytes(b"no archive")
+    np.savez(solo / "motions" / "c.npz", pos=np.zeros((41, 22, 3), np.float32), rot6d=np.zeros((41, 21, 6), np.int16))
+    merged = merge([solo], tmp_path / "all")
+    assert merged.listed == {"train": {"solo": 2}}
+    assert merged.left_out[0].startswith("solo: unreadable file: b: motions/b.npz")
+    assert "expected integers of shape (T, 22, 3), got float32 (41, 22, 3)" in merged.left_out[1]
+    with pytest.raises(ItemError, match=r"b: motions/b\.npz"):
+        merge([solo], tmp_path / "strict", strict=True)
+
+
+def test_the_command_says_what_it_made(solo_folder: Callable[..., Path], tmp_path: Path) -> None:
+    def run(*arguments: object) -> Any:
+        return CliRunner().invoke(cli.app, ["data", "merge", *map(str, arguments)], env={"COLUMNS": "200"})
+
+    solo, out = solo_folder({"train": {"a": 41, "b": 41}}), tmp_path / "all"
+    made = run(solo, "--out", out, "--times", "solo=3")
+    assert made.exit_code == 0, made.output
+    assert made.stderr.strip() == "train: 6 of solo"
+    assert made.stdout.strip() == str(out)
+    wrong = run(solo, "--out", tmp_path / "more", "--times", "solo")
+    assert wrong.exit_code == 2
+    assert "--times: expected FOLDER=NUMBER, got 'solo'" in wrong.stderr
+
+
+def test_the_shared_clips_of_single_persons(shared_folder: Path) -> None:
+    root = shared_folder / "data" / "solo"
+    if not root.is_dir():
+        pytest.skip(f"real motion is absent: {root} not found")
+    reader = SoloReader(root)
+    assert (len(reader.names("train")), len(reader.names("val"))) == (848, 91)
+    clip = reader.read(reader.names("val")[0])
+    height = clip.positions.reshape(len(clip), 22, 3)[..., 2]
+    assert -0.05 < float(height.min()) < 0.1
+    assert 1.2 < float(height.max()) < 2.6
+    columns = clip.rotations.reshape(len(clip), 21, 2, 3)
+    np.testing.assert_allclose(np.linalg.norm(columns, axis=-1), 1, atol=1e-3)
