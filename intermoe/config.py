@@ -28,8 +28,6 @@ NORMS = ("adaln", "none")
 ROUTINGS = ("dynamic", "token_choice", "expert_choice")
 POOLS = ("batch", "sample")
 UNITS = ("frame", "sequence")
-TEXT_ENCODERS = ("wordpiece", "huggingface", "clip")
-
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.I)
 

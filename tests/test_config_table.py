@@ -72,6 +72,7 @@ FIELDS: dict[str, dict[str, str]] = {
     "PipelineConfig": {
         "rigid_bones": "test_pipeline.py::test_bones_are_rigid_where_the_configuration_says_so",
         "planted_feet": "test_pipeline.py::test_feet_are_planted_where_the_configuration_says_so",
+        "on_floor": "test_pipeline.py::test_persons_are_put_on_the_floor_where_the_configuration_says_so",
         "levels": "control/test_known.py::test_the_way_is_that_of_the_models_training",
         **dict.fromkeys(("vae", "denoiser", "text"), f"{SYSTEM}::test_parts_are_built_from_their_configurations"),
         "diffusion": f"{SYSTEM}::test_sampling_follows_the_diffusion_of_the_configuration",
@@ -94,6 +95,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "dropout": f"{TEXT}::test_dropout_is_of_training_alone_and_spells_words_in_pieces",
         "max_tokens": f"{OF_TEXT} {TEXT}::test_prompts_have_at_most_max_tokens",
         "vocab_size": f"{OF_TEXT} {TEXT}::test_a_vocabulary_that_is_too_small_is_refused",
+        "vector_dim": "text/test_wordvectors.py::test_vectors_are_the_sentence_encoders_reduced_and_stay",
         "name_or_path": "train/test_clip.py::test_another_size_and_an_absent_model_are_refused",
         "clip_layers": f"{OF_CLIP} train/test_clip.py::test_states_are_those_of_the_pretrained_tower",
         "clip_heads": f"{OF_CLIP} train/test_clip.py::test_states_are_those_of_the_pretrained_tower",
@@ -171,9 +173,11 @@ FIELDS: dict[str, dict[str, str]] = {
     ),
     "DenoiserTrainConfig": {
         **dict.fromkeys(
-            ("name", "rigid_bones", "planted_feet"), f"{TRAIN}::test_name_and_cleaning_are_saved_with_the_model"
+            ("name", "rigid_bones", "planted_feet", "on_floor"),
+            f"{TRAIN}::test_name_and_cleaning_are_saved_with_the_model",
         ),
         "load_balance": f"{TRAIN}::test_load_balance_is_added_with_its_weight",
+        "router_z": f"{TRAIN}::test_the_routers_z_loss_is_added_with_its_weight",
         **dict.fromkeys(("denoiser", "text", "diffusion"), DENOISER_RUN),
         "text_pretraining": "train/test_text.py::test_a_run_keeps_the_encoder_that_was_trained_first",
         "levels": f"{TRAIN}::test_mixed_levels_change_the_loss_and_are_saved_with_the_model",

@@ -15,6 +15,7 @@ from intermoe import InterMoEPipeline
 from intermoe.metrics.kinematics import bone_variation
 from intermoe.motion.bones import with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
+from intermoe.motion.floor import with_persons_on_floor
 from intermoe.pipeline import available_models
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
@@ -109,7 +110,17 @@ def test_feet_are_planted_where_the_configuration_says_so(tiny_pipeline, monkeyp
     torch.testing.assert_close(tiny_pipeline.decode(latents), with_planted_feet(rigid))
 
 
-@pytest.mark.parametrize("name", ["rigid_bones", "planted_feet"])
+def test_persons_are_put_on_the_floor_where_the_configuration_says_so(tiny_pipeline, monkeypatch) -> None:
+    latents = torch.randn(2, 2, 3, 28)
+    rigid = with_rigid_bones(tiny_pipeline.decode(latents))
+    config = replace(tiny_pipeline.config, rigid_bones=True, on_floor=True)
+    monkeypatch.setattr(tiny_pipeline, "config", config)
+    torch.testing.assert_close(tiny_pipeline.decode(latents), with_persons_on_floor(rigid))
+    monkeypatch.setattr(tiny_pipeline, "config", replace(config, planted_feet=True))
+    torch.testing.assert_close(tiny_pipeline.decode(latents), with_planted_feet(with_persons_on_floor(rigid)))
+
+
+@pytest.mark.parametrize("name", ["rigid_bones", "planted_feet", "on_floor"])
 def test_only_interhuman_motion_is_cleaned(tiny_pipeline, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: must be false for interx"):
         replace(tiny_pipeline.config, **{name: True}, vae=VAEConfig(representation="interx", latent_dim=4))

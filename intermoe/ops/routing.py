@@ -118,6 +118,20 @@ def _best_units(scores: Tensor, units: Tensor, capacity: float) -> Tensor:
     return rank < k[:, None, None]
 
 
+def router_z_loss(logits: Tensor, mask: Tensor | None) -> Tensor:
+    r"""Mean over the valid tokens of (log sum_e exp R_e)^2 (Zoph et al. 2022, eq. 5).
+
+    It holds what the softmax gates do not see, a shift of all experts' logits; at 0 logits are the gates' logarithms.
+
+    Args:
+        logits: (B, T, E). mask: (B, T) bool or ``None``.
+    """
+    squares = torch.logsumexp(logits, dim=-1).square()
+    if mask is None:
+        return squares.mean()
+    return squares.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
 def load_balance_loss(logits: Tensor, chosen: Tensor, mask: Tensor | None, *, pool: str = "batch") -> Tensor:
     r"""E * sum_e f_e P_e, at its least, 1, when both are even (Fedus et al. 2021, eq. 4; for top-k as in DiT-MoE).
 

@@ -6,6 +6,7 @@ from intermoe.text.clip import ClipTextEncoder
 from intermoe.text.huggingface import HuggingFaceTextEncoder
 from intermoe.text.protocol import TextConfig, TextEncoder
 from intermoe.text.wordpiece import WordPieceTextEncoder
+from intermoe.text.wordvectors import WordVectorTextEncoder
 
 
 def build_text_encoder(config: TextConfig, tokenizer_json: str | None) -> TextEncoder:
@@ -13,16 +14,19 @@ def build_text_encoder(config: TextConfig, tokenizer_json: str | None) -> TextEn
 
     Args:
         config: which encoder and its sizes.
-        tokenizer_json: content of ``tokenizer.json``: needed by ``wordpiece``, optional for ``clip`` (otherwise loaded
-            by name at the first prompt), must be ``None`` for ``huggingface``, which brings its own.
+        tokenizer_json: content of ``tokenizer.json``: needed by ``wordpiece`` and ``wordvectors``, optional for
+            ``clip`` (otherwise loaded by name at the first prompt), must be ``None`` for ``huggingface``, which
+            has its own.
 
     Raises:
         ValueError: if the tokenizer is missing or not wanted, or the encoder cannot be loaded.
     """
-    if config.kind == "wordpiece":
+    if config.kind in ("wordpiece", "wordvectors"):
         if tokenizer_json is None:
-            raise ValueError("tokenizer_json: expected the tokenizer that kind='wordpiece' was trained with, got None")
-        return WordPieceTextEncoder(config, tokenizer_json)
+            expected = f"the tokenizer that kind={config.kind!r} was trained with"
+            raise ValueError(f"tokenizer_json: expected {expected}, got None")
+        own = WordPieceTextEncoder if config.kind == "wordpiece" else WordVectorTextEncoder
+        return own(config, tokenizer_json)
     if config.kind == "huggingface":
         if tokenizer_json is not None:
             raise ValueError("tokenizer_json: expected None, since kind='huggingface' brings its own tokenizer")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +31,8 @@ class HuggingFaceTextEncoder(TextEncoder):
         self.config = config
         self.output_dim = config.output_dim
         # Held in a list, because a module attribute would be registered, saved and switched to training mode.
-        self._frozen = [_load_frozen(str(config.name_or_path))]
-        self._tokenizer = _load_tokenizer(str(config.name_or_path))
+        self._frozen = [load_frozen(str(config.name_or_path))]
+        self._tokenizer = load_tokenizer(str(config.name_or_path))
         self.input = nn.Linear(self._frozen[0].config.hidden_size, config.width)
         self.transformer = transformer(config, norm_first=False)
         self.norm = nn.LayerNorm(config.width)
@@ -73,11 +75,12 @@ class HuggingFaceTextEncoder(TextEncoder):
         return result
 
 
-def _load_frozen(name_or_path: str) -> Any:
+def load_frozen(name_or_path: str) -> Any:
+    """A pretrained text encoder. Raises ``ValueError`` if there is none of that name."""
     from transformers import AutoModel
 
     try:
-        model = AutoModel.from_pretrained(name_or_path, trust_remote_code=False, use_safetensors=True)
+        model = AutoModel.from_pretrained(_place(name_or_path), trust_remote_code=False, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"name_or_path: cannot load a text encoder from {name_or_path!r}: {error}") from error
     if model.config.is_encoder_decoder:
@@ -90,10 +93,20 @@ def _load_frozen(name_or_path: str) -> Any:
     return model.float().requires_grad_(False).eval()
 
 
-def _load_tokenizer(name_or_path: str) -> Any:
+def load_tokenizer(name_or_path: str) -> Any:
+    """Its tokenizer. Raises ``ValueError`` if there is none of that name."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(_place(name_or_path), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"name_or_path: cannot load a tokenizer from {name_or_path!r}: {error}") from error
+
+
+def _place(name_or_path: str) -> str:
+    """The folder ``model`` of an installed package of that name; a folder or a name on the Hub as it is."""
+    spec = importlib.util.find_spec(name_or_path) if name_or_path.isidentifier() else None
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(location) / "model").is_dir():
+            return str(Path(location) / "model")
+    return name_or_path

@@ -18,7 +18,7 @@ from intermoe.config import Config, _require
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TEXT_ENCODERS = ("wordpiece", "huggingface", "clip")
+TEXT_ENCODERS = ("wordpiece", "wordvectors", "huggingface", "clip")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class TextConfig(Config):
 
     - ``wordpiece``: own small transformer over word pieces; ``width``, ``num_layers``, ``num_heads``, ``vocab_size``,
       ``max_tokens`` describe it, ``output_dim`` its output.
+    - ``wordvectors``: the same over vectors of ``vector_dim`` for ``vocab_size`` word pieces, which training takes from
+      the sentence encoder ``name_or_path``; afterwards that is not needed.
     - ``huggingface``: ``name_or_path`` is a frozen encoder, the rest describes the adapter on its token states.
     - ``clip``: the release's CLIP tower and adapter; ``clip_*`` describe the tower, the rest the adapter.
     """
@@ -40,17 +42,19 @@ class TextConfig(Config):
     dropout: float = 0.1
     max_tokens: int = 77
     vocab_size: int = 2000
+    vector_dim: int = 96
     name_or_path: str | None = None
     clip_layers: int = 12
     clip_heads: int = 12
 
     def __post_init__(self) -> None:
         _require(self.kind in TEXT_ENCODERS, "kind", f"one of {TEXT_ENCODERS}", self.kind)
-        for name in ("output_dim", "width", "num_layers", "num_heads", "feedforward_dim", "max_tokens", "vocab_size"):
+        sizes = ("output_dim", "width", "num_layers", "num_heads", "feedforward_dim", "max_tokens", "vocab_size")
+        for name in (*sizes, "vector_dim"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         _require(self.width % self.num_heads == 0, "width", f"a multiple of num_heads={self.num_heads}", self.width)
         _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
-        if self.kind == "huggingface":
+        if self.kind in ("huggingface", "wordvectors"):
             _require(bool(self.name_or_path), "name_or_path", "a model name or folder", self.name_or_path)
 
 

@@ -7,42 +7,57 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
-from intermoe.files import write_text
+from intermoe.files import write_tensors, write_text
 from intermoe.pipeline import TOKENIZER_FILE
 from intermoe.reading import read_text
 from intermoe.text.build import build_text_encoder
 from intermoe.text.clip import ClipTextEncoder
 from intermoe.text.protocol import TextConfig, TextEncoder
 from intermoe.text.wordpiece import WordPieceTextEncoder
+from intermoe.text.wordvectors import WordVectorTextEncoder, sentence_encoder_tokenizer
 from intermoe.train import run
 from intermoe.train.clip import load_tower
 from intermoe.train.config import TrainConfig
+
+VECTORS_FILE = "vectors.safetensors"
 
 
 def prepare_text(
     config: TrainConfig, text: TextConfig, train: MotionDataset, output_dir: Path, *, resume: bool
 ) -> TextEncoder:
-    """A text encoder drawn from the seed, with word pieces of the captions or with the pretrained CLIP tower.
+    """A text encoder drawn from the seed, with word pieces of the captions or what comes from a pretrained encoder.
 
     Word pieces are those of the run in ``output_dir`` on ``resume``. Nothing is written yet: see ``keep_tokenizer``.
     """
     tokenizer, path = None, output_dir / TOKENIZER_FILE
+    known = resume and path.exists()
     if text.kind == "wordpiece":
-        known = resume and path.exists()
         tokenizer = read_text(path) if known else train_word_pieces(config, text, train)
+    elif text.kind == "wordvectors":
+        tokenizer = read_text(path) if known else sentence_encoder_tokenizer(str(text.name_or_path))
     torch.manual_seed(config.seed)
     encoder = build_text_encoder(text, tokenizer)
     if isinstance(encoder, ClipTextEncoder):
         load_tower(encoder)
+    if isinstance(encoder, WordVectorTextEncoder):
+        if known:  # as the tokenizer: the sentence encoder is not needed again
+            encoder.load_state_dict(load_file(output_dir / VECTORS_FILE), strict=False)
+        else:
+            encoder.take_vectors(str(text.name_or_path))
+            encoder.note(training_captions(config, train))
     return encoder
 
 
 def keep_tokenizer(accelerator: Accelerator, text: TextEncoder, output_dir: Path, *, resume: bool) -> None:
-    """Write ``tokenizer.json`` of an encoder with word pieces of its own into the run's folder."""
-    if isinstance(text, WordPieceTextEncoder):
+    """Write ``tokenizer.json`` of an encoder with word pieces of its own into the run's folder, and their vectors."""
+    if isinstance(text, WordVectorTextEncoder):
+        vectors = {"vectors": text.vectors, "seen": text.seen}
+        run.once(accelerator, output_dir / VECTORS_FILE, lambda path: write_tensors(path, vectors), resume=resume)
+    if isinstance(text, (WordPieceTextEncoder, WordVectorTextEncoder)):
         write = functools.partial(write_text, content=str(text.tokenizer_json))
         run.once(accelerator, output_dir / TOKENIZER_FILE, write, resume=resume)
 

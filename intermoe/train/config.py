@@ -273,15 +273,19 @@ class DenoiserTrainConfig(TrainConfig):
     """Training of denoiser and text encoder on the latents of a trained VAE. ``name`` goes into the saved pipeline.
 
     ``load_balance`` weighs the load-balance loss of token-choice routing (Fedus et al. 2021 have 0.01);
-    ``rigid_bones`` and ``planted_feet`` go into the saved pipeline (``PipelineConfig``), as does whether ``levels`` are
-    mixed.
+    ``router_z`` weighs the z-loss of the routers' logits (``intermoe.ops.routing.router_z_loss``), which keeps the
+    number of experts that a token takes alike at all noise levels; 0 is the published training.
+    ``rigid_bones``, ``planted_feet`` and ``on_floor`` go into the saved pipeline (``PipelineConfig``), as does whether
+    ``levels`` are mixed.
     """
 
     trainer: str = "denoiser"
     name: str = "intermoe"
     rigid_bones: bool = False
     planted_feet: bool = False
+    on_floor: bool = False
     load_balance: float = 0.01
+    router_z: float = 0.0
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     text: TextConfig = field(default_factory=TextConfig)
     text_pretraining: TextPretrainingConfig = field(default_factory=TextPretrainingConfig)
@@ -293,5 +297,8 @@ class DenoiserTrainConfig(TrainConfig):
         ok = self.levels.person == 0.0 or DATA_SETS[self.data.representation].representation.persons > 1
         _require(ok, "levels.person", f"0 for {self.data.representation}, of one person", self.levels.person)
         _require(self.load_balance >= 0.0, "load_balance", ">= 0", self.load_balance)
+        _require(self.router_z >= 0.0, "router_z", ">= 0", self.router_z)
+        ok = self.router_z == 0.0 or self.run.compile is None
+        _require(ok, "router_z", "0 with run.compile, whose graphs have no room for it", self.router_z)
         expected = f"denoiser.text_dim={self.denoiser.text_dim}"
         _require(self.text.output_dim == self.denoiser.text_dim, "text.output_dim", expected, self.text.output_dim)

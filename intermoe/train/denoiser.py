@@ -36,6 +36,7 @@ from intermoe.train.draws import ItemDraws
 from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents, error_metric, without_padding
 from intermoe.train.levels import mixed_timesteps
 from intermoe.train.loop import Batch, Objective, fit
+from intermoe.train.routing import RouterZ
 from intermoe.train.stream import DrawnDataset
 from intermoe.train.text import pretrain_text
 from intermoe.train.vae import load_vae_folder
@@ -73,6 +74,7 @@ class DenoiserObjective(Objective):
         self.latent_scale = config.diffusion.latent_scale
         self.timestep_shift = config.diffusion.timestep_shift
         self.load_balance = config.load_balance
+        self.router_z, self.router_z_losses = config.router_z, RouterZ(self.denoiser)
         self.levels = config.levels
         steps = config.diffusion.num_train_timesteps
         self.run = config.run
@@ -115,7 +117,7 @@ class DenoiserObjective(Objective):
             kept = draws.uniform() >= self.condition_dropout
             if self.levels.mixed:
                 timesteps = mixed_timesteps(self.levels, draws, timesteps, frames, persons, self.diffusion)
-            weights = {"snr_gamma": self.snr_gamma, "error_metric": self.error_metric}
+            weights: dict[str, Any] = {"snr_gamma": self.snr_gamma, "error_metric": self.error_metric}
             balances: list[Tensor] = []
 
             def denoise(*arguments: Tensor) -> Tensor:
@@ -123,8 +125,13 @@ class DenoiserObjective(Objective):
                 balances.append(balance)
                 return cast(Tensor, estimate)
 
-            loss = self._loss(latents, condition * kept[:, None], mask, timesteps, noise, denoiser=denoise, **weights)
-            return {"loss": loss + self.load_balance * balances[0]}
+            inputs = (latents, condition * kept[:, None], mask, timesteps, noise)
+            if self.router_z == 0.0:
+                return {"loss": self._loss(*inputs, denoiser=denoise, **weights) + self.load_balance * balances[0]}
+            with self.router_z_losses.collecting() as z_losses:
+                loss = self._loss(*inputs, denoiser=denoise, **weights)
+            z = torch.stack(z_losses).sum()
+            return {"loss": loss + self.load_balance * balances[0] + self.router_z * z, "router_z": z}
         values: dict[str, Tensor] = {}
         for t in self.validation_timesteps:
             timesteps = torch.full((len(latents),), t, device=latents.device)
@@ -236,14 +243,14 @@ def run_denoiser(
             once(output_dir / "vae", functools.partial(_copy, source))
         keep_tokenizer(accelerator, text, output_dir, resume=resume)
         encoder = LatentEncoder(LatentCodec(loaded, statistics))
-        if config.text_pretraining.steps:
-            path = once(output_dir / TEXT_FILE, functools.partial(_pretrain, config, text, train, encoder))
-            text.load_state_dict(load_file(path))
-            text.requires_grad_(False)
         metric = None
         if config.diffusion.loss_std_floor > 0:
             path = once(output_dir / METRIC_FILE, functools.partial(_fit_metric, config, train, encoder))
             metric = load_file(path)["metric"]
+        if config.text_pretraining.steps:
+            path = once(output_dir / TEXT_FILE, functools.partial(_pretrain, config, text, train, encoder, metric))
+            text.load_state_dict(load_file(path))
+            text.requires_grad_(False)
         objective = DenoiserObjective(config, encoder, text, metric)
         drawn: list[DrawnDataset] = [train, validation]
         if config.data.num_workers == 0:  # processes of their own would each encode everything
@@ -272,9 +279,18 @@ def _copy(source: Path, folder: Path) -> None:
 
 
 def _pretrain(
-    config: DenoiserTrainConfig, text: TextEncoder, train: MotionDataset, encoder: LatentEncoder, path: Path
+    config: DenoiserTrainConfig,
+    text: TextEncoder,
+    train: MotionDataset,
+    encoder: LatentEncoder,
+    metric: Tensor | None,
+    path: Path,
 ) -> None:
-    pretrain_text(text, train, encoder.posterior, config.text_pretraining, seed=config.seed)
+    def encode(motion: Tensor) -> Tensor:
+        mean = encoder.posterior(motion).mean
+        return mean if metric is None else mean @ metric
+
+    pretrain_text(text, train, encode, config.text_pretraining, seed=config.seed)
     write_tensors(path, text.state_dict())
 
 
@@ -304,6 +320,7 @@ def _save_pipeline(
         max_frames=config.data.max_frames,
         rigid_bones=config.rigid_bones,
         planted_feet=config.planted_feet,
+        on_floor=config.on_floor,
         vae=vae.config,
         denoiser=config.denoiser,
         text=config.text,

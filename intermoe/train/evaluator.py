@@ -38,8 +38,9 @@ class EvaluatorTrainConfig(TrainConfig):
         )
         data, model = self.data.representation, self.model.representation
         _require(model == data, "model.representation", f"data.representation={data!r}", model)
-        own = self.model.text.kind != "clip"
-        _require(own, "model.text.kind", "wordpiece or huggingface (CLIP's weights do not come along)", "clip")
+        kind = self.model.text.kind
+        own = kind in ("wordpiece", "huggingface")
+        _require(own, "model.text.kind", "wordpiece or huggingface (others' weights do not come along)", kind)
 
 
 class EvaluatorObjective(Objective):

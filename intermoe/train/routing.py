@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from intermoe.nn.moe import InterMoEBlock, call_of
+from intermoe.ops.routing import router_z_loss
+
+
+class RouterZ:
+    """``router_z_loss`` of the InterMoE blocks of ``model``, summed over the blocks of a training forward.
+
+    Each block's logits are computed once more for it, which costs little beside its experts.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.losses: list[Tensor] | None = None
+        for module in model.modules():
+            if isinstance(module, InterMoEBlock):
+                module.register_forward_pre_hook(self._hook, with_kwargs=True)
+
+    @contextmanager
+    def collecting(self) -> Iterator[list[Tensor]]:
+        """The losses of the blocks that are called within, in their order."""
+        self.losses = []
+        try:
+            yield self.losses
+        finally:
+            self.losses = None
+
+    def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.losses is not None and isinstance(module, InterMoEBlock):
+            self.losses.append(_z_loss(module, *args, **call_of(kwargs)))
 
 
 class Routing:
@@ -64,6 +92,14 @@ class Routing:
                 self.idle_now[name] = _idle_tokens(module, *args, **call_of(kwargs))
 
         return hook
+
+
+def _z_loss(
+    block: InterMoEBlock, hidden: Tensor, condition: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    if mask is not None:
+        hidden = hidden.masked_fill(~mask[..., None], 0.0)
+    return router_z_loss(block.routing_logits(hidden, condition), mask)
 
 
 def _idle_tokens(

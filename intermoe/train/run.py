@@ -101,6 +101,9 @@ def start(config: TrainConfig, output_dir: Path) -> Accelerator:
     )
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.optim.tf32 else "highest")
+    if accelerator.device.type == "cpu":
+        # gradients below 1e-38 are 0: after some 1000 steps they made a step of a small denoiser take 1.4 s, not 0.5
+        torch.set_flush_denormal(True)
     return accelerator
 
 

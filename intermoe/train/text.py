@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from intermoe.data.dataset import MotionChoice, MotionDataset
 from intermoe.metrics.turns import FULL_TURN, turns, yaw
 from intermoe.motion.representation import Representation
-from intermoe.systems.intermoe.vae import LatentDistribution
 from intermoe.text.protocol import TextEncoder
 from intermoe.train.config import TextPretrainingConfig
 
@@ -30,7 +29,7 @@ WARMUP_STEPS = 100
 _HIDDEN = 256
 _HALF_TURN = 180.0
 
-Encode = Callable[[Tensor], LatentDistribution]
+Encode = Callable[[Tensor], Tensor]
 
 
 def pretrain_text(
@@ -47,7 +46,7 @@ def pretrain_text(
     that make the predictions are thrown away. The result depends on ``seed`` and the data alone.
 
     Args:
-        encode: one motion (P, T, ...) to the posterior of its latents (1, P, T', X), as ``LatentEncoder.posterior``.
+        encode: one motion (P, T, ...) to its latents (1, P, T', X), as the denoiser's loss weighs them.
     """
 
     @functools.cache
@@ -107,7 +106,7 @@ def turn_summary(joints: Tensor, fps: float) -> Tensor:
 
 def _targets(motion: Tensor, encode: Encode, representation: Representation) -> tuple[Tensor, Tensor]:
     joints = torch.stack([representation.joints(person) for person in motion])
-    return latent_summary(encode(motion).mean[0]), turn_summary(joints, representation.fps)
+    return latent_summary(encode(motion)[0]), turn_summary(joints, representation.fps)
 
 
 def _root_mean_square(values: Tensor, dim: int | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from intermoe import InterMoEBlock, backends
-from intermoe.ops.routing import choose_pairs, load_balance_loss
+from intermoe.ops.routing import choose_pairs, load_balance_loss, router_z_loss
 
 EXPERTS = 4
 KINDS = [
@@ -327,3 +327,14 @@ def test_a_row_of_padding_alone_is_no_sample_of_the_balance() -> None:
     chosen = choose_pairs(logits, mask, torch.zeros(3), routing="token_choice", top_k=1, pool="sample")
     found = load_balance_loss(logits, chosen, mask, pool="sample")
     torch.testing.assert_close(found, load_balance_loss(logits[:1], chosen[:1], None))
+
+
+def test_router_z_loss_is_the_written_sum() -> None:
+    logits = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    written = sum(logits[i, j].exp().sum().log() ** 2 for i, j in ((0, 0), (0, 1), (1, 0))) / 3
+    torch.testing.assert_close(router_z_loss(logits, mask), written)
+    torch.testing.assert_close(router_z_loss(logits, torch.ones_like(mask)), router_z_loss(logits, None))
+    gates = torch.log_softmax(logits, dim=-1)
+    assert router_z_loss(gates, mask) < 1e-20, "0 where the logits are the logarithms of the gates"
+    assert torch.autograd.gradcheck(lambda x: router_z_loss(x, mask), (logits,))

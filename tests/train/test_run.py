@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from intermoe.data import InterHumanDataset
 from intermoe.files import locked
@@ -168,3 +169,13 @@ def test_workers_end_with_a_parent_that_was_killed() -> None:
     while worker.exists() and "zombie" not in (worker / "status").read_text() and time.monotonic() < until:
         time.sleep(0.05)
     assert not worker.exists() or "zombie" in (worker / "status").read_text()
+
+
+def test_numbers_too_small_for_float32_are_zero_in_training(write_config: Write, data: Path, tmp_path: Path) -> None:
+    torch.set_flush_denormal(False)
+    try:
+        assert torch.tensor([1e-39]) * 1 != 0
+        run_vae(write_config("vae", **{"optim.steps": 2}), tmp_path / "run", data=data)
+        assert torch.tensor([1e-39]) * 1 == 0
+    finally:
+        torch.set_flush_denormal(False)

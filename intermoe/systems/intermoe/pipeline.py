@@ -13,6 +13,7 @@ from intermoe.control.known import Control, known_latents
 from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
 from intermoe.motion.bones import with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
+from intermoe.motion.floor import with_persons_on_floor
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
 from intermoe.pipeline import CONFIG_FILE, MotionPipeline, Progress, check_batch
@@ -138,6 +139,8 @@ class InterMoEPipeline(MotionPipeline):
         motion = self.codec.decode(latents).cpu()
         if self.config.rigid_bones:
             motion = with_rigid_bones(motion)
+        if self.config.on_floor:
+            motion = with_persons_on_floor(motion)
         if self.config.planted_feet:
             motion = with_planted_feet(motion)
         return motion
