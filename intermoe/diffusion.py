@@ -59,11 +59,19 @@ class KnownLatents:
 
     ``by_levels``: the network is told, by a level of 0 for what is known, and sees it clean; it has to be trained for
     that. Otherwise it sees it with the noise of the step, like the rest (replacement, as Song et al. 2021 impute).
+    ``resampling`` is then how often each step is taken: but for the last time its result is noised back to where it
+    began, so that the rest can follow what is known (RePaint, Lugmayr et al. 2022).
     """
 
     latents: Tensor
     where: Tensor
     by_levels: bool
+    resampling: int = 1
+
+    @property
+    def passes(self) -> int:
+        """How often a step is taken."""
+        return 1 if self.by_levels else self.resampling
 
     def kept(self, values: Tensor, scale: float = 1.0) -> Tensor:
         """``values`` (B, P, T', X) with ``scale`` times what is known."""
@@ -246,6 +254,7 @@ def sample(
     generators: Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
     known: KnownLatents | None = None,
+    steer: Callable[[Tensor], Tensor] | None = None,
     callback: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Latents from noise. Condition and unconditional run as one doubled batch; guidance_scale 1 skips the latter.
@@ -261,6 +270,7 @@ def sample(
         noise: initial noise in place of one drawn from ``generators``.
         known: latents that are given and stay. The estimate of them is always what they are, so that every solver
             brings them to the level of each step.
+        steer: what is made of each estimate of the clean latents, (B, P, T', X) to the same.
         callback: called as ``callback(steps_done, num_inference_steps)``.
 
     Returns:
@@ -286,7 +296,8 @@ def sample(
     if known is not None:
         first = scheduler.timesteps[:1].expand(shape[0])
         x = torch.where(known.where[..., None], scheduler.add_noise(known.kept(x, latent_scale), x, first), x)
-    for step, timestep in enumerate(scheduler.timesteps):
+
+    def estimated(x: Tensor, timestep: Tensor) -> Tensor:
         seen, levels = x, timestep.expand(shape[0])
         if known is not None and known.by_levels:
             seen, levels = known.kept(x, latent_scale), known.levels(timestep)
@@ -298,13 +309,47 @@ def sample(
             estimate = guidance_scale * conditional + (1 - guidance_scale) * unconditional
         else:
             estimate = denoiser(seen, levels, text_condition, mask).to(wide)
-        if known is not None:
-            estimate = known.kept(estimate)
+        if steer is not None:
+            estimate = steer(estimate)
+        return estimate if known is None else known.kept(estimate)
+
+    following = [*scheduler.timesteps[1:], None]
+    for step, (timestep, after) in enumerate(zip(scheduler.timesteps, following, strict=True)):
+        estimate = estimated(x, timestep)
+        for _ in range(0 if known is None or after is None else known.passes - 1):
+            fresh = _fresh_noise(generators, mask, shape).to(x)
+            x = _noised_back(scheduler, x, latent_scale * estimate, timestep, after, fresh)
+            estimate = estimated(x, timestep)
         x = scheduler.step(latent_scale * estimate, timestep, x, **stochastic).prev_sample
         if callback is not None:
             callback(step + 1, num_inference_steps)
     x = x / latent_scale
     return x if known is None else known.kept(x)
+
+
+def _fresh_noise(
+    generators: Sequence[torch.Generator] | None, mask: Tensor | None, shape: tuple[int, int, int, int]
+) -> Tensor:
+    """Noise of ``shape``, a sample's from its own generator and for its valid frames alone."""
+    if generators is None:
+        raise ValueError("generators: expected one for each sample where steps are resampled, got None")
+    batch, persons, frames, width = shape
+    counts = [frames] * batch if mask is None else mask.sum(dim=1).tolist()
+    noise = torch.zeros(shape)
+    for row, count, generator in zip(noise, counts, generators, strict=True):
+        row[:, :count] = torch.randn((count, persons, width), generator=generator).transpose(0, 1)
+    return noise
+
+
+def _noised_back(
+    scheduler: SchedulerMixin, x: Tensor, clean: Tensor, timestep: Tensor, after: Tensor, noise: Tensor
+) -> Tensor:
+    """``x`` at ``timestep`` taken to ``after`` by DDIM's step to the estimate ``clean``, and back by fresh noise."""
+    share = scheduler.alphas_cumprod.to(x)
+    here, there = share[timestep], share[after]
+    error = (x - here.sqrt() * clean) / (1 - here).sqrt()
+    less = there.sqrt() * clean + (1 - there).sqrt() * error
+    return (here / there).sqrt() * less + (1 - here / there).clamp(min=0).sqrt() * noise
 
 
 def _is_stochastic(scheduler: SchedulerMixin) -> bool:

@@ -18,7 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.config import Config, _require, check_integer
-from intermoe.control.known import Control
+from intermoe.control.known import RESAMPLING, Control
+from intermoe.control.live import CHUNK, STEPS, Live
+from intermoe.control.scene import OVERLAP, Scene
+from intermoe.control.timeline import Segments, check_segments, count_windows, windows
 from intermoe.export import Take, View, save_take
 from intermoe.export.html import Page
 from intermoe.hub import download, is_hub_id, upload
@@ -338,18 +341,13 @@ class MotionPipeline(ABC):
         """
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         self.check(prompts, num_frames)
-        for prompt in prompts:
-            if unknown := self.unknown_words(prompt):
-                listed = ", ".join(unknown)
-                warnings.warn(f"the model has never seen: {listed} (in {prompt!r}); it can only guess", stacklevel=3)
+        self._warn(prompts, control is not None)
         num_frames = check_integer(num_frames, "num_frames")
         num_inference_steps = check_integer(num_inference_steps, "num_inference_steps")
         seed = check_integer(seed, "seed", low=0, high=2**63 - len(prompts))
         seeds = tuple(seed + i for i in range(len(prompts)))
         if control is not None:
             self.check_control(control, num_frames)
-            if not self.trained_with_levels:
-                warnings.warn(f"control: model {self.config.name!r} {UNTRAINED}", stacklevel=3)
         motions = self.sample(
             prompts,
             [num_frames] * len(prompts),
@@ -381,6 +379,130 @@ class MotionPipeline(ABC):
         if "known" not in self.controls:
             raise ValueError(f"control: expected a system that keeps what is known, got {self.config.system}")
         control.place(self.representation, num_frames, self.representation.persons)
+
+    @torch.no_grad()
+    def timeline(
+        self,
+        segments: Segments,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 3.5,
+        seed: int = 0,
+        scheduler: str | None = None,
+        progress: Progress | None = None,
+        resampling: int = RESAMPLING,
+    ) -> PipelineResult:
+        """One scene of several prompts, as long as they are together.
+
+        It is made window by window, each of which begins with the last frames of the one before (``OVERLAP`` of
+        ``intermoe.control.scene``): what that costs in memory does not depend on the length.
+
+        Args:
+            segments: prompts, each with its number of frames. Of the first min_frames at least; what is longer than
+                max_frames is made in several windows.
+            num_inference_steps: solver steps of each window. seed: of the first window; each later one has the next.
+            progress: called as ``progress(steps_done, steps)``, of all windows.
+            resampling: see ``Control``.
+
+        Returns:
+            One motion, with the prompts in order as one.
+
+        Raises:
+            ValueError, TypeError: as ``__call__``; a system that cannot go on from given frames is named.
+
+        Warns:
+            UserWarning: as ``__call__``.
+        """
+        segments = check_segments(segments)
+        prompts = [prompt for prompt, _ in segments]
+        self.check(prompts, min(segments[0][1], self.config.max_frames))
+        done, later = 0, self.config.max_frames - OVERLAP
+        steps = num_inference_steps * count_windows(segments, self.config.max_frames, later)
+
+        def advance(step: int, of: int) -> None:
+            nonlocal done
+            done += 1
+            if progress is not None:
+                progress(done, steps)
+
+        scene = self._scene(seed, num_inference_steps, guidance_scale, scheduler, advance, resampling)
+        self._warn(prompts, True)
+        motion = torch.cat(list(windows(scene, segments)), dim=1)[None]
+        joints = self.representation.joints(motion).contiguous()
+        return PipelineResult(joints, motion, ("; ".join(prompts),), (seed,), self.config.fps)
+
+    def live(
+        self,
+        prompt: str,
+        seed: int = 0,
+        num_inference_steps: int = STEPS,
+        guidance_scale: float = 3.5,
+        scheduler: str | None = None,
+        chunk: int = CHUNK,
+        resampling: int = 1,
+    ) -> Live:
+        """Motion without end while it is made; ``send`` of what is returned changes the prompt.
+
+        Args:
+            prompt, seed, num_inference_steps, guidance_scale, scheduler, resampling: as ``timeline``, for each chunk.
+            chunk: frames that are decided together: fewer answer a prompt sooner, and cost more a second.
+
+        Raises:
+            ValueError, TypeError: as ``timeline``.
+
+        Warns:
+            UserWarning: as ``__call__``.
+        """
+        low, high = self.config.min_frames, self.config.max_frames - OVERLAP
+        chunk = check_integer(chunk, "chunk", low=low, high=high)
+        scene = self._scene(seed, num_inference_steps, guidance_scale, scheduler, None, resampling)
+        self._warn([prompt], True)
+        return Live(scene, lambda words: self.check([words], low), prompt, chunk)
+
+    def _scene(
+        self,
+        seed: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        scheduler: str | None,
+        progress: Progress | None,
+        resampling: int,
+    ) -> Scene:
+        if "known" not in self.controls:
+            raise ValueError(f"scene: expected a system that goes on from given frames, got {self.config.system}")
+        if self.config.max_frames < 2 * OVERLAP:
+            raise ValueError(f"scene: expected max_frames >= {2 * OVERLAP} of the model, got {self.config.max_frames}")
+        num_inference_steps = check_integer(num_inference_steps, "num_inference_steps", low=1)
+
+        @torch.no_grad()
+        def window(prompt: str, frames: int, seed: int, control: Control | None) -> Tensor:
+            (motion,) = self.sample(
+                [prompt],
+                [frames],
+                [seed],
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                scheduler=scheduler,
+                control=control,
+                progress=progress,
+            )
+            return motion
+
+        return Scene(
+            self.representation,
+            window,
+            seed=check_integer(seed, "seed", low=0, high=2**62),
+            resampling=check_integer(resampling, "resampling", low=1),
+            min_frames=self.config.min_frames,
+            max_frames=self.config.max_frames,
+        )
+
+    def _warn(self, prompts: Sequence[str], controlled: bool) -> None:
+        for prompt in dict.fromkeys(prompts):
+            if unknown := self.unknown_words(prompt):
+                listed = ", ".join(unknown)
+                warnings.warn(f"the model has never seen: {listed} (in {prompt!r}); it can only guess", stacklevel=4)
+        if controlled and not self.trained_with_levels:
+            warnings.warn(f"control: model {self.config.name!r} {UNTRAINED}", stacklevel=4)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move all parts to a device, and their weights to a floating-point dtype; ``None`` leaves either.

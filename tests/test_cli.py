@@ -110,6 +110,22 @@ def test_generate_reacts_and_keeps_what_a_file_says(run: Run, model: Path, tmp_p
     )
 
 
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+def test_generate_makes_one_scene_of_a_timeline(run: Run, model: Path, tmp_path: Path) -> None:
+    options = ("--model", model, "--steps", 1, "--format", "npz")
+    result = run("generate", "--timeline", "they bow:20", "--timeline", "they: turn:30", *options)
+    assert result.exit_code == 0, result.output
+    (path,) = (tmp_path / "results").iterdir()
+    with np.load(path) as made:
+        assert made["joints"].shape == (2, 50, 22, 3)
+        assert str(made["prompt"]) == "they bow; they: turn"
+    for wrong in ("they bow", "they bow:", ":20", "they bow:0", "they bow:x"):
+        message = f"error: --timeline: expected PROMPT:FRAMES, as 'two people bow:90', got {wrong!r}"
+        refused(run("generate", "--timeline", wrong, *options), message)
+    refused(run("generate", "they bow", "--timeline", "they bow:20", *options), "error: --timeline: expected no prompt")
+    refused(run("generate", "--timeline", "they bow:7", *options), "error: num_frames: must be in [8, 40]")
+
+
 def test_generate_draws_all_motions_in_one_picture(run: Run, model: Path, tmp_path: Path) -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     options = ("--model", model, "--frames", 9, "--steps", 1, "--format", "npz", "--grid", "--size", "160x128")

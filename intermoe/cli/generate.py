@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,6 +57,10 @@ def generate(
     resample: Annotated[
         bool, typer.Option("--resample", help="Interpolate the file of --react-to where it has another rate.")
     ] = False,
+    timeline: Annotated[
+        list[str] | None,
+        typer.Option(help='"two people bow:90": a prompt and its frames; several make one scene, one after the other.'),
+    ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Also one mp4 of all motions, beside each other.")] = False,
     camera: CameraOption = "side",
     size: SizeOption = "640x640",
@@ -71,12 +75,16 @@ def generate(
             raise ValueError("--control, --react-to: expected one of the two, got both")
         if resample and react_to is None:
             raise ValueError("--resample: expected with --react-to; in the file of --control it is a key, got alone")
-        chosen = _collect_prompts(prompts or [], prompts_file)
+        segments = _segments(timeline or [])
+        if segments and (prompts or prompts_file or frames or control or react_to):
+            raise ValueError("--timeline: expected no prompt, --prompts, --frames, --control or --react-to beside it")
+        chosen = [prompt for prompt, _ in segments] or _collect_prompts(prompts or [], prompts_file)
         check_sampling(steps, guidance, seed)
         check_folder(out)
         pipeline = load_pipeline(model, device, frames=frames, scheduler=scheduler, steps=steps)
         kept = _read_control(pipeline, control, react_to, resample, frames)
-        num_frames = frames or min(_default_frames(kept, react_to), pipeline.config.max_frames)
+        first = segments[0][1] if segments else frames or _default_frames(kept, react_to)
+        num_frames = frames or min(first, pipeline.config.max_frames)
         _check_prompts(pipeline, chosen, num_frames, prompts_file)
         if kept is not None:
             pipeline.check_control(kept, num_frames)
@@ -90,20 +98,27 @@ def generate(
         }
         written: list[Path] = []
         takes: list[Take] = []
+        options: dict[str, Any] = {
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "scheduler": scheduler,
+        }
         with progress_bar() as progress:
-            sampling = progress.add_task("sampling", total=-(-len(chosen) // BATCH_SIZE) * steps)
-            writing = progress.add_task("writing", total=len(chosen) * len(formats))
-            for start in range(0, len(chosen), BATCH_SIZE):
-                result = pipeline(
-                    chosen[start : start + BATCH_SIZE],
-                    num_frames=num_frames,
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    seed=seed + start,
-                    scheduler=scheduler,
-                    control=kept,
-                    progress=lambda done, total: progress.advance(sampling),
-                )
+            batches = range(0, 1 if segments else len(chosen), BATCH_SIZE)
+            sampling = progress.add_task("sampling", total=len(batches) * steps)
+            writing = progress.add_task("writing", total=(1 if segments else len(chosen)) * len(formats))
+            for number, start in enumerate(batches):
+
+                def advance(done: int, total: int, before: int = number) -> None:
+                    progress.update(sampling, completed=before * total + done, total=len(batches) * total)
+
+                if segments:
+                    result = pipeline.timeline(segments, seed=seed, progress=advance, **options)
+                else:
+                    batch = chosen[start : start + BATCH_SIZE]
+                    result = pipeline(
+                        batch, num_frames=num_frames, seed=seed + start, control=kept, progress=advance, **options
+                    )
                 for index in range(len(result.prompts)):
                     take = result.take(index, details=details, view=view)
                     takes.append(take)
@@ -132,6 +147,17 @@ def _collect_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     if not all(prompt.strip() for prompt in chosen):
         raise ValueError("prompts: a prompt must not be empty")
     return check_prompts(chosen)
+
+
+def _segments(timeline: Sequence[str]) -> list[tuple[str, int]]:
+    """Prompts with their frames, of ``prompt:frames``."""
+    segments = []
+    for text in timeline:
+        prompt, colon, count = text.rpartition(":")
+        if not (colon and prompt.strip() and count.isdecimal() and int(count) > 0):
+            raise ValueError(f"--timeline: expected PROMPT:FRAMES, as 'two people bow:90', got {text!r}")
+        segments.append((prompt.strip(), int(count)))
+    return segments
 
 
 def _read_control(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from intermoe.config import Config, _require
-from intermoe.control.known import BLEND, Control, Known
+from intermoe.control.known import BLEND, RESAMPLING, Control, Known
 from intermoe.export import Take, load
 from intermoe.motion.interhuman import facing_forward
 from intermoe.motion.representation import Representation
@@ -61,14 +61,16 @@ class KnownEntry(Config):
 
 @dataclass(frozen=True)
 class ControlFile(Config):
-    """The whole file: ``known`` entries and ``blend`` (see ``intermoe.control.Control``)."""
+    """The whole file: ``known`` entries, ``blend`` and ``resampling`` (see ``intermoe.control.Control``)."""
 
     known: tuple[KnownEntry, ...]
     blend: int = BLEND
+    resampling: int = RESAMPLING
 
     def __post_init__(self) -> None:
         _require(bool(self.known), "known", "at least one entry", [])
         _require(self.blend >= 0, "blend", ">= 0", self.blend)
+        _require(self.resampling >= 1, "resampling", ">= 1", self.resampling)
 
 
 def read_control(path: str | Path, representation: Representation) -> Control:
@@ -86,7 +88,7 @@ def read_control(path: str | Path, representation: Representation) -> Control:
             known.append(entry.read(path.parent, representation))
         except ValueError as error:
             raise ValueError(f"{path}: known[{index}].{error}") from error
-    return Control(known, entries.blend)
+    return Control(known, entries.blend, entries.resampling)
 
 
 def reaction_to(path: str | Path, representation: Representation, *, resample: bool, max_frames: int) -> Control:

@@ -18,6 +18,7 @@ from intermoe.diffusion import KnownLatents
 from intermoe.motion.representation import Representation
 
 BLEND = 8
+RESAMPLING = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +108,8 @@ class Control:
     Args:
         known: persons and frames that are given.
         blend: frames over which the neighbours of given ones are led to them.
+        resampling: how often each step is taken by models that keep what is known by replacement
+            (``intermoe.diffusion.KnownLatents``). More cost more time and fit better.
 
     Raises:
         ValueError: a value outside its range.
@@ -114,10 +117,12 @@ class Control:
 
     known: Sequence[Known] = ()
     blend: int = BLEND
+    resampling: int = RESAMPLING
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "known", tuple(self.known))
         object.__setattr__(self, "blend", check_integer(self.blend, "blend", low=0))
+        object.__setattr__(self, "resampling", check_integer(self.resampling, "resampling", low=1))
         if not self.known:
             raise ValueError("known: expected at least one, got none")
 
@@ -166,19 +171,19 @@ class Given:
     def paste(self, motion: Tensor) -> Tensor:
         """Decoded motion (P, T, ...) with what is given in its place.
 
-        Up to ``blend`` free frames before and after get a part of what sets the decoded frame at the seam apart from
-        the given one, less the further away; their velocities follow from their positions, contacts stay.
+        Up to ``blend`` free frames before and after get a part of what sets the frame beside the seam apart from where
+        the given ones lead, less the further away; their velocities follow from their positions, contacts stay.
         """
         result = motion.clone()
         for row, given, where in zip(result, self.motion, self.where, strict=True):
             if not where.any():
                 continue
-            offset, weights = given - row, _fading(where, self.blend)
-            moved = where.clone()
-            if self.representation.contacts is not None:
-                offset[..., self.representation.contacts] = 0.0
-            for anchor, weight in weights:
-                row += offset[anchor] * weight.view(-1, *[1] * (row.dim() - 1))
+            decoded, moved = row.clone(), where.clone()
+            for anchor, step, weight in _fading(where, self.blend):
+                offset = _led_on(given, where, decoded, anchor, step) - decoded[anchor + step]
+                if self.representation.contacts is not None:
+                    offset[..., self.representation.contacts] = 0.0
+                row += offset * weight.view(-1, *[1] * (row.dim() - 1))
                 moved |= weight > 0
             row[where] = given[where]
             if not self.representation.root_centred:
@@ -207,8 +212,16 @@ def _interpolated(motion: Tensor, where: Tensor) -> Tensor:
     return torch.lerp(motion[low], motion[high], share)
 
 
-def _fading(where: Tensor, blend: int) -> list[tuple[int, Tensor]]:
-    """For each end of a given run its frame, and the weights (T,) by which free frames beyond it follow it."""
+def _led_on(given: Tensor, where: Tensor, decoded: Tensor, anchor: int, step: int) -> Tensor:
+    """Where the given frames (T, ...) that end at ``anchor`` lead: as fast as they end, or one alone as decoded."""
+    before = anchor - step
+    if 0 <= before < len(where) and where[before]:
+        return 2 * given[anchor] - given[before]
+    return given[anchor] + decoded[anchor + step] - decoded[anchor]
+
+
+def _fading(where: Tensor, blend: int) -> list[tuple[int, int, Tensor]]:
+    """For each end of a given run its frame, the way on, and the weights (T,) by which free frames beyond follow."""
     frames = len(where)
     result = []
     for seam in where.int().diff().nonzero()[:, 0].tolist():
@@ -218,14 +231,14 @@ def _fading(where: Tensor, blend: int) -> list[tuple[int, Tensor]]:
             gap += 1
         reach = min(blend, gap)
         weight = torch.zeros(frames)
-        for distance in range(1, reach + 1):
-            weight[anchor + step * distance] = (1 + math.cos(math.pi * distance / (reach + 1))) / 2
-        result.append((anchor, weight))
+        for distance in range(reach):
+            weight[anchor + step * (distance + 1)] = (1 + math.cos(math.pi * distance / reach)) / 2
+        result.append((anchor, step, weight))
     return result
 
 
 def known_latents(
-    given: Sequence[Given], encode: Callable[[Tensor], Tensor], multiple: int, *, by_levels: bool
+    given: Sequence[Given], encode: Callable[[Tensor], Tensor], multiple: int, *, by_levels: bool, resampling: int = 1
 ) -> KnownLatents:
     """The latents of what is given of each motion of a batch, padded to the longest.
 
@@ -233,7 +246,7 @@ def known_latents(
 
     Args:
         given: of each motion. encode: motion (1, P, T, ...) to latents (1, P, T / multiple, X).
-        by_levels: see ``KnownLatents``.
+        by_levels, resampling: see ``KnownLatents``.
     """
     rows = []
     for each in given:
@@ -249,4 +262,4 @@ def known_latents(
     for index, (values, where) in enumerate(rows):
         latents[index, :, : values.shape[1]] = values
         known[index, :, : where.shape[1]] = where.to(latents.device)
-    return KnownLatents(latents, known, by_levels)
+    return KnownLatents(latents, known, by_levels, resampling)

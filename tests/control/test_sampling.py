@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -82,3 +83,57 @@ def test_as_many_runs_as_can_tell() -> None:
         where = torch.tensor([[[each == "1" for each in row]]])
         levels = KnownLatents(torch.zeros(1, 1, 6, 3), where, True).levels(timestep)
         assert levels.tolist() == [[[0 if each == "1" else 500 for each in runs]]]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_resampled_steps_begin_again_with_the_noise_of_the_step(scheduler: str) -> None:
+    """Every pass of a step sees what is known at its level, with other noise than the pass before."""
+    known = dataclasses.replace(a_known(by_levels=False), resampling=3)
+    known = dataclasses.replace(known, latents=torch.full(SHAPE, 4.0))
+    made, seen = sampled(known, scheduler)
+    passes = [int(levels[0]) for _, levels in seen]
+    assert passes == [level for level in passes[:-1:3] for _ in range(3)] + passes[-1:]
+    assert len(set(passes)) == 6
+    share = build_scheduler("ddpm", DiffusionConfig()).alphas_cumprod
+    noises = []
+    for x, timesteps in seen[:-1]:
+        kept = share[timesteps[0]]
+        noises.append((x.chunk(2)[0][known.where] - kept.sqrt() * 4) / (1 - kept).sqrt())
+        assert 0.5 < noises[-1].std() < 1.6
+        assert noises[-1].mean().abs() < 0.8
+    for first, second in zip(noises[::3], noises[1::3], strict=True):
+        assert (first - second).abs().max() > 0.1
+    assert torch.equal(made[known.where], known.latents[known.where])
+    assert torch.equal(made, sampled(known, scheduler)[0])
+
+
+def test_levels_need_no_resampling() -> None:
+    _, seen = sampled(dataclasses.replace(a_known(by_levels=True), resampling=3))
+    assert len(seen) == 6
+
+
+def test_resampling_helps_the_rest_to_follow() -> None:
+    """A posterior mean of two numbers that agree, one of them given: with more passes the other comes nearer to it."""
+    where = torch.tensor([True, False]).view(1, 1, 2).expand(64, 1, 2)
+    spread, share = torch.tensor([[1.0, 0.99], [0.99, 1.0]]), build_scheduler("ddpm", DiffusionConfig()).alphas_cumprod
+
+    def network(x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        kept = share[timesteps[0]]
+        gain = kept.sqrt() * spread @ torch.linalg.inv(kept * spread + (1 - kept) * torch.eye(2))
+        return (x[..., 0] @ gain.T)[..., None]
+
+    errors = []
+    for resampling in (1, 10):
+        known = KnownLatents(torch.full((64, 1, 2, 1), 2.0), where, False, resampling)
+        made = sample(
+            network,
+            torch.ones(64, 5),
+            (64, 1, 2, 1),
+            scheduler=build_scheduler("ddim", DiffusionConfig()),
+            num_inference_steps=10,
+            guidance_scale=1,
+            generators=[torch.Generator().manual_seed(i) for i in range(64)],
+            known=known,
+        )
+        errors.append((made[:, 0, 1, 0] - 1.98).square().mean().sqrt())
+    assert errors[1] < 0.5 * errors[0]

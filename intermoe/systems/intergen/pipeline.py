@@ -128,9 +128,13 @@ class RawMotionPipeline(MotionPipeline):
             generators=generators,
             noise=noise,
             known=known_latents(
-                given, lambda motion: self.statistics.normalise(motion.to(self.device)), 1, by_levels=False
+                given,
+                lambda motion: self.statistics.normalise(motion.to(self.device)),
+                1,
+                by_levels=False,
+                resampling=control.resampling,
             )
-            if given
+            if control
             else None,
             callback=progress,
         )

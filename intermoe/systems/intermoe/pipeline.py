@@ -120,8 +120,9 @@ class InterMoEPipeline(MotionPipeline):
                 lambda motion: self.encode(motion.to(self.device)),
                 self.vae.downsampling,
                 by_levels=self.trained_with_levels,
+                resampling=control.resampling,
             )
-            if given
+            if control
             else None,
             callback=progress,
         )

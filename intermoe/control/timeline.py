@@ -1,0 +1,53 @@
+"""Several prompts, one after the other, in one scene."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from intermoe.config import check_integer
+from intermoe.control.scene import Scene
+
+Segments = Sequence[tuple[str, int]]
+"""Prompts, each with its number of frames."""
+
+
+def check_segments(segments: Segments) -> list[tuple[str, int]]:
+    """``segments`` with numbers of frames that are integers.
+
+    Raises:
+        ValueError: none, an entry that is no pair, or fewer than one frame; names the entry. TypeError: no integer.
+    """
+    if isinstance(segments, str) or not segments:
+        raise ValueError(f"segments: expected pairs of a prompt and a number of frames, got {segments!r}")
+    checked = []
+    for index, segment in enumerate(segments):
+        if isinstance(segment, str) or len(segment) != 2 or not isinstance(segment[0], str):
+            raise ValueError(f"segments[{index}]: expected a prompt and a number of frames, got {segment!r}")
+        checked.append((segment[0], check_integer(segment[1], f"segments[{index}]: frames", low=1)))
+    return checked
+
+
+def cut(frames: int, first: int, later: int) -> list[int]:
+    """``frames`` as lengths of the fewest windows, as equal as can be; the first holds ``first``, others ``later``."""
+    more = max(-(-(frames - first) // later), 0)
+    begin = max(-(-frames // (more + 1)), frames - more * later)
+    rest = frames - begin
+    return [begin, *(rest // more + (index < rest % more) for index in range(more))]
+
+
+def windows(scene: Scene, segments: Segments) -> Iterator[Tensor]:
+    """Motion (P, t, ...) of a scene's segments, window after window."""
+    for prompt, frames in segments:
+        for count in cut(frames, scene.room, scene.later):
+            yield scene.next(prompt, count)
+
+
+def count_windows(segments: Segments, first: int, later: int) -> int:
+    """How many windows ``windows`` makes of a scene whose first one holds ``first`` frames, and others ``later``."""
+    total = 0
+    for _, frames in segments:
+        total += len(cut(frames, first, later))
+        first = later
+    return total

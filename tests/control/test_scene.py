@@ -1,0 +1,176 @@
+"""A scene that goes on: no seam, no growth, in one world, and the same again from the same seed."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from intermoe.control.known import Control
+from intermoe.control.scene import OVERLAP, Scene
+from intermoe.control.timeline import count_windows, cut
+from intermoe.motion.humanml3d import HUMANML3D
+from intermoe.motion.interhuman import INTERHUMAN, facing_forward, from_joints
+
+pytestmark = pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+
+SCENE = [("two people bow", 30), ("one of them turns", 50), ("two people bow", 12)]
+
+
+def walker(frames: int, start: float, turning: float = 0.0) -> Tensor:
+    """Joints (frames, 22, 3) of somebody who walks along Z+ from ``start``, on the floor, and turns."""
+    generator = torch.Generator().manual_seed(0)
+    pose = torch.rand(22, 3, generator=generator) * 0.4
+    pose[1], pose[2] = torch.tensor([0.1, 0.9, 0.0]), torch.tensor([-0.1, 0.9, 0.0])
+    pose[:, 1] += 0.05 * torch.arange(22)
+    pose[0] = torch.tensor([0.0, 0.9, 0.0])
+    pose[10, 1] = 0.0
+    angle = turning * torch.arange(frames)
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    turn = torch.stack([angle.cos(), zero, angle.sin(), zero, one, zero, -angle.sin(), zero, angle.cos()], dim=-1)
+    places = torch.stack([zero, zero, start + 0.03 * torch.arange(frames)], dim=-1)
+    return torch.einsum("tij,kj->tki", turn.unflatten(-1, (3, 3)), pose) + places[:, None]
+
+
+def scene_of(window: Any, **options: Any) -> Scene:
+    sizes: dict[str, Any] = {"seed": 5, "resampling": 1, "min_frames": 8, "max_frames": 60, **options}
+    return Scene(INTERHUMAN, window, **sizes)
+
+
+def test_windows_begin_at_the_origin_and_go_on_in_the_world() -> None:
+    """A model that only walks on from where it is told to be walks one straight line through the scene."""
+    seen: list[Control] = []
+
+    def window(prompt: str, frames: int, seed: int, control: Control | None) -> Tensor:
+        if control is None:
+            return torch.stack([from_joints(walker(frames, z)) for z in (0.0, 1.0)])
+        seen.append(control)
+        given = control.place(INTERHUMAN, frames, 2).motion
+        return torch.stack([from_joints(walker(frames, float(z))) for z in given[:, 0, 2]])
+
+    scene = scene_of(window)
+    motion = torch.cat([scene.next("walk", frames) for frames in (40, 24, 32)], dim=1)
+    found = INTERHUMAN.joints(motion)
+    expected = torch.stack([walker(96, z) for z in (0.0, 1.0)])
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    for control in seen:
+        turn, origin = facing_forward(INTERHUMAN.joints(control.known[0].as_motion(INTERHUMAN))[0])
+        torch.testing.assert_close(turn, torch.eye(3), atol=1e-5, rtol=0)
+        torch.testing.assert_close(origin, torch.zeros(3), atol=1e-5, rtol=0)
+        assert all(known.run == slice(0, OVERLAP) for known in control.known)
+
+
+def test_a_scene_that_turns_is_put_back() -> None:
+    def window(prompt: str, frames: int, seed: int, control: Control | None) -> Tensor:
+        if control is None:
+            return torch.stack([from_joints(walker(frames, 0.0, 0.05)), from_joints(walker(frames, 2.0, 0.05))])
+        given = control.place(INTERHUMAN, frames, 2).motion
+        return given[:, :OVERLAP].repeat(1, 4, 1)[:, :frames]  # the same frames again
+
+    scene = scene_of(window)
+    first = INTERHUMAN.joints(scene.next("turn", 40))
+    again = INTERHUMAN.joints(scene.next("turn", 16))
+    torch.testing.assert_close(again, first[:, 20:36], atol=2e-3, rtol=0)
+
+
+def test_who_floats_comes_down() -> None:
+    def window(prompt: str, frames: int, seed: int, control: Control | None) -> Tensor:
+        made = torch.stack([from_joints(walker(frames, 0.0) + torch.tensor([0.0, 0.2, 0.0]))] * 2)
+        return made if control is None else control.place(INTERHUMAN, frames, 2).motion[:, :1].repeat(1, frames, 1)
+
+    scene = scene_of(window)
+    heights = [INTERHUMAN.joints(scene.next("stand", 40))[..., 1].amin(-1) for _ in range(2)]
+    torch.testing.assert_close(heights[0], torch.full((2, 40), 0.2), atol=1e-3, rtol=0)
+    assert (heights[1].diff(dim=1) <= 1e-6).all()
+    torch.testing.assert_close(heights[1][:, -1], torch.zeros(2), atol=2e-3, rtol=0)
+
+
+def test_what_is_kept_does_not_grow(tiny_pipeline: Any) -> None:
+    live = tiny_pipeline.live("two people bow", num_inference_steps=1)
+    sizes = []
+    for _ in range(4):
+        next(live)
+        kept = [value for value in vars(live._scene).values() if isinstance(value, Tensor)]
+        sizes.append(sum(value.untyped_storage().nbytes() for value in kept))
+    assert len(set(sizes)) == 1
+    assert sizes[0] < 10 * OVERLAP * 2 * 262 * 4
+
+
+def test_a_timeline_has_the_frames_that_it_says_and_is_drawn_again(tiny_pipeline: Any) -> None:
+    done: list[tuple[int, int]] = []
+    options: dict[str, Any] = {"num_inference_steps": 2, "seed": 3}
+    found = tiny_pipeline.timeline(SCENE, progress=lambda *each: done.append(each), **options)
+    assert found.joints.shape == (1, 2, 92, 22, 3)
+    assert found.motion.shape == (1, 2, 92, 262)
+    assert found.prompts == ("two people bow; one of them turns; two people bow",)
+    assert done == [(step, 10) for step in range(1, 11)]
+    assert torch.equal(found.joints, tiny_pipeline.timeline(SCENE, **options).joints)
+    assert not torch.equal(found.joints, tiny_pipeline.timeline(SCENE, num_inference_steps=2, seed=4).joints)
+    other = tiny_pipeline.timeline([*SCENE[:2], ("one of them turns", 12)], **options)
+    assert torch.equal(found.joints[:, :, :80], other.joints[:, :, :80])
+    assert not torch.equal(found.joints[:, :, 80:], other.joints[:, :, 80:])
+
+
+def test_seams_are_as_fast_as_what_was_before(tiny_pipeline: Any) -> None:
+    """The tiny model makes noise; only that the seam goes on from the last two frames holds it together."""
+    joints = torch.cat(list(itertools.islice(tiny_pipeline.live("two people bow", num_inference_steps=1), 3)), dim=1)
+    speed = joints.diff(dim=1)
+    for seam in (20, 40):
+        change = (speed[:, seam - 1] - speed[:, seam - 2]).norm(dim=-1).mean()
+        assert change < 0.25 * speed.norm(dim=-1).mean()
+
+
+def test_live_changes_its_prompt(tiny_pipeline: Any) -> None:
+    live, same = (tiny_pipeline.live("two people bow", seed=1, num_inference_steps=2) for _ in range(2))
+    assert torch.equal(next(live), next(same))
+    live.send("one of them turns")
+    first, second = next(live), next(same)
+    assert first.shape == (2, 20, 22, 3)
+    assert not torch.equal(first, second)
+    with pytest.raises(ValueError, match=r"^prompts: a prompt must not be empty"):
+        live.send(" ")
+    assert live.prompt == "one of them turns"
+
+
+def test_prompts_longer_than_a_window_are_cut_into_equal_ones() -> None:
+    assert cut(92, 40, 20) == [32, 20, 20, 20]
+    assert cut(50, 20, 20) == [17, 17, 16]
+    assert cut(40, 40, 20) == [40]
+    assert cut(41, 40, 20) == [21, 20]
+    for frames in range(1, 200):
+        lengths = cut(frames, 40, 20)
+        assert len(lengths) == 1 + max(-(-(frames - 40) // 20), 0)
+        assert min(lengths) > 0
+        assert sum(lengths) == frames
+        assert lengths[0] <= 40
+        assert max(lengths[1:], default=0) <= 20
+    assert count_windows([("a", 30), ("b", 50), ("c", 12)], 40, 20) == 5
+
+
+@pytest.mark.parametrize(
+    ("segments", "message"),
+    [
+        ([], r"^segments: expected pairs"),
+        ("two people bow", r"^segments: expected pairs"),
+        (["two people bow"], r"^segments\[0\]: expected a prompt and a number of frames"),
+        ([("two people bow", 30), ("they turn", 0)], r"^segments\[1\]: frames: must be in \[1"),
+        ([("two people bow", 7)], r"^num_frames: must be in \[8, 40\]"),
+        ([("two people bow", 30), (" ", 20)], r"^prompts: a prompt must not be empty"),
+    ],
+)
+def test_segments_that_are_none(tiny_pipeline: Any, segments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_pipeline.timeline(segments, num_inference_steps=1)
+
+
+def test_what_cannot_go_on_is_refused(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"^chunk: must be in \[8, 20\], got 4"):
+        tiny_pipeline.live("two people bow", chunk=4)
+    with pytest.raises(ValueError, match=r"^representation: expected one whose motion can be moved, got humanml3d"):
+        Scene(HUMANML3D, lambda *_: torch.zeros(0), seed=0, resampling=1, min_frames=8, max_frames=60)
+    monkeypatch.setattr(type(tiny_pipeline), "controls", ())
+    with pytest.raises(ValueError, match=r"^scene: expected a system that goes on from given frames, got intermoe"):
+        tiny_pipeline.timeline(SCENE)
