@@ -23,6 +23,7 @@ from intermoe.cli import (
     evaluate,
     export,
     generate,
+    live,
     routing,
     train,
     tune,
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(export.export)
 app.command()(view.view)
+app.command()(live.live)
 app.command()(routing.routing)
 app.command()(bench.bench)
 app.command()(convert.convert)

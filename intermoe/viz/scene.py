@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from intermoe.motion.rotations import shortest_arc, to_quaternions, unit
-from intermoe.viz.body import build_body
+from intermoe.viz.body import Body, build_body
 from intermoe.viz.camera import BODY_MARGIN, Array, frame_motion
 from intermoe.viz.drawing import PAPER
 from intermoe.viz.figures import TILE_METRES, TILES, tinted
+from intermoe.viz.guard import guarded
 from intermoe.viz.mesh import capsule
 
 if TYPE_CHECKING:
@@ -37,10 +39,16 @@ _STEPS = 2**12
 """Places are rounded to this part of a metre, quaternions to this part of 1: a file of them is half as large."""
 
 
-class _Part(NamedTuple):
-    """Objects of one form, of one person: ``places`` (T, N, 3), and ``turns`` (T, N, 4) of what is no ball."""
+@dataclass
+class _Part:
+    """Objects of one form, of one person: ``places`` (T, N, 3), and ``turns`` (T, N, 4) of what is no ball.
+
+    ``chosen`` are the capsules of the body that they belong to.
+    """
 
     handle: viser.BatchedMeshHandle
+    person: int
+    chosen: npt.NDArray[np.int64] | None
     places: npt.NDArray[np.float32]
     turns: npt.NDArray[np.float32] | None
 
@@ -74,21 +82,22 @@ class Figures:
                 scene,
                 f"{handle.name}/balls",
                 ball,
-                ends.reshape(self._frames, -1, 3),
+                _pose(body, person, None),
+                person,
+                None,
                 scales=np.repeat(body.radii.reshape(-1, 1), 3, axis=1),
                 colours=colours.repeat(2, axis=0),
             )
-            bones = ends[:, :, 1] - ends[:, :, 0]
-            lengths = np.linalg.norm(bones, axis=-1).mean(0)
-            turns = to_quaternions(shortest_arc(np.array([0.0, 1.0, 0.0]), unit(bones)))
+            lengths = np.linalg.norm(ends[:, :, 1] - ends[:, :, 0], axis=-1).mean(0)
             for form, stump in enumerate(stumps):
                 chosen = np.flatnonzero((tapers == form) & (lengths > 0))
                 self._add(
                     scene,
                     f"{handle.name}/bones {form + 1}",
                     stump,
-                    ends[:, chosen, 0],
-                    turns[:, chosen],
+                    _pose(body, person, chosen),
+                    person,
+                    chosen,
                     scales=np.stack([body.radii[chosen, 0], lengths[chosen], body.radii[chosen, 0]], axis=-1),
                     colours=colours[chosen],
                 )
@@ -104,6 +113,13 @@ class Figures:
             if part.turns is not None:
                 part.handle.batched_wxyzs = part.turns[frame]
 
+    def load(self, joints: npt.NDArray[np.floating]) -> None:
+        """Other frames of the same persons, (P, T, 22, 3), in place of those there are."""
+        body = build_body(joints.astype(np.float64))
+        self._frames = joints.shape[1]
+        for part in self._parts:
+            part.places, part.turns = _pose(body, part.person, part.chosen)
+
     def set_visible(self, visible: bool) -> None:
         """Draw the bodies or not."""
         for part in self._parts:
@@ -114,25 +130,37 @@ class Figures:
         scene: viser.SceneApi,
         name: str,
         form: tuple[Array, npt.NDArray[np.int64]],
-        places: Array,
-        turns: Array | None = None,
+        pose: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None],
+        person: int,
+        chosen: npt.NDArray[np.int64] | None,
         *,
         scales: Array,
         colours: npt.NDArray[np.uint8],
     ) -> None:
-        unturned = np.tile(np.array([1.0, 0.0, 0.0, 0.0]), (1, len(scales), 1))
-        part_places, part_turns = _rounded(places), _rounded(unturned if turns is None else turns)
+        places, turns = pose
+        unturned = np.tile(np.array([1.0, 0.0, 0.0, 0.0], dtype=np.float32), (len(scales), 1))
         handle = scene.add_batched_meshes_simple(
             name,
             form[0].astype(np.float32),
             form[1].astype(np.uint32),
-            batched_wxyzs=part_turns[0],
-            batched_positions=part_places[0],
+            batched_wxyzs=unturned if turns is None else turns[0],
+            batched_positions=places[0],
             batched_scales=scales.astype(np.float32),
             batched_colors=colours,
             lod="off",
         )
-        self._parts.append(_Part(handle, part_places, None if turns is None else part_turns))
+        self._parts.append(_Part(handle, person, chosen, places, turns))
+
+
+def _pose(
+    body: Body, person: int, chosen: npt.NDArray[np.int64] | None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """Where the stumps of ``chosen`` capsules begin and how they are turned; of all balls, where they are."""
+    ends = body.ends[person]
+    if chosen is None:
+        return _rounded(ends.reshape(len(ends), -1, 3)), None
+    bones = ends[:, chosen, 1] - ends[:, chosen, 0]
+    return _rounded(ends[:, chosen, 0]), _rounded(to_quaternions(shortest_arc(np.array([0.0, 1.0, 0.0]), unit(bones))))
 
 
 def _rounded(values: Array) -> npt.NDArray[np.float32]:
@@ -159,6 +187,8 @@ def _ball() -> tuple[Array, npt.NDArray[np.int64]]:
 def serving(port: int = 0) -> Iterator[viser.ViserServer]:
     """A server on this machine alone, stopped in the end; a free port is taken if ``port`` is 0 or not free.
 
+    It is ``guarded``: pages of other origins, other hosts' names and huge messages are refused.
+
     Raises:
         ModuleNotFoundError: viser is not installed; says how to install it.
     """
@@ -168,13 +198,15 @@ def serving(port: int = 0) -> Iterator[viser.ViserServer]:
         raise ModuleNotFoundError(
             "viser is needed to see figures in a browser: pip install 'intermoe[view]'"
         ) from error
-    with redirect_stdout(StringIO()):  # it greets, and standard output is for results
-        server = viser.ViserServer(host="127.0.0.1", port=port, verbose=False)
+    server = None
     try:
+        with redirect_stdout(StringIO()), guarded():  # it greets, and standard output is for results
+            server = viser.ViserServer(host="127.0.0.1", port=port, verbose=False)
         yield server
     finally:
-        with redirect_stdout(StringIO()):
-            server.stop()
+        if server is not None:
+            with redirect_stdout(StringIO()):
+                server.stop()
 
 
 def set_stage(server: viser.ViserServer, joints: npt.NDArray[np.floating], camera: str = "side") -> None:

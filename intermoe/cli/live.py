@@ -1,0 +1,88 @@
+"""``intermoe live``: motion in a browser while it is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from intermoe.cli.common import (
+    CameraOption,
+    DeviceOption,
+    GuidanceOption,
+    ModelOption,
+    SchedulerOption,
+    check_folder,
+    check_sampling,
+    load_pipeline,
+    reported,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+def live(
+    prompt: Annotated[str, typer.Argument(help="What the two people do at first.")] = "Two people dance salsa.",
+    seed: Annotated[int, typer.Option(help="Of the first frames.")] = 0,
+    steps: Annotated[int, typer.Option(help="Sampling steps of every chunk.")] = 4,
+    chunk: Annotated[int, typer.Option(help="Frames that are made together.")] = 20,
+    guidance: GuidanceOption = 3.5,
+    scheduler: SchedulerOption = None,
+    out: Annotated[Path, typer.Option(help="Folder for what is saved on the page; made when it is.")] = Path("results"),
+    model: ModelOption = "salsa",
+    camera: CameraOption = "side",
+    port: Annotated[
+        int, typer.Option(help="Of the page on this machine; another one is taken if it is not free.")
+    ] = 8080,
+    device: DeviceOption = "auto",
+) -> None:
+    """Open a page on which the motion goes on, and the words change while it does; until Ctrl+C."""
+    with reported():
+        from intermoe.export import FORMATS, WRITTEN, Take, View, free_stem, save_take
+        from intermoe.viz.live import LivePage
+        from intermoe.viz.scene import serving
+
+        FORMATS["html"].check()
+        look = View(camera)  # refuses an unknown one
+        check_sampling(steps, guidance, seed)
+        check_folder(out)
+        pipeline = load_pipeline(model, device, scheduler=scheduler, steps=steps)
+        motion = pipeline.live(
+            prompt, seed=seed, num_inference_steps=steps, guidance_scale=guidance, scheduler=scheduler, chunk=chunk
+        )
+
+        def save(joints: npt.NDArray[np.float32], words: str, format: str) -> list[Path]:
+            take = Take(joints, pipeline.config.fps, prompt=words, details={"model": model, "seed": seed}, view=look)
+            out.mkdir(parents=True, exist_ok=True)
+            with free_stem(out, words) as stem:
+                return save_take(f"{stem}{FORMATS[format].suffix}", take)
+
+        with serving(port) as server:
+            page = LivePage(
+                server,
+                motion,
+                pipeline.config.fps,
+                [f"person {number}" for number in range(1, pipeline.representation.persons + 1)],
+                save,
+                [name for name in WRITTEN if _can_be_written(name)],
+                unknown=pipeline.unknown_words,
+                camera=camera,
+            )
+            typer.echo(f"http://{server.get_host()}:{server.get_port()} (Ctrl+C ends)")
+            try:
+                page.run()
+            except KeyboardInterrupt:
+                typer.echo("")
+
+
+def _can_be_written(format: str) -> bool:
+    from intermoe.export import FORMATS
+
+    try:
+        FORMATS[format].check()
+    except ModuleNotFoundError:
+        return False
+    return True

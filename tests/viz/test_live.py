@@ -1,0 +1,229 @@
+"""The live page: what is made is shown in order and in time, prompts change, strangers are refused."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from intermoe.motion.rig import REST_POSE, at_rest
+
+pytest.importorskip("viser", reason="pages are viser's")
+import viser
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from intermoe.viz.guard import MAX_MESSAGE, refusal
+from intermoe.viz.live import LivePage
+from intermoe.viz.scene import serving
+
+CHUNK = 5
+
+
+class Steps:
+    """Two people who rise by a centimetre a frame: what they are shown as tells the frame."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.prompt, self.made, self._last = "rise", [], last
+
+    def __next__(self) -> np.ndarray:
+        if self._last == len(self.made):
+            raise FloatingPointError("it fell over")
+        frames = len(self.made) * CHUNK + np.arange(CHUNK)
+        self.made.append(self.prompt)
+        one = at_rest(REST_POSE) + frames[:, None, None] * (0, 0.01, 0)
+        return np.stack([one, one + np.array([0, 0, 1.0])])
+
+    def send(self, prompt: str) -> None:
+        if not prompt:
+            raise ValueError("prompts: a prompt must not be *empty*")
+        self.prompt = prompt
+
+
+def page_of(server: Any, motion: Steps, saved: list[Any] | None = None, fps: float = 200) -> LivePage:
+    def save(joints: np.ndarray, prompt: str, format: str) -> list[Path]:
+        if saved is None:
+            raise OSError("the disk is full")
+        saved.append((joints, prompt, format))
+        return [Path("a_b.npz")]
+
+    return LivePage(server, motion, fps, ("Ann", "Bo"), save, ("npz", "glb"), unknown=lambda words: words.split()[1:])
+
+
+def run(page: LivePage, stop: Callable[[], bool]) -> None:
+    """For a minute at most: no test waits for ever."""
+    end = time.monotonic() + 60
+    page.run(lambda: stop() or time.monotonic() > end)
+    assert stop()
+
+
+def heights(joints: np.ndarray) -> np.ndarray:
+    return joints[0, :, 0, 1] - at_rest(REST_POSE)[0, 1]
+
+
+def test_every_frame_is_shown_once_and_in_order() -> None:
+    with serving() as server:
+        page = page_of(server, Steps())
+        run(page, lambda: len(page._seen) >= 4 * CHUNK)
+        np.testing.assert_allclose(heights(page.seen), np.arange(4 * CHUNK) * 0.01, atol=1e-5)
+        handle = page._figures._parts[0].handle
+        at_first = page._figures._parts[0].places[0, 0, 1] - (CHUNK - 1) * 0  # of the chunk that is shown
+        assert handle.batched_positions[0, 1] - at_first == pytest.approx((CHUNK - 1) * 0.01, abs=1e-3)
+
+
+def test_it_keeps_time_and_does_not_hurry_after_a_pause() -> None:
+    with serving() as server:
+        page = page_of(server, Steps(), fps=50)
+        started = time.monotonic()
+        run(page, lambda: time.monotonic() - started > 1.0)
+        assert 0 < len(page._seen) <= 53  # a busy machine shows fewer, and none faster
+        page._playing.value = False
+        before, started = len(page._seen), time.monotonic()
+        run(page, lambda: time.monotonic() - started > 0.2)
+        assert len(page._seen) == before
+
+
+def test_little_is_made_ahead_so_that_words_act_soon() -> None:
+    with serving() as server:
+        motion = Steps()
+        page = page_of(server, motion)
+        run(page, lambda: len(page._seen) >= CHUNK)
+        page.say("sink now")
+        assert page._told.content == "the model has never seen: now; it can only guess"
+        before = len(motion.made)
+        run(page, lambda: len(motion.made) >= before + 4)
+        assert motion.made[before + 1 :] == ["sink now"] * (len(motion.made) - before - 1)
+        assert motion.made[:before] == ["rise"] * before
+        assert before * CHUNK - len(page.seen[0]) < 4 * CHUNK
+
+
+def test_a_refused_prompt_changes_nothing_and_is_told_as_it_is() -> None:
+    with serving() as server:
+        motion = Steps()
+        page = page_of(server, motion)
+        page.say("")
+        assert motion.prompt == "rise"
+        assert page._told.content == r"error: prompts: a prompt must not be \*empty\*"
+
+
+def test_what_was_seen_is_saved_with_all_its_prompts() -> None:
+    with serving() as server:
+        saved: list[Any] = []
+        page = page_of(server, Steps(), saved)
+        page.save("glb")
+        assert "nothing was seen" in page._told.content
+        run(page, lambda: len(page._seen) >= 2 * CHUNK)
+        page.say("sink")
+        run(page, lambda: page._prompt == "sink" and page._frame > 1)
+        page.save("glb")
+        ((joints, prompt, format),) = saved
+        assert (prompt, format) == ("rise; sink", "glb")
+        np.testing.assert_array_equal(joints, page.seen)
+        assert page._told.content == r"saved a\_b.npz"
+
+
+def test_what_cannot_be_saved_or_made_is_told() -> None:
+    with serving() as server:
+        page = page_of(server, Steps(last=3))
+        with pytest.raises(FloatingPointError, match="it fell over"):
+            page.run()
+        page.save("npz")
+        assert page._told.content == "error: the disk is full"
+    assert not [thread for thread in threading.enumerate() if "_keep_making" in thread.name]
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [("127.0.0.1:8080", None), ("localhost:8080", "http://localhost:8080"), ("[::1]:80", "http://[::1]:80")],
+)
+def test_its_own_pages_are_let_in(host: str, origin: str | None) -> None:
+    assert refusal({"Host": host} | ({"Origin": origin} if origin else {})) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("evil.example:8080", None),
+        ("127.0.0.1.evil.example", None),
+        ("", None),
+        ("127.0.0.1:8080", "http://evil.example"),
+        ("127.0.0.1:8080", "http://127.0.0.1:9090"),
+        ("127.0.0.1:8080", "https://127.0.0.1:8080"),
+        ("127.0.0.1:8080", "null"),
+        ("evil.example:8080", "http://evil.example:8080"),
+    ],
+)
+def test_strangers_are_named_and_refused(host: str, origin: str | None) -> None:
+    reason = refusal({"Host": host} | ({"Origin": origin} if origin else {}))
+    assert reason is not None
+    assert reason.startswith("Host" if "evil" in host or not host else "Origin")
+
+
+def test_a_server_refuses_strangers_and_huge_messages_and_goes_on() -> None:
+    with serving() as server:
+        port = server.get_port()
+        address = f"ws://127.0.0.1:{port}"
+        protocol: Any = [f"viser-v{viser.__version__}"]
+        for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
+            asked = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            asked.request("GET", "/", headers=headers)
+            answer = asked.getresponse()
+            assert (answer.status, b"expected" in answer.read()) == (403, True)
+        with pytest.raises(InvalidStatus) as refused, connect(address, origin="http://evil.example"):  # type: ignore[arg-type]
+            pass
+        assert refused.value.response.status_code == 403
+        with connect(address, subprotocols=protocol) as huge:
+            huge.send(b"0" * (MAX_MESSAGE + 1))
+            with pytest.raises(ConnectionClosed) as closed:
+                _read_on(huge)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1009  # too big
+        asked = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        asked.request("GET", "/")
+        assert asked.getresponse().status == 200
+
+
+def _read_on(connection: Any) -> None:
+    for _ in itertools.count():
+        connection.recv(timeout=20)
+
+
+def test_two_browsers_see_it_and_either_changes_the_words() -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium is installed: apt-get install chromium")
+    with serving() as server, playwright.sync_playwright() as running:
+        motion, ended = Steps(), threading.Event()
+        page = page_of(server, motion, fps=30)
+        showing = threading.Thread(target=page.run, args=(ended.is_set,))
+        showing.start()
+        try:
+            browsers = [
+                running.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]) for _ in "ab"
+            ]
+            tabs = [browser.new_page(viewport={"width": 300, "height": 300}) for browser in browsers]
+            for tab in tabs:
+                tab.set_default_timeout(120_000)
+                tab.goto(f"http://127.0.0.1:{server.get_port()}")
+            words = tabs[1].get_by_label("prompt")
+            words.fill("sink")
+            tabs[1].get_by_role("button", name="do this next").click()
+            deadline = time.monotonic() + 60
+            while page._prompt != "sink" and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert page._prompt == "sink"
+            for browser in browsers:
+                browser.close()
+        finally:
+            ended.set()
+            showing.join(20)
+        np.testing.assert_allclose(np.diff(heights(page.seen)), 0.01, atol=1e-5)
