@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +96,29 @@ def rendezvous() -> Callable[[int], dict[str, str]]:
         return {**place, **agent, "ACCELERATE_USE_CPU": "true"}
 
     return meet
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Callable[..., str]:
+    """``run_ranks(script, size, *arguments, limit=seconds)`` runs the script's ``main`` in so many processes.
+
+    They have ``limit`` seconds; where one fails, or time ends, what they printed is in the failure. See ``ranks.py``.
+    """
+
+    def run(script: Path, size: int, *arguments: str, limit: float) -> str:
+        command = [sys.executable, str(Path(__file__).parent / "ranks.py"), str(script), str(size), *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipe, session = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}, {"start_new_session": True}
+        started = subprocess.Popen(command, env=environment, text=True, **pipe, **session)  # type: ignore[call-overload]
+        try:
+            printed = started.communicate(timeout=limit)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(started.pid, signal.SIGKILL)
+            pytest.fail(f"{script.name} on {size} ranks took more than {limit} s; printed:\n{started.communicate()[0]}")
+        assert started.returncode == 0, printed
+        return printed
+
+    return run
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -12,11 +12,15 @@ from torch import Tensor, nn
 
 from intermoe import backends
 from intermoe.config import NORMS, check_moe
+from intermoe.nn.distributed import check_mesh, local, peers_of, spread
 from intermoe.nn.layers import AdaLN, SwiGLU, whole
 from intermoe.ops.checks import check_tensor, is_transformed, unwrapped
 from intermoe.ops.moe import Experts, Result, Route, Select, moe, raise_on_overflow, without_autocast
 from intermoe.ops.route import fuse, logits_reference
 from intermoe.ops.routing import Rule, excess, load_balance_loss
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 ROUTER_STD = 0.006
 BIAS_MARGIN = 1e-3
@@ -121,6 +125,7 @@ class InterMoEBlock(nn.Module):
         self.expert_counts = torch.zeros(num_experts, dtype=torch.int64)
         self.token_count = torch.zeros((), dtype=torch.int64)
         self.sample_votes = torch.zeros(num_experts, dtype=torch.int64)
+        self.is_spread = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -159,8 +164,10 @@ class InterMoEBlock(nn.Module):
             hidden = hidden.masked_fill(~mask[..., None], 0.0)
         route = self._route(hidden, condition)
         select = Select(self.selection_bias, _flat(mask), self._rule(hidden), self.max_pairs)
-        experts = Experts(whole(self.w_gate_up), whole(self.w_down), self.recompute, self.half_sums)
-        result = moe(route, select, experts, backend=self.backend)  # route, select, experts, combine
+        part = local if self.is_spread else whole
+        experts = Experts(part(self.w_gate_up), part(self.w_down), self.recompute, self.half_sums)
+        peers = peers_of(self.w_down) if self.is_spread else None
+        result = moe(route, select, experts, backend=self.backend, peers=peers)  # route, select, experts, combine
         if self.training and torch.is_grad_enabled() and not result.again:
             self._count(result, hidden, mask)
         out = result.out.view(hidden.shape)
@@ -168,6 +175,34 @@ class InterMoEBlock(nn.Module):
             shared = self.shared_experts(self._normalise(hidden, condition))
             out = out + (shared if mask is None else shared.masked_fill(~mask[..., None], 0.0))
         return (out, self._balance(result, hidden, mask)) if balance else out
+
+    def distribute(self, mesh: DeviceMesh) -> InterMoEBlock:
+        """Spread the experts over the ranks of a mesh, which then exchange tokens; returns the block itself.
+
+        Each rank keeps ceil(E / G) experts, the last ones fewer or none, as ``torch.chunk`` splits; the weights become
+        DTensors with the values of the mesh's first rank. Forwards and backwards are collective: every rank makes the
+        same calls, also with no tokens. Gradients of the experts are those of the mean of all ranks' losses, as
+        DistributedDataParallel leaves those of the other parameters; leave the experts out of it
+        (docs/distributed.md). Build the optimiser afterwards.
+
+        Args:
+            mesh: of one dimension, the experts'; or of two, (replicas, experts): then each replica has all experts and
+                the gradients are summed over replicas in the backward. All ranks that train must be in it.
+
+        With ``max_pairs`` every rank sends every rank that many rows (``intermoe.ops.exchange``): it is then the most
+        pairs of a call from one rank to another.
+
+        Raises:
+            ValueError: for a mesh of another kind. RuntimeError: if the experts are spread already.
+        """
+        check_mesh(mesh)
+        if self.is_spread:
+            raise RuntimeError(
+                "mesh: expected a block whose experts are whole, got one whose experts are spread already"
+            )
+        self.w_gate_up, self.w_down = spread(self.w_gate_up, mesh), spread(self.w_down, mesh)
+        self.is_spread = True
+        return self
 
     def routing_logits(self, hidden: Tensor, condition: Tensor | None = None) -> Tensor:
         """R of every token, (B, T, E) float32 (float64 for float64), differentiable; arguments as in ``forward``."""

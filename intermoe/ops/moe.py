@@ -23,14 +23,15 @@ from torch.utils.checkpoint import checkpoint
 
 from intermoe import backends
 from intermoe.kernels.contract import Experts, Route, Select, check_pairs
-from intermoe.ops import operators, recomputation
+from intermoe.ops import exchange, operators, recomputation
 from intermoe.ops.checks import check_same_device, is_transformed, unwrapped
 from intermoe.ops.combine import combine_reference
+from intermoe.ops.exchange import Peers
 from intermoe.ops.experts import experts_reference
 from intermoe.ops.route import check_route, logits_reference, route_reference
-from intermoe.ops.select import check_logits, check_select, select_reference
+from intermoe.ops.select import check_logits, check_select, choose, select_reference
 
-__all__ = ["Experts", "Result", "Route", "Select", "moe", "moe_reference", "raise_on_overflow"]
+__all__ = ["Experts", "Peers", "Result", "Route", "Select", "moe", "moe_reference", "raise_on_overflow"]
 
 
 class Result(NamedTuple):
@@ -48,13 +49,16 @@ class Result(NamedTuple):
     """whether ``torch.utils.checkpoint`` computed a forward again, with the choice of its first time"""
 
 
-def moe(route: Route, select: Select, experts: Experts, *, backend: str | None = None) -> Result:
+def moe(
+    route: Route, select: Select, experts: Experts, *, backend: str | None = None, peers: Peers | None = None
+) -> Result:
     """Route, select, run the experts and combine, for one pool of S tokens.
 
     Args:
         route, select, experts: see ``Route``, ``Select`` and ``Experts``. With ``max_pairs`` see above; a backend that
             knows the number at once raises ``RuntimeError`` at once.
         backend: name of a backend, or ``None`` for the one in force (see ``intermoe.backends``).
+        peers: ranks that hold the experts, of which ``experts`` are this one's (see ``intermoe.ops.exchange``).
 
     Returns:
         ``Result``. Under autocast the experts run in its dtype; routing stays in float32.
@@ -82,9 +86,13 @@ def moe(route: Route, select: Select, experts: Experts, *, backend: str | None =
         if backends.detects_nan():
             check_logits(logits_reference(route), select.valid)
         watched = not compiling and recomputation.is_watched()
-        result = _run(route, select, experts, name, differentiable or watched)
+        received: tuple[Tensor, ...] = () if past is None else past.received
+        if peers is None:
+            result = _run(route, select, experts, name, differentiable or watched)
+        else:
+            result, received = _run_over(route, select, experts, name, peers, received)
     if watched and past is None and result.slots is not None:
-        recomputation.remember(name, result.slots)
+        recomputation.remember(name, result.slots, received)
     return result._replace(out=result.out.to(route.hidden.dtype), again=past is not None)
 
 
@@ -111,6 +119,20 @@ def _run(route: Route, select: Select, experts: Experts, name: str, differentiab
     return Result(out, counts, saved[0] if saved else None, saved[-2] if saved else None, False)
 
 
+@torch.compiler.disable
+def _run_over(
+    route: Route, select: Select, experts: Experts, name: str, peers: Peers, known: tuple[Tensor, ...]
+) -> tuple[Result, tuple[Tensor, ...]]:
+    """The steps where the experts are spread over ranks; and what this rank received."""
+    tokens, logits = route_reference(*route[:5], normalise=route.normalise)
+    chosen = choose(logits.detach(), *select.given(logits))
+    out, slots, received = exchange.over_ranks(
+        tokens.to(experts.w_down.dtype), logits, chosen, experts, peers,
+        max_pairs=select.max_pairs, backend=name, known=known,
+    )  # fmt: skip
+    return Result(out, chosen.sum(0), logits, slots, False), received
+
+
 def moe_reference(route: Route, select: Select, experts: Experts) -> Result:
     """The composition of the four step references; the definition of ``moe``."""
     tokens, logits = route_reference(*route[:5], normalise=route.normalise)
@@ -133,6 +155,7 @@ def raise_on_overflow(device: torch.device | None = None, *, wait: bool = True) 
         device: ``None`` for every device that such calls have run on.
         wait: wait for the device, so that all calls so far are judged; without, those whose verdict has arrived.
     """
+    exchange.raise_on_overflow(device, wait=wait)
     for package in backends.loaded():
         package.raise_on_overflow(device, wait)
 

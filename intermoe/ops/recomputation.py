@@ -2,7 +2,8 @@
 
 ``torch.utils.checkpoint`` runs a forward a second time in the backward. Its selection hangs on a threshold, so a
 difference in the last bit could give other pairs than those of the loss: the first run leaves its choice and its
-backend with the checkpoint, and the second takes them over, whichever backend is in force by then.
+backend with the checkpoint, and the second takes them over, whichever backend is in force by then. So it does with what
+came from other ranks: no collective is repeated.
 
 A checkpoint of torch (``use_reentrant=False``) is found through the hooks that it puts around saved tensors, of which
 those of the first run hold its frame and those of the second a weak reference to it. ``use_reentrant=True`` computes
@@ -25,10 +26,11 @@ _Hook = Callable[..., Any]
 
 
 class Decision(NamedTuple):
-    """What a forward decided: its backend's name and the chosen pairs (S, E) bool."""
+    """What a forward decided: its backend's name and the chosen pairs (S, E) bool; and what it received from others."""
 
     backend: str
     chosen: Tensor
+    received: tuple[Tensor, ...]
 
 
 _decisions: weakref.WeakKeyDictionary[_CheckpointFrame, list[Decision]] = weakref.WeakKeyDictionary()
@@ -54,11 +56,11 @@ def recall() -> Decision | None:
     return None
 
 
-def remember(backend: str, slots: Tensor) -> None:
+def remember(backend: str, slots: Tensor, received: tuple[Tensor, ...]) -> None:
     """Leave a decision with every checkpoint that the code runs in for the first time. slots: (S, E), -1 = none."""
     frames = [frame for frame, again in map(_frame_of, _hooks()) if frame is not None and not again]
     if frames:
-        decision = Decision(backend, slots >= 0)
+        decision = Decision(backend, slots >= 0, received)
         for frame in frames:
             _decisions.setdefault(frame, []).append(decision)
 

@@ -75,7 +75,7 @@ def select_reference(logits: Tensor, selection_bias: Tensor | None, valid: Tenso
     num_tokens, num_experts = logits.shape
     check_select(num_tokens, num_experts, selection_bias, valid)
     check_same_device(logits=logits, selection_bias=selection_bias, valid=valid)
-    selected = _selected(logits.detach(), selection_bias, valid)
+    selected = choose(logits.detach(), selection_bias, valid)
     expert_idx, token_idx = selected.T.nonzero(as_tuple=True)
     counts = selected.sum(dim=0)
     expert_offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -85,7 +85,8 @@ def select_reference(logits: Tensor, selection_bias: Tensor | None, valid: Tenso
     return Selection(token_idx, gates, expert_offsets, slots, counts)
 
 
-def _selected(logits: Tensor, selection_bias: Tensor | None, valid: Tensor | None) -> Tensor:
+def choose(logits: Tensor, selection_bias: Tensor | None, valid: Tensor | None) -> Tensor:
+    """The selected pairs, (S, E) bool; arguments as in ``select_reference``."""
     if valid is not None and valid.dim() == 1:
         valid = valid[:, None]
     if selection_bias is None and valid is not None:
