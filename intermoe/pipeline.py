@@ -341,7 +341,7 @@ class MotionPipeline(ABC):
         """
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         self.check(prompts, num_frames)
-        self._warn(prompts, control is not None)
+        self._warn(prompts, control is not None and bool(control.known))
         num_frames = check_integer(num_frames, "num_frames")
         num_inference_steps = check_integer(num_inference_steps, "num_inference_steps")
         seed = check_integer(seed, "seed", low=0, high=2**63 - len(prompts))
@@ -376,8 +376,10 @@ class MotionPipeline(ABC):
 
     def check_control(self, control: Control, num_frames: int) -> None:
         """Raise ``ValueError`` for a control that ``__call__`` would refuse, before any work."""
-        if "known" not in self.controls:
+        if control.known and "known" not in self.controls:
             raise ValueError(f"control: expected a system that keeps what is known, got {self.config.system}")
+        if control.aims and "targets" not in self.controls:
+            raise ValueError(f"control: expected a system that can be led to targets, got {self.config.system}")
         control.place(self.representation, num_frames, self.representation.persons)
 
     @torch.no_grad()

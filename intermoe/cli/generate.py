@@ -177,7 +177,9 @@ def _default_frames(control: Control | None, react_to: Path | None) -> int:
     """A reaction is as long as what is reacted to; what else is given lies within the motion."""
     if control is None:
         return DEFAULT_FRAMES
-    last = max(known.run.stop for known in control.known)
+    last = max(
+        [known.run.stop for known in control.known] + [max(target.frames) + 1 for target in control.targets], default=0
+    )
     return last if react_to is not None else max(DEFAULT_FRAMES, last)
 
 

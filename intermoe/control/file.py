@@ -1,4 +1,4 @@
-"""A control as a JSON file: what is known, each entry from a file of motion; every value is checked by name."""
+"""A control as a JSON file: what is known, from files of motion, and targets; every value is checked by name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from intermoe.config import Config, _require
 from intermoe.control.known import BLEND, RESAMPLING, Control, Known
+from intermoe.control.targets import Target
 from intermoe.export import Take, load
 from intermoe.motion.interhuman import facing_forward
 from intermoe.motion.representation import Representation
@@ -60,15 +61,43 @@ class KnownEntry(Config):
 
 
 @dataclass(frozen=True)
-class ControlFile(Config):
-    """The whole file: ``known`` entries, ``blend`` and ``resampling`` (see ``intermoe.control.Control``)."""
+class TargetEntry(Config):
+    """One entry of ``targets``: ``intermoe.control.Target``, whose ``to`` is ``to_person`` and ``to_joint`` here."""
 
-    known: tuple[KnownEntry, ...]
+    person: int
+    joint: str
+    frames: tuple[int, ...]
+    positions: tuple[tuple[float, ...], ...] | None = None
+    to_person: int | None = None
+    to_joint: str | None = None
+    distance: float = 0.0
+    apart: bool = False
+
+    def __post_init__(self) -> None:
+        both = (self.to_person is None) == (self.to_joint is None)
+        _require(both, "to_joint", "given with to_person, and only with it", self.to_joint)
+
+    def read(self) -> Target:
+        """As the library has it. Raises ``ValueError`` that names the value at fault."""
+        to = None if self.to_person is None or self.to_joint is None else (self.to_person, self.to_joint)
+        if self.positions is not None and any(len(place) != 3 for place in self.positions):
+            raise ValueError(f"positions: expected 3 numbers each, got {[list(place) for place in self.positions]}")
+        return Target(self.person, self.joint, self.frames, self.positions, to, self.distance, self.apart)
+
+
+@dataclass(frozen=True)
+class ControlFile(Config):
+    """The whole file; see ``intermoe.control.Control``."""
+
+    known: tuple[KnownEntry, ...] = ()
+    targets: tuple[TargetEntry, ...] = ()
+    bodies_apart: bool = False
     blend: int = BLEND
     resampling: int = RESAMPLING
 
     def __post_init__(self) -> None:
-        _require(bool(self.known), "known", "at least one entry", [])
+        some = bool(self.known or self.targets or self.bodies_apart)
+        _require(some, "known", "at least one entry, or targets, or bodies_apart", [])
         _require(self.blend >= 0, "blend", ">= 0", self.blend)
         _require(self.resampling >= 1, "resampling", ">= 1", self.resampling)
 
@@ -88,7 +117,13 @@ def read_control(path: str | Path, representation: Representation) -> Control:
             known.append(entry.read(path.parent, representation))
         except ValueError as error:
             raise ValueError(f"{path}: known[{index}].{error}") from error
-    return Control(known, entries.blend, entries.resampling)
+    targets = []
+    for index, target in enumerate(entries.targets):
+        try:
+            targets.append(target.read())
+        except ValueError as error:
+            raise ValueError(f"{path}: targets[{index}].{error}") from error
+    return Control(known, entries.blend, entries.resampling, targets, entries.bodies_apart)
 
 
 def reaction_to(path: str | Path, representation: Representation, *, resample: bool, max_frames: int) -> Control:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from intermoe.config import check_integer
+from intermoe.control.targets import Aims, Target
 from intermoe.diffusion import KnownLatents
 from intermoe.motion.representation import Representation
 
@@ -110,6 +111,7 @@ class Control:
         blend: frames over which the neighbours of given ones are led to them.
         resampling: how often each step is taken by models that keep what is known by replacement
             (``intermoe.diffusion.KnownLatents``). More cost more time and fit better.
+        targets: where joints shall be. bodies_apart: whether bodies, as capsules, keep out of each other.
 
     Raises:
         ValueError: a value outside its range.
@@ -118,21 +120,34 @@ class Control:
     known: Sequence[Known] = ()
     blend: int = BLEND
     resampling: int = RESAMPLING
+    targets: Sequence[Target] = ()
+    bodies_apart: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "known", tuple(self.known))
         object.__setattr__(self, "blend", check_integer(self.blend, "blend", low=0))
         object.__setattr__(self, "resampling", check_integer(self.resampling, "resampling", low=1))
-        if not self.known:
-            raise ValueError("known: expected at least one, got none")
+        object.__setattr__(self, "targets", tuple(self.targets))
+        if not (self.known or self.aims):
+            raise ValueError("known, targets: expected at least one, got none")
+
+    @property
+    def aims(self) -> Aims | None:
+        """What steers by gradients, if there is any."""
+        return Aims(self.targets, self.bodies_apart) if self.targets or self.bodies_apart else None
 
     def place(self, representation: Representation, num_frames: int, persons: int) -> Given:
         """Where everything lies in a motion of ``persons`` and ``num_frames``.
 
         Raises:
             ValueError: a person or frames that the motion does not have, that are given twice, or that do not fit the
-                representation; names the entry of ``known``.
+                representation; names the entry of ``known`` or ``targets``.
         """
+        for index, target in enumerate(self.targets):
+            try:
+                target.check(num_frames, persons)
+            except ValueError as error:
+                raise ValueError(f"targets[{index}].{error}") from None
         motion = torch.zeros(persons, num_frames, *representation.frame_shape)
         where = torch.zeros(persons, num_frames, dtype=torch.bool)
         for index, known in enumerate(self.known):

@@ -128,12 +128,34 @@ def test_what_a_file_cannot_say(tmp_path: Path, pair: Any, entry: dict[str, Any]
         read_control(path, INTERHUMAN)
 
 
+def target(**values: Any) -> str:
+    return json.dumps({"targets": [{"person": 0, "joint": "head", "frames": [3], "positions": [[0, 1, 0]], **values}]})
+
+
+def test_targets_are_what_they_say(tmp_path: Path) -> None:
+    path = tmp_path / "control.json"
+    path.write_text(target(positions=None, to_person=1, to_joint="left_wrist", distance=0.5, apart=True))
+    (found,) = read_control(path, INTERHUMAN).targets
+    assert (found.person, found.joint, found.frames, found.to) == (0, 15, (3,), (1, 20))
+    assert (found.distance, found.apart) == (0.5, True)
+    path.write_text('{"bodies_apart": true}')
+    assert read_control(path, INTERHUMAN).bodies_apart
+    path.write_text(target())
+    assert read_control(path, INTERHUMAN).targets[0].positions.tolist() == [[0, 1, 0]]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[]", r"control\.json: .*must be a mapping"),
-        ("{}", r"control\.json: .*missing key 'known'"),
+        ("{}", r"control\.json: known: must be at least one entry"),
         ('{"known": []}', r"control\.json: known: must be at least one entry"),
+        ('{"known": {}}', r"control\.json: known: must be a list"),
+        ('{"targets": [{"person": 0, "joint": "head"}]}', r"targets\[0\]: missing key 'frames'"),
+        (target(joint="nose"), r"control\.json: targets\[0\]\.joint: expected one of pelvis"),
+        (target(positions=[[0, 1]]), r"control\.json: targets\[0\]\.positions: expected 3 numbers each"),
+        (target(to_person=1), r"control\.json: targets\[0\]\.to_joint: must be given with to_person"),
+        (target(to_person=1, to_joint="head"), r"targets\[0\]\.positions, to: expected one of the two"),
         ('{"known": [], "known": []}', r"control\.json: not valid JSON: key 'known' is there twice"),
     ],
 )

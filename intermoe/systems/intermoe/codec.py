@@ -41,6 +41,10 @@ class LatentCodec:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Un-normalised motion (B, P, 4T', ...) of latents (B, P, T', X), float32 on their device."""
+        return self.decode_with_gradients(latents)
+
+    def decode_with_gradients(self, latents: Tensor) -> Tensor:
+        """``decode`` through which latents can be steered."""
         parts = rearrange(latents, "b p t (part x) -> (b p) t part x", part=self.vae.latent_joints)
         motion = self.statistics.denormalise(self.vae.decode(parts.to(next(self.vae.parameters()).dtype)).float())
         return motion.unflatten(0, latents.shape[:2])

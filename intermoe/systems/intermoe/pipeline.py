@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from intermoe.control.known import Control, known_latents
+from intermoe.control.known import Control, Given, known_latents
+from intermoe.control.targets import Aims
 from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
-from intermoe.motion.bones import with_rigid_bones
+from intermoe.motion.bones import hold_bone_lengths, with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.floor import with_persons_on_floor
 from intermoe.motion.statistics import Statistics
@@ -34,7 +36,7 @@ class InterMoEPipeline(MotionPipeline):
 
     config_type = PipelineConfig
     schedulers = SCHEDULERS
-    controls = ("known",)
+    controls = ("known", "targets")
     config: PipelineConfig
 
     def __init__(
@@ -103,6 +105,23 @@ class InterMoEPipeline(MotionPipeline):
             row[:count] = torch.randn((count, persons, width), generator=generator)
         valid = torch.arange(max(frames)) < torch.tensor(frames)[:, None]
         given = [control.place(self.representation, length, persons) for length in lengths] if control else []
+        aims = control.aims if control else None
+        known = None
+        if control and control.known:
+            known = known_latents(
+                given,
+                lambda motion: self.encode(motion.to(self.device)),
+                self.vae.downsampling,
+                by_levels=self.trained_with_levels,
+                resampling=control.resampling,
+            )
+
+        def steer(estimate: Tensor) -> Tensor:
+            steered = estimate.clone()
+            for row, each, count in zip(steered, given, frames, strict=True):
+                row[:, :count] = cast(Aims, aims).step(row[:, :count], self._joints_of(each))
+            return steered
+
         latents = sample(
             self.denoiser,
             self.text_encoder(prompts).to(self.dtype),
@@ -115,21 +134,32 @@ class InterMoEPipeline(MotionPipeline):
             mask=None if valid.all() else valid.to(self.device),
             generators=generators,
             noise=rearrange(noise, "b t p x -> b p t x"),
-            known=known_latents(
-                given,
-                lambda motion: self.encode(motion.to(self.device)),
-                self.vae.downsampling,
-                by_levels=self.trained_with_levels,
-                resampling=control.resampling,
-            )
-            if control
-            else None,
+            known=known,
+            steer=None if aims is None else steer,
             callback=progress,
         )
+        if aims is not None:
+            free = ~known.where if known is not None else None
+            for row, (each, count) in enumerate(zip(given, frames, strict=True)):
+                moved = None if free is None else free[row, :, :count]
+                latents[row, :, :count] = aims.refine(latents[row, :, :count], self._joints_of(each), moved)
         # each alone: bones and feet are straightened over all frames that are decoded together, padding included
         decoded = (self.decode(row[None, :, :count])[0] for row, count in zip(latents, frames, strict=True))
         motions = [motion[:, :length].clone() for motion, length in zip(decoded, lengths, strict=True)]
         return [each.paste(motion) for each, motion in zip(given, motions, strict=True)] if given else motions
+
+    def _joints_of(self, given: Given) -> Callable[[Tensor], Tensor]:
+        """Latents (P, T', X) of a motion to its joints (P, T, 22, 3), those that are given in their place."""
+        count = given.where.shape[1]
+        fixed = self.representation.joints(given.motion).to(self.device)
+        where = given.where.to(self.device)[..., None, None]
+
+        def joints_of(latents: Tensor) -> Tensor:
+            joints = self.representation.joints(self.codec.decode_with_gradients(latents[None])[0])
+            joints = hold_bone_lengths(joints) if self.config.rigid_bones else joints
+            return torch.where(where, fixed, joints[:, :count])
+
+        return joints_of
 
     def encode(self, motion: Tensor) -> Tensor:
         """Motion (B, P, T, ...), T a multiple of 4, to the mean of its latents (B, P, T / 4, X)."""
