@@ -91,12 +91,12 @@ def check_drawing(formats: Iterable[str]) -> None:
 
 def check_formats(names: Sequence[str]) -> list[str]:
     """``names`` without repetition. Raises where one is unknown, or a package that it needs is missing."""
-    from intermoe.export import FORMATS, WRITTEN
+    from intermoe.export import FORMATS, written
 
     chosen = list(dict.fromkeys(names))
     for name in chosen:
-        if name not in WRITTEN:
-            raise ValueError(f"--format: expected one of {', '.join(WRITTEN)}, got {name!r}")
+        if name not in written():
+            raise ValueError(f"--format: expected one of {', '.join(written())}, got {name!r}")
         FORMATS[name].check()
     return chosen
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,43 +12,27 @@ import torch
 
 from intermoe.data.interhuman import InterHumanDataset
 from intermoe.files import write_json
-from intermoe.metrics.kinematics import Clip, KinematicMetrics, measure
+from intermoe.metrics.clips import METRICS, Clip, Numbers, measure
 from intermoe.motion.interhuman import joints as motion_joints
 
 if TYPE_CHECKING:
     from intermoe.pipeline import MotionPipeline
-
-# Titles of the table, in its order; every other field is in the JSON file only.
-_TITLES = {
-    "joint_error_cm": "joint error (cm)",
-    "bone_variation": "bone variation (%)",
-    "foot_contact_share": "feet in contact (%)",
-    "foot_skating_share": "of them sliding (%)",
-    "foot_skating_speed": "their speed (cm/s)",
-    "jitter": "jitter (m/s³)",
-    "floor_penetration_cm": "floor penetration (cm)",
-    "pelvis_distance_cm": "pelvis distance, mean (cm)",
-    "pelvis_wasserstein_cm": "pelvis distance, Wasserstein (cm)",
-    "wrist_contact_share": "wrist contact (%)",
-    "turn_direction": "turn direction as in caption (%)",
-    "turn_count": "turn count as in caption (%)",
-}
 
 
 @dataclass(frozen=True)
 class KinematicReport:
     """Metrics of each row, and of the generation with each seed alone, which shows how far chance moves a number."""
 
-    rows: dict[str, KinematicMetrics]
-    generation_by_seed: dict[int, KinematicMetrics]
+    rows: dict[str, Numbers]
+    generation_by_seed: dict[int, Numbers]
     settings: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
             "settings": self.settings,
-            "rows": {name: dataclasses.asdict(row) for name, row in self.rows.items()},
-            "generation_by_seed": {str(s): dataclasses.asdict(row) for s, row in self.generation_by_seed.items()},
+            "rows": self.rows,
+            "generation_by_seed": {str(seed): row for seed, row in self.generation_by_seed.items()},
         }
 
     def save(self, path: str | Path) -> None:
@@ -59,10 +42,10 @@ class KinematicReport:
     def table(self) -> list[list[str]]:
         """Header and one line a metric, a column for each row of the report; the number of captions is in the title."""
         lines = [["metric", *self.rows]]
-        for key, title in _TITLES.items():
-            counts = sorted({getattr(row, f"{key}_captions") for row in self.rows.values()} if "turn_" in key else [])
+        for key, title in (pair for name in METRICS for pair in METRICS[name].titles.items()):
+            counts = sorted({int(row[of] or 0) for row in self.rows.values() if (of := f"{key}_captions") in row})
             suffix = f", of {' / '.join(map(str, counts))}" if counts else ""
-            values = [getattr(row, key) for row in self.rows.values()]
+            values = [row[key] for row in self.rows.values()]
             lines.append([title + suffix, *("–" if value is None else f"{value:.2f}" for value in values)])
         return lines
 

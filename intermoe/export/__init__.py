@@ -19,7 +19,6 @@ from intermoe.viz.camera import View
 
 __all__ = [
     "FORMATS",
-    "WRITTEN",
     "Format",
     "Take",
     "View",
@@ -30,6 +29,7 @@ __all__ = [
     "save",
     "save_take",
     "slug",
+    "written",
 ]
 
 
@@ -47,8 +47,11 @@ FORMATS: Registry[Format] = Registry(
     },
 )
 """Every format by its name; a new one is a file with ``write``, ``read`` or both, and a line here."""
-WRITTEN = tuple(name for name in FORMATS if FORMATS[name].write)
-"""Names of the formats that can be written."""
+
+
+def written() -> tuple[str, ...]:
+    """Names of the formats that can be written."""
+    return tuple(name for name in FORMATS if FORMATS[name].write)
 
 
 def _all() -> list[Format]:
@@ -69,8 +72,8 @@ def free_stem(folder: str | Path, title: str) -> AbstractContextManager[Path]:
 
     In ``with free_stem(...) as stem:`` no other process gets the same name.
     """
-    suffixes = [FORMATS[name].suffix for name in WRITTEN]
-    numbered = [f".person1{FORMATS[name].suffix}" for name in WRITTEN if FORMATS[name].per_person]
+    suffixes = [FORMATS[name].suffix for name in written()]
+    numbered = [f".person1{FORMATS[name].suffix}" for name in written() if FORMATS[name].per_person]
     return output_stem(folder, title, [*suffixes, *numbered])
 
 
@@ -115,7 +118,7 @@ def save_take(path: str | Path, take: Take) -> list[Path]:
     """``save`` for a ``Take``, which holds all that a file may tell of a motion."""
     path, chosen = Path(path), format_of(path)
     if chosen.write is None:
-        suffixes = ", ".join(FORMATS[name].suffix for name in WRITTEN)
+        suffixes = ", ".join(FORMATS[name].suffix for name in written())
         raise ValueError(f"path: expected a suffix of {suffixes}, got {path}")
     paths = [path]
     if chosen.per_person and len(take.joints) > 1:

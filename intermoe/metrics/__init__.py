@@ -1,5 +1,6 @@
 """Numbers of motion: how it moves, who is who, how it is distributed."""
 
+from intermoe.metrics.clips import METRICS, Clip, Metric, Sample, measure
 from intermoe.metrics.identity import (
     IdentityMetrics,
     bone_inconsistency,
@@ -10,13 +11,14 @@ from intermoe.metrics.identity import (
     style_spectra,
     swap_score,
 )
-from intermoe.metrics.kinematics import Clip, KinematicMetrics, measure
 from intermoe.metrics.turns import TurnAgreement, TurnClaim, agreement, parse_turns, turns
 
 __all__ = [
+    "METRICS",
     "Clip",
     "IdentityMetrics",
-    "KinematicMetrics",
+    "Metric",
+    "Sample",
     "TurnAgreement",
     "TurnClaim",
     "agreement",

@@ -5,14 +5,14 @@ Joints are (..., T, 22, 3) in metres, Y up, with the floor at 0; two persons (2,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from intermoe.metrics.clips import Metric, Numbers, Sample
 from intermoe.metrics.frames import require_finite
-from intermoe.metrics.turns import agreement
 from intermoe.motion.interhuman import FPS
 from intermoe.motion.skeleton import JOINT_NAMES, PARENTS
 
@@ -119,77 +119,59 @@ def wasserstein(samples: Floats, reference: Floats) -> float:
     return float(wasserstein_distance(samples, reference))
 
 
-@dataclass(frozen=True)
-class Clip:
-    """Motion of two persons, joints (2, T, 22, 3), and the captions it should follow."""
-
-    joints: Floats
-    captions: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class KinematicMetrics:
-    """Metrics of a set of clips; shares in %. None: not applicable.
-
-    ``joint_error_cm`` is against the ground truth. ``foot_contact_share`` is of all feet and frames and tells how much
-    the skating numbers rest on; ``foot_skating_share`` and ``foot_skating_speed`` (cm/s) are of feet in contact.
-    ``turn_direction`` and ``turn_count`` are shares of the captions that name one, whose numbers follow.
-    """
-
-    clips: int
-    joint_error_cm: float | None
-    bone_variation: float
-    foot_contact_share: float
-    foot_skating_share: float | None
-    foot_skating_speed: float | None
-    jitter: float
-    floor_penetration_cm: float
-    pelvis_distance_cm: float
-    pelvis_wasserstein_cm: float
-    wrist_contact_share: float
-    turn_direction: float | None
-    turn_direction_captions: int
-    turn_count: float | None
-    turn_count_captions: int
+def _error(sample: Sample) -> Numbers:
+    if not sample.paired:
+        return {"joint_error_cm": None}
+    pairs = list(zip(sample.clips, sample.reference, strict=True))
+    errors = [joint_error(clip.joints, truth.joints) for clip, truth in pairs]
+    frames = [clip.joints.shape[1] for clip, _ in pairs]
+    return {"joint_error_cm": float(np.average(errors, weights=frames))}
 
 
-def measure(clips: Sequence[Clip], reference: Sequence[Clip], *, paired: bool, fps: float = FPS) -> KinematicMetrics:
-    """All metrics of ``clips``, against ``reference`` where a metric compares distributions.
+def _feet(sample: Sample) -> Numbers:
+    feet = sum((foot_contact(clip.joints) for clip in sample.clips), FootContact())
+    return {
+        "foot_contact_share": 100 * feet.contacts / feet.pairs,
+        "foot_skating_share": 100 * feet.sliding / feet.contacts if feet.contacts else None,
+        "foot_skating_speed": 100 * sample.fps * feet.distance / feet.contacts if feet.contacts else None,
+    }
 
-    Args:
-        clips: what to measure; averages weigh every clip alike, shares every frame alike.
-        reference: the ground truth.
-        paired: whether clips[i] reproduces reference[i], so that the joint error has a meaning.
-        fps: frame rate of both.
-    """
-    if not clips or not reference:
-        raise ValueError(f"clips: expected at least one and a reference, got {len(clips)} and {len(reference)}")
-    feet = sum((foot_contact(clip.joints) for clip in clips), FootContact())
-    distances = np.concatenate([pelvis_distances(clip.joints) for clip in clips])
-    frames = [clip.joints.shape[1] for clip in clips]
-    verdicts = [agreement(clip.joints, caption, fps=fps) for clip in clips for caption in clip.captions]
-    directions = [verdict.direction for verdict in verdicts if verdict.direction is not None]
-    counts = [verdict.count for verdict in verdicts if verdict.count is not None]
-    errors = [joint_error(a.joints, b.joints) for a, b in zip(clips, reference, strict=True)] if paired else None
-    return KinematicMetrics(
-        clips=len(clips),
-        joint_error_cm=None if errors is None else float(np.average(errors, weights=frames)),
-        bone_variation=float(np.mean([bone_variation(clip.joints) for clip in clips])),
-        foot_contact_share=100 * feet.contacts / feet.pairs,
-        foot_skating_share=100 * feet.sliding / feet.contacts if feet.contacts else None,
-        foot_skating_speed=100 * fps * feet.distance / feet.contacts if feet.contacts else None,
-        jitter=float(np.mean([jitter(clip.joints, fps=fps) for clip in clips])),
-        floor_penetration_cm=float(np.average([floor_penetration(clip.joints) for clip in clips], weights=frames)),
-        pelvis_distance_cm=float(distances.mean()),
-        pelvis_wasserstein_cm=wasserstein(
-            distances, np.concatenate([pelvis_distances(clip.joints) for clip in reference])
-        ),
-        wrist_contact_share=float(np.average([wrist_contact(clip.joints) for clip in clips], weights=frames)),
-        turn_direction=100 * sum(directions) / len(directions) if directions else None,
-        turn_direction_captions=len(directions),
-        turn_count=100 * sum(counts) / len(counts) if counts else None,
-        turn_count_captions=len(counts),
+
+def _distance(sample: Sample) -> Numbers:
+    own, truth = (
+        np.concatenate([pelvis_distances(clip.joints) for clip in clips]) for clips in (sample.clips, sample.reference)
     )
+    return {"pelvis_distance_cm": float(own.mean()), "pelvis_wasserstein_cm": wasserstein(own, truth)}
+
+
+ERROR = Metric({"joint_error_cm": "joint error (cm)"}, _error)
+"""Against the ground truth that a clip reproduces."""
+BONES = Metric({"bone_variation": "bone variation (%)"}, lambda sample: {"bone_variation": sample.mean(bone_variation)})
+FEET = Metric(
+    {
+        "foot_contact_share": "feet in contact (%)",
+        "foot_skating_share": "of them sliding (%)",
+        "foot_skating_speed": "their speed (cm/s)",
+    },
+    _feet,
+)
+"""The share in contact is of all feet and frames, and tells how much the other two rest on: they are of those feet."""
+JITTER = Metric({"jitter": "jitter (m/s³)"}, lambda sample: {"jitter": sample.mean(partial(jitter, fps=sample.fps))})
+FLOOR = Metric(
+    {"floor_penetration_cm": "floor penetration (cm)"},
+    lambda sample: {"floor_penetration_cm": sample.mean(floor_penetration, by_frames=True)},
+)
+DISTANCE = Metric(
+    {
+        "pelvis_distance_cm": "pelvis distance, mean (cm)",
+        "pelvis_wasserstein_cm": "pelvis distance, Wasserstein (cm)",
+    },
+    _distance,
+)
+WRISTS = Metric(
+    {"wrist_contact_share": "wrist contact (%)"},
+    lambda sample: {"wrist_contact_share": sample.mean(wrist_contact, by_frames=True)},
+)
 
 
 def _check(joints: Floats) -> None:

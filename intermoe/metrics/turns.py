@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from intermoe.metrics.clips import Metric, Numbers, Sample
 from intermoe.metrics.frames import body_frames, require_finite
 from intermoe.motion.interhuman import FPS
 
@@ -193,6 +194,21 @@ def agreement(joints: Floats, caption: str, *, fps: float = FPS) -> TurnAgreemen
             counts.append(any(n >= claim.count if claim.at_least else n == claim.count for n in possible))
     return TurnAgreement(all(directions) if directions else None, all(counts) if counts else None)
 
+
+def _agreements(sample: Sample) -> Numbers:
+    verdicts = [agreement(c.joints, caption, fps=sample.fps) for c in sample.clips for caption in c.captions]
+    found: Numbers = {}
+    for name in ("direction", "count"):
+        told = [verdict for each in verdicts if (verdict := getattr(each, name)) is not None]
+        found[f"turn_{name}"] = 100 * sum(told) / len(told) if told else None
+        found[f"turn_{name}_captions"] = len(told)
+    return found
+
+
+TURNS = Metric(
+    {"turn_direction": "turn direction as in caption (%)", "turn_count": "turn count as in caption (%)"}, _agreements
+)
+"""Shares of the captions that name a direction or a number of turns."""
 
 _SIGNS = {"left": 1.0, "right": -1.0}
 

@@ -20,8 +20,8 @@ from intermoe.data.dataset import MotionDataset
 from intermoe.eval.protocol import PROTOCOLS
 from intermoe.evaluators.evaluator import Evaluator, weights_digest
 from intermoe.files import replacing_folder, write_json, write_tensors, write_text
+from intermoe.metrics.clips import Clip, measure
 from intermoe.metrics.distribution import frechet_distance, retrieval
-from intermoe.metrics.kinematics import Clip, measure
 from intermoe.routing.record import record_routing
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 from intermoe.train import run
@@ -367,7 +367,7 @@ def _kinematics(motions: Sequence[tuple[Tensor, str]], dataset: MotionDataset) -
     clips = [Clip(_joints(motion, dataset), (caption,)) for motion, caption in motions]
     truth = [Clip(_joints(dataset[index]["motion"], dataset)) for index in range(len(dataset))]
     found = measure(clips, truth, paired=False)
-    return {key: value for key, value in vars(found).items() if key not in ("clips", "joint_error_cm")}
+    return {key: value for key, value in found.items() if key not in ("clips", "joint_error_cm")}
 
 
 def _joints(motion: Tensor, dataset: MotionDataset) -> Any:

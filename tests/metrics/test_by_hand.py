@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from intermoe.metrics import distribution, identity, kinematics
+from intermoe.metrics.clips import Clip, measure
 from intermoe.metrics.frames import body_frames, mirror_body, to_body
-from intermoe.metrics.kinematics import Clip, FootContact, measure
+from intermoe.metrics.kinematics import FootContact
 from intermoe.metrics.turns import TurnAgreement, agreement, count_turns, turns
 from intermoe.motion.skeleton import JOINT_NAMES, LEFT_JOINTS, PARENTS, RIGHT_JOINTS
 
@@ -113,21 +114,21 @@ def test_a_set_of_clips_of_unequal_length(fps: int) -> None:
     long[0, 3, RIGHT_WRIST] = long[1, 3, LEFT_WRIST]
     truth = [Clip(still(8, apart=1.0)), Clip(still(24, apart=1.0))]
     found = measure([Clip(short), Clip(long)], truth, paired=True, fps=fps)
-    assert found.clips == 2
+    assert found["clips"] == 2
     errors = [kinematics.joint_error(a, b.joints) for a, b in zip((short, long), truth, strict=True)]
-    assert found.joint_error_cm == pytest.approx((8 * errors[0] + 24 * errors[1]) / 32)
-    assert found.foot_contact_share == pytest.approx(100 * 14 / (4 * 7 + 4 * 23))
-    assert found.foot_skating_share == pytest.approx(50)
-    assert found.foot_skating_speed == pytest.approx(100 * 0.03 * 7 / 14 * fps)
-    assert found.jitter == pytest.approx((kinematics.jitter(long, fps=fps) + 0) / 2, abs=1e-6)
-    assert found.jitter > 1
-    assert found.floor_penetration_cm == pytest.approx(2.0 * 8 / 32)
-    assert found.pelvis_distance_cm == pytest.approx((8 * 100 + 24 * 200) / 32)
-    assert found.pelvis_wasserstein_cm == pytest.approx(100 * 24 / 32)
-    assert found.wrist_contact_share == pytest.approx(100 / 32)
+    assert found["joint_error_cm"] == pytest.approx((8 * errors[0] + 24 * errors[1]) / 32)
+    assert found["foot_contact_share"] == pytest.approx(100 * 14 / (4 * 7 + 4 * 23))
+    assert found["foot_skating_share"] == pytest.approx(50)
+    assert found["foot_skating_speed"] == pytest.approx(100 * 0.03 * 7 / 14 * fps)
+    assert found["jitter"] == pytest.approx((kinematics.jitter(long, fps=fps) + 0) / 2, abs=1e-6)
+    assert found["jitter"] > 1
+    assert found["floor_penetration_cm"] == pytest.approx(2.0 * 8 / 32)
+    assert found["pelvis_distance_cm"] == pytest.approx((8 * 100 + 24 * 200) / 32)
+    assert found["pelvis_wasserstein_cm"] == pytest.approx(100 * 24 / 32)
+    assert found["wrist_contact_share"] == pytest.approx(100 / 32)
     variations = [kinematics.bone_variation(clip) for clip in (short, long)]
-    assert found.bone_variation == pytest.approx(sum(variations) / 2)
-    assert (found.turn_direction, found.turn_count, found.turn_direction_captions) == (None, None, 0)
+    assert found["bone_variation"] == pytest.approx(sum(variations) / 2)
+    assert (found["turn_direction"], found["turn_count"], found["turn_direction_captions"]) == (None, None, 0)
 
 
 def test_captions_that_say_how_to_turn_are_counted_one_by_one() -> None:
@@ -139,8 +140,8 @@ def test_captions_that_say_how_to_turn_are_counted_one_by_one() -> None:
         "they walk",
     )
     found = measure([Clip(left, captions)], [Clip(left)], paired=False)
-    assert (found.turn_direction, found.turn_direction_captions) == (pytest.approx(100 * 2 / 3), 3)
-    assert (found.turn_count, found.turn_count_captions) == (pytest.approx(50), 2)
+    assert (found["turn_direction"], found["turn_direction_captions"]) == (pytest.approx(100 * 2 / 3), 3)
+    assert (found["turn_count"], found["turn_count_captions"]) == (pytest.approx(50), 2)
 
 
 @pytest.mark.parametrize(("fps", "expected"), [(22, [360]), (18, [])])
@@ -152,7 +153,7 @@ def test_the_speed_of_a_turn_depends_on_the_rate(fps: int, expected: list[float]
     verdict = agreement(pair, "the first dancer makes one full turn to the left", fps=fps)
     assert verdict == TurnAgreement(bool(expected), bool(expected))
     found = measure([Clip(pair, ("the first dancer spins once",))], [Clip(pair)], paired=False, fps=fps)
-    assert found.turn_count == (100 if expected else 0)
+    assert found["turn_count"] == (100 if expected else 0)
 
 
 @pytest.mark.parametrize(
