@@ -113,6 +113,7 @@ class BinaryDistribution(Distribution):
 PACKAGES = [
     "intermoe",
     "intermoe.benchmarks",
+    "intermoe.benchmarks.harness",
     "intermoe.cli",
     "intermoe.cli.evaluate",
     "intermoe.control",

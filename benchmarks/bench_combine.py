@@ -7,9 +7,9 @@ from types import ModuleType
 
 from torch import Tensor
 
-from intermoe.benchmarks import work
-from intermoe.benchmarks.case import Case, Scope
 from intermoe.benchmarks.grid import Ready, Sample, step_cases
+from intermoe.benchmarks.harness import work
+from intermoe.benchmarks.harness.case import Case, Scope
 from intermoe.ops.combine import combine_reference
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
 from intermoe.benchmarks import models
-from intermoe.benchmarks.case import Case, Contest, Scope, tolerance
 from intermoe.benchmarks.forms import PERSONS, usable_backends
+from intermoe.benchmarks.harness.case import Case, Contest, Scope, tolerance
 
 
 def chaotic(dtype: torch.dtype) -> float:
@@ -42,12 +43,7 @@ def contest(scope: Scope, dtype: torch.dtype, persons: int = PERSONS, baseline: 
 def cases(scope: Scope) -> Iterator[Case]:
     for dtype in scope.dtypes:
         shape: dict[str, float] = {"B": 2, "P": PERSONS, "T'": models.FRAMES}
-        prepare = _prepare(scope, dtype)
-        yield Case("denoiser", "call with guidance", dtype, shape, prepare)
-
-
-def _prepare(scope: Scope, dtype: torch.dtype) -> Callable[[], Contest]:
-    return lambda: contest(scope, dtype)
+        yield Case("denoiser", "call with guidance", dtype, shape, partial(contest, scope, dtype))
 
 
 def test_denoiser(case: Case, measured: Callable[[Case], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from intermoe import export
-from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, WrongResult
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, WrongResult
 from intermoe.motion.rig import REST_POSE, forward_kinematics
 from intermoe.motion.rotations import rotation_matrices
 
@@ -63,11 +64,7 @@ def writing(name: str, frames: int) -> Contest:
 def cases(scope: Scope) -> Iterator[Case]:
     frames = 16 if scope.quick else 300
     for name in FORMATS:
-        yield Case("export", name, torch.float32, {"frames": frames}, _writing(name, frames))
-
-
-def _writing(name: str, frames: int) -> Callable[[], Contest]:
-    return lambda: writing(name, frames)
+        yield Case("export", name, torch.float32, {"frames": frames}, partial(writing, name, frames))
 
 
 def test_export(case: Case, measured: Callable[[Case], None]) -> None:

@@ -5,14 +5,15 @@ from noise to motion, with random weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
 from intermoe import backends
 from intermoe.benchmarks import models
 from intermoe.benchmarks.bench_denoiser import chaotic
-from intermoe.benchmarks.case import Case, Contest, Outputs, Scope
 from intermoe.benchmarks.forms import PERSONS, usable_backends
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope
 from intermoe.diffusion import DiffusionConfig, build_scheduler, sample
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
@@ -73,19 +74,11 @@ def cases(scope: Scope) -> Iterator[Case]:
     frames = 16 if scope.quick else 120
     for steps in (2,) if scope.quick else (10, 50):
         shape: dict[str, float] = {"frames": frames, "steps": steps}
-        yield Case("generation", "shipped model", torch.float32, shape, _shipped(scope, frames, steps))
+        yield Case("generation", "shipped model", torch.float32, shape, partial(shipped, scope, frames, steps))
     frames = 16 if scope.quick else 300
     for steps in (10, 50) if scope.full or scope.device.type == "cuda" else (10,):
         shape = {"frames": frames, "steps": steps}
-        yield Case("generation", "published size", torch.float32, shape, _published(scope, frames, steps))
-
-
-def _shipped(scope: Scope, frames: int, steps: int) -> Callable[[], Contest]:
-    return lambda: shipped(scope, frames, steps)
-
-
-def _published(scope: Scope, frames: int, steps: int) -> Callable[[], Contest]:
-    return lambda: published(scope, frames, steps)
+        yield Case("generation", "published size", torch.float32, shape, partial(published, scope, frames, steps))
 
 
 def test_generation(case: Case, measured: Callable[[Case], None]) -> None:

@@ -6,17 +6,20 @@ The published model's widths: D=768, E=8, F=1024, the selection settled so that 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
 from intermoe import backends
-from intermoe.benchmarks import work
-from intermoe.benchmarks.case import Case, Contest, Scope, tolerance
 from intermoe.benchmarks.forms import Form, competitors, draw, forward, notes, training
 from intermoe.benchmarks.grid import affordable, dimensions, sets_for, shapes
-from intermoe.benchmarks.work import Shape
+from intermoe.benchmarks.harness import work
+from intermoe.benchmarks.harness.case import Case, Contest, Scope, tolerance
+from intermoe.benchmarks.harness.work import Shape
 from intermoe.ops import operators
 from intermoe.ops.moe import moe
+
+DENSE = ("dense network", "dense network, graph")
 
 
 def contest(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool, load: str = "even") -> Contest:
@@ -26,6 +29,9 @@ def contest(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool,
     usable, skipped = dict(forms.usable), dict(forms.skipped)
     reference = Form(lambda x: moe(*x.steps(), backend="reference").out)
     graphs = frozenset[str]()
+    if "triton" in usable and scope.device.type == "cuda":
+        usable |= {"triton, graph": usable["triton, static"], DENSE[1]: usable[DENSE[0]]}
+        graphs = frozenset(["triton, graph", DENSE[1]])
     if with_backward:
         usable.pop("triton, half sums", None)
         g, size = torch.Generator(scope.device).manual_seed(1), (shape.tokens, shape.dim)
@@ -34,9 +40,6 @@ def contest(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool,
         expected = training(reference, sets, grads)
     else:
         usable.pop(f"{next(iter(usable))}, recompute", None)  # it is about what the backward needs
-        if "triton" in usable and scope.device.type == "cuda":
-            graphs = frozenset(["triton, graph"])
-            usable["triton, graph"] = usable["triton, static"]
         entries = {name: forward(form, sets) for name, form in usable.items()}
         expected = forward(reference, sets)
     return Contest(
@@ -46,7 +49,7 @@ def contest(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool,
         work=work.moe(shape, dtype.itemsize, with_backward),
         tokens=shape.tokens,
         others=notes(usable),
-        other_work={"dense network": work.dense(shape, dtype.itemsize, with_backward)},
+        other_work=dict.fromkeys(DENSE, work.dense(shape, dtype.itemsize, with_backward)),
         skipped=skipped,
         graphs=graphs,
         sets=len(sets),
@@ -76,14 +79,10 @@ def cases(scope: Scope) -> Iterator[Case]:
                 if not affordable(scope, shape, dtype, with_backward):
                     continue
                 call = "forward + backward" if with_backward else "forward"
-                prepare = _prepare(scope, shape, dtype, with_backward)
+                prepare = partial(contest, scope, shape, dtype, with_backward)
                 yield Case("moe", call, dtype, dimensions(shape), prepare)
     if backends.resolve(scope.device, torch.float32) != "reference":
-        yield Case("moe", "overhead", torch.float32, {"S": 2, "D": 8, "E": 2, "F": 8}, lambda: overhead(scope))
-
-
-def _prepare(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool) -> Callable[[], Contest]:
-    return lambda: contest(scope, shape, dtype, with_backward)
+        yield Case("moe", "overhead", torch.float32, {"S": 2, "D": 8, "E": 2, "F": 8}, partial(overhead, scope))
 
 
 def test_moe(case: Case, measured: Callable[[Case], None]) -> None:

@@ -7,15 +7,17 @@ a part of the tokens at a time, because the reference's memory is larger than th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
-from intermoe.benchmarks import bench_denoiser, work
+from intermoe.benchmarks import bench_denoiser
 from intermoe.benchmarks.bench_moe import contest
-from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, tolerance
 from intermoe.benchmarks.forms import LOADS, Form, Inputs, draw, forward, training, usable_backends
 from intermoe.benchmarks.grid import SMALL, dimensions, sets_for
-from intermoe.benchmarks.work import Shape
+from intermoe.benchmarks.harness import work
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, tolerance
+from intermoe.benchmarks.harness.work import Shape
 from intermoe.ops.moe import moe
 
 PIECE = 20_000
@@ -53,33 +55,25 @@ def cases(scope: Scope) -> Iterator[Case]:
         shape = Shape(tokens, 32, 4, 16, rows=1) if quick else Shape(tokens, 256, 8, 512, rows=1)
         for with_backward in (False, True):
             call = "tokens, forward + backward" if with_backward else "tokens, forward"
-            yield Case("scaling", call, dtype, dimensions(shape), _pool(scope, shape, dtype, with_backward))
+            yield Case("scaling", call, dtype, dimensions(shape), partial(pool, scope, shape, dtype, with_backward))
     size = SMALL if quick else Shape(4800)
     widths = {"dim": size.dim, "width": size.width}
     for experts in (2, 4) if quick else (2, 4, 8, 16, 32, 64):
         shape = Shape(size.tokens, experts=experts, **widths)
-        yield Case("scaling", "experts", dtype, dimensions(shape), _moe(scope, shape, dtype))
+        yield Case("scaling", "experts", dtype, dimensions(shape), partial(contest, scope, shape, dtype, False))
     for capacity in (0.5, 2.0) if quick else (0.5, 1.0, 2.0, 4.0):
         shape = Shape(size.tokens, experts=size.experts, capacity=capacity, **widths)
         found = {**dimensions(shape), "capacity": capacity}
-        yield Case("scaling", "capacity", dtype, found, _moe(scope, shape, dtype))
+        yield Case("scaling", "capacity", dtype, found, partial(contest, scope, shape, dtype, False))
     for load in LOADS:
-        yield Case("scaling", f"load: {load}", dtype, dimensions(size), _moe(scope, size, dtype, load))
+        yield Case(
+            "scaling", f"load: {load}", dtype, dimensions(size), partial(contest, scope, size, dtype, False, load)
+        )
     for persons in (2, 3) if quick else (2, 3, 4, 6, 8):
         shape = {"B": 2, "P": persons}
-        yield Case("scaling", "persons", dtype, shape, _persons(scope, dtype, persons))
-
-
-def _pool(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool) -> Callable[[], Contest]:
-    return lambda: pool(scope, shape, dtype, with_backward)
-
-
-def _moe(scope: Scope, shape: Shape, dtype: torch.dtype, load: str = "even") -> Callable[[], Contest]:
-    return lambda: contest(scope, shape, dtype, False, load)
-
-
-def _persons(scope: Scope, dtype: torch.dtype, persons: int) -> Callable[[], Contest]:
-    return lambda: bench_denoiser.contest(scope, dtype, persons, baseline=False)
+        yield Case(
+            "scaling", "persons", dtype, shape, partial(bench_denoiser.contest, scope, dtype, persons, baseline=False)
+        )
 
 
 def test_scaling(case: Case, measured: Callable[[Case], None]) -> None:

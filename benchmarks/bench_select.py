@@ -7,9 +7,9 @@ from types import ModuleType
 
 import torch
 
-from intermoe.benchmarks import work
-from intermoe.benchmarks.case import Case, Scope
 from intermoe.benchmarks.grid import Ready, Sample, differentiate, step_cases
+from intermoe.benchmarks.harness import work
+from intermoe.benchmarks.harness.case import Case, Scope
 from intermoe.ops.select import select_reference
 
 

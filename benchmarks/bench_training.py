@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from intermoe import backends
 from intermoe.benchmarks import models
-from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, tolerance
 from intermoe.benchmarks.forms import PERSONS, usable_backends
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, tolerance
 from intermoe.diffusion import DiffusionConfig, build_scheduler, training_loss
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE

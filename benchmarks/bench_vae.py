@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from intermoe.benchmarks import models
-from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, tolerance
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, tolerance
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 

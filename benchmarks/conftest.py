@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from intermoe.benchmarks import results, suite
-from intermoe.benchmarks.case import Case, Contest, Scope, checked, left_out, reason_to_skip, rows
-from intermoe.benchmarks.measure import Ceilings, ceilings, clock, synchronise, take_turns
+from intermoe.benchmarks.harness import report as reports
+from intermoe.benchmarks.harness import suite
+from intermoe.benchmarks.harness.case import Case, Scope, checked, left_out, reason_to_skip, rows
+from intermoe.benchmarks.harness.timing import Ceilings, ceilings, synchronise, take_turns
 
-FOUND = pytest.StashKey[tuple[list[results.Row], list[results.Skipped], Ceilings]]()
+Found = tuple[list[reports.Row], list[reports.Skipped], Ceilings]
+FOUND = pytest.StashKey[Found]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +32,14 @@ def _scope(config: pytest.Config) -> Scope:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
-        metafunc.parametrize("case", list(metafunc.module.cases(_scope(metafunc.config))), ids=lambda case: case.name)
+        scope = _scope(metafunc.config)
+        metafunc.parametrize("case", [_marked(case, scope) for case in metafunc.module.cases(scope)])
+
+
+def _marked(case: Case, scope: Scope) -> Any:
+    """What the goals on a GPU are judged by is marked ``gpu``, like the tests that need one."""
+    judged = scope.device.type == "cuda" and case.step == "moe"
+    return pytest.param(case, id=case.name, marks=[pytest.mark.gpu] if judged else [])
 
 
 @pytest.fixture(scope="session")
@@ -39,20 +48,16 @@ def scope(request: pytest.FixtureRequest) -> Scope:
 
 
 @pytest.fixture(scope="session")
-def found(request: pytest.FixtureRequest, scope: Scope) -> tuple[list[results.Row], list[results.Skipped], Ceilings]:
+def found(request: pytest.FixtureRequest, scope: Scope) -> Found:
     suite.prepare(scope)
-    made: tuple[list[results.Row], list[results.Skipped], Ceilings] = (
-        [],
-        [],
-        ceilings(scope.device, scope.dtypes, small=scope.quick),
-    )
+    made: Found = ([], [], ceilings(scope.device, scope.dtypes, small=scope.quick))
     request.config.stash[FOUND] = made
     return made
 
 
 @pytest.fixture
-def measured(benchmark: Any, scope: Scope, found: Any) -> Iterator[Callable[[Case], None]]:
-    """Check a case, then time it: the first entry is pytest-benchmark's, the others take turns with it."""
+def measured(benchmark: Any, scope: Scope, found: Found) -> Iterator[Callable[[Case], None]]:
+    """Check a case, then time its entries in turns; pytest-benchmark's own table has the first of them."""
 
     def measure(case: Case) -> None:
         try:
@@ -63,11 +68,13 @@ def measured(benchmark: Any, scope: Scope, found: Any) -> Iterator[Callable[[Cas
                 raise
             pytest.skip(reason)
         found[1].extend(left_out(case, contest))
-        times = _times(benchmark, scope, contest, calls) if calls else None
-        if times is not None:
+        if calls and benchmark.enabled:  # with --benchmark-disable everything is checked and nothing timed
+            times = take_turns(calls, scope.device, scope.budget, contest.sets)
             made = rows(case, contest, times, differences, found[2], scope.device)
             found[0].extend(made)
             benchmark.extra_info.update({row.entry: row.to_dict() for row in made})
+            first = next(iter(calls.values()))
+            benchmark.pedantic(lambda: (first(0), synchronise(scope.device)), rounds=scope.budget.min_rounds)
         if contest.failed:
             pytest.fail("; ".join(f"{name}: {reason}" for name, reason in contest.failed.items()))
         if not calls:
@@ -77,39 +84,11 @@ def measured(benchmark: Any, scope: Scope, found: Any) -> Iterator[Callable[[Cas
     suite.release(scope.device)
 
 
-def _times(benchmark: Any, scope: Scope, contest: Contest, calls: dict[str, Any]) -> dict[str, list[float]] | None:
-    first, *others = calls
-    budget = scope.budget
-    if scope.device.type == "cuda":
-        times = take_turns(calls, scope.device, budget, contest.sets)
-
-        def once() -> None:
-            calls[first](0)
-            synchronise(scope.device)
-
-        benchmark.pedantic(once, rounds=budget.min_rounds)
-        return times
-    times = {name: [] for name in others}
-
-    def turn() -> None:
-        for name in others:
-            times[name].append(clock(calls[name], scope.device))
-
-    own = [clock(calls[first], scope.device)]
-    turn()
-    rounds = int(budget.seconds / (own[0] + sum(times[name][0] for name in others)))
-    rounds = min(max(rounds, budget.min_rounds), budget.max_rounds)
-    benchmark.pedantic(calls[first], (0,), setup=turn, rounds=max(rounds - 1, 1))
-    if benchmark.stats is None:  # --benchmark-disable: checked, not timed
-        return None
-    return {first: own + list(benchmark.stats.stats.data), **times}
-
-
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if FOUND not in config.stash or not config.stash[FOUND][0]:
         return
     report = suite.assemble(_scope(config), *config.stash[FOUND])
     terminalreporter.write_sep("=", "intermoe benchmarks")
-    terminalreporter.write_line(results.markdown(report))
+    terminalreporter.write_line(reports.markdown(report))
     if folder := config.getoption("--out"):
         terminalreporter.write_line(f"wrote {report.save(folder)}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from intermoe.benchmarks.forms import Inputs
-    from intermoe.benchmarks.work import Shape
+    from intermoe.benchmarks.harness.work import Shape
 
 Found = tuple[Callable[["Inputs"], Tensor], tuple[Tensor, ...]]
 """What computes, and the weights that are its own."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from intermoe import backends
 from intermoe.benchmarks import baselines, external
-from intermoe.benchmarks.case import Outputs
-from intermoe.benchmarks.work import Shape
+from intermoe.benchmarks.harness.case import Outputs
+from intermoe.benchmarks.harness.work import Shape
 from intermoe.ops.moe import Experts, Route, Select, moe
 from intermoe.ops.route import route_reference
 from intermoe.ops.select import select_reference

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from intermoe import backends
-from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, reason_to_skip, tolerance
 from intermoe.benchmarks.forms import Inputs, draw, usable_backends
-from intermoe.benchmarks.work import Shape, Work
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, reason_to_skip, tolerance
+from intermoe.benchmarks.harness.work import Shape, Work
 from intermoe.ops.route import route_reference
 from intermoe.ops.select import Selection, select_reference
 
@@ -83,19 +83,10 @@ def step_cases(scope: Scope, step: str, parts: dict[str, tuple[Kernel, Reference
     for shape in shapes(scope):
         for dtype in scope.dtypes:
             for call, (kernel, reference, counted) in parts.items():
-                if not affordable(scope, shape, dtype, call == "backward"):
-                    continue
-
-                def prepare(
-                    shape: Shape = shape,
-                    dtype: torch.dtype = dtype,
-                    kernel: Kernel = kernel,
-                    reference: Reference = reference,
-                    counted: Counted = counted,
-                ) -> Contest:
-                    return _contest(scope, shape, dtype, kernel, reference, counted(shape, dtype.itemsize))
-
-                yield Case(step, call, dtype, dimensions(shape), prepare)
+                if affordable(scope, shape, dtype, call == "backward"):
+                    work = counted(shape, dtype.itemsize)
+                    prepare = partial(_contest, scope, shape, dtype, kernel, reference, work)
+                    yield Case(step, call, dtype, dimensions(shape), prepare)
 
 
 def _contest(

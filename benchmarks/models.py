@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from intermoe import backends
 from intermoe.benchmarks import baselines
-from intermoe.benchmarks.case import Outputs
 from intermoe.benchmarks.forms import PERSONS, settled_bias
-from intermoe.benchmarks.work import Work
+from intermoe.benchmarks.harness.case import Outputs
+from intermoe.benchmarks.harness.work import Work
 from intermoe.nn.moe import InterMoEBlock
 from intermoe.systems.intermoe.config import DenoiserConfig
 from intermoe.systems.intermoe.denoiser import Denoiser

@@ -152,6 +152,6 @@ def tolerance() -> Callable[..., float]:
 
     It is what benchmarks demand of whatever they time: nothing is promised there that is not tested here.
     """
-    from intermoe.benchmarks.case import tolerance
+    from intermoe.benchmarks.harness.case import tolerance
 
     return tolerance

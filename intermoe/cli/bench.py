@@ -11,8 +11,8 @@ import typer
 from intermoe.cli.common import DeviceOption, check_folder, print_table, progress_bar, reported, usable_device
 
 if TYPE_CHECKING:
-    from intermoe.benchmarks.case import Case, Scope
-    from intermoe.benchmarks.results import Report
+    from intermoe.benchmarks.harness.case import Case, Scope
+    from intermoe.benchmarks.harness.report import Report
 
 
 def bench(
@@ -42,7 +42,7 @@ def bench(
             _compare(*compare)
             return
         check_folder(out)
-        from intermoe.benchmarks.case import Scope
+        from intermoe.benchmarks.harness.case import Scope
 
         scope = Scope(usable_device(device), "full" if full else "quick" if quick else "default")
         if profile:
@@ -52,7 +52,8 @@ def bench(
 
 
 def _measure(scope: Scope, only: tuple[str, ...], match: tuple[str, ...], out: Path) -> None:
-    from intermoe.benchmarks import figure, goals, results, suite
+    from intermoe.benchmarks.harness import figure, goals, suite
+    from intermoe.benchmarks.harness import report as reports
 
     todo = suite.cases(scope, only or suite.STEPS, match)
     figure.check()
@@ -62,7 +63,7 @@ def _measure(scope: Scope, only: tuple[str, ...], match: tuple[str, ...], out: P
         def done(case: Case, report: Report) -> None:
             report.save(out)  # a run that is cut leaves what it has measured
             if not bar.console.is_terminal:
-                typer.echo(f"[{len(todo) - report.to_do}/{len(todo)}] {results.line(report, case.name)}", err=True)
+                typer.echo(f"[{len(todo) - report.to_do}/{len(todo)}] {reports.line(report, case.name)}", err=True)
 
         report = suite.measure(
             scope,
@@ -71,7 +72,7 @@ def _measure(scope: Scope, only: tuple[str, ...], match: tuple[str, ...], out: P
             done=done,
         )
     path = report.save(out)
-    for row in results.table(report.rows):
+    for row in reports.table(report.rows):
         typer.echo(row)
     if judged := goals.judge(report):
         typer.echo("\n".join(["", *goals.table(judged), ""]))
@@ -86,13 +87,13 @@ def _measure(scope: Scope, only: tuple[str, ...], match: tuple[str, ...], out: P
 
 
 def _compare(old: Path, new: Path) -> None:
-    from intermoe.benchmarks import results
+    from intermoe.benchmarks.harness import report as reports
 
-    changes = results.compare(results.Report.load(old), results.Report.load(new))
+    changes = reports.compare(reports.Report.load(old), reports.Report.load(new))
     lines = [["case", "old", "new", "new / old", "beyond the spread"]]
     for change in changes:
         verdict = "" if change.verdict == "same" else change.verdict
-        times = (results.si(change.old, "s"), results.si(change.new, "s"))
+        times = (reports.si(change.old, "s"), reports.si(change.new, "s"))
         lines.append([change.key, *times, f"{change.ratio:.2f}", verdict])
     print_table(lines)
     slower = sum(change.verdict == "slower" for change in changes)
@@ -102,7 +103,7 @@ def _compare(old: Path, new: Path) -> None:
 
 
 def _profile(scope: Scope, out: Path) -> None:
-    from intermoe.benchmarks import profiling
+    from intermoe.benchmarks.harness import profiling
 
     for path in profiling.write(scope, out):
         if path.suffix == ".md":

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from intermoe.benchmarks.measure import Ceilings, Machine
-from intermoe.benchmarks.results import SCHEMA, Report, Row, Skipped
+from intermoe.benchmarks.harness.report import SCHEMA, Report, Row, Skipped
+from intermoe.benchmarks.harness.timing import Ceilings, Machine
 
 
 def row(entry: str = "native", median: float = 2.0, spread: float = 0.1, **values: object) -> Row:

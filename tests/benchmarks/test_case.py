@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intermoe.benchmarks.case import Case, Contest, Outputs, Scope, checked, run
-from intermoe.benchmarks.measure import Ceilings
-from intermoe.benchmarks.work import Work
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, checked, run
+from intermoe.benchmarks.harness.timing import Ceilings
+from intermoe.benchmarks.harness.work import Work
 
 RIGHT = torch.arange(6.0)
 

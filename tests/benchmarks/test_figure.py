@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from intermoe.benchmarks.results import Report, Row
+from intermoe.benchmarks.harness.report import Report, Row
 
 pytest.importorskip("matplotlib")
 
-from intermoe.benchmarks import figure
+from intermoe.benchmarks.harness import figure
 
 
 def test_png_and_svg(tmp_path: Path, make_report: Callable[..., Report], make_row: Callable[..., Row]) -> None:

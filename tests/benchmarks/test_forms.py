@@ -10,7 +10,7 @@ import torch
 from intermoe import backends
 from intermoe.benchmarks import models
 from intermoe.benchmarks.forms import LOADS, competitors, draw, training
-from intermoe.benchmarks.work import Shape
+from intermoe.benchmarks.harness.work import Shape
 from intermoe.ops.moe import moe
 
 CPU = torch.device("cpu")

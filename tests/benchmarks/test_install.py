@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from intermoe.benchmarks import suite
-from intermoe.benchmarks.case import Scope
+from intermoe.benchmarks.harness import suite
+from intermoe.benchmarks.harness.case import Scope
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,7 @@ def test_there_is_a_file_for_every_step_and_a_step_for_every_file() -> None:
 def test_every_file_lists_cases_without_pytest() -> None:
     code = (
         "import sys; sys.modules['pytest'] = None; import torch\n"
-        "from intermoe.benchmarks import suite; from intermoe.benchmarks.case import Scope\n"
+        "from intermoe.benchmarks.harness import suite; from intermoe.benchmarks.harness.case import Scope\n"
         "print(len(suite.cases(Scope(torch.device('cpu'), 'full'))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intermoe.benchmarks.measure import Budget, machine, peak_memory, ratios, summarise, take_turns
+from intermoe.benchmarks.harness.timing import Budget, machine, peak_memory, ratios, summarise, take_turns
 
 CPU = torch.device("cpu")
 

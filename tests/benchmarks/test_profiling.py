@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from intermoe.benchmarks.profiling import summarise
+from intermoe.benchmarks.harness.profiling import summarise
 
 
 def event(name: str, start: float, length: float, thread: int = 1, category: str = "cpu_op") -> dict[str, Any]:

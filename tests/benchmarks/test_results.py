@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from intermoe.benchmarks.results import Report, Row, compare, markdown, si
+from intermoe.benchmarks.harness.report import Report, Row, compare, markdown, si
 
 
 def test_save_and_load(tmp_path: Path, make_report: Callable[..., Report]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from intermoe.benchmarks import work
-from intermoe.benchmarks.work import Shape, Work
+from intermoe.benchmarks.harness import work
+from intermoe.benchmarks.harness.work import Shape, Work
 
 
 def test_products_of_one_expert_per_token() -> None:
@@ -21,7 +21,7 @@ def test_products_of_one_expert_per_token() -> None:
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_counts_are_those_of_the_roofline(tokens: int, direction: str) -> None:
     pytest.importorskip("triton")
-    from intermoe.benchmarks import roofline
+    from intermoe.benchmarks.harness import roofline
 
     shape = Shape(tokens)
     launches = roofline.steps(direction, 86, "half", tokens)

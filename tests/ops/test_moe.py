@@ -10,8 +10,8 @@ from torch import Tensor
 
 from intermoe import backends
 from intermoe.benchmarks.forms import draw
-from intermoe.benchmarks.measure import peak_memory
-from intermoe.benchmarks.work import Shape
+from intermoe.benchmarks.harness.timing import peak_memory
+from intermoe.benchmarks.harness.work import Shape
 from intermoe.nn.moe import InterMoEBlock
 from intermoe.ops import operators
 from intermoe.ops.moe import Select, moe

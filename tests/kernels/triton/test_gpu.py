@@ -96,34 +96,113 @@ def test_an_overflow_is_nan_until_it_is_raised_with_the_numbers() -> None:
         made.update_selection_bias()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("max_pairs", [None, 4800])
-def test_every_gradient_agrees_with_float64(
-    dtype: torch.dtype, max_pairs: int | None, relative_error, tolerance
-) -> None:
-    def drawn(*shape: int, std: float = 1.0) -> Tensor:
-        return (torch.randn(*shape, device="cuda") * std).to(dtype)
+# tokens, experts, dim, expert_dim, rows: and why
+SHAPES = [
+    (600, 8, 96, 64, 4),  # whole tiles
+    (66, 7, 97, 63, 6),  # odd everything
+    (600, 8, 768, 1024, 4),  # the published model's widths
+    (256, 64, 128, 64, 1),  # many experts
+]
 
-    values = [
-        drawn(600, 96), drawn(8, 96, std=0.1).float(), torch.randn(4, 8, device="cuda"), drawn(4, 96, std=0.2),
-        drawn(4, 96, std=0.2), torch.full((8,), -0.5, device="cuda"), drawn(8, 128, 96, std=0.1),
-        drawn(8, 96, 64, std=0.125),
+
+@pytest.fixture
+def products() -> Iterator[None]:
+    """The test may choose how float32 products are computed."""
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+def drawn(shape: tuple[int, ...], dtype: torch.dtype, bias: float = -0.5) -> list[Tensor]:
+    """Tensors of ``Route``, the biases, and weights of ``Experts``."""
+    tokens, experts, dim, width, rows = shape
+
+    def normal(*size: int, std: float = 1.0) -> Tensor:
+        return (torch.randn(*size, device="cuda") * std).to(dtype)
+
+    return [
+        normal(tokens, dim), normal(experts, dim, std=dim**-0.5).float(), torch.randn(rows, experts, device="cuda"),
+        normal(rows, dim, std=0.2), normal(rows, dim, std=0.2), torch.full((experts,), bias, device="cuda"),
+        normal(experts, 2 * width, dim, std=dim**-0.5), normal(experts, dim, width, std=width**-0.5),
     ]  # fmt: skip
-    chosen = torch.rand(600, 8, device="cuda") > 0.7  # so that rounding moves no pair over the threshold
-    wide = [value.double().requires_grad_() for value in values]
-    experts = Experts(*wide[6:])
-    expected = moe(Route(*wide[:5]), Select(None, chosen), experts, backend="reference").out
-    leaves = [value.clone().requires_grad_() for value in values]
-    select = Select(None, chosen, max_pairs=max_pairs)
-    found = moe(Route(*leaves[:5]), select, Experts(*leaves[6:]), backend="triton").out
-    grad = torch.randn_like(expected)
-    expected.backward(grad)
-    found.backward(grad.to(found.dtype))
-    bound = tolerance(dtype)
-    assert relative_error(found.cpu(), expected.cpu()) < bound
-    for i, (leaf, other) in enumerate(zip(leaves, wide, strict=True)):
-        if i != 5:
-            assert relative_error(leaf.grad.cpu(), other.grad.cpu()) < bound, i
+
+
+def differentiated(values: list[Tensor], select: Select, grad: Tensor | None = None, backend: str = "triton"):
+    """The output, and the gradients of everything but the biases."""
+    leaves = [value.clone().requires_grad_(i != 5) for i, value in enumerate(values)]
+    out = moe(Route(*leaves[:5]), select, Experts(*leaves[6:]), backend=backend).out
+    out.backward(torch.ones_like(out) if grad is None else grad.to(out.dtype))
+    return [out.detach(), *(leaf.grad for i, leaf in enumerate(leaves) if i != 5)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("precision", ["float32", "tf32", "float16", "bfloat16"])
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.001, 1.0], ids=["some", "nearly none", "all"])
+@pytest.mark.usefixtures("products")
+def test_every_gradient_agrees_with_float64(
+    shape: tuple[int, ...], precision: str, static: bool, share: float, relative_error, tolerance
+) -> None:
+    dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    values, pairs = drawn(shape, dtype), shape[0] * shape[1]
+    chosen = torch.rand(shape[:2], device="cuda") < share  # so that rounding moves no pair over the threshold
+    grad = torch.randn(shape[0], shape[2], device="cuda")
+    wide = [value.double() for value in values]
+    expected = differentiated(wide, Select(None, chosen), grad, "reference")
+    found = differentiated(values, Select(None, chosen, max_pairs=pairs if static else None), grad)
+    bound = 1e-3 if precision == "tf32" else tolerance(dtype)  # 10 bits in every product; the sums are float32
+    for i, (own, other) in enumerate(zip(found, expected, strict=True)):
+        assert relative_error(own.cpu(), other.cpu()) < bound, i
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [-0.5, -0.999])
+def test_the_same_bits_twice_whatever_room_is_given(dtype: torch.dtype, bias: float) -> None:
+    values = drawn((600, 8, 96, 64, 4), dtype, bias)
+    first, *others = (differentiated(values, Select(values[5], max_pairs=room)) for room in (None, None, 4800))
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("routing", "pool", "unit"),
+    [
+        ("dynamic", "sample", "sequence"), ("token_choice", "batch", "frame"), ("expert_choice", "batch", "frame"),
+        ("expert_choice", "sample", "frame"), ("dynamic", "batch", "frame"),
+    ],
+)  # fmt: skip
+def test_every_routing_is_the_references(routing: str, pool: str, unit: str, relative_error) -> None:
+    made = block(routing=routing, pool=pool, unit=unit, top_k=2 if routing == "token_choice" else None)
+    hidden, condition, _ = inputs(batch=3, frames=40)
+    mask = torch.arange(40, device="cuda") < torch.tensor([[40], [37], [2]], device="cuda")
+    results = []
+    for made.backend in ("reference", "triton"):
+        made.zero_grad()
+        made.update_selection_bias()  # a new step: what was counted goes
+        torch.nn.init.constant_(made.selection_bias, -0.5)
+        out = made(hidden, condition, mask)
+        out.square().sum().backward()
+        results.append((made.expert_counts.clone(), out, *(p.grad.clone() for p in made.parameters())))
+    assert torch.equal(results[0][0], results[1][0])
+    for own, other in zip(results[1][1:], results[0][1:], strict=True):
+        assert relative_error(own.cpu(), other.cpu()) < 1e-5
+
+
+@pytest.mark.parametrize(("dim", "width"), [(1024, 16), (16, 1024)], ids=["of tokens", "of hidden activations"])
+def test_more_elements_than_32_bits_can_count(dim: int, width: int, relative_error) -> None:
+    """The last tokens of a pool beyond 2^31 elements get what they get in a pool of their own."""
+    tokens, last = 5 * 2**29 // max(dim, 2 * width), 64
+    needed = 20 * tokens * max(dim, 2 * width)
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs {needed / 2**30:.0f} GiB of memory")
+    values = drawn((tokens, 2, dim, width, 1), torch.bfloat16)
+    grad = torch.zeros_like(values[0])
+    grad[-last:].normal_()
+    alone = [values[0][-last:].clone(), *values[1:]]
+    found = differentiated(values, Select(values[5]), grad)
+    expected = differentiated(alone, Select(values[5]), grad[-last:])
+    found[:2] = [value[-last:] for value in found[:2]]  # the output, and the gradient of the tokens
+    for own, other in zip(found, expected, strict=True):
+        assert relative_error(own.float().cpu(), other.float().cpu()) < 16 * torch.finfo(torch.bfloat16).eps
 
 
 def test_half_sums_agree_with_float64(relative_error) -> None:

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 import torch
 
-from intermoe.benchmarks.case import Case, DeviceLost, Scope, run
-from intermoe.benchmarks.measure import Ceilings, ceilings, machine
-from intermoe.benchmarks.results import SCHEMA, Report, Row, Skipped
+from intermoe.benchmarks.harness.case import Case, DeviceLost, Scope, run
+from intermoe.benchmarks.harness.report import SCHEMA, Report, Row, Skipped
+from intermoe.benchmarks.harness.timing import Ceilings, ceilings, machine
 
 STEPS = (
     "moe",
@@ -25,6 +25,7 @@ STEPS = (
     "training",
     "generation",
     "export",
+    "loader",
     "scaling",
 )
 """One file ``bench_<step>.py`` each; what the goals are judged by comes first, in case the run is cut."""

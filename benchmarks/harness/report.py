@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from intermoe.benchmarks import goals
-from intermoe.benchmarks.measure import Ceilings, Machine
+from intermoe.benchmarks.harness import goals
+from intermoe.benchmarks.harness.timing import Ceilings, Machine
 from intermoe.config import Config
 from intermoe.files import replacing
 

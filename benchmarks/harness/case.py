@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from intermoe.benchmarks.measure import (
+from intermoe.benchmarks.harness.report import Row, Skipped, case_name, is_ours
+from intermoe.benchmarks.harness.timing import (
     Budget,
     Call,
     Ceilings,
@@ -22,8 +23,7 @@ from intermoe.benchmarks.measure import (
     synchronise,
     take_turns,
 )
-from intermoe.benchmarks.results import Row, Skipped, case_name, is_ours
-from intermoe.benchmarks.work import Work
+from intermoe.benchmarks.harness.work import Work
 
 Outputs = tuple[Tensor, ...]
 LEVELS = ("quick", "default", "full")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from intermoe.benchmarks.results import Report, Row, si
+from intermoe.benchmarks.harness.report import Report, Row, si
 from intermoe.files import replacing
 
 COLOURS = {"float32": "#1f5a91", "bfloat16": "#c2571a", "float16": "#2c7d4f"}

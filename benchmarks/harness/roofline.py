@@ -1,6 +1,6 @@
 """Predicted times of the Triton kernels on cards that are not at hand, beside the bounds no kernel can beat.
 
-    python benchmarks/roofline.py [--json FILE]
+    python -m intermoe.benchmarks.harness.roofline [--json FILE]
 
 Registers and shared memory come from compiling each kernel for the card's architecture (no GPU needed); FLOPs and bytes
 are counted. For each kernel

@@ -16,12 +16,12 @@ import torch
 
 from intermoe import backends
 from intermoe.benchmarks import models
-from intermoe.benchmarks.case import Scope
 from intermoe.benchmarks.forms import PERSONS, Inputs, draw
 from intermoe.benchmarks.grid import SMALL
-from intermoe.benchmarks.measure import machine, name_of, quiet, synchronise
-from intermoe.benchmarks.results import si
-from intermoe.benchmarks.work import Shape
+from intermoe.benchmarks.harness.case import Scope
+from intermoe.benchmarks.harness.report import si
+from intermoe.benchmarks.harness.timing import machine, name_of, quiet, synchronise
+from intermoe.benchmarks.harness.work import Shape
 from intermoe.files import replacing
 from intermoe.ops.moe import moe
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from intermoe.benchmarks.results import Report, Row
+    from intermoe.benchmarks.harness.report import Report, Row
 
 Measure = Callable[["Rows"], float]
 """The measured value; a ``KeyError`` where the run has not what it needs."""
@@ -106,6 +106,16 @@ def _graph(rows: Rows) -> float:
     return 1e6 * rows.of("moe", FORWARD, "bfloat16", 300, "triton, graph").median
 
 
+def _graphs(call: str) -> Measure:
+    """The dense network's time in a graph as a multiple of ours."""
+
+    def measure(rows: Rows) -> float:
+        theirs = rows.of("moe", call, "bfloat16", 9600, f"{DENSE}, graph").median
+        return theirs / rows.of("moe", call, "bfloat16", 9600, "triton, graph").median
+
+    return measure
+
+
 def _graph_over_authors(rows: Rows) -> float:
     theirs = rows.of("moe", FORWARD, "bfloat16", 300, AUTHORS).median
     return theirs / rows.of("moe", FORWARD, "bfloat16", 300, "triton, graph").median
@@ -142,6 +152,8 @@ GOALS: dict[str, tuple[Goal, ...]] = {
     ),
     "cuda": (
         Goal("forward S=9600 bfloat16, share of a dense network", _over(DENSE, FORWARD, "bfloat16", 9600), least=0.75),
+        Goal("forward S=9600 bfloat16, share of a dense network, in graphs", _graphs(FORWARD), least=0.75),
+        Goal("with backward S=9600 bfloat16, share of dense, in graphs", _graphs(TRAINING), least=0.7),
         Goal("forward S=9600 bfloat16, authors' form", _over(AUTHORS, FORWARD, "bfloat16", 9600), least=6.0),
         Goal("forward S=9600 bfloat16, expert loop", _over(LOOP, FORWARD, "bfloat16", 9600), least=1.3),
         Goal("with backward S=9600 bfloat16, share of dense", _over(DENSE, TRAINING, "bfloat16", 9600), least=0.7),
@@ -149,6 +161,7 @@ GOALS: dict[str, tuple[Goal, ...]] = {
         Goal("forward S=300 bfloat16 in a graph", _graph, most=70.0, unit="µs"),
         Goal("forward S=300 bfloat16 in a graph, authors' form", _graph_over_authors, least=15.0),
         Goal("forward S=9600 TF32, authors' form", _over(AUTHORS, FORWARD, "float32", 9600), least=2.5),
+        Goal("with backward S=9600 TF32, authors' form", _over(AUTHORS, TRAINING, "float32", 9600), least=2.5),
         Goal("host reads, static mode, forward", _host_reads(FORWARD), most=0.0, unit=""),
         Goal("host reads, static mode, with backward", _host_reads(TRAINING), most=0.0, unit=""),
         Goal("peak memory with backward S=9600, over the authors' form", _memory("bfloat16", 9600), most=1 / 4),

@@ -1,0 +1,1 @@
+"""What checks, times and writes down the cases of ``bench_*.py``."""
