@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch.utils.data import DataLoader
 
 from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, WrongResult
@@ -64,8 +65,7 @@ def loading(data_set: DataSet, windows: bool, count: int, workers: tuple[int, ..
     if windows:
         drawn = Windows(MotionDataset(data_set, root / "cache", "train", min_frames=WINDOW), WINDOW)
 
-    def entry(loader: Iterator[Any], _: int) -> Outputs:
-        assert folder.name  # kept for as long as its samples are drawn
+    def entry(loader: Iterator[Any], kept: object, _: int) -> Outputs:
         return (next(loader)["motion"],)
 
     lengths = [drawn.num_frames(number) for number in range(len(drawn))]
@@ -73,7 +73,7 @@ def loading(data_set: DataSet, windows: bool, count: int, workers: tuple[int, ..
     for number in workers:
         sampler = StreamSampler(lengths, BATCH, range(BATCHES), seed=0)
         loader = DataLoader(Draws(drawn), batch_sampler=sampler, num_workers=number, collate_fn=collate)
-        entries[f"{number} workers"] = partial(entry, iter(loader))
+        entries[f"{number} workers"] = partial(entry, iter(loader), folder)
     return Contest(entries, None, 0.0, tokens=BATCH)
 
 
@@ -81,7 +81,8 @@ def check(dataset: MotionDataset) -> None:
     """What is timed is right: an item is its source, converted."""
     plain = MotionDataset(dataset.data_set, dataset.root, "train", training=False)
     source = plain._clips[3][: plain.num_frames(3) + dataset.data_set.lost_frames]
-    if not torch.equal(plain.draw(3, 0)["motion"], torch.from_numpy(dataset.data_set.convert(source))):
+    expected = rearrange(torch.from_numpy(dataset.data_set.convert(source)), "t p ... -> p t ...")
+    if not torch.equal(plain.draw(3, 0)["motion"], expected):
         raise WrongResult(f"{dataset.data_set.name}: an item is not its source")
 
 
