@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
+from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -127,7 +128,7 @@ class TokenizerObjective(Objective):
         numbers = draws.uniform(persons, NUM_PARTS, frames // DOWNSAMPLING, len(codebook.vectors))
         output = self.tokenizer(motion, numbers.flatten(0, 1))
         terms = tokenizer_losses(output.motion, motion, self.mean, self.std, self.weights)
-        vectors = codebook.lookup(output.codes).permute(0, 3, 1, 2)
+        vectors = rearrange(codebook.lookup(output.codes), "n part t c -> n c part t")
         terms["commitment"] = commitment(output.features, vectors)
         terms["loss"] = terms["loss"] + self.weights.commitment * terms["commitment"]
         codebook.update(_points(output.features), output.codes.flatten())
@@ -136,7 +137,7 @@ class TokenizerObjective(Objective):
 
 def _points(features: Tensor) -> Tensor:
     """(N, C, 5, T / 4) -> (N * 5 * T / 4, C), in the order of the flattened codes."""
-    return features.detach().permute(0, 2, 3, 1).flatten(0, -2)
+    return rearrange(features.detach(), "n c part t -> (n part t) c")
 
 
 def run_tokenizer(

@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 _REPLACEMENT_NOISE = 0.01
-_SMALL_SHARE = 1e-7
 
 
 class Codebook(nn.Module):
@@ -94,9 +93,3 @@ def gumbel(uniforms: Tensor) -> Tensor:
     """Gumbel noise -log(-log u) of numbers in (0, 1); adding it to logits and taking the largest draws from softmax."""
     tiny = torch.finfo(uniforms.dtype).tiny
     return -torch.log((-torch.log(uniforms.clamp(min=tiny))).clamp(min=tiny))
-
-
-def perplexity(codes: Tensor, num_codes: int) -> Tensor:
-    """exp of the entropy of how often each code occurs in ``codes``: from 1 (one code) to ``num_codes`` (all alike)."""
-    share = torch.bincount(codes.flatten(), minlength=num_codes) / codes.numel()
-    return torch.exp(-(share * (share + _SMALL_SHARE).log()).sum())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from intermoe.motion.skeleton import BODY
@@ -62,16 +63,16 @@ def motion_to_image(motion: Tensor, representation: str) -> Tensor:
     A joint of ``interhuman`` has 12 channels: position, velocity, rotation (zeros for the root). Contacts are left out.
     """
     if representation == "interx":
-        return motion.permute(0, 3, 2, 1)
+        return rearrange(motion, "n t j c -> n c j t")
     positions, velocities, rotations, _ = motion.split([66, 66, 126, _CONTACTS], dim=-1)
     rotations = nn.functional.pad(rotations.unflatten(-1, (21, 6)), (0, 0, 1, 0))
     joints = torch.cat([positions.unflatten(-1, (22, 3)), velocities.unflatten(-1, (22, 3)), rotations], dim=-1)
-    return joints.permute(0, 3, 2, 1)
+    return rearrange(joints, "n t j c -> n c j t")
 
 
 def image_to_motion(image: Tensor, representation: str) -> Tensor:
     """The inverse of ``motion_to_image``; contacts come back as zeros, their mean before normalising."""
-    joints = image.permute(0, 3, 2, 1)
+    joints = rearrange(image, "n c j t -> n t j c")
     if representation == "interx":
         return joints
     positions, velocities, rotations = joints.split([3, 3, 6], dim=-1)
@@ -101,12 +102,11 @@ class SkeletonConv(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(N, C, J, T) -> (N, out_dim, J, T)."""
-        x = image.permute(0, 3, 2, 1)
+        x = rearrange(image, "n c j t -> n t j c")
         out = self.own(x) + self.neighbours.bias
         motions, frames = HEARING[self.messages]
         out[motions, frames] += self._heard(x[motions, frames])
-        result: Tensor = out.permute(0, 3, 2, 1)
-        return result
+        return rearrange(out, "n t j c -> n c j t")
 
     def _heard(self, x: Tensor) -> Tensor:
         mean = self.adjacency @ nn.functional.relu(self.message(x))
@@ -222,11 +222,11 @@ class MotionTokenizer(nn.Module):
                 without them codes are the nearest ones.
         """
         features = self.features(motion)
-        points = features.permute(0, 2, 3, 1)
+        points = rearrange(features, "n c part t -> n part t c")
         codes = self.codebook.nearest(points)
         if uniforms is not None:
             codes = self.codebook.draw(points, uniforms, self.config.temperature)
-        vectors = self.codebook.lookup(codes).permute(0, 3, 1, 2)
+        vectors = rearrange(self.codebook.lookup(codes), "n part t c -> n c part t")
         straight = features + (vectors - features).detach()
         return Tokenized(image_to_motion(self.decoder(straight), self.config.representation), features, codes)
 
@@ -241,10 +241,10 @@ class MotionTokenizer(nn.Module):
 
     def encode(self, motion: Tensor) -> Tensor:
         """Normalised motion -> the nearest codes (N, 5, T / 4) int64."""
-        return self.codebook.nearest(self.features(motion).permute(0, 2, 3, 1))
+        return self.codebook.nearest(rearrange(self.features(motion), "n c part t -> n part t c"))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (N, 5, T / 4), each in [-1, num_codes) -> normalised motion."""
         check_tensor("codes", codes, ("N", NUM_PARTS, "T / 4"))
-        vectors = self.codebook.lookup(codes).permute(0, 3, 1, 2)
+        vectors = rearrange(self.codebook.lookup(codes), "n part t c -> n c part t")
         return image_to_motion(self.decoder(vectors), self.config.representation)

@@ -11,7 +11,7 @@ import torch
 
 from intermoe.motion.skeleton import PARENTS
 from intermoe.systems.intermask import official
-from intermoe.systems.intermask.codebook import Codebook, perplexity
+from intermoe.systems.intermask.codebook import Codebook
 from intermoe.systems.intermask.config import TokenizerConfig, TokenizerLossConfig
 from intermoe.systems.intermask.losses import commitment, tokenizer_losses
 from intermoe.systems.intermask.sampling import NO_CODE
@@ -47,7 +47,6 @@ def test_tokens_and_motion_equal_the_release(representation: str, tokens: Any, r
     vectors = tokenizer.codebook.lookup(codes).permute(0, 3, 1, 2)
     assert relative_error(vectors.flatten(2)[None], tokens["quantised"]) < TOLERANCE
     assert relative_error(commitment(features, vectors), tokens["loss_commit"]) < TOLERANCE
-    assert relative_error(perplexity(codes, len(tokenizer.codebook.vectors)), tokens["perplexity"]) < TOLERANCE
 
 
 @torch.no_grad()
@@ -277,11 +276,6 @@ def test_averages_are_saved_with_the_vectors() -> None:
     for one in (codebook, again):
         one.update(points, torch.arange(9) % 4)
     assert torch.equal(codebook.vectors, again.vectors)
-
-
-def test_perplexity_counts_codes_in_use() -> None:
-    torch.testing.assert_close(perplexity(torch.zeros(8, dtype=torch.long), 4), torch.tensor(1.0))
-    torch.testing.assert_close(perplexity(torch.arange(8) % 4, 4), torch.tensor(4.0))
 
 
 @pytest.mark.parametrize("representation", list(FRAMES))
