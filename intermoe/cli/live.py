@@ -41,7 +41,7 @@ def live(
 ) -> None:
     """Open a page on which the motion goes on, and the words change while it does; until Ctrl+C."""
     with reported():
-        from intermoe.export import FORMATS, WRITTEN, Take, View, free_stem, save_take
+        from intermoe.export import FORMATS, Take, View, free_stem, save_take, written
         from intermoe.viz.live import LivePage
         from intermoe.viz.scene import serving
 
@@ -67,7 +67,7 @@ def live(
                 pipeline.config.fps,
                 [f"person {number}" for number in range(1, pipeline.representation.persons + 1)],
                 save,
-                [name for name in WRITTEN if _can_be_written(name)],
+                [name for name in written() if _can_be_written(name)],
                 unknown=pipeline.unknown_words,
                 camera=camera,
             )
