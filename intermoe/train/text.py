@@ -32,6 +32,7 @@ _HALF_TURN = 180.0
 Encode = Callable[[Tensor], Tensor]
 
 
+@torch.random.fork_rng(devices=[])
 def pretrain_text(
     text: TextEncoder,
     dataset: MotionDataset,
@@ -43,7 +44,8 @@ def pretrain_text(
     """Train ``text`` in place, on the CPU, to predict ``latent_summary`` and ``turn_summary`` of the captions' motion.
 
     Both targets are scaled to unit mean square over the data and weigh the same; small networks on top of the encoder
-    that make the predictions are thrown away. The result depends on ``seed`` and the data alone.
+    that make the predictions are thrown away. The result depends on ``seed`` and the data alone, and nothing that is
+    drawn afterwards on this: a run that is resumed may find it done.
 
     Args:
         encode: one motion (P, T, ...) to its latents (1, P, T', X), as the denoiser's loss weighs them.

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
-import multiprocessing.forkserver
 import runpy
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing import connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -27,23 +26,11 @@ import intermoe.train
 # runs in every process; see there
 RANK = Path(__file__).parent / "rank.py"
 SMOKE = Path(intermoe.train.__file__).parent / "configs" / "salsa_smoke_denoiser.yaml"
-# A server that has imported everything once forks the processes: what they train takes less time than their imports.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["intermoe.train", "diffusers", "tensorboard", "torch.distributed.fsdp"])
 LONGEST = 300.0
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The server has no thread but its own, so that a fork of it waits for none."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            patch.setenv(name, "1")
-        multiprocessing.forkserver.ensure_running()
-        yield
-
-
 def _launch(
+    server: ForkServerContext,
     rendezvous: Callable[[int], dict[str, str]],
     processes: int,
     config: Path,
@@ -61,7 +48,7 @@ def _launch(
     ranks = []
     for rank in range(processes):
         environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if shared else {}
-        ranks.append(SERVER.Process(target=runpy.run_path, args=(str(RANK), {**arguments, "environment": environment})))
+        ranks.append(server.Process(target=runpy.run_path, args=(str(RANK), {**arguments, "environment": environment})))
         ranks[-1].start()
     try:
         until = time.monotonic() + LONGEST
@@ -81,8 +68,8 @@ def _launch(
 
 
 @pytest.fixture(scope="module")
-def launch(rendezvous: Callable[[int], dict[str, str]]) -> Callable[..., list[float]]:
-    return functools.partial(_launch, rendezvous)
+def launch(server: ForkServerContext, rendezvous: Callable[[int], dict[str, str]]) -> Callable[..., list[float]]:
+    return functools.partial(_launch, server, rendezvous)
 
 
 # no dropout, which is drawn rank by rank; micro-steps, so that there are steps without synchronisation too

@@ -105,6 +105,13 @@ def test_sides_are_told_apart_whatever_else_the_caption_says() -> None:
     assert between > 2 * within
 
 
+def test_what_is_drawn_afterwards_does_not_depend_on_it() -> None:
+    """A run that was killed and goes on finds the text encoder trained, and draws the denoiser's first weights alike."""
+    encoder, before = build(Turners()), torch.get_rng_state()
+    pretrain_text(encoder, Turners(), encode, TextPretrainingConfig(steps=1), seed=0)  # type: ignore[arg-type]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_run_keeps_the_encoder_that_was_trained_first(
     trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
