@@ -291,7 +291,6 @@ def sample(
     if mask is not None:
         x = x.masked_fill(~mask[:, None, :, None], 0.0)
     both = torch.cat([text_condition, torch.zeros_like(text_condition)])
-    stochastic = {"generator": list(generators)} if generators is not None and _is_stochastic(scheduler) else {}
     scheduler.set_timesteps(num_inference_steps, device=device)
     if known is not None:
         first = scheduler.timesteps[:1].expand(shape[0])
@@ -320,7 +319,7 @@ def sample(
             fresh = _fresh_noise(generators, mask, shape).to(x)
             x = _noised_back(scheduler, x, latent_scale * estimate, timestep, after, fresh)
             estimate = estimated(x, timestep)
-        x = scheduler.step(latent_scale * estimate, timestep, x, **stochastic).prev_sample
+        x = _stepped(scheduler, latent_scale * estimate, timestep, x, mask, generators)
         if callback is not None:
             callback(step + 1, num_inference_steps)
     x = x / latent_scale
@@ -350,6 +349,25 @@ def _noised_back(
     error = (x - here.sqrt() * clean) / (1 - here).sqrt()
     less = there.sqrt() * clean + (1 - there).sqrt() * error
     return (here / there).sqrt() * less + (1 - here / there).clamp(min=0).sqrt() * noise
+
+
+def _stepped(
+    scheduler: SchedulerMixin,
+    estimate: Tensor,
+    timestep: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    generators: Sequence[torch.Generator] | None,
+) -> Tensor:
+    """One step of the solver. Noise that it draws is a sample's own, for its valid frames and no others."""
+    if generators is None or not _is_stochastic(scheduler):
+        return cast(Tensor, scheduler.step(estimate, timestep, x).prev_sample)
+    if mask is None:
+        return cast(Tensor, scheduler.step(estimate, timestep, x, generator=list(generators)).prev_sample)
+    x = x.clone()
+    for row, own, valid, generator in zip(x, estimate, mask, generators, strict=True):
+        row[:, valid] = scheduler.step(own[:, valid], timestep, row[:, valid], generator=generator).prev_sample
+    return x
 
 
 def _is_stochastic(scheduler: SchedulerMixin) -> bool:

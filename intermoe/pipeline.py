@@ -269,7 +269,7 @@ class MotionPipeline(ABC):
         """One motion (P, lengths[i], ...) for each prompt, float32 on CPU, un-normalised, in the representation.
 
         A motion's noise depends on its seed and length alone, and what is beyond its length is masked: a sample depends
-        on the others of its call by rounding only (but for the stochastic scheduler "ddpm").
+        on the others of its call by rounding only.
 
         Args:
             num_inference_steps: solver steps. guidance_scale: >= 1, 1 for no guidance.

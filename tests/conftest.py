@@ -50,6 +50,35 @@ def salsa() -> Path:
 
 
 @pytest.fixture(scope="session")
+def two_people() -> Callable[..., Path]:
+    """``two_people(folder, {"train": {"1": 40}}, captions)``: swaying bodies in InterHuman's layout, seeded.
+
+    Each split has its items with their numbers of frames; a caption a line, the same of every item.
+    """
+
+    def make(root: Path, splits: dict[str, dict[str, int]], captions: str) -> Path:
+        rng = np.random.default_rng(0)
+        body = np.column_stack([rng.uniform(-0.3, 0.3, 22), rng.uniform(-0.2, 0.2, 22), np.linspace(0.9, 1.7, 22)])
+        body[1:3] = [[0.1, 0.0, 0.85], [-0.1, 0.0, 0.85]]  # hips beside each other: the facing direction
+        for folder in ("motions_processed/person1", "motions_processed/person2", "annots", "split"):
+            (root / folder).mkdir(parents=True)
+        for split, items in splits.items():
+            (root / "split" / f"{split}.txt").write_text("\n".join(items), encoding="utf-8")
+            for name, frames in items.items():
+                (root / "annots" / f"{name}.txt").write_text(captions, encoding="utf-8")
+                time = np.arange(frames + 1)[:, None, None] / 30
+                for person in ("person1", "person2"):
+                    values = np.zeros((frames + 1, 492), dtype=np.float32)
+                    sway = 0.2 * np.sin(2 * time + rng.uniform(0, 6, (1, 22, 3)))
+                    values[:, :66] = (body + sway + rng.uniform(-1, 1, 3) * (1, 1, 0)).reshape(frames + 1, 66)
+                    values[:, 186:312] = rng.normal(size=126) + 0.1 * sway[:, :21].repeat(2, axis=-1).reshape(-1, 126)
+                    np.save(root / "motions_processed" / person / f"{name}.npy", values)
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_pipeline() -> Any:
     """A whole model, freshly drawn and small enough to generate in a fraction of a second. Do not change it."""
     from intermoe.motion.statistics import Statistics

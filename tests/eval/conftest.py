@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,26 +14,10 @@ CAPTIONS = "Two people bow.\nThe first dancer turns to the left.\nOne of them tu
 
 
 @pytest.fixture(scope="session")
-def bowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bowing(two_people: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven sequences of bodies that sway, seeded; all of them are the split "test"."""
-    root = tmp_path_factory.mktemp("bowing")
-    rng = np.random.default_rng(0)
-    body = np.column_stack([rng.uniform(-0.3, 0.3, 22), rng.uniform(-0.2, 0.2, 22), np.linspace(0.9, 1.7, 22)])
-    body[1:3] = [[0.1, 0.0, 0.85], [-0.1, 0.0, 0.85]]  # hips beside each other: the facing direction
-    for folder in ("motions_processed/person1", "motions_processed/person2", "annots", "split"):
-        (root / folder).mkdir(parents=True)
-    names = [str(number) for number in range(1, len(FRAMES) + 1)]
-    (root / "split" / "test.txt").write_text("\n".join(names), encoding="utf-8")
-    for name, frames in zip(names, FRAMES, strict=True):
-        (root / "annots" / f"{name}.txt").write_text(CAPTIONS, encoding="utf-8")
-        time = np.arange(frames + 1)[:, None, None] / 30
-        for person in ("person1", "person2"):
-            values = np.zeros((frames + 1, 492), dtype=np.float32)
-            sway = 0.2 * np.sin(2 * time + rng.uniform(0, 6, (1, 22, 3)))
-            values[:, :66] = (body + sway + rng.uniform(-1, 1, 3) * (1, 1, 0)).reshape(frames + 1, 66)
-            values[:, 186:312] = rng.normal(size=126) + 0.1 * sway[:, :21].repeat(2, axis=-1).reshape(-1, 126)
-            np.save(root / "motions_processed" / person / f"{name}.npy", values)
-    return root
+    items = {str(number): frames for number, frames in enumerate(FRAMES, start=1)}
+    return two_people(tmp_path_factory.mktemp("bowing"), {"test": items}, CAPTIONS)
 
 
 @pytest.fixture(scope="session")

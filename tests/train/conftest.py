@@ -10,7 +10,6 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -67,29 +66,10 @@ def server() -> ForkServerContext:
 
 
 @pytest.fixture(scope="session")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pairs(two_people: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of two-person motion: swaying bodies of 22 joints, seeded."""
-    root = tmp_path_factory.mktemp("pairs")
-    rng = np.random.default_rng(0)
-    body = np.column_stack([rng.uniform(-0.3, 0.3, 22), rng.uniform(-0.2, 0.2, 22), np.linspace(0.9, 1.7, 22)])
-    body[1:3] = [[0.1, 0.0, 0.85], [-0.1, 0.0, 0.85]]  # hips beside each other: the facing direction
-    for person in ("person1", "person2"):
-        (root / "motions_processed" / person).mkdir(parents=True)
-    for name in ("annots", "split"):
-        (root / name).mkdir()
-    for split, items in ITEMS.items():
-        (root / "split" / f"{split}.txt").write_text("\n".join(items), encoding="utf-8")
-        for name, frames in items.items():
-            captions = "the first dancer turns to the left\nthe second dancer turns to the right\ntwo people dance"
-            (root / "annots" / f"{name}.txt").write_text(captions, encoding="utf-8")
-            time = np.arange(frames + 1)[:, None, None] / 30
-            for person in ("person1", "person2"):
-                values = np.zeros((frames + 1, 492), dtype=np.float32)
-                sway = 0.2 * np.sin(2 * time + rng.uniform(0, 6, (1, 22, 3)))
-                values[:, :66] = (body + sway + rng.uniform(-1, 1, 3) * (1, 1, 0)).reshape(frames + 1, 66)
-                values[:, 186:312] = rng.normal(size=126) + 0.1 * sway[:, :21].repeat(2, axis=-1).reshape(-1, 126)
-                np.save(root / "motions_processed" / person / f"{name}.npy", values)
-    return root
+    captions = "the first dancer turns to the left\nthe second dancer turns to the right\ntwo people dance"
+    return two_people(tmp_path_factory.mktemp("pairs"), ITEMS, captions)
 
 
 @pytest.fixture(scope="session")

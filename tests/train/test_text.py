@@ -106,7 +106,7 @@ def test_sides_are_told_apart_whatever_else_the_caption_says() -> None:
 
 
 def test_what_is_drawn_afterwards_does_not_depend_on_it() -> None:
-    """A run that was killed and goes on finds the text encoder trained, and draws the denoiser's first weights alike."""
+    """A run that was killed and finds the text encoder trained draws the denoiser's first weights alike."""
     encoder, before = build(Turners()), torch.get_rng_state()
     pretrain_text(encoder, Turners(), encode, TextPretrainingConfig(steps=1), seed=0)  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), before)
