@@ -28,6 +28,8 @@ NORMS = ("adaln", "none")
 ROUTINGS = ("dynamic", "token_choice", "expert_choice")
 POOLS = ("batch", "sample")
 UNITS = ("frame", "sequence")
+MAX_LAYERS = 1000
+"""Of any network here; a foreign file may ask for more than memory holds."""
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.I)
 

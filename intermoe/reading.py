@@ -93,6 +93,16 @@ def read_npz(path: str | Path, *names: str) -> list[npt.NDArray[Any]]:
             raise ValueError(f"{path}: not a readable archive of the arrays {names}: {first_line(error)}") from error
 
 
+def read_archive(path: str | Path) -> dict[str, npt.NDArray[Any]]:
+    """All arrays of an ``.npz`` file by name, words among them. Raises as ``read_npz``."""
+    with Path(path).open("rb") as file:
+        try:
+            with np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except Exception as error:
+            raise ValueError(f"{path}: expected an .npz of plain arrays: {first_line(error)}") from error
+
+
 def first_line(error: Exception) -> str:
     """What a library's error says first, or its name where it says nothing."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

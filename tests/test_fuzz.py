@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 
+from intermoe import export
 from intermoe.checkpoints import read_checkpoint
 from intermoe.cli.generate import _collect_prompts
 from intermoe.data import DATA_SETS, MotionDataset, prepare
 from intermoe.data.interx import load_skeleton
 from intermoe.data.sets import train_statistics
+from intermoe.motion.rig import REST_POSE, at_rest
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 from intermoe.train.config import DenoiserTrainConfig
@@ -312,6 +314,30 @@ def prompts(folder: Path, rng: np.random.Generator) -> Reader:
     return Reader([folder / "prompts.txt"], read)
 
 
+def takes(folder: Path, rng: np.random.Generator) -> Reader:
+    """Files of other programs, and our own, as ``export.load`` reads them."""
+    (folder / "person1").mkdir(parents=True)
+    steps = rng.normal(scale=0.01, size=(1, 5, 22, 3)).cumsum(axis=1)
+    joints = at_rest(REST_POSE) + steps + (0, 0.95, 0)
+    turns = rng.normal(scale=0.1, size=(1, 5, 21, 3, 3)) + np.eye(3)
+    take = export.Take(joints, 30, ("Ann",), "they bow", rotations=turns, details={"seed": 3})
+    files = [folder / "own.npz", folder / "mixamo.bvh", folder / "smpl.amass.npz", folder / "person1" / "raw.npy"]
+    for file in files[:-1]:
+        export.save_take(file, take)
+    raw = np.zeros((6, 492), np.float32)
+    raw[:, :66] = np.concatenate([joints[0], joints[0, :1]])[..., [0, 2, 1]].reshape(6, -1)
+    raw[:, 186:312] = np.tile([1, 0, 0, 0, 1, 0], 21)
+    np.save(files[-1], raw)
+
+    def read(file: Path) -> None:
+        loaded = told(file, lambda: export.load(file))
+        if loaded is not None:
+            assert 0 < loaded.fps < np.inf
+            assert all(np.isfinite(part).all() for part in (loaded.rig.rotations, loaded.rig.offsets, loaded.rig.rest))
+
+    return Reader(files, read)
+
+
 READERS = {
     maker.__name__: maker
     for maker in (
@@ -324,6 +350,7 @@ READERS = {
         checkpoint,
         configuration,
         prompts,
+        takes,
     )
 }
 

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from intermoe.export.format import Format
-from intermoe.export.npz import read_arrays
+from intermoe.export.npz import number
 from intermoe.export.skeletons import unequal, y_up_to_z_up, z_up_to_y_up
-from intermoe.export.take import Take
+from intermoe.export.take import Take, read_take
 from intermoe.files import replacing
 from intermoe.motion.rig import REST_POSE, forward_kinematics
 from intermoe.motion.rotations import Array, about_axis, rotation_matrices, to_rotation_vectors
 from intermoe.motion.skeleton import JOINT_NAMES, NUM_JOINTS, PARENTS
+from intermoe.reading import read_archive
 
 _TO_Z_UP = about_axis(0, np.array(np.pi / 2))
 _NUM_BETAS = 16
@@ -56,7 +57,7 @@ def write(paths: list[Path], take: Take) -> None:
 
 def is_amass(path: Path) -> bool:
     """Whether an .npz, whatever its name, holds a person as AMASS does."""
-    entries = read_arrays(path)
+    entries = read_archive(path)
     return "joints" not in entries and "trans" in entries
 
 
@@ -71,7 +72,7 @@ def read(paths: list[Path]) -> Take:
     """
     persons, rotations, rates, prompts = [], [], [], []
     for path in paths:
-        entries = read_arrays(path)
+        entries = read_archive(path)
         try:
             joints, own, fps = _read_person(entries)
         except ValueError as error:
@@ -82,7 +83,7 @@ def read(paths: list[Path]) -> Take:
         prompts.append(str(entries.get("prompt", "")))
     if len({(len(joints), fps) for joints, fps in zip(persons, rates, strict=True)}) > 1:
         raise ValueError(unequal(paths, [len(joints) for joints in persons], rates))
-    return Take(np.stack(persons), rates[0], prompt=prompts[0], rotations=np.stack(rotations))
+    return read_take(paths, np.stack(persons), rates[0], prompt=prompts[0], rotations=np.stack(rotations))
 
 
 def _read_person(entries: dict[str, Any]) -> tuple[Array, Array, float]:
@@ -100,18 +101,19 @@ def _read_person(entries: dict[str, Any]) -> tuple[Array, Array, float]:
     rotations = np.concatenate([root[:, None], body.reshape(len(body), -1, 3)], axis=1)
     turns = rotation_matrices(rotations)
     turns[:, 0] = _TO_Z_UP.T @ turns[:, 0]
-    offsets = np.array(
-        np.broadcast_to(entries.get("offsets", entries.get("rest_offsets", REST_POSE)), (len(body), 22, 3))
-    )
+    skeleton = np.asarray(entries.get("offsets", entries.get("rest_offsets", REST_POSE)))
+    if skeleton.dtype.kind not in "fiu" or skeleton.shape not in ((NUM_JOINTS, 3), (len(body), NUM_JOINTS, 3)):
+        raise ValueError(f"offsets: expected numbers (T, {NUM_JOINTS}, 3), got {skeleton.dtype} {skeleton.shape}")
+    offsets = np.array(np.broadcast_to(skeleton, (len(body), NUM_JOINTS, 3)), dtype=np.float64)
     offsets[:, 0] = z_up_to_y_up(trans)
-    return forward_kinematics(offsets, turns), turns[:, 1:], float(rate)
+    return forward_kinematics(offsets, turns), turns[:, 1:], number(rate, "mocap_framerate")
 
 
 def _columns(entries: dict[str, Any], name: str, width: int) -> Array:
     if name not in entries:
         raise ValueError(f"expected an entry {name!r}, got {', '.join(entries) or 'none'}")
     values = entries[name]
-    if values.ndim != 2 or values.shape[1] < width or not len(values) or not np.issubdtype(values.dtype, np.number):
+    if values.ndim != 2 or values.shape[1] < width or not len(values) or values.dtype.kind not in "fiu":
         raise ValueError(f"{name}: expected shape (T >= 1, {width}), got {values.dtype} {values.shape}")
     return values[:, :width].astype(np.float64)
 

@@ -7,6 +7,7 @@ the parent and stands for the joint's OFFSET.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 
 from intermoe.export.format import Format
 from intermoe.export.skeletons import body_joints, metres_per_unit, unequal, upright
-from intermoe.export.take import Take
+from intermoe.export.take import Take, read_take
 from intermoe.files import replacing
 from intermoe.motion.rig import CHILDREN, END_SITES, Rig
 from intermoe.motion.rotations import Array, about_axis, to_euler_zxy
@@ -100,7 +101,7 @@ def read(paths: list[Path]) -> Take:
     lengths = [len(joints) for joints in persons]
     if len(set(lengths)) > 1 or max(rates) - min(rates) > 1e-3 * max(rates):
         raise ValueError(unequal(paths, lengths, rates))
-    return Take(np.stack(persons), rates[0])
+    return read_take(paths, np.stack(persons), rates[0])
 
 
 def _read_person(text: str) -> tuple[Array, float]:
@@ -138,9 +139,9 @@ def _parse_hierarchy(words: list[str]) -> list[_Node]:
             elif word == "}":
                 open_nodes.pop()
             elif word == "OFFSET":
-                nodes[open_nodes[-1]].offset = tuple(float(next(iterator)) for _ in range(3))
+                nodes[open_nodes[-1]].offset = tuple(map(float, _following(iterator, 3)))
             elif word == "CHANNELS":
-                nodes[open_nodes[-1]].channels = tuple(next(iterator) for _ in range(int(next(iterator))))
+                nodes[open_nodes[-1]].channels = _following(iterator, int(next(iterator)))
             elif word != "HIERARCHY":
                 raise ValueError(f"HIERARCHY: expected ROOT, JOINT, End Site, OFFSET or CHANNELS, got {word!r}")
     except (StopIteration, IndexError) as error:
@@ -151,6 +152,13 @@ def _parse_hierarchy(words: list[str]) -> list[_Node]:
     if unknown:
         raise ValueError(f"CHANNELS: expected {', '.join(_PLACE + _TURN)}, got {', '.join(sorted(unknown))}")
     return nodes
+
+
+def _following(words: Iterator[str], count: int) -> tuple[str, ...]:
+    found = tuple(itertools.islice(words, count))
+    if len(found) < count:
+        raise StopIteration
+    return found
 
 
 def _forward(nodes: list[_Node], values: Array) -> tuple[Array, Array]:

@@ -9,9 +9,10 @@ import numpy.typing as npt
 
 from intermoe.export.format import Format
 from intermoe.export.skeletons import unequal
-from intermoe.export.take import Take
+from intermoe.export.take import Take, read_take
 from intermoe.motion.interhuman import FPS, joints, process_pair
 from intermoe.motion.rotations import row_major_rot6d
+from intermoe.reading import read_npy
 
 _FILE_WIDTH = 492
 _USED_COLUMNS = np.r_[0:66, 186:312]
@@ -41,15 +42,11 @@ def read(paths: list[Path]) -> Take:
     except ValueError as error:
         raise ValueError(f"{paths[0]}: {error}") from error
     motion = np.stack(pair)
-    return Take(joints(motion), FPS, motion=motion)
+    return read_take(paths, joints(motion), FPS, motion=motion)
 
 
 def _read_person(path: Path) -> npt.NDArray[np.float32]:
-    try:
-        with path.open("rb") as file:
-            values = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: expected an array of numbers: {error}") from error
+    values = read_npy(path)
     if values.ndim != 2 or values.shape[1] != _FILE_WIDTH or len(values) < 2 or values.dtype.kind != "f":
         raise ValueError(f"{path}: expected floats (T >= 2, {_FILE_WIDTH}), got {values.dtype} {values.shape}")
     raw = values[:, _USED_COLUMNS].astype(np.float32)

@@ -8,19 +8,21 @@ and words on how it was made, and versions of what made it.
 
 from __future__ import annotations
 
-import zipfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from intermoe.export.format import Format
 from intermoe.export.skeletons import body_joints
 from intermoe.export.take import Take
 from intermoe.files import replacing
 from intermoe.motion.skeleton import JOINT_NAMES, PARENTS
+from intermoe.reading import read_archive
 
+_LISTS = ("names", "joint_names")
 _SCALARS = ("fps", "prompt", "units", "up_axis")
 _VERSIONED = ("intermoe", "torch", "diffusers", "numpy")
 
@@ -66,20 +68,24 @@ def read(paths: list[Path]) -> Take:
     Raises:
         ValueError: no such file, no joints, or joints of other units, axes or names; names the file.
     """
-    entries = read_arrays(paths[0])
+    entries = read_archive(paths[0])
     try:
         if "joints" not in entries:
             raise ValueError(f"expected an entry 'joints', got {', '.join(entries) or 'none'}")
         for name, wanted in (("units", "metres"), ("up_axis", "Y")):
             if name in entries and str(entries[name]) != wanted:
                 raise ValueError(f"{name}: expected {wanted!r}, got {str(entries[name])!r}")
+        for name, kinds, dimensions in (("joints", "fiu", 4), ("motion", "fiu", None), *((n, "U", 1) for n in _LISTS)):
+            values = entries.get(name)
+            if values is not None and (values.dtype.kind not in kinds or values.ndim != (dimensions or values.ndim)):
+                raise ValueError(f"{name}: expected another kind of array, got {values.dtype} {values.shape}")
         joints = entries["joints"]
-        if "joint_names" in entries and joints.ndim == 4:
+        if "joint_names" in entries:
             order = body_joints([str(name) for name in entries["joint_names"]])
             joints = joints[:, :, [*order, *range(len(order), joints.shape[2])]]
         return Take(
             joints,
-            float(entries.get("fps", 30)),
+            number(entries["fps"], "fps") if "fps" in entries else 30,
             tuple(str(name) for name in entries.get("names", ())),
             str(entries.get("prompt", "")),
             entries.get("motion"),
@@ -93,15 +99,11 @@ def read(paths: list[Path]) -> Take:
         raise ValueError(f"{paths[0]}: {error}") from error
 
 
-def read_arrays(path: Path) -> dict[str, Any]:
-    """The arrays of an .npz. Raises ``ValueError`` that names a file which is none, or which holds objects."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if isinstance(archive, np.lib.npyio.NpzFile):
-                return dict(archive.items())
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: expected an .npz of plain arrays: {error}") from error
-    raise ValueError(f"{path}: expected an .npz of arrays, got another file")
+def number(value: npt.NDArray[Any], name: str) -> float:
+    """The number that an entry of a file is. Raises ``ValueError`` where it is something else."""
+    if value.size != 1 or value.dtype.kind not in "fiu":
+        raise ValueError(f"{name}: expected a number, got {value.dtype} {value.shape}")
+    return float(value.item())
 
 
 FORMAT = Format(".npz", write, read)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,8 +52,6 @@ class Take:
         shape = joints.shape
         if joints.ndim != 4 or 0 in shape or shape[2] < NUM_JOINTS or shape[3] != 3:
             raise ValueError(f"joints: expected shape (P >= 1, T >= 1, joints >= {NUM_JOINTS}, 3), got {shape}")
-        if not np.isfinite(joints).all():
-            raise ValueError("joints: expected finite values, got NaN or infinity")
         if not 0 < self.fps < np.inf:
             raise ValueError(f"fps: expected a positive number, got {self.fps}")
         names = tuple(self.names) or tuple(f"person {number}" for number in range(1, shape[0] + 1))
@@ -62,6 +62,9 @@ class Take:
             raise ValueError(f"motion: expected shape {shape[:2]} + (width,), got {motion.shape}")
         if self.rotations is not None and self.rotations.shape != (*shape[:2], NUM_JOINTS - 1, 3, 3):
             raise ValueError(f"rotations: expected shape {(*shape[:2], 21, 3, 3)}, got {self.rotations.shape}")
+        for part, values in (("joints", joints), ("motion", motion), ("rotations", self.rotations)):
+            if values is not None and not np.isfinite(values).all():
+                raise ValueError(f"{part}: expected finite values, got NaN or infinity")
         object.__setattr__(self, "joints", joints)
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "motion", motion)
@@ -82,3 +85,11 @@ class Take:
         if own is None and self.motion is not None and self.motion.shape[2:] == (_MOTION_WIDTH,):
             own = from_rot6d(self.motion[..., _ROTATIONS].reshape(*self.motion.shape[:2], NUM_JOINTS - 1, 6))
         return fit_rig(self.body.astype(np.float64), own)
+
+
+def read_take(paths: Sequence[Path], joints: npt.NDArray[Any], fps: float, **told: Any) -> Take:
+    """What files tell as a ``Take``. Raises ``ValueError`` that names the files."""
+    try:
+        return Take(joints, fps, **told)
+    except ValueError as error:
+        raise ValueError(f"{', '.join(map(str, paths))}: {error}") from error

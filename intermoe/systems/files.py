@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from intermoe.checkpoints import keeps_float32, load_module, load_safetensors, load_statistics
 from intermoe.config import Config
 from intermoe.files import replacing, write_json, write_tensors
 from intermoe.motion.statistics import Statistics
+from intermoe.nn.init import SkipRandomInit
 from intermoe.pipeline import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
-from intermoe.reading import read_text
+from intermoe.reading import first_line, read_text
 from intermoe.text.build import build_text_encoder
 from intermoe.text.protocol import TextConfig, TextEncoder
 
@@ -45,12 +51,49 @@ def write_model(
     write_json(folder / CONFIG_FILE, config.to_dict())
 
 
+@contextmanager
+def to_be_filled(path: Path) -> Iterator[None]:
+    """Modules that are built inside the ``with`` block are filled from the safetensors file ``path`` afterwards.
+
+    Nothing is drawn at random, and what a configuration asks for far beyond the file's weights is not built: its
+    numbers may be anything, and memory ends. Twice the file's are allowed, for parts that are made and exchanged.
+
+    Raises:
+        ValueError: a configuration of more weights than the file has, or a broken file; names the file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  # not a mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
+    count, size, thread = len(shapes), sum(map(math.prod, shapes)), threading.get_ident()
+    refusal = f"{path}: expected as many weights as the configuration says, got {size} in {count} tensors"
+    room = [2 * count, 2 * size]
+
+    def take(_: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and threading.get_ident() == thread:
+            room[0], room[1] = room[0] - 1, room[1] - parameter.numel()
+            if min(room) < 0:
+                raise ValueError(refusal)
+
+    hook = register_module_parameter_registration_hook(take)
+    try:
+        with SkipRandomInit():
+            yield
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:  # torch's words for sizes that nobody has
+        raise ValueError(f"{refusal}: {first_line(error)}") from error
+    finally:
+        hook.remove()
+
+
 def read_text_encoder(folder: Path, config: TextConfig) -> TextEncoder:
     """The text encoder of a model, its weights still to be read. Raises ``ValueError`` that names the file."""
     path = folder / TOKENIZER_FILE
     content = read_text(path) if path.exists() else None
+    own = config.kind != "huggingface"  # that one's weights are not in the file
     try:
-        return build_text_encoder(config, content)
+        with to_be_filled(folder / WEIGHTS_FILE) if own else SkipRandomInit():
+            return build_text_encoder(config, content)
     except ValueError as error:
         raise ValueError(f"{folder if content is None else path}: {error}") from error
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from intermoe.config import Config, _require
+from intermoe.config import MAX_LAYERS, Config, _require
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -52,6 +52,8 @@ class TextConfig(Config):
         sizes = ("output_dim", "width", "num_layers", "num_heads", "feedforward_dim", "max_tokens", "vocab_size")
         for name in (*sizes, "vector_dim"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        for name in ("num_layers", "clip_layers"):
+            _require(getattr(self, name) <= MAX_LAYERS, name, f"<= {MAX_LAYERS}", getattr(self, name))
         _require(self.width % self.num_heads == 0, "width", f"a multiple of num_heads={self.num_heads}", self.width)
         _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
         if self.kind in ("huggingface", "wordvectors"):

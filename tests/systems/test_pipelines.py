@@ -317,3 +317,29 @@ def test_a_half_type_computes_and_returns_float32(system: str, tmp_path: Path) -
 def test_a_dtype_of_no_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"^torch_dtype: expected a floating-point dtype, got torch.int8"):
         MotionPipeline.from_pretrained(write(tmp_path, "intergen"), torch_dtype=torch.int8)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("denoiser", "num_layers", 10**9),
+        ("denoiser", "dim", 2**40),
+        ("denoiser", "num_experts", 10**30),
+        ("vae", "num_blocks", 10**9),
+        ("vae", "latent_dim", 2**30),
+        ("text", "num_layers", 10**9),
+        ("text", "vocab_size", 10**15),
+    ],
+)
+def test_a_model_file_with_sizes_that_nobody_has_is_refused(
+    tiny_pipeline: Any, tmp_path: Path, section: str, key: str, value: int
+) -> None:
+    """Its configuration is believed as far as its weights reach, and no module is built beyond that."""
+    tiny_pipeline.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    values[section][key] = value
+    (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors: expected as many weights as|text\.num_layers: must be <= "
+    ):
+        MotionPipeline.from_pretrained(tmp_path)

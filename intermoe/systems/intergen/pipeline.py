@@ -14,9 +14,8 @@ from intermoe.control.known import Control, known_latents
 from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
-from intermoe.nn.init import SkipRandomInit
-from intermoe.pipeline import CONFIG_FILE, MotionPipeline, Progress, check_batch
-from intermoe.systems.files import read_text_encoder, read_weights, write_model
+from intermoe.pipeline import CONFIG_FILE, WEIGHTS_FILE, MotionPipeline, Progress, check_batch
+from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intergen.config import InterGenConfig, InterGenModelConfig, RawMotionConfig
 from intermoe.systems.intergen.network import InterGen
 from intermoe.text.protocol import TextEncoder
@@ -59,8 +58,8 @@ class RawMotionPipeline(MotionPipeline):
         config = cls.config_type.load(folder / CONFIG_FILE)
         if not isinstance(config, RawMotionConfig):
             raise TypeError(f"config_type: expected a RawMotionConfig, got {type(config).__name__}")
-        with SkipRandomInit():  # every weight is read below
-            text_encoder = read_text_encoder(folder, config.text)
+        text_encoder = read_text_encoder(folder, config.text)
+        with to_be_filled(folder / WEIGHTS_FILE):
             network = cls.build_network(config.network)
         parts = {"network": network, "text": text_encoder}
         statistics = read_weights(folder, parts, columns=config.network.input_dim)

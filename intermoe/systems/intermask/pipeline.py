@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from intermoe.control.known import Control
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
-from intermoe.nn.init import SkipRandomInit
 from intermoe.ops.checks import check_tensor
-from intermoe.pipeline import CONFIG_FILE, MotionPipeline, Progress, check_batch
-from intermoe.systems.files import read_text_encoder, read_weights, write_model
+from intermoe.pipeline import CONFIG_FILE, WEIGHTS_FILE, MotionPipeline, Progress, check_batch
+from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intermask.config import InterMaskModelConfig, UnmaskingConfig
 from intermoe.systems.intermask.network import PERSONS, InterMask
 from intermoe.systems.intermask.sampling import unmask
@@ -54,8 +53,8 @@ class InterMaskPipeline(MotionPipeline):
     def load(cls, folder: Path) -> InterMaskPipeline:
         """See ``MotionPipeline.load``."""
         config = InterMaskModelConfig.load(folder / CONFIG_FILE)
-        with SkipRandomInit():  # every weight is read below
-            text_encoder = read_text_encoder(folder, config.text)
+        text_encoder = read_text_encoder(folder, config.text)
+        with to_be_filled(folder / WEIGHTS_FILE):
             network, tokenizer = InterMask(config.network), MotionTokenizer(config.tokenizer)
         parts = {"network": network, "tokenizer": tokenizer, "text": text_encoder}
         columns = REPRESENTATIONS[config.tokenizer.representation].frame_shape[-1]

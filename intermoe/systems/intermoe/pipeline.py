@@ -17,9 +17,8 @@ from intermoe.motion.bones import hold_bone_lengths, with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.floor import with_persons_on_floor
 from intermoe.motion.statistics import Statistics
-from intermoe.nn.init import SkipRandomInit
-from intermoe.pipeline import CONFIG_FILE, MotionPipeline, Progress, check_batch
-from intermoe.systems.files import read_text_encoder, read_weights, write_model
+from intermoe.pipeline import CONFIG_FILE, WEIGHTS_FILE, MotionPipeline, Progress, check_batch
+from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
@@ -61,8 +60,8 @@ class InterMoEPipeline(MotionPipeline):
     def load(cls, folder: Path) -> InterMoEPipeline:
         """See ``MotionPipeline.load``."""
         config = PipelineConfig.load(folder / CONFIG_FILE)
-        with SkipRandomInit():  # every weight is read below
-            text_encoder = read_text_encoder(folder, config.text)
+        text_encoder = read_text_encoder(folder, config.text)
+        with to_be_filled(folder / WEIGHTS_FILE):
             vae, denoiser = CausalSkeletalVAE(config.vae), Denoiser(config.denoiser)
         parts = {"vae": vae, "denoiser": denoiser, "text": text_encoder}
         statistics = read_weights(folder, parts, columns=vae.representation.frame_shape[-1])
