@@ -1,16 +1,20 @@
 """Whole files or none: what is written here appears under its name only when it is complete, and is finite.
 
-Several processes may write at once: each has temporary names of its own, and what only one may have is locked.
+Several processes may write at once: each has temporary names of its own, and what only one may have is locked. A
+program that SIGTERM ends while it writes removes what is half written first, as it does at an error or Ctrl+C.
 """
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import math
 import os
 import secrets
 import shutil
+import signal
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -26,6 +30,24 @@ if TYPE_CHECKING:
 
 WRITING = ".writing-"
 """How the name of a folder begins that is not complete."""
+
+
+@contextmanager
+def stopped_cleanly() -> Iterator[None]:
+    """In the ``with`` block SIGTERM raises ``SystemExit``, unless the program has other plans for it."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _stop(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 @contextmanager
@@ -46,15 +68,16 @@ def replacing(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]:
     temporary.touch()
     mode = temporary.stat().st_mode
     temporary.unlink()
-    try:
-        yield temporary
-        temporary.chmod(mode)
-        if exclusive:
-            _create(temporary, path)
-        else:
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with stopped_cleanly():
+        try:
+            yield temporary
+            temporary.chmod(mode)
+            if exclusive:
+                _create(temporary, path)
+            else:
+                os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _create(temporary: Path, path: Path) -> None:
@@ -89,14 +112,15 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(left)
     temporary = _temporary(folder)
     temporary.mkdir()
-    try:
-        with ExitStack() as stack:
-            with suppress(OSError):  # a file system without locks of folders
-                stack.enter_context(_held(temporary))
-            yield temporary
-            _put(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with stopped_cleanly():
+        try:
+            with ExitStack() as stack:
+                with suppress(OSError):  # a file system without locks of folders
+                    stack.enter_context(_held(temporary))
+                yield temporary
+                _put(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _temporary(folder: Path) -> Path:
@@ -114,9 +138,15 @@ def _put(temporary: Path, folder: Path) -> None:
         doomed = _temporary(folder)
         try:
             os.rename(folder, doomed)
-        except FileNotFoundError:  # another process is replacing it as well
-            continue
-        shutil.rmtree(doomed, ignore_errors=True)
+            os.rename(temporary, folder)
+            return
+        except OSError as error:  # another process is replacing it as well
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        finally:
+            if doomed.exists() and not folder.exists():  # stopped between the two
+                os.rename(doomed, folder)
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 @contextmanager

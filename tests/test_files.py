@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -197,3 +199,61 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     out, err = start(FULL, tmp_path).communicate(timeout=60)
     assert [line.split(":")[1] for line in out.splitlines()] == [" cannot be written"] * 3, (out, err)
     assert list(tmp_path.iterdir()) == []
+
+
+STOPPED = """
+import sys, time
+from intermoe.files import replacing, replacing_folder
+place = sys.argv[1]
+with replacing_folder(place + "/folder") as folder, replacing(folder / "a.txt") as inner:
+    with replacing(place + "/b.txt") as b:
+        b.write_text("half")
+        inner.write_text("half")
+        print("writing", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_program_that_is_ended_while_it_writes_leaves_nothing(tmp_path: Path) -> None:
+    process = start(STOPPED, tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_handler_of_ones_own_stays(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with replacing(tmp_path / "a.txt") as temporary:
+        temporary.write_text("a")
+    assert signal.getsignal(signal.SIGTERM) is before
+    seen: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        with replacing(tmp_path / "b.txt") as temporary:
+            signal.raise_signal(signal.SIGTERM)
+            temporary.write_text("b")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
+    assert (tmp_path / "b.txt").read_text() == "b"
+
+
+def test_stopped_between_two_names_a_folder_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "folder"
+    with replacing_folder(folder) as temporary:
+        (temporary / "a.txt").write_text("old")
+    rename, calls = os.rename, []
+
+    def stopped(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == 3:  # the first finds the old one there, the second moves that away
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt), replacing_folder(folder) as temporary:
+        (temporary / "a.txt").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (folder / "a.txt").read_text() == "old"

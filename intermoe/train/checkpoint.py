@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from intermoe.files import WRITING, require_finite, write_json, write_tensors
+from intermoe.files import WRITING, require_finite, stopped_cleanly, write_json, write_tensors
 
 MODEL, AVERAGE, OPTIMIZER, STATE = "model.safetensors", "average.safetensors", "optimizer.pt", "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -43,22 +43,23 @@ def write_checkpoint(
     temporary = folder / f"{WRITING}{final.name}"
     remove_unfinished(folder)
     temporary.mkdir(parents=True)
-    try:
-        write_tensors(temporary / MODEL, model)
-        write_tensors(temporary / AVERAGE, average)
-        require_finite(temporary / OPTIMIZER, _tensors(optimizer))
+    with stopped_cleanly():
         try:
-            torch.save(optimizer, temporary / OPTIMIZER)
-        except RuntimeError as error:  # torch's word for a full disk
-            raise OSError(f"{temporary / OPTIMIZER}: cannot be written: {error}") from error
-        write_json(temporary / STATE, {"step": step, **state})
-        for path in (*temporary.iterdir(), temporary):
-            _sync(path)
-        if final.exists():
-            _remove(final)
-        os.replace(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            write_tensors(temporary / MODEL, model)
+            write_tensors(temporary / AVERAGE, average)
+            require_finite(temporary / OPTIMIZER, _tensors(optimizer))
+            try:
+                torch.save(optimizer, temporary / OPTIMIZER)
+            except RuntimeError as error:  # torch's word for a full disk
+                raise OSError(f"{temporary / OPTIMIZER}: cannot be written: {error}") from error
+            write_json(temporary / STATE, {"step": step, **state})
+            for path in (*temporary.iterdir(), temporary):
+                _sync(path)
+            if final.exists():
+                _remove(final)
+            os.replace(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     _sync(folder)
     for _, old in _complete(folder)[:-keep]:
         _remove(old)
