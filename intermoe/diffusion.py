@@ -6,6 +6,7 @@ Cosine schedule (Nichol and Dhariwal 2021), the network predicts the clean laten
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -279,8 +280,8 @@ def sample(
     high = int(scheduler.config.num_train_timesteps)
     if not 1 <= num_inference_steps <= high:
         raise ValueError(f"num_inference_steps: must be in [1, {high}], got {num_inference_steps}")
-    if guidance_scale < 1:
-        raise ValueError(f"guidance_scale: must be >= 1, got {guidance_scale}")
+    if not 1 <= guidance_scale < math.inf:
+        raise ValueError(f"guidance_scale: must be >= 1 and finite, got {guidance_scale}")
     device, dtype = text_condition.device, text_condition.dtype
     if noise is None:
         if generators is None or len(generators) != shape[0]:

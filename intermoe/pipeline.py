@@ -367,6 +367,8 @@ class MotionPipeline(ABC):
         if not prompts:
             raise ValueError("prompts: expected at least one, got none")
         for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise TypeError(f"prompts: expected text, got {prompt!r}")
             if not prompt.strip():
                 raise ValueError(f"prompts: a prompt must not be empty, got {prompt!r}")
         check_prompts(prompts)
@@ -376,6 +378,8 @@ class MotionPipeline(ABC):
 
     def check_control(self, control: Control, num_frames: int) -> None:
         """Raise ``ValueError`` for a control that ``__call__`` would refuse, before any work."""
+        if not isinstance(control, Control):
+            raise TypeError(f"control: expected a Control, got {control!r}")
         if control.known and "known" not in self.controls:
             raise ValueError(f"control: expected a system that keeps what is known, got {self.config.system}")
         if control.aims and "targets" not in self.controls:
@@ -552,9 +556,11 @@ SYSTEMS: Registry[type[MotionPipeline]] = Registry(
 
 
 def check_batch(prompts: Sequence[str], lengths: Sequence[int], seeds: Sequence[int]) -> None:
-    """Raise ``ValueError`` unless ``sample`` was given as many of each."""
+    """Raise ``ValueError`` unless ``sample`` was given as many of each, and lengths of at least a frame."""
     if not len(prompts) == len(lengths) == len(seeds):
         raise ValueError(f"lengths, seeds: expected {len(prompts)} of each, got {len(lengths)} and {len(seeds)}")
+    if not prompts or min(lengths) < 1:
+        raise ValueError(f"lengths: expected at least one, each >= 1, got {list(lengths)}")
 
 
 def model_config(path_or_name: str | Path) -> ModelConfig:

@@ -219,6 +219,7 @@ class TestRefusals:
             (("bow", "--steps", 0), "--steps: must be >= 1"),
             (("bow", "--guidance", 0.5), "--guidance: must be >= 1"),
             (("bow", "--seed", -1), "--seed: must be in"),
+            (("bow", "turn", "--seed", 2**63 - 1), "--seed: must be in [0, 2**63 - 2] for 2 prompts"),
             (("bow", "--device", "abacus"), "--device: cannot use 'abacus'"),
             (("bow", "--out", "file/below"), "is not a folder"),
             (("bow", "--format", "fbx"), "--format: expected one of npz, bvh, glb, amass"),

@@ -49,13 +49,15 @@ def reported() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def check_sampling(steps: int, guidance: float, seed: int) -> None:
+def check_sampling(steps: int, guidance: float, seed: int, *, seeds: int = 1) -> None:
+    """Refuse what no model can sample with; ``seeds`` are drawn with, from ``seed`` on."""
     if steps < 1:
         raise ValueError(f"--steps: must be >= 1, got {steps}")
     if not 1 <= guidance < math.inf:
         raise ValueError(f"--guidance: must be >= 1 and finite, got {guidance}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"--seed: must be in [0, 2**63), got {seed}")
+    if not 0 <= seed <= 2**63 - seeds:
+        end = "2**63)" if seeds == 1 else f"2**63 - {seeds}] for {seeds} prompts"
+        raise ValueError(f"--seed: must be in [0, {end}, got {seed}")
 
 
 def check_folder(folder: Path) -> None:

@@ -79,7 +79,7 @@ def generate(
         if segments and (prompts or prompts_file or frames or control or react_to):
             raise ValueError("--timeline: expected no prompt, --prompts, --frames, --control or --react-to beside it")
         chosen = [prompt for prompt, _ in segments] or _collect_prompts(prompts or [], prompts_file)
-        check_sampling(steps, guidance, seed)
+        check_sampling(steps, guidance, seed, seeds=len(chosen))
         check_folder(out)
         pipeline = load_pipeline(model, device, frames=frames, scheduler=scheduler, steps=steps)
         kept = _read_control(pipeline, control, react_to, resample, frames)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from intermoe.config import check_integer
 from intermoe.control.targets import Aims, Target
+from intermoe.data.items import LARGEST
 from intermoe.diffusion import KnownLatents
 from intermoe.motion.representation import Representation
 
@@ -49,14 +50,18 @@ class Known:
         if (self.joints is None) == (self.motion is None):
             raise ValueError("joints, motion: expected one of the two")
         name = "motion" if self.joints is None else "joints"
-        values = torch.as_tensor(getattr(self, name)).detach().to("cpu", torch.float32, copy=True)
+        given = torch.as_tensor(getattr(self, name)).detach()
+        if given.is_complex() or given.dtype is torch.bool:
+            raise TypeError(f"{name}: expected real numbers, got {given.dtype}")
+        values = given.to("cpu", torch.float32, copy=True)
         if values.dim() < 2 or len(values) == 0:
             raise ValueError(f"{name}: expected frames in the first dimension, got shape {tuple(values.shape)}")
         if name == "joints" and (values.dim() != 3 or values.shape[2] != 3):
             raise ValueError(f"joints: expected shape (t, J, 3), got {tuple(values.shape)}")
-        bad = ~values.flatten(1).isfinite().all(dim=1)
+        bad = ~(values.flatten(1).abs() <= LARGEST).all(dim=1)  # what is not finite is not within it either
         if bad.any():
-            raise ValueError(f"{name}: expected finite numbers, got others in frame {int(bad.nonzero()[0])}")
+            frame = int(bad.nonzero()[0])
+            raise ValueError(f"{name}: expected finite numbers up to {LARGEST:g}, got others in frame {frame}")
         object.__setattr__(self, name, values)
         object.__setattr__(self, "frames", _run(self.frames, len(values)))
 
@@ -127,7 +132,13 @@ class Control:
         object.__setattr__(self, "known", tuple(self.known))
         object.__setattr__(self, "blend", check_integer(self.blend, "blend", low=0))
         object.__setattr__(self, "resampling", check_integer(self.resampling, "resampling", low=1))
+        for known in self.known:
+            if not isinstance(known, Known):
+                raise TypeError(f"known: expected Known, got {known!r}")
         object.__setattr__(self, "targets", tuple(self.targets))
+        for target in self.targets:
+            if not isinstance(target, Target):
+                raise TypeError(f"targets: expected Target, got {target!r}")
         if not (self.known or self.aims):
             raise ValueError("known, targets: expected at least one, got none")
 

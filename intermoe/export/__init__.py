@@ -54,6 +54,10 @@ def written() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if FORMATS[name].write)
 
 
+MOST_FRAMES = 10**6
+"""What another rate may make of a file: nine hours at 30 a second."""
+
+
 def _all() -> list[Format]:
     return [FORMATS[name] for name in FORMATS]
 
@@ -187,6 +191,8 @@ def _files(path: Path, chosen: Format) -> list[Path]:
 def _resampled(take: Take, fps: float) -> Take:
     """``take`` at another rate, from its first frame on."""
     count = take.joints.shape[1]
+    if (count - 1) * fps / take.fps > MOST_FRAMES:
+        raise ValueError(f"fps: expected a rate of at most {MOST_FRAMES} frames in all, got {fps:g} for {take.fps:g}")
     moments = np.arange(int((count - 1) * fps / take.fps + 1e-6) + 1) * (take.fps / fps)
     before = np.minimum(moments.astype(int), max(count - 2, 0))
     after = np.minimum(before + 1, count - 1)

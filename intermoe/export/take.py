@@ -48,16 +48,16 @@ class Take:
     view: View = field(default_factory=View)
 
     def __post_init__(self) -> None:
-        joints = np.asarray(self.joints, dtype=np.float32)
+        joints = _float32(self.joints, "joints")
         shape = joints.shape
         if joints.ndim != 4 or 0 in shape or shape[2] < NUM_JOINTS or shape[3] != 3:
             raise ValueError(f"joints: expected shape (P >= 1, T >= 1, joints >= {NUM_JOINTS}, 3), got {shape}")
         if not 0 < self.fps < np.inf:
             raise ValueError(f"fps: expected a positive number, got {self.fps}")
         names = tuple(self.names) or tuple(f"person {number}" for number in range(1, shape[0] + 1))
-        if len(names) != shape[0] or len(set(names)) != shape[0] or not all(name.strip() for name in names):
+        if len(names) != shape[0] or len(set(names)) != shape[0] or not all(map(_is_name, names)):
             raise ValueError(f"names: expected {shape[0]} names, all different, got {list(names)}")
-        motion = None if self.motion is None else np.asarray(self.motion, dtype=np.float32)
+        motion = None if self.motion is None else _float32(self.motion, "motion")
         if motion is not None and motion.shape[:2] != shape[:2]:
             raise ValueError(f"motion: expected shape {shape[:2]} + (width,), got {motion.shape}")
         if self.rotations is not None and self.rotations.shape != (*shape[:2], NUM_JOINTS - 1, 3, 3):
@@ -85,6 +85,17 @@ class Take:
         if own is None and self.motion is not None and self.motion.shape[2:] == (_MOTION_WIDTH,):
             own = from_rot6d(self.motion[..., _ROTATIONS].reshape(*self.motion.shape[:2], NUM_JOINTS - 1, 6))
         return fit_rig(self.body.astype(np.float64), own)
+
+
+def _float32(values: Any, name: str) -> Array:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name}: expected real numbers, got {array.dtype}")
+    return array.astype(np.float32, copy=False)
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and bool(name.strip())
 
 
 def read_take(paths: Sequence[Path], joints: npt.NDArray[Any], fps: float, **told: Any) -> Take:

@@ -204,8 +204,12 @@ NAN = torch.full((4, 262), 0.0).index_fill(0, torch.tensor(2), float("nan"))
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"motion": NAN}, r"^motion: expected finite numbers, got others in frame 2"),
-        ({"joints": NAN[:, :66].unflatten(1, (22, 3))}, r"^joints: expected finite numbers, got others in frame 2"),
+        ({"motion": NAN}, r"^motion: expected finite numbers up to 10000, got others in frame 2"),
+        ({"joints": NAN[:, :66].unflatten(1, (22, 3))}, r"^joints: expected finite numbers .* got others in frame 2"),
+        (
+            {"joints": torch.full((4, 22, 3), 2e4)},
+            r"^joints: expected finite numbers up to 10000, got others in frame 0",
+        ),
         ({}, r"^joints, motion: expected one of the two"),
         ({"joints": torch.zeros(4, 22, 3), "motion": torch.zeros(4, 262)}, r"^joints, motion: expected one"),
         ({"joints": torch.zeros(4, 66)}, r"^joints: expected shape \(t, J, 3\), got \(4, 66\)"),

@@ -184,3 +184,23 @@ def test_another_rate_is_interpolated(two_people: np.ndarray, tmp_path: Path) ->
     np.testing.assert_allclose(more[:, 1::2], (two_people[:, 1:] + two_people[:, :-1]) / 2, atol=1e-6)
     export.save(tmp_path / "b.npz", two_people[:, :1], fps=60)
     np.testing.assert_array_equal(export.load(tmp_path / "b.npz", fps=30).joints, two_people[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("joints", "names", "told"),
+    [
+        (JOINTS.astype(np.complex64), None, "joints: expected real numbers, got complex64"),
+        (JOINTS.astype(str), None, "joints: expected real numbers, got <U"),
+        (JOINTS, [1, 2], "names: expected 2 names, all different, got"),
+    ],
+)
+def test_values_of_other_kinds_are_refused(tmp_path: Path, joints: object, names: object, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        export.save(tmp_path / "a.npz", joints, names=names)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_that_would_fill_memory_is_refused(tmp_path: Path) -> None:
+    export.save(tmp_path / "a.npz", np.repeat(JOINTS, 3, axis=1))
+    with pytest.raises(ValueError, match="fps: expected a rate of at most 1000000 frames"):
+        export.load(tmp_path / "a.npz", fps=1e12)

@@ -127,8 +127,20 @@ def test_guidance_changes_a_motion(pipeline: MotionPipeline) -> None:
     ]
     assert not torch.allclose(motions[0], motions[1])
     assert not torch.allclose(motions[1], motions[2])
-    with pytest.raises(ValueError, match="guidance_scale: must be >= 1"):
-        pipeline(PROMPTS[0], num_frames=16, num_inference_steps=2, guidance_scale=0.5)
+    for wrong in (0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="guidance_scale: must be >= 1 and finite"):
+            pipeline(PROMPTS[0], num_frames=16, num_inference_steps=2, guidance_scale=wrong)
+
+
+def test_values_of_other_kinds_are_named(pipeline: MotionPipeline) -> None:
+    for prompts in ([3], b"they bow"):
+        with pytest.raises(TypeError, match=r"^prompts: expected text, got"):
+            pipeline(prompts, num_frames=16, num_inference_steps=2)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^control: expected a Control, got 3"):
+        pipeline(PROMPTS[0], num_frames=16, num_inference_steps=2, control=3)  # type: ignore[arg-type]
+    for lengths in ([-4], [0]):
+        with pytest.raises(ValueError, match=r"^lengths: expected at least one, each >= 1, got"):
+            pipeline.sample(PROMPTS[:1], lengths, [0], num_inference_steps=2)
 
 
 def test_what_is_saved_comes_back_bit_for_bit(pipeline: MotionPipeline, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -46,8 +47,8 @@ class In2INPipeline(RawMotionPipeline):
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """See ``MotionPipeline.sample``; ``guidance_scale`` is the weight of the pass with every text."""
-        if guidance_scale < 1:
-            raise ValueError(f"guidance_scale: must be >= 1, got {guidance_scale}")
+        if not 1 <= guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale: must be >= 1 and finite, got {guidance_scale}")
         weights = dataclasses.replace(self.config.guidance, everything=guidance_scale)
         denoiser = FourPasses(self.network, weights) if guidance_scale > 1 else self.network
         return self._sample(denoiser, prompts, lengths, seeds, num_inference_steps, 1.0, scheduler, control, progress)

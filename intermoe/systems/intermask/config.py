@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 
 from intermoe.config import Config, _require
@@ -96,7 +97,7 @@ class UnmaskingConfig(Config):
 
     def __post_init__(self) -> None:
         _require(self.num_inference_steps >= 2, "num_inference_steps", ">= 2", self.num_inference_steps)
-        _require(self.guidance_scale >= 1.0, "guidance_scale", ">= 1", self.guidance_scale)
+        _require(1.0 <= self.guidance_scale < math.inf, "guidance_scale", ">= 1 and finite", self.guidance_scale)
         _require(0.0 < self.keep_share <= 1.0, "keep_share", "in (0, 1]", self.keep_share)
 
 
