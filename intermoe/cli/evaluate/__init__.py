@@ -2,12 +2,13 @@
 
 import typer
 
-from intermoe.cli.evaluate import identity, kinematics, protocol
+from intermoe.cli.evaluate import control, identity, kinematics, protocol
 from intermoe.eval.protocol import PROTOCOLS
 
 app = typer.Typer(help="Measure a model.", no_args_is_help=True)
 app.command("kinematics")(kinematics.evaluate_kinematics)
 app.command("identity")(identity.evaluate_identity)
+app.command("control")(control.evaluate_control)
 for _name in PROTOCOLS:
     _help = f"FID, R-Precision, MM-Dist, Diversity and MModality by the published protocol of {_name}."
     app.command(_name, help=_help)(protocol.evaluate_protocol)

@@ -1,0 +1,67 @@
+"""``intermoe evaluate control``: how well a model can be steered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intermoe.cli.common import (
+    DataOption,
+    DeviceOption,
+    GuidanceOption,
+    ModelOption,
+    NumbersOption,
+    SplitOption,
+    StepsOption,
+    StrictOption,
+    check_new_file,
+    check_sampling,
+    load_pipeline,
+    print_table,
+    progress,
+    reported,
+)
+
+
+def evaluate_control(
+    data: DataOption,
+    model: ModelOption = "salsa",
+    split: SplitOption = "val",
+    limit: Annotated[int, typer.Option(help="Items that are measured.")] = 8,
+    best_of: Annotated[int, typer.Option(help="Reactions to each; the best counts.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    steps: StepsOption = 50,
+    guidance: GuidanceOption = 3.5,
+    out: NumbersOption = Path("control.json"),
+    strict: StrictOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Reactions, gaps, targets, a scene of six prompts and live motion, beside the data and baselines."""
+    with reported():
+        check_sampling(steps, guidance, seed)
+        check_new_file(out)
+        pipeline = load_pipeline(model, device, steps=steps)
+        from intermoe.data import InterHumanDataset
+        from intermoe.eval.control import evaluate_control
+
+        config = pipeline.config
+        dataset = InterHumanDataset(
+            data, split, min_frames=config.min_frames, max_frames=config.max_frames, training=False, strict=strict
+        )
+        with progress("measuring") as told:
+            report = evaluate_control(
+                pipeline,
+                dataset,
+                limit=limit,
+                best_of=best_of,
+                seed=seed,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                progress=told,
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        report.save(out)
+    print_table(report.table())
+    typer.echo(out)

@@ -1,0 +1,94 @@
+"""What is measured of steering, by cases that are known beforehand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from intermoe.eval.control import _contacts_met, _placed, evaluate_control
+from intermoe.motion.interhuman import facing_forward, from_joints
+from intermoe.motion.rig import REST_POSE, at_rest
+
+pytestmark = pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+
+
+def walk(frames: int, speed: float, away: float) -> Any:
+    """Joints (frames, 22, 3) of a body at rest that is carried along Z, ``away`` metres to the side."""
+    shift = np.zeros((frames, 1, 3))
+    shift[:, 0, 2], shift[:, 0, 0] = speed * np.arange(frames), away
+    return (at_rest(REST_POSE) + shift).astype(np.float32)
+
+
+def test_contacts_are_met_near_in_place_and_time() -> None:
+    first, second = np.zeros((60, 22, 3), np.float32), np.full((60, 22, 3), 5.0, np.float32)
+    second[30, 20] = first[30, 20] + (0.1, 0, 0)
+    pair = np.stack([first, second])
+    assert _contacts_met(pair, second) == 1.0
+    for frame, place, expected in ((39, 0.19, 1.0), (40, 0.19, 0.0), (21, 0.19, 1.0), (20, 0.19, 0.0), (30, 0.21, 0.0)):
+        other = np.full((60, 22, 3), 5.0, np.float32)
+        other[frame, 20] = first[frame, 20] + (place, 0, 0)
+        # both wrists of the first person are at one place, so each is touched
+        assert _contacts_met(pair, other) == expected
+    assert math.isnan(_contacts_met(np.stack([first, first + 5]), second))
+
+
+def test_free_motion_is_placed_where_the_real_one_starts() -> None:
+    joints = walk(10, 0.1, 0.0)
+    turn = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], np.float32)
+    real = joints @ turn.T + np.float32([1.0, 0.0, 2.0])
+    np.testing.assert_allclose(_placed(joints, real), real, atol=1e-5)
+    assert facing_forward(torch.from_numpy(real[0]))[1].tolist() == pytest.approx([1.0, 0.0, 2.0], abs=1e-5)
+
+
+def test_everything_is_measured(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On two items that are carried evenly, whose gap a line fills without error."""
+    monkeypatch.setattr("intermoe.eval.control.GAP", 8)
+    monkeypatch.setattr("intermoe.eval.control.SEGMENT", 20)
+    monkeypatch.setattr("intermoe.eval.control.SEGMENTS", 2)
+    motions = [
+        torch.stack([from_joints(torch.from_numpy(walk(32, speed, away))) for away in (0.0, 1.0)])
+        for speed in (0.01, 0.03)
+    ]
+
+    class Items:
+        split = "val"
+
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Any:
+            return {"motion": motions[index]}
+
+        def num_frames(self, index: int) -> int:
+            return 32
+
+        def captions(self, index: int) -> list[str]:
+            return ["Two people bow."]
+
+    done: list[tuple[int, int]] = []
+    items: Any = Items()
+    report = evaluate_control(
+        tiny_pipeline, items, best_of=2, num_inference_steps=1, progress=lambda *each: done.append(each)
+    )
+    assert done == [(part, 5) for part in range(1, 6)]
+    rows = {row[0]: row for row in report.rows}
+    assert rows["gap of 1 s: joint error (cm)"][3] == pytest.approx(0, abs=1e-3)
+    assert rows["gap of 1 s: joint error (cm)"][1] > 1  # the tiny model makes noise
+    assert rows["gap: velocity jump at seams (m/s)"][3] == pytest.approx(0, abs=1e-3)
+    assert rows["reaction: contacts met (%)"][1] is None
+    assert rows["live: frames a second"][1] > 0
+    report.save(tmp_path / "control.json")
+    read = json.loads((tmp_path / "control.json").read_text())
+    assert read["settings"]["items"] == 2
+    assert read["rows"][0]["value"] == rows["reaction: joint error (cm), best"][1]
+    assert report.table()[2][1] == "–"
+    with pytest.raises(ValueError, match=r"^limit, best_of: expected 1 or more, got 0 and 10"):
+        evaluate_control(tiny_pipeline, items, limit=0)
+    with pytest.raises(ValueError, match=r"^dataset: expected two items of 24 frames or more, got 1"):
+        evaluate_control(tiny_pipeline, items, limit=1)
