@@ -72,6 +72,7 @@ FIELDS: dict[str, dict[str, str]] = {
     "PipelineConfig": {
         "rigid_bones": "test_pipeline.py::test_bones_are_rigid_where_the_configuration_says_so",
         "planted_feet": "test_pipeline.py::test_feet_are_planted_where_the_configuration_says_so",
+        "smooth": "test_pipeline.py::test_joints_are_smooth_where_the_configuration_says_so",
         "on_floor": "test_pipeline.py::test_persons_are_put_on_the_floor_where_the_configuration_says_so",
         "levels": "control/test_known.py::test_the_way_is_that_of_the_models_training",
         **dict.fromkeys(("vae", "denoiser", "text"), f"{SYSTEM}::test_parts_are_built_from_their_configurations"),
@@ -173,7 +174,7 @@ FIELDS: dict[str, dict[str, str]] = {
     ),
     "DenoiserTrainConfig": {
         **dict.fromkeys(
-            ("name", "rigid_bones", "planted_feet", "on_floor"),
+            ("name", "rigid_bones", "planted_feet", "on_floor", "smooth"),
             f"{TRAIN}::test_name_and_cleaning_are_saved_with_the_model",
         ),
         "load_balance": f"{TRAIN}::test_load_balance_is_added_with_its_weight",

@@ -16,6 +16,7 @@ from intermoe.metrics.kinematics import bone_variation
 from intermoe.motion.bones import with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.floor import with_persons_on_floor
+from intermoe.motion.smooth import with_smooth_joints
 from intermoe.pipeline import available_models
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
@@ -120,7 +121,17 @@ def test_persons_are_put_on_the_floor_where_the_configuration_says_so(tiny_pipel
     torch.testing.assert_close(tiny_pipeline.decode(latents), with_planted_feet(with_persons_on_floor(rigid)))
 
 
-@pytest.mark.parametrize("name", ["rigid_bones", "planted_feet", "on_floor"])
+def test_joints_are_smooth_where_the_configuration_says_so(tiny_pipeline, monkeypatch) -> None:
+    latents = torch.randn(2, 2, 3, 28)
+    smooth = with_smooth_joints(tiny_pipeline.decode(latents))
+    config = replace(tiny_pipeline.config, smooth=True)
+    monkeypatch.setattr(tiny_pipeline, "config", config)
+    torch.testing.assert_close(tiny_pipeline.decode(latents), smooth)
+    monkeypatch.setattr(tiny_pipeline, "config", replace(config, rigid_bones=True))
+    torch.testing.assert_close(tiny_pipeline.decode(latents), with_rigid_bones(smooth))
+
+
+@pytest.mark.parametrize("name", ["rigid_bones", "planted_feet", "on_floor", "smooth"])
 def test_only_interhuman_motion_is_cleaned(tiny_pipeline, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: must be false for interx"):
         replace(tiny_pipeline.config, **{name: True}, vae=VAEConfig(representation="interx", latent_dim=4))
@@ -273,10 +284,10 @@ def test_a_configuration_with_an_unknown_key_is_named(tiny_pipeline, tmp_path) -
         InterMoEPipeline.from_pretrained(tmp_path)
 
 
-@pytest.mark.skipif("salsa" not in available_models(), reason="the package was built without its default model")
+@pytest.mark.skipif("duets" not in available_models(), reason="the package was built without its default model")
 def test_the_shipped_model_generates_without_a_network() -> None:
-    pipeline = InterMoEPipeline.from_pretrained("salsa")
-    result = pipeline("Two people dance salsa together.", num_frames=40, num_inference_steps=5)
+    pipeline = InterMoEPipeline.from_pretrained("duets")
+    result = pipeline("Two people shake hands.", num_frames=40, num_inference_steps=5)
     height = result.joints[..., 1].amax((-1, -2))
     assert (height > 1.2).all()
     assert (height < 2.2).all()

@@ -275,8 +275,8 @@ class DenoiserTrainConfig(TrainConfig):
     ``load_balance`` weighs the load-balance loss of token-choice routing (Fedus et al. 2021 have 0.01);
     ``router_z`` weighs the z-loss of the routers' logits (``intermoe.ops.routing.router_z_loss``), which keeps the
     number of experts that a token takes alike at all noise levels; 0 is the published training.
-    ``rigid_bones``, ``planted_feet`` and ``on_floor`` go into the saved pipeline (``PipelineConfig``), as does whether
-    ``levels`` are mixed.
+    ``rigid_bones``, ``planted_feet``, ``on_floor`` and ``smooth`` go into the saved pipeline (``PipelineConfig``), as
+    does whether ``levels`` are mixed.
     """
 
     trainer: str = "denoiser"
@@ -284,6 +284,7 @@ class DenoiserTrainConfig(TrainConfig):
     rigid_bones: bool = False
     planted_feet: bool = False
     on_floor: bool = False
+    smooth: bool = False
     load_balance: float = 0.01
     router_z: float = 0.0
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)

@@ -321,6 +321,7 @@ def _save_pipeline(
         rigid_bones=config.rigid_bones,
         planted_feet=config.planted_feet,
         on_floor=config.on_floor,
+        smooth=config.smooth,
         vae=vae.config,
         denoiser=config.denoiser,
         text=config.text,

@@ -228,7 +228,7 @@ def test_a_motion_is_the_same_whatever_shares_its_batch(tiny_pipeline: Any) -> N
         tiny_pipeline.sample(prompts, lengths[:2], seeds)
 
 
-@pytest.mark.parametrize("straightened", ["rigid_bones", "planted_feet", "on_floor"])
+@pytest.mark.parametrize("straightened", ["rigid_bones", "planted_feet", "on_floor", "smooth"])
 def test_what_is_straightened_over_time_ends_with_the_motion(
     tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch, straightened: str
 ) -> None:

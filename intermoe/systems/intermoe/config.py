@@ -81,8 +81,9 @@ class PipelineConfig(ModelConfig):
 
     Of decoded motion, ``rigid_bones`` holds the bones at their mean length over the clip (``intermoe.motion.bones``),
     and ``planted_feet`` keeps feet from sliding while its contact columns say that they stand
-    (``intermoe.motion.feet``); ``on_floor`` has persons touch the floor again and again (``intermoe.motion.floor``).
-    The latter two are for representations whose feet stand in the world; the release does none of this. ``levels``
+    (``intermoe.motion.feet``); ``smooth`` takes away its trembling (``intermoe.motion.smooth``); ``on_floor`` has
+    persons touch the floor again and again (``intermoe.motion.floor``).
+    All but ``levels`` are for representations whose feet stand in the world; the release does none of it. ``levels``
     tells that the denoiser was trained with a noise level for each person and frame
     (``intermoe.train.config.LevelMixConfig``).
     """
@@ -90,6 +91,7 @@ class PipelineConfig(ModelConfig):
     rigid_bones: bool = False
     planted_feet: bool = False
     on_floor: bool = False
+    smooth: bool = False
     levels: bool = False
     vae: VAEConfig = field(default_factory=VAEConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
@@ -98,7 +100,7 @@ class PipelineConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rigid_bones", "planted_feet", "on_floor"):
+        for name in ("rigid_bones", "planted_feet", "on_floor", "smooth"):
             ok = not getattr(self, name) or REPRESENTATIONS[self.vae.representation].grounded
             _require(ok, name, f"false for {self.vae.representation}", getattr(self, name))
         _require(

@@ -16,6 +16,7 @@ from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
 from intermoe.motion.bones import hold_bone_lengths, with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.floor import with_persons_on_floor
+from intermoe.motion.smooth import with_smooth_joints
 from intermoe.motion.statistics import Statistics
 from intermoe.pipeline import CONFIG_FILE, WEIGHTS_FILE, MotionPipeline, Progress, check_batch
 from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
@@ -167,6 +168,8 @@ class InterMoEPipeline(MotionPipeline):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, P, T', X) to motion (B, P, 4T', ...), float32 on CPU, cleaned as the configuration says."""
         motion = self.codec.decode(latents).cpu()
+        if self.config.smooth:
+            motion = with_smooth_joints(motion)
         if self.config.rigid_bones:
             motion = with_rigid_bones(motion)
         if self.config.on_floor:
