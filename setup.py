@@ -148,7 +148,7 @@ setup(
     # A top-level module named `kernels` belongs to another project: ours is reachable as intermoe.kernels only.
     package_dir={"intermoe.kernels": "kernels", "intermoe.benchmarks": "benchmarks"},
     package_data={
-        "intermoe": ["py.typed", "models/salsa/*"],
+        "intermoe": ["py.typed", "models/duets/*"],
         "intermoe.train": ["configs/*.yaml", "configs/accelerate/*.yaml", "configs/ablations/*.yaml"],
     },
     include_package_data=False,

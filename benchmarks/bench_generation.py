@@ -25,7 +25,7 @@ PROMPT = "Two people dance salsa together."
 
 
 def shipped(scope: Scope, frames: int, steps: int) -> Contest:
-    pipeline = InterMoEPipeline.from_pretrained("salsa", device=scope.device)
+    pipeline = InterMoEPipeline.from_pretrained("duets", device=scope.device)
 
     def call(backend: str) -> Callable[[int], Outputs]:
         def run(_: int) -> Outputs:

@@ -169,7 +169,7 @@ class MotionPipeline(ABC):
         Called on ``MotionPipeline`` it loads a model of any system, called on a system's class one of that system.
 
         Args:
-            path_or_name: a folder, a shipped name (``"salsa"``) or the Hub's ``"owner/name"``; a folder comes first.
+            path_or_name: a folder, a shipped name (``"duets"``) or the Hub's ``"owner/name"``; a folder comes first.
             revision: branch, tag or commit of a model of the Hub, by default its main branch.
             torch_dtype: of the weights, by default float32 however they are stored; see ``to``.
             device: where the weights go.

@@ -66,7 +66,7 @@ def test_what_is_neither_cached_nor_reached_is_told(cached: Path, revision: str 
 
 def test_a_revision_belongs_to_the_hub(cached: Path) -> None:
     with pytest.raises(ValueError, match=r"^revision: expected none for a model that is not of the Hub, got 'v1'"):
-        MotionPipeline.from_pretrained("salsa", revision="v1")
+        MotionPipeline.from_pretrained("duets", revision="v1")
 
 
 def test_without_huggingface_hub_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def test_ids(name: str) -> None:
     assert is_hub_id(name)
 
 
-@pytest.mark.parametrize("name", ["salsa", "a/b/c", "/a/b", "./model", "../a", "runs/", "a b/c", "a--b/c", "-a/b"])
+@pytest.mark.parametrize("name", ["duets", "a/b/c", "/a/b", "./model", "../a", "runs/", "a b/c", "a--b/c", "-a/b"])
 def test_names_that_are_no_ids(name: str) -> None:
     assert not is_hub_id(name)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from intermoe.cli.common import (
+    DEFAULT_MODEL,
     DataOption,
     GuidanceOption,
     SeedsOption,
@@ -19,15 +20,13 @@ from intermoe.cli.common import (
     reported,
 )
 
-DEFAULT_MODEL = "salsa"
-
 
 def ablate(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Folder of the table and of each variant's run.")],
     matrix: Annotated[Path, typer.Argument(help="Matrix file, or the name of a shipped one.")] = Path("salsa"),
     vae: Annotated[
-        Path | None, typer.Option(help="Model folder of a trained autoencoder. Default: that of the salsa model.")
+        Path | None, typer.Option(help="Model folder of a trained autoencoder. Default: that of the default model.")
     ] = None,
     train_steps: Annotated[
         int | None, typer.Option(help="Training steps of each variant in place of the recipe's; 20 prove the switches.")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 USER_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)
 
+DEFAULT_MODEL = "duets"
 ModelOption = Annotated[str, typer.Option(help="Name of a shipped model, or a model folder.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, xpu, mps, ...; auto takes a GPU if there is one.")]
 StepsOption = Annotated[int, typer.Option(help="Sampling steps.")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from intermoe.cli.common import (
+    DEFAULT_MODEL,
     CameraOption,
     DeviceOption,
     FormatOption,
@@ -46,7 +47,7 @@ def generate(
     guidance: GuidanceOption = 3.5,
     scheduler: SchedulerOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the files; made if absent.")] = Path("results"),
-    model: ModelOption = "salsa",
+    model: ModelOption = DEFAULT_MODEL,
     format: FormatOption = None,
     control: Annotated[
         Path | None, typer.Option(help="JSON file of what every motion keeps: see the documentation on steering.")

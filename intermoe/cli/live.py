@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from intermoe.cli.common import (
+    DEFAULT_MODEL,
     CameraOption,
     DeviceOption,
     GuidanceOption,
@@ -32,7 +33,7 @@ def live(
     guidance: GuidanceOption = 3.5,
     scheduler: SchedulerOption = None,
     out: Annotated[Path, typer.Option(help="Folder for what is saved on the page; made when it is.")] = Path("results"),
-    model: ModelOption = "salsa",
+    model: ModelOption = DEFAULT_MODEL,
     camera: CameraOption = "side",
     port: Annotated[
         int, typer.Option(help="Of the page on this machine; another one is taken if it is not free.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from intermoe.cli.common import (
+    DEFAULT_MODEL,
     DeviceOption,
     GuidanceOption,
     ModelOption,
@@ -48,7 +49,7 @@ def routing(
     item: Annotated[str | None, typer.Option(help="Route this item of the data instead of generating.")] = None,
     level: Annotated[float, typer.Option(help="Noise added to the item, in [0, 1).")] = 0.5,
     out: Annotated[Path, typer.Option(help="Folder for the files; made if absent.")] = Path("results"),
-    model: ModelOption = "salsa",
+    model: ModelOption = DEFAULT_MODEL,
     format: Annotated[
         list[Format] | None, typer.Option(help="What to write; several times for several. Default: png, svg and npz.")
     ] = None,

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from intermoe.cli.common import (
+    DEFAULT_MODEL,
     DataOption,
     DeviceOption,
     GuidanceOption,
@@ -28,7 +29,7 @@ from intermoe.cli.common import (
 
 def evaluate_kinematics(
     data: DataOption,
-    model: ModelOption = "salsa",
+    model: ModelOption = DEFAULT_MODEL,
     split: SplitOption = "val",
     seeds: SeedsOption = "0,1,2",
     steps: StepsOption = 50,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from intermoe.cli.common import (
+    DEFAULT_MODEL,
     DataOption,
     DeviceOption,
     GuidanceOption,
@@ -38,7 +39,7 @@ def evaluate_protocol(
     data: DataOption,
     evaluator: Annotated[Path, typer.Option(help="Folder of an evaluator, from convert or train evaluator.")],
     out: Annotated[Path, typer.Option(help="Folder for pieces and numbers; one that was begun is gone on with.")],
-    model: ModelOption = "salsa",
+    model: ModelOption = DEFAULT_MODEL,
     split: SplitOption = "test",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     replications: Annotated[int, typer.Option(help="How often; the published number is 20.")] = 20,
