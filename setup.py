@@ -149,7 +149,13 @@ setup(
     package_dir={"intermoe.kernels": "kernels", "intermoe.benchmarks": "benchmarks"},
     package_data={
         "intermoe": ["py.typed", "models/duets/*"],
-        "intermoe.train": ["configs/*.yaml", "configs/accelerate/*.yaml", "configs/ablations/*.yaml"],
+        "intermoe.eval": ["published.json"],
+        "intermoe.train": [
+            "configs/*.yaml",
+            "configs/accelerate/*.yaml",
+            "configs/ablations/*.yaml",
+            "configs/comparisons/*.yaml",
+        ],
     },
     include_package_data=False,
     cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": PlatformWheel},

@@ -100,6 +100,27 @@ class ModelConfig(Config):
         """Most solver steps that the model's schedule has; ``None`` for a system without one."""
         return None
 
+    @property
+    def min_steps(self) -> int:
+        """Fewest solver steps."""
+        return 1
+
+    @property
+    def default_steps(self) -> int:
+        """Solver steps where nobody asks for others: the system's published number."""
+        return 50
+
+    @property
+    def default_guidance(self) -> float:
+        """Guidance scale where nobody asks for another: the system's published one."""
+        return 3.5
+
+    def check_steps(self, steps: int) -> None:
+        """Raise ``ValueError`` for a number of solver steps that the model does not have."""
+        if steps < self.min_steps or (self.max_steps is not None and steps > self.max_steps):
+            bound = f">= {self.min_steps}" if self.max_steps is None else f"in [{self.min_steps}, {self.max_steps}]"
+            raise ValueError(f"num_inference_steps: must be {bound} for {self.system}, got {steps}")
+
 
 @dataclass(frozen=True)
 class PipelineResult:
@@ -313,8 +334,8 @@ class MotionPipeline(ABC):
         self,
         prompts: str | Sequence[str],
         num_frames: int = 210,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 3.5,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         seed: int = 0,
         scheduler: str | None = None,
         progress: Progress | None = None,
@@ -325,7 +346,8 @@ class MotionPipeline(ABC):
         Args:
             prompts: one or several descriptions, none empty or longer than the text encoder takes.
             num_frames: length in frames, in [min_frames, max_frames] of the model.
-            num_inference_steps: solver steps. guidance_scale: >= 1, 1 for no guidance.
+            num_inference_steps: solver steps, by default the system's published number (``ModelConfig.default_steps``).
+            guidance_scale: >= 1, 1 for no guidance; by default the system's published one.
             seed: prompt i is drawn with seed + i, whatever else is in the call; in [0, 2**63).
             scheduler: one of ``schedulers``, by default their first.
             progress: called as ``progress(steps_done, steps)``.
@@ -343,7 +365,11 @@ class MotionPipeline(ABC):
         self.check(prompts, num_frames)
         self._warn(prompts, control is not None and bool(control.known))
         num_frames = check_integer(num_frames, "num_frames")
-        num_inference_steps = check_integer(num_inference_steps, "num_inference_steps")
+        asked = self.config.default_steps if num_inference_steps is None else num_inference_steps
+        num_inference_steps = check_integer(asked, "num_inference_steps")
+        self.config.check_steps(num_inference_steps)
+        if guidance_scale is None:
+            guidance_scale = self.config.default_guidance
         seed = check_integer(seed, "seed", low=0, high=2**63 - len(prompts))
         seeds = tuple(seed + i for i in range(len(prompts)))
         if control is not None:
@@ -551,6 +577,8 @@ SYSTEMS: Registry[type[MotionPipeline]] = Registry(
         "intermask": "intermoe.systems.intermask.pipeline:InterMaskPipeline",
         "mdm": "intermoe.systems.mdm.pipeline:MDMPipeline",
         "commdm": "intermoe.systems.mdm.pipeline:ComMDMPipeline",
+        "intergen-experts": "intermoe.integrations.systems:InterGenExpertsPipeline",
+        "timotion-experts": "intermoe.integrations.systems:TIMotionExpertsPipeline",
     },
 )
 

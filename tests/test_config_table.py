@@ -17,6 +17,7 @@ SYSTEM, TEXT = "systems/intermoe/test_config_fields.py", "text/test_config_field
 TRAIN, RULES, LOOP, SCALE = (f"train/test_{name}.py" for name in ("config_fields", "rules", "loop", "scale"))
 EVALUATOR, EVAL, HAND = "evaluators/test_config_fields.py", "eval/test_protocol_rules.py", "test_diffusion_by_hand.py"
 PIPELINES = "systems/test_pipelines.py"
+COMPARE = "train/test_compare.py"
 ABLATE, BLOCK, KINDS = "train/test_ablate.py", "nn/test_moe.py", "ops/test_routing.py"
 
 LEVELS = "train/test_levels.py"
@@ -82,7 +83,8 @@ FIELDS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("network", "text"), f"{PIPELINES}::test_what_is_saved_comes_back_bit_for_bit"),
         "diffusion": f"{PIPELINES}::test_codes_and_noise_levels_where_there_are_some",
     },
-    **{name: {} for name in ("InterGenModelConfig", "TIMotionModelConfig", "ComMDMModelConfig")},
+    **{name: {} for name in ("InterGenModelConfig", "TIMotionModelConfig")},
+    "ComMDMModelConfig": {"representation": f"{PIPELINES}::test_commdm_of_humanml3d_makes_interhumans_motion"},
     "In2INModelConfig": {"guidance": f"{PIPELINES}::test_weights_of_in2ins_passes_are_the_configurations"},
     "InterMaskModelConfig": {
         **dict.fromkeys(("network", "tokenizer", "text"), f"{PIPELINES}::test_what_is_saved_comes_back_bit_for_bit"),
@@ -97,9 +99,9 @@ FIELDS: dict[str, dict[str, str]] = {
         "max_tokens": f"{OF_TEXT} {TEXT}::test_prompts_have_at_most_max_tokens",
         "vocab_size": f"{OF_TEXT} {TEXT}::test_a_vocabulary_that_is_too_small_is_refused",
         "vector_dim": "text/test_wordvectors.py::test_vectors_are_the_sentence_encoders_reduced_and_stay",
-        "name_or_path": "train/test_clip.py::test_another_size_and_an_absent_model_are_refused",
-        "clip_layers": f"{OF_CLIP} train/test_clip.py::test_states_are_those_of_the_pretrained_tower",
-        "clip_heads": f"{OF_CLIP} train/test_clip.py::test_states_are_those_of_the_pretrained_tower",
+        "name_or_path": "text/test_tower.py::test_another_size_and_an_absent_model_are_refused",
+        "clip_layers": f"{OF_CLIP} text/test_tower.py::test_states_are_those_of_the_pretrained_tower",
+        "clip_heads": f"{OF_CLIP} text/test_tower.py::test_states_are_those_of_the_pretrained_tower",
     },
     "DiffusionConfig": {
         **dict.fromkeys(
@@ -270,6 +272,34 @@ FIELDS: dict[str, dict[str, str]] = {
         ),
         "num_heads": f"{SYSTEMS}::test_heads_of_intermask_change_the_answer_and_no_shape",
         "dropout": f"{SYSTEMS}::test_dropout_of_intermask_is_in_attention_and_feed_forward",
+    },
+    "ComparedSystem": dict.fromkeys(
+        ("name", "title", "stages", "shares"), f"{COMPARE}::test_rows_and_their_measures"
+    ),
+    "ComparisonConfig": {
+        "systems": f"{COMPARE}::test_rows_and_their_measures",
+        "evaluator": f"{COMPARE}::test_a_loaded_model_stands_in_its_row",
+        "published_on": f"{COMPARE}::test_the_table_has_the_published_rows_beside",
+        "changes": f"{COMPARE}::test_parameters_are_those_without_the_text_encoder",
+    },
+    "ComparisonSettings": {
+        "seed": f"{COMPARE}::test_what_is_done_is_read_and_another_seed_is_not",
+        **dict.fromkeys(
+            ("steps", "guidance", "captions", "batch_size"), "eval/test_compare.py::test_settings_reach_the_generation"
+        ),
+    },
+    "ExpertsConfig": dict.fromkeys(
+        ("num_experts", "expert_dim", "capacity", "bias_rate"),
+        "integrations/test_systems.py::test_experts_are_as_configured",
+    ),
+    **{
+        name: {}
+        for name in (
+            "InterGenExpertsConfig",
+            "TIMotionExpertsConfig",
+            "InterGenExpertsModelConfig",
+            "TIMotionExpertsModelConfig",
+        )
     },
     "UnmaskingConfig": {
         "num_inference_steps": f"{MASKED}::test_unmasking_opens_less_each_round_and_reconsiders_nothing",

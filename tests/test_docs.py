@@ -115,7 +115,8 @@ def test_commands_are_as_they_are_written(words: list[str]) -> None:
 
     from intermoe.cli import app
 
-    name, command, rest = "intermoe", typer.main.get_command(app), list(words)
+    name, rest = "intermoe", list(words)
+    command: Any = typer.main.get_command(app)
     while hasattr(command, "commands"):
         context = command.context_class(command, info_name=name)
         name, command, rest = command.resolve_command(context, rest)

@@ -18,6 +18,7 @@ from intermoe.cli import (
     ablate,
     backends,
     bench,
+    compare,
     convert,
     data,
     evaluate,
@@ -46,6 +47,7 @@ app.command()(tune.tune)
 app.command()(backends.backends)
 app.command()(ablate.ablate)
 app.add_typer(data.app, name="data")
+app.command()(compare.compare)
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intermoe.reading import read_json
 
 DIVERSITY_PAIRS = 300
 MULTIMODALITY_PAIRS = 10
@@ -11,15 +15,37 @@ CAPTIONS, SAMPLES = 100, 30
 """Multimodality: so many captions, so many motions of each."""
 
 
+MARKS = {"published": "*", "rerun": "†", "retrained": "‡"}
+SOURCES = (
+    "* as published, with the published evaluator on the test split",
+    "† released weights, or the data, evaluated again by others with the published evaluator",
+    "‡ trained anew by the authors of the data set; neither code nor weights were released",
+)
+"""Whose numbers a row has, by its mark."""
+
+
 @dataclass(frozen=True)
 class Published:
-    """A row of a paper's table; ``None`` where it gives no number."""
+    """A row of a paper's table, or of others who ran it again (``source``, a key of ``MARKS``); ``None``: no number."""
 
     name: str
     fid: float | None = None
-    r_precision: tuple[float, ...] = ()
+    r_precision: tuple[float | None, ...] = ()
     mm_dist: float | None = None
     diversity: float | None = None
+    multimodality: float | None = None
+    source: str = "published"
+
+    @property
+    def mark(self) -> str:
+        """What stands behind the name."""
+        return MARKS[self.source]
+
+    def numbers(self) -> dict[str, float | None]:
+        """The row by the names of the metrics."""
+        ranks = {f"r_precision_{k}": value for k, value in enumerate(self.r_precision, start=1)}
+        names = ("fid", "mm_dist", "diversity", "multimodality")
+        return {name: getattr(self, name) for name in names} | ranks
 
 
 @dataclass(frozen=True)
@@ -40,6 +66,11 @@ class Protocol:
     published: tuple[Published, ...]
 
 
+def _published(data: str) -> tuple[Published, ...]:
+    rows: list[dict[str, Any]] = read_json(Path(__file__).with_name("published.json"))[data]
+    return tuple(Published(**{**row, "r_precision": tuple(row.get("r_precision", ()))}) for row in rows)
+
+
 PROTOCOLS = {
     "interhuman": Protocol(
         "interhuman",
@@ -48,18 +79,7 @@ PROTOCOLS = {
         divide_by=2.0,
         swaps_persons=True,
         crops=False,
-        published=(
-            Published("ground truth", 0.273, (0.452, 0.610, 0.701), 3.755, 7.948),
-            Published("ComMDM", 7.069, (0.223,)),
-            Published("InterGen", 5.918, (0.371,)),
-            Published("InterGen, run by InterMoE", 5.149, (0.489,), 3.785),
-            Published("in2IN", 5.535, (0.425,)),
-            Published("InterMask", 5.154, (0.449,)),
-            Published("TIMotion", 5.433, (0.491,), 3.775),
-            Published("TIMotion, in InterMoE", 5.157, (0.496,), 3.772),
-            Published("InterMoE", 4.677, (0.512,), 3.762),
-            Published("HINT", 3.100),
-        ),
+        published=_published("interhuman"),
     ),
     "interx": Protocol(
         "interx",
@@ -68,16 +88,15 @@ PROTOCOLS = {
         divide_by=1.0,
         swaps_persons=False,
         crops=True,
-        published=(
-            Published("InterGen", 5.207),
-            Published("InterGen, run by InterMoE", 0.469),
-            Published("InterMask", 0.399),
-            Published("TIMotion", 0.385),
-            Published("InterMoE", 0.297),
-            Published("Interact2Ar", 0.148),
-        ),
+        published=_published("interx"),
     ),
     "humanml3d": Protocol(
-        "humanml3d", batch_size=32, scale=1.0, divide_by=1.0, swaps_persons=False, crops=True, published=()
+        "humanml3d",
+        batch_size=32,
+        scale=1.0,
+        divide_by=1.0,
+        swaps_persons=False,
+        crops=True,
+        published=_published("humanml3d"),
     ),
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from intermoe.eval.protocol import CAPTIONS, REPLICATIONS, SAMPLES, Protocol, Published
+from intermoe.eval.protocol import CAPTIONS, REPLICATIONS, SAMPLES, SOURCES, Protocol
 from intermoe.eval.runner import EvaluationSettings, Numbers
 from intermoe.files import replacing, write_json
 
@@ -80,7 +80,7 @@ class EvaluationReport:
             "protocol": protocol,
             "deviations_from_protocol": self.deviations(),
             "rows": rows,
-            "published": [{"name": row.name, **_published(row)} for row in self.protocol.published],
+            "published": [{"name": row.name, **row.numbers()} for row in self.protocol.published],
             "replications": list(self.replications),
         }
 
@@ -97,9 +97,9 @@ class EvaluationReport:
             name = self.model_name if row == "model" else row
             lines.append([name, *(f"{v[0]:.3f}±{v[1]:.3f}" if v else "–" for v in metrics.values())])
         for published in self.protocol.published:
-            numbers = _published(published)
+            numbers = published.numbers()
             cells = (numbers.get(metric) for metric in _TITLES)
-            lines.append([f"{published.name} *", *("–" if v is None else f"{v:.3f}" for v in cells)])
+            lines.append([f"{published.name} {published.mark}", *("–" if v is None else f"{v:.3f}" for v in cells)])
         return lines
 
     def markdown(self) -> str:
@@ -116,11 +116,6 @@ class EvaluationReport:
             f"{len(self.replications)} replications, ± is the 95 % interval; texts among {self.settings.batch_size} "
             f"motions; FID of embeddings times {self.protocol.scale:g}; Diversity {scaling}; MM (MultiModality) of "
             f"embeddings as they are, scaled: {scaling}",
-            "* as published, with the published evaluator on the test split",
+            *SOURCES,
             *(f"not the published protocol: {deviation}" for deviation in self.deviations()),
         ]
-
-
-def _published(row: Published) -> Numbers:
-    r_precision = {f"r_precision_{k}": value for k, value in enumerate(row.r_precision, start=1)}
-    return {"fid": row.fid, **r_precision, "mm_dist": row.mm_dist, "diversity": row.diversity}

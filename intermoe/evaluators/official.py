@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from intermoe.checkpoints import StrictReader, load_tensors, read_checkpoint, require_setting, setting
 from intermoe.evaluators.bigru import BiGRUConfig, BiGRUEvaluator, Recurrent
+from intermoe.evaluators.evaluator import Evaluator, save_evaluator
 from intermoe.evaluators.interclip import InterClip, InterClipConfig, InterClipMotionEncoder
 from intermoe.evaluators.words import read_word_vectors
 from intermoe.nn.init import SkipRandomInit
 from intermoe.nn.layers import sinusoid
 from intermoe.reading import read_npy
+from intermoe.systems.published import Files, Layout, with_tower
 from intermoe.text.protocol import TextConfig
 
 TEXT_HEADS = 8
@@ -193,3 +195,35 @@ def _read_vector(path: Path, size: int) -> npt.NDArray[np.float32]:
     if values.shape != (size,):
         raise ValueError(f"{path}: expected shape ({size},), got {values.shape}")
     return values.astype(np.float32)
+
+
+def _read_interclip(path: Path, files: Files) -> InterClip:
+    evaluator = load_interclip(path)
+    with_tower(evaluator.text, files)
+    return evaluator
+
+
+def _read_bigru(path: Path, files: Files) -> BiGRUEvaluator:
+    if files.layout is None or files.words is None:
+        raise ValueError(f"--layout, --words: needed, {path} holds {LAYOUT_OF_BIGRU.title}")
+    return load_bigru(path, files.layout, files.words, files.stats)
+
+
+def _save(evaluator: Evaluator, folder: Path) -> None:
+    save_evaluator(folder, evaluator)
+
+
+LAYOUT = Layout(
+    "InterCLIP",
+    lambda keys: any(key.removeprefix("model.").startswith("motion_encoder.") for key in keys),
+    ("tokenizer",),
+    _read_interclip,
+    _save,
+)
+LAYOUT_OF_BIGRU = Layout(
+    "a recurrent evaluator",
+    lambda keys: "movement_encoder" in keys,
+    ("stats", "layout", "words"),
+    _read_bigru,
+    _save,
+)

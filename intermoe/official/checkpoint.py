@@ -1,4 +1,4 @@
-"""The published model's checkpoint file as a pipeline."""
+"""Published checkpoints as pipelines; our own among them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
-from intermoe.checkpoints import load_tensors, read_checkpoint, require_setting, setting
+from intermoe.checkpoints import read_checkpoint, require_setting, setting
 from intermoe.diffusion import DiffusionConfig
 from intermoe.motion.interhuman import FPS, MOTION_WIDTH
-from intermoe.motion.statistics import Statistics
-from intermoe.reading import read_npy
+from intermoe.official.layouts import layout_of
+from intermoe.pipeline import MotionPipeline
 from intermoe.systems.intermoe.config import PipelineConfig
 from intermoe.systems.intermoe.official import load_denoiser, load_text_encoder, load_vae
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+from intermoe.systems.published import INTERHUMAN_STATISTICS, Files, Layout, statistics_of, with_tower
 
-STATISTICS_FILES = ("global_mean.npy", "global_std.npy")
 MIN_FRAMES, MAX_FRAMES = 15, 300
 
 # The published configuration, for files that carry none: neither heads nor capacity can be read off the weights.
@@ -34,43 +34,40 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
-def checkpoint_kind(path: str | Path) -> str:
-    """What a file holds: a "model", or an evaluator, "interclip" or "bigru".
+def load_checkpoint(
+    path: str | Path,
+    stats: str | Path | None = None,
+    *,
+    part: str | Path | None = None,
+    text: str | None = None,
+) -> MotionPipeline:
+    """A published model of any system whose files are read here, found by the keys of its checkpoint.
 
-    Raises:
-        FileNotFoundError: no such file. ValueError: neither; says what is expected.
-    """
-    if "movement_encoder" in load_tensors(Path(path)):
-        return "bigru"
-    keys = read_checkpoint(path)[0].keys()
-    if any(key.startswith("model.denoiser.net.") for key in keys):
-        return "model"
-    if any(key.removeprefix("model.").startswith("motion_encoder.") for key in keys):
-        return "interclip"
-    raise ValueError(
-        f"{path}: expected the published denoiser's checkpoint (keys model.denoiser.net.*; it holds the autoencoder "
-        f"too) or an evaluator's (motion_encoder.*, movement_encoder), got {sorted(keys)[:3]}..."
-    )
-
-
-def load_checkpoint(path: str | Path, stats: str | Path | None = None) -> InterMoEPipeline:
-    """The published model from its checkpoint of the denoiser, which holds autoencoder and CLIP tower too.
-
-    The file's own configuration decides; where it has none, the published values. The selection bias carries over and
-    routing fuses by the plain sum, as in the published code.
+    Of ours, and of those built like it, the file's own configuration decides; where it has none, the published values.
 
     Args:
-        path: the Lightning checkpoint. stats: folder with ``global_mean.npy`` and ``global_std.npy`` of the published
-            data statistics; by default that of ``path``.
+        path: the checkpoint. stats: folder of the published data statistics; by default that of ``path``.
+        part: the second file of a model that is published in two.
+        text: CLIP model, a folder or a Hugging Face name, whose text tower the file leaves out.
 
     Raises:
         FileNotFoundError: a file is missing. ValueError: a key that is missing, unexpected or of the wrong shape, a
             setting that is not implemented, or an object that is not loaded; named.
     """
-    path = Path(path)
-    statistics = read_statistics(path.parent if stats is None else Path(stats))
-    if (kind := checkpoint_kind(path)) != "model":
-        raise ValueError(f"{path}: expected the published denoiser's checkpoint, got that of an evaluator ({kind})")
+    layout = layout_of(path)
+    files = Files(stats=None if stats is None else Path(stats), part=None if part is None else Path(part), text=text)
+    made = layout.read(Path(path), files)
+    if not isinstance(made, MotionPipeline):
+        raise ValueError(f"{path}: expected a model's checkpoint, got that of an evaluator ({layout.title})")
+    return made
+
+
+def _read(path: Path, files: Files) -> InterMoEPipeline:
+    """Our own from its checkpoint of the denoiser, which holds autoencoder and CLIP tower too.
+
+    The selection bias carries over and routing fuses by the plain sum, as in the published code.
+    """
+    statistics = statistics_of(path, files, INTERHUMAN_STATISTICS, MOTION_WIDTH)
     state, config = read_checkpoint(path)
     parts = split_state(state)
     config = PUBLISHED | config
@@ -101,6 +98,7 @@ def load_checkpoint(path: str | Path, stats: str | Path | None = None) -> InterM
         text=text.config,
         diffusion=DiffusionConfig(num_train_timesteps=config["DIFFUSION_STEPS"]),
     )
+    with_tower(text, files)
     return InterMoEPipeline(pipeline_config, vae, denoiser, text, statistics)
 
 
@@ -122,22 +120,13 @@ def split_state(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def read_statistics(folder: Path) -> Statistics:
-    """Mean and deviation (262,) of the published statistics' .npy files."""
-    arrays = []
-    for name in STATISTICS_FILES:
-        path = folder / name
-        if not path.is_file():
-            raise FileNotFoundError(f"stats: {folder} holds no {name}; the published repository has it")
-        values = read_npy(path)
-        if values.shape != (MOTION_WIDTH,):
-            raise ValueError(f"{path}: expected shape ({MOTION_WIDTH},), got {values.shape}")
-        arrays.append(values)
-    try:
-        return Statistics(*arrays)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {STATISTICS_FILES}: {error}") from error
-
-
 def _count_layers(text: Mapping[str, Tensor]) -> int:
     return len({key.split(".")[2] for key in text if key.startswith("clip_transformer.resblocks.")})
+
+
+LAYOUT = Layout(
+    "InterMoE",
+    lambda keys: any(key.startswith("model.denoiser.net.") for key in keys),
+    ("stats", "tokenizer"),
+    _read,
+)

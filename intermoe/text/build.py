@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from intermoe.text.clip import ClipTextEncoder
+from intermoe.text.clip import ClipPooledEncoder, ClipTextEncoder
 from intermoe.text.huggingface import HuggingFaceTextEncoder
 from intermoe.text.protocol import TextConfig, TextEncoder
 from intermoe.text.wordpiece import WordPieceTextEncoder
@@ -15,7 +15,7 @@ def build_text_encoder(config: TextConfig, tokenizer_json: str | None) -> TextEn
     Args:
         config: which encoder and its sizes.
         tokenizer_json: content of ``tokenizer.json``: needed by ``wordpiece`` and ``wordvectors``, optional for
-            ``clip`` (otherwise loaded by name at the first prompt), must be ``None`` for ``huggingface``, which
+            both kinds of ``clip`` (otherwise loaded by name at the first prompt), must be ``None`` for ``huggingface``, which
             has its own.
 
     Raises:
@@ -31,4 +31,5 @@ def build_text_encoder(config: TextConfig, tokenizer_json: str | None) -> TextEn
         if tokenizer_json is not None:
             raise ValueError("tokenizer_json: expected None, since kind='huggingface' brings its own tokenizer")
         return HuggingFaceTextEncoder(config)
-    return ClipTextEncoder(config, tokenizer_json)
+    kind = ClipPooledEncoder if config.kind == "clip_pooled" else ClipTextEncoder
+    return kind(config, tokenizer_json)

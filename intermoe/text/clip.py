@@ -119,13 +119,40 @@ class ClipPrompts(TextEncoder):
         return tokenizer
 
 
-class ClipTextEncoder(ClipPrompts):
+class ClipTower(ClipPrompts):
+    """CLIP's text tower, frozen: embedding + learned positions, ``clip_layers`` pre-norm layers of ``clip_heads`` heads
+    with a causal mask and QuickGELU, LayerNorm. Its weights are part of ``state_dict()``.
+
+    Raises:
+        ValueError: if ``clip_heads`` does not divide ``width``.
+    """
+
+    def __init__(self, config: TextConfig, tokenizer_json: str | None = None) -> None:
+        if config.width % config.clip_heads:
+            raise ValueError(f"clip_heads: expected a divisor of width={config.width}, got {config.clip_heads}")
+        super().__init__(config, tokenizer_json)
+        layer = nn.TransformerEncoderLayer(
+            config.width, config.clip_heads, 4 * config.width, 0.0, quick_gelu, batch_first=True, norm_first=True
+        )
+        self.tower = nn.TransformerEncoder(layer, config.clip_layers, enable_nested_tensor=False)
+        self.tower_norm = nn.LayerNorm(config.width)
+        for frozen in (self.tower, self.tower_norm):
+            frozen.requires_grad_(False)
+
+    @torch.no_grad()
+    def token_states(self, tokens: Tensor) -> Tensor:
+        """Token ids (B, max_tokens) to the tower's states (B, max_tokens, width)."""
+        states = self.embed_tokens(tokens)
+        causal = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], device=tokens.device)
+        normed: Tensor = self.tower_norm(self.tower(states, mask=causal.to(states.dtype), is_causal=True))
+        return normed
+
+
+class ClipTextEncoder(ClipTower):
     """Token ids -> CLIP text tower -> all token states -> adapter -> state at the end-of-text token.
 
-    Tower (frozen): embedding + learned positions, ``clip_layers`` pre-norm layers of ``clip_heads`` heads with a
-    causal mask and QuickGELU, LayerNorm. Adapter (trained): ``num_layers`` post-norm layers of ``num_heads`` heads
-    with GELU, LayerNorm. As in the release the adapter attends to the padding too, so every prompt is padded to
-    ``max_tokens``; longer ones are cut there with a warning. The tower's weights are part of ``state_dict()``.
+    Adapter (trained): ``num_layers`` post-norm layers of ``num_heads`` heads with GELU, LayerNorm. As in the release it
+    attends to the padding too, so every prompt is padded to ``max_tokens``; longer ones are cut there with a warning.
 
     Args:
         config: ``width`` is the tower's and the adapter's width and must equal ``output_dim``.
@@ -138,27 +165,34 @@ class ClipTextEncoder(ClipPrompts):
     def __init__(self, config: TextConfig, tokenizer_json: str | None = None) -> None:
         if config.output_dim != config.width:
             raise ValueError(f"output_dim: expected width={config.width} for kind='clip', got {config.output_dim}")
-        if config.width % config.clip_heads:
-            raise ValueError(f"clip_heads: expected a divisor of width={config.width}, got {config.clip_heads}")
         super().__init__(config, tokenizer_json)
-        layer = nn.TransformerEncoderLayer(
-            config.width, config.clip_heads, 4 * config.width, 0.0, quick_gelu, batch_first=True, norm_first=True
-        )
-        self.tower = nn.TransformerEncoder(layer, config.clip_layers, enable_nested_tensor=False)
-        self.tower_norm = nn.LayerNorm(config.width)
         self.adapter = transformer(config, norm_first=False)
         self.adapter_norm = nn.LayerNorm(config.width)
-        for frozen in (self.tower, self.tower_norm):
-            frozen.requires_grad_(False)
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """Embed token ids (B, max_tokens): (B, output_dim) float32."""
-        with torch.no_grad():
-            states = self.embed_tokens(tokens)
-            causal = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], device=tokens.device)
-            states = self.tower_norm(self.tower(states, mask=causal.to(states.dtype), is_causal=True))
-        states = self.adapter_norm(self.adapter(states))
+        states = self.adapter_norm(self.adapter(self.token_states(tokens)))
         return at_end_of_text(states, tokens).float()
+
+
+class ClipPooledEncoder(ClipTower):
+    """CLIP's own embedding of a text: the tower's state at the end-of-text token, projected; nothing is trained.
+
+    A text is cut to ``max_tokens`` with a warning. The causal tower lets nothing behind the end of a text reach it, so
+    the number of tokens it is padded to makes no difference.
+
+    Args:
+        config: ``width`` of the tower, ``output_dim`` of the projection. tokenizer_json: see ``ClipPrompts``.
+    """
+
+    def __init__(self, config: TextConfig, tokenizer_json: str | None = None) -> None:
+        super().__init__(config, tokenizer_json)
+        self.projection = nn.Linear(config.width, config.output_dim, bias=False).requires_grad_(False)
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Embed token ids (B, max_tokens): (B, output_dim) float32."""
+        pooled: Tensor = self.projection(at_end_of_text(self.token_states(tokens), tokens))
+        return pooled.float()
 
 
 def _load_tokenizer_json(name_or_path: str) -> str:

@@ -18,7 +18,7 @@ from intermoe.config import MAX_LAYERS, Config, _require
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TEXT_ENCODERS = ("wordpiece", "wordvectors", "huggingface", "clip")
+TEXT_ENCODERS = ("wordpiece", "wordvectors", "huggingface", "clip", "clip_pooled")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class TextConfig(Config):
       the sentence encoder ``name_or_path``; afterwards that is not needed.
     - ``huggingface``: ``name_or_path`` is a frozen encoder, the rest describes the adapter on its token states.
     - ``clip``: the release's CLIP tower and adapter; ``clip_*`` describe the tower, the rest the adapter.
+    - ``clip_pooled``: CLIP's own embedding of a text, frozen; ``width`` and ``clip_*`` describe the tower,
+      ``output_dim`` its projection.
     """
 
     kind: str = "wordpiece"

@@ -15,12 +15,12 @@ from intermoe.files import write_tensors, write_text
 from intermoe.pipeline import TOKENIZER_FILE
 from intermoe.reading import read_text
 from intermoe.text.build import build_text_encoder
-from intermoe.text.clip import ClipTextEncoder
+from intermoe.text.clip import ClipTower
 from intermoe.text.protocol import TextConfig, TextEncoder
+from intermoe.text.tower import load_tower
 from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.text.wordvectors import WordVectorTextEncoder, sentence_encoder_tokenizer
 from intermoe.train import run
-from intermoe.train.clip import load_tower
 from intermoe.train.config import TrainConfig
 
 VECTORS_FILE = "vectors.safetensors"
@@ -41,7 +41,7 @@ def prepare_text(
         tokenizer = read_text(path) if known else sentence_encoder_tokenizer(str(text.name_or_path))
     torch.manual_seed(config.seed)
     encoder = build_text_encoder(text, tokenizer)
-    if isinstance(encoder, ClipTextEncoder):
+    if isinstance(encoder, ClipTower):
         load_tower(encoder)
     if isinstance(encoder, WordVectorTextEncoder):
         if known:  # as the tokenizer: the sentence encoder is not needed again

@@ -94,7 +94,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"state_dict": {"model.other": torch.zeros(1)}}, tmp_path / "other.ckpt")
     other = run(tmp_path / "other.ckpt", "--out", tmp_path / "out")
     assert other.exit_code == 2
-    assert "expected the published denoiser's checkpoint" in other.stderr
+    assert "expected a published checkpoint of InterMoE, InterGen" in other.stderr
     torch.save({"movement_encoder": {}}, tmp_path / "finest.tar")
     recurrent = run(tmp_path / "finest.tar", "--out", tmp_path / "out")
     assert recurrent.exit_code == 2

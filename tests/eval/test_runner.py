@@ -348,7 +348,7 @@ def test_report(make: Make, tmp_path: Path) -> None:
     assert {row["name"] for row in saved["published"]} >= {"ground truth", "InterGen", "InterMoE"}
     table = report.table()
     assert [line[0] for line in table[1:3]] == ["ground truth", "tiny"]
-    assert all(line[0].endswith(" *") for line in table[3:])
+    assert all(line[0].endswith((" *", " †", " ‡")) for line in table[3:])
     assert (tmp_path / "results.md").read_text(encoding="utf-8").count("\n| ") == len(table)
     assert any(note.startswith("* as published") for note in report.notes())
     shutil.rmtree(evaluation.folder)

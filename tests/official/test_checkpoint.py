@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from intermoe import cli, official
 from intermoe.checkpoints import read_checkpoint
 from intermoe.nn.layers import sinusoid
-from intermoe.official.checkpoint import PUBLISHED, checkpoint_kind
+from intermoe.official.checkpoint import PUBLISHED
+from intermoe.official.layouts import layout_of
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 from intermoe.text.clip import ClipTextEncoder
 
@@ -215,15 +216,15 @@ def test_settings_that_are_not_implemented_are_named(small: Any, stats: Path, tm
 def test_files_that_are_no_checkpoint(small: Any, stats: Path, tmp_path: Path) -> None:
     (tmp_path / "noise.ckpt").write_bytes(b"noise" * 100)
     with pytest.raises(ValueError, match=r"noise\.ckpt: not a checkpoint"):
-        checkpoint_kind(tmp_path / "noise.ckpt")
+        layout_of(tmp_path / "noise.ckpt")
     with pytest.raises(FileNotFoundError, match=r"absent\.ckpt"):
-        checkpoint_kind(tmp_path / "absent.ckpt")
+        layout_of(tmp_path / "absent.ckpt")
     with pytest.raises(ValueError, match="expected a mapping"):
         read_checkpoint(save(tmp_path / "list.ckpt", [1]))
     with pytest.raises(ValueError, match="expected a state dict"):
         read_checkpoint(save(tmp_path / "numbers.ckpt", {"state_dict": {"a": 1}}))
     vae = {key: value for key, value in small["state_dict"].items() if key.startswith("model.vae.")}
-    with pytest.raises(ValueError, match=r"expected the published denoiser's checkpoint"):
+    with pytest.raises(ValueError, match=r"expected a published checkpoint of InterMoE, InterGen"):
         official.load_checkpoint(save(tmp_path / "vae.ckpt", {"state_dict": vae}), stats)
 
 

@@ -26,6 +26,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "intergen": {"network": SMALL},
     "timotion": {"network": SMALL},
     "in2in": {"network": SMALL},
+    "intergen-experts": {"network": {**SMALL, "num_experts": 3, "expert_dim": 6}},
+    "timotion-experts": {"network": {**SMALL, "num_experts": 3, "expert_dim": 6}},
     "intermask": {
         "network": {**SMALL, "num_codes": 12, "code_dim": 8},
         "tokenizer": {"num_codes": 12, "code_dim": 6, "width": 8, "num_blocks": 1},
@@ -119,6 +121,40 @@ def test_every_sampler_of_a_system_works_and_no_other(pipeline: MotionPipeline) 
     assert torch.equal(pipeline(PROMPTS[0], num_frames=8, num_inference_steps=2).motion, first)
     with pytest.raises(ValueError, match="scheduler: must be one of"):
         pipeline(PROMPTS[0], num_frames=8, num_inference_steps=2, scheduler="euler")
+
+
+DEFAULTS = {"intermask": (20, 2.0), "mdm": (1000, 2.5), "commdm": (1000, 1.0)}
+
+
+def test_steps_and_guidance_are_the_systems_own_where_nobody_asks(
+    pipeline: MotionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def sample(*_: Any, **settings: Any) -> list[Tensor]:
+        asked.update(settings)
+        return [torch.zeros(pipeline.representation.persons, 16, 262)]
+
+    monkeypatch.setattr(pipeline, "sample", sample)
+    pipeline(PROMPTS[0], num_frames=16)
+    expected = DEFAULTS.get(pipeline.config.system, (50, 3.5))
+    assert (asked["num_inference_steps"], asked["guidance_scale"]) == expected
+    pipeline(PROMPTS[0], num_frames=16, num_inference_steps=7, guidance_scale=1.5)
+    assert (asked["num_inference_steps"], asked["guidance_scale"]) == (7, 1.5)
+
+
+def test_steps_beyond_the_schedule_are_refused_before_any_work(
+    pipeline: MotionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("work began")
+
+    monkeypatch.setattr(pipeline, "sample", fail)
+    wrong, bound = ((1,), ">= 2") if pipeline.config.system == "intermask" else ((0, 1001), r"in \[1, 1000\]")
+    for steps in wrong:
+        expected = f"num_inference_steps: must be {bound} for {pipeline.config.system}, got {steps}"
+        with pytest.raises(ValueError, match=expected):
+            pipeline(PROMPTS[0], num_frames=16, num_inference_steps=steps)
 
 
 def test_guidance_changes_a_motion(pipeline: MotionPipeline) -> None:
@@ -244,6 +280,30 @@ def test_mdm_of_another_representation(tmp_path: Path) -> None:
         write(tmp_path, "mdm", representation="interx")
     with pytest.raises(ValueError, match=r"network\.input_dim: must be 263 for humanml3d, got 262"):
         write(tmp_path, "mdm", representation="humanml3d")
+
+
+def test_commdm_of_humanml3d_makes_interhumans_motion(tmp_path: Path) -> None:
+    """Joints of each person by HumanML3D's own rule, then placed by the entries as any pair is."""
+    parts = {**PARTS["commdm"]["network"], "backbone": SMALL}
+    written = write(tmp_path, "commdm", representation="humanml3d", fps=20, network=parts)
+    pipeline: Any = MotionPipeline.from_pretrained(written)
+    result = pipeline(PROMPTS[0], num_frames=12, num_inference_steps=2)
+    assert (result.motion.shape, result.joints.shape, result.fps) == ((1, 2, 12, 262), (1, 2, 12, 22, 3), 20)
+    assert pipeline.representation.fps == 20
+    x = 0.1 * torch.randn(1, 2, 10, 263)
+    x[:, 0, 0, :4] = torch.tensor([0.1, 0.0, 0.0, 0.0])  # turned by nothing
+    x[:, 1, 0, :4] = torch.tensor([0.0, 0.1, 0.3, -0.2])  # a quarter turn, 3 m and -2 m away
+    made = pipeline.to_motion(x)[0]
+    humanml3d, interhuman = REPRESENTATIONS["humanml3d"], REPRESENTATIONS["interhuman"]
+    own = humanml3d.joints(pipeline.statistics.denormalise(x[0, :, 1:]))
+    torch.testing.assert_close(interhuman.joints(made[0]), own[0])
+    there = interhuman.joints(made[1])
+    torch.testing.assert_close(there[..., 1], own[1][..., 1])
+    # person 2's own turn took (x, z) to face Z+; it is undone: x' = -z + 3, z' = x - 2
+    turned = torch.stack([3 - own[1][..., 2], own[1][..., 0] - 2], dim=-1)
+    torch.testing.assert_close(there[..., [0, 2]], turned, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="motion: expected a network of interhuman, got humanml3d"):
+        pipeline.denoise_once(result.motion[0], 0.5)
 
 
 def test_texts_of_in2in(tmp_path: Path) -> None:

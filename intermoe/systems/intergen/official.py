@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from intermoe.checkpoints import StrictReader, require_setting, setting
+from intermoe.checkpoints import StrictReader, read_checkpoint, require_setting, setting
+from intermoe.motion.interhuman import MOTION_WIDTH
+from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
-from intermoe.systems.intergen.config import InterGenConfig
+from intermoe.systems.intergen.config import InterGenConfig, InterGenModelConfig
 from intermoe.systems.intergen.network import AdaLNFeedForward, InterGen, MotionNetwork
+from intermoe.systems.intergen.pipeline import InterGenPipeline
+from intermoe.systems.intermoe.official import load_text_encoder
 from intermoe.systems.published import (
+    INTERHUMAN_STATISTICS,
     SINUSOID_KEYS,
+    Files,
+    Layout,
     check_sinusoids,
     read_adaln,
     read_attention,
     read_parameters,
+    statistics_of,
+    with_tower,
 )
+from intermoe.text.clip import ClipTextEncoder
+
+NetworkT = TypeVar("NetworkT", bound=MotionNetwork)
+Reader = Callable[[Mapping[str, Tensor]], NetworkT]
 
 PUBLISHED: dict[str, Any] = {
     "input_feats": 262,
@@ -113,3 +127,29 @@ def read_feed_forward(reader: StrictReader, prefix: str, feed_forward: AdaLNFeed
     linear1, _, _, linear2 = feed_forward.network.children()
     read_parameters(reader, f"{prefix}.linear1", linear1)
     read_parameters(reader, f"{prefix}.linear2", linear2)
+
+
+def read_parts(path: Path, files: Files, read: Reader[NetworkT]) -> tuple[NetworkT, ClipTextEncoder, Statistics]:
+    """Network, text encoder and statistics of a checkpoint built like InterGen's."""
+    statistics = statistics_of(path, files, INTERHUMAN_STATISTICS, MOTION_WIDTH)
+    state, _ = read_checkpoint(path)
+    parts = split_state(state)
+    network = read(parts["network"])
+    layers = {key.split(".")[2] for key in parts["text"] if key.startswith("clip_transformer.resblocks.")}
+    text = load_text_encoder(parts["text"], {"clip_layers": len(layers)})
+    with_tower(text, files)
+    return network, text, statistics
+
+
+def _read(path: Path, files: Files) -> InterGenPipeline:
+    network, text, statistics = read_parts(path, files, lambda state: load_network(state, PUBLISHED))
+    config = InterGenModelConfig(name="intergen-interhuman", network=network.config, text=text.config, min_frames=15)
+    return InterGenPipeline(config, network, text, statistics)
+
+
+LAYOUT = Layout(
+    "InterGen",
+    lambda keys: any(key.startswith(f"model.{NETWORK_PREFIX}") and ".ca_block." in key for key in keys),
+    ("stats", "tokenizer"),
+    _read,
+)

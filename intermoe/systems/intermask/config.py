@@ -126,3 +126,18 @@ class InterMaskModelConfig(ModelConfig):
         alone = tokenizer.messages != "first_frame_of_batch"
         _require(alone, "tokenizer.messages", "'first_frame', or another that knows no batch", tokenizer.messages)
         _require(0.0 < self.keep_share <= 1.0, "keep_share", "in (0, 1]", self.keep_share)
+
+    @property
+    def min_steps(self) -> int:
+        """Rounds of unmasking: one to hide again what is least sure, and one more."""
+        return 2
+
+    @property
+    def default_steps(self) -> int:
+        """Rounds of unmasking."""
+        return UnmaskingConfig.num_inference_steps
+
+    @property
+    def default_guidance(self) -> float:
+        """Guidance of the codes' logits."""
+        return UnmaskingConfig.guidance_scale

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from intermoe.checkpoints import StrictReader, require_setting, setting
+from intermoe.checkpoints import StrictReader, load_tensors, require_setting, setting
+from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.nn.init import SkipRandomInit
-from intermoe.systems.intermask.config import InterMaskConfig, TokenizerConfig
+from intermoe.systems.intermask.config import InterMaskConfig, InterMaskModelConfig, TokenizerConfig
 from intermoe.systems.intermask.network import InterMask
+from intermoe.systems.intermask.pipeline import InterMaskPipeline
 from intermoe.systems.intermask.tokenizer import IMAGES, MotionTokenizer, SkeletonConv
-from intermoe.systems.published import read_parameters
-from intermoe.text.clip import ClipTextEncoder
+from intermoe.systems.published import (
+    INTERHUMAN_STATISTICS,
+    Files,
+    Layout,
+    read_parameters,
+    statistics_of,
+    with_tower,
+)
+from intermoe.text.clip import TOKENIZER, ClipTextEncoder
+from intermoe.text.protocol import TextConfig
+from intermoe.text.tower import load_tower, tower_sizes
 
 _JOINTS = {22: "interhuman", 56: "interx"}
 _ADAPTER = ("clipTrans.", "clipln.")
+PUBLISHED = {"num_heads": 6}
+"""What cannot be read off the masked transformer's weights."""
 
 
 def load_tokenizer(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> MotionTokenizer:
@@ -168,3 +182,67 @@ def _read(reader: StrictReader, name: str, module: nn.Module) -> None:
         _read(reader, f"{name}.lin_l", module.neighbours)
         return
     read_parameters(reader, name, module)
+
+
+def _parts(*paths: Path) -> dict[str, dict[str, Tensor]]:
+    """The two networks of one or two files, in which they have one of two names each."""
+    names = {"vq_model": "tokenizer", "net": "tokenizer", "t2m_transformer": "network", "trans": "network"}
+    found: dict[str, dict[str, Tensor]] = {}
+    for path in paths:
+        for key, value in load_tensors(path).items():
+            if key in names and isinstance(value, dict):
+                found[names[key]] = value
+    return found
+
+
+def _read_model(path: Path, files: Files) -> InterMaskPipeline:
+    """A model whose motions all hear of their neighbours in their first frame, as each would in a batch of its own."""
+    parts = _parts(path, *([] if files.part is None else [files.part]))
+    for part, key in (("tokenizer", "vq_model"), ("network", "t2m_transformer")):
+        if part not in parts:
+            raise ValueError(f"--part: needed, {path} holds no {key}: it is in a file of its own")
+    if not any(key.startswith("encoder.gcn_layer1.") for key in parts["tokenizer"]):
+        raise ValueError("vq_model: expected the tokeniser of InterHuman, got one without graph layers, as of Inter-X")
+    tokenizer = load_tokenizer(parts["tokenizer"], {"joints_num": 22, "messages": "first_frame"})
+    network = load_network(parts["network"], PUBLISHED)
+    text = _text(parts["network"], files)
+    representation = REPRESENTATIONS[tokenizer.config.representation]
+    statistics = statistics_of(path, files, INTERHUMAN_STATISTICS, representation.frame_size)
+    config = InterMaskModelConfig(
+        name=f"intermask-{representation.name}",
+        fps=representation.fps,
+        min_frames=representation.min_frames,
+        max_frames=representation.max_frames,
+        network=network.config,
+        tokenizer=tokenizer.config,
+        text=text.config,
+    )
+    return InterMaskPipeline(config, network, tokenizer, text, statistics)
+
+
+def _text(state: Mapping[str, Tensor], files: Files) -> ClipTextEncoder:
+    """The tower that the file leaves out, and its adapter."""
+    source, reader = files.text or TOKENIZER, StrictReader(state)
+    sizes: dict[str, Any] = tower_sizes(source)
+    config = TextConfig(
+        kind="clip",
+        output_dim=sizes["width"],
+        num_layers=len({key.split(".")[2] for key in reader.keys("clipTrans.layers.")}) or 1,
+        feedforward_dim=reader.peek("clipTrans.layers.0.linear1.weight", 2)[0],
+        name_or_path=source,
+        **sizes,
+    )
+    text = ClipTextEncoder(config).eval()
+    load_tower(text)
+    load_adapter(state, text)
+    with_tower(text, files)
+    return text
+
+
+_MARKS = ("vq_model/", "t2m_transformer/", "net/quantizer.", "trans/token_emb.")
+LAYOUT = Layout(
+    "InterMask",
+    lambda keys: any(key.startswith(_MARKS) for key in keys),
+    ("stats", "tokenizer", "part", "text"),
+    _read_model,
+)

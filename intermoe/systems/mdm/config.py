@@ -81,16 +81,40 @@ class MDMModelConfig(RawMotionConfig):
         super().__post_init__()
         _check_representation(self.representation, ("interhuman", "humanml3d"), self.network)
 
+    @property
+    def default_steps(self) -> int:
+        """Every step of the schedule, by ancestral sampling."""
+        return self.diffusion.num_train_timesteps
+
+    @property
+    def default_guidance(self) -> float:
+        """That of the published text-to-motion model."""
+        return 2.5
+
 
 @dataclass(frozen=True)
 class ComMDMModelConfig(RawMotionConfig):
-    """A model of ComMDM; of InterHuman's motion, whose two persons ``intermoe.systems.mdm.canonical`` can place."""
+    """A model of ComMDM. ``representation``: of what its network diffuses, each person in their own frame.
+
+    What it makes is InterHuman's motion in any case, in which ``intermoe.systems.mdm.canonical`` places the two.
+    """
 
     system: str = "commdm"
     name: str = "commdm"
+    representation: str = "interhuman"
     network: ComMDMConfig = field(default_factory=lambda: ComMDMConfig(MDMConfig(262)))
     text: TextConfig = field(default_factory=lambda: TextConfig(output_dim=512))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_representation("interhuman", ("interhuman",), self.network)
+        _check_representation(self.representation, ("interhuman", "humanml3d"), self.network)
+
+    @property
+    def default_steps(self) -> int:
+        """Every step of the schedule, by ancestral sampling."""
+        return self.diffusion.num_train_timesteps
+
+    @property
+    def default_guidance(self) -> float:
+        """None, as published for text to motion."""
+        return 1.0

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from intermoe.checkpoints import StrictReader, require_setting
+from intermoe.checkpoints import StrictReader, read_checkpoint, require_setting
+from intermoe.motion.representation import REPRESENTATIONS
+from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
 from intermoe.nn.layers import sinusoid
-from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
+from intermoe.reading import read_json
+from intermoe.systems.mdm.config import ComMDMConfig, ComMDMModelConfig, MDMConfig, MDMModelConfig
 from intermoe.systems.mdm.network import MDM, ComMDM
-from intermoe.systems.published import SINUSOID_KEYS, read_parameters
+from intermoe.systems.mdm.pipeline import ComMDMPipeline, MDMPipeline
+from intermoe.systems.published import SINUSOID_KEYS, Files, Layout, read_parameters, statistics_of, with_tower
+from intermoe.text.clip import ClipPooledEncoder
+from intermoe.text.protocol import TextConfig
+from intermoe.text.tower import load_tower, projection_dim, tower_sizes
 
 
 def load_mdm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> MDM:
@@ -103,3 +111,65 @@ def _check_table(reader: StrictReader, key: str, dim: int) -> None:
     table = reader.take(key, (reader.peek(key, 3)[0], 1, dim))[:, 0]
     if not torch.allclose(table, sinusoid(torch.arange(len(table)), dim), atol=1e-4):
         raise ValueError(f"state_dict: {key!r} is not the sinusoidal table that the model is defined with")
+
+
+TEXT = "openai/clip-vit-base-patch32"
+"""The CLIP model whose text vectors the published networks were trained on; a text has at most 20 of its tokens."""
+_MAX_TOKENS = 22
+
+
+def _text(files: Files) -> ClipPooledEncoder:
+    source = files.text or TEXT
+    sizes: dict[str, Any] = tower_sizes(source)
+    sizes["max_tokens"] = min(sizes["max_tokens"], _MAX_TOKENS)
+    config = TextConfig(kind="clip_pooled", name_or_path=source, output_dim=projection_dim(source), **sizes)
+    text = ClipPooledEncoder(config).eval()
+    load_tower(text)
+    with_tower(text, files)
+    return text
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The published options, which lie beside the weights; none where they do not."""
+    beside = path.parent / "args.json"
+    values = read_json(beside) if beside.is_file() else {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{beside}: expected a mapping, got {type(values).__name__}")
+    return values
+
+
+def _common(path: Path, files: Files) -> tuple[dict[str, Tensor], dict[str, Any], Statistics, dict[str, Any]]:
+    """State dict, options, statistics, and what both models' configurations take from HumanML3D."""
+    state, _ = read_checkpoint(path)
+    motion = REPRESENTATIONS["humanml3d"]
+    statistics = statistics_of(path, files, ("Mean.npy", "Std.npy"), motion.frame_size)
+    shared = {"fps": motion.fps, "min_frames": motion.min_frames, "max_frames": motion.max_frames}
+    return state, _settings(path), statistics, shared | {"representation": motion.name}
+
+
+def _read_mdm(path: Path, files: Files) -> MDMPipeline:
+    state, options, statistics, shared = _common(path, files)
+    network, text = load_mdm(state, options), _text(files)
+    config = MDMModelConfig(name="mdm-humanml3d", network=network.config, text=text.config, **shared)
+    return MDMPipeline(config, network, text, statistics)
+
+
+def _read_commdm(path: Path, files: Files) -> ComMDMPipeline:
+    state, options, statistics, shared = _common(path, files)
+    network, text = load_commdm(state, options), _text(files)
+    config = ComMDMModelConfig(name="commdm-humanml3d", network=network.config, text=text.config, **shared)
+    return ComMDMPipeline(config, network, text, statistics)
+
+
+LAYOUT = Layout(
+    "MDM",
+    lambda keys: any(key.startswith("seqTransEncoder.layers.") for key in keys),
+    ("stats", "tokenizer", "text"),
+    _read_mdm,
+)
+LAYOUT_OF_TWO = Layout(
+    "ComMDM",
+    lambda keys: any(key.startswith("multi_person.") for key in keys),
+    ("stats", "tokenizer", "text"),
+    _read_commdm,
+)

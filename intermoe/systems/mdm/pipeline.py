@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from intermoe.motion.interhuman import from_joints
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.intergen.pipeline import RawMotionPipeline
@@ -40,7 +41,8 @@ class ComMDMPipeline(RawMotionPipeline):
     """A model of ComMDM. In its motion person 1 starts at the origin, facing Z+.
 
     The network diffuses a canonical entry, then the person's motion in their own frame; see
-    ``intermoe.systems.mdm.canonical``. Entries are not normalised.
+    ``intermoe.systems.mdm.canonical``. Entries are not normalised. Where that is HumanML3D's motion, as published, its
+    joints become InterHuman's motion, at its own frame rate; rotations are then those of a rig fitted to the joints.
     """
 
     config_type = ComMDMModelConfig
@@ -48,18 +50,34 @@ class ComMDMPipeline(RawMotionPipeline):
     schedulers = _SCHEDULERS
     entries = 1
 
+    def __init__(
+        self, config: ComMDMModelConfig, network: nn.Module, text_encoder: TextEncoder, statistics: Statistics
+    ) -> None:
+        super().__init__(config, network, text_encoder, statistics)
+        self.representation = dataclasses.replace(self.representation, fps=config.fps)
+        self.diffused = REPRESENTATIONS[config.representation]
+
     @staticmethod
     def build_network(config: ComMDMConfig) -> nn.Module:
         """ComMDM's network, freshly drawn."""
         return ComMDM(config)
 
     def to_motion(self, x: Tensor) -> Tensor:
-        """(B, 2, 1 + T, 262) to motion (B, 2, T, 262), person 2 placed beside person 1."""
+        """(B, 2, 1 + T, X) to motion (B, 2, T, 262), person 2 placed beside person 1."""
         entries, motion = x[:, :, 0], self.statistics.denormalise(x[:, :, 1:])
+        if self.diffused.name != self.representation.name:
+            joints = self.diffused.joints(motion).float()
+            motion = torch.stack([torch.stack([from_joints(person) for person in pair]) for pair in joints])
         second = to_common_frame(motion[:, 1], *placement(entries[:, 0], entries[:, 1]))
         return torch.stack([motion[:, 0], second], dim=1)
 
     def from_motion(self, motion: Tensor) -> Tensor:
-        """Motion (B, 2, T, 262) to each person's entry and motion in their own frame, (B, 2, 1 + T, 262)."""
+        """Motion (B, 2, T, 262) to each person's entry and motion in their own frame, (B, 2, 1 + T, 262).
+
+        Raises:
+            ValueError: the network diffuses another representation, which does not follow from motion.
+        """
+        if self.diffused.name != self.representation.name:
+            raise ValueError(f"motion: expected a network of {self.representation.name}, got {self.diffused.name}")
         own, entries = to_own_frame(motion)
         return torch.cat([entries[:, :, None], self.statistics.normalise(own)], dim=2)

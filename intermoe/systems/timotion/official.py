@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from intermoe.checkpoints import StrictReader, require_setting, setting
 from intermoe.nn.init import SkipRandomInit
-from intermoe.systems.intergen.official import read_feed_forward, read_frame, sizes
-from intermoe.systems.published import read_adaln, read_attention, read_parameters
-from intermoe.systems.timotion.config import TIMotionConfig
+from intermoe.systems.intergen.official import NETWORK_PREFIX, read_feed_forward, read_frame, read_parts, sizes
+from intermoe.systems.published import Files, Layout, read_adaln, read_attention, read_parameters
+from intermoe.systems.timotion.config import TIMotionConfig, TIMotionModelConfig
 from intermoe.systems.timotion.network import TIMotion
+from intermoe.systems.timotion.pipeline import TIMotionPipeline
 
 PUBLISHED: dict[str, Any] = {
     "input_feats": 262,
@@ -73,3 +75,26 @@ def _read_layer(reader: StrictReader, prefix: str, layer: Any) -> None:
         read_adaln(reader, f"{key}.norm2", block.norm2)
         read_parameters(reader, f"{key}.conv1", block.conv1)
         read_parameters(reader, f"{key}.conv2", block.conv2)
+
+
+def _read(path: Path, files: Files) -> TIMotionPipeline:
+    network, text, statistics = read_parts(path, files, _with_or_without_patterns)
+    sizes = network.config
+    if not isinstance(sizes, TIMotionConfig):
+        raise TypeError(f"network: expected TIMotion's, got one of {type(sizes).__name__}")
+    config = TIMotionModelConfig(name="timotion-interhuman", network=sizes, text=text.config, min_frames=15)
+    return TIMotionPipeline(config, network, text, statistics)
+
+
+def _with_or_without_patterns(state: Mapping[str, Tensor]) -> TIMotion:
+    """Both forms are published; only one has the convolutions."""
+    patterns = any(".conv.blocks." in key for key in state)
+    return load_network(state, {**PUBLISHED, "cfg": {**PUBLISHED["cfg"], "LPA": patterns}})
+
+
+def _fits(keys: Collection[str]) -> bool:
+    own = [key for key in keys if key.startswith(f"model.{NETWORK_PREFIX}")]
+    return bool(own) and not any(".ca_block." in key for key in own)
+
+
+LAYOUT = Layout("TIMotion", _fits, ("stats", "tokenizer"), _read)

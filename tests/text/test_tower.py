@@ -9,7 +9,7 @@ import torch
 
 from intermoe.text.clip import ClipTextEncoder
 from intermoe.text.protocol import TextConfig
-from intermoe.train.clip import load_tower
+from intermoe.text.tower import load_tower
 
 transformers = pytest.importorskip("transformers")
 

@@ -1,0 +1,110 @@
+"""What a comparison measures of one system: cost, motion and embeddings, by hand on a system that only counts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from intermoe.eval.compare import ComparisonSettings, cost, measure_system, prompts_of
+from intermoe.motion.representation import REPRESENTATIONS
+from intermoe.pipeline import ModelConfig
+
+
+class Dataset:
+    """Items of 20, 24 and 30 frames with two or three captions."""
+
+    data_set = SimpleNamespace(representation=REPRESENTATIONS["interhuman"], name="interhuman")
+    frames = (20, 24, 30)
+    words = (("a", "b", "c"), ("d", "e"), ("f", "g"))
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(index)
+        return {"motion": torch.randn(2, self.frames[index], 262, generator=generator)}
+
+    def num_frames(self, index: int) -> int:
+        return self.frames[index]
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.words[index]
+
+
+class Counting:
+    """Motion is a product with one matrix, as often as there are steps; it notes what it is asked for."""
+
+    config = ModelConfig()
+    representation = REPRESENTATIONS["interhuman"]
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.layer = nn.Linear(5, 262, bias=False)
+        self.calls: list[dict[str, Any]] = []
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"layer": self.layer}
+
+    def check(self, prompts: list[str], num_frames: int) -> None:
+        if prompts == ["refused"]:
+            raise ValueError("prompts: refused")
+
+    def sample(self, prompts: Any, lengths: Any, seeds: Any, **settings: Any) -> list[Tensor]:
+        self.calls.append({"prompts": list(prompts), "lengths": list(lengths), "seeds": list(seeds), **settings})
+        made = []
+        for length, seed in zip(lengths, seeds, strict=True):
+            noise = torch.randn(2, length, 5, generator=torch.Generator().manual_seed(seed))
+            for _ in range(settings["num_inference_steps"]):
+                motion = self.layer(noise)
+            made.append(motion)
+        return made
+
+
+def test_cost_by_hand() -> None:
+    pipeline: Any = Counting()
+    found = cost(pipeline, Dataset(), steps=3, guidance=1.0)  # type: ignore[arg-type]
+    assert found["flops"] == 3 * 2 * (2 * 24) * 5 * 262 / 1e9  # two for each multiply-add, of the middle length
+    assert found["parameters"] == 5 * 262 / 1e6
+    assert found["experts_per_token"] is None
+    assert found["seconds"] > 0
+
+
+def test_settings_reach_the_generation() -> None:
+    pipeline: Any = Counting()
+    settings = ComparisonSettings(seed=2, steps=4, guidance=1.5, captions=2, batch_size=4)
+    found = measure_system(pipeline, Dataset(), settings)  # type: ignore[arg-type]
+    of_items = pipeline.calls[:2]
+    assert [len(call["prompts"]) for call in of_items] == [4, 2]
+    asked = [row for call in of_items for row in zip(call["prompts"], call["lengths"], call["seeds"], strict=True)]
+    # first captions of all items, then second ones; seeds by place; short ones together
+    wanted = [("a", 20, 12), ("d", 24, 13), ("f", 30, 14), ("b", 20, 15), ("e", 24, 16), ("g", 30, 17)]
+    assert sorted(asked) == sorted(wanted)
+    assert [length for _, length, _ in asked] == [20, 20, 24, 24, 30, 30]
+    assert {(call["num_inference_steps"], call["guidance_scale"]) for call in pipeline.calls} == {(4, 1.5)}
+    assert np.isfinite(found["jitter"])
+    assert "fid" not in found  # nobody judges
+
+    pipeline = Counting()
+    measure_system(pipeline, Dataset(), ComparisonSettings())  # type: ignore[arg-type]
+    assert {(call["num_inference_steps"], call["guidance_scale"]) for call in pipeline.calls} == {(50, 3.5)}
+
+
+def test_as_many_captions_as_every_item_has() -> None:
+    dataset: Any = Dataset()
+    assert prompts_of(dataset, 9) == [(0, "a"), (1, "d"), (2, "f"), (0, "b"), (1, "e"), (2, "g")]
+    assert prompts_of(dataset, 1) == [(0, "a"), (1, "d"), (2, "f")]
+
+
+def test_what_a_system_refuses_is_told_before_it_works() -> None:
+    pipeline: Any = Counting()
+    dataset: Any = Dataset()
+    dataset.words = (("a",), ("refused",), ("b",))
+    with pytest.raises(ValueError, match="prompts: refused"):
+        measure_system(pipeline, dataset, ComparisonSettings())
+    assert not pipeline.calls

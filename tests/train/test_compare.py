@@ -1,0 +1,237 @@
+"""A comparison: rows of trained and loaded systems, measured alike, kept by what they are made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import intermoe.train
+from intermoe import cli
+from intermoe.data import InterHumanDataset
+from intermoe.eval.compare import ComparisonSettings
+from intermoe.metrics.kinematics import jitter
+from intermoe.pipeline import MotionPipeline
+from intermoe.train import compare
+from intermoe.train.compare import Comparison, ComparisonConfig, stage_values
+from intermoe.train.trainers import TRAINERS, trainer_of
+
+SHIPPED = Path(intermoe.train.__file__).parent / "configs" / "comparisons"
+TEXT = {"output_dim": 8, "width": 8, "num_layers": 1, "num_heads": 2, "feedforward_dim": 16, "vocab_size": 60}
+SIZES = {"text_dim": 8, "dim": 16, "num_layers": 2, "num_heads": 2, "feedforward_dim": 24}
+OPTIM = {"steps": 100, "warmup_steps": 50, "learning_rate": 1e-3, "ema_decay": 0.9}
+MDM = {**SIZES, "input_dim": 262}
+RECIPES: dict[str, dict[str, Any]] = {
+    "dense": {"trainer": "motion", "network": SIZES, "text": TEXT, "data": {"batch_size": 2}},
+    "experts": {
+        "trainer": "motion", "system": "intergen-experts", "text": TEXT, "data": {"batch_size": 2},
+        "network": {**SIZES, "num_experts": 3, "expert_dim": 8},
+    },
+    "alone": {"trainer": "mdm", "model": MDM, "text": TEXT, "data": {"batch_size": 2}},
+    "both": {
+        "trainer": "commdm", "data": {"batch_size": 2},
+        "model": {"backbone": MDM, "split": 1, "num_layers": 1, "num_heads": 2, "feedforward_dim": 16},
+    },
+    "judge": {
+        "trainer": "evaluator", "data": {"batch_size": 2},
+        "model": {
+            "width": 8, "num_layers": 1, "num_heads": 2, "feedforward_dim": 8, "embedding_dim": 4,
+            "text": TEXT | {"output_dim": 4},
+        },
+    },
+}  # fmt: skip
+SETTINGS = ComparisonSettings(steps=2, captions=2)
+MATRIX = {
+    "evaluator": "judge.json",
+    "published_on": "interhuman",
+    "changes": {"text.vocab_size": 70, "nobody.knows": 1},
+    "systems": [
+        {"name": "dense", "title": "Dense", "stages": ["dense.json"]},
+        {"name": "experts", "title": "With experts", "stages": ["experts.json"]},
+        {"name": "two", "title": "In two stages", "stages": ["alone.json", "both.json"], "shares": [0.25, 0.75]},
+        {"name": "one", "title": "One person", "stages": ["alone.json"]},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("matrix")
+    for name, values in RECIPES.items():
+        (folder / f"{name}.json").write_text(json.dumps({"optim": OPTIM, **values}), encoding="utf-8")
+    (folder / "matrix.json").write_text(json.dumps(MATRIX), encoding="utf-8")
+    return folder / "matrix.json"
+
+
+@pytest.fixture(scope="module")
+def done(matrix: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A comparison that ran whole, and its report."""
+    made = Comparison(matrix, tmp_path_factory.mktemp("out"), data=pairs, budget=4, settings=SETTINGS)
+    seen: list[tuple[str, int, int]] = []
+    report = made.run(progress=lambda *step: seen.append(step))
+    assert seen == [("dense", 0, 4), ("experts", 1, 4), ("two", 2, 4), ("one", 3, 4)]
+    return made, report
+
+
+def test_rows_and_their_measures(done: Any, pairs: Path) -> None:
+    rows = done[1].rows
+    assert list(rows) == ["ground truth", "Dense", "With experts", "In two stages", "One person"]
+    dataset = InterHumanDataset(pairs, "val", min_frames=16)
+    joints = [dataset.data_set.representation.joints(dataset[i]["motion"]).numpy() for i in range(2)]
+    assert rows["ground truth"]["jitter"] == pytest.approx(np.mean([jitter(each) for each in joints]), rel=1e-5)
+    assert "fid" not in rows["ground truth"]
+    for name in ("Dense", "With experts", "In two stages"):
+        for key in ("fid", "r_precision_1", "mm_dist", "diversity", "pelvis_wasserstein_cm", "bone_variation"):
+            assert np.isfinite(rows[name][key]), (name, key)
+    assert rows["Dense"]["experts_per_token"] is None
+    assert 0 < rows["With experts"]["experts_per_token"] <= 3
+    assert [rows[name]["train_steps"] for name in list(rows)[1:]] == [4, 4, 1 + 3, 4]
+    assert all(rows[name]["seconds"] > 0 and rows[name]["train_seconds"] > 0 for name in list(rows)[1:])
+    assert "pelvis_wasserstein_cm" not in rows["One person"]
+    assert "fid" not in rows["One person"]
+    assert rows["One person"]["jitter"] > 0
+    # of the second stage's model every number is of the pair: the block's weights beside the backbone's
+    assert rows["In two stages"]["parameters"] > rows["One person"]["parameters"]
+
+
+def test_parameters_are_those_without_the_text_encoder(done: Any) -> None:
+    comparison, report = done
+    (folder,) = (comparison.folder / "dense").iterdir()
+    pipeline: Any = MotionPipeline.from_pretrained(folder / "dense" / "run" / "model")
+    own = sum(parameter.numel() for parameter in pipeline.network.parameters())
+    assert report.rows["Dense"]["parameters"] == own / 1e6
+    assert json.loads((folder / "dense" / "run" / "config.json").read_text())["optim"]["warmup_steps"] == 0
+    assert pipeline.config.text.vocab_size == 70  # as the comparison changes it
+
+
+def test_what_is_done_is_read_and_another_seed_is_not(
+    done: Any, matrix: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("training began")
+
+    monkeypatch.setattr(compare, "train", fail)
+    again = Comparison(matrix, done[0].folder, data=pairs, budget=4, settings=SETTINGS).run()
+    assert again.rows == done[1].rows
+    for changes in ({"settings": ComparisonSettings(steps=2, captions=2, seed=1)}, {"budget": 5}):
+        other = Comparison(matrix, done[0].folder, **{"data": pairs, "budget": 4, "settings": SETTINGS, **changes})
+        with pytest.raises(RuntimeError, match="training began"):
+            other.run()
+
+
+def test_a_row_that_was_begun_is_gone_on_with(
+    matrix: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = Comparison(matrix, tmp_path, data=pairs, budget=4, settings=SETTINGS)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "measure_system", fail)
+        with pytest.raises(KeyboardInterrupt):
+            begun.run(only=["dense"])
+    (run,) = (tmp_path / "dense").iterdir()
+    trained = (run / "dense" / "run" / "model" / "model.safetensors").stat().st_mtime_ns
+    report = begun.run(only=["dense"])
+    assert list(report.rows) == ["ground truth", "Dense"]
+    assert (run / "dense" / "run" / "model" / "model.safetensors").stat().st_mtime_ns == trained
+
+
+def test_a_loaded_model_stands_in_its_row(done: Any, matrix: Path, pairs: Path, tmp_path: Path) -> None:
+    comparison, report = done
+    (folder,) = (comparison.folder / "dense").iterdir()
+    arguments: dict[str, Any] = {"data": pairs, "budget": 4, "settings": SETTINGS}
+    model = folder / "dense" / "run" / "model"
+    (judge,) = (comparison.folder / "evaluator").glob("*/run/model")
+    loaded = Comparison(matrix, tmp_path, models={"dense": model}, evaluator=judge, **arguments).run(only=["dense"])
+    apart = ("train_steps", "train_seconds", "seconds")
+    same = {key: value for key, value in report.rows["Dense"].items() if key not in apart}
+    assert {key: value for key, value in loaded.rows["Dense"].items() if key not in apart} == same
+    assert loaded.rows["Dense"]["train_steps"] is None
+
+
+def test_the_table_has_the_published_rows_beside(done: Any) -> None:
+    comparison, report = done
+    header, *lines = report.table()
+    assert header[0] == "system"
+    assert "experts per token" in header
+    named = {line[0]: dict(zip(header, line, strict=True)) for line in lines}
+    assert named["InterGen *"]["FID"] == "5.918"
+    assert named["InterGen weights †"]["R@3"] == "0.676"
+    assert named["ComMDM ‡"]["MM-Dist"] == "6.212"
+    assert named["InterGen *"]["jitter (m/s³)"] == "–"
+    text = (comparison.folder / "comparison.md").read_text(encoding="utf-8")
+    assert "Conditions: budget 4 steps a system, data pairs" in text
+    assert "† released weights" in text
+    saved = json.loads((comparison.folder / "comparison.json").read_text())
+    assert saved["rows"]["Dense"] == report.rows["Dense"]
+    assert {"name": "HINT", "mark": "*"}.items() <= saved["published"][-1].items()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": 0}, "budget: expected at least one step, got 0"),
+        ({"models": {"tow": "x"}}, r"load: no systems \['tow'\], there are dense, experts, two, one"),
+        ({"settings": ComparisonSettings(steps=1001)}, "in .1, 1000., the schedule of dense, got 1001"),
+        ({"data": "nowhere"}, "data.root: not a folder: nowhere"),
+    ],
+)  # fmt: skip
+def test_refusals_come_before_any_work(
+    changes: dict[str, Any], message: str, matrix: Path, pairs: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Comparison(matrix, tmp_path, **{"data": pairs, "budget": 4, "settings": SETTINGS, **changes})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shares": [1.0, 0.5]}, "shares: must be as many as stages, 1"),
+        ({"shares": [0.5]}, "shares: must be positive, with the sum 1"),
+        ({"stages": []}, "stages: must be at least one recipe"),
+        ({"name": "a/b"}, "name: must be usable as a folder's name"),
+    ],
+)
+def test_systems_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ComparisonConfig.from_dict({"systems": [{"name": "a", "title": "A", "stages": ["x"], **changes}]})
+
+
+def test_settings_that_do_not_fit() -> None:
+    for name, value in (("seed", -1), ("steps", 0), ("guidance", 0.5), ("captions", 0), ("batch_size", 0)):
+        with pytest.raises(ValueError, match=f"^{name}: must be"):
+            ComparisonSettings(**{name: value})
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_comparisons_are_of_recipes_that_there_are(path: Path) -> None:
+    config = ComparisonConfig.load(path)
+    for system in config.systems:
+        for recipe in system.stages:
+            values = stage_values(config.recipe(SHIPPED / recipe), 30, 7)
+            own = TRAINERS[trainer_of(SHIPPED / recipe)].config.from_dict(values)
+            assert (own.optim.steps, own.seed) == (30, 7)
+            assert own.optim.warmup_steps <= 3
+
+
+def test_the_command(done: Any, matrix: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    options = ["--data", str(pairs), "--budget", "4", "--steps", "2", "--captions", "2", "--only", "experts"]
+    result = CliRunner().invoke(cli.app, ["compare", str(matrix), "--out", str(done[0].folder), *options])
+    assert result.exit_code == 0, result.output
+    assert "With experts" in result.stdout
+    assert result.stdout.strip().endswith("comparison.md")
+    for wrong, message in (
+        (["--load", "dense"], "--load: expected NAME=FOLDER, got 'dense'"),
+        (["--only", "denes"], "only: no systems ['denes']"),
+    ):
+        result = CliRunner().invoke(cli.app, ["compare", str(matrix), "--out", str(done[0].folder), *options, *wrong])
+        assert result.exit_code == 2
+        assert message in result.stderr
