@@ -10,9 +10,7 @@ import typer
 from intermoe.cli.common import (
     DEFAULT_MODEL,
     DataOption,
-    GuidanceOption,
     SeedsOption,
-    StepsOption,
     check_folder,
     check_sampling,
     parse_seeds,
@@ -36,8 +34,8 @@ def ablate(
         Path | None, typer.Option(help="Folder of a trained evaluator, for FID and R-Precision.")
     ] = None,
     seeds: SeedsOption = "0",
-    steps: StepsOption = 50,
-    guidance: GuidanceOption = 3.5,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 50,
+    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 turns guidance off.")] = 3.5,
 ) -> None:
     """Train variants of one recipe with the same seed and data, measure them, and print one table.
 

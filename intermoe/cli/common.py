@@ -24,8 +24,10 @@ USER_ERRORS = (ValueError, OSError, ModuleNotFoundError, FloatingPointError)
 DEFAULT_MODEL = "duets"
 ModelOption = Annotated[str, typer.Option(help="Name of a shipped model, or a model folder.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, xpu, mps, ...; auto takes a GPU if there is one.")]
-StepsOption = Annotated[int, typer.Option(help="Sampling steps.")]
-GuidanceOption = Annotated[float, typer.Option(help="Guidance scale; 1 turns guidance off.")]
+StepsOption = Annotated[int | None, typer.Option(help="Sampling steps; by default the model's own number.")]
+GuidanceOption = Annotated[
+    float | None, typer.Option(help="Guidance scale, by default the model's own; 1 turns guidance off.")
+]
 DataOption = Annotated[Path, typer.Option(help="Folder of the data as published, or its cache from intermoe prepare.")]
 FormatOption = Annotated[
     list[str] | None,
@@ -50,11 +52,11 @@ def reported() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def check_sampling(steps: int, guidance: float, seed: int, *, seeds: int = 1) -> None:
-    """Refuse what no model can sample with; ``seeds`` are drawn with, from ``seed`` on."""
-    if steps < 1:
+def check_sampling(steps: int | None, guidance: float | None, seed: int, *, seeds: int = 1) -> None:
+    """Refuse what no model can sample with; ``None`` is the model's own value, ``seeds`` are drawn with from ``seed`` on."""
+    if steps is not None and steps < 1:
         raise ValueError(f"--steps: must be >= 1, got {steps}")
-    if not 1 <= guidance < math.inf:
+    if guidance is not None and not 1 <= guidance < math.inf:
         raise ValueError(f"--guidance: must be >= 1 and finite, got {guidance}")
     if not 0 <= seed <= 2**63 - seeds:
         end = "2**63)" if seeds == 1 else f"2**63 - {seeds}] for {seeds} prompts"
@@ -124,7 +126,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def load_pipeline(
-    model: str, device: str, *, frames: int | None = None, scheduler: str | None = None, steps: int = 1
+    model: str, device: str, *, frames: int | None = None, scheduler: str | None = None, steps: int | None = None
 ) -> MotionPipeline:
     """The pipeline; what its configuration alone can refuse is refused before the weights are read."""
     import torch
@@ -137,7 +139,9 @@ def load_pipeline(
         raise ValueError(
             f"--frames: must be in [{config.min_frames}, {config.max_frames}] for model {model!r}, got {frames}"
         )
-    if config.max_steps is not None and steps > config.max_steps:
+    if steps is not None and steps < config.min_steps:
+        raise ValueError(f"--steps: must be >= {config.min_steps} for model {model!r}, got {steps}")
+    if steps is not None and config.max_steps is not None and steps > config.max_steps:
         raise ValueError(f"--steps: must be in [1, {config.max_steps}], the schedule of model {model!r}, got {steps}")
     schedulers = SYSTEMS[config.system].schedulers
     if scheduler is not None and scheduler not in schedulers:
@@ -145,6 +149,15 @@ def load_pipeline(
     place = usable_device(device)
     backends.resolve(place, torch.float32)  # refuses what is forced and cannot serve
     return MotionPipeline.from_pretrained(model, device=place)
+
+
+def own_sampling(pipeline: MotionPipeline, steps: int | None, guidance: float | None) -> tuple[int, float]:
+    """Steps and guidance: the given ones, or the model's own."""
+    config = pipeline.config
+    return (
+        config.default_steps if steps is None else steps,
+        config.default_guidance if guidance is None else guidance,
+    )
 
 
 def usable_device(name: str) -> torch.device:

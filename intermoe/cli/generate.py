@@ -22,6 +22,7 @@ from intermoe.cli.common import (
     check_formats,
     check_sampling,
     load_pipeline,
+    own_sampling,
     parse_view,
     progress_bar,
     reported,
@@ -43,8 +44,8 @@ def generate(
         int | None, typer.Option(help="Length in frames, 30 a second. Default: 120, or what the model can.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Prompt i is drawn with seed + i.")] = 0,
-    steps: StepsOption = 50,
-    guidance: GuidanceOption = 3.5,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
     scheduler: SchedulerOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the files; made if absent.")] = Path("results"),
     model: ModelOption = DEFAULT_MODEL,
@@ -83,6 +84,7 @@ def generate(
         check_sampling(steps, guidance, seed, seeds=len(chosen))
         check_folder(out)
         pipeline = load_pipeline(model, device, frames=frames, scheduler=scheduler, steps=steps)
+        num_steps, scale = own_sampling(pipeline, steps, guidance)
         kept = _read_control(pipeline, control, react_to, resample, frames)
         first = segments[0][1] if segments else frames or _default_frames(kept, react_to)
         num_frames = frames or min(first, pipeline.config.max_frames)
@@ -92,21 +94,21 @@ def generate(
         out.mkdir(parents=True, exist_ok=True)
         details: dict[str, str | int | float] = {
             "model": model,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
+            "num_inference_steps": num_steps,
+            "guidance_scale": scale,
             "scheduler": scheduler or pipeline.schedulers[0],
             **({"control": str(control or react_to)} if kept else {}),
         }
         written: list[Path] = []
         takes: list[Take] = []
         options: dict[str, Any] = {
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
+            "num_inference_steps": num_steps,
+            "guidance_scale": scale,
             "scheduler": scheduler,
         }
         with progress_bar() as progress:
             batches = range(0, 1 if segments else len(chosen), BATCH_SIZE)
-            sampling = progress.add_task("sampling", total=len(batches) * steps)
+            sampling = progress.add_task("sampling", total=len(batches) * num_steps)
             writing = progress.add_task("writing", total=(1 if segments else len(chosen)) * len(formats))
             for number, start in enumerate(batches):
 

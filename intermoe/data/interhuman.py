@@ -68,7 +68,15 @@ class InterHumanReader:
 
 def _read_raw(path: Path, name: str) -> Array:
     label = f"{name}: {path.parent.name}/{path.name}"
-    raw = read_motion(path, name, FILE_WIDTH)[:, _USED_COLUMNS]
+    return usable_columns(read_motion(path, name, FILE_WIDTH)[:, _USED_COLUMNS], label)
+
+
+def usable_columns(raw: Array, label: str) -> Array:
+    """Source columns (F, 192), their rotations column after column, with those brought to rows.
+
+    Raises:
+        ItemError: numbers that cannot be right, or a frame without a facing direction; names ``label``.
+    """
     check_values(raw, label)
     # an item may begin with any frame, and with either person
     directed = has_direction(raw)

@@ -23,6 +23,7 @@ DATA_SETS: Registry[DataSet] = Registry(
         "interhuman": "intermoe.data.interhuman:DATA_SET",
         "interx": "intermoe.data.interx:DATA_SET",
         "humanml3d": "intermoe.data.humanml3d:DATA_SET",
+        "solo": "intermoe.data.single:DATA_SET",
     },
 )
 STATISTICS_PASSES = 4

@@ -7,6 +7,8 @@ A rot6D holds the first two columns of a local rotation row by row: r00 r01 r10 
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -195,3 +197,6 @@ INTERHUMAN = Representation(
     from_joints=from_joints,
     turned=turned,
 )
+
+SOLO = dataclasses.replace(INTERHUMAN, name="solo", persons=1)
+"""InterHuman's columns of one person alone."""

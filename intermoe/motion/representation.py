@@ -82,5 +82,6 @@ REPRESENTATIONS: Registry[Representation] = Registry(
         "interhuman": "intermoe.motion.interhuman:INTERHUMAN",
         "interx": "intermoe.motion.interx:INTERX",
         "humanml3d": "intermoe.motion.humanml3d:HUMANML3D",
+        "solo": "intermoe.motion.interhuman:SOLO",
     },
 )

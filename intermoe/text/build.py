@@ -15,8 +15,8 @@ def build_text_encoder(config: TextConfig, tokenizer_json: str | None) -> TextEn
     Args:
         config: which encoder and its sizes.
         tokenizer_json: content of ``tokenizer.json``: needed by ``wordpiece`` and ``wordvectors``, optional for
-            both kinds of ``clip`` (otherwise loaded by name at the first prompt), must be ``None`` for ``huggingface``, which
-            has its own.
+            both kinds of ``clip`` (otherwise loaded by name at the first prompt), must be ``None`` for
+            ``huggingface``, which has its own.
 
     Raises:
         ValueError: if the tokenizer is missing or not wanted, or the encoder cannot be loaded.

@@ -22,7 +22,7 @@ from intermoe.motion.statistics import Statistics
 from intermoe.nn.multihead import EncoderLayer
 from intermoe.systems.files import write_model
 from intermoe.systems.mdm.canonical import to_own_frame
-from intermoe.systems.mdm.config import ComMDMConfig, ComMDMModelConfig, MDMConfig, MDMModelConfig
+from intermoe.systems.mdm.config import ALONE, ComMDMConfig, ComMDMModelConfig, MDMConfig, MDMModelConfig
 from intermoe.systems.mdm.losses import motion_errors
 from intermoe.systems.mdm.network import MDM, ComMDM
 from intermoe.systems.mdm.pipeline import MDMPipeline
@@ -51,7 +51,7 @@ class MDMTrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_data(self, self.model, ("interhuman", "humanml3d"))
+        _check_data(self, self.model, ALONE)
         expected = f"model.text_dim={self.model.text_dim}"
         _require(self.text.output_dim == self.model.text_dim, "text.output_dim", expected, self.text.output_dim)
 

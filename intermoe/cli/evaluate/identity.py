@@ -19,6 +19,7 @@ from intermoe.cli.common import (
     check_new_file,
     check_sampling,
     load_pipeline,
+    own_sampling,
     parse_seeds,
     print_table,
     progress,
@@ -35,8 +36,8 @@ def evaluate_identity(
     ] = None,
     split: SplitOption = "val",
     seeds: SeedsOption = "0",
-    steps: StepsOption = 50,
-    guidance: GuidanceOption = 3.5,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
     out: NumbersOption = Path("identity.json"),
     strict: StrictOption = False,
     device: DeviceOption = "auto",
@@ -47,6 +48,7 @@ def evaluate_identity(
         check_sampling(steps, guidance, min(chosen))
         check_new_file(out)
         pipeline = None if model is None else load_pipeline(model, device, steps=steps)
+        num_steps, scale = (1, 1.0) if pipeline is None else own_sampling(pipeline, steps, guidance)
         from intermoe.data import InterHumanDataset
         from intermoe.eval import evaluate_identity
         from intermoe.eval.kinematics import check_generation
@@ -65,8 +67,8 @@ def evaluate_identity(
                 dataset,
                 pipeline,
                 seeds=chosen,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
+                num_inference_steps=num_steps,
+                guidance_scale=scale,
                 progress=told,
             )
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from intermoe.cli.common import (
     check_new_file,
     check_sampling,
     load_pipeline,
+    own_sampling,
     parse_seeds,
     print_table,
     progress,
@@ -32,8 +33,8 @@ def evaluate_kinematics(
     model: ModelOption = DEFAULT_MODEL,
     split: SplitOption = "val",
     seeds: SeedsOption = "0,1,2",
-    steps: StepsOption = 50,
-    guidance: GuidanceOption = 3.5,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
     out: NumbersOption = Path("kinematics.json"),
     strict: StrictOption = False,
     device: DeviceOption = "auto",
@@ -44,6 +45,7 @@ def evaluate_kinematics(
         check_sampling(steps, guidance, min(chosen))
         check_new_file(out)
         pipeline = load_pipeline(model, device, steps=steps)
+        num_steps, scale = own_sampling(pipeline, steps, guidance)
         from intermoe.data import InterHumanDataset
         from intermoe.eval import kinematics
 
@@ -57,8 +59,8 @@ def evaluate_kinematics(
                 pipeline,
                 dataset,
                 seeds=chosen,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
+                num_inference_steps=num_steps,
+                guidance_scale=scale,
                 progress=told,
             )
         out.parent.mkdir(parents=True, exist_ok=True)

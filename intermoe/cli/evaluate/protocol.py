@@ -22,6 +22,7 @@ from intermoe.cli.common import (
     check_folder,
     check_sampling,
     load_pipeline,
+    own_sampling,
     print_table,
     progress,
     reported,
@@ -48,8 +49,8 @@ def evaluate_protocol(
     ] = None,
     mm_captions: Annotated[int, typer.Option(help="Texts for MModality, at most one an item.")] = 100,
     mm_samples: Annotated[int, typer.Option(help="Motions of each of them.")] = 30,
-    steps: StepsOption = 50,
-    guidance: GuidanceOption = 3.5,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
     scheduler: SchedulerOption = None,
     generation_batch: Annotated[int, typer.Option(help="Motions that are generated together.")] = 64,
     texts: Annotated[
@@ -78,6 +79,7 @@ def evaluate_protocol(
         judge = load_evaluator(evaluator)
         words = read_texts(texts or _texts(data)) if judge.reads_tokens else None
         pipeline = load_pipeline(model, here.device if device == "auto" else device, scheduler=scheduler, steps=steps)
+        num_steps, scale = own_sampling(pipeline, steps, guidance)
         judge.to(pipeline.device)
         dataset = _open(protocol, data, split, seed, pipeline)
         compared = protocol.batch_size if batch_size is None else batch_size
@@ -94,8 +96,8 @@ def evaluate_protocol(
             seed=seed,
             mm_captions=min(mm_captions, len(dataset)),
             mm_samples=mm_samples,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
+            num_inference_steps=num_steps,
+            guidance_scale=scale,
             scheduler=scheduler or pipeline.schedulers[0],
             generation_batch=generation_batch,
         )

@@ -9,6 +9,9 @@ from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.systems.intergen.config import RawMotionConfig
 from intermoe.text.protocol import TextConfig
 
+ALONE = ("interhuman", "humanml3d", "solo")
+"""Representations whose persons MDM makes, each alone."""
+
 
 @dataclass(frozen=True)
 class MDMConfig(Config):
@@ -79,7 +82,7 @@ class MDMModelConfig(RawMotionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_representation(self.representation, ("interhuman", "humanml3d"), self.network)
+        _check_representation(self.representation, ALONE, self.network)
 
     @property
     def default_steps(self) -> int:

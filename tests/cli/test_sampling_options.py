@@ -1,0 +1,55 @@
+"""Steps and guidance of a command: the model's own where nobody asks, and refused early where it has no such."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from intermoe.cli.common import check_sampling, load_pipeline, own_sampling
+from intermoe.pipeline import MotionPipeline
+from intermoe.systems.intergen.config import InterGenModelConfig
+from intermoe.systems.intermask.config import InterMaskModelConfig
+from intermoe.systems.mdm.config import ComMDMModelConfig
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [(InterGenModelConfig(), (50, 3.5)), (InterMaskModelConfig(), (20, 2.0)), (ComMDMModelConfig(), (1000, 1.0))],
+)
+def test_the_models_own_numbers_where_nobody_asks(config: Any, expected: tuple[int, float]) -> None:
+    pipeline: Any = SimpleNamespace(config=config)
+    assert own_sampling(pipeline, None, None) == expected
+    assert own_sampling(pipeline, 7, None) == (7, expected[1])
+    assert own_sampling(pipeline, None, 1.5) == (expected[0], 1.5)
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "message"),
+    [
+        (InterMaskModelConfig(), 1, "--steps: must be >= 2 for model 'there', got 1"),
+        (InterGenModelConfig(), 1001, r"--steps: must be in \[1, 1000\], the schedule of model 'there', got 1001"),
+        (ComMDMModelConfig(), 1001, r"--steps: must be in \[1, 1000\], the schedule of model 'there', got 1001"),
+    ],
+)
+def test_steps_that_a_model_does_not_have_are_refused_before_its_weights_are_read(
+    config: Any, steps: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("work began")
+
+    monkeypatch.setattr("intermoe.pipeline.model_config", lambda model: config)
+    monkeypatch.setattr(MotionPipeline, "from_pretrained", fail)
+    with pytest.raises(ValueError, match=message):
+        load_pipeline("there", "cpu", steps=steps)
+    for own in (None, 2):
+        with pytest.raises(RuntimeError, match="work began"):
+            load_pipeline("there", "cpu", steps=own)
+
+
+def test_what_no_model_takes() -> None:
+    check_sampling(None, None, 0)
+    for steps, guidance, name in ((0, None, "--steps"), (None, 0.5, "--guidance"), (None, float("inf"), "--guidance")):
+        with pytest.raises(ValueError, match=name):
+            check_sampling(steps, guidance, 0)
