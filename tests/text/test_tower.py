@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from intermoe.text.clip import ClipTextEncoder
+from intermoe.text.build import build_text_encoder
+from intermoe.text.clip import ClipPooledEncoder, ClipPrompts, ClipTextEncoder
 from intermoe.text.protocol import TextConfig
 from intermoe.text.tower import load_tower
 
@@ -22,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         max_position_embeddings=7, hidden_act="quick_gelu", projection_dim=8,
     )  # fmt: skip
     transformers.CLIPTextModel(config).save_pretrained(tmp_path / "clip")
-    monkeypatch.setattr(ClipTextEncoder, "load_tokenizer", lambda self, name: None)
+    monkeypatch.setattr(ClipPrompts, "load_tokenizer", lambda self, name: None)
     return tmp_path / "clip"
 
 
@@ -48,3 +49,20 @@ def test_another_size_and_an_absent_model_are_refused(folder: Path, tmp_path: Pa
         load_tower(ClipTextEncoder(_config(folder, clip_layers=3)))
     with pytest.raises(ValueError, match=r"text\.name_or_path: cannot load CLIP's text tower"):
         load_tower(ClipTextEncoder(_config(tmp_path / "absent")))
+
+
+def test_the_pooled_vector_is_the_pretrained_models_own(folder: Path, tmp_path: Path) -> None:
+    """Of a text that is cut to fewer positions than the tower has: what is behind its end does not reach it."""
+    config = transformers.CLIPTextConfig.from_pretrained(folder)
+    theirs = transformers.CLIPTextModelWithProjection(config).eval()
+    theirs.save_pretrained(tmp_path / "pooled")
+    sizes = {"width": 16, "output_dim": 8, "clip_layers": 2, "clip_heads": 4, "num_heads": 2}
+    text = TextConfig(kind="clip_pooled", name_or_path=str(tmp_path / "pooled"), max_tokens=6, vocab_size=50, **sizes)
+    encoder = build_text_encoder(text, None)
+    assert isinstance(encoder, ClipPooledEncoder)
+    load_tower(encoder)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    tokens = torch.tensor([[1, 4, 9, 49, 0, 0], [1, 7, 3, 5, 2, 49]])
+    longer = torch.nn.functional.pad(tokens, (0, 1))
+    states = theirs.text_model(longer).last_hidden_state[torch.arange(2), tokens.argmax(dim=1)]
+    torch.testing.assert_close(encoder.encode_tokens(tokens), theirs.text_projection(states), atol=1e-5, rtol=1e-5)
