@@ -19,6 +19,7 @@ from intermoe.cli.common import (
     check_folder,
     check_sampling,
     load_pipeline,
+    own_sampling,
     progress,
     reported,
 )
@@ -42,8 +43,8 @@ def routing(
     prompt: Annotated[str, typer.Argument(help="What the two people do; with --item, the text to noised motion.")] = "",
     frames: Annotated[int | None, typer.Option(help="Length in frames. Default: 120, or what the model can.")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    steps: StepsOption = 50,
-    guidance: GuidanceOption = 3.5,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
     data: Annotated[Path | None, typer.Option(help="Folder of motion in InterHuman's layout, for --item.")] = None,
     split: Annotated[str, typer.Option(help="Split of --item.")] = "val",
     item: Annotated[str | None, typer.Option(help="Route this item of the data instead of generating.")] = None,
@@ -80,13 +81,14 @@ def routing(
         else:
             num_frames = frames or min(120, pipeline.config.max_frames)
             pipeline.check([prompt], num_frames)
+            num_steps, scale = own_sampling(pipeline, steps, guidance)
             with progress("sampling") as told:
                 trace = trace_generation(
                     pipeline,
                     prompt,
                     num_frames=num_frames,
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
+                    num_inference_steps=num_steps,
+                    guidance_scale=scale,
                     seed=seed,
                     progress=told,
                 )
