@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from intermoe.reading import read_json
 
 DIVERSITY_PAIRS = 300
 MULTIMODALITY_PAIRS = 10
@@ -67,7 +66,8 @@ class Protocol:
 
 
 def _published(data: str) -> tuple[Published, ...]:
-    rows: list[dict[str, Any]] = read_json(Path(__file__).with_name("published.json"))[data]
+    content = Path(__file__).with_name("published.json").read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = json.loads(content)[data]
     return tuple(Published(**{**row, "r_precision": tuple(row.get("r_precision", ()))}) for row in rows)
 
 

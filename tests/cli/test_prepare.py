@@ -49,7 +49,7 @@ def test_prepare_reports_by_name_and_is_done_once(few: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("dancing", "."), "representation: expected one of interhuman, interx, humanml3d, got 'dancing'"),
+        (("dancing", "."), "representation: expected one of interhuman, interx, humanml3d, solo, got 'dancing'"),
         (("interhuman", "absent"), "root: not a folder: absent"),
         (("interhuman", "tests"), "tests: lists no split (expected interhuman's layout: split/<split>.txt, motions_"),
         (("interx", "tests"), "tests: lists no split (expected interx's layout: splits/<split>.txt, motions/<split>"),

@@ -35,7 +35,8 @@ def make(tiny_pipeline: Any, tiny_evaluator: Any, bowing: Path, tmp_path: Path) 
 
 
 def test_every_protocol_is_of_a_data_set_and_a_command() -> None:
-    assert {name: protocol.data for name, protocol in PROTOCOLS.items()} == {name: name for name in DATA_SETS}
+    published = [name for name in DATA_SETS if name != "solo"]  # which nobody has published numbers of
+    assert {name: protocol.data for name, protocol in PROTOCOLS.items()} == {name: name for name in published}
     commands = {command.name for command in app.registered_commands}
     assert commands == {"kinematics", "identity", *PROTOCOLS}
 
