@@ -134,11 +134,12 @@ def prompts_of(dataset: MotionDataset, captions: int) -> list[tuple[int, str]]:
 def cost(pipeline: MotionPipeline, dataset: MotionDataset, steps: int, guidance: float) -> Numbers:
     """Of one motion of the data's middle length, alone: operations, seconds (median of ``TIMINGS``), experts a token.
 
-    Parameters are in millions, the text encoder's left out; operations in units of 10^9, two for each multiply-add.
+    Parameters are in millions, the text encoder's left out; operations in units of 10^9, two for each multiply-add. The
+    model's parameters ask for no gradient afterwards.
     """
     frames = int(np.median([dataset.num_frames(index) for index in range(len(dataset))]))
     caption = dataset.captions(0)[0]
-    parts = nn.ModuleDict(pipeline.modules)
+    parts = nn.ModuleDict(pipeline.modules).requires_grad_(False)  # views of parameters would trip the counter
 
     def make() -> None:
         pipeline.sample([caption], [frames], [0], num_inference_steps=steps, guidance_scale=guidance)

@@ -75,6 +75,29 @@ def test_cost_by_hand() -> None:
     assert found["seconds"] > 0
 
 
+class Viewing(Counting):
+    """Its network is called with a row of one of its parameters, as masked transformers call theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, 5)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"layer": self.layer, "table": self.table}
+
+    def sample(self, prompts: Any, lengths: Any, seeds: Any, **settings: Any) -> list[Tensor]:
+        self.layer(self.table.weight[1])
+        return super().sample(prompts, lengths, seeds, **settings)
+
+
+def test_a_view_of_a_parameter_is_counted_too() -> None:
+    pipeline: Any = Viewing()
+    with torch.no_grad():
+        found = cost(pipeline, Dataset(), steps=1, guidance=1.0)  # type: ignore[arg-type]
+    assert found["flops"] == 2 * (2 * 24 + 1) * 5 * 262 / 1e9
+
+
 def test_settings_reach_the_generation() -> None:
     pipeline: Any = Counting()
     settings = ComparisonSettings(seed=2, steps=4, guidance=1.5, captions=2, batch_size=4)
