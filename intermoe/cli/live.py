@@ -17,6 +17,7 @@ from intermoe.cli.common import (
     check_folder,
     check_sampling,
     load_pipeline,
+    own_sampling,
     reported,
 )
 
@@ -30,7 +31,7 @@ def live(
     seed: Annotated[int, typer.Option(help="Of the first frames.")] = 0,
     steps: Annotated[int, typer.Option(help="Sampling steps of every chunk.")] = 4,
     chunk: Annotated[int, typer.Option(help="Frames that are made together.")] = 20,
-    guidance: GuidanceOption = 3.5,
+    guidance: GuidanceOption = None,
     scheduler: SchedulerOption = None,
     out: Annotated[Path, typer.Option(help="Folder for what is saved on the page; made when it is.")] = Path("results"),
     model: ModelOption = DEFAULT_MODEL,
@@ -51,8 +52,9 @@ def live(
         check_sampling(steps, guidance, seed)
         check_folder(out)
         pipeline = load_pipeline(model, device, scheduler=scheduler, steps=steps)
+        _, scale = own_sampling(pipeline, steps, guidance)
         motion = pipeline.live(
-            prompt, seed=seed, num_inference_steps=steps, guidance_scale=guidance, scheduler=scheduler, chunk=chunk
+            prompt, seed=seed, num_inference_steps=steps, guidance_scale=scale, scheduler=scheduler, chunk=chunk
         )
 
         def save(joints: npt.NDArray[np.float32], words: str, format: str) -> list[Path]:
