@@ -53,7 +53,7 @@ def reported() -> Iterator[None]:
 
 
 def check_sampling(steps: int | None, guidance: float | None, seed: int, *, seeds: int = 1) -> None:
-    """Refuse what no model can sample with; ``None`` is the model's own value, ``seeds`` are drawn with from ``seed`` on."""
+    """Refuse what no model samples with; ``None`` is the model's own. ``seeds`` are drawn with from ``seed`` on."""
     if steps is not None and steps < 1:
         raise ValueError(f"--steps: must be >= 1, got {steps}")
     if guidance is not None and not 1 <= guidance < math.inf:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def live(
-    prompt: Annotated[str, typer.Argument(help="What the two people do at first.")] = "Two people dance salsa.",
+    prompt: Annotated[str, typer.Argument(help="What the two people do at first.")] = "Two people walk side by side.",
     seed: Annotated[int, typer.Option(help="Of the first frames.")] = 0,
     steps: Annotated[int, typer.Option(help="Sampling steps of every chunk.")] = 4,
     chunk: Annotated[int, typer.Option(help="Frames that are made together.")] = 20,

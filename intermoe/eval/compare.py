@@ -20,9 +20,10 @@ from intermoe.data.dataset import MotionDataset
 from intermoe.eval.protocol import PROTOCOLS, Published
 from intermoe.evaluators.evaluator import Evaluator
 from intermoe.files import write_json, write_text
+from intermoe.metrics.clips import Clip, measure
 from intermoe.metrics.distribution import diversity, frechet_distance, retrieval
 from intermoe.metrics.identity import MERGE_DISTANCE, SWAP_THRESHOLD, measure_identity, min_frames
-from intermoe.metrics.kinematics import Clip, bone_variation, floor_penetration, foot_contact, jitter, measure
+from intermoe.metrics.kinematics import bone_variation, floor_penetration, foot_contact, jitter
 from intermoe.nn.moe import InterMoEBlock
 from intermoe.routing.record import record_routing
 from intermoe.text.protocol import TextEncoder
@@ -185,7 +186,7 @@ def _of_motion(pairs: Sequence[tuple[Tensor, str]], dataset: MotionDataset) -> N
     truth = [Clip(representation.joints(dataset[index]["motion"]).float().numpy()) for index in range(len(dataset))]
     clips = [Clip(each, (caption,)) for each, (_, caption) in zip(joints, pairs, strict=True)]
     found = measure(clips, truth, paired=False, fps=representation.fps)
-    numbers: Numbers = {key: value for key, value in vars(found).items() if key not in ("clips", "joint_error_cm")}
+    numbers: Numbers = {key: value for key, value in found.items() if key not in ("clips", "joint_error_cm")}
     long = [
         measure_identity(each, fps=representation.fps)
         for each in joints

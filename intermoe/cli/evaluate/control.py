@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from intermoe.cli.common import (
+    DEFAULT_MODEL,
     DataOption,
     DeviceOption,
     GuidanceOption,
@@ -19,6 +20,7 @@ from intermoe.cli.common import (
     check_new_file,
     check_sampling,
     load_pipeline,
+    own_sampling,
     print_table,
     progress,
     reported,
@@ -27,13 +29,13 @@ from intermoe.cli.common import (
 
 def evaluate_control(
     data: DataOption,
-    model: ModelOption = "salsa",
+    model: ModelOption = DEFAULT_MODEL,
     split: SplitOption = "val",
     limit: Annotated[int, typer.Option(help="Items that are measured.")] = 8,
     best_of: Annotated[int, typer.Option(help="Reactions to each; the best counts.")] = 10,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    steps: StepsOption = 50,
-    guidance: GuidanceOption = 3.5,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
     out: NumbersOption = Path("control.json"),
     strict: StrictOption = False,
     device: DeviceOption = "auto",
@@ -43,6 +45,7 @@ def evaluate_control(
         check_sampling(steps, guidance, seed)
         check_new_file(out)
         pipeline = load_pipeline(model, device, steps=steps)
+        num_steps, scale = own_sampling(pipeline, steps, guidance)
         from intermoe.data import InterHumanDataset
         from intermoe.eval.control import evaluate_control
 
@@ -57,8 +60,8 @@ def evaluate_control(
                 limit=limit,
                 best_of=best_of,
                 seed=seed,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
+                num_inference_steps=num_steps,
+                guidance_scale=scale,
                 progress=told,
             )
         out.parent.mkdir(parents=True, exist_ok=True)
