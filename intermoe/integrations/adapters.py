@@ -1,7 +1,7 @@
 """How a host's transformer blocks are built: where their feed-forward networks sit, what they are conditioned on.
 
-An adapter describes one class of blocks. Those of diffusers and torch are known; for a module of your own describe
-its block with a ``BlockAdapter`` and hand it to ``replace_feed_forward(..., adapters=[...])``.
+An adapter describes one class of blocks. Those of diffusers, transformers, timm and torch are known; for a module of
+your own describe its block with a ``BlockAdapter`` and hand it to ``replace_feed_forward(..., adapters=[...])``.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class BlockAdapter:
     """Describes one class of transformer blocks; subclass it where an attribute is not enough.
 
     Args:
-        block: the class, or its name (subclasses match too).
+        block: the class, or its name, with its module where that is not enough (subclasses match too).
         feed_forward: attributes of the block that hold its feed-forward networks, each (B, T, D) -> (B, T, D).
         condition: what the block may be routed on, by name; the first is the default. Empty: tokens alone.
         mask: the padding mask among the block's arguments.
@@ -98,7 +98,8 @@ class BlockAdapter:
     def matches(self, module: nn.Module) -> bool:
         """Whether ``module`` is such a block."""
         if isinstance(self.block, str):
-            return self.block in (c.__name__ for c in type(module).__mro__)
+            names = type(module).__mro__
+            return any(self.block in (c.__name__, f"{c.__module__}.{c.__name__}") for c in names)
         return isinstance(module, self.block)
 
     def slots(self, block: nn.Module) -> list[str]:
@@ -199,10 +200,16 @@ class TorchEncoderLayer(BlockAdapter):
         block.activation, block.activation_relu_or_gelu = dense.activation, dense.activation_code
 
 
+LLAMA_LIKE = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Phi3")
+"""transformers' decoders with a gated network ``mlp``. Their masks are patterns of attention, so padding is routed."""
+
 KNOWN: tuple[BlockAdapter, ...] = (
     DiffusersBlock("BasicTransformerBlock", ("ff",), mask=Mask("attention_mask", "additive")),
     DiffusersJointBlock("JointTransformerBlock", ("ff", "ff_context")),
     DiffusersJointBlock("FluxTransformerBlock", ("ff", "ff_context")),
+    BlockAdapter("ViTLayer", ("mlp",)),
+    *(BlockAdapter(f"{name}DecoderLayer", ("mlp",)) for name in LLAMA_LIKE),
+    BlockAdapter("timm.models.vision_transformer.Block", ("mlp",)),
     AdaLNBlock("AdaLNFeedForward", ("network",), mask=Mask("mask")),
     TorchEncoderLayer(nn.TransformerEncoderLayer, ("linear1",), mask=Mask("src_key_padding_mask", "padding")),
 )

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from intermoe.integrations.adapters import Condition, Mask, argument_names
+from intermoe.integrations.adapters import BlockAdapter, Condition, argument_names
 from intermoe.integrations.training import counts_steps
 from intermoe.nn.moe import InterMoEBlock
 
@@ -32,15 +32,16 @@ class MoEFeedForward(nn.Module):
         name: str,
         moe: InterMoEBlock,
         *,
+        adapter: BlockAdapter,
         condition: Condition | None,
-        mask: Mask | None,
         batch_first: bool,
         dense: nn.Module | None,
         skeleton: nn.Module | None,
         spec: Mapping[str, Any],
     ) -> None:
         super().__init__()
-        self.name, self.condition, self.mask, self.batch_first = name, condition, mask, batch_first
+        self.name, self.condition, self.mask, self.batch_first = name, condition, adapter.mask, batch_first
+        self.adapter = adapter
         self.moe, self.dense, self.dim = moe, dense, moe.dim
         self.spec = dict(spec)
         # in a tuple torch does not take it for a part of the model

@@ -19,8 +19,8 @@ from intermoe.nn.moe import BIAS_MARGIN, InterMoEBlock
 
 INITS = ("random", "upcycle", "upcycle_sparse", "residual")
 HOSTS = (
-    "diffusers' BasicTransformerBlock, JointTransformerBlock and FluxTransformerBlock, torch's "
-    "TransformerEncoderLayer, this package's AdaLNFeedForward"
+    "diffusers' BasicTransformerBlock, JointTransformerBlock and FluxTransformerBlock, transformers' ViTLayer and "
+    "decoder layers like Llama's, timm's Block, torch's TransformerEncoderLayer, this package's AdaLNFeedForward"
 )
 NETWORK_NAMES = ("ff", "ff_context", "ffn", "mlp", "feed_forward", "feedforward", "img_mlp", "txt_mlp")
 """What hosts call their feed-forward networks."""
@@ -75,10 +75,11 @@ def replace_feed_forward(
 
     The host's own normalisation, residuals and dropout around the network stay (``norm="none"``). Padding that the
     host masks in attention is neither routed nor counted. Build the optimiser afterwards and give it to
-    ``attach_bias_update``. A diffusers model notes the replacement in its config, see ``load_pretrained``.
+    ``attach_bias_update``. A model of diffusers or transformers notes the replacement in its config, see
+    ``load_pretrained``.
 
     Args:
-        model: a model of diffusers' or torch's transformer blocks, or of blocks that ``adapters`` describe.
+        model: a model of known transformer blocks (docs/replace.md), or of blocks that ``adapters`` describe.
         num_experts: E. expert_dim: hidden width F of each. capacity: experts per token on average.
         condition: what the router reads besides the tokens. ``"modulation"``: the embedding of timestep, class or
             pooled text that steers the block. ``"text"``: the mean of the text states it attends to. ``"auto"``: the
@@ -115,8 +116,8 @@ def replace_feed_forward(
     return install(model, [(slot, make_feed_forward(slot, condition, init, spec)) for slot in slots])
 
 
-def restore_feed_forward(model: nn.Module, *, adapters: Sequence[BlockAdapter] = ()) -> None:
-    """Put dense networks back where that loses nothing.
+def restore_feed_forward(model: nn.Module) -> None:
+    """Put dense networks back where that loses nothing; each replaced network knows its place.
 
     A kept network (``init="residual"``) comes back while its experts' output weights are zero. Otherwise a single
     expert becomes the weights of the host's SwiGLU network, which computes the same for every selected token.
@@ -126,17 +127,17 @@ def restore_feed_forward(model: nn.Module, *, adapters: Sequence[BlockAdapter] =
             unchanged then.
     """
     found = [
-        (block, attribute, adapter)
-        for _, block, adapter in find_blocks(model, adapters)
-        for attribute in adapter.slots(block)
-        if isinstance(getattr(block, attribute), MoEFeedForward)
+        (block, attribute, network)
+        for block in model.modules()
+        for attribute, network in block.named_children()
+        if isinstance(network, MoEFeedForward)
     ]
     if not found:
         raise ValueError("model: holds no replaced feed-forward network")
-    restored = [_restored(getattr(block, attribute)) for block, attribute, _ in found]
-    for (block, attribute, adapter), dense in zip(found, restored, strict=True):
-        getattr(block, attribute).unwatch()
-        adapter.give_back(block, attribute, dense)
+    restored = [_restored(network) for _, _, network in found]
+    for (block, attribute, network), dense in zip(found, restored, strict=True):
+        network.unwatch()
+        network.adapter.give_back(block, attribute, dense)
     note_replacement(model)
 
 
@@ -206,8 +207,8 @@ def make_feed_forward(slot: Slot, condition: str | None, init: str, spec: Mappin
     return MoEFeedForward(
         slot.name,
         moe,
+        adapter=slot.adapter,
         condition=chosen,
-        mask=slot.adapter.mask,
         batch_first=slot.adapter.batch_first(slot.block),
         dense=kept,
         skeleton=None if kept is not None or swiglu_weights(dense) is None else copy.deepcopy(dense).to("meta"),
@@ -239,10 +240,13 @@ def note_replacement(model: nn.Module) -> None:
             isinstance(getattr(layer, "linear1", None), MoEFeedForward) for layer in encoder.layers
         ):
             encoder.use_nested_tensor = False
+    config = replacement_config(model)
+    note = config if config["feed_forward"] else None
     register: Any = getattr(model, "register_to_config", None)
     if register is not None:
-        config = replacement_config(model)
-        register(**{CONFIG_KEY: config if config["feed_forward"] else None})
+        register(**{CONFIG_KEY: note})
+    elif hasattr(getattr(model, "config", None), "save_pretrained"):  # transformers
+        setattr(model.config, CONFIG_KEY, note)
 
 
 def _is_chosen(slot: Slot, layers: Sequence[int | str]) -> bool:

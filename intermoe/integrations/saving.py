@@ -44,23 +44,73 @@ def reapply_replacement(
 def load_pretrained(
     model_class: Any, folder: str | Path, *, variant: str | None = None, adapters: Sequence[BlockAdapter] = ()
 ) -> Any:
-    """Load a diffusers model whose feed-forward networks were replaced before its ``save_pretrained``.
+    """Load a model whose feed-forward networks were replaced before its ``save_pretrained``.
 
     Args:
-        model_class: the host's class, such as ``diffusers.DiTTransformer2DModel``.
+        model_class: the host's class, of diffusers or transformers, such as ``diffusers.DiTTransformer2DModel``.
         folder: what ``save_pretrained`` wrote; weights in safetensors, in one file or several.
         variant: as given to ``save_pretrained``, such as ``"fp16"``. adapters: those given to ``replace_feed_forward``.
 
     Returns:
         The model in evaluation mode. Every weight must be there and none may be left over.
+
+    Raises:
+        ValueError: for a class that neither library knows, a model of another class, or one without replaced networks.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"folder: {folder} is no folder; download a model of a hub first (snapshot_download)")
+    values = _read_config(folder)
+    found = values.get("_class_name") or " or ".join(values.get("architectures") or ["a model of unknown kind"])
+    if not (hasattr(model_class, "load_config") or hasattr(model_class, "config_class")):
+        raise ValueError(
+            f"model_class: expected a model class of diffusers or transformers, got {model_class!r}; "
+            "for others save replacement_config(model) beside the weights and use reapply_replacement"
+        )
+    if values.get(CONFIG_KEY) is None:
+        raise ValueError(
+            f"folder: {folder} holds {found} without replaced networks; use {model_class.__name__}.from_pretrained"
+        )
+    if model_class.__name__ != found:
+        raise ValueError(f"model_class: expected {found}, which {folder} holds, got {model_class.__name__}")
+    load = _load_diffusers if hasattr(model_class, "load_config") else _load_transformers
+    return load(model_class, folder, values[CONFIG_KEY], variant, adapters).eval()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.exists():
+        there = sorted(path.name for path in folder.iterdir())
+        raise FileNotFoundError(f"folder: {file} not found, there are {there}; save_pretrained of the host writes it")
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: expected a mapping, got {type(values).__name__}")
+    return values
+
+
+def _load_transformers(
+    model_class: Any, folder: Path, note: Mapping[str, Any], variant: str | None, adapters: Sequence[BlockAdapter]
+) -> Any:
+    """By the host's own loader, which names and ties weights in its way, of a model that is built replaced."""
+
+    def build(self: Any, config: Any, *args: Any, **options: Any) -> None:
+        super(replaced, self).__init__(config, *args, **options)
+        reapply_replacement(self, note, adapters=adapters)
+
+    replaced = type(model_class.__name__, (model_class,), {"__init__": build, "__module__": model_class.__module__})
+    model, report = replaced.from_pretrained(folder, variant=variant, output_loading_info=True, local_files_only=True)
+    wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if name != "error_msgs" and keys}
+    if wrong:
+        raise ValueError(f"folder: expected in {folder} the weights of {model_class.__name__}, got {wrong}")
+    model.__class__ = model_class
+    return model
+
+
+def _load_diffusers(
+    model_class: Any, folder: Path, note: Mapping[str, Any], variant: str | None, adapters: Sequence[BlockAdapter]
+) -> Any:
     config = dict(model_class.load_config(folder))
-    note = config.pop(CONFIG_KEY, None)
-    if note is None:
-        raise ValueError(f"folder: {folder} holds no replaced model; use {model_class.__name__}.from_pretrained")
+    del config[CONFIG_KEY]
     middle = "" if variant is None else f".{variant}"
     files = [folder / f"{WEIGHTS}{middle}.safetensors"]
     index = folder / f"{WEIGHTS}.safetensors.index{middle}.json"
@@ -81,7 +131,7 @@ def load_pretrained(
     if dtype != next(model.parameters()).dtype:
         model.to(dtype)
     model.load_state_dict(state)
-    return model.eval()
+    return model
 
 
 def _shards(index: Path) -> list[str]:

@@ -155,9 +155,9 @@ class InterMoEBlock(nn.Module):
             balance: return the balance loss too.
 
         Returns:
-            (B, T, D) in the dtype of ``hidden``; no residual is added. With ``balance`` a pair of it and the scalar of
-            ``intermoe.ops.routing.load_balance_loss``, differentiable, to be added to the loss; zero but for training
-            by token-choice routing.
+            (B, T, D) in the dtype of ``hidden``, under autocast in its dtype, as a Linear's; no residual is added. With
+            ``balance`` a pair of it and the scalar of ``intermoe.ops.routing.load_balance_loss``, differentiable, to be
+            added to the loss; zero but for training by token-choice routing.
         """
         self._check(hidden, condition, mask)
         if mask is not None:  # whatever padding holds: 0 times infinity would be NaN in the gradients

@@ -38,7 +38,7 @@ class Result(NamedTuple):
     """What the operation returns."""
 
     out: Tensor
-    """(S, D) in the dtype of ``hidden``"""
+    """(S, D) in the dtype of ``hidden``, or of autocast"""
     counts: Tensor
     """(E,) int64, tokens of each expert"""
     logits: Tensor | None
@@ -61,7 +61,8 @@ def moe(
         peers: ranks that hold the experts, of which ``experts`` are this one's (see ``intermoe.ops.exchange``).
 
     Returns:
-        ``Result``. Under autocast the experts run in its dtype; routing stays in float32.
+        ``Result``. Under autocast the experts run in its dtype and ``out`` has it, as a Linear's; routing stays in
+        float32.
 
     Raises:
         ValueError, TypeError: for arguments that do not fit, naming them. RuntimeError: for a backend that cannot
@@ -69,6 +70,7 @@ def moe(
     """
     device = route.hidden.device
     compiling = torch.compiler.is_compiling()
+    dtype = route.hidden.dtype
     if is_autocast(device):
         dtype = torch.get_autocast_dtype(device.type)
         experts = experts._replace(w_gate_up=experts.w_gate_up.to(dtype), w_down=experts.w_down.to(dtype))
@@ -93,7 +95,7 @@ def moe(
             result, received = _run_over(route, select, experts, name, peers, received)
     if watched and past is None and result.slots is not None:
         recomputation.remember(name, result.slots, received)
-    return result._replace(out=result.out.to(route.hidden.dtype), again=past is not None)
+    return result._replace(out=result.out.to(dtype), again=past is not None)
 
 
 def is_autocast(device: torch.device) -> bool:

@@ -142,7 +142,7 @@ def test_one_expert_becomes_the_dense_network_again(name: str, relative_error: A
     before = {key: value.clone() for key, value in block.state_dict().items()}
     expected = block(x, emb)
     moe = replace(block, init="upcycle", num_experts=1).moe
-    restore_feed_forward(block, adapters=[ADAPTER])
+    restore_feed_forward(block)
     after = block.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -152,7 +152,7 @@ def test_one_expert_becomes_the_dense_network_again(name: str, relative_error: A
         moe.w_gate_up.mul_(1.5)
         moe.w_down.add_(0.1)
     expected = block(x, emb)
-    restore_feed_forward(block, adapters=[ADAPTER])
+    restore_feed_forward(block)
     assert relative_error(block(x, emb), expected) <= 1e-5
 
 
@@ -160,18 +160,18 @@ def test_what_cannot_be_dense_again_is_refused() -> None:
     block, _, _ = draw("intermoe")
     network = replace(block)
     with pytest.raises(ValueError, match=r"only a single expert .* got num_experts=4"):
-        restore_feed_forward(block, adapters=[ADAPTER])
+        restore_feed_forward(block)
     assert block.network is network
     block, _, _ = draw("intermoe")
     nn.init.ones_(replace(block, init="residual").moe.w_down)
     with pytest.raises(ValueError, match="experts add to the dense network by now"):
-        restore_feed_forward(block, adapters=[ADAPTER])
+        restore_feed_forward(block)
     block, _, _ = draw("intermoe")
     replace(block, num_experts=1, expert_dim=8)
     with pytest.raises(ValueError, match="expert_dim=8 is not the width"):
-        restore_feed_forward(block, adapters=[ADAPTER])
+        restore_feed_forward(block)
     with pytest.raises(ValueError, match="holds no replaced feed-forward network"):
-        restore_feed_forward(draw("intermoe")[0], adapters=[ADAPTER])
+        restore_feed_forward(draw("intermoe")[0])
 
 
 def test_restoring_is_possible_after_loading(own_host: Any) -> None:
@@ -182,7 +182,7 @@ def test_restoring_is_possible_after_loading(own_host: Any) -> None:
     loaded = own_host.build()
     reapply_replacement(loaded, replacement_config(model), adapters=own_host.adapters)
     loaded.load_state_dict(model.state_dict())
-    restore_feed_forward(loaded, adapters=own_host.adapters)
+    restore_feed_forward(loaded)
     torch.testing.assert_close(own_host.call(loaded), own_host.call(own_host.build()))
 
 

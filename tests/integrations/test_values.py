@@ -152,5 +152,5 @@ def test_a_restored_host_is_watched_no_more(own_host: Any) -> None:
     model = own_host.build()
     replace_feed_forward(model, num_experts=4, expert_dim=8, init="residual", adapters=own_host.adapters)
     assert any(module._forward_pre_hooks for module in model.modules())
-    restore_feed_forward(model, adapters=own_host.adapters)
+    restore_feed_forward(model)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
