@@ -7,6 +7,7 @@ Without any C++ compiler the package installs without it and says so; every othe
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,15 @@ class BinaryDistribution(Distribution):
         return True
 
 
+def long_description() -> str:
+    """README with links that work where it is shown beside no repository: on the package's page."""
+    source = re.search(r'^Source = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    if source is None:
+        raise RuntimeError("pyproject.toml: expected an address Source in [project.urls], got none")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.sub(r"\]\((?!https?:|#)", f"]({source[1]}/blob/main/", readme)
+
+
 PACKAGES = [
     "intermoe",
     "intermoe.benchmarks",
@@ -144,6 +154,8 @@ PACKAGES = [
 ]
 
 setup(
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
     packages=PACKAGES,
     # A top-level module named `kernels` belongs to another project: ours is reachable as intermoe.kernels only.
     package_dir={"intermoe.kernels": "kernels", "intermoe.benchmarks": "benchmarks"},

@@ -9,8 +9,10 @@ unless one is forced, and a forced one that cannot serve raises: nothing falls b
 from __future__ import annotations
 
 import contextvars
+import functools
 import importlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -96,12 +98,27 @@ def resolve(device: torch.device, dtype: torch.dtype, requested: str | None = No
     else:
         forced, source = os.environ.get(ENVIRONMENT_VARIABLE) or None, ENVIRONMENT_VARIABLE
     if forced is None:
-        return next(name for name in NAMES if _is_automatic(name, device) and not _problem(name, device, dtype))
+        name = next(name for name in NAMES if _is_automatic(name, device) and not _problem(name, device, dtype))
+        if name == REFERENCE and device.type == "cpu":
+            _tell_what_is_missing()
+        return name
     if forced not in NAMES:
         raise ValueError(f"{source}: expected one of {NAMES}, got unknown backend {forced!r}")
     if problem := _problem(forced, device, dtype):
         raise BackendError(_refusal(f"{source}={forced!r} cannot serve {dtype} on {device}: {problem}"))
     return forced
+
+
+@functools.cache
+def _tell_what_is_missing() -> None:
+    """Warn, once, where a CPU has no kernels: an installer hides what the build said."""
+    status = _status("native")
+    if not status.usable:
+        warnings.warn(
+            f"intermoe runs without its native CPU kernels, several times slower: {status.reason}; {status.remedy}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def load(name: str) -> Backend:

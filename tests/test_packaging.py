@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,61 @@ def test_importing_intermoe_is_light() -> None:
     code = "import sys, intermoe.backends; print(*(m for m in ('diffusers', 'transformers') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_what_intermoe_imports_beside_torch_is_its_own() -> None:
+    """A module that takes time to import cannot come in unseen."""
+    code = "import sys, torch; before = set(sys.modules); import intermoe; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["intermoe"]
+
+
+def test_a_missing_library_is_told_once_where_the_user_sees_it(tmp_path: Path) -> None:
+    """pip hides what the build says: the first automatic choice on a CPU warns, and a forced one does not."""
+    code = (
+        "import sys, torch, warnings; from pathlib import Path; from intermoe.kernels.native import library\n"
+        f"library.library_path = lambda: Path({str(tmp_path)!r}, 'none.so')\n"
+        "from intermoe import backends\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    backends.resolve(torch.device('cpu'), torch.float32, 'reference'); assert not caught\n"
+        "    for _ in range(2): assert backends.resolve(torch.device('cpu'), torch.float32) == 'reference'\n"
+        "print(*(warning.message for warning in caught), sep='|')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    [told] = done.stdout.strip().split("|")
+    assert "without its native CPU kernels, several times slower: none.so was not built: no C++ compiler" in told
+    assert "install g++ or clang++" in told
+
+
+def test_links_of_the_readme_lead_somewhere_from_the_packages_page() -> None:
+    code = "import runpy, setuptools; setuptools.setup = lambda **given: print(given['long_description'])\n"
+    code += "runpy.run_path('setup.py')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    links = re.findall(r"\]\(([^)]+)\)", done.stdout)
+    assert len(links) > 5
+    for link in links:
+        assert link.startswith(("https://", "#")), link
+        path = link.partition("/blob/main/")[2].partition("#")[0]
+        assert (ROOT / path).exists(), link
+
+
+def test_the_source_distribution_holds_all_that_is_kept() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout of the repository")
+    template = (ROOT / "MANIFEST.in").read_text(encoding="utf-8").split("\n")
+    named = {name for line in template if line.startswith("include ") for name in line.split()[1:]} | {
+        "MANIFEST.in", "README.md", "pyproject.toml", "setup.py", ".gitignore", ".gitattributes",
+    }  # fmt: skip
+    patterns = [line.split()[1:] for line in template if line.startswith("recursive-include ")]
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    for name in filter(None, listed):
+        folder = any(
+            name.startswith(f"{top}/") and any(Path(name).match(glob) for glob in globs) for top, *globs in patterns
+        )
+        assert folder or name in named, name
 
 
 def test_kernels_import_nothing_of_intermoe() -> None:
