@@ -97,7 +97,8 @@ def _load_transformers(
         super(replaced, self).__init__(config, *args, **options)
         reapply_replacement(self, note, adapters=adapters)
 
-    replaced: Any = type(model_class.__name__, (model_class,), {"__init__": build, "__module__": model_class.__module__})
+    members = {"__init__": build, "__module__": model_class.__module__}
+    replaced: Any = type(model_class.__name__, (model_class,), members)
     model, report = replaced.from_pretrained(folder, variant=variant, output_loading_info=True, local_files_only=True)
     wrong = {name: sorted(map(str, keys)) for name, keys in report.items() if name != "error_msgs" and keys}
     if wrong:
