@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -56,13 +57,25 @@ def expert_loop(
     return torch.zeros_like(tokens).index_add(0, token_idx, weighted)
 
 
-def grouped_mm(tokens: Tensor, token_idx: Tensor, expert_offsets: Tensor, gates: Tensor, weights: Weights) -> Tensor:
-    """torch's own grouped product on rows sorted by expert."""
+def swiglu(hidden: Tensor) -> Tensor:
+    """silu(gate) * up of hidden = gate | up."""
+    gate, up = hidden.chunk(2, dim=-1)
+    return silu(gate) * up
+
+
+def grouped_mm(
+    tokens: Tensor,
+    token_idx: Tensor,
+    expert_offsets: Tensor,
+    gates: Tensor,
+    weights: Weights,
+    activation: Callable[[Tensor], Tensor] = swiglu,
+) -> Tensor:
+    """torch's own grouped product on rows sorted by expert; ``activation`` may be a compiled ``swiglu``."""
     ends = expert_offsets[1:].to(torch.int32)
     product = torch.nn.functional.grouped_mm
     hidden = product(tokens[token_idx], weights.w_gate_up.transpose(-2, -1), offs=ends)
-    gate, up = hidden.chunk(2, dim=-1)
-    outputs = product(silu(gate) * up, weights.w_down.transpose(-2, -1), offs=ends)
+    outputs = product(activation(hidden), weights.w_down.transpose(-2, -1), offs=ends)
     weighted = outputs * gates[:, None].to(tokens.dtype)
     return torch.zeros_like(tokens).index_add(0, token_idx, weighted)
 

@@ -1,8 +1,10 @@
 """Other projects' kernels, where they are installed, through their public interfaces.
 
-None of them lets every token have its own number of experts, so each runs with one expert per token, which is as much
-work as the block's at capacity 1; their results are not the block's and are only checked to be finite. An adapter
-raises ``ImportError`` where the project is absent and ``RuntimeError`` where it does not serve the inputs.
+SonicMoE's entry for general routing takes any pairs of token and expert, a token without one too, and gets the block's
+own selection; selection, gates and normalisation are not its part and run here in plain torch. The others give every
+token as many experts as any other: they run with one per token, which is as much work as the block's at capacity 1. All
+have weights of their own, so their results are not the block's and are only checked to be finite. An adapter raises
+``ImportError`` where the project is absent and ``RuntimeError`` where it does not serve the inputs.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from intermoe.ops.route import route_reference
+from intermoe.ops.select import select_reference
 
 if TYPE_CHECKING:
     from intermoe.benchmarks.forms import Inputs
@@ -73,8 +78,9 @@ def megablocks(shape: Shape, inputs: Inputs) -> Found:
 
 
 def sonic_moe(shape: Shape, inputs: Inputs) -> Found:
-    from sonicmoe import KernelBackendMoE, MoE
+    from sonicmoe import MoE
     from sonicmoe.enums import ActivationType
+    from sonicmoe.functional import moe_general_routing_inputs
 
     _needs("sonic-moe", inputs, (9, 0), half=True)
     module = MoE(
@@ -85,8 +91,20 @@ def sonic_moe(shape: Shape, inputs: Inputs) -> Found:
         activation_function=ActivationType.SWIGLU,
         add_bias=False,
         std=0.02,
-    )
-    return _module(module, inputs, lambda m, x: m(x.hidden, kernel_backend_moe=KernelBackendMoE.sonicmoe)[0])
+    ).to(device=inputs.hidden.device, dtype=inputs.hidden.dtype)
+    weights = module.c_fc.weight, module.c_proj.weight
+
+    def call(x: Inputs) -> Tensor:
+        tokens, logits = route_reference(*x[:5])
+        token, expert = (select_reference(logits, x.selection_bias).slots >= 0).nonzero(as_tuple=True)  # by token
+        gates = logits.softmax(-1)[token, expert]
+        up, down = (weight.permute(1, 2, 0) for weight in weights)
+        pairs = (gates, token.int(), expert.int())
+        options = (shape.experts, module.stream_id, ActivationType.SWIGLU, not torch.is_grad_enabled())
+        out: Tensor = moe_general_routing_inputs(tokens, *pairs, up, None, down, None, *options)[0]
+        return out
+
+    return call, weights
 
 
 def liger_kernel(shape: Shape, inputs: Inputs) -> Found:

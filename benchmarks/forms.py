@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -182,6 +183,10 @@ def competitors(shape: Shape, inputs: Inputs, *, everything: bool = True) -> For
     forms["expert loop"] = Form(loop)
     if baselines.HAS_GROUPED_MM:
         forms["grouped_mm"] = Form(grouped)
+        if everything and device.type == "cuda":
+            forms["grouped_mm, compiled"] = Form(
+                partial(grouped, activation=torch.compile(baselines.swiglu, dynamic=True))
+            )
     else:
         skipped["grouped_mm"] = f"torch {torch.__version__} has no torch.nn.functional.grouped_mm"
     forms["dense network"] = Form(lambda x: baselines.dense_ffn(x.hidden, x.weights), note="no routing")
@@ -191,7 +196,7 @@ def competitors(shape: Shape, inputs: Inputs, *, everything: bool = True) -> For
         except Exception as error:  # whatever another project raises is the reason to go on without it
             skipped[name] = " ".join(str(error).split()) or type(error).__name__
         else:
-            forms[name] = Form(call, parameters, note="top-1, own weights")
+            forms[name] = Form(call, parameters, note="own weights")
     return Forms(forms, skipped)
 
 
@@ -217,11 +222,11 @@ def loop(x: Inputs) -> Tensor:
     return baselines.expert_loop(tokens, s.token_idx, s.expert_offsets, s.slots, s.gates, x.weights)
 
 
-def grouped(x: Inputs) -> Tensor:
-    """torch's grouped product on sorted rows, behind plain routing."""
+def grouped(x: Inputs, activation: Callable[[Tensor], Tensor] = baselines.swiglu) -> Tensor:
+    """torch's grouped product on sorted rows, behind plain routing; with a compiled SwiGLU as torchtitan uses it."""
     tokens, logits = route_reference(*x[:5])
     s = select_reference(logits, x.selection_bias)
-    return baselines.grouped_mm(tokens, s.token_idx, s.expert_offsets, s.gates, x.weights)
+    return baselines.grouped_mm(tokens, s.token_idx, s.expert_offsets, s.gates, x.weights, activation)
 
 
 def forward(form: Form, sets: list[Inputs]) -> Callable[[int], Outputs]:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 
 #include "intermoe.h"
 
@@ -44,6 +45,18 @@ inline void parallel_for(int64_t count, int64_t grain, int32_t num_threads, cons
     body(first, first + size + (part < rest ? 1 : 0));
   }
 }
+
+// `count` floats on a cache line's boundary, or NULL
+struct Room {
+  void* whole;
+  float* start;
+  explicit Room(int64_t count)
+      : whole(malloc(static_cast<size_t>(count) * sizeof(float) + 64)),
+        start(whole == nullptr ? nullptr : reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(whole) + 63) / 64 * 64)) {}
+  Room(const Room&) = delete;
+  Room& operator=(const Room&) = delete;
+  ~Room() { free(whole); }
+};
 
 }  // namespace intermoe
 

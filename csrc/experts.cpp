@@ -18,11 +18,15 @@ struct ExpertsForward {
   const void* w_down;        // (E, D, F) T
   void* h;                   // (P, 2F) T or NULL
   void* expert_out;          // (., D) T
-  float* x;                  // (kBlockRows, D)
-  float* activation;         // (kBlockRows, F)
+  float* x;                  // (kBlockRows, wide_row(D))
+  float* activation;         // (kBlockRows, wide_row(F))
   int64_t D, F;
+  bool packed;  // the weights are each expert's panels, those of w_gate_up paired
   int32_t dtype;
 };
+
+// Floats between rows of the workspace: not a multiple of 4 KB, at which rows would push each other out of a cache
+static inline int64_t wide_row(int64_t columns) { return columns + 16; }
 
 constexpr int64_t kBlockRows = 1024;  // rows of the workspace: weights are packed once for so many
 
@@ -68,84 +72,90 @@ template <class T>
 static void gather_wide(const ExpertsForward& a, const Part& part, int64_t first, int64_t last) {
   for (int64_t i = first; i < last; ++i) {
     const T* from = (const T*)a.tokens + a.token_idx[part.first + i] * a.D;
-    float* to = a.x + (part.row + i) * a.D;
+    float* to = a.x + (part.row + i) * wide_row(a.D);
     for (int64_t d = 0; d < a.D; d += kWidth) store_at(to, d, a.D - d, load_at(from, d, a.D - d));
   }
 }
 
-// Columns n .. n + kPanel of the activation of a part, and of both halves of its h
-template <class T>
-static void up_panel(const ExpertsForward& a, const Part& part, int64_t n, float* panels) {
-  const int64_t D = a.D, F = a.F, left = F - n;
-  const T* weight = (const T*)a.w_gate_up + (part.expert * 2 * F + n) * D;
-  float *gate_panel = panels, *up_panel = panels + D * kPanel;
-  pack(weight, left, D, gate_panel);
-  pack(weight + F * D, left, D, up_panel);
-  float gate[kTile * kPanel], up[kTile * kPanel];
-  for (int64_t first = 0; first < part.count; first += kTile) {
-    const int64_t rows = part.count - first < kTile ? part.count - first : kTile;
-    const float* x = a.x + (part.row + first) * D;
-    multiply(x, gate_panel, rows, D, gate);
-    multiply(x, up_panel, rows, D, up);
-    for (int64_t i = 0; i < rows; ++i) {
-      float* out = a.activation + (part.row + first + i) * F + n;
-      T* h = a.h == nullptr ? nullptr : (T*)a.h + (part.first + first + i) * 2 * F + n;
-      for (int64_t d = 0; d < kPanel && d < left; d += kWidth) {
-        const Vec g = load(gate + i * kPanel + d), u = load(up + i * kPanel + d);
-        store_at(out, d, left - d, swiglu(g, u).activation);
-        if (h == nullptr) continue;
-        store_at(h, d, left - d, g);
-        store_at(h + F, d, left - d, u);
-      }
-    }
-  }
+// Calls body(right, first, count, next, bytes) for a task: `count` panels of a part's expert from `first` on, and what
+// the task after it reads where that is known.
+template <class T, class Body>
+static inline void each_group(const void* weights, const ExpertsForward& a, const Part& part, int64_t group, int64_t N,
+                              int64_t K, bool paired, const Body& body) {
+  const int64_t panels = num_panels(N, paired), size = K * kPanel, first = group * kGroup;
+  const T* weight = (const T*)weights + part.expert * (a.packed ? panels * size : N * K);
+  const int64_t left = panels - first, count = left < kGroup ? left : kGroup;
+  const int64_t following = left - count < kGroup ? left - count : kGroup;
+  const char* next = (const char*)(weight + (a.packed ? (first + count) * size : 0));
+  body(Right<T>{weight, 1, K, K, N, paired, a.packed}, first, count, next, a.packed ? following * size * (int64_t)sizeof(T) : 0);
 }
 
-// Columns n .. n + kPanel of a part's expert_out
+// Some columns of the activation of a part, and of both halves of its h
 template <class T>
-static void down_panel(const ExpertsForward& a, const Part& part, int64_t n, float* panel) {
-  const int64_t D = a.D, F = a.F, left = D - n;
-  pack((const T*)a.w_down + (part.expert * D + n) * F, left, F, panel);
-  float sums[kTile * kPanel];
-  for (int64_t first = 0; first < part.count; first += kTile) {
-    const int64_t rows = part.count - first < kTile ? part.count - first : kTile;
-    multiply(a.activation + (part.row + first) * F, panel, rows, F, sums);
-    for (int64_t i = 0; i < rows; ++i) {
-      T* out = (T*)a.expert_out + (part.out + first + i) * D + n;
-      for (int64_t d = 0; d < kPanel && d < left; d += kWidth)
-        store_at(out, d, left - d, load(sums + i * kPanel + d));
-    }
-  }
+static void up_group(const ExpertsForward& a, const Part& part, int64_t group, float* room) {
+  const int64_t D = a.D, F = a.F;
+  each_group<T>(a.w_gate_up, a, part, group, 2 * F, D, true,
+                [&](const Right<T>& right, int64_t first, int64_t count, const char* next, int64_t bytes) {
+    const auto body = [&](int64_t i, int64_t j, const float* sums) {
+      const int64_t n = (first + j) * kWidth, left = F - n;
+      const Vec g = load(sums), u = load(sums + kWidth);
+      store_at(a.activation + (part.row + i) * wide_row(F) + n, 0, left, swiglu(g, u).activation);
+      if (a.h == nullptr) return;
+      T* h = (T*)a.h + (part.first + i) * 2 * F + n;
+      store_at(h, 0, left, g);
+      store_at(h + F, 0, left, u);
+    };
+    multiply_group<false>(a.x + part.row * wide_row(D), wide_row(D), part.count, right.panels(first, count, room), count,
+                          D, next, bytes, body);
+  });
 }
 
-int64_t panel_columns() { return kPanel; }
+// Some columns of a part's expert_out
+template <class T>
+static void down_group(const ExpertsForward& a, const Part& part, int64_t group, float* room) {
+  const int64_t D = a.D, F = a.F;
+  each_group<T>(a.w_down, a, part, group, D, F, false,
+                [&](const Right<T>& right, int64_t first, int64_t count, const char* next, int64_t bytes) {
+    const auto body = [&](int64_t i, int64_t j, const float* sums) {
+      const int64_t n = (first + j) * kPanel;
+      T* out = (T*)a.expert_out + (part.out + i) * D + n;
+      for (int64_t d = 0; d < kPanel && d < D - n; d += kWidth) store_at(out, d, D - n - d, load(sums + d));
+    };
+    multiply_group<false>(a.activation + part.row * wide_row(F), wide_row(F), part.count,
+                          right.panels(first, count, room), count, F, next, bytes, body);
+  });
+}
 
-// The phases of a block of parts: `first` .. `last` are rows of a part, or tasks, which go through the parts of every panel.
+// Tasks of a part, and floats that they need
+int64_t experts_groups(int64_t N, bool paired) { return (num_panels(N, paired) + kGroup - 1) / kGroup; }
+int64_t experts_room(int64_t K) { return kGroup * K * kPanel; }
+
+// The phases of a block of parts: `first` .. `last` are rows of a part, or tasks, which go through the panels of every part.
 void experts_gather(const ExpertsForward& a, const Part& part, int64_t first, int64_t last) {
   if (a.dtype == INTERMOE_FLOAT32) gather_wide<float>(a, part, first, last);
   if (a.dtype == INTERMOE_FLOAT16) gather_wide<Half>(a, part, first, last);
   if (a.dtype == INTERMOE_BFLOAT16) gather_wide<BFloat>(a, part, first, last);
 }
 
-void experts_up(const ExpertsForward& a, const Part* parts, int64_t num_parts, float* panels, int64_t first,
-                int64_t last) {
+void experts_up(const ExpertsForward& a, const Part* parts, float* room, int64_t first, int64_t last) {
+  const int64_t groups = experts_groups(2 * a.F, true);
   for (int64_t task = first; task < last; ++task) {
-    const Part& part = parts[task % num_parts];
-    const int64_t n = task / num_parts * kPanel;
-    if (a.dtype == INTERMOE_FLOAT32) up_panel<float>(a, part, n, panels);
-    if (a.dtype == INTERMOE_FLOAT16) up_panel<Half>(a, part, n, panels);
-    if (a.dtype == INTERMOE_BFLOAT16) up_panel<BFloat>(a, part, n, panels);
+    const Part& part = parts[task / groups];
+    const int64_t group = task % groups;
+    if (a.dtype == INTERMOE_FLOAT32) up_group<float>(a, part, group, room);
+    if (a.dtype == INTERMOE_FLOAT16) up_group<Half>(a, part, group, room);
+    if (a.dtype == INTERMOE_BFLOAT16) up_group<BFloat>(a, part, group, room);
   }
 }
 
-void experts_down(const ExpertsForward& a, const Part* parts, int64_t num_parts, float* panels, int64_t first,
-                  int64_t last) {
+void experts_down(const ExpertsForward& a, const Part* parts, float* room, int64_t first, int64_t last) {
+  const int64_t groups = experts_groups(a.D, false);
   for (int64_t task = first; task < last; ++task) {
-    const Part& part = parts[task % num_parts];
-    const int64_t n = task / num_parts * kPanel;
-    if (a.dtype == INTERMOE_FLOAT32) down_panel<float>(a, part, n, panels);
-    if (a.dtype == INTERMOE_FLOAT16) down_panel<Half>(a, part, n, panels);
-    if (a.dtype == INTERMOE_BFLOAT16) down_panel<BFloat>(a, part, n, panels);
+    const Part& part = parts[task / groups];
+    const int64_t group = task % groups;
+    if (a.dtype == INTERMOE_FLOAT32) down_group<float>(a, part, group, room);
+    if (a.dtype == INTERMOE_FLOAT16) down_group<Half>(a, part, group, room);
+    if (a.dtype == INTERMOE_BFLOAT16) down_group<BFloat>(a, part, group, room);
   }
 }
 
@@ -174,16 +184,18 @@ namespace intermoe {
 INTERMOE_DECLARE(void swiglu_forward(const void*, void*, int64_t, int32_t, int64_t, int64_t))
 INTERMOE_DECLARE(void swiglu_backward(const void*, const float*, void*, void*, float*, int64_t, int32_t, int64_t,
                                       int64_t))
-INTERMOE_DECLARE(int64_t panel_columns())
+INTERMOE_DECLARE(int64_t experts_groups(int64_t, bool))
+INTERMOE_DECLARE(int64_t experts_room(int64_t))
 INTERMOE_DECLARE(void experts_gather(const ExpertsForward&, const Part&, int64_t, int64_t))
-INTERMOE_DECLARE(void experts_up(const ExpertsForward&, const Part*, int64_t, float*, int64_t, int64_t))
-INTERMOE_DECLARE(void experts_down(const ExpertsForward&, const Part*, int64_t, float*, int64_t, int64_t))
+INTERMOE_DECLARE(void experts_up(const ExpertsForward&, const Part*, float*, int64_t, int64_t))
+INTERMOE_DECLARE(void experts_down(const ExpertsForward&, const Part*, float*, int64_t, int64_t))
 
-static int64_t panel_width() { return INTERMOE_CALL(panel_columns); }
+static int64_t groups_of(int64_t N, bool paired) { return INTERMOE_CALL(experts_groups, N, paired); }
+static int64_t room_for(int64_t K) { return INTERMOE_CALL(experts_room, K); }
 
 // Runs one block of parts, at most kBlockRows rows in all. Returns whether there was memory for the panels.
 static bool run_block(const ExpertsForward& a, const Part* parts, int64_t num_parts, int32_t num_threads) {
-  const int64_t D = a.D, F = a.F, panel = panel_width();
+  const int64_t D = a.D, F = a.F;
   int64_t rows = 0;
   for (int64_t i = 0; i < num_parts; ++i) {
     rows += parts[i].count;
@@ -191,26 +203,22 @@ static bool run_block(const ExpertsForward& a, const Part* parts, int64_t num_pa
                  [&](int64_t first, int64_t last) { INTERMOE_CALL(experts_gather, a, parts[i], first, last); });
   }
   bool enough_memory = true;
-  const auto phase = [&](int64_t columns, int64_t depth, bool up) {
-    const int64_t tasks = (columns + panel - 1) / panel * num_parts;
-    const int64_t operations = (rows / num_parts + 1) * panel * depth / 8;
-    parallel_for(tasks, grain(operations), num_threads, [&](int64_t first, int64_t last) {
-      float* panels = static_cast<float*>(malloc(static_cast<size_t>((up ? 2 : 1) * panel * depth) * sizeof(float)));
-      if (panels == nullptr) {
+  const auto phase = [&](int64_t groups, int64_t columns, int64_t depth, bool up) {
+    parallel_for(groups * num_parts, grain(rows * columns / 8 * depth / (groups * num_parts)), num_threads,
+                 [&](int64_t first, int64_t last) {
+      Room room(a.packed && a.dtype == INTERMOE_FLOAT32 ? 0 : room_for(depth));
+      if (room.start == nullptr) {
 #pragma omp atomic write
         enough_memory = false;
-        return;
-      }
-      if (up) {
-        INTERMOE_CALL(experts_up, a, parts, num_parts, panels, first, last);
+      } else if (up) {
+        INTERMOE_CALL(experts_up, a, parts, room.start, first, last);
       } else {
-        INTERMOE_CALL(experts_down, a, parts, num_parts, panels, first, last);
+        INTERMOE_CALL(experts_down, a, parts, room.start, first, last);
       }
-      free(panels);
     });
   };
-  phase(F, D, true);
-  phase(D, F, false);
+  phase(groups_of(2 * F, true), 2 * F, D, true);
+  phase(groups_of(D, false), D, F, false);
   return enough_memory;
 }
 }  // namespace intermoe
@@ -235,13 +243,13 @@ int32_t intermoe_gather_cpu(const void* source, const int64_t* rows, int64_t cou
 }
 
 int64_t intermoe_experts_scratch(int64_t P, int64_t D, int64_t F) {
-  return (P < kBlockRows ? P : kBlockRows) * (D + F);
+  return (P < kBlockRows ? P : kBlockRows) * (wide_row(D) + wide_row(F));
 }
 
 int32_t intermoe_experts_forward_cpu(const void* tokens, const int64_t* token_idx, const int64_t* ranges,
                                      const void* w_gate_up, const void* w_down, void* h, void* expert_out,
                                      float* scratch, int64_t P, int64_t S, int64_t D, int64_t E, int64_t F,
-                                     int32_t dtype, int32_t num_threads) {
+                                     int32_t packed, int32_t dtype, int32_t num_threads) {
   if (!known_dtype(dtype) || P < 0 || S < 0 || D < 1 || E < 1 || F < 1)
     return fail("sizes do not fit: P=%lld S=%lld D=%lld E=%lld F=%lld dtype=%d", (long long)P, (long long)S, (long long)D,
                 (long long)E, (long long)F, dtype);
@@ -250,7 +258,7 @@ int32_t intermoe_experts_forward_cpu(const void* tokens, const int64_t* token_id
   int64_t num_parts = 0, row = 0, out = 0;
   const int64_t room = P < kBlockRows ? P : kBlockRows;
   const ExpertsForward a{tokens, token_idx,  w_gate_up, w_down, h, expert_out,
-                         scratch, scratch + room * D, D, F, dtype};
+                         scratch, scratch + room * wide_row(D), D, F, packed != 0, dtype};
   for (int64_t e = 0; e < E; ++e) {
     const int64_t start = ranges[2 * e], stop = ranges[2 * e + 1];
     if (start < 0 || stop < start || stop > P)

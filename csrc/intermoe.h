@@ -18,7 +18,7 @@
 
 #include <stdint.h>
 
-#define INTERMOE_ABI_VERSION 4
+#define INTERMOE_ABI_VERSION 5
 
 #if defined(_WIN32)
 #define INTERMOE_API __declspec(dllexport)
@@ -39,6 +39,11 @@ INTERMOE_API int32_t intermoe_cuda_built(void);
 INTERMOE_API int32_t intermoe_check_cuda(int32_t device);
 /* Name of the CPU variant in use: "baseline", "avx2" or "avx512". */
 INTERMOE_API const char* intermoe_instruction_set(void);
+/* "intel", "amd" or "other". */
+INTERMOE_API const char* intermoe_vendor(void);
+/* Which half types this CPU multiplies at speed, in units that the system lets it use: 1 bfloat16, 2 float16, 3 both;
+ * -1 where that is not known. */
+INTERMOE_API int32_t intermoe_half_units(void);
 /* For tests: the CPU variant that calls use from now on, in this process. 0 baseline, 1 avx2, 2 avx512; fails where the
  * machine lacks it. Not while another call runs. */
 INTERMOE_API int32_t intermoe_use_instruction_set(int32_t level);
@@ -111,16 +116,33 @@ INTERMOE_API int32_t intermoe_route_backward_cuda(const void* grad_tokens, const
                                                   int64_t D, int64_t E, int64_t R, int32_t dtype, int32_t device,
                                                   void* stream);
 
+/* product: out (M, N) = a (M, K) . b (K, N), summed in float32 whatever T is.
+ *   a, b T: element (i, j) is at i * row + j * column    bias (N,) T or NULL, added to each row
+ *   out (M, .) with out_row elements a row: float32 where `wide`, else T    add: the product is added to what out holds
+ *   packed: b is what intermoe_pack_cpu made of it, and b_row and b_column are not read
+ */
+INTERMOE_API int32_t intermoe_product_cpu(const void* a, int64_t a_row, int64_t a_column, const void* b, int64_t b_row,
+                                          int64_t b_column, int32_t packed, const void* bias, void* out,
+                                          int64_t out_row, int64_t M, int64_t N, int64_t K, int32_t add, int32_t wide,
+                                          int32_t dtype, int32_t num_threads);
+/* b (K, N) in the order in which the CPU variant in use reads it; other variants read another.
+ *   packed: intermoe_packed_count(N, K, paired) elements T    paired: columns n and N / 2 + n come to lie side by side
+ */
+INTERMOE_API int64_t intermoe_packed_count(int64_t N, int64_t K, int32_t paired);
+INTERMOE_API int32_t intermoe_pack_cpu(const void* b, int64_t b_row, int64_t b_column, int64_t N, int64_t K,
+                                       int32_t paired, void* packed, int32_t dtype, int32_t num_threads);
+
 /* experts with their products, in float32 whatever T is: for few pairs, and for types that the machine cannot multiply.
  *   tokens (S, D) T, token_idx (P,) int64, w_gate_up (E, 2F, D) T, w_down (E, D, F) T, h (P, 2F) T or NULL
  *   ranges (E, 2) int64: the pairs of each expert that are computed; expert_out (., D) T has a row for each, in order
  *   scratch: intermoe_experts_scratch(P, D, F) float32
+ *   packed: the weights are, expert by expert, what intermoe_pack_cpu made of w_gate_up[e]^T, paired, and w_down[e]^T
  */
 INTERMOE_API int64_t intermoe_experts_scratch(int64_t P, int64_t D, int64_t F);
 INTERMOE_API int32_t intermoe_experts_forward_cpu(const void* tokens, const int64_t* token_idx, const int64_t* ranges,
                                                   const void* w_gate_up, const void* w_down, void* h, void* expert_out,
                                                   float* scratch, int64_t P, int64_t S, int64_t D, int64_t E, int64_t F,
-                                                  int32_t dtype, int32_t num_threads);
+                                                  int32_t packed, int32_t dtype, int32_t num_threads);
 
 /* experts: what surrounds the matrix products where these are the caller's.
  *   gather: out[i, :] = source[rows[i], :]; rows (count,) int64 below num_rows; a row has row_bytes bytes.

@@ -8,6 +8,8 @@
 #if defined(INTERMOE_X86) && defined(_MSC_VER)
 #include <immintrin.h>
 #include <intrin.h>
+#elif defined(INTERMOE_X86)
+#include <cpuid.h>
 #endif
 
 namespace intermoe {
@@ -45,6 +47,18 @@ static InstructionSet detect() {
   return InstructionSet::baseline;
 }
 
+#if defined(INTERMOE_X86)
+// eax, ebx, ecx, edx of a leaf; zeros where the CPU has none
+static void cpuid(uint32_t leaf, uint32_t part, uint32_t* registers) {
+  for (int i = 0; i < 4; ++i) registers[i] = 0;
+#if defined(_MSC_VER)
+  __cpuidex(reinterpret_cast<int*>(registers), static_cast<int>(leaf), static_cast<int>(part));
+#else
+  __get_cpuid_count(leaf, part, registers, registers + 1, registers + 2, registers + 3);
+#endif
+}
+#endif
+
 static const InstructionSet found = detect();
 static std::atomic<InstructionSet> in_use{found};
 
@@ -70,6 +84,30 @@ const char* intermoe_instruction_set(void) {
     case intermoe::InstructionSet::avx2: return "avx2";
     default: return "baseline";
   }
+}
+
+const char* intermoe_vendor(void) {
+#if defined(INTERMOE_X86)
+  uint32_t name[4];
+  intermoe::cpuid(0, 0, name);
+  if (name[1] == 0x756e6547) return "intel";
+  if (name[1] == 0x68747541) return "amd";
+#endif
+  return "other";
+}
+
+int32_t intermoe_half_units(void) {
+#if defined(INTERMOE_X86)
+  if (intermoe::found != intermoe::InstructionSet::avx512) return 0;  // all of these units come with it
+  uint32_t first[4], second[4];
+  intermoe::cpuid(7, 0, first);
+  intermoe::cpuid(7, 1, second);
+  const bool bfloat16 = (second[0] >> 5 & 1) || (first[3] >> 22 & 1);  // AVX512_BF16, AMX-BF16
+  const bool float16 = (first[3] >> 23 & 1) || (second[0] >> 21 & 1);  // AVX512_FP16, AMX-FP16
+  return (bfloat16 ? 1 : 0) + (float16 ? 2 : 0);
+#else
+  return -1;
+#endif
 }
 
 int32_t intermoe_use_instruction_set(int32_t level) {

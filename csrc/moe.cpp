@@ -86,7 +86,7 @@ extern "C" int32_t intermoe_moe_forward_cpu(const void* hidden, const float* rou
   const void* tokens = normalise != 0 ? r.tokens : hidden;
   if (intermoe_select_fill_cpu(r.logits, S, E, r.scratch, r.slots, p.token_idx, p.gates, num_threads) != 0 ||
       intermoe_experts_forward_cpu(tokens, p.token_idx, r.ranges, w_gate_up, w_down, nullptr, p.expert_out, p.scratch, P,
-                                   S, D, E, F, dtype, num_threads) != 0)
+                                   S, D, E, F, 0, dtype, num_threads) != 0)
     return 1;
   return intermoe_combine_cpu(p.expert_out, p.gates, r.slots, nullptr, out, P, S, D, E, dtype, num_threads);
 }

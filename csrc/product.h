@@ -1,20 +1,44 @@
-// Products with weights that are stored a row per output, out = x . weight^T, in float32 on any storage type: for few rows
-// and for types that the machine cannot multiply, where the large libraries spend more on conversion and packing.
+// Matrix products out = x . panels in float32 on any storage type. A panel is kPanel columns of the right factor, a row of
+// them per step of the sum; several panels are multiplied while a tile of x is in the first cache.
 #pragma once
 
 #include "vec.h"
 
+#if defined(__GNUC__)
+#define INTERMOE_UNROLL _Pragma("GCC unroll 16")
+#define INTERMOE_ONCE __attribute__((noinline))  // one copy for all types: this is most of the library's code
+#else
+#define INTERMOE_UNROLL
+#define INTERMOE_ONCE
+#endif
+
 namespace intermoe {
 namespace INTERMOE_VARIANT {
 
-constexpr int kPanel = 2 * kWidth;  // weight rows that are multiplied at a time
+constexpr int kPanel = 2 * kWidth;  // columns that are multiplied at a time
 #if defined(INTERMOE_VARIANT_avx512)
-constexpr int kTile = 12;  // rows of x at a time: their sums, a panel's two vectors and a factor fill the registers
+constexpr int kTile = 14;  // most rows of x at a time: their sums, a panel's two vectors and a factor fill the registers
 #elif defined(INTERMOE_VARIANT_avx2)
 constexpr int kTile = 6;
 #else
 constexpr int kTile = 2;
 #endif
+constexpr int kGroup = 2;         // panels at a time
+constexpr int64_t kDepth = 384;  // steps of the sum at a time: a tile of x and a panel of so many stay in the first cache
+
+// Rows at a time so that `count` rows are tiles of about one size, each at most kTile
+static inline int64_t tile_rows(int64_t count) {
+  const int64_t tiles = (count + kTile - 1) / kTile;
+  return (count + tiles - 1) / tiles;
+}
+
+static inline void prefetch(const char* p) {
+#if defined(INTERMOE_VARIANT_avx2) || defined(INTERMOE_VARIANT_avx512)
+  _mm_prefetch(p, _MM_HINT_T1);
+#else
+  (void)p;
+#endif
+}
 
 #if defined(INTERMOE_VARIANT_avx2) || defined(INTERMOE_VARIANT_avx512)
 
@@ -47,46 +71,133 @@ static inline void transpose8(const T* from, int64_t stride, float* to) {
 
 #endif
 
-// panel (K, kPanel) = the first `count` rows of weight (., K), transposed; what is missing to kPanel rows is 0
+// Half of a panel (K, kPanel) = `count` columns of b (K, .), of which element (k, n) is b[k * row + n * column]; what is
+// missing to kWidth columns is 0
 template <class T>
-static void pack(const T* weight, int64_t count, int64_t K, float* panel) {
+static void pack_half(const T* b, int64_t row, int64_t column, int64_t count, int64_t K, float* panel) {
   int64_t k = 0;
 #if defined(INTERMOE_VARIANT_avx2) || defined(INTERMOE_VARIANT_avx512)
-  if (count >= kPanel)
+  if (count >= kWidth && row == 1)
     for (; k + 8 <= K; k += 8)
-      for (int row = 0; row < kPanel; row += 8) transpose8(weight + row * K + k, K, panel + k * kPanel + row);
+      for (int n = 0; n < kWidth; n += 8) transpose8(b + n * column + k, column, panel + k * kPanel + n);
 #endif
+  if (count >= kWidth && column == 1)
+    for (; k < K; ++k) store(panel + k * kPanel, load(b + k * row));
   for (; k < K; ++k)
-    for (int row = 0; row < kPanel; ++row) panel[k * kPanel + row] = row < count ? widen(weight[row * K + k]) : 0.0f;
+    for (int n = 0; n < kWidth; ++n) panel[k * kPanel + n] = n < count ? widen(b[k * row + n * column]) : 0.0f;
 }
 
-template <int M>
-static inline void multiply_rows(const float* x, const float* panel, int64_t K, float* out) {
+// A panel of two halves, `low` and `high` columns in from b's start
+template <class T>
+static void pack(const T* b, int64_t row, int64_t column, int64_t low, int64_t high, int64_t low_count,
+                 int64_t high_count, int64_t K, float* panel) {
+  pack_half(b + low * column, row, column, low_count, K, panel);
+  pack_half(b + high * column, row, column, high_count, K, panel + kWidth);
+}
+
+// The first columns of panel `index`, as its two halves: neighbours, or the same columns of the two halves of b
+struct Columns {
+  int64_t low, high, low_count, high_count;
+  Columns(int64_t index, int64_t N, bool paired) {
+    const int64_t half = N / 2, end = paired ? half : N;
+    low = index * (paired ? kWidth : kPanel);
+    high = paired ? half + low : low + kWidth;
+    low_count = end - low;
+    high_count = paired ? half - low : N - high;
+  }
+};
+
+static inline int64_t num_panels(int64_t N, bool paired) {
+  return paired ? (N / 2 + kWidth - 1) / kWidth : (N + kPanel - 1) / kPanel;
+}
+
+// Where panels come from: b (K, N) with strides, or panels that were packed before, in b's own type.
+template <class T>
+struct Right {
+  const T* b;
+  int64_t row, column, K, N;
+  bool paired, packed;
+
+  // Panels first .. first + count, in float32; `room` holds kGroup of them.
+  const float* panels(int64_t first, int64_t count, float* room) const {
+    if (packed) {
+      const T* from = b + first * K * kPanel;
+      if constexpr (sizeof(T) == sizeof(float)) {
+        return from;
+      } else {
+        for (int64_t i = 0; i < count * K * kPanel; i += kWidth) store(room + i, load(from + i));
+        return room;
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const Columns c(first + i, N, paired);
+      pack(b, row, column, c.low, c.high, c.low_count, c.high_count, K, room + i * K * kPanel);
+    }
+    return room;
+  }
+};
+
+// out (M, kPanel) = [out +] x (M, K) . panel, and the lines from `next` on, one a step, are fetched for later. Element
+// (i, k) of x is x[i * stride + k], or x[k * stride + i] where it is transposed.
+template <int M, bool transposed>
+INTERMOE_ONCE static void multiply_rows(const float* x, int64_t stride, const float* panel, int64_t K, bool add,
+                                 const char* next, float* out) {
   Vec total[M][2];
-  for (int i = 0; i < M; ++i) total[i][0] = total[i][1] = splat(0.0f);
+  INTERMOE_UNROLL  // all loops over rows: else the compiler keeps the sums in memory
+  for (int i = 0; i < M; ++i) {
+    total[i][0] = add ? load(out + i * kPanel) : splat(0.0f);
+    total[i][1] = add ? load(out + i * kPanel + kWidth) : splat(0.0f);
+  }
   for (int64_t k = 0; k < K; ++k) {
     const Vec low = load(panel + k * kPanel), high = load(panel + k * kPanel + kWidth);
+    prefetch(next + k * 64);
+    INTERMOE_UNROLL
     for (int i = 0; i < M; ++i) {
-      const Vec factor = splat(x[i * K + k]);
+      const Vec factor = splat(transposed ? x[k * stride + i] : x[i * stride + k]);
       total[i][0] = fma(factor, low, total[i][0]);
       total[i][1] = fma(factor, high, total[i][1]);
     }
   }
+  INTERMOE_UNROLL
   for (int i = 0; i < M; ++i) {
     store(out + i * kPanel, total[i][0]);
     store(out + i * kPanel + kWidth, total[i][1]);
   }
 }
 
-// out (rows, kPanel) = x (rows, K) . panel, for at most kTile rows
-static void multiply(const float* x, const float* panel, int64_t rows, int64_t K, float* out) {
-  if (rows == kTile) return multiply_rows<kTile>(x, panel, K, out);
-  int64_t i = 0;
-  if constexpr (kTile > 4)
-    for (; i + 4 <= rows; i += 4) multiply_rows<4>(x + i * K, panel, K, out + i * kPanel);
-  if constexpr (kTile > 2)
-    for (; i + 2 <= rows; i += 2) multiply_rows<2>(x + i * K, panel, K, out + i * kPanel);
-  for (; i < rows; ++i) multiply_rows<1>(x + i * K, panel, K, out + i * kPanel);
+// The same for any number of rows up to kTile
+template <bool transposed, int M = kTile>
+static inline void multiply(const float* x, int64_t stride, const float* panel, int64_t rows, int64_t K, bool add,
+                            const char* next, float* out) {
+  if constexpr (M > 1)
+    if (rows < M) return multiply<transposed, M - 1>(x, stride, panel, rows, K, add, next, out);
+  multiply_rows<M, transposed>(x, stride, panel, K, add, next, out);
+}
+
+// Sums of x (rows, K) with `count` panels (K, kPanel), handed to body(row, panel, sums) a row and a panel at a time.
+// `next`: `next_bytes` that the following call will read, or NULL.
+template <bool transposed, class Body>
+static inline void multiply_group(const float* x, int64_t stride, int64_t rows, const float* panels, int64_t count,
+                                  int64_t K, const char* next, int64_t next_bytes, const Body& body) {
+  if (rows == 0) return;
+  float sums[kGroup][kTile * kPanel];
+  const int64_t step = tile_rows(rows);
+  int64_t fetched = 0;
+  for (int64_t first = 0; first < rows; first += step) {
+    const int64_t tile = rows - first < step ? rows - first : step;
+    for (int64_t k = 0; k < K; k += kDepth) {
+      const int64_t depth = K - k < kDepth ? K - k : kDepth;
+      for (int64_t j = 0; j < count; ++j) {
+        const float* from = x + (transposed ? k * stride + first : first * stride + k);
+        const float* panel = panels + (j * K + k) * kPanel;
+        const bool more = fetched + depth * 64 <= next_bytes;
+        multiply<transposed>(from, stride, panel, tile, depth, k > 0, more ? next + fetched : (const char*)panel, sums[j]);
+        fetched += depth * 64;
+      }
+    }
+    for (int64_t j = 0; j < count; ++j)
+      for (int64_t i = 0; i < tile; ++i) body(first + i, j, sums[j] + i * kPanel);
+  }
 }
 
 }  // namespace INTERMOE_VARIANT

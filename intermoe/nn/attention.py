@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from intermoe.nn.layers import AdaLN
+from intermoe.nn.layers import AdaLN, Linear
 
 
 class Attention(nn.Module):
@@ -19,9 +19,9 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.query = nn.Linear(dim, dim)
-        self.key_value = nn.Linear(dim, 2 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim)
+        self.key_value = Linear(dim, 2 * dim)
+        self.out = Linear(dim, dim)
         for projection in (self.query, self.key_value):
             # one (3D, D) matrix of fan_in D and fan_out 3D, as torch's MultiheadAttention draws it
             bound = (6.0 / (4 * dim)) ** 0.5

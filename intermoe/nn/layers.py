@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from intermoe.ops.linear import linear
+
 
 def whole(parameter: Tensor) -> Tensor:
     """A parameter as a plain tensor, also where a distributed one is read outside of its module's forward (FSDP2).
@@ -19,7 +21,15 @@ def whole(parameter: Tensor) -> Tensor:
     return gathered
 
 
-class ZeroLinear(nn.Linear):
+class Linear(nn.Linear):
+    """``torch.nn.Linear``, through the fastest product there is where nothing is differentiated."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)."""
+        return linear(x, self.weight, self.bias)
+
+
+class ZeroLinear(Linear):
     """A Linear layer that starts at zero, also when it is built on the meta device and filled later."""
 
     def reset_parameters(self) -> None:
@@ -46,7 +56,7 @@ class AdaLN(nn.Module):
     def scale_shift(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift, each (..., D), of a condition (..., C)."""
         weight, bias = whole(self.modulation.weight), whole(self.modulation.bias)
-        scale, shift = nn.functional.linear(nn.functional.silu(condition), weight, bias).chunk(2, dim=-1)
+        scale, shift = linear(nn.functional.silu(condition), weight, bias).chunk(2, dim=-1)
         return scale, shift
 
     def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
@@ -68,13 +78,13 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(dim, 2 * hidden_dim, bias=False)
-        self.down = nn.Linear(hidden_dim, dim, bias=False)
+        self.gate_up = Linear(dim, 2 * hidden_dim, bias=False)
+        self.down = Linear(hidden_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        gate, up = nn.functional.linear(x, whole(self.gate_up.weight)).chunk(2, dim=-1)
-        return nn.functional.linear(nn.functional.silu(gate) * up, whole(self.down.weight))
+        gate, up = linear(x, whole(self.gate_up.weight)).chunk(2, dim=-1)
+        return linear(nn.functional.silu(gate) * up, whole(self.down.weight))
 
 
 def sinusoid(positions: Tensor, dim: int) -> Tensor:
@@ -97,8 +107,8 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
-        self.inner = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
+        self.inner = Linear(dim, dim)
+        self.out = Linear(dim, dim)
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """(...) integers -> (..., dim)."""

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from intermoe.nn.layers import Linear
+from intermoe.ops.linear import linear
+
 
 class MultiheadAttention(nn.MultiheadAttention):
     """``torch.nn.MultiheadAttention``, its parameters and their initial draw, called with a mask of valid keys."""
@@ -20,7 +23,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         """queries (M, T, D), context (M, K, D), key_mask (M, K) bool, True = valid, at least one a row -> (M, T, D)."""
         weight, bias = self.in_proj_weight, self.in_proj_bias
         if queries is context:
-            q, k, v = nn.functional.linear(queries, weight, bias).chunk(3, dim=-1)
+            q, k, v = linear(queries, weight, bias).chunk(3, dim=-1)
         else:
             q = nn.functional.linear(queries, weight[: self.embed_dim], bias[: self.embed_dim])
             both = nn.functional.linear(context, weight[self.embed_dim :], bias[self.embed_dim :])
@@ -33,7 +36,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             attn_mask=None if key_mask is None else key_mask[:, None, None, :],
             dropout_p=self.dropout if self.training else 0.0,
         )
-        out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        out = linear(attended.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
         return out
 
 
@@ -46,8 +49,8 @@ class EncoderLayer(nn.Module):
     def __init__(self, dim: int, num_heads: int, feedforward_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.self_attn = MultiheadAttention(dim, num_heads, dropout)
-        self.linear1 = nn.Linear(dim, feedforward_dim)
-        self.linear2 = nn.Linear(feedforward_dim, dim)
+        self.linear1 = Linear(dim, feedforward_dim)
+        self.linear2 = Linear(feedforward_dim, dim)
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)

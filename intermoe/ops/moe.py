@@ -111,6 +111,9 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 def _run(route: Route, select: Select, experts: Experts, name: str, differentiable: bool) -> Result:
     if name == backends.REFERENCE and not route.hidden.is_meta:
         return moe_reference(route, select, experts)
+    if not differentiable and operators.is_plain(route, select, experts):
+        out, counts = backends.load(name).moe_inference(route, select, experts)
+        return Result(out, counts, None, None, False)
     flat = operators.flatten(route, select, experts, name)
     if torch.compiler.is_compiling():
         library = torch.ops.intermoe

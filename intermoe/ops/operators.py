@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from intermoe import backends
@@ -42,6 +43,16 @@ def unflatten(flat: Flat) -> tuple[Route, Select, Experts, str]:
     rule = Rule(*flat[-7:-1])
     select = Select(bias, valid, rule if rule.routing else None, max_pairs)
     return Route(*inputs[:5], normalise), select, Experts(*inputs[5:], *options), flat[-1]
+
+
+def is_plain(route: Route, select: Select, experts: Experts) -> bool:
+    """Whether nothing traces, transforms or watches a call, so that a backend may be called without an operator."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
+        return False
+    if torch._C._are_functorch_transforms_active() or route.hidden.is_meta:
+        return False
+    tensors = (*route[:5], *experts[:2], *select[:2])
+    return all(t is None or type(t) in _PLAIN for t in tensors)
 
 
 def run_forward(flat: Flat) -> tuple[Tensor, ...]:

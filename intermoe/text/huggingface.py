@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from intermoe.nn.layers import Linear
 from intermoe.text.protocol import TextConfig, TextEncoder, check_prompts, masked_mean, transformer
 
 
@@ -33,10 +34,10 @@ class HuggingFaceTextEncoder(TextEncoder):
         # Held in a list, because a module attribute would be registered, saved and switched to training mode.
         self._frozen = [load_frozen(str(config.name_or_path))]
         self._tokenizer = load_tokenizer(str(config.name_or_path))
-        self.input = nn.Linear(self._frozen[0].config.hidden_size, config.width)
+        self.input = Linear(self._frozen[0].config.hidden_size, config.width)
         self.transformer = transformer(config, norm_first=False)
         self.norm = nn.LayerNorm(config.width)
-        self.output = nn.Linear(config.width, config.output_dim)
+        self.output = Linear(config.width, config.output_dim)
 
     @property
     def frozen(self) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from intermoe.nn.layers import Linear
 from intermoe.text.protocol import (
     TextConfig,
     TextEncoder,
@@ -68,7 +69,7 @@ class WordPieceTextEncoder(TextEncoder):
         self.position_embedding = nn.Parameter(torch.empty(config.max_tokens, config.width))
         self.transformer = transformer(config, norm_first=True)
         self.norm = nn.LayerNorm(config.width)
-        self.output = nn.Linear(config.width, config.output_dim)
+        self.output = Linear(config.width, config.output_dim)
         # At the size of what the layers add, so that single words stay legible in the mean over the tokens: smaller
         # ones are drowned, and "left" and "right" become one.
         nn.init.normal_(self.token_embedding.weight, std=1.0)

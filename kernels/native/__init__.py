@@ -3,6 +3,7 @@
 Importing this package loads nothing; the first call of a step loads the shared library.
 """
 
+from . import products
 from .combine import combine
 from .experts import experts_backward, experts_forward
 from .moe import moe_backward, moe_forward, moe_inference
@@ -20,6 +21,7 @@ __all__ = [
     "moe_backward",
     "moe_forward",
     "moe_inference",
+    "products",
     "raise_on_overflow",
     "refusal",
     "route_backward",

@@ -1,13 +1,12 @@
 """Step 3, experts: gather, two products per expert through torch, SwiGLU between them; and the gradients.
 
-On a CPU the library multiplies itself where torch is slow: few rows per expert, and half types without units for them.
+On a CPU the products are those that ``products`` names; where they are the library's own the forward is one call.
 
 Work is done in segments of consecutive pairs of one expert, so the workspace is bounded whatever the pool's size.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import library
+from . import library, products
 from .registry import call, dense, on_cuda, storage_code
 
 SEGMENT_ROWS = 2048
@@ -26,9 +25,6 @@ MERGED_ROWS = 512
 
 CUDA_SEGMENT_ROWS = 16384
 """Both on CUDA, where launches cost more and the workspace (some 10 KB a row) is what bounds it."""
-
-FEW_ROWS = 64
-"""Most pairs per expert, on average, that the library multiplies faster than torch where both have AVX2."""
 
 FEW_OPERATIONS = 1 << 22
 """Most operations of the products that take less time than torch's calls for them, on any machine."""
@@ -116,35 +112,22 @@ def segments(ranges: list[Range], most: int, merged: int) -> Iterator[Segment]:
         yield held
 
 
-@functools.cache
-def _multiplies(dtype: torch.dtype) -> bool:
-    """Whether torch multiplies ``dtype`` matrices on this CPU at speed; where not, float32 is several times faster."""
-    if dtype not in (torch.bfloat16, torch.float16):
-        return True
-    if not torch.backends.mkldnn.is_available():  # a torch built without oneDNN does not know the questions below
-        return False
-    if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.ops.mkldnn._is_mkldnn_fp16_supported()
-
-
-def own_products(dtype: torch.dtype, num_pairs: int, weight: Tensor) -> bool:
+def own_products(dtype: torch.dtype, num_pairs: int, weight: Tensor, packed: bool = False) -> bool:
     """Whether the products of a forward on a CPU are the library's own, not torch's; ``weight``: w_down (E, D, F)."""
-    if not _multiplies(dtype):
-        return True
     num_experts, dim, width = weight.shape
     if 6 * num_pairs * dim * width <= FEW_OPERATIONS:
         return True
-    few = num_pairs <= FEW_ROWS * num_experts
-    return few and dtype == torch.float32 and library.instruction_set() == "avx2"
+    return products.choice("packed" if packed else "rows", dtype, num_pairs // num_experts) == "own"
 
 
-def product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """out = left . right, through torch on views."""
-    if on_cuda(out) or _multiplies(out.dtype):
-        torch.mm(left, right, out=out)
+def product(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:
+    """out = [out +] left . right, on views; ``out`` may be float32 beside half types."""
+    if not on_cuda(out):
+        products.product(left, right, out, add=add)
+    elif add or out.dtype != left.dtype:
+        torch.addmm(out, left.to(out.dtype), right.to(out.dtype), beta=int(add), out=out)
     else:
-        out.copy_(torch.mm(left.float(), right.float()))
+        torch.mm(left, right, out=out)
 
 
 class WeightGradient:
@@ -161,12 +144,7 @@ class WeightGradient:
         self.started = [False] * weight.shape[0]
 
     def add(self, expert: int, left: Tensor, right: Tensor) -> None:
-        target = self.sums[expert]
-        if not self.started[expert] and target.dtype == left.dtype:
-            product(left, right, target)
-        else:
-            beta = 1 if self.started[expert] else 0
-            torch.addmm(target, left.to(target.dtype), right.to(target.dtype), beta=beta, out=target)
+        product(left, right, self.sums[expert], add=self.started[expert])
         self.started[expert] = True
 
     def finish(self) -> Tensor:
@@ -234,15 +212,22 @@ class Problem:
 class Forward:
     """Outputs of the experts, and ``h`` (P, 2F) or, where it is not saved, (0, 2F)."""
 
-    def __init__(self, problem: Problem, save_h: bool) -> None:
+    def __init__(self, problem: Problem, save_h: bool, keep: bool = False) -> None:
+        """``keep``: weights may be kept packed, for calls that follow with the same."""
         self.problem, self.save_h = problem, save_h
         self.h = problem.tokens.new_empty(problem.num_pairs if save_h else 0, 2 * problem.width)
         cpu = not on_cuda(problem.tokens)
-        self.own_products = cpu and own_products(problem.tokens.dtype, problem.num_pairs, problem.w_down)
+        packed: tuple[Tensor | None, Tensor | None] = (None, None)
+        if cpu and keep:
+            packed = products.packed(problem.w_gate_up, paired=True), products.packed(problem.w_down, paired=False)
+        self.packed = all(weight is not None for weight in packed)
+        self.own_products = cpu and own_products(
+            problem.tokens.dtype, problem.num_pairs, problem.w_down, packed=self.packed
+        )
         if self.own_products:
             sizes = (problem.num_pairs, problem.dim, problem.width)
             self.scratch = torch.empty(library.load().intermoe_experts_scratch(*sizes))
-            self.weights = problem.w_gate_up.contiguous(), problem.w_down.contiguous()
+            self.weights = packed if self.packed else (problem.w_gate_up.contiguous(), problem.w_down.contiguous())
             return
         self.inputs, self.activation = problem.workspace(problem.dim), problem.workspace(problem.width)
         self.unsaved = None if save_h else problem.workspace(2 * problem.width)
@@ -256,7 +241,17 @@ class Forward:
             h = self.h if self.save_h else None
             sizes = (p.num_pairs, len(p.tokens), p.dim, len(ranges), p.width)
             outputs = (h, expert_out, self.scratch)
-            call("experts_forward", p.tokens, p.token_idx, pairs, *self.weights, *outputs, *sizes, p.code)
+            call(
+                "experts_forward",
+                p.tokens,
+                p.token_idx,
+                pairs,
+                *self.weights,
+                *outputs,
+                *sizes,
+                int(self.packed),
+                p.code,
+            )
             return
         for segment in p.segments(ranges):
             first, last, row, parts = segment

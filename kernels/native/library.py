@@ -7,7 +7,7 @@ import functools
 import sys
 from pathlib import Path
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 _FILE_NAMES = {"win32": "intermoe_native.dll", "darwin": "libintermoe_native.dylib"}
 
@@ -20,6 +20,8 @@ SIGNATURES = {
     "intermoe_check_cuda": "i:i",
     "intermoe_instruction_set": "s:",
     "intermoe_use_instruction_set": "i:i",
+    "intermoe_vendor": "s:",
+    "intermoe_half_units": "i:",
     "intermoe_last_error": "s:",
     "intermoe_select_scratch": "l:l",
     "intermoe_select_count_cpu": "i:ppplllppppi",
@@ -33,8 +35,11 @@ SIGNATURES = {
     "intermoe_route_backward_cpu": "i:ppppppppppppllllii",
     "intermoe_route_scratch_cuda": "l:llll",
     "intermoe_route_backward_cuda": "i:ppppppppppppplllliip",
+    "intermoe_product_cpu": "i:pllpllipplllliiii",
+    "intermoe_packed_count": "l:lli",
+    "intermoe_pack_cpu": "i:pllllipii",
     "intermoe_experts_scratch": "l:lll",
-    "intermoe_experts_forward_cpu": "i:pppppppplllllii",
+    "intermoe_experts_forward_cpu": "i:ppppppppllllliii",
     "intermoe_gather_cpu": "i:pplllpi",
     "intermoe_gather_cuda": "i:pplllpip",
     "intermoe_swiglu_forward_cpu": "i:ppllii",
@@ -117,8 +122,19 @@ def check_cuda(device: int | None) -> None:
         )
 
 
-@functools.cache
 def instruction_set() -> str:
-    """Which CPU variant of the kernels this machine runs: ``baseline``, ``avx2`` or ``avx512``."""
+    """Which CPU variant of the kernels runs: ``baseline``, ``avx2`` or ``avx512``."""
     name: str = load().intermoe_instruction_set().decode()
     return name
+
+
+def vendor() -> str:
+    """Who made the CPU: ``intel``, ``amd`` or ``other``."""
+    name: str = load().intermoe_vendor().decode()
+    return name
+
+
+def half_units() -> int | None:
+    """Units for half types: 1 for bfloat16, 2 for float16, 3 for both; ``None`` where the library does not know."""
+    units: int = load().intermoe_half_units()
+    return units if units >= 0 else None

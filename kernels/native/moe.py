@@ -38,17 +38,19 @@ def moe_inference(route: Route, select: Select, experts: Experts) -> tuple[Tenso
     """``out`` and ``counts`` of ``moe_forward``, of which nothing is kept for a backward."""
     if _is_few(route, select, experts):
         return _one_call(route, select, experts)
-    return _forward(route, select, experts, save_h=False)[:2]
+    return _forward(route, select, experts, save_h=False, keep=True)[:2]
 
 
-def _forward(route: Route, select: Select, experts: Experts, save_h: bool) -> tuple[Tensor, Tensor, Saved]:
+def _forward(
+    route: Route, select: Select, experts: Experts, save_h: bool, keep: bool = False
+) -> tuple[Tensor, Tensor, Saved]:
     hidden, router_weight, router_offset, scale, shift, normalise = route
     tokens, logits, mean, rstd = route_forward(hidden, router_weight, router_offset, scale, shift, EPS, normalise)
     tokens = tokens.to(experts.w_down.dtype)
     pairs, numbers = select_with_offsets(logits, *select.given(logits), select.max_pairs)
     token_idx, gates, expert_offsets, slots, counts = pairs
     problem = Problem(tokens, token_idx, expert_offsets, experts.w_gate_up, experts.w_down, numbers)
-    forward = Forward(problem, save_h)
+    forward = Forward(problem, save_h, keep)
     out = torch.empty_like(problem.tokens)
     for rows, ranges, expert_out in _chunks(problem, CHUNK_BYTES):
         forward.run(ranges, expert_out)

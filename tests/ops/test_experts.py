@@ -15,8 +15,9 @@ from intermoe.ops.select import select_reference
 def own_products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """Who multiplies in the native backend, whatever the size and whether the CPU has units for half types."""
     if backend == "native":
-        monkeypatch.setattr("intermoe.kernels.native.experts.own_products", lambda *_: request.param == "own")
-        monkeypatch.setattr("intermoe.kernels.native.experts._multiplies", lambda _: request.param != "float32")
+        own = request.param == "own"
+        monkeypatch.setattr("intermoe.kernels.native.experts.own_products", lambda *_, **__: own)
+        monkeypatch.setattr("intermoe.kernels.native.products.choice", lambda *_: request.param)
 
 
 @pytest.mark.usefixtures("nan_filled_memory", "own_products")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from intermoe.nn.attention import CrossAttention, SelfAttention
-from intermoe.nn.layers import TimestepEmbedding, sinusoid
+from intermoe.nn.layers import Linear, TimestepEmbedding, sinusoid
 from intermoe.nn.moe import InterMoEBlock
 from intermoe.ops.checks import check_tensor
 from intermoe.systems.intermoe.config import DenoiserConfig
@@ -69,11 +69,11 @@ class Denoiser(nn.Module):
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_motion = nn.Linear(config.input_dim, config.dim)
+        self.embed_motion = Linear(config.input_dim, config.dim)
         self.embed_timestep = TimestepEmbedding(config.dim)
-        self.embed_text = nn.Linear(config.text_dim, config.dim)
+        self.embed_text = Linear(config.text_dim, config.dim)
         self.layers = nn.ModuleList(DenoiserLayer(config) for _ in range(config.num_layers))
-        self.out = nn.Linear(config.dim, config.input_dim)
+        self.out = Linear(config.dim, config.input_dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.first_person = nn.Parameter(torch.zeros(config.dim)) if config.first_person else None

@@ -148,7 +148,7 @@ static void round_trip(int64_t S, int64_t D, int64_t E, int64_t F, int64_t R, in
   }
   Array some(taken * D, size, skip);
   CALL(experts_forward, hidden.as<void>(), token_idx.as<int64_t>(), ranges.as<int64_t>(), gate_up.as<void>(),
-       down.as<void>(), pick(0, 1) ? h.as<void>() : nullptr, some.as<void>(), room.as<float>(), P, S, D, E, F, dtype);
+       down.as<void>(), pick(0, 1) ? h.as<void>() : nullptr, some.as<void>(), room.as<float>(), P, S, D, E, F, 0, dtype);
   CALL(moe_forward, hidden.as<void>(), weight.as<float>(), conditioned ? offset.as<float>() : nullptr,
        modulated ? scale.as<float>() : nullptr, modulated ? shift.as<float>() : nullptr, bias.as<float>(),
        pick(0, 1) ? valid.as<uint8_t>() : nullptr, gate_up.as<void>(), down.as<void>(), out.as<void>(),
@@ -163,7 +163,7 @@ static void round_trip(int64_t S, int64_t D, int64_t E, int64_t F, int64_t R, in
     ranges.as<int64_t>()[2 * E - 1] = P + 1;
     expect(intermoe_experts_forward_cpu(hidden.as<void>(), token_idx.as<int64_t>(), ranges.as<int64_t>(),
                                         gate_up.as<void>(), down.as<void>(), nullptr, some.as<void>(), room.as<float>(),
-                                        P, S, D, E, F, dtype, threads) != 0,
+                                        P, S, D, E, F, 0, dtype, threads) != 0,
            "a range outside is refused");
   }
 #endif

@@ -1,4 +1,4 @@
-"""The experts' forward with the library's own products, in every variant of this machine."""
+"""The library's own products, and the experts' forward with them, in every variant of this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from intermoe import backends
-from intermoe.kernels.native import experts, library
+from intermoe.kernels.native import library, products
+from intermoe.kernels.native.fastest import FASTEST
 from intermoe.kernels.native.registry import CODES
 from intermoe.ops.experts import experts_reference
 
@@ -48,18 +49,92 @@ def test_products(native, dtype, dim: int, width: int, counts: list[int], relati
     offsets = torch.tensor([0, *counts]).cumsum(0)
     ranges = torch.stack([offsets[:-1], offsets[1:]], dim=1).contiguous()
     expected = experts_reference(tokens.double(), token_idx, offsets, gate_up.double(), down.double())
+    held = products._pack(gate_up, paired=True), products._pack(down, paired=False)
     results = []
-    for threads in (1, 3):
+    for threads, weights in ((1, (gate_up, down)), (3, (gate_up, down)), (2, held)):
         out, h = tokens.new_full((num_pairs, dim), torch.nan), tokens.new_full((num_pairs, 2 * width), torch.nan)
         scratch = torch.full((native.intermoe_experts_scratch(num_pairs, dim, width),), torch.nan)
-        arrays = (tokens, token_idx, ranges, gate_up, down, h, out, scratch)
-        sizes = (num_pairs, num_tokens, dim, num_experts, width, CODES[dtype], threads)
+        arrays = (tokens, token_idx, ranges, *weights, h, out, scratch)
+        sizes = (num_pairs, num_tokens, dim, num_experts, width, int(weights is held), CODES[dtype], threads)
         assert native.intermoe_experts_forward_cpu(*(array.data_ptr() for array in arrays), *sizes) == 0
         results.append((out, h))
     assert relative_error(results[0][0], expected) <= tolerance(dtype)
     wanted = [tokens[i].double() @ gate_up[e].double().T for e, i in enumerate(token_idx.split(counts))]
     assert relative_error(results[0][1], torch.cat(wanted)) <= tolerance(dtype)
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True)), "the number of threads changes nothing"
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True)), "nor threads nor packing matter"
+
+
+@pytest.mark.parametrize("dtype", list(CODES))
+@pytest.mark.parametrize("layout", ["rows", "columns", "sums", "packed", "neither"])
+@pytest.mark.parametrize(
+    ("rows", "outputs", "depth"),
+    [
+        (29, 64, 32),  # whole panels, rows that make tiles of unequal size
+        (1, 5, 1),  # less than anything
+        (350, 71, 401),  # two blocks of rows and of depth, tails everywhere
+        (15, 33, 1024),  # rows 4 KB apart, which are copied first
+    ],
+)
+@pytest.mark.parametrize("add", [False, True])
+def test_product(native, dtype, layout, rows, outputs, depth, add, relative_error, tolerance) -> None:
+    g = torch.Generator().manual_seed(0)
+    left = torch.randn(rows, depth, generator=g).to(dtype)
+    weight = torch.randn(outputs, depth, generator=g).to(dtype)
+    bias = torch.randn(outputs, generator=g).to(dtype)
+    right, b = weight.T, None
+    if layout in ("columns", "sums"):
+        right = right.contiguous()
+    if layout == "sums":
+        left = left.T.contiguous().T
+    if layout == "neither":
+        left = torch.stack([left, left], dim=2)[..., 0]
+        right = torch.stack([right, right], dim=2)[..., 0]
+    strides = right.stride()
+    if layout == "packed":
+        right, b, strides = products._pack(weight, paired=False), bias, (0, 0)
+    out = torch.randn(rows, outputs, generator=g)
+    expected = left.double() @ weight.double().T + (0 if b is None else b.double()) + (out.double() if add else 0)
+    results = []
+    for threads in (1, 3):
+        made = out.clone() if add else torch.full_like(out, torch.nan)  # float32 whatever the factors are
+        pointers = (right.data_ptr(), *strides, int(layout == "packed"), None if b is None else b.data_ptr())
+        sizes = (outputs, rows, outputs, depth, int(add), 1, CODES[dtype], threads)
+        assert native.intermoe_product_cpu(left.data_ptr(), *left.stride(), *pointers, made.data_ptr(), *sizes) == 0
+        results.append(made)
+    assert relative_error(results[0], expected) <= tolerance(torch.float32)
+    assert torch.equal(*results), "the number of threads changes nothing"
+
+
+@pytest.mark.parametrize("name", products.CHOICES)
+@pytest.mark.parametrize("dtype", list(CODES))
+@pytest.mark.parametrize("add", [False, True])
+def test_choices_agree(name: str, dtype, add: bool, relative_error, tolerance) -> None:
+    if name == "onednn" and (add or dtype == torch.float16):
+        pytest.skip("oneDNN adds nothing, and has no float16 on most CPUs")
+    g = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(40, 40, generator=g).to(dtype) for _ in range(2))
+    for a, b in ((left, right.T), (left, right), (left.T, right)):
+        if name == "onednn" and b is right:
+            continue
+        for kept in {dtype, torch.float32}:
+            if name == "onednn" and kept != dtype:
+                continue
+            out = torch.ones(40, 40, dtype=kept)
+            products.run(name, a, b, out, add=add)
+            assert relative_error(out, a.double() @ b.double() + int(add)) <= tolerance(dtype)
+
+
+def test_table_is_complete() -> None:
+    for machine, rows in FASTEST.items():
+        for (dtype, kind), limits in rows.items():
+            assert kind in products.KINDS, machine
+            assert getattr(torch, dtype) in CODES, machine
+            bounds, names = zip(*limits, strict=True)
+            assert bounds[-1] is None, (machine, dtype, kind)
+            assert list(bounds[:-1]) == sorted(bounds[:-1]), (machine, dtype, kind)
+            assert set(names) <= set(products.CHOICES)
+            assert "onednn" not in names or kind in ("packed", "rows")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -70,5 +145,6 @@ def test_half_types_without_onednn_are_the_library_s_own(dtype, monkeypatch: pyt
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
         monkeypatch.setattr(torch.ops.mkldnn, name, unknown)
-    monkeypatch.setattr(experts, "_multiplies", experts._multiplies.__wrapped__)
-    assert experts.own_products(dtype, 10**6, torch.empty(2, 1024, 1024, device="meta"))
+    assert not products.has_units(dtype)
+    for variant in ("baseline", "avx2", "avx512"):
+        assert products._unmeasured("rows", dtype, variant) == ((None, "own"),)

@@ -1,0 +1,177 @@
+"""Matrix products on this CPU: what each way of computing them reaches, and the table that chooses between them.
+
+    python -m intermoe.benchmarks.products [--threads N] [--write] [--out FILE]
+
+The entries take turns; the least time of each counts, and with one thread it is the thread's own time, which others on
+the machine do not lengthen. ``--write`` puts the fastest of each kind into ``kernels/native/fastest.py``, in place of
+this machine's rows there. To measure another instruction set than the best one, hide it from the libraries:
+``ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2`` and ``--instruction-set avx2``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from intermoe.files import write_text
+from intermoe.kernels.native import fastest, library, products
+from intermoe.kernels.native.registry import CODES, call
+
+ROWS = (2, 8, 38, 128, 300, 600)
+"""Rows of left factors: a condition, a few tokens, an expert of one prompt, a prompt, an expert of S = 4800."""
+
+WEIGHTS = ((2048, 768), (768, 1024), (768, 768))
+"""(N, K): an expert's two, and the attention's."""
+
+GAIN = 1.03
+"""How much faster than torch another choice must be to take its place."""
+
+Entry = Callable[[], object]
+
+
+def entries(kind: str, dtype: torch.dtype, rows: int, weight: tuple[int, int]) -> Iterator[tuple[str, Entry]]:
+    """Each way of computing one product of ``kind``; names that are not in ``products.CHOICES`` only show a ceiling."""
+    outputs, depth = weight
+    w = torch.randn(outputs, depth).to(dtype)
+    if kind == "sums":
+        left, right = torch.randn(rows, outputs).to(dtype).T, torch.randn(rows, depth).to(dtype)
+    elif kind == "columns":
+        left, right = torch.randn(rows, outputs).to(dtype), w
+    else:
+        left, right = torch.randn(rows, depth).to(dtype), w.T
+    out = torch.empty(len(left), right.shape[1], dtype=dtype)
+    names = ["torch", "own"] if dtype == torch.float32 else ["torch", "float32", "own"]
+    if kind in ("packed", "rows") and dtype != torch.float16:
+        names.append("onednn")
+    for name in names:
+        if (kind, name) == ("packed", "own"):
+            yield name, _own(left, products._pack(w, paired=False), out)
+        else:
+            yield name, _bound(name, left, right, out)
+    if kind == "packed" and dtype != torch.float16:
+        held = torch.ops.mkldnn._reorder_linear_weight(w, rows)
+        yield "onednn, packed", lambda: products._onednn(left, held, None)
+    if kind == "packed" and dtype == torch.float32 and torch.backends.mkl.is_available():
+        reordered = torch.ops.mkl._mkl_reorder_linear_weight(w, rows)
+        yield "mkl, packed", lambda: torch.ops.mkl._mkl_linear(left, reordered, w, None, rows)
+
+
+def _bound(name: str, left: Tensor, right: Tensor, out: Tensor) -> Entry:
+    return lambda: products.run(name, left, right, out)
+
+
+def _own(left: Tensor, packed: Tensor, out: Tensor) -> Entry:
+    (rows, depth), outputs = left.shape, out.shape[1]
+    arguments = (depth, 1, packed, 0, 0, 1, None, out, outputs, rows, outputs, depth, 0, 0, CODES[left.dtype])
+    return lambda: call("product", left, *arguments)
+
+
+def rates(kind: str, dtype: torch.dtype, rows: int, weight: tuple[int, int], seconds: float) -> dict[str, float]:
+    """FLOP/s of each entry."""
+    found = dict(entries(kind, dtype, rows, weight))
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    least = dict.fromkeys(found, float("inf"))
+    for entry in found.values():
+        entry()
+    until, rounds = time.monotonic() + seconds, 0
+    while rounds < 3 or time.monotonic() < until:
+        rounds += 1
+        for name, entry in found.items():
+            began = clock()
+            entry()
+            least[name] = min(least[name], clock() - began)
+    return {name: 2 * rows * weight[0] * weight[1] / least[name] for name in found}
+
+
+def limits(found: dict[int, list[dict[str, float]]]) -> fastest.Limits:
+    """The fastest choice for each number of rows, by its least rate over the weights relative to torch's."""
+    chosen: list[tuple[int, str]] = []
+    for rows, measured in found.items():
+        gains = {
+            name: min(rate[name] / rate["torch"] for rate in measured)
+            for name in measured[0]
+            if name in products.CHOICES
+        }
+        best = max(gains, key=lambda name: gains[name])
+        chosen.append((rows, best if gains[best] >= GAIN else "torch"))
+    merged: list[tuple[int | None, str]] = []
+    for rows, name in chosen:
+        if merged and merged[-1][1] == name:
+            merged.pop()
+        merged.append((rows, name))
+    merged[-1] = (None, merged[-1][1])
+    return tuple(merged)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of each product")
+    parser.add_argument("--instruction-set", choices=("baseline", "avx2", "avx512"))
+    parser.add_argument("--write", action="store_true", help="put the result into kernels/native/fastest.py")
+    parser.add_argument("--out", type=Path, help="write the report into this file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.instruction_set:
+        level = ("baseline", "avx2", "avx512").index(options.instruction_set)
+        if library.load().intermoe_use_instruction_set(level) != 0:
+            raise SystemExit(library.load().intermoe_last_error().decode())
+    lines = [
+        f"# Products on {products.machine()}, {options.threads} thread(s), GFLOP/s",
+        "",
+        f"{_processor()}; torch {torch.__version__}; {datetime.now(UTC):%Y-%m-%d};",
+        "`python -m intermoe.benchmarks.products`.",
+        "Least time of each entry. The weight is N x K; rows are those of the left factor, of sums those summed.",
+    ]
+    table: dict[tuple[str, str], fastest.Limits] = {}
+    for dtype in CODES:
+        for kind in products.KINDS:
+            found: dict[int, list[dict[str, float]]] = {}
+            for rows in ROWS:
+                for weight in WEIGHTS:
+                    rate = rates(kind, dtype, rows, weight, options.seconds)
+                    if not found:
+                        head = [f"{kind}, {str(dtype).removeprefix('torch.')}", "rows", *rate]
+                        lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+                    found.setdefault(rows, []).append(rate)
+                    cells = [f"{weight[0]} x {weight[1]}", str(rows), *(f"{r / 1e9:.0f}" for r in rate.values())]
+                    lines.append(f"| {' | '.join(cells)} |")
+                    print(lines[-1], flush=True)
+            table[str(dtype).removeprefix("torch."), kind] = limits(found)
+    if options.out:
+        write_text(options.out, "\n".join([*lines, ""]))
+    if options.write:
+        write_table(products.machine(), table)
+
+
+def write_table(machine: str, rows: dict[tuple[str, str], fastest.Limits]) -> None:
+    """Replace the rows of one machine in the source of ``fastest``."""
+    path = Path(fastest.__file__)
+    head = path.read_text().partition("FASTEST: ")[0]
+    whole = {**fastest.FASTEST, machine: rows}
+    body = ["FASTEST: dict[str, dict[tuple[str, str], Limits]] = {"]
+    for name, entry in sorted(whole.items()):
+        body.append(f'    "{name}": {{')
+        for (dtype, kind), limit in entry.items():
+            pairs = ", ".join(f'({bound}, "{choice}")' for bound, choice in limit)
+            body.append(f'        ("{dtype}", "{kind}"): ({pairs},),')
+        body.append("    },")
+    write_text(path, head + "\n".join([*body, "}", ""]))
+
+
+def _processor() -> str:
+    """The CPU's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

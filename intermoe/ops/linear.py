@@ -1,0 +1,42 @@
+"""A product with a layer's weight: torch's, or on a CPU in inference what the native backend finds fastest there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from intermoe import backends
+
+_NATIVE = "native"
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.linear``: x (..., K), weight (N, K), bias (N,) -> (..., N).
+
+    Where the native backend serves it may compute it, and keep parameters that do not change in an order of its own
+    (``intermoe.kernels.native.products``).
+    """
+    if torch.compiler.is_compiling() or not _is_plain(x, weight, bias):
+        return nn.functional.linear(x, weight, bias)
+    products = backends.load(_NATIVE).products  # type: ignore[attr-defined]
+    out: Tensor = products.linear(x, weight, bias)
+    return out
+
+
+def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether nothing is differentiated, cast, traced or watched, and the native backend serves."""
+    if type(x) is not Tensor or type(weight) is not nn.Parameter or not x.is_cpu or x.dtype != weight.dtype:
+        return False
+    if not (bias is None or (type(bias) is nn.Parameter and bias.dtype == x.dtype and bias.is_contiguous())):
+        return False
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return False
+    if torch.is_autocast_enabled("cpu") or torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
+        return False
+    if x.numel() == 0 or x.shape[-1] != weight.shape[-1] or not weight.is_cpu:
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return False
+    return backends.resolve(x.device, x.dtype) == _NATIVE

@@ -1,0 +1,44 @@
+"""The table of products: what is chosen from measurements, and how it is written."""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+from pathlib import Path
+
+import pytest
+
+from intermoe.benchmarks import products
+from intermoe.kernels.native import fastest
+
+
+def test_the_fastest_that_gains_everywhere_is_chosen() -> None:
+    measured = {
+        2: [
+            {"torch": 1.0, "own": 2.0, "mkl, packed": 9.0},
+            {"torch": 1.0, "own": 0.9, "mkl, packed": 9.0},
+        ],  # loses one
+        8: [{"torch": 1.0, "own": 1.02, "onednn": 1.01}],  # gains less than a measurement varies
+        38: [{"torch": 1.0, "own": 1.5, "onednn": 1.4}],
+        300: [{"torch": 1.0, "own": 1.5, "onednn": 1.4}],
+        600: [{"torch": 1.0, "own": 1.1, "onednn": 1.4}],
+    }
+    assert products.limits(measured) == ((8, "torch"), (300, "own"), (None, "onednn"))
+
+
+def test_writing_replaces_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "fastest.py"
+    shutil.copy(fastest.__file__, path)
+    monkeypatch.setattr(fastest, "__file__", str(path))
+    rows = {("float32", "rows"): ((64, "own"), (None, "torch")), ("float16", "sums"): ((None, "own"),)}
+    products.write_table("some avx9", rows)
+    found = runpy.run_path(str(path))["FASTEST"]
+    assert found == {**fastest.FASTEST, "some avx9": rows}
+
+
+def test_every_entry_computes_the_product() -> None:
+    for kind in products.products.KINDS:
+        for dtype in products.CODES:
+            rates = products.rates(kind, dtype, 5, (12, 8), seconds=0.0)
+            assert {"torch", "own"} <= set(rates), (kind, dtype)
+            assert min(rates.values()) > 0

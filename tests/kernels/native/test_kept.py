@@ -1,0 +1,98 @@
+"""Weights that are kept packed are never those of before, and go with the parameter."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from intermoe import backends
+from intermoe.kernels.native import products
+
+
+@pytest.fixture(autouse=True)
+def _own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = backends.available()["native"]
+    if not status.usable:
+        pytest.skip(f"native backend: {status.reason}")
+    monkeypatch.setattr(products, "choice", lambda *_: "own")
+
+
+def step(optimiser: type[torch.optim.Optimizer], **options: object) -> Callable[[nn.Parameter], None]:
+    def change(weight: nn.Parameter) -> None:
+        weight.grad = torch.ones_like(weight)
+        optimiser([weight], lr=0.5, **options).step()
+
+    return change
+
+
+def edit(weight: nn.Parameter) -> None:
+    with torch.no_grad():
+        weight[3, 5] = 7.0  # one element that no probe looks at
+
+
+def edit_in_inference_mode(weight: nn.Parameter) -> None:
+    with torch.inference_mode():
+        weight[3, 5] = 7.0
+
+
+def load(weight: nn.Parameter) -> None:
+    module = nn.Module()
+    module.weight = weight
+    module.load_state_dict({"weight": torch.randn(weight.shape)})
+
+
+def swap(weight: nn.Parameter) -> None:
+    weight.data = torch.randn(weight.shape)
+
+
+def swap_twice(weight: nn.Parameter) -> None:
+    """The memory of the first could come to be that of the third."""
+    for _ in range(8):
+        weight.data = torch.randn(weight.shape)
+
+
+def behind_the_version(weight: nn.Parameter) -> None:
+    weight.data.mul_(2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [step(torch.optim.SGD), step(torch.optim.AdamW, fused=True), edit, edit_in_inference_mode, load, swap, swap_twice,
+     behind_the_version],
+    ids=["sgd", "fused adamw", "edit", "inference mode", "load_state_dict", "data swap", "data swaps", "data.mul_"],
+)  # fmt: skip
+def test_a_changed_weight_is_never_stale(change: Callable[[nn.Parameter], None]) -> None:
+    torch.manual_seed(0)
+    weight, x = nn.Parameter(torch.randn(64, 96)), torch.randn(9, 96)
+    for _ in range(3):
+        before = products.linear(x, weight, None)
+    assert products.packed(weight, paired=False) is not None
+    change(weight)
+    for _ in range(3):
+        after = products.linear(x, weight, None)
+        torch.testing.assert_close(after, x @ weight.detach().T, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(before, after)
+
+
+def test_packed_from_the_second_use_on() -> None:
+    weight = nn.Parameter(torch.randn(8, 8))
+    assert products.packed(weight, paired=False) is None
+    first = products.packed(weight, paired=False)
+    assert first is not None
+    assert products.packed(weight, paired=False) is first
+    assert products.packed(weight.detach(), paired=False) is None, "a tensor of the moment is not kept"
+
+
+def test_freed_with_the_parameter() -> None:
+    weight = nn.Parameter(torch.randn(8, 8))
+    products.packed(weight, paired=False)
+    held = weakref.ref(products.packed(weight, paired=False))
+    assert held() is not None
+    del weight
+    gc.collect()
+    assert held() is None

@@ -1,0 +1,61 @@
+"""The layers' product: torch's, or the native backend's where nothing is differentiated."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from intermoe import backends
+from intermoe.nn.layers import Linear
+from intermoe.ops.linear import linear
+
+
+@pytest.fixture
+def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    status = backends.available()["native"]
+    if not status.usable:
+        pytest.skip(f"native backend: {status.reason}")
+    products = backends.load("native").products
+    calls: list[int] = []
+    called = products.linear
+    monkeypatch.setattr(products, "linear", lambda *arguments: calls.append(1) or called(*arguments))
+    monkeypatch.setattr(products, "choice", lambda *_: "own")
+    return calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3, 33), (33,), (40, 33)])
+def test_linear(native_calls, dtype, with_bias: bool, shape, relative_error, tolerance) -> None:
+    torch.manual_seed(0)
+    layer, x = Linear(33, 47, bias=with_bias).to(dtype), torch.randn(shape).to(dtype)
+    bias = layer.bias.double() if with_bias else None
+    expected = nn.functional.linear(x.double(), layer.weight.double(), bias)
+    with torch.no_grad():
+        for count in (1, 2, 3):  # unpacked, packed, kept
+            out = layer(x)
+            assert len(native_calls) == count
+            assert out.shape == expected.shape
+            assert out.dtype == dtype
+            assert relative_error(out, expected) <= tolerance(dtype)
+        strided = torch.stack([x, x], dim=-1)[..., 0]
+        assert torch.equal(layer(strided), out)
+
+
+def test_torch_where_it_is_asked_for(native_calls) -> None:
+    layer, x = Linear(8, 8), torch.randn(4, 8)
+    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    assert torch.equal(layer(x), expected)  # gradients
+    with torch.no_grad():
+        with backends.use("reference"):
+            assert torch.equal(layer(x), expected)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        assert layer(x[:0]).shape == (0, 8)
+        assert torch.vmap(layer)(x).shape == (4, 8)
+        assert linear(x, layer.weight.detach()).shape == (4, 8)
+        assert layer.double()(x.double()).dtype == torch.float64
+    assert not native_calls
+    with pytest.raises(RuntimeError):
+        layer.float()(torch.randn(4, 9))
