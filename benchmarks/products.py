@@ -24,11 +24,11 @@ from intermoe.files import write_text
 from intermoe.kernels.native import fastest, library, products
 from intermoe.kernels.native.registry import CODES, call
 
-ROWS = (2, 8, 38, 128, 300, 600)
+ROWS = (2, 8, 38, 300, 600)
 """Rows of left factors: a condition, a few tokens, an expert of one prompt, a prompt, an expert of S = 4800."""
 
-WEIGHTS = ((2048, 768), (768, 1024), (768, 768))
-"""(N, K): an expert's two, and the attention's."""
+WEIGHTS = ((2048, 768), (768, 1024))
+"""(N, K) of an expert's two; attention's lie between."""
 
 GAIN = 1.03
 """How much faster than torch another choice must be to take its place."""
@@ -48,14 +48,16 @@ def entries(kind: str, dtype: torch.dtype, rows: int, weight: tuple[int, int]) -
         left, right = torch.randn(rows, depth).to(dtype), w.T
     out = torch.empty(len(left), right.shape[1], dtype=dtype)
     names = ["torch", "own"] if dtype == torch.float32 else ["torch", "float32", "own"]
-    if kind in ("packed", "rows") and dtype != torch.float16:
+    if not products.has_units(dtype):  # what torch does then takes up to a hundred times as long
+        names.remove("torch")
+    elif kind in ("packed", "rows") and dtype != torch.float16:
         names.append("onednn")
     for name in names:
         if (kind, name) == ("packed", "own"):
             yield name, _own(left, products._pack(w, paired=False), out)
         else:
             yield name, _bound(name, left, right, out)
-    if kind == "packed" and dtype != torch.float16:
+    if kind == "packed" and dtype != torch.float16 and products.has_units(dtype):
         held = torch.ops.mkldnn._reorder_linear_weight(w, rows)
         yield "onednn, packed", lambda: products._onednn(left, held, None)
     if kind == "packed" and dtype == torch.float32 and torch.backends.mkl.is_available():
@@ -91,16 +93,15 @@ def rates(kind: str, dtype: torch.dtype, rows: int, weight: tuple[int, int], sec
 
 
 def limits(found: dict[int, list[dict[str, float]]]) -> fastest.Limits:
-    """The fastest choice for each number of rows, by its least rate over the weights relative to torch's."""
+    """The fastest choice for each number of rows, by its least gain over the first one's rate."""
+    first = next(iter(next(iter(found.values()))[0]))
     chosen: list[tuple[int, str]] = []
     for rows, measured in found.items():
         gains = {
-            name: min(rate[name] / rate["torch"] for rate in measured)
-            for name in measured[0]
-            if name in products.CHOICES
+            name: min(rate[name] / rate[first] for rate in measured) for name in measured[0] if name in products.CHOICES
         }
         best = max(gains, key=lambda name: gains[name])
-        chosen.append((rows, best if gains[best] >= GAIN else "torch"))
+        chosen.append((rows, best if gains[best] >= GAIN else first))
     merged: list[tuple[int | None, str]] = []
     for rows, name in chosen:
         if merged and merged[-1][1] == name:
@@ -114,6 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.3, help="of each product")
+    parser.add_argument("--dtypes", nargs="+", default=[str(dtype).removeprefix("torch.") for dtype in CODES])
     parser.add_argument("--instruction-set", choices=("baseline", "avx2", "avx512"))
     parser.add_argument("--write", action="store_true", help="put the result into kernels/native/fastest.py")
     parser.add_argument("--out", type=Path, help="write the report into this file")
@@ -131,7 +133,7 @@ def main() -> None:
         "Least time of each entry. The weight is N x K; rows are those of the left factor, of sums those summed.",
     ]
     table: dict[tuple[str, str], fastest.Limits] = {}
-    for dtype in CODES:
+    for dtype in (getattr(torch, name) for name in options.dtypes):
         for kind in products.KINDS:
             found: dict[int, list[dict[str, float]]] = {}
             for rows in ROWS:
@@ -152,10 +154,10 @@ def main() -> None:
 
 
 def write_table(machine: str, rows: dict[tuple[str, str], fastest.Limits]) -> None:
-    """Replace the rows of one machine in the source of ``fastest``."""
+    """Replace what was measured of one machine in the source of ``fastest``."""
     path = Path(fastest.__file__)
     head = path.read_text().partition("FASTEST: ")[0]
-    whole = {**fastest.FASTEST, machine: rows}
+    whole = {**fastest.FASTEST, machine: {**fastest.FASTEST.get(machine, {}), **rows}}
     body = ["FASTEST: dict[str, dict[tuple[str, str], Limits]] = {"]
     for name, entry in sorted(whole.items()):
         body.append(f'    "{name}": {{')

@@ -217,9 +217,13 @@ class Forward:
         self.problem, self.save_h = problem, save_h
         self.h = problem.tokens.new_empty(problem.num_pairs if save_h else 0, 2 * problem.width)
         cpu = not on_cuda(problem.tokens)
-        packed: tuple[Tensor | None, Tensor | None] = (None, None)
+        packed: tuple[Tensor | None, ...] = (None, None)
         if cpu and keep:
-            packed = products.packed(problem.w_gate_up, paired=True), products.packed(problem.w_down, paired=False)
+            rows = problem.num_pairs // len(problem.ranges)
+            packed = tuple(
+                products.packed(weight, rows, paired=paired)
+                for weight, paired in ((problem.w_gate_up, True), (problem.w_down, False))
+            )
         self.packed = all(weight is not None for weight in packed)
         self.own_products = cpu and own_products(
             problem.tokens.dtype, problem.num_pairs, problem.w_down, packed=self.packed

@@ -9,4 +9,39 @@ from __future__ import annotations
 
 Limits = tuple[tuple[int | None, str], ...]
 
-FASTEST: dict[str, dict[tuple[str, str], Limits]] = {}
+FASTEST: dict[str, dict[tuple[str, str], Limits]] = {
+    "intel avx512": {
+        ("float32", "packed"): (
+            (8, "torch"),
+            (38, "own"),
+            (None, "torch"),
+        ),
+        ("float32", "rows"): (
+            (2, "torch"),
+            (8, "own"),
+            (None, "torch"),
+        ),
+        ("float32", "columns"): ((None, "torch"),),
+        ("float32", "sums"): ((None, "torch"),),
+        ("bfloat16", "packed"): ((None, "own"),),
+        ("bfloat16", "rows"): ((None, "own"),),
+        ("bfloat16", "columns"): (
+            (300, "own"),
+            (None, "float32"),
+        ),
+        ("bfloat16", "sums"): (
+            (38, "own"),
+            (None, "float32"),
+        ),
+        ("float16", "packed"): ((None, "own"),),
+        ("float16", "rows"): (
+            (300, "own"),
+            (None, "float32"),
+        ),
+        ("float16", "columns"): ((None, "own"),),
+        ("float16", "sums"): (
+            (38, "own"),
+            (None, "float32"),
+        ),
+    },
+}

@@ -117,7 +117,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def linear(x: Tensor, weight: nn.Parameter, bias: Tensor | None) -> Tensor:
     """``torch.nn.functional.linear`` of x (..., K), weight (N, K) and bias (N,), of one dtype, not differentiated."""
     rows = x.numel() // x.shape[-1]
-    held = packed(weight, paired=False)
+    held = packed(weight, rows, paired=False)
     name = choice("rows" if held is None else "packed", x.dtype, rows)
     if name == "own":
         x = x if x.is_contiguous() else x.contiguous()
@@ -148,14 +148,16 @@ class _Kept(NamedTuple):
 _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def packed(weight: Tensor, *, paired: bool) -> Tensor | None:
-    """A parameter (N, K), or (E, N, K) of experts, in the library's order; ``None`` on first use and for other tensors.
+def packed(weight: Tensor, rows: int, *, paired: bool) -> Tensor | None:
+    """A parameter (N, K), or (E, N, K) of experts, in the library's order, for a product with so many rows.
+
+    ``None`` on first use, for other tensors, and where the table has something faster.
 
     It is made anew when the parameter's version, memory or shape is another, or one of ``PROBES`` elements is, and is
     freed with the parameter. What is written past the version (through ``.data`` or NumPy) into few elements of a
     weight goes unseen.
     """
-    if type(weight) is not nn.Parameter or weight.is_inference() or choice("packed", weight.dtype, 1 << 20) == "torch":
+    if type(weight) is not nn.Parameter or weight.is_inference() or choice("packed", weight.dtype, rows) != "own":
         return None
     kept: _Kept | None = _kept.get(weight)
     state = (weight._version, weight.data_ptr(), weight.shape, weight.stride(), paired, library.instruction_set())

@@ -40,5 +40,5 @@ def test_every_entry_computes_the_product() -> None:
     for kind in products.products.KINDS:
         for dtype in products.CODES:
             rates = products.rates(kind, dtype, 5, (12, 8), seconds=0.0)
-            assert {"torch", "own"} <= set(rates), (kind, dtype)
+            assert "own" in rates, (kind, dtype)
             assert min(rates.values()) > 0

@@ -71,7 +71,7 @@ def test_a_changed_weight_is_never_stale(change: Callable[[nn.Parameter], None])
     weight, x = nn.Parameter(torch.randn(64, 96)), torch.randn(9, 96)
     for _ in range(3):
         before = products.linear(x, weight, None)
-    assert products.packed(weight, paired=False) is not None
+    assert products.packed(weight, 9, paired=False) is not None
     change(weight)
     for _ in range(3):
         after = products.linear(x, weight, None)
@@ -81,17 +81,17 @@ def test_a_changed_weight_is_never_stale(change: Callable[[nn.Parameter], None])
 
 def test_packed_from_the_second_use_on() -> None:
     weight = nn.Parameter(torch.randn(8, 8))
-    assert products.packed(weight, paired=False) is None
-    first = products.packed(weight, paired=False)
+    assert products.packed(weight, 9, paired=False) is None
+    first = products.packed(weight, 9, paired=False)
     assert first is not None
-    assert products.packed(weight, paired=False) is first
-    assert products.packed(weight.detach(), paired=False) is None, "a tensor of the moment is not kept"
+    assert products.packed(weight, 9, paired=False) is first
+    assert products.packed(weight.detach(), 9, paired=False) is None, "a tensor of the moment is not kept"
 
 
 def test_freed_with_the_parameter() -> None:
     weight = nn.Parameter(torch.randn(8, 8))
-    products.packed(weight, paired=False)
-    held = weakref.ref(products.packed(weight, paired=False))
+    products.packed(weight, 9, paired=False)
+    held = weakref.ref(products.packed(weight, 9, paired=False))
     assert held() is not None
     del weight
     gc.collect()
