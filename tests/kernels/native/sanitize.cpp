@@ -149,6 +149,13 @@ static void round_trip(int64_t S, int64_t D, int64_t E, int64_t F, int64_t R, in
   Array some(taken * D, size, skip);
   CALL(experts_forward, hidden.as<void>(), token_idx.as<int64_t>(), ranges.as<int64_t>(), gate_up.as<void>(),
        down.as<void>(), pick(0, 1) ? h.as<void>() : nullptr, some.as<void>(), room.as<float>(), P, S, D, E, F, 0, dtype);
+  const int32_t paired = static_cast<int32_t>(pick(0, 1)), wide = static_cast<int32_t>(pick(0, 1));
+  Array panels(intermoe_packed_count(2 * F, D, paired), size, skip);
+  CALL(pack, gate_up.as<void>(), 1, D, 2 * F, D, paired, panels.as<void>(), dtype);
+  Array product = wide ? floats(S * 2 * F, skip) : values(S * 2 * F, dtype, skip);
+  const void* right = paired ? gate_up.as<void>() : panels.as<void>();
+  CALL(product, hidden.as<void>(), D, 1, right, 1, D, 1 - paired, nullptr, product.as<void>(), 2 * F, S, 2 * F, D,
+       static_cast<int32_t>(pick(0, 1)), wide, dtype);
   CALL(moe_forward, hidden.as<void>(), weight.as<float>(), conditioned ? offset.as<float>() : nullptr,
        modulated ? scale.as<float>() : nullptr, modulated ? shift.as<float>() : nullptr, bias.as<float>(),
        pick(0, 1) ? valid.as<uint8_t>() : nullptr, gate_up.as<void>(), down.as<void>(), out.as<void>(),
