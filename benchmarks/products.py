@@ -14,7 +14,7 @@ import argparse
 import platform
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -128,7 +128,7 @@ def main() -> None:
     lines = [
         f"# Products on {products.machine()}, {options.threads} thread(s), GFLOP/s",
         "",
-        f"{_processor()}; torch {torch.__version__}; {datetime.now(UTC):%Y-%m-%d};",
+        f"{_processor()}; torch {torch.__version__}; {datetime.now(timezone.utc):%Y-%m-%d};",
         "`python -m intermoe.benchmarks.products`.",
         "Least time of each entry. The weight is N x K; rows are those of the left factor, of sums those summed.",
     ]

@@ -33,7 +33,11 @@ def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
         return False
-    if torch.is_autocast_enabled("cpu") or torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
+    if (
+        torch.is_autocast_enabled("cpu")
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._get_tracing_state() is not None
+    ):
         return False
     if x.numel() == 0 or x.shape[-1] != weight.shape[-1] or not weight.is_cpu:
         return False
