@@ -1,6 +1,6 @@
 """Which product is fastest, by machine, dtype, kind of product and rows. Written by the command below, not by hand.
 
-    python -m intermoe.benchmarks.products --write
+    python -m intermoe.benchmarks.harness.products --write
 
 A row of ``FASTEST`` says for up to how many rows which choice of ``products.CHOICES`` serves; ``None`` for any more.
 """

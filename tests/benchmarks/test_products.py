@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from intermoe.benchmarks import products
+from intermoe.benchmarks.harness import products
 from intermoe.kernels.native import fastest
 
 

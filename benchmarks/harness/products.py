@@ -1,6 +1,6 @@
 """Matrix products on this CPU: what each way of computing them reaches, and the table that chooses between them.
 
-    python -m intermoe.benchmarks.products [--threads N] [--write] [--out FILE]
+    python -m intermoe.benchmarks.harness.products [--threads N] [--write] [--out FILE]
 
 The entries take turns; the least time of each counts, and with one thread it is the thread's own time, which others on
 the machine do not lengthen. ``--write`` puts the fastest of each kind into ``kernels/native/fastest.py``, in place of
@@ -129,7 +129,7 @@ def main() -> None:
         f"# Products on {products.machine()}, {options.threads} thread(s), GFLOP/s",
         "",
         f"{_processor()}; torch {torch.__version__}; {datetime.now(timezone.utc):%Y-%m-%d};",
-        "`python -m intermoe.benchmarks.products`.",
+        "`python -m intermoe.benchmarks.harness.products`.",
         "Least time of each entry. The weight is N x K; rows are those of the left factor, of sums those summed.",
     ]
     table: dict[tuple[str, str], fastest.Limits] = {}
