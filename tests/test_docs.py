@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -88,41 +87,3 @@ def test_systems() -> None:
     assert names["motion"].shape == (1, 2, 90, 262)
     layers = names["network"].layers
     assert all(type(layer.feed_forward.network).__name__ == "MoEFeedForward" for layer in layers)
-
-
-PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
-
-
-def commands() -> list[Any]:
-    """Every ``intermoe`` command of the bash blocks and of the inline code of README and documentation."""
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-        inline = [code for code in re.findall(r"`(intermoe [^`]+)`", text.replace("\n", " ")) if " --" in code]
-        for line in (line for block in (*blocks, *inline) for line in block.splitlines()):
-            for command in line.partition("  #")[0].split("&&"):
-                words = shlex.split(command, comments=True)
-                if words[:1] == ["intermoe"] and not {"...", "FOLDER"} & set(words):
-                    found.append(pytest.param(words[1:], id=f"{page.name}: {command.strip()}"))
-    return found
-
-
-@pytest.mark.parametrize("words", commands())
-def test_commands_are_as_they_are_written(words: list[str]) -> None:
-    """Each names a command and options that there are, with all that it needs; nothing is run."""
-    import typer
-
-    from intermoe.cli import app
-
-    name, rest = "intermoe", list(words)
-    command: Any = typer.main.get_command(app)
-    while hasattr(command, "commands"):
-        context = command.context_class(command, info_name=name)
-        name, command, rest = command.resolve_command(context, rest)
-    command.make_context(name, rest)
-
-
-def test_there_are_commands_to_check() -> None:
-    names = {param.values[0][0] for param in commands()}
-    assert {"generate", "train", "evaluate", "ablate", "routing", "export", "tune"} <= names
