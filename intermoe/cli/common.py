@@ -110,7 +110,7 @@ def parse_view(camera: str, size: str) -> View:
     from intermoe.export import View
 
     edges = size.lower().split("x")
-    if len(edges) != 2 or not all(edge.isdigit() for edge in edges):
+    if len(edges) != 2 or not all(edge.isdecimal() and len(edge) <= 5 for edge in edges):
         raise ValueError(f"--size: expected WIDTHxHEIGHT, as 640x640, got {size!r}")
     return View(camera, (int(edges[0]), int(edges[1])))
 

@@ -168,12 +168,15 @@ def _read_control(
 ) -> Control | None:
     from intermoe.control.file import reaction_to, read_control
 
-    if control is not None:
-        return read_control(control, pipeline.representation)
-    if react_to is None:
-        return None
-    longest = frames or pipeline.config.max_frames
-    return reaction_to(react_to, pipeline.representation, resample=resample, max_frames=longest)
+    try:
+        if control is not None:
+            return read_control(control, pipeline.representation)
+        if react_to is None:
+            return None
+        longest = frames or pipeline.config.max_frames
+        return reaction_to(react_to, pipeline.representation, resample=resample, max_frames=longest)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{'--react-to' if control is None else '--control'}: {error}") from error
 
 
 def _default_frames(control: Control | None, react_to: Path | None) -> int:

@@ -14,7 +14,7 @@ Array = npt.NDArray[np.float64]
 Grid = npt.NDArray[np.float32]
 
 CAMERAS = ("side", "front", "top", "follow")
-SIZE_STEP, SMALLEST_SIZE = 2, 128
+SIZE_STEP, SMALLEST_SIZE, LARGEST_SIZE = 2, 128, 8192
 ELEVATION = math.radians(16.0)
 TOP_ELEVATION = math.radians(89.0)
 FOLLOW_SECONDS = 0.5
@@ -27,7 +27,7 @@ class View:
     """How a motion is looked at: ``camera``, one of ``CAMERAS``, and ``size``, width and height in pixels, even.
 
     Raises:
-        ValueError: another camera, a size that is odd or too small.
+        ValueError: another camera, a size that is odd, too small or too large.
     """
 
     camera: str = "side"
@@ -36,8 +36,10 @@ class View:
     def __post_init__(self) -> None:
         if self.camera not in CAMERAS:
             raise ValueError(f"camera: expected one of {', '.join(CAMERAS)}, got {self.camera!r}")
-        if len(self.size) != 2 or any(edge % SIZE_STEP or edge < SMALLEST_SIZE for edge in self.size):
-            raise ValueError(f"size: expected even numbers >= {SMALLEST_SIZE}, got {self.size}")
+        if len(self.size) != 2 or any(
+            edge % SIZE_STEP or not SMALLEST_SIZE <= edge <= LARGEST_SIZE for edge in self.size
+        ):
+            raise ValueError(f"size: expected even numbers >= {SMALLEST_SIZE} and <= {LARGEST_SIZE}, got {self.size}")
 
     @property
     def moves(self) -> bool:

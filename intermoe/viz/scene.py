@@ -190,8 +190,10 @@ def serving(port: int = 0) -> Iterator[viser.ViserServer]:
     It is ``guarded``: pages of other origins, other hosts' names and huge messages are refused.
 
     Raises:
-        ModuleNotFoundError: viser is not installed; says how to install it.
+        ValueError: no port has that number. ModuleNotFoundError: viser is not installed; says how to install it.
     """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"port: expected 0 to {2**16 - 1}, got {port}")
     try:
         import viser
     except ModuleNotFoundError as error:

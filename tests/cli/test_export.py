@@ -78,6 +78,14 @@ def test_view_says_where_and_serves_this_machine_alone(bow: Path, monkeypatch: p
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("port", [-1, 70000])
+def test_view_names_a_port_that_there_is_not(bow: Path, port: int) -> None:
+    pytest.importorskip("viser", reason="pages of figures need viser")
+    result = run("view", bow, "--port", port)
+    assert result.exit_code == 2
+    assert result.stderr == f"error: port: expected 0 to 65535, got {port}\n"
+
+
 def test_view_without_viser_says_what_to_install(bow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = run("view", bow)

@@ -79,6 +79,7 @@ def test_a_camera_that_follows_is_nearer_and_sees_the_floor_pass() -> None:
         ("below", (640, 640), "camera: expected one of side, front, top, follow, got 'below'"),
         ("side", (641, 640), "size: expected even numbers >= 128"),
         ("side", (640, 64), "size: expected even numbers >= 128"),
+        ("side", (640, 100000), "and <= 8192, got"),
     ],
 )
 def test_views_that_cannot_be_are_refused(camera: str, size: tuple[int, int], told: str) -> None:
