@@ -363,7 +363,6 @@ class MotionPipeline(ABC):
         """
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         self.check(prompts, num_frames)
-        self._warn(prompts, control is not None and bool(control.known))
         num_frames = check_integer(num_frames, "num_frames")
         asked = self.config.default_steps if num_inference_steps is None else num_inference_steps
         num_inference_steps = check_integer(asked, "num_inference_steps")
@@ -374,6 +373,7 @@ class MotionPipeline(ABC):
         seeds = tuple(seed + i for i in range(len(prompts)))
         if control is not None:
             self.check_control(control, num_frames)
+        self._warn(prompts, control is not None and bool(control.known))
         motions = self.sample(
             prompts,
             [num_frames] * len(prompts),
