@@ -31,7 +31,7 @@ NOT_RUN = {
     "pytest": "is what runs this",
     "mkdocs serve": "does not end; CI builds the pages, strictly",
     "intermoe tune": "needs a GPU",
-    "intermoe live": "does not end; tests/viz runs it for a while",
+    "intermoe live": "does not end; tests/cli runs it for a while",
     "intermoe convert": "needs the authors' files",
     "intermoe bench": "takes minutes; tests/benchmarks and tests/cli run it on tiny shapes",
     "python examples/": "takes minutes; tests/examples runs each for a few steps",

@@ -230,7 +230,7 @@ def test_values_of_another_kind_are_refused() -> None:
         Known(0, motion=torch.zeros(4, 262), frames=3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^person: expected an integer"):
         Known("first", motion=torch.zeros(4, 262))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^known: expected at least one, got none"):
+    with pytest.raises(ValueError, match=r"^known, targets: expected at least one, got none"):
         Control()
     with pytest.raises(ValueError, match=r"^blend: must be in \[0, "):
         Control([Known(0, motion=torch.zeros(4, 262))], blend=-1)
