@@ -114,3 +114,32 @@ def test_usable_backend_offers_every_step(name: str) -> None:
     steps = ("route_forward", "route_backward", "select", "select_backward", "experts_forward", "experts_backward")
     whole = [name for name in vars(contract.Backend) if not name.startswith("_")]
     assert all(hasattr(module, offered) for offered in (*steps, "combine", *whole))
+
+
+def test_an_empty_variable_forces_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = backends.resolve(CPU, torch.float32)
+    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "")
+    assert backends.resolve(CPU, torch.float32) == before
+
+
+def test_what_serves_a_device_for_tests_alone_is_not_taken_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that serves this device, but not without being asked to, as Triton's interpreter does."""
+
+    class Slow:
+        AUTOMATIC = ("cuda",)
+
+        @staticmethod
+        def refusal(device: torch.device, dtype: torch.dtype) -> None:
+            return None
+
+    name = backends.NAMES[0]
+    status, load = backends._status, backends.load
+    monkeypatch.setattr(
+        backends,
+        "_status",
+        lambda which: backends.Status(name, True, ("cpu", "cuda")) if which == name else status(which),
+    )
+    monkeypatch.setattr(backends, "load", lambda which: Slow if which == name else load(which))
+    assert backends.resolve(CPU, torch.float32) != name
+    assert backends.resolve(torch.device("cuda"), torch.float32) == name
+    assert backends.resolve(CPU, torch.float32, name) == name

@@ -9,6 +9,8 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -257,3 +259,41 @@ def test_stopped_between_two_names_a_folder_keeps_what_it_had(tmp_path: Path, mo
         (temporary / "a.txt").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     assert (folder / "a.txt").read_text() == "old"
+
+
+def test_a_folder_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "model"
+    link.symlink_to(tmp_path / "real")
+    with replacing_folder(link) as temporary:
+        (temporary / "file").write_text("new")
+    assert link.is_symlink()
+    assert (tmp_path / "real" / "file").read_text() == "new"
+
+
+def test_what_a_killed_process_left_is_found_whatever_the_folders_name(tmp_path: Path) -> None:
+    (tmp_path / f"{WRITING}a[1]*-0123abcd").mkdir()
+    (tmp_path / f"{WRITING}a1x-0123abcd").mkdir()  # of another folder
+    with replacing_folder(tmp_path / "a[1]*"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1]*", f"{WRITING}a1x-0123abcd"}
+
+
+def test_a_name_that_was_taken_before_its_lock_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def meet_another(path: Path, refusal: str) -> Iterator[None]:
+        with locked(path, refusal):
+            if path.name == ".bow.lock":
+                (tmp_path / "bow.npz").touch()  # another process wrote it, and let its lock go, just before
+            yield
+
+    monkeypatch.setattr("intermoe.files.locked", meet_another)
+    with claimed_stem(tmp_path / "bow", (".npz",)) as stem:
+        assert stem.name == "bow-2"
+
+
+def test_numbers_of_every_kind_must_be_finite(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"got inf for 'rows.1'"):
+        write_json(tmp_path / "numbers.json", {"rows": (1.0, math.inf)})
+    with pytest.raises(FloatingPointError, match=r"got others in 'z'"):
+        write_tensors(tmp_path / "model.safetensors", {"z": torch.tensor([complex(0, math.nan)])})

@@ -17,7 +17,7 @@ from intermoe.motion.bones import with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.floor import with_persons_on_floor
 from intermoe.motion.smooth import with_smooth_joints
-from intermoe.pipeline import available_models
+from intermoe.pipeline import MotionPipeline, available_models
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 
@@ -304,3 +304,8 @@ def test_a_half_type_computes_every_part_and_returns_float32(tiny_pipeline, dtyp
     latents = half.encode(narrow.motion)
     assert latents.dtype == torch.float32
     assert half.decode(latents).dtype == torch.float32
+
+
+def test_a_folder_with_the_name_of_a_shipped_model_is_itself(tiny_pipeline, tmp_path) -> None:
+    tiny_pipeline.save_pretrained(tmp_path / "salsa")
+    assert MotionPipeline.from_pretrained(tmp_path / "salsa").config.name == "tiny"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -259,6 +260,8 @@ def test_what_does_not_fit_the_motion_is_refused(tiny_pipeline: Any, known: Know
         tiny_pipeline("two people bow", num_frames=FRAMES, control=control)
     with pytest.raises(ValueError, match=message):
         tiny_pipeline.sample(["two people bow"], [FRAMES], [0], control=control)
+    with pytest.raises(ValueError, match=message):
+        tiny_pipeline.check_control(control, FRAMES)  # before any work
 
 
 def test_joints_are_refused_where_motion_does_not_follow_from_them() -> None:
@@ -304,3 +307,23 @@ def test_a_system_that_cannot_is_named(tiny_pipeline: Any) -> None:
     parts = (tiny_pipeline.vae, tiny_pipeline.denoiser, tiny_pipeline.text_encoder, tiny_pipeline.statistics)
     with pytest.raises(ValueError, match=r"^control: expected a system that keeps what is known, got intermoe"):
         made(Plain(tiny_pipeline.config, *parts), Known(0, motion=motion_of(4)))
+
+
+def test_what_is_given_is_a_copy() -> None:
+    motion = motion_of(4)
+    known, before = Known(0, motion=motion), motion.clone()
+    motion += 1
+    assert torch.equal(known.motion, before)
+
+
+@pytest.mark.parametrize(("blend", "gap"), [(1, 5), (3, 5), (4, 4), (8, 4)])
+def test_weights_of_neighbours_are_half_a_cosine(blend: int, gap: int) -> None:
+    """(1 + cos(pi d / (r + 1))) / 2 at distance d up to r, the blend or the whole gap, from either end."""
+    known = [Known(0, motion=torch.ones(3, 262)), Known(0, motion=torch.ones(2, 262), frames=slice(3 + gap, 5 + gap))]
+    found = Control(known, blend=blend).place(INTERHUMAN, 5 + gap, 1).paste(torch.zeros(1, 5 + gap, 262))[0, :, 0]
+    reach, expected = min(blend, gap), torch.zeros(gap)
+    for distance in range(1, reach + 1):
+        weight = (1 + math.cos(math.pi * distance / (reach + 1))) / 2
+        expected[distance - 1] += weight
+        expected[gap - distance] += weight
+    torch.testing.assert_close(found, torch.cat([torch.ones(3), expected, torch.ones(2)]))

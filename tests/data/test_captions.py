@@ -10,6 +10,7 @@ from intermoe.data import mirror_caption, swap_caption
         ("LEFT foot, Right foot", "RIGHT foot, Left foot"),
         ("with his left-hand side, rightward", "with his right-hand side, leftward"),
         ("spins clockwise", "spins counterclockwise"),
+        ("a lefthanded throw, Righthand up", "a righthanded throw, Lefthand up"),
         ("spins counterclockwise", "spins clockwise"),
         (
             "Counter-clockwise, counter clockwise, anticlockwise, anti-clockwise",
@@ -90,3 +91,14 @@ def test_sides_change_however_they_are_said(caption):
     expected = caption.replace("left", "#").replace("right", "left").replace("#", "right")
     assert mirror_caption(caption) == expected
     assert mirror_caption(expected) == caption
+
+
+def test_what_is_counted_is_no_person():
+    things = "time times step steps beat move movement moment round turn spin attempt half part place phase stage"
+    for word in things.split():
+        assert swap_caption(f"in the first {word} they bow") == f"in the first {word} they bow"
+    persons = (
+        "dancer person partner performer individual man woman guy girl boy player fighter athlete actor figure human"
+    )
+    for word in (*persons.split(), "one"):
+        assert swap_caption(f"first {word} bows") == f"second {word} bows"

@@ -114,5 +114,5 @@ def test_a_caption_that_describes_nothing_is_told(humanml3d_folder, line: str, p
     with pytest.warns(UserWarning, match=re.escape(problem)):
         dataset = MotionDataset(HUMANML3D, root, "train")
     assert dataset.names == ["a", "c"]
-    (root / "texts" / "b.txt").write_text("#a/DET#0.0#0.0\na man walks#a/DET#nan#nan\n")
+    (root / "texts" / "b.txt").write_text("#a/DET#0.0#0.0\n a man walks #a/DET#nan#nan\n")
     assert MotionDataset(HUMANML3D, root, "train", strict=True).captions(1) == ("a man walks",)

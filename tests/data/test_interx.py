@@ -221,8 +221,10 @@ def test_skeleton_files(tmp_path, rng: np.random.Generator) -> None:
     np.save(tmp_path / "short.npy", rest[:22])
     np.savez(tmp_path / "other.npz", a=vertices)
     np.savez(tmp_path / "thin.npz", J_regressor=regressor, v_template=vertices[:9])
+    np.save(tmp_path / "nowhere.npy", np.where(np.arange(55)[:, None] == 54, np.nan, rest))
     for name, message in (
         ("short.npy", r"expected \(55, 3\) joint positions .*, got shape \(22, 3\)"),
+        ("nowhere.npy", r"expected \(55, 3\) joint positions .*, in metres, got shape \(55, 3\)"),
         ("other.npz", "not a readable archive of the arrays .'J_regressor', 'v_template'."),
         ("thin.npz", r"expected \(55, 3\) joint positions .*, got shapes \(55, 100\) and \(9, 3\)"),
     ):
@@ -234,3 +236,21 @@ def test_without_h5py_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'intermoe\[interx\]'"):
         InterXReader(tmp_path)
+
+
+def test_processed_texts_are_taken_where_both_are(interx_folder, rng: np.random.Generator) -> None:
+    items = {"train": {"G1": rng.normal(size=(30, 55, 24))}}
+    root = interx_folder(items)
+    interx_folder(items, texts="texts")
+    (root / "texts" / "G1.txt").write_text("as it was written first\n")
+    assert InterXReader(root).read("train", "G1")[0].captions == ("the first person waves to the left", "they hug")
+
+
+def test_a_cache_of_another_rate_or_skeleton_is_made_again(rng: np.random.Generator, interx_folder, tmp_path) -> None:
+    root, cache = interx_folder({"train": {"G1": _raw(rng, 120)}}), tmp_path / "cache"
+    for name, rest in (("a", _rest(rng)), ("b", _rest(rng))):
+        np.save(tmp_path / f"{name}.npy", rest)
+    for options in ({"skeleton": "a"}, {"skeleton": "b"}, {"skeleton": "b", "source_fps": 120}):
+        given = {**options, "skeleton": tmp_path / f"{options['skeleton']}.npy"}
+        assert prepare(INTERX, root, cache, **given).written
+        assert not prepare(INTERX, root, cache, **given).written

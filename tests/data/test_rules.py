@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from intermoe.data import DATA_SETS, InterHumanDataset, collate, prepare
+from intermoe.data.cache import fingerprint
 from intermoe.data.statistics import compute_statistics
 
 CAPTION = "the first person waves to the left"  # the first of two, as the folders of the tests have them
@@ -88,6 +89,7 @@ def test_batches_are_padded_to_whole_latent_frames(longest: int, padded: int) ->
     batch = collate(items)  # type: ignore[arg-type]
     assert batch["motion"].shape == (2, 2, padded, 3)
     assert batch["motion"].sum() == (longest + 5) * 2 * 3
+    assert batch["lengths"].dtype == torch.int64
 
 
 def test_statistics_keep_the_small_deviations_that_velocities_have() -> None:
@@ -119,3 +121,44 @@ def test_a_cache_follows_size_time_and_number_of_its_files(folder: Path, tmp_pat
     else:
         (folder / "annots" / "2.txt").write_text("they bow\n", encoding="utf-8")
     assert prepare(DATA_SETS["interhuman"], folder, cache).written
+
+
+def test_neither_seed_stands_for_an_epoch(folder: Path) -> None:
+    """Numbers of (seed, epoch) are not those of their sum."""
+    one, other = (InterHumanDataset(folder, "train", window=16, seed=seed) for seed in (3, 4))
+    assert not np.array_equal(one._numbers(1), other._numbers(0))
+    assert len({tuple(one._numbers(epoch)[0]) for epoch in range(50)}) == 50
+
+
+def test_an_item_of_a_window_is_as_long_as_the_shortest_of_the_run(interhuman_folder: Callable[..., Path]) -> None:
+    root = interhuman_folder({"train": {"short": 30, "enough": 31}})
+    with pytest.warns(UserWarning, match="shorter than 31 frames: 1"):
+        dataset = InterHumanDataset(root, "train", window=16, min_frames=30)
+    assert dataset.names == ["enough"]
+
+
+def test_a_digest_is_of_every_name_caption_and_number(interhuman_folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = interhuman_folder({"train": {"1": 20, "2": 20}})
+    first = InterHumanDataset(root, "train").digest()
+    cache = prepare(DATA_SETS["interhuman"], root, tmp_path / "cache").folder
+    assert InterHumanDataset(cache, "train").digest() == first  # wherever they lie
+    path = root / "motions_processed" / "person2" / "2.npy"
+    motion = np.load(path)
+    motion[-1, 311] += 1  # the last number that is read
+    np.save(path, motion)
+    numbers = InterHumanDataset(root, "train").digest()
+    (root / "annots" / "2.txt").write_text("they bow\n", encoding="utf-8")
+    captions = InterHumanDataset(root, "train").digest()
+    (root / "split" / "train.txt").write_text("2\n1", encoding="utf-8")
+    assert len({first, numbers, captions, InterHumanDataset(root, "train").digest()}) == 4
+
+
+def test_a_fingerprint_is_of_the_settings_and_of_no_order(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_set = DATA_SETS["interhuman"]
+    reader = data_set.reader(folder)
+    before = fingerprint(data_set, reader, folder)
+    files = reader.files()
+    monkeypatch.setattr(reader, "files", lambda: files[::-1])
+    assert fingerprint(data_set, reader, folder) == before
+    reader.settings = {"source_fps": 120}
+    assert fingerprint(data_set, reader, folder) != before

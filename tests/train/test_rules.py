@@ -340,3 +340,27 @@ def test_logging_validation_and_checkpoints_come_when_they_are_due(every: int, t
     assert seen == expected
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == [f"step-{step:08d}" for step in due[-2:]]
+
+
+def test_the_rate_is_of_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of which a step takes 1 second and a validation 100: two items a second, before and after it."""
+    clock = [0.0]
+    rates: list[float] = []
+
+    def passing(name: str, seconds: float) -> None:
+        original = getattr(Trainer, name)
+
+        def timed(self: Any, *arguments: Any) -> Any:
+            clock[0] += seconds
+            return original(self, *arguments)
+
+        monkeypatch.setattr(Trainer, name, timed)
+
+    passing("_optimise", 1.0)
+    passing("_validate", 100.0)
+    monkeypatch.setattr(Trainer, "_log_training", lambda self, losses, rate: rates.append(rate))
+    monkeypatch.setattr("intermoe.train.loop.time.perf_counter", lambda: clock[0])
+    run = RunConfig(log_every=1, validate_every=2, checkpoint_every=100)
+    objective = Scripted([[FIRST]] * 100)
+    fit(Accelerator(), objective, config(2, run, steps=4), Constants(8), Constants(2), tmp_path, resume=False)
+    assert rates == [2.0] * 4

@@ -302,3 +302,13 @@ def test_masking_and_losses_do_not_depend_on_the_padding_of_a_batch() -> None:
     ]
     for name in losses[0]:
         torch.testing.assert_close(losses[0][name], losses[1][name])
+
+
+@pytest.mark.parametrize("dim", [8, 6, 10])
+def test_places_are_sinusoids_of_row_and_column_by_hand(dim: int) -> None:
+    """Each half has whole pairs of sine and cosine: of 6 numbers 4 are the row's, and 2 of the column's 4 are left."""
+    half = 4 if dim <= 8 else 6
+    for row, column in ((0, 2), (3, 0), (4, 5)):
+        angles = [[place / 10000 ** (2 * k / half) for k in range(half // 2)] for place in (row, column)]
+        expected = [f(angle) for each in angles for angle in each for f in (math.sin, math.cos)][:dim]
+        torch.testing.assert_close(grid_encoding(5, 6, dim)[row, column], torch.tensor(expected))
