@@ -358,3 +358,23 @@ def test_the_published_protocol_has_no_deviation(make: Make) -> None:
     settings = dataclasses.replace(make().settings, items=1098, batch_size=96, mm_captions=100, mm_samples=30)
     rows = ({"model": {}},) * 20
     assert EvaluationReport(settings, PROTOCOLS["interhuman"], rows, "model", "interclip", False).deviations() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"batch_size": 32}, "batches of 32 in place of 96"),
+        ({"split": "val"}, "split val in place of test"),
+        ({"mm_captions": 99}, "texts for MultiModality 99 in place of 100"),
+        ({"mm_samples": 20}, "motions for each of them 20 in place of 30"),
+    ],
+)
+def test_every_deviation_is_told(make: Make, change: dict[str, Any], told: str) -> None:
+    published = {"items": 1098, "batch_size": 96, "mm_captions": 100, "mm_samples": 30, "split": "test"}
+    settings = dataclasses.replace(make().settings, **{**published, **change})
+    report = EvaluationReport(settings, PROTOCOLS["interhuman"], ({"model": {}},) * 20, "model", "interclip", False)
+    assert report.deviations() == [told]
+    fewer = dataclasses.replace(report, replications=report.replications[:3], own_evaluator=True).deviations()
+    assert set(fewer) == {
+        told, "replications 3 in place of 20", "an evaluator trained by its user in place of the published one",
+    }  # fmt: skip

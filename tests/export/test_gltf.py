@@ -122,6 +122,8 @@ def test_figures_and_colours_have_names(two_people: np.ndarray, tmp_path: Path) 
         linear = np.array(materials[f"{name}, body"][:3])
         shown = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
         np.testing.assert_allclose(255 * shown, PERSON_COLOURS[person], atol=0.01)
+    surfaces = [material["pbrMetallicRoughness"] for material in said["materials"]]
+    assert {(surface["metallicFactor"], surface["roughnessFactor"]) for surface in surfaces} == {(0.0, 0.7)}
 
 
 def test_trimesh_loads_it(two_people: np.ndarray, tmp_path: Path) -> None:

@@ -232,6 +232,15 @@ def test_interaction_terms_by_hand() -> None:
     assert terms["distances"] == pytest.approx(3 * (22 * 0.25 + 2 * hips) / 24, rel=1e-6)
     assert terms["touch"] == pytest.approx(3 * 0.25, rel=1e-6)
     assert losses(apart, apart)["touch"] == 0  # nothing should touch
+    # what is estimated within a metre counts, what should be does not; touching is of what should touch
+    assert losses(standing(), apart)["touch"] == 0
+    for found, expected, count in ((0.9, 1.1, 24), (1.1, 0.9, 0)):
+        near, far = standing(), standing()
+        near[:, 1] += torch.tensor([0.0, 0.0, found])
+        far[:, 1] += torch.tensor([0.0, 0.0, expected])
+        counted = [(found - expected) ** 2] * 22 + [(math.hypot(found, HIPS) - math.hypot(expected, HIPS)) ** 2] * 2
+        wanted = 3 * sum(counted) / 24 if count else 0.0
+        assert losses(near, far)["distances"] == pytest.approx(wanted, rel=1e-5)
 
     turned = standing()
     angle = 1.1

@@ -83,3 +83,12 @@ def test_skating_is_what_feet_in_contact_move_too_fast() -> None:
     torch.testing.assert_close(vae_losses(output, target, *arguments)["skating"], torch.tensor(0.3 / 4))
     target[:, :, 3 * 10] = 0.02 * torch.arange(4)  # the target slides faster
     assert vae_losses(output, target, *arguments)["skating"] == 0
+
+
+def test_velocity_of_positions_is_in_units_of_the_velocity_columns() -> None:
+    """A jump of 0.5 m in x is 0.5 / std of the x velocity, and of no other column."""
+    target, std = torch.zeros(1, 4, 262), torch.linspace(0.1, 2, 262)
+    output = target.clone()
+    output[:, ::2, 3] = 0.5 / std[3]  # joint 1, along x
+    losses = vae_losses(output, target, _posterior(), torch.zeros(262), std, VAELossConfig())
+    torch.testing.assert_close(losses["velocity"], 0.5 / std[66 + 3] / 66)

@@ -312,3 +312,50 @@ def test_places_are_sinusoids_of_row_and_column_by_hand(dim: int) -> None:
         angles = [[place / 10000 ** (2 * k / half) for k in range(half // 2)] for place in (row, column)]
         expected = [f(angle) for each in angles for angle in each for f in (math.sin, math.cos)][:dim]
         torch.testing.assert_close(grid_encoding(5, 6, dim)[row, column], torch.tensor(expected))
+
+
+@pytest.mark.parametrize(("share", "kept"), [(1 / 9, 1), (0.12, 2), (0.5, 5), (1.0, 9)])
+def test_codes_are_drawn_from_a_share_that_is_rounded_up(
+    share: float, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "intermoe.systems.intermask.sampling.only_likeliest",
+        lambda logits, keep: seen.append(keep) or only_likeliest(logits, keep),
+    )
+    config = UnmaskingConfig(num_inference_steps=2, keep_share=share)
+    unmask(tiny_network(), torch.randn(1, 5), torch.ones(1, 3, dtype=torch.bool), config, generators=generators(0))
+    assert seen == [kept] * 2
+
+
+def test_the_second_loss_is_after_one_step_of_sampling_by_hand() -> None:
+    """30 of 40 points are open: tau = acos(3/4) 2 / pi, of which cos(pi / 2 (tau + 1/21)) 40 = 28 stay so."""
+    confidence = torch.linspace(1, 5, 40).view(1, 2, NUM_PARTS, 4)
+    seen: list[Tensor] = []
+
+    class Answers:
+        config, mask_id = tiny_network().config, 9
+
+        def __call__(self, codes: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+            seen.append(codes)
+            logits = torch.zeros(*codes.shape, 9)
+            logits[..., 3] = confidence  # the likeliest everywhere, the surer the later
+            return logits
+
+    codes = torch.full((1, 2, NUM_PARTS, 4), 3)
+    codes[..., 0] = 5
+    is_open = torch.arange(40).view(codes.shape) < 30
+    chosen = torch.arange(40).view(codes.shape) < 35
+    network: Any = Answers()
+    masked = MaskedCodes(codes.masked_fill(is_open, 9), chosen, 40)
+    losses = unmasking_losses(network, codes, masked, torch.zeros(1, 5), torch.ones(1, 4, dtype=torch.bool))
+    assert int((seen[1] == 9).sum()) == 28
+    opened = is_open & (seen[1] != 9)
+    assert opened.flatten().nonzero().flatten().tolist() == [28, 29]  # the surest two
+    assert (seen[1][opened] == 3).all()
+    each = torch.logsumexp(torch.cat([confidence[..., None], torch.zeros(*codes.shape, 8)], -1), -1)
+    each = each - torch.where(codes == 3, confidence, 0.0)
+    torch.testing.assert_close(losses["cross_entropy"], each[chosen].mean())
+    torch.testing.assert_close(losses["unrolled"], each[chosen & ~opened].mean())
+    torch.testing.assert_close(losses["loss"], losses["cross_entropy"] + losses["unrolled"])
+    assert losses["accuracy"] == (codes == 3)[chosen].float().mean()

@@ -302,3 +302,52 @@ def test_losses_vanish_on_the_target_and_have_the_gradient_of_their_value(repres
         for sign in (1, -1)
     )
     torch.testing.assert_close((gradient * direction).sum(), (ahead - behind) / (2 * step), rtol=1e-5, atol=0)
+
+
+def smooth(difference: torch.Tensor) -> torch.Tensor:
+    """Smooth L1: half the square up to 1, and the distance less a half beyond."""
+    return torch.where(difference.abs() < 1, difference**2 / 2, difference.abs() - 0.5).mean()
+
+
+def test_terms_of_the_tokenizers_loss_by_hand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found, expected = (torch.randn(2, 4, 262, generator=generator, dtype=torch.float64) for _ in range(2))
+    mean, std = torch.zeros(262).double(), torch.full((262,), 0.02).double()
+    mean[1:66:3] = 0.1  # heights that only ankles, at 0.12 m, may stand at
+    expected[:, :, 21:24] = expected[:, :1, 21:24]  # one ankle that rests
+    expected[..., 22] = 0.0
+    terms = tokenizer_losses(found, expected, mean, std, TokenizerLossConfig())
+    torch.testing.assert_close(terms["reconstruction"], smooth((found - expected)[..., :258]))
+    torch.testing.assert_close(terms["position"], smooth((found - expected)[..., :66]))
+    torch.testing.assert_close(terms["velocity"], smooth((found - expected)[..., :66].diff(dim=1)))
+    joints = [motion[..., :66].unflatten(-1, (22, 3)) for motion in (found, expected)]
+    lengths = [torch.stack([(j[..., i, :] - j[..., PARENTS[i], :]).norm(dim=-1) for i in range(1, 22)]) for j in joints]
+    torch.testing.assert_close(terms["bone"], smooth(lengths[0] - lengths[1]))
+    metres = [(motion * std + mean)[..., :66].unflatten(-1, (22, 3)) for motion in (found, expected)]
+    moved = [each.diff(dim=1) for each in metres]
+    slips, count = [], 0
+    for joint, height in ((7, 0.12), (10, 0.05), (8, 0.12), (11, 0.05)):
+        stands = (moved[1][:, :, joint].square().sum(-1) < 0.001) & (metres[1][:, :-1, joint, 1] < height)
+        slips.append(moved[0][:, :, joint][stands])
+        count += int(stands.sum())
+    assert 6 <= count < 24  # the ankle that rests, and not all
+    torch.testing.assert_close(terms["contact"], smooth(torch.cat(slips)))
+    turns = []
+    for motion in (found, expected):
+        numbers = motion[..., 132:258].unflatten(-1, (21, 6))
+        x = numbers[..., :3] / numbers[..., :3].norm(dim=-1, keepdim=True)
+        y = numbers[..., 3:] - (x * numbers[..., 3:]).sum(-1, keepdim=True) * x
+        y = y / y.norm(dim=-1, keepdim=True)
+        turns.append(torch.stack([x, y, torch.linalg.cross(x, y)], dim=-1))
+    trace = (turns[0].transpose(-1, -2) @ turns[1]).diagonal(dim1=-2, dim2=-1).sum(-1)
+    torch.testing.assert_close(terms["rotation"], torch.acos(((trace - 1) / 2).clamp(-1 + 1e-7, 1 - 1e-7)).mean())
+
+
+def test_a_code_keeps_its_vector_while_its_average_count_is_one() -> None:
+    codebook = Codebook(2, 2, decay=0.5)
+    codebook.initialise(torch.zeros(2, 2))
+    codebook.update(torch.full((2, 2), 4.0), torch.tensor([0, 1]))  # counts stay 1: averages of 0 and 4
+    assert codebook.vectors.tolist() == [[2.0, 2.0], [2.0, 2.0]]
+    codebook.update(torch.full((3, 2), 6.0), torch.tensor([0, 0, 0]))  # counts 2 and 0.5: the second is replaced
+    torch.testing.assert_close(codebook.vectors[0], torch.full((2,), (2 + 18) / 2 / 2))
+    torch.testing.assert_close(codebook.vectors[1], torch.full((2,), 6.0))
