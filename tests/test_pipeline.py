@@ -306,6 +306,7 @@ def test_a_half_type_computes_every_part_and_returns_float32(tiny_pipeline, dtyp
     assert half.decode(latents).dtype == torch.float32
 
 
-def test_a_folder_with_the_name_of_a_shipped_model_is_itself(tiny_pipeline, tmp_path) -> None:
-    tiny_pipeline.save_pretrained(tmp_path / "salsa")
-    assert MotionPipeline.from_pretrained(tmp_path / "salsa").config.name == "tiny"
+def test_a_folder_with_the_name_of_a_shipped_model_is_itself(tiny_pipeline, tmp_path, monkeypatch) -> None:
+    tiny_pipeline.save_pretrained(tmp_path / "own" / "salsa")
+    monkeypatch.chdir(tmp_path)
+    assert MotionPipeline.from_pretrained("own/salsa").config.name == "tiny"

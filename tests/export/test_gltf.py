@@ -148,3 +148,16 @@ def test_khronos_validator_finds_nothing(motion: Any, tmp_path: Path) -> None:
     report = json.loads(run.stdout)
     assert report["issues"]["messages"] == []
     assert report["info"]["animationCount"] == 2
+
+
+def test_every_array_begins_where_its_numbers_may(two_people: np.ndarray, tmp_path: Path) -> None:
+    """At a multiple of 4 bytes, one after the other, within the buffer that the file announces."""
+    said = Glb(export.save(tmp_path / "pair.glb", two_people)[0]).json
+    views = said["bufferViews"]
+    assert any(view["byteLength"] % 4 for view in views), "some need padding"
+    ends = [0]
+    for view in views:
+        assert view["byteOffset"] % 4 == 0
+        assert view["byteOffset"] == -(-ends[-1] // 4) * 4
+        ends.append(view["byteOffset"] + view["byteLength"])
+    assert said["buffers"][0]["byteLength"] == -(-ends[-1] // 4) * 4

@@ -83,6 +83,10 @@ def test_skating_is_what_feet_in_contact_move_too_fast() -> None:
     torch.testing.assert_close(vae_losses(output, target, *arguments)["skating"], torch.tensor(0.3 / 4))
     target[:, :, 3 * 10] = 0.02 * torch.arange(4)  # the target slides faster
     assert vae_losses(output, target, *arguments)["skating"] == 0
+    target, output = _standing(), _standing()
+    target[..., 259] = 1.0
+    output[:, :, 3 * 10 + 1] += 0.01 * torch.arange(4)  # what rises does not slide
+    assert vae_losses(output, target, *arguments)["skating"] == 0
 
 
 def test_velocity_of_positions_is_in_units_of_the_velocity_columns() -> None:

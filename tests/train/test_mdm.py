@@ -55,6 +55,8 @@ def test_items_are_in_their_own_frames_and_say_where_they_stood(items: OwnFrames
         assert item["motion"][1, 0, [0, 2]].abs().max() < 1e-5
     statistics = items.statistics()
     assert abs(statistics.mean[0]) < abs(items.dataset.draw(2, 0)["motion"][1, :, 0].mean())
+    drawn = [items.draw(index, epoch)["motion"].flatten(0, 1) for epoch in range(4) for index in range(len(items))]
+    torch.testing.assert_close(torch.tensor(statistics.mean), torch.cat(drawn).double().mean(dim=0).float())
 
 
 @torch.no_grad()

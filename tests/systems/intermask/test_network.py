@@ -359,3 +359,25 @@ def test_the_second_loss_is_after_one_step_of_sampling_by_hand() -> None:
     torch.testing.assert_close(losses["unrolled"], each[chosen & ~opened].mean())
     torch.testing.assert_close(losses["loss"], losses["cross_entropy"] + losses["unrolled"])
     assert losses["accuracy"] == (codes == 3)[chosen].float().mean()
+
+
+def test_the_least_likely_codes_are_opened_again() -> None:
+    """A code's score is its probability under all logits, whichever share it was drawn from: here the single best."""
+    confidence = torch.linspace(1, 5, 40).flip(0).view(1, 2, NUM_PARTS, 4)  # the later, the less sure
+    seen: list[Tensor] = []
+
+    class Answers:
+        config, mask_id = tiny_network().config, 9
+
+        def __call__(self, codes: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+            seen.append(codes)
+            logits = torch.zeros(*codes.shape, 9)
+            logits[..., 3] = confidence
+            return logits
+
+    network: Any = Answers()
+    config = UnmaskingConfig(num_inference_steps=3, guidance_scale=1.0, keep_share=1 / 9)
+    found = unmask(network, torch.zeros(1, 5), torch.ones(1, 4, dtype=torch.bool), config, generators=generators(0))
+    assert (found == 3).all()
+    opened = [(codes == 9).flatten().nonzero().flatten().tolist() for codes in seen]
+    assert opened == [list(range(40)), list(range(40 - 28, 40)), [39]]
