@@ -37,6 +37,7 @@ SETTINGS = f"{EVAL}::test_every_setting_belongs_to_the_folder"
 # "field": the tests that show what depends on it
 SYSTEMS = "systems/test_config_fields.py"
 MASKED, TOKENS = "systems/intermask/test_network.py", "systems/intermask/test_tokenizer.py"
+FILE = "control/test_file.py"
 NETWORKS, STARTED = "systems/test_network_fields.py", "train/test_system_fields.py"
 
 FIELDS: dict[str, dict[str, str]] = {
@@ -306,6 +307,12 @@ FIELDS: dict[str, dict[str, str]] = {
         "guidance_scale": f"{SYSTEMS}::test_codes_are_the_likeliest_of_the_guided_logits",
         "keep_share": f"{MASKED}::test_of_the_likeliest_code_alone_nothing_is_drawn",
     },
+    "KnownEntry": {
+        **dict.fromkeys(("person", "file", "of", "start", "frames"), f"{FILE}::test_entries_are_where_they_say"),
+        "resample": f"{FILE}::test_another_rate_is_resampled_only_when_told",
+        "align": f"{FILE}::test_persons_of_a_file_are_moved_together",
+    },
+    "ControlFile": dict.fromkeys(("known", "blend", "resampling"), f"{FILE}::test_entries_are_where_they_say"),
     "MDMConfig": {
         **dict.fromkeys(
             ("input_dim", "text_dim", "dim", "num_layers", "feedforward_dim"), f"{NETWORKS}::test_sizes_of_mdm"

@@ -370,7 +370,7 @@ def test_the_least_likely_codes_are_opened_again() -> None:
         config, mask_id = tiny_network().config, 9
 
         def __call__(self, codes: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-            seen.append(codes)
+            seen.append(codes.clone())  # the caller fills them in place
             logits = torch.zeros(*codes.shape, 9)
             logits[..., 3] = confidence
             return logits
