@@ -318,12 +318,12 @@ def test_what_is_given_is_a_copy() -> None:
 
 @pytest.mark.parametrize(("blend", "gap"), [(1, 5), (3, 5), (4, 4), (8, 4)])
 def test_weights_of_neighbours_are_half_a_cosine(blend: int, gap: int) -> None:
-    """(1 + cos(pi d / (r + 1))) / 2 at distance d up to r, the blend or the whole gap, from either end."""
+    """(1 + cos(pi (d - 1) / r)) / 2 at distance d of 1 to r, the blend or the whole gap, from either end."""
     known = [Known(0, motion=torch.ones(3, 262)), Known(0, motion=torch.ones(2, 262), frames=slice(3 + gap, 5 + gap))]
     found = Control(known, blend=blend).place(INTERHUMAN, 5 + gap, 1).paste(torch.zeros(1, 5 + gap, 262))[0, :, 0]
     reach, expected = min(blend, gap), torch.zeros(gap)
     for distance in range(1, reach + 1):
-        weight = (1 + math.cos(math.pi * distance / (reach + 1))) / 2
+        weight = (1 + math.cos(math.pi * (distance - 1) / reach)) / 2
         expected[distance - 1] += weight
         expected[gap - distance] += weight
     torch.testing.assert_close(found, torch.cat([torch.ones(3), expected, torch.ones(2)]))
