@@ -1,0 +1,107 @@
+"""What the operators promise without computing: shapes, operations, gradients of one result alone, choices recalled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from intermoe import InterMoEBlock, backends
+from intermoe.kernels.contract import Needs, Saved
+from intermoe.ops import flops, operators
+from intermoe.ops.moe import Experts, Route, Select, moe
+
+
+def meta_call(dtype: torch.dtype = torch.float32, normalise: bool = True, **options: bool) -> tuple[Any, ...]:
+    """Arguments of the operators for 5 tokens of width 4, 3 experts of width 6 and 5 rows, without data."""
+    scale = torch.empty(5, 4, device="meta") if normalise else None
+    route = Route(
+        torch.empty(5, 4, device="meta"), torch.empty(3, 4, device="meta"), torch.empty(5, 3, device="meta"),
+        scale, scale, normalise,
+    )  # fmt: skip
+    weights = (torch.empty(shape, dtype=dtype, device="meta") for shape in ((3, 12, 4), (3, 4, 6)))
+    return operators.flatten(route, Select(torch.empty(3, device="meta")), Experts(*weights, **options), "native")
+
+
+@pytest.mark.parametrize(
+    ("options", "kept", "pairs"),
+    [
+        ({}, 5, 15),
+        ({"recompute": True}, 5, 0),  # pre-activations are computed again
+        ({"normalise": False}, 0, 15),  # tokens are hidden itself
+        ({"normalise": False, "dtype": torch.bfloat16}, 5, 15),  # but not in another type
+    ],
+)
+def test_what_is_saved_has_the_promised_shapes(options: dict[str, Any], kept: int, pairs: int) -> None:
+    out, counts, *saved = operators._forward_fake(*meta_call(**options))
+    found = Saved(*saved)
+    assert (out.shape, counts.shape) == ((5, 4), (3,))
+    assert (found.tokens.shape, found.h.shape) == ((kept, 4), (pairs, 12))
+    assert found.logits.shape == found.slots.shape == (5, 3)
+    assert len(found.mean) == len(found.rstd) == (5 if options.get("normalise", True) else 0)
+
+
+@pytest.mark.parametrize("asked", ["hidden", "router_weight", "scale", "shift", "w_down"])
+def test_gradients_have_the_shapes_of_what_asked_for_them(asked: str) -> None:
+    """What lies behind the selection is differentiated where anything before it is asked for."""
+    flat, needs = meta_call(), [name == asked for name in Needs._fields]
+    saved = operators._forward_fake(*flat)[2:]
+    found = operators._backward_fake(flat[5], None, *flat[:7], *saved, True, False, needs, "native")
+    behind = asked != "w_down"
+    assert found[0].shape == ((5, 4) if behind else (0,))
+    assert found[2].shape == ((5, 3) if behind else (0,))
+    assert found[6].shape == ((3, 4, 6) if asked == "w_down" else (0,))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "products", "router"),
+    [("hidden", 3, 1), ("scale", 3, 1), ("router_weight", 1, 2), ("w_gate_up", 3, 0), ("w_down", 2, 0)],
+)
+def test_operations_of_a_backward_are_counted_by_what_is_asked(
+    asked: str, products: int, router: int, recompute: bool
+) -> None:
+    """2 D F P a product of the 7 pairs, W_gate_up's being two at once; 2 S E D one with the router."""
+    slots = torch.where(torch.arange(15).view(5, 3) < 7, 0, -1)
+    empty = torch.empty(0)
+    saved = Saved(empty, empty, empty, empty, torch.zeros(7), empty, empty, slots, empty)
+    needs = [name == asked for name in Needs._fields]
+    found = flops.backward(empty, None, *meta_call()[:7], *saved, True, recompute, needs, "native")
+    assert found == 2 * (products + 2 * recompute) * 7 * 4 * 6 + 2 * router * 5 * 3 * 4
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_a_loss_of_the_logits_alone_reaches_hidden_and_router(backend: str) -> None:
+    if not backends.available()[backend].usable:
+        pytest.skip(f"{backend} backend: {backends.available()[backend].reason}")
+    g = torch.Generator().manual_seed(0)
+    hidden, router = (torch.randn(n, 4, generator=g).requires_grad_() for n in (5, 3))
+    experts = Experts(torch.randn(3, 12, 4, generator=g), torch.randn(3, 4, 6, generator=g))
+    weights = torch.randn(5, 3, generator=g)
+    logits = moe(Route(hidden, router), Select(torch.full((3,), -0.5)), experts, backend=backend).logits
+    assert logits is not None
+    (logits * weights).sum().backward()
+    torch.testing.assert_close(hidden.grad, weights @ router.detach())
+    torch.testing.assert_close(router.grad, weights.T @ hidden.detach())
+
+
+def test_each_block_of_a_checkpoint_recalls_its_own_choice() -> None:
+    """Of two in one checkpoint the first takes few pairs and the second nearly all."""
+    torch.manual_seed(0)
+    few, many = (InterMoEBlock(16, 4, 24, None, norm="none", bias_init=bias) for bias in (-0.9, -0.1))
+    for block in (few, many):
+        torch.nn.init.normal_(block.motion_router)
+    hidden = torch.randn(1, 12, 16)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return many(x + few(x))
+
+    found = []
+    for again in (False, True):
+        x = hidden.clone().requires_grad_()
+        out = checkpoint(run, x, use_reentrant=False) if again else run(x)
+        out.square().sum().backward()
+        found.append(x.grad)
+    torch.testing.assert_close(found[1], found[0])
