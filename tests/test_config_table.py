@@ -312,7 +312,14 @@ FIELDS: dict[str, dict[str, str]] = {
         "resample": f"{FILE}::test_another_rate_is_resampled_only_when_told",
         "align": f"{FILE}::test_persons_of_a_file_are_moved_together",
     },
-    "ControlFile": dict.fromkeys(("known", "blend", "resampling"), f"{FILE}::test_entries_are_where_they_say"),
+    "TargetEntry": dict.fromkeys(
+        ("person", "joint", "frames", "positions", "to_person", "to_joint", "distance", "apart"),
+        f"{FILE}::test_targets_are_what_they_say",
+    ),
+    "ControlFile": {
+        **dict.fromkeys(("known", "blend", "resampling"), f"{FILE}::test_entries_are_where_they_say"),
+        **dict.fromkeys(("targets", "bodies_apart"), f"{FILE}::test_targets_are_what_they_say"),
+    },
     "MDMConfig": {
         **dict.fromkeys(
             ("input_dim", "text_dim", "dim", "num_layers", "feedforward_dim"), f"{NETWORKS}::test_sizes_of_mdm"
