@@ -247,7 +247,7 @@ def test_the_generator_decides_the_loss(reference) -> None:
     [
         ({"num_inference_steps": 0}, r"num_inference_steps: must be in \[1, 1000\], got 0"),
         ({"num_inference_steps": 1001}, "num_inference_steps"),
-        ({"guidance_scale": 0.5}, "guidance_scale: must be >= 1, got 0.5"),
+        ({"guidance_scale": 0.5}, "guidance_scale: must be >= 1 and finite, got 0.5"),
         ({"generators": seeds(1)}, "generators: expected one for each of the 2 samples"),
     ],
 )

@@ -33,7 +33,7 @@ def sources(tmp_path: Path) -> Path:
     """A copy of what the native build reads."""
     copy = tmp_path / "source"
     copy.mkdir()
-    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, copy / name)
     shutil.copytree(ROOT / "csrc", copy / "csrc")
     return copy

@@ -50,6 +50,8 @@ RIGID = 5e-4
 SLIDING = 1e-4
 """Metres by which a bone of a body that is not rigid leaves its place to count as one that slides."""
 
+_TRUST = 0.5
+"""Length of the axes of a known rotation beside bones of length 1, where several bones fit a rotation."""
 _CALIBRATION_STEPS = 5
 _FRAMES_ALIKE = 10
 _USUAL_TURN = 0.06  # radians: that of the motion capture which the tests read
@@ -111,7 +113,15 @@ def fit_rig(joints: Array, own: Array | None = None) -> Rig:
         if own is not None or len(children) > 1:
             for child in children:
                 rest[:, child] = _mean_direction(guess, ways[:, :, child], rest[:, child])
-        if len(children) > 1:
+        if own is not None and len(children) > 1 and joint > 0:
+            # bones that lie badly, as generated ones may, leave the turn open: the known rotation decides then
+            axes = np.broadcast_to(_TRUST * np.eye(3), (*guess.shape[:2], 3, 3))
+            resting_bones = np.broadcast_to(rest[:, None, list(children)], towards.shape)
+            guess = best_rotation(
+                np.concatenate([resting_bones, axes], axis=2),
+                np.concatenate([towards, _TRUST * np.swapaxes(guess, -1, -2)], axis=2),
+            )
+        elif len(children) > 1:
             guess = best_rotation(rest[:, None, list(children)], towards)
         elif children:
             bone = ways[:, :, children[0]]

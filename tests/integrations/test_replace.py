@@ -275,7 +275,7 @@ def test_reading_a_note_of_another_model_is_an_error(hosts: dict[str, Any], tmp_
         reapply_replacement(hosts["torch"].build(), {"version": 2})
     dense = hosts["dit"].build()
     dense.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"holds no replaced model; use DiTTransformer2DModel.from_pretrained"):
+    with pytest.raises(ValueError, match=r"without replaced networks; use DiTTransformer2DModel.from_pretrained"):
         load_pretrained(type(dense), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"folder: nowhere is no folder"):
         load_pretrained(type(dense), "nowhere")
