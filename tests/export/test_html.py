@@ -73,11 +73,13 @@ class Page:
         self.clock.fill(f"{seconds}")  # which also pauses
         for button in self.tab.query_selector_all(".mantine-Notification-closeButton"):
             button.click()  # that WebGL has no GPU
-        before = None
+        before, same = None, 0  # on a busy machine a frame may be late: three pictures alike are the moment's
         for _ in range(60):
             self.tab.evaluate(DRAWN)
             picture = self._picture()
-            if before is not None and np.array_equal(picture, before) and _coloured(picture).any():
+            alike = before is not None and np.array_equal(picture, before) and _coloured(picture).any()
+            same = same + 1 if alike else 0
+            if same == 2:
                 break
             before = picture
         return picture
