@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Any
 
 import torch
@@ -163,8 +164,15 @@ def main() -> None:
         ]
         for process in ranks:
             process.start()
+        waiting = list(ranks)
+        while waiting and not any(process.exitcode for process in ranks):  # others would wait for one that failed
+            connection.wait([process.sentinel for process in waiting])
+            waiting = [process for process in waiting if process.exitcode is None]
         for process in ranks:
+            process.kill()
             process.join()
+    if any(process.exitcode for process in ranks):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

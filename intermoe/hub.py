@@ -1,10 +1,48 @@
-"""Models on the Hugging Face Hub: their ids, reading a revision into the local cache, writing a repository."""
+"""Where models are: shipped with the package, in folders and on the Hugging Face Hub; and their cards there."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from intermoe.motion.representation import Representation
+
+MODELS = Path(__file__).parent / "models"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+
+CARD = """---
+library_name: intermoe
+pipeline_tag: other
+tags:
+{tags}
+---
+
+# {name}
+
+Text to {what}: a model of the system `{system}` for [intermoe](https://pypi.org/project/intermoe/).
+
+| | |
+|---|---|
+| representation | `{representation}` |
+| parameters | {millions:.1f} million |
+| motion | {low} to {high} frames at {fps} a second |
+
+```bash
+intermoe generate "two people bow to each other" --model {name} --out results/
+```
+
+```python
+from intermoe import MotionPipeline
+
+result = MotionPipeline.from_pretrained("{name}")("two people bow to each other", num_frames={frames}, seed=0)
+result.save("bow.glb")
+```
+"""
 
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _ID = re.compile(f"{_PART}/{_PART}")
@@ -76,3 +114,55 @@ def _huggingface_hub() -> ModuleType:
             "huggingface_hub is needed for models of the Hub: pip install 'intermoe[generate]'"
         ) from error
     return huggingface_hub
+
+
+def model_card(
+    name: str, *, system: str, representation: Representation, parameters: int, fps: int, frames: tuple[int, int]
+) -> str:
+    """A model card to begin with: what the Hub's search asks for, and how the model is used.
+
+    Args:
+        name: the repository's. frames: least and most of a motion.
+    """
+    persons = representation.persons
+    tags = ["text-to-motion", "human-motion", "motion-generation", "diffusion", system]
+    return CARD.format(
+        tags="\n".join(f"- {tag}" for tag in tags),
+        name=name,
+        what=f"motion of {persons} {'person' if persons == 1 else 'people'}",
+        system=system,
+        representation=representation.name,
+        millions=parameters / 1e6,
+        fps=fps,
+        low=frames[0],
+        high=frames[1],
+        frames=min(120, frames[1]),
+    )
+
+
+def available_models() -> list[str]:
+    """Names of the models shipped with the package."""
+    return sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG_FILE}"))
+
+
+def model_folder(path_or_name: str | Path, revision: str | None = None) -> Path:
+    """Folder of a model given by path, shipped name or id of the Hub, as ``MotionPipeline.from_pretrained`` says.
+
+    Raises:
+        FileNotFoundError: it is none of them; says what there is. ValueError: a revision of what is not of the Hub.
+    """
+    shipped = available_models()
+    folder = Path(path_or_name)
+    if is_hub_id(str(path_or_name)) and not folder.exists():
+        folder = download(str(path_or_name), [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE], revision)
+    elif revision is not None:
+        raise ValueError(f"revision: expected none for a model that is not of the Hub, got {revision!r}")
+    elif str(path_or_name) in shipped:
+        return MODELS / str(path_or_name)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"model: {str(path_or_name)!r} is neither a shipped model ({', '.join(shipped) or 'none'}) "
+                f"nor a folder or a repository of the Hub (owner/name) with {CONFIG_FILE} and {WEIGHTS_FILE}"
+            )
+    return folder

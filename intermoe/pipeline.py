@@ -24,7 +24,7 @@ from intermoe.control.scene import OVERLAP, Scene
 from intermoe.control.timeline import Segments, check_segments, count_windows, windows
 from intermoe.export import Take, View, save_take
 from intermoe.export.html import Page
-from intermoe.hub import download, is_hub_id, upload
+from intermoe.hub import CONFIG_FILE, model_card, model_folder, upload
 from intermoe.motion.representation import Representation
 from intermoe.reading import read_json
 from intermoe.registry import Registry
@@ -33,41 +33,7 @@ from intermoe.text.protocol import check_prompts
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-MODELS = Path(__file__).parent / "models"
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-TOKENIZER_FILE = "tokenizer.json"
-
 UNTRAINED = "was not trained with noise levels of persons and frames: what is known is kept by replacement"
-
-CARD = """---
-library_name: intermoe
-pipeline_tag: other
-tags:
-{tags}
----
-
-# {name}
-
-Text to {what}: a model of the system `{system}` for [intermoe](https://pypi.org/project/intermoe/).
-
-| | |
-|---|---|
-| representation | `{representation}` |
-| parameters | {millions:.1f} million |
-| motion | {low} to {high} frames at {fps} a second |
-
-```bash
-intermoe generate "two people bow to each other" --model {name} --out results/
-```
-
-```python
-from intermoe import MotionPipeline
-
-result = MotionPipeline.from_pretrained("{name}")("two people bow to each other", num_frames={frames}, seed=0)
-result.save("bow.glb")
-```
-"""
 
 Progress = Callable[[int, int], None]
 
@@ -246,28 +212,17 @@ class MotionPipeline(ABC):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             self.save_pretrained(folder, dtype=dtype)
-            card = self.card(repo_id)
+            card = model_card(
+                repo_id,
+                system=self.config.system,
+                representation=self.representation,
+                parameters=sum(each.numel() for module in self.modules.values() for each in module.parameters()),
+                fps=self.config.fps,
+                frames=(self.config.min_frames, self.config.max_frames),
+            )
             return upload(
                 repo_id, folder, card=card, private=private, revision=revision, message=commit_message, token=token
             )
-
-    def card(self, name: str) -> str:
-        """A model card to begin with: what the Hub's search asks for, and how the model is used."""
-        config, persons = self.config, self.representation.persons
-        parameters = sum(each.numel() for module in self.modules.values() for each in module.parameters())
-        tags = ["text-to-motion", "human-motion", "motion-generation", "diffusion", config.system]
-        return CARD.format(
-            tags="\n".join(f"- {tag}" for tag in tags),
-            name=name,
-            what=f"motion of {persons} {'person' if persons == 1 else 'people'}",
-            system=config.system,
-            representation=self.representation.name,
-            millions=parameters / 1e6,
-            fps=config.fps,
-            low=config.min_frames,
-            high=config.max_frames,
-            frames=min(120, config.max_frames),
-        )
 
     @property
     @abstractmethod
@@ -609,31 +564,3 @@ def _system_of(path: Path) -> type[MotionPipeline]:
     if not isinstance(system, str) or system not in SYSTEMS:
         raise ValueError(f"{path}: system: expected one of {', '.join(SYSTEMS)}, got {system!r}")
     return SYSTEMS[system]
-
-
-def available_models() -> list[str]:
-    """Names of the models shipped with the package."""
-    return sorted(path.parent.name for path in MODELS.glob(f"*/{CONFIG_FILE}"))
-
-
-def model_folder(path_or_name: str | Path, revision: str | None = None) -> Path:
-    """Folder of a model given by path, shipped name or id of the Hub, as ``MotionPipeline.from_pretrained`` says.
-
-    Raises:
-        FileNotFoundError: it is none of them; says what there is. ValueError: a revision of what is not of the Hub.
-    """
-    shipped = available_models()
-    folder = Path(path_or_name)
-    if is_hub_id(str(path_or_name)) and not folder.exists():
-        folder = download(str(path_or_name), [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE], revision)
-    elif revision is not None:
-        raise ValueError(f"revision: expected none for a model that is not of the Hub, got {revision!r}")
-    elif str(path_or_name) in shipped:
-        return MODELS / str(path_or_name)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"model: {str(path_or_name)!r} is neither a shipped model ({', '.join(shipped) or 'none'}) "
-                f"nor a folder or a repository of the Hub (owner/name) with {CONFIG_FILE} and {WEIGHTS_FILE}"
-            )
-    return folder

@@ -15,8 +15,8 @@ import yaml
 
 from intermoe import InterMoEPipeline
 from intermoe.cli.common import load_pipeline
-from intermoe.hub import is_hub_id
-from intermoe.pipeline import MotionPipeline, model_config, model_folder
+from intermoe.hub import is_hub_id, model_folder
+from intermoe.pipeline import MotionPipeline, model_config
 
 REPO = "someone/two-people"
 

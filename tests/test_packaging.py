@@ -46,14 +46,18 @@ def test_kernels_are_part_of_intermoe() -> None:
 
 def test_importing_intermoe_is_light() -> None:
     code = "import sys, intermoe.backends; print(*(m for m in ('diffusers', 'transformers') if m in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=900
+    )
     assert done.stdout.strip() == ""
 
 
 def test_what_intermoe_imports_beside_torch_is_its_own() -> None:
     """A module that takes time to import cannot come in unseen."""
     code = "import sys, torch; before = set(sys.modules); import intermoe; print(*(set(sys.modules) - before))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=900
+    )
     assert done.stdout.split() == ["intermoe"]
 
 
@@ -69,7 +73,9 @@ def test_a_missing_library_is_told_once_where_the_user_sees_it(tmp_path: Path) -
         "    for _ in range(2): assert backends.resolve(torch.device('cpu'), torch.float32) == 'reference'\n"
         "print(*(warning.message for warning in caught), sep='|')"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=900
+    )
     [told] = done.stdout.strip().split("|")
     assert "without its native CPU kernels, several times slower: none.so was not built: no C++ compiler" in told
     assert "install g++ or clang++" in told
@@ -78,7 +84,9 @@ def test_a_missing_library_is_told_once_where_the_user_sees_it(tmp_path: Path) -
 def test_links_of_the_readme_lead_somewhere_from_the_packages_page() -> None:
     code = "import runpy, setuptools; setuptools.setup = lambda **given: print(given['long_description'])\n"
     code += "runpy.run_path('setup.py')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=900
+    )
     links = re.findall(r"\]\(([^)]+)\)", done.stdout)
     assert len(links) > 5
     for link in links:
@@ -95,9 +103,9 @@ def test_the_source_distribution_holds_all_that_is_kept() -> None:
         "MANIFEST.in", "README.md", "pyproject.toml", "setup.py", ".gitignore", ".gitattributes",
     }  # fmt: skip
     patterns = [line.split()[1:] for line in template if line.startswith("recursive-include ")]
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
-        "\n"
-    )
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=900
+    ).stdout.split("\n")
     for name in filter(None, listed):
         folder = any(
             name.startswith(f"{top}/") and any(Path(name).match(glob) for glob in globs) for top, *globs in patterns
@@ -151,7 +159,7 @@ def test_a_library_of_another_version_is_refused(tmp_path: Path, version: int) -
     source = tmp_path / "stale.cpp"
     source.write_text(f'extern "C" int intermoe_abi_version() {{ return {version}; }}', encoding="utf-8")
     path = tmp_path / "libintermoe_native.so"
-    subprocess.run([compiler, "-shared", "-fPIC", str(source), "-o", str(path)], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", str(source), "-o", str(path)], check=True, timeout=900)
     with pytest.raises(
         library.LibraryUnavailable, match=f"ABI version {version}, this package needs {library.ABI_VERSION}"
     ):
@@ -171,7 +179,9 @@ def test_a_build_follows_its_sources(sources: Path, tmp_path: Path) -> None:
     def number() -> int:
         [built] = (tmp_path / "lib").rglob("*intermoe_native*")
         code = f"import ctypes; print(ctypes.CDLL({str(built)!r}).number())"
-        return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        return int(
+            subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=900).stdout
+        )
 
     for value in (1, 2):
         text = f'extern "C" int number() {{ return {value}; }}'
@@ -188,7 +198,9 @@ def test_everything_that_is_compiled_is_a_source_of_the_distribution() -> None:
     """What the build reads is what an installer watches and ships."""
     code = "import sys, runpy; sys.argv = ['setup.py', '--quiet', '--name']; s = runpy.run_path('setup.py')"
     code += "; from setuptools import Distribution; print(*s['BuildNative'](Distribution()).get_source_files())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=900
+    )
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").iterdir()}
     assert files | {"CMakeLists.txt"} <= set(done.stdout.split())
 

@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from intermoe import InterMoEPipeline
+from intermoe.hub import available_models
 from intermoe.metrics.kinematics import bone_variation
 from intermoe.motion.bones import with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.floor import with_persons_on_floor
 from intermoe.motion.smooth import with_smooth_joints
-from intermoe.pipeline import MotionPipeline, available_models
+from intermoe.pipeline import MotionPipeline
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 

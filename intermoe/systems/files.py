@@ -16,9 +16,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from intermoe.checkpoints import keeps_float32, load_module, load_safetensors, load_statistics
 from intermoe.config import Config
 from intermoe.files import replacing, write_json, write_tensors
+from intermoe.hub import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
-from intermoe.pipeline import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from intermoe.reading import first_line, read_text
 from intermoe.text.build import build_text_encoder
 from intermoe.text.protocol import TextConfig, TextEncoder

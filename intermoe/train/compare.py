@@ -27,7 +27,8 @@ from intermoe.eval.protocol import PROTOCOLS, SOURCES, Published
 from intermoe.eval.runner import digest
 from intermoe.evaluators.evaluator import Evaluator, load_evaluator
 from intermoe.files import write_json
-from intermoe.pipeline import MotionPipeline, model_folder
+from intermoe.hub import model_folder
+from intermoe.pipeline import MotionPipeline
 from intermoe.train import run
 from intermoe.train.config import TrainConfig
 from intermoe.train.trainers import TRAINERS, train, trainer_of

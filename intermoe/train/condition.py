@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
 from intermoe.files import write_tensors, write_text
-from intermoe.pipeline import TOKENIZER_FILE
+from intermoe.hub import TOKENIZER_FILE
 from intermoe.reading import read_text
 from intermoe.text.build import build_text_encoder
 from intermoe.text.clip import ClipTower

@@ -31,7 +31,7 @@ def test_every_file_lists_cases_without_pytest() -> None:
         "from intermoe.benchmarks.harness import suite; from intermoe.benchmarks.harness.case import Scope\n"
         "print(len(suite.cases(Scope(torch.device('cpu'), 'full'))))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=900)
     names = [case.name for case in suite.cases(Scope(torch.device("cpu"), "full"))]
     assert int(done.stdout) == len(names)
     assert len(set(names)) == len(names)

@@ -37,7 +37,9 @@ def test_a_run_killed_in_a_checkpoint_resumes_bit_for_bit(
 ) -> None:
     config, output, vae = write_config("denoiser"), tmp_path / "run", trained_vae / "model"
     arguments = [str(torch.get_num_threads()), *map(str, (config, output, vae, pairs))]
-    killed = subprocess.run([sys.executable, "-c", KILLED_IN_A_CHECKPOINT, *arguments], capture_output=True, text=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_IN_A_CHECKPOINT, *arguments], capture_output=True, text=True, timeout=900
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     names = sorted(path.name for path in (output / "checkpoints").iterdir())
     assert names == [".writing-step-00000004", "step-00000002"]

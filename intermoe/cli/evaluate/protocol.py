@@ -72,7 +72,7 @@ def evaluate_protocol(
         from intermoe.eval.runner import Evaluation, EvaluationSettings, digest, evaluate
         from intermoe.evaluators.evaluator import load_evaluator
         from intermoe.evaluators.words import read_texts
-        from intermoe.pipeline import model_folder
+        from intermoe.hub import model_folder
 
         protocol = PROTOCOLS[str(context.info_name)]
         here = _process()

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.control.known import Control
+from intermoe.hub import CONFIG_FILE, WEIGHTS_FILE
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.ops.checks import check_tensor
-from intermoe.pipeline import CONFIG_FILE, WEIGHTS_FILE, MotionPipeline, Progress, check_batch
+from intermoe.pipeline import MotionPipeline, Progress, check_batch
 from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intermask.config import InterMaskModelConfig, UnmaskingConfig
 from intermoe.systems.intermask.network import PERSONS, InterMask

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from intermoe.control.known import Control, Given, known_latents
 from intermoe.control.targets import Aims
 from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
+from intermoe.hub import CONFIG_FILE, WEIGHTS_FILE
 from intermoe.motion.bones import hold_bone_lengths, with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.floor import with_persons_on_floor
 from intermoe.motion.smooth import with_smooth_joints
 from intermoe.motion.statistics import Statistics
-from intermoe.pipeline import CONFIG_FILE, WEIGHTS_FILE, MotionPipeline, Progress, check_batch
+from intermoe.pipeline import MotionPipeline, Progress, check_batch
 from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig

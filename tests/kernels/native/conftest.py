@@ -29,7 +29,7 @@ def emulated_library(tmp_path_factory: pytest.TempPathFactory):
     command += [f"-I{ROOT / 'csrc'}", f"-I{Path(__file__).parent}", "-x", "c++"]
     command += [str(path) for path in sorted((ROOT / "csrc").iterdir()) if path.suffix in (".cpp", ".cu")]
     path = folder / "libintermoe_emulated.so"
-    built = subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, check=False)
+    built = subprocess.run([*command, "-o", str(path)], capture_output=True, text=True, check=False, timeout=900)
     assert built.returncode == 0, built.stderr
     return library.open_library(path)
 

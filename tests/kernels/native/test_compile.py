@@ -40,7 +40,9 @@ def test_no_kernel_spills(source: str, tmp_path: Path) -> None:
         pytest.skip("nvcc is not on PATH")
     targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures()]
     command = [nvcc, "-std=c++17", "-O3", *targets, "-Xptxas", "-v", "-fatbin", "-o", str(tmp_path / "out")]
-    built = subprocess.run([*command, str(ROOT / "csrc" / source)], capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        [*command, str(ROOT / "csrc" / source)], capture_output=True, text=True, check=False, timeout=900
+    )
     assert built.returncode == 0, built.stderr
     report = COMPILED.findall(built.stderr + built.stdout)
     by_architecture = {name: {kernel for kernel, found, *_ in report if found == name} for name in architectures()}

@@ -24,9 +24,9 @@ def run(program: str, emulated_library: ctypes.CDLL, tmp_path: Path) -> subproce
         str(here / program),
     ]
     command += [str(library), f"-Wl,-rpath,{library.parent}", "-o", str(tmp_path / "program")]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    built = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
     assert built.returncode == 0, built.stderr
-    return subprocess.run([tmp_path / "program"], capture_output=True, text=True, check=False)
+    return subprocess.run([tmp_path / "program"], capture_output=True, text=True, check=False, timeout=900)
 
 
 def test_nothing_outside_is_accessed(emulated_library: ctypes.CDLL, tmp_path: Path) -> None:

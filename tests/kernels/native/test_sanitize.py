@@ -21,11 +21,15 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
         pytest.skip("the sanitizers are built with GCC on Linux")
     configure = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), "-G", "Ninja", "-DINTERMOE_SANITIZE=ON"]
     configure.append("-DINTERMOE_CUDA=OFF")
-    subprocess.run(configure, check=True, capture_output=True)
-    built = subprocess.run(["cmake", "--build", str(tmp_path)], capture_output=True, text=True, check=False)
+    subprocess.run(configure, check=True, capture_output=True, timeout=900)
+    built = subprocess.run(
+        ["cmake", "--build", str(tmp_path)], capture_output=True, text=True, check=False, timeout=900
+    )
     assert built.returncode == 0, built.stdout
     options = {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1", "OMP_NUM_THREADS": "2"}
     command = [str(tmp_path / "sanitize")]
-    ran = subprocess.run(command, env={**os.environ, **options}, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        command, env={**os.environ, **options}, capture_output=True, text=True, check=False, timeout=900
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert " calls, " in ran.stdout
