@@ -32,6 +32,7 @@ class DiffusionConfig(Config):
     timesteps; ``guidance_until`` is the share of the schedule below which sampling is not guided (see
     ``intermoe.diffusion``). The release has 1, 1 and 0. ``loss_std_floor`` above 0 divides the squared error along each
     principal direction of the latents by its standard deviation, or by the floor (``intermoe.train.latents``).
+    ``scale_input`` brings what the network sees to unit variance at every level (``scaled_input``); not in the release.
     """
 
     num_train_timesteps: int = 1000
@@ -42,6 +43,7 @@ class DiffusionConfig(Config):
     timestep_shift: float = 1.0
     guidance_until: float = 0.0
     loss_std_floor: float = 0.0
+    scale_input: bool = False
 
     def __post_init__(self) -> None:
         _require(self.latent_scale > 0.0, "latent_scale", "> 0", self.latent_scale)
@@ -150,6 +152,7 @@ def training_loss(
     condition_dropout: float = 0.0,
     snr_gamma: float = 0.0,
     latent_scale: float = 1.0,
+    scale_input: bool = False,
     error_metric: Tensor | None = None,
     generator: torch.Generator | None = None,
     timesteps: Tensor | None = None,
@@ -169,6 +172,7 @@ def training_loss(
         latent_scale: noise is added to ``latent_scale * latents``; the estimate stays that of the latents themselves.
             Below 1 it drowns what many channels and frames agree on, which noise of the same variance leaves legible at
             almost every timestep, so that nothing is left for the text to decide (Chen 2023, input scaling).
+        scale_input: the network sees ``scaled_input`` of the noisy latents.
         error_metric: (X, X) that the error is multiplied by before it is squared, or ``None``
             (``intermoe.train.latents.error_metric``).
         generator: source of timesteps, noise and dropout (on the device of ``latents``).
@@ -192,6 +196,8 @@ def training_loss(
     if padding is not None:
         latents, noise = latents.masked_fill(padding, 0.0), noise.masked_fill(padding, 0.0)
     noisy = _noised(scheduler, latent_scale * latents, noise, timesteps)
+    if scale_input:
+        noisy = scaled_input(scheduler, noisy, timesteps, latent_scale)
     estimate = denoiser(noisy, timesteps, text_condition, mask)
     error = (estimate - latents).float()
     if padding is not None:
@@ -206,6 +212,24 @@ def training_loss(
     if mask is None:
         return per_frame.mean()
     return per_frame.sum() / mask.sum().clamp(min=1)
+
+
+def scaled_input(scheduler: SchedulerMixin, noisy: Tensor, timesteps: Tensor, latent_scale: float) -> Tensor:
+    """Noisy latents x_t (B, P, T', X) over their standard deviation, sqrt(alpha_bar s^2 + 1 - alpha_bar) for latents of
+    unit variance times s = ``latent_scale`` (Chen 2023, section 2.3; c_in of Karras et al. 2022).
+
+    Without it what is clean is seen s times as faint as noise, so that a network hardly heeds frames that are known.
+
+    Args:
+        timesteps: (B,), or (B, P, K), of which 0 marks what is clean.
+    """
+    alpha_bar = scheduler.alphas_cumprod.to(noisy.device)[timesteps]
+    if timesteps.dim() == 1:
+        variance = (alpha_bar * latent_scale**2 + 1 - alpha_bar)[:, None, None]
+    else:
+        alpha_bar = alpha_bar.masked_fill(timesteps == 0, 1.0)
+        variance = _per_frame(alpha_bar * latent_scale**2 + 1 - alpha_bar, noisy.shape[2])
+    return noisy * variance.rsqrt()[..., None].to(noisy.dtype)
 
 
 def _noised(scheduler: SchedulerMixin, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -251,6 +275,7 @@ def sample(
     guidance_scale: float = 3.5,
     latent_scale: float = 1.0,
     guidance_until: float = 0.0,
+    scale_input: bool = False,
     mask: Tensor | None = None,
     generators: Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
@@ -266,6 +291,7 @@ def sample(
         guidance_scale: >= 1. latent_scale: as in training.
         guidance_until: timesteps below this share of the schedule are not guided (Kynkäänniemi et al. 2024): there the
             text has decided already, and guidance exaggerates details instead.
+        scale_input: as in training.
         mask: (B, T') bool, True = valid, or ``None``. What noise holds at padded frames changes nothing.
         generators: one CPU generator per sample, so that a sample does not depend on the rest of its batch.
         noise: initial noise in place of one drawn from ``generators``.
@@ -301,6 +327,8 @@ def sample(
         seen, levels = x, timestep.expand(shape[0])
         if known is not None and known.by_levels:
             seen, levels = known.kept(x, latent_scale), known.levels(timestep)
+        if scale_input:
+            seen = scaled_input(scheduler, seen, levels, latent_scale)
         seen = seen.to(dtype)
         if guidance_scale > 1 and timestep >= guidance_until * high:
             doubled = None if mask is None else mask.repeat(2, 1)

@@ -101,6 +101,11 @@ FIELDS: dict[str, dict[str, str]] = {
         "vocab_size": f"{OF_TEXT} {TEXT}::test_a_vocabulary_that_is_too_small_is_refused",
         "vector_dim": "text/test_wordvectors.py::test_vectors_are_the_sentence_encoders_reduced_and_stay",
         "name_or_path": "text/test_tower.py::test_another_size_and_an_absent_model_are_refused",
+        **dict.fromkeys(
+            ("sentence_layers", "sentence_heads"),
+            "text/test_sentence.py::test_what_does_not_fit_is_named "
+            "text/test_sentence.py::test_token_states_are_the_sentence_encoders",
+        ),
         "clip_layers": f"{OF_CLIP} text/test_tower.py::test_states_are_those_of_the_pretrained_tower",
         "clip_heads": f"{OF_CLIP} text/test_tower.py::test_states_are_those_of_the_pretrained_tower",
     },
@@ -113,6 +118,9 @@ FIELDS: dict[str, dict[str, str]] = {
         "condition_dropout": f"{TRAIN}::test_text_is_dropped_with_its_probability_in_training_alone",
         "snr_gamma": f"{HAND}::test_loss_by_hand {TRAIN}::test_weights_of_the_loss_count_in_training_alone",
         "latent_scale": f"{SYSTEM}::test_sampling_follows_the_diffusion_of_the_configuration "
+        f"{TRAIN}::test_the_latents_under_the_noise_are_scaled",
+        "scale_input": f"{HAND}::test_sampling_scales_what_the_network_sees_and_nothing_else "
+        f"{SYSTEM}::test_sampling_follows_the_diffusion_of_the_configuration "
         f"{TRAIN}::test_the_latents_under_the_noise_are_scaled",
         "timestep_shift": f"{TRAIN}::test_timesteps_are_drawn_from_the_whole_schedule_and_shifted",
         "guidance_until": f"{SYSTEM}::test_guidance_ends_where_the_configuration_says",

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from intermoe.diffusion import DiffusionConfig, build_scheduler, sample, shifted_timesteps, training_loss
+from intermoe.diffusion import (
+    DiffusionConfig,
+    KnownLatents,
+    build_scheduler,
+    sample,
+    scaled_input,
+    shifted_timesteps,
+    training_loss,
+)
 
 
 def alpha_bars(steps: int, max_beta: float = 0.999) -> Tensor:
@@ -204,3 +212,54 @@ def test_the_loss_is_in_float32_and_its_metric_on_the_right() -> None:
     assert loss_of(torch.full((1, 2, 3, 4), 300.0, dtype=torch.float16)) == 90000.0  # infinite in float16
     error = torch.tensor([2.0, 5.0]).expand(1, 1, 1, 2)
     assert loss_of(error, error_metric=torch.tensor([[0.0, 1.0], [0.0, 0.0]])) == 2.0  # (e M)^2 = (0, 4)
+
+
+def test_scaled_input_has_unit_variance_at_every_level() -> None:
+    scheduler, levels = build_scheduler("ddpm", DiffusionConfig()), alpha_bars(1000).float()
+    torch.manual_seed(0)
+    latents, noise = torch.randn(3, 2, 60, 64), torch.randn(3, 2, 60, 64)
+    timesteps = torch.tensor([10, 400, 950])
+    noisy = scheduler.add_noise(0.2 * latents, noise, timesteps)
+    assert noisy[0].std().item() < 0.3
+    for row in scaled_input(scheduler, noisy, timesteps, 0.2):
+        assert row.std().item() == pytest.approx(1.0, abs=0.03)
+    by_hand = noisy / (levels[timesteps] * 0.04 + 1 - levels[timesteps]).sqrt()[:, None, None, None]
+    torch.testing.assert_close(scaled_input(scheduler, noisy, timesteps, 0.2), by_hand)
+    torch.testing.assert_close(scaled_input(scheduler, noisy, timesteps, 1.0), noisy)  # nothing to undo
+
+
+def test_training_scales_every_run_by_its_own_level_and_what_is_known_to_the_latents_themselves() -> None:
+    latents, noise, levels = torch.randn(1, 2, 4, 3), torch.randn(1, 2, 4, 3), alpha_bars(1000).float()
+    timesteps, network = torch.tensor([[[0, 300], [700, 0]]]), Network()
+    training_loss(
+        network, latents, torch.zeros(1, 2), None, scheduler=build_scheduler("ddpm", DiffusionConfig()),
+        latent_scale=0.25, scale_input=True, timesteps=timesteps, noise=noise,
+    )  # fmt: skip
+    ((seen, _, _, _),) = network.calls
+    torch.testing.assert_close(seen[0, 0, :2], latents[0, 0, :2])
+    torch.testing.assert_close(seen[0, 1, 2:], latents[0, 1, 2:])
+    for person, frames, t in ((0, slice(2, 4), 300), (1, slice(0, 2), 700)):
+        level = levels[t]
+        noisy = level.sqrt() * 0.25 * latents[0, person, frames] + (1 - level).sqrt() * noise[0, person, frames]
+        expected = noisy / (level / 16 + 1 - level).sqrt()
+        torch.testing.assert_close(seen[0, person, frames], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sampling_scales_what_the_network_sees_and_nothing_else() -> None:
+    noise, levels = torch.randn(1, 1, 4, 3), alpha_bars(1000).float()
+    where = torch.tensor([[[True, True, False, False]]])
+    known = KnownLatents(torch.full((1, 1, 4, 3), 2.0), where, by_levels=True)
+    network = Network()
+    result = sample(
+        network, torch.zeros(1, 2), (1, 1, 4, 3), scheduler=build_scheduler("ddim", DiffusionConfig()),
+        num_inference_steps=2, guidance_scale=1.0, latent_scale=0.25, scale_input=True, noise=noise, known=known,
+    )  # fmt: skip
+    first, second = (call[0] for call in network.calls)
+    level, x = levels[500], noise[:, :, 2:]
+    torch.testing.assert_close(first[:, :, :2], torch.full((1, 1, 2, 3), 2.0))  # known latents as they are
+    torch.testing.assert_close(first[:, :, 2:], x / (level / 16 + 1 - level).sqrt())
+    clean, last = 0.25 * 0.5 * first[:, :, 2:], levels[0]
+    x = last.sqrt() * clean + (1 - last).sqrt() * (x - level.sqrt() * clean) / (1 - level).sqrt()
+    clamped = levels[1]  # what is not known has a level of at least 1
+    torch.testing.assert_close(second[:, :, 2:], x / (clamped / 16 + 1 - clamped).sqrt(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result[:, :, 2:], 0.5 * second[:, :, 2:], rtol=1e-3, atol=1e-3)

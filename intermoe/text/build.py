@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from intermoe.text.clip import ClipPooledEncoder, ClipTextEncoder
 from intermoe.text.huggingface import HuggingFaceTextEncoder
 from intermoe.text.protocol import TextConfig, TextEncoder
+from intermoe.text.sentence import SentenceTextEncoder
 from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.text.wordvectors import WordVectorTextEncoder
+
+OWN: dict[str, Callable[[TextConfig, str], TextEncoder]] = {
+    "wordpiece": WordPieceTextEncoder,
+    "wordvectors": WordVectorTextEncoder,
+    "sentence": SentenceTextEncoder,
+}
+"""Encoders with a tokenizer in the model's folder."""
 
 
 def build_text_encoder(config: TextConfig, tokenizer_json: str | None) -> TextEncoder:
@@ -14,19 +24,18 @@ def build_text_encoder(config: TextConfig, tokenizer_json: str | None) -> TextEn
 
     Args:
         config: which encoder and its sizes.
-        tokenizer_json: content of ``tokenizer.json``: needed by ``wordpiece`` and ``wordvectors``, optional for
+        tokenizer_json: content of ``tokenizer.json``: needed by the kinds of ``OWN``, optional for
             both kinds of ``clip`` (otherwise loaded by name at the first prompt), must be ``None`` for
             ``huggingface``, which has its own.
 
     Raises:
         ValueError: if the tokenizer is missing or not wanted, or the encoder cannot be loaded.
     """
-    if config.kind in ("wordpiece", "wordvectors"):
+    if config.kind in OWN:
         if tokenizer_json is None:
             expected = f"the tokenizer that kind={config.kind!r} was trained with"
             raise ValueError(f"tokenizer_json: expected {expected}, got None")
-        own = WordPieceTextEncoder if config.kind == "wordpiece" else WordVectorTextEncoder
-        return own(config, tokenizer_json)
+        return OWN[config.kind](config, tokenizer_json)
     if config.kind == "huggingface":
         if tokenizer_json is not None:
             raise ValueError("tokenizer_json: expected None, since kind='huggingface' brings its own tokenizer")

@@ -18,7 +18,7 @@ from intermoe.config import MAX_LAYERS, Config, _require
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TEXT_ENCODERS = ("wordpiece", "wordvectors", "huggingface", "clip", "clip_pooled")
+TEXT_ENCODERS = ("wordpiece", "wordvectors", "sentence", "huggingface", "clip", "clip_pooled")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class TextConfig(Config):
       ``max_tokens`` describe it, ``output_dim`` its output.
     - ``wordvectors``: the same over vectors of ``vector_dim`` for ``vocab_size`` word pieces, which training takes from
       the sentence encoder ``name_or_path``; afterwards that is not needed.
+    - ``sentence``: the sentence encoder ``name_or_path``, of ``sentence_layers`` layers of ``sentence_heads`` heads and
+      width ``vector_dim``, which training packs into the model, with a head that the rest describes.
     - ``huggingface``: ``name_or_path`` is a frozen encoder, the rest describes the adapter on its token states.
     - ``clip``: the release's CLIP tower and adapter; ``clip_*`` describe the tower, the rest the adapter.
     - ``clip_pooled``: CLIP's own embedding of a text, frozen; ``width`` and ``clip_*`` describe the tower,
@@ -48,17 +50,19 @@ class TextConfig(Config):
     name_or_path: str | None = None
     clip_layers: int = 12
     clip_heads: int = 12
+    sentence_layers: int = 6
+    sentence_heads: int = 12
 
     def __post_init__(self) -> None:
         _require(self.kind in TEXT_ENCODERS, "kind", f"one of {TEXT_ENCODERS}", self.kind)
         sizes = ("output_dim", "width", "num_layers", "num_heads", "feedforward_dim", "max_tokens", "vocab_size")
         for name in (*sizes, "vector_dim"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
-        for name in ("num_layers", "clip_layers"):
+        for name in ("num_layers", "clip_layers", "sentence_layers"):
             _require(getattr(self, name) <= MAX_LAYERS, name, f"<= {MAX_LAYERS}", getattr(self, name))
         _require(self.width % self.num_heads == 0, "width", f"a multiple of num_heads={self.num_heads}", self.width)
         _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
-        if self.kind in ("huggingface", "wordvectors"):
+        if self.kind in ("huggingface", "wordvectors", "sentence"):
             _require(bool(self.name_or_path), "name_or_path", "a model name or folder", self.name_or_path)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from intermoe.text.huggingface import load_frozen, load_tokenizer
+from intermoe.text.huggingface import load_frozen
 from intermoe.text.protocol import (
     TextConfig,
     TextEncoder,
@@ -154,14 +154,6 @@ class WordVectorTextEncoder(TextEncoder):
             if any(character.isalnum() for character in text):
                 words.setdefault(text, pieces)
         return words
-
-
-def sentence_encoder_tokenizer(name_or_path: str) -> str:
-    """The content of the ``tokenizer.json`` of a sentence encoder. Raises ``ValueError`` if there is none."""
-    tokenizer = load_tokenizer(name_or_path)
-    if not tokenizer.is_fast:
-        raise ValueError(f"name_or_path: expected a tokenizer of the tokenizers library in {name_or_path!r}")
-    return str(tokenizer.backend_tokenizer.to_str())
 
 
 def _is_word(token: str) -> bool:

@@ -17,9 +17,10 @@ from intermoe.reading import read_text
 from intermoe.text.build import build_text_encoder
 from intermoe.text.clip import ClipTower
 from intermoe.text.protocol import TextConfig, TextEncoder
+from intermoe.text.sentence import SentenceTextEncoder, sentence_encoder_tokenizer
 from intermoe.text.tower import load_tower
 from intermoe.text.wordpiece import WordPieceTextEncoder
-from intermoe.text.wordvectors import WordVectorTextEncoder, sentence_encoder_tokenizer
+from intermoe.text.wordvectors import WordVectorTextEncoder
 from intermoe.train import run
 from intermoe.train.config import TrainConfig
 
@@ -37,7 +38,7 @@ def prepare_text(
     known = resume and path.exists()
     if text.kind == "wordpiece":
         tokenizer = read_text(path) if known else train_word_pieces(config, text, train)
-    elif text.kind == "wordvectors":
+    elif text.kind in ("wordvectors", "sentence"):
         tokenizer = read_text(path) if known else sentence_encoder_tokenizer(str(text.name_or_path))
     torch.manual_seed(config.seed)
     encoder = build_text_encoder(text, tokenizer)
@@ -49,6 +50,11 @@ def prepare_text(
         else:
             encoder.take_vectors(str(text.name_or_path))
             encoder.note(training_captions(config, train))
+    if isinstance(encoder, SentenceTextEncoder):
+        if known:
+            encoder.load_state_dict(load_file(output_dir / VECTORS_FILE), strict=False)
+        else:
+            encoder.take_encoder(str(text.name_or_path), training_captions(config, train))
     return encoder
 
 
@@ -57,7 +63,10 @@ def keep_tokenizer(accelerator: Accelerator, text: TextEncoder, output_dir: Path
     if isinstance(text, WordVectorTextEncoder):
         vectors = {"vectors": text.vectors, "seen": text.seen}
         run.once(accelerator, output_dir / VECTORS_FILE, lambda path: write_tensors(path, vectors), resume=resume)
-    if isinstance(text, (WordPieceTextEncoder, WordVectorTextEncoder)):
+    if isinstance(text, SentenceTextEncoder):
+        vectors = dict(text.named_buffers())
+        run.once(accelerator, output_dir / VECTORS_FILE, lambda path: write_tensors(path, vectors), resume=resume)
+    if isinstance(text, (WordPieceTextEncoder, WordVectorTextEncoder, SentenceTextEncoder)):
         write = functools.partial(write_text, content=str(text.tokenizer_json))
         run.once(accelerator, output_dir / TOKENIZER_FILE, write, resume=resume)
 

@@ -72,6 +72,7 @@ class DenoiserObjective(Objective):
         self.condition_dropout = config.diffusion.condition_dropout
         self.snr_gamma = config.diffusion.snr_gamma
         self.latent_scale = config.diffusion.latent_scale
+        self.scale_input = config.diffusion.scale_input
         self.timestep_shift = config.diffusion.timestep_shift
         self.load_balance = config.load_balance
         self.router_z, self.router_z_losses = config.router_z, RouterZ(self.denoiser)
@@ -146,6 +147,7 @@ class DenoiserObjective(Objective):
                 num_inference_steps=self.run.fid_steps,
                 latent_scale=self.latent_scale,
                 guidance_until=self.diffusion.guidance_until,
+                scale_input=self.scale_input,
                 mask=mask,
                 noise=rearrange(draws.normal(frames, persons, width), "b t p x -> b p t x"),
             )
@@ -188,6 +190,7 @@ class DenoiserObjective(Objective):
             mask=mask,
             scheduler=self.scheduler,
             latent_scale=self.latent_scale,
+            scale_input=self.scale_input,
             timesteps=timesteps,
             noise=noise,
             **options,

@@ -31,7 +31,7 @@ from intermoe.train.draws import ItemDraws
 from intermoe.train.individual import IndividualTexts
 from intermoe.train.loop import Batch, Objective, fit
 
-_OF_LATENTS = ("snr_gamma", "latent_scale", "loss_std_floor")
+_OF_LATENTS = ("snr_gamma", "latent_scale", "loss_std_floor", "scale_input")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 
 from intermoe.text.build import build_text_encoder
 from intermoe.text.protocol import TextConfig
-from intermoe.text.wordvectors import WordVectorTextEncoder, sentence_encoder_tokenizer
+from intermoe.text.sentence import sentence_encoder_tokenizer
+from intermoe.text.wordvectors import WordVectorTextEncoder
 
 SMALL: dict[str, Any] = {
     "kind": "wordvectors", "output_dim": 6, "width": 8, "num_layers": 1, "num_heads": 2, "feedforward_dim": 12,

@@ -13,6 +13,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from intermoe.data import InterHumanDataset, collate
+from intermoe.diffusion import DiffusionConfig, build_scheduler, scaled_input
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
 from intermoe.train import load_vae_folder, run_denoiser, run_vae
@@ -211,6 +212,11 @@ def test_the_latents_under_the_noise_are_scaled(objective: Callable[..., Denoise
     ]
     torch.testing.assert_close(noisy[2] - noisy[1], noisy[1] - noisy[0], rtol=1e-4, atol=1e-4)
     assert (noisy[1] - noisy[0]).abs().max() > 0.05
+    values = {"latent_scale": 0.5, "max_beta": 0.01}
+    scaled, timesteps = seen_by_the_denoiser(objective({"diffusion": {**values, "scale_input": True}}), batch)[:2]
+    scheduler = build_scheduler("ddpm", DiffusionConfig(max_beta=0.01))
+    torch.testing.assert_close(scaled, scaled_input(scheduler, noisy[0], timesteps, 0.5))
+    assert not torch.allclose(scaled, noisy[0], atol=0.05)
 
 
 def losses(objective: DenoiserObjective, batch: Any, **options: Any) -> dict[str, float]:

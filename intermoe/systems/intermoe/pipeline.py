@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from intermoe.control.known import Control, Given, known_latents
 from intermoe.control.targets import Aims
-from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
+from intermoe.diffusion import SCHEDULERS, build_scheduler, sample, scaled_input
 from intermoe.hub import CONFIG_FILE, WEIGHTS_FILE
 from intermoe.motion.bones import hold_bone_lengths, with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
@@ -132,6 +132,7 @@ class InterMoEPipeline(MotionPipeline):
             guidance_scale=guidance_scale,
             latent_scale=self.config.diffusion.latent_scale,
             guidance_until=self.config.diffusion.guidance_until,
+            scale_input=self.config.diffusion.scale_input,
             mask=None if valid.all() else valid.to(self.device),
             generators=generators,
             noise=rearrange(noise, "b t p x -> b p t x"),
@@ -187,7 +188,10 @@ class InterMoEPipeline(MotionPipeline):
         timestep = int(level * self.config.diffusion.num_train_timesteps)
         timesteps = torch.tensor([timestep], device=latents.device)
         scheduler = build_scheduler("ddpm", self.config.diffusion)
-        noisy = scheduler.add_noise(self.config.diffusion.latent_scale * latents, noise, timesteps)
+        scale = self.config.diffusion.latent_scale
+        noisy = scheduler.add_noise(scale * latents, noise, timesteps)
+        if self.config.diffusion.scale_input:
+            noisy = scaled_input(scheduler, noisy, timesteps, scale)
         text = self.text_encoder([prompt]) if prompt else torch.zeros(1, self.config.denoiser.text_dim).to(latents)
         self.denoiser(noisy, timesteps, text)
         return timestep

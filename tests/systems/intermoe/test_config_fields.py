@@ -220,13 +220,25 @@ def test_guidance_ends_where_the_configuration_says(changed: Any) -> None:
         assert not torch.allclose(late[index], guided[index], atol=1e-4)
 
 
-@pytest.mark.parametrize("values", [{"latent_scale": 0.5}, {"num_train_timesteps": 100}, {"max_beta": 0.002}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"latent_scale": 0.5},
+        {"num_train_timesteps": 100},
+        {"max_beta": 0.002},
+        {"latent_scale": 0.5, "scale_input": True},
+    ],
+)
 def test_sampling_follows_the_diffusion_of_the_configuration(changed: Any, values: dict[str, Any]) -> None:
     plain, pipeline = made(changed()), changed(values)
     seen: list[Tensor] = []
     hook = pipeline.denoiser.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0][:1]))
     found = made(pipeline)
     hook.remove()
+    noise = seen[0]  # what the seed made
+    if pipeline.config.diffusion.scale_input:
+        level = float(build_scheduler("ddim", pipeline.config.diffusion).alphas_cumprod[750])
+        noise = noise * (level * pipeline.config.diffusion.latent_scale**2 + 1 - level) ** 0.5
     latents = sample(
         pipeline.denoiser,
         pipeline.text_encoder(["they bow"]),
@@ -235,7 +247,8 @@ def test_sampling_follows_the_diffusion_of_the_configuration(changed: Any, value
         num_inference_steps=4,
         guidance_scale=3.0,
         latent_scale=values.get("latent_scale", 1.0),
-        noise=seen[0],  # what the seed made
+        scale_input=values.get("scale_input", False),
+        noise=noise,
     )
     expected = pipeline.decode(latents)[0]
     for motion, before in zip(found, plain, strict=True):

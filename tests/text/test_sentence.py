@@ -1,0 +1,188 @@
+"""A sentence encoder inside the model; here a tiny one that is made on the spot."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from intermoe.text.build import build_text_encoder
+from intermoe.text.packed import GROUP, PackedMatrix
+from intermoe.text.protocol import TextConfig
+from intermoe.text.sentence import SentenceTextEncoder, sentence_encoder_tokenizer
+
+SMALL: dict[str, Any] = {
+    "kind": "sentence", "output_dim": 6, "width": 8, "num_layers": 1, "num_heads": 2, "feedforward_dim": 12,
+    "dropout": 0.0, "max_tokens": 10, "vocab_size": 16, "vector_dim": GROUP, "sentence_layers": 2,
+    "sentence_heads": 4,
+}  # fmt: skip
+WORDS = ["two", "people", "bow", "greet", "dance", "left", "right", "turn", "##s", "##ing", "!"]
+CAPTIONS = ["two people bow", "two people dance", "people turn left!"]
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a sentence encoder that was never trained."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("sentences")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": GROUP, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 4 * GROUP}
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=len(vocabulary), **sizes))
+    for name, parameter in model.named_parameters():  # biases and norms too, none of them at its start
+        torch.nn.init.normal_(parameter, mean=1.0 if name.endswith("LayerNorm.weight") else 0.0, std=0.2)
+    model.save_pretrained(folder)
+    transformers.BertTokenizerFast(vocab={token: i for i, token in enumerate(vocabulary)}).save_pretrained(folder)
+    return folder
+
+
+def build(sentences: Path, captions: list[str] | None = None, **changes: Any) -> SentenceTextEncoder:
+    torch.manual_seed(0)
+    config = TextConfig(**{**SMALL, "name_or_path": str(sentences), **changes})
+    encoder = build_text_encoder(config, sentence_encoder_tokenizer(str(sentences)))
+    assert isinstance(encoder, SentenceTextEncoder)
+    encoder.take_encoder(str(sentences), captions or CAPTIONS)
+    return encoder
+
+
+def test_packing_rounds_to_four_bits_by_the_group() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(5, 2 * GROUP) * torch.tensor([0.01, 1, 1, 100, 0.0])[:, None]
+    packed = PackedMatrix(5, 2 * GROUP)
+    packed.pack(matrix)
+    groups, got = matrix.unflatten(1, (-1, GROUP)), packed.matrix().unflatten(1, (-1, GROUP))
+    step = groups.abs().amax(dim=2, keepdim=True) / 7
+    assert ((got - groups).abs() <= 0.505 * step + 1e-12).all()  # half a step, and the scale's own rounding
+    assert (got.abs().amax(dim=2) >= 0.99 * groups.abs().amax(dim=2)).all()
+    assert packed.packed.nbytes + packed.scale.nbytes == 5 * (GROUP + 4)
+    torch.testing.assert_close(packed.rows(torch.tensor([[3, 0]])), packed.matrix()[[3, 0]][None], rtol=0, atol=0)
+
+
+def test_what_was_unpacked_follows_the_packed() -> None:
+    packed, other = PackedMatrix(2, GROUP), PackedMatrix(2, GROUP)
+    packed.pack(torch.ones(2, GROUP))
+    first = packed.matrix()
+    assert packed.matrix() is first
+    other.pack(torch.full((2, GROUP), 3.0))
+    packed.load_state_dict(other.state_dict())
+    torch.testing.assert_close(packed.matrix(), torch.full((2, GROUP), 3.0), rtol=1e-3, atol=0)
+    with pytest.raises(ValueError, match=f"columns: expected a multiple of {GROUP}, got 6"):
+        PackedMatrix(2, 6)
+
+
+def test_token_states_are_the_sentence_encoders(sentences: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    encoder = build(sentences).eval()
+    model = transformers.AutoModel.from_pretrained(sentences).eval()
+    for name, parameter in model.named_parameters():  # rounded as the packed ones
+        if parameter.dim() == 2 and ("encoder.layer" in name or "word_embeddings" in name):
+            packed = PackedMatrix(*parameter.shape)
+            packed.pack(parameter.detach())
+            parameter.data.copy_(packed.matrix())
+    prompts = ["two people bow!", "dance"]
+    tokens = transformers.AutoTokenizer.from_pretrained(sentences)(prompts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states, mask = encoder._states(prompts)
+        expected = model(**tokens).last_hidden_state
+    assert mask.tolist() == tokens["attention_mask"].bool().tolist()
+    torch.testing.assert_close(states[mask], expected[mask], rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_rebuilt_from_what_is_saved(sentences: Path) -> None:
+    encoder = build(sentences).eval()
+    again = build_text_encoder(encoder.config, encoder.tokenizer_json).eval()
+    again.load_state_dict(encoder.state_dict())
+    prompts = ["two people greet", ""]
+    torch.testing.assert_close(again(prompts), encoder(prompts), rtol=0, atol=0)
+    assert again(prompts).shape == (2, 6)
+    assert again.unknown_words("bow") == []
+    assert not any(name.startswith("frozen") for name, _ in encoder.named_parameters())
+
+
+def test_the_embedding_is_standardised_over_the_captions(sentences: Path) -> None:
+    encoder = build(sentences).eval()
+    states, mask = encoder._states(CAPTIONS)
+    mean = torch.stack([row[valid].mean(dim=0) for row, valid in zip(states, mask, strict=True)])
+    own = torch.nn.functional.normalize(mean, dim=1)
+    torch.testing.assert_close(encoder.mean, own.mean(dim=0))
+    torch.testing.assert_close(encoder.spread, (own - own.mean(dim=0)).square().mean().sqrt())
+    # caption and details add up
+    with torch.no_grad():
+        encoder.output.weight.zero_()
+        encoder.output.bias.fill_(2.0)
+        expected = encoder.about((own - encoder.mean) / encoder.spread) + 2.0
+    torch.testing.assert_close(encoder(CAPTIONS), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_and_case_do_not_matter_but_order_does(sentences: Path) -> None:
+    encoder = build(sentences).eval()
+    alone = encoder(["two people bow"])
+    torch.testing.assert_close(
+        encoder(["two people bow", "two people dance left right left"])[:1], alone, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(encoder(["Two people BOW"]), alone)
+    assert not torch.allclose(encoder(["bow people two"]), alone, atol=1e-4)
+
+
+def test_training_blurs_the_caption_and_drops_details(sentences: Path) -> None:
+    encoder = build(sentences).train()
+    with torch.no_grad():
+        encoder.about.weight.zero_(), encoder.about.bias.zero_()
+        encoder.output.weight.zero_(), encoder.output.bias.fill_(1.0)
+        torch.manual_seed(0)
+        kept = encoder(["two people bow"] * 400)[:, 0]
+        assert set(kept.tolist()) == {0.0, 1.0}
+        assert kept.mean().item() == pytest.approx(0.6, abs=0.07)
+        encoder.output.bias.zero_()
+        encoder.about.weight[0, 0] = 1.0
+        blurred = encoder(["two people bow"] * 400)[:, 0]
+        exact = encoder.eval()(["two people bow"])[0, 0]
+    assert blurred.std().item() == pytest.approx(0.5, abs=0.06)
+    assert blurred.mean().item() == pytest.approx(exact.item(), abs=0.1)
+
+
+def test_unknown_words_are_those_unlike_the_captions(sentences: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = build(sentences)
+    places = {"two": 0, "people": 1, "bow": 2, "dance": 3, "turn": 4, "left": 5, "greet": 2, "right": 9}
+    names = {encoder._tokenizer.token_to_id(word): place for word, place in places.items()}
+
+    def alone(words: list[list[int]]) -> torch.Tensor:  # "greet" is as good as "bow", and "right" as nothing
+        return torch.eye(16)[[names.get(pieces[0], 15) for pieces in words]]
+
+    monkeypatch.setattr(encoder, "_alone", alone)
+    assert encoder.unknown_words("Two people greet RIGHT, right bows zebra!") == ["right", "zebra"]
+
+
+def test_what_does_not_fit_is_named(sentences: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected at most vocab_size=10 tokens, got 16"):
+        build(sentences, vocab_size=10)
+    with pytest.raises(ValueError, match="expected at most max_tokens=5 word pieces, got 6"):
+        build(sentences, ["bow"], max_tokens=5)(["two people turn left"])
+    with pytest.raises(ValueError, match="name_or_path: cannot load"):
+        sentence_encoder_tokenizer(str(tmp_path))
+    with pytest.raises(ValueError, match=r"name_or_path"):
+        TextConfig(**SMALL)
+    for name, field, value, got in (
+        ("num_hidden_layers", "sentence_layers", 1, 2),
+        ("num_attention_heads", "sentence_heads", 8, 4),
+        ("hidden_size", "vector_dim", 2 * GROUP, GROUP),
+        ("vocab_size", "vocab_size", 17, 16),
+    ):
+        with pytest.raises(ValueError, match=f"expected a sentence encoder with {name} {value}, got {got}"):
+            build(sentences, **{field: value})
+
+
+def test_a_package_that_holds_a_model_is_found(
+    sentences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "sentences_in_a_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('not run')", encoding="utf-8")
+    (package / "model").symlink_to(sentences)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    assert sentence_encoder_tokenizer("sentences_in_a_package") == sentence_encoder_tokenizer(str(sentences))
