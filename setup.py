@@ -161,7 +161,7 @@ setup(
     package_dir={"intermoe.kernels": "kernels", "intermoe.benchmarks": "benchmarks"},
     package_data={
         "intermoe": ["py.typed", "models/duets/*"],
-        "intermoe.eval": ["published.json"],
+        "intermoe.eval": ["published.json", "*_paraphrases.tsv"],
         "intermoe.train": [
             "configs/*.yaml",
             "configs/accelerate/*.yaml",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from intermoe.data.activities import ITEMS, tagged_activity
 from intermoe.data.interhuman import FILE_WIDTH, PERSONS, InterHumanReader
 from intermoe.data.items import ItemError
 from intermoe.data.solo import SoloReader, compose, join_captions, partners
@@ -19,7 +20,7 @@ from intermoe.files import refuse_existing, replacing_folder
 from intermoe.motion.arrays import Array
 from intermoe.reading import read_json
 
-MOTIONS, CAPTIONS, SPLITS, ITEMS, LICENSE = "motions_processed", "annots", "split", "items.json", "LICENSE-DATA.txt"
+MOTIONS, CAPTIONS, SPLITS, LICENSE = "motions_processed", "annots", "split", "LICENSE-DATA.txt"
 TRAIN = "train"
 
 
@@ -162,8 +163,7 @@ class _Merging:
 
 def _listings(names: Sequence[str], entries: Mapping[str, Any], times: float, rng: np.random.Generator) -> list[int]:
     """How often each clip is listed: ``times`` on average, activities alike where they are known."""
-    tags = [entries.get(name, {}).get("tags") for name in names]
-    activities = [of_clip.get("activity") if isinstance(of_clip, dict) else None for of_clip in tags]
+    activities = [tagged_activity(entries.get(name)) for name in names]
     if None in activities:
         return [int(times + draw) for draw in rng.random(len(names))]
     sizes = Counter(activities)

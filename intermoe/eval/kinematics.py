@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from intermoe.data.activities import activities
 from intermoe.data.interhuman import InterHumanDataset
 from intermoe.files import write_json
 from intermoe.metrics.clips import METRICS, Clip, Numbers, measure
@@ -40,20 +43,25 @@ class KinematicReport:
         write_json(path, self.to_dict(), exclusive=True)
 
     def table(self) -> list[list[str]]:
-        """Header and one line a metric, a column for each row of the report; the number of captions is in the title."""
-        lines = [["metric", *self.rows]]
-        for key, title in (pair for name in METRICS for pair in METRICS[name].titles.items()):
-            counts = sorted({int(row[of] or 0) for row in self.rows.values() if (of := f"{key}_captions") in row})
-            suffix = f", of {' / '.join(map(str, counts))}" if counts else ""
-            values = [row[key] for row in self.rows.values()]
-            lines.append([title + suffix, *("–" if value is None else f"{value:.2f}" for value in values)])
-        return lines
+        """See ``metric_table``."""
+        return metric_table(self.rows)
 
     def markdown(self) -> str:
         """``table`` in Markdown."""
         header, *lines = self.table()
         rule = ["---"] + ["---:"] * (len(header) - 1)
         return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
+
+
+def metric_table(rows: Mapping[str, Numbers]) -> list[list[str]]:
+    """Header and one line a metric, a column for each row; the number of captions is in the title."""
+    lines = [["metric", *rows]]
+    for key, title in (pair for name in METRICS for pair in METRICS[name].titles.items()):
+        counts = sorted({int(row[of] or 0) for row in rows.values() if (of := f"{key}_captions") in row})
+        suffix = f", of {' / '.join(map(str, counts))}" if counts else ""
+        values = [row[key] for row in rows.values()]
+        lines.append([title + suffix, *("–" if value is None else f"{value:.2f}" for value in values)])
+    return lines
 
 
 @torch.no_grad()
@@ -79,12 +87,8 @@ def evaluate_kinematics(
     if dataset.training or dataset.mirror or dataset.swap_persons:
         raise ValueError("dataset: expected training=False and no augmentation: captions must fit the motion measured")
     check_generation(pipeline, dataset, seeds, batch_size)
-    truth, reconstruction = [], []
-    for index in range(len(dataset)):
-        motion = dataset[index]["motion"]
-        captions = dataset.captions(index)
-        truth.append(_clip(motion, captions))
-        reconstruction.append(_clip(reconstruct(pipeline, motion), captions))
+    truth = real_clips(dataset)
+    reconstruction = reconstructed(pipeline, dataset)
     generated = generate_clips(
         pipeline,
         dataset,
@@ -133,9 +137,9 @@ def generate_clips(
             refuses; names its item.
     """
     check_generation(pipeline, dataset, seeds, batch_size)
-    by_length: dict[int, list[str]] = defaultdict(list)
-    for index in range(len(dataset)):
-        by_length[dataset.num_frames(index)].extend(dataset.captions(index))
+    by_length: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for index, activity in enumerate(activities(dataset.root, dataset.names)):
+        by_length[dataset.num_frames(index)].extend((caption, activity) for caption in dataset.captions(index))
     total = sum(map(len, by_length.values()))
     generated: dict[int, list[Clip]] = {seed: [] for seed in seeds}
     for k, seed in enumerate(seeds):
@@ -143,13 +147,13 @@ def generate_clips(
             for start in range(0, len(prompts), batch_size):
                 batch = prompts[start : start + batch_size]
                 result = pipeline(
-                    batch,
+                    [caption for caption, _ in batch],
                     num_frames=frames,
                     num_inference_steps=num_inference_steps,
                     guidance_scale=guidance_scale,
                     seed=seed * total + len(generated[seed]),
                 )
-                generated[seed] += [Clip(j.numpy(), (c,)) for j, c in zip(result.joints, batch, strict=True)]
+                generated[seed] += [Clip(j.numpy(), (c,), a) for j, (c, a) in zip(result.joints, batch, strict=True)]
                 if progress is not None:
                     progress(k * total + len(generated[seed]), len(seeds) * total)
     return generated
@@ -181,5 +185,20 @@ def reconstruct(pipeline: MotionPipeline, motion: torch.Tensor) -> torch.Tensor:
     return pipeline.decode(pipeline.encode(padded[None].to(pipeline.device)))[0, :, :frames]
 
 
-def _clip(motion: torch.Tensor, captions: Sequence[str]) -> Clip:
-    return Clip(motion_joints(motion).float().numpy(), captions)
+def real_clips(dataset: InterHumanDataset) -> list[Clip]:
+    """The items of ``dataset`` as they are, each with all its captions and what is done in it."""
+    done = activities(dataset.root, dataset.names)
+    return [Clip(_joints(dataset[i]["motion"]), dataset.captions(i), done[i]) for i in range(len(dataset))]
+
+
+@torch.no_grad()
+def reconstructed(pipeline: MotionPipeline, dataset: InterHumanDataset) -> list[Clip]:
+    """``real_clips`` through the autoencoder."""
+    clips = real_clips(dataset)
+    made = (_joints(reconstruct(pipeline, dataset[index]["motion"])) for index in range(len(dataset)))
+    return [Clip(joints, clip.captions, clip.activity) for clip, joints in zip(clips, made, strict=True)]
+
+
+def _joints(motion: torch.Tensor) -> npt.NDArray[np.float32]:
+    joints: npt.NDArray[np.float32] = motion_joints(motion).float().numpy()
+    return joints

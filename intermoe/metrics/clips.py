@@ -19,10 +19,11 @@ Numbers = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Clip:
-    """Motion of two persons, joints (2, T, 22, 3), and the captions it should follow."""
+    """Motion of two persons, joints (2, T, 22, 3), the captions it should follow, and what is done in it, if known."""
 
     joints: npt.NDArray[np.floating]
     captions: Sequence[str] = ()
+    activity: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ METRICS: Registry[Metric] = Registry(
         "feet": "intermoe.metrics.kinematics:FEET",
         "jitter": "intermoe.metrics.kinematics:JITTER",
         "floor": "intermoe.metrics.kinematics:FLOOR",
+        "float": "intermoe.metrics.bodies:FLOAT",
+        "penetration": "intermoe.metrics.bodies:PENETRATION",
+        "hands": "intermoe.metrics.bodies:HANDS",
         "distance": "intermoe.metrics.kinematics:DISTANCE",
         "wrists": "intermoe.metrics.kinematics:WRISTS",
         "turns": "intermoe.metrics.turns:TURNS",

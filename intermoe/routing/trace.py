@@ -122,7 +122,7 @@ def trace_generation(
     """
     timesteps: list[int] = []
     denoiser = pipeline.modules["denoiser"]
-    with record_routing(denoiser) as record, _timesteps(denoiser, timesteps):
+    with record_routing(denoiser) as record, watched_timesteps(denoiser, timesteps):
         result = pipeline(prompt, num_frames, num_inference_steps, guidance_scale, seed, progress=progress)
     for calls in record.calls.values():
         calls[:] = [call[:1] for call in calls]  # guided calls hold the unconditional half too
@@ -169,7 +169,9 @@ def _layer_names(record: RoutingRecord) -> tuple[str, ...]:
 
 
 @contextmanager
-def _timesteps(denoiser: nn.Module, seen: list[int]) -> Iterator[None]:
+def watched_timesteps(denoiser: nn.Module, seen: list[int]) -> Iterator[None]:
+    """Append the timestep of the first row of every call of ``denoiser`` to ``seen``."""
+
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         seen.append(int(args[1][0]))
 

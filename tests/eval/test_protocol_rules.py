@@ -38,7 +38,7 @@ def test_every_protocol_is_of_a_data_set_and_a_command() -> None:
     published = [name for name in DATA_SETS if name != "solo"]  # which nobody has published numbers of
     assert {name: protocol.data for name, protocol in PROTOCOLS.items()} == {name: name for name in published}
     commands = {command.name for command in app.registered_commands}
-    assert commands == {"kinematics", "identity", "control", *PROTOCOLS}
+    assert commands == {"kinematics", "identity", "control", "activities", "routing", *PROTOCOLS}
 
 
 def marked(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch, frames: int = 8) -> list[tuple[int, int]]:

@@ -1,0 +1,98 @@
+"""``intermoe evaluate activities``: whether a model does what it is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intermoe.cli.common import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    GuidanceOption,
+    ModelOption,
+    NumbersOption,
+    SeedsOption,
+    StepsOption,
+    StrictOption,
+    check_new_file,
+    check_sampling,
+    load_pipeline,
+    own_sampling,
+    parse_seeds,
+    print_table,
+    progress,
+    reported,
+)
+
+
+def evaluate_activities(
+    data: Annotated[
+        list[Path],
+        typer.Option(help="Folder of the data; give it several times. Clips are of the activity that items.json says."),
+    ],
+    model: ModelOption = DEFAULT_MODEL,
+    paraphrases: Annotated[
+        str | None,
+        typer.Option(help="File of an activity, a tabulator and a caption a line; duets for those of the duets data."),
+    ] = None,
+    captions: Annotated[int, typer.Option(help="Captions of each activity that are generated.")] = 2,
+    frames: Annotated[int, typer.Option(help="Length of each motion.")] = 90,
+    seeds: SeedsOption = "0",
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    judge_steps: Annotated[int, typer.Option(help="Training steps of the judge.")] = 900,
+    out: NumbersOption = Path("activities.json"),
+    strict: StrictOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Activities that a judge recognises in what a model makes of captions and paraphrases, and in real motion.
+
+    The judge is trained on the split train of the data, and asked of val; every number of kinematics is beside.
+    """
+    with reported():
+        chosen = parse_seeds(seeds)
+        check_sampling(steps, guidance, min(chosen))
+        check_new_file(out)
+        from intermoe.data import InterHumanDataset
+        from intermoe.eval.activities import evaluate_activities, read_paraphrases
+
+        asked = None if paraphrases is None else read_paraphrases(_paraphrases(paraphrases))
+        pipeline = load_pipeline(model, device, frames=frames, steps=steps)
+        num_steps, scale = own_sampling(pipeline, steps, guidance)
+        longest = pipeline.config.max_frames
+        train, val = (
+            [InterHumanDataset(folder, split, max_frames=longest, training=False, strict=strict) for folder in data]
+            for split in ("train", "val")
+        )
+        with progress("generating") as told:
+            report = evaluate_activities(
+                pipeline,
+                train,
+                val,
+                paraphrases=asked,
+                captions=captions,
+                num_frames=frames,
+                seeds=chosen,
+                num_inference_steps=num_steps,
+                guidance_scale=scale,
+                judge_steps=judge_steps,
+                progress=told,
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        report.save(out)
+    print_table(report.table())
+    print_table(report.activity_table())
+    typer.echo(out)
+
+
+def _paraphrases(path_or_name: str) -> Path:
+    """A file, or the one that ships under this name."""
+    import intermoe.eval
+
+    shipped = Path(intermoe.eval.__file__).parent
+    by_name = shipped / f"{path_or_name}_paraphrases.tsv"
+    if Path(path_or_name).is_file() or not by_name.is_file():
+        return Path(path_or_name)
+    return by_name

@@ -1,0 +1,67 @@
+"""``intermoe evaluate routing``: how many experts a model's tokens take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from intermoe.cli.common import (
+    DEFAULT_MODEL,
+    DataOption,
+    DeviceOption,
+    GuidanceOption,
+    ModelOption,
+    NumbersOption,
+    SplitOption,
+    StepsOption,
+    StrictOption,
+    check_new_file,
+    check_sampling,
+    load_pipeline,
+    own_sampling,
+    print_table,
+    progress,
+    reported,
+)
+
+
+def evaluate_routing(
+    data: DataOption,
+    model: ModelOption = DEFAULT_MODEL,
+    split: SplitOption = "train",
+    limit: Annotated[int, typer.Option(help="Items whose first caption is generated.")] = 12,
+    frames: Annotated[int, typer.Option(help="Length of each motion.")] = 96,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    out: NumbersOption = Path("routing.json"),
+    strict: StrictOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Experts a token by noise level, layer and person, in frames of contact and fast ones, and selection biases."""
+    with reported():
+        check_sampling(steps, guidance, seed)
+        check_new_file(out)
+        pipeline = load_pipeline(model, device, frames=frames, steps=steps)
+        num_steps, scale = own_sampling(pipeline, steps, guidance)
+        from intermoe.data import InterHumanDataset
+        from intermoe.eval.routing import evaluate_routing
+
+        dataset = InterHumanDataset(data, split, max_frames=pipeline.config.max_frames, training=False, strict=strict)
+        with progress("sampling") as told:
+            report = evaluate_routing(
+                pipeline,
+                dataset,
+                limit=limit,
+                num_frames=frames,
+                seed=seed,
+                num_inference_steps=num_steps,
+                guidance_scale=scale,
+                progress=told,
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        report.save(out)
+    print_table(report.table())
+    typer.echo(out)

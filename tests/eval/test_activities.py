@@ -1,0 +1,155 @@
+"""Activities that are recognised: a model that plays back real motion, and what the report says of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import intermoe.eval
+from intermoe import cli
+from intermoe.data import InterHumanDataset
+from intermoe.eval import activities as evaluation
+from intermoe.eval.activities import captions_by_activity, check_paraphrases, evaluate_activities, read_paraphrases
+from intermoe.motion.interhuman import joints
+
+
+@pytest.fixture(scope="module")
+def folders(two_people: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two folders of clips, of bowing and of waving with a hand up, whose captions are those words."""
+    root = tmp_path_factory.mktemp("activities")
+    made = []
+    for number, name in enumerate(("bow", "wave")):
+        splits = {"train": {f"{number}1": 40, f"{number}2": 44}, "val": {f"{number}3": 40}}
+        made.append(two_people(root / name, splits, f"Two people {name}.\nThey {name}."))
+    for path in made[1].glob("motions_processed/*/*.npy"):
+        values = np.load(path)
+        values[:, 3 * 20 + 2] += 1.0
+        np.save(path, values)
+    return made
+
+
+def opened(folders: list[Path], split: str) -> list[InterHumanDataset]:
+    return [InterHumanDataset(folder, split, training=False) for folder in folders]
+
+
+class Playback:
+    """Makes of a prompt what the first clip of bowing shows where it is asked to bow, else of waving."""
+
+    device, frame_multiple = torch.device("cpu"), 4
+
+    def __init__(self, folders: list[Path]) -> None:
+        self.motion = {f.name: InterHumanDataset(f, "train", training=False)[0]["motion"] for f in folders}
+        self.calls: list[Any] = []
+
+    def check(self, prompts: Any, num_frames: int) -> None:
+        assert prompts
+
+    def encode(self, motion: Any) -> Any:
+        return motion
+
+    decode = encode
+
+    def __call__(
+        self, prompts: Any, num_frames: int, num_inference_steps: int, guidance_scale: float, seed: int
+    ) -> Any:
+        self.calls.append((list(prompts), num_frames, seed))
+        which = ["bow" if "bow" in prompt else "wave" for prompt in prompts]
+        return SimpleNamespace(joints=joints(torch.stack([self.motion[name][:, :num_frames] for name in which])))
+
+
+def test_the_report(folders: list[Path], tmp_path: Path) -> None:
+    pipeline: Any = Playback(folders)
+    paraphrases = {"bow": ["both incline their heads"], "wave": ["hands are swung in greeting"]}
+    done: list[tuple[int, int]] = []
+    report = evaluate_activities(
+        pipeline,
+        opened(folders, "train"),
+        opened(folders, "val"),
+        paraphrases=paraphrases,
+        num_frames=32,
+        seeds=(0, 2),
+        num_inference_steps=3,
+        batch_size=3,
+        judge_steps=60,
+        progress=lambda *each: done.append(each),
+    )
+    assert list(report.rows) == ["real, trained on", "real, held out", "reconstruction", "captions", "paraphrases"]
+    assert [row["clips"] for row in report.rows.values()] == [4, 2, 2, 8, 4]
+    assert report.rows["real, trained on"]["recognised"] == 100
+    assert report.rows["captions"]["recognised"] == 100
+    assert report.rows["paraphrases"]["recognised"] == 50  # what says no "bow" is played back as waving
+    assert report.by_activity["paraphrases"]["bow"]["taken_for"] == {"wave": 2}
+    assert report.recognised_by_seed["paraphrases"] == {0: 50, 2: 50}
+    assert [(len(prompts), seed) for prompts, _, seed in pipeline.calls] == [
+        (3, 0), (1, 3), (3, 8), (1, 11), (2, 0), (2, 4)
+    ]  # fmt: skip
+    assert {prompt for prompts, _, _ in pipeline.calls[:2] for prompt in prompts} == {
+        "Two people bow.", "They bow.", "Two people wave.", "They wave."
+    }  # fmt: skip
+    assert done[-1] == (12, 12)
+    report.save(tmp_path / "activities.json")
+    saved = json.loads((tmp_path / "activities.json").read_text(encoding="utf-8"))
+    assert saved["recognised_by_seed"]["captions"] == {"0": 100, "2": 100}
+    assert len(saved["by_activity"]["captions"]["wave"]["closest_wrists_cm"]) == 4
+    assert report.table()[2] == ["activity recognised (%)", "100", "100", "100", "100", "50"]
+    assert report.activity_table()[1] == ["bow", "4 of 4", "", "0 of 2", "wave 2"]
+
+
+def test_paraphrases_are_read_and_compared_with_captions(folders: list[Path], tmp_path: Path) -> None:
+    captions = captions_by_activity(opened(folders, "train"))
+    assert captions == {"bow": ["Two people bow.", "They bow."], "wave": ["Two people wave.", "They wave."]}
+    path = tmp_path / "words.tsv"
+    path.write_text("# a word\nbow\tboth incline\n\nwave\thi\nbow\tdown\n", encoding="utf-8")
+    assert read_paraphrases(path) == {"bow": ["both incline", "down"], "wave": ["hi"]}
+    check_paraphrases(read_paraphrases(path), captions)
+    for content, message in (("bow both\n", "line 1: expected an activity, a tabulator"), ("# none\n", "got none")):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            read_paraphrases(path)
+    with pytest.raises(ValueError, match="paraphrases: expected activities of bow, wave, got 'nod'"):
+        check_paraphrases({"nod": ["x"]}, captions)
+    with pytest.raises(ValueError, match="paraphrases: expected what no clip is captioned with, got 'they  BOW'"):
+        check_paraphrases({"bow": ["they  BOW"]}, captions)
+
+
+def test_the_shipped_paraphrases_are_of_the_data_and_no_captions(shared_folder: Path) -> None:
+    shipped = read_paraphrases(Path(intermoe.eval.__file__).with_name("duets_paraphrases.tsv"))
+    assert {len(each) for each in shipped.values()} == {2}
+    folders = [shared_folder / "data" / name for name in ("duets", "salsa")]
+    if not all(folder.exists() for folder in folders):
+        pytest.skip(f"real motion is absent: {folders[0]} not found")
+    captions = captions_by_activity([each for split in ("train", "val") for each in opened(folders, split)])
+    check_paraphrases(shipped, captions)
+    assert set(shipped) == set(captions)
+
+
+def test_the_command(folders: list[Path], tiny_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline.save_pretrained("model")
+    data = [word for folder in folders for word in ("--data", str(folder))]
+    command = ["evaluate", "activities", *data, "--model", "model", "--frames", "16", "--captions", "1"]
+    refused = CliRunner().invoke(cli.app, [*command, "--paraphrases", "duets"])
+    assert refused.exit_code == 2
+    assert "paraphrases: expected activities of bow, wave, got 'handshake'" in refused.stderr
+    result = CliRunner().invoke(cli.app, [*command, "--steps", "1", "--judge-steps", "1", "--seeds", "1"])
+    assert result.exit_code == 0, result.output
+    assert "activity recognised (%)" in result.stdout
+    assert json.loads(Path("activities.json").read_text(encoding="utf-8"))["rows"]["captions"]["clips"] == 2
+
+
+def test_bad_arguments(folders: list[Path]) -> None:
+    sets = opened(folders, "train"), opened(folders, "val")
+    pipeline: Any = Playback(folders)
+    with pytest.raises(ValueError, match="captions, batch_size: expected 1 or more, got 0 and 16"):
+        evaluate_activities(pipeline, *sets, captions=0)
+    with pytest.raises(ValueError, match=r"seeds: expected at least one, none twice, got \(1, 1\)"):
+        evaluate_activities(pipeline, *sets, seeds=(1, 1))
+    assert evaluation.CAPTIONS in evaluation.ActivityReport({}, {"captions": {}}, {}, {}).activity_table()[0]

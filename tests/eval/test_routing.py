@@ -1,0 +1,72 @@
+"""Experts a token by noise level, layer, person and moment, by cases counted by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from intermoe import cli
+from intermoe.data import InterHumanDataset
+from intermoe.eval.routing import _counts, _moments, evaluate_routing
+
+
+def test_counts_by_hand() -> None:
+    """Two steps, two layers, a motion of two persons and two groups of frames."""
+    experts = np.array([[[[[1, 1], [3, 3]]], [[[0, 2], [2, 0]]]], [[[[1, 1], [1, 1]]], [[[4, 4], [4, 4]]]]], float)
+    rows = {name: tuple(values) for name, *values in _counts(experts, [800, 300])}
+    assert rows["all; of a step and layer"] == (2.0, 1.0, 4.0)
+    assert rows["noise level 800; of a layer"] == (1.5, 1.0, 2.0)
+    assert rows["noise level 300; of a layer"] == (2.5, 1.0, 4.0)
+    assert rows["layer 2; of a step"] == (2.5, 1.0, 4.0)
+    assert rows["person 1; of a step and layer"] == (1.75, 1.0, 4.0)
+    assert rows["person 2; of a step and layer"] == (2.25, 1.0, 4.0)
+    assert rows["share of tokens without; of a step and layer"] == (0.125, 0.0, 0.5)
+
+
+def test_moments_by_hand() -> None:
+    """Five groups of four frames; in the second one wrist is at the other's shoulder, in the third somebody runs."""
+    joints = np.zeros((1, 2, 20, 22, 3))
+    joints[:, 1, ..., 0] = 2.0
+    joints[0, 0, 5, 20] = (1.9, 0, 0)
+    joints[0, 1, 9:, :, 2] = np.minimum(np.arange(11), 3)[:, None]
+    rows = {name: tuple(values) for name, *values in _moments(np.array([[1.0, 5.0, 2.0, 1.0, 1.0]]), joints)}
+    assert rows["frames of contact; of a motion"] == (5.0, 5.0, 5.0)
+    assert rows["frames without contact; of a motion"] == (1.25, 1.25, 1.25)
+    assert rows["the fastest quarter of frames; of a motion"][0] == 2.0
+    joints[0, 0, 5, 20] = 0
+    assert {row[0]: row[1] for row in _moments(np.ones((1, 5)), joints)}["frames of contact; of a motion"] is None
+
+
+def test_a_model(tiny_pipeline: Any, bowing: Path, tmp_path: Path) -> None:
+    dataset = InterHumanDataset(bowing, "test", training=False, max_frames=40)
+    report = evaluate_routing(tiny_pipeline, dataset, limit=3, num_frames=16, num_inference_steps=2)
+    rows = {row[0]: row[1:] for row in report.rows}
+    levels = [name for name in rows if name.startswith("noise level")]
+    assert levels == ["noise level 500; of a layer", "noise level 0; of a layer"]
+    mean = rows["all; of a step and layer"][0]
+    assert mean is not None
+    assert 0 < mean <= 3  # of three experts
+    assert rows["layer 1; of a step"][0] == pytest.approx(mean)
+    persons = [rows[f"person {number}; of a step and layer"][0] for number in (1, 2)]
+    assert np.mean([person for person in persons if person is not None]) == pytest.approx(mean)
+    bias = tiny_pipeline.denoiser.moe_blocks()[0].selection_bias
+    assert rows["selection bias of layer 1"][1] == pytest.approx(bias.min().item())
+    report.save(tmp_path / "routing.json")
+    assert json.loads((tmp_path / "routing.json").read_text(encoding="utf-8"))["settings"]["prompts"] == 3
+    with pytest.raises(ValueError, match="limit: must be >= 1, got 0"):
+        evaluate_routing(tiny_pipeline, dataset, limit=0)
+
+
+def test_the_command(tiny_pipeline: Any, bowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline.save_pretrained("model")
+    options = ["--data", str(bowing), "--split", "test", "--model", "model", "--frames", "16", "--steps", "1"]
+    result = CliRunner().invoke(cli.app, ["evaluate", "routing", *options, "--limit", "2"])
+    assert result.exit_code == 0, result.output
+    assert "noise level 0; of a layer" in result.stdout
+    assert Path("routing.json").exists()

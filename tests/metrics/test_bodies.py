@@ -1,0 +1,78 @@
+"""Floating, bodies in each other and hands that meet, by cases computed by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from intermoe.metrics import bodies
+from intermoe.metrics.clips import Clip, measure
+from intermoe.motion.capsules import CAPSULES
+from intermoe.motion.skeleton import JOINT_NAMES
+
+Floats = npt.NDArray[np.float64]
+LEFT_WRIST, RIGHT_WRIST = JOINT_NAMES.index("left_wrist"), JOINT_NAMES.index("right_wrist")
+
+
+def posts(*places: float, frames: int = 4) -> Floats:
+    """Persons (P, T, 22, 3) at ``places`` along X who are upright lines: every joint 5 cm above the one before it."""
+    line = np.stack([np.zeros(22), 0.05 * np.arange(22), np.zeros(22)], axis=-1)
+    return np.stack([np.tile(line, (frames, 1, 1)) + np.array([x, 0, 0]) for x in places])
+
+
+def test_who_is_off_the_floor_for_more_than_half_of_the_frames_floats() -> None:
+    clip = posts(0, 1)
+    clip[1, :2, :, 1] += 0.09
+    assert not bodies.floats(clip)  # half
+    clip[1, 2, :, 1] += 0.09
+    assert bodies.floats(clip)
+    np.testing.assert_allclose(bodies.lowest_joint(clip), [[0, 0, 0, 0], [0.09, 0.09, 0.09, 0]])
+    clip[1, :, :, 1] -= 0.02  # 7 cm is no floating
+    assert not bodies.floats(clip)
+    found = measure([Clip(posts(0, 1)), Clip(posts(0, 1) + np.array([0, 0.1, 0]))], [Clip(clip)], paired=False)
+    assert found["floating_share"] == 50
+    assert found["lowest_joint_cm"] == pytest.approx(5)
+
+
+def test_depth_is_that_of_the_thickest_capsules_in_each_other() -> None:
+    thickest = max(radius for _, _, radius in CAPSULES)
+    clip = posts(0, 0.15)
+    clip[1, 2:, :, 0] += 0.4  # 55 cm: near, but apart
+    clip[1, 3:, :, 0] += 0.1  # 65 cm: not near
+    found = bodies.penetration(clip)
+    assert (found.pairs, found.inside, found.near) == (4, 2, 3)
+    assert found.depth == pytest.approx(2 * (2 * thickest - 0.15), abs=1e-6)
+    row = measure([Clip(clip)], [Clip(clip)], paired=False)
+    assert row["penetration_depth_cm"] == pytest.approx(100 * 2 * (2 * thickest - 0.15) / 3, abs=1e-4)
+    assert (row["penetration_share"], row["near_share"]) == (50, 75)
+    far = measure([Clip(posts(0, 1))], [Clip(clip)], paired=False)
+    assert (far["penetration_depth_cm"], far["penetration_share"]) == (None, 0)
+    assert bodies.penetration(posts(0, 0.15, 0.15 + 0.55)).near == 3 * 4 - 4  # pairs at 15, 55 and 70 cm
+    assert bodies.penetration(posts(0)) == bodies.Penetration()
+
+
+def test_hands_count_where_the_activity_asks_for_them() -> None:
+    clip = posts(0, 2)
+    clip[0, 2, LEFT_WRIST] = (1.0, 1.0, 0.0)
+    clip[1, 2, RIGHT_WRIST] = (1.0, 1.0, 0.19)
+    assert bodies.closest_wrists(clip) == pytest.approx(0.19)
+    apart = posts(0, 2)
+    both = [Clip(clip, activity="handshake"), Clip(apart, activity="pull_up"), Clip(clip, activity="quarrel")]
+    found = measure(both, both, paired=False)
+    assert (found["hands_met"], found["hands_met_captions"]) == (50, 2)
+    assert found["hands_distance_cm"] == pytest.approx((19 + 200) / 2)
+    none = measure(both[2:], both, paired=False)
+    assert (none["hands_met"], none["hands_distance_cm"]) == (None, None)
+
+
+@pytest.mark.parametrize("function", [bodies.floats, bodies.penetration, bodies.closest_wrists])
+def test_wrong_arrays_are_refused(function: Any) -> None:
+    with pytest.raises(ValueError, match=r"^joints: expected shape \(P, T, 22, 3\), got \(2, 4, 21, 3\)"):
+        function(posts(0, 1)[:, :, :21])
+    spoilt = posts(0, 1)
+    spoilt[1, 3, 5, 0] = np.nan
+    with pytest.raises(ValueError, match="joints: expected finite numbers, got others in 1 frames, first in 3"):
+        function(spoilt)
