@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from intermoe.config import Config, _require, check_integer
 from intermoe.control.known import RESAMPLING, Control
 from intermoe.control.live import CHUNK, STEPS, Live
+from intermoe.control.persons import check_persons, count_groups, crowd
 from intermoe.control.scene import OVERLAP, Scene
 from intermoe.control.timeline import Segments, check_segments, count_windows, windows
 from intermoe.export import Take, View, save_take
@@ -295,6 +296,7 @@ class MotionPipeline(ABC):
         scheduler: str | None = None,
         progress: Progress | None = None,
         control: Control | None = None,
+        num_persons: int | None = None,
     ) -> PipelineResult:
         """Generate one motion for each prompt.
 
@@ -308,6 +310,8 @@ class MotionPipeline(ABC):
             progress: called as ``progress(steps_done, steps)``.
             control: what every motion has to keep (``intermoe.control``). A model that was not trained with levels
                 keeps what is known by replacement.
+            num_persons: 1 to 8, by default as many as the model makes together. More are several such groups beside
+                each other (``intermoe.control.persons``), the first of which keeps ``control``.
 
         Raises:
             ValueError: a value outside its range, named, or a control that the system does not follow.
@@ -328,18 +332,34 @@ class MotionPipeline(ABC):
         seeds = tuple(seed + i for i in range(len(prompts)))
         if control is not None:
             self.check_control(control, num_frames)
-        self._warn(prompts, control is not None and bool(control.known))
-        motions = self.sample(
-            prompts,
-            [num_frames] * len(prompts),
-            seeds,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            scheduler=scheduler,
-            control=control,
-            progress=progress,
+        persons = check_persons(
+            self.representation.persons if num_persons is None else num_persons, self.representation
         )
-        motion = torch.stack(motions)
+        self._warn(prompts, control is not None and bool(control.known))
+        reacts = self.trained_with_levels and "known" in self.controls
+        groups, done = count_groups(persons, self.representation, len(prompts), reacts=reacts), 0
+
+        def make(which: Sequence[int], seeds: Sequence[int], control: Control | None) -> list[Tensor]:
+            nonlocal done
+            before, done = done, done + 1
+            told = progress
+            if progress is not None and groups > 1:
+
+                def told(step: int, steps: int) -> None:
+                    progress(before * steps + step, groups * steps)
+
+            return self.sample(
+                tuple(prompts[index] for index in which),
+                [num_frames] * len(which),
+                tuple(seeds),
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                scheduler=scheduler,
+                control=control,
+                progress=told,
+            )
+
+        motion = torch.stack(crowd(make, self.representation, seeds, persons, control, reacts=reacts))
         joints = self.representation.joints(motion).contiguous()
         return PipelineResult(joints, motion, prompts, seeds, self.config.fps)
 

@@ -63,6 +63,9 @@ def generate(
         list[str] | None,
         typer.Option(help='"two people bow:90": a prompt and its frames; several make one scene, one after the other.'),
     ] = None,
+    persons: Annotated[
+        int | None, typer.Option(help="How many, 1 to 8; more than the model makes together are several groups.")
+    ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Also one mp4 of all motions, beside each other.")] = False,
     camera: CameraOption = "side",
     size: SizeOption = "640x640",
@@ -78,8 +81,9 @@ def generate(
         if resample and react_to is None:
             raise ValueError("--resample: expected with --react-to; in the file of --control it is a key, got alone")
         segments = _segments(timeline or [])
-        if segments and (prompts or prompts_file or frames or control or react_to):
-            raise ValueError("--timeline: expected no prompt, --prompts, --frames, --control or --react-to beside it")
+        if segments and (prompts or prompts_file or frames or control or react_to or persons):
+            others = "prompt, --prompts, --frames, --persons, --control or --react-to"
+            raise ValueError(f"--timeline: expected no {others} beside it")
         chosen = [prompt for prompt, _ in segments] or _collect_prompts(prompts or [], prompts_file)
         check_sampling(steps, guidance, seed, seeds=len(chosen))
         check_folder(out)
@@ -91,6 +95,8 @@ def generate(
         _check_prompts(pipeline, chosen, num_frames, prompts_file)
         if kept is not None:
             pipeline.check_control(kept, num_frames)
+        if persons is not None:
+            _check_persons(pipeline, persons)
         out.mkdir(parents=True, exist_ok=True)
         details: dict[str, str | int | float] = {
             "model": model,
@@ -119,9 +125,8 @@ def generate(
                     result = pipeline.timeline(segments, seed=seed, progress=advance, **options)
                 else:
                     batch = chosen[start : start + BATCH_SIZE]
-                    result = pipeline(
-                        batch, num_frames=num_frames, seed=seed + start, control=kept, progress=advance, **options
-                    )
+                    own: dict[str, Any] = {"num_frames": num_frames, "num_persons": persons, "control": kept}
+                    result = pipeline(batch, seed=seed + start, progress=advance, **own, **options)
                 for index in range(len(result.prompts)):
                     take = result.take(index, details=details, view=view)
                     takes.append(take)
@@ -200,6 +205,15 @@ def _check_prompts(pipeline: MotionPipeline, chosen: Sequence[str], num_frames: 
             pipeline.check([prompt], num_frames)
         except ValueError as error:
             raise ValueError(f"{place}{error}") from None
+
+
+def _check_persons(pipeline: MotionPipeline, persons: int) -> None:
+    from intermoe.control.persons import check_persons
+
+    try:
+        check_persons(persons, pipeline.representation)
+    except ValueError as error:
+        raise ValueError(f"--persons: {error}") from None
 
 
 def _write(take: Take, folder: Path, formats: Sequence[str]) -> Iterator[list[Path]]:

@@ -18,6 +18,7 @@ from intermoe import cli
 from intermoe.data import InterHumanDataset
 from intermoe.eval import activities as evaluation
 from intermoe.eval.activities import captions_by_activity, check_paraphrases, evaluate_activities, read_paraphrases
+from intermoe.metrics.clips import Clip
 from intermoe.motion.interhuman import joints
 
 
@@ -143,6 +144,13 @@ def test_the_command(folders: list[Path], tiny_pipeline: Any, tmp_path: Path, mo
     assert result.exit_code == 0, result.output
     assert "activity recognised (%)" in result.stdout
     assert json.loads(Path("activities.json").read_text(encoding="utf-8"))["rows"]["captions"]["clips"] == 2
+
+
+def test_places_by_hand() -> None:
+    """Two clips of bowing that are first and third, one that is fourth, and one whose activity the judge never saw."""
+    clips = [Clip(np.zeros((2, 4, 22, 3)), activity=name) for name in ("bow", "bow", "bow", "nod")]
+    ranked = [["bow", "a", "b", "c"], ["a", "b", "bow", "c"], ["a", "b", "c", "bow"], ["bow", "a", "b", "c"]]
+    assert evaluation._recognised(clips, ranked) == {"recognised": 25, "among_three": 50}
 
 
 def test_bad_arguments(folders: list[Path]) -> None:

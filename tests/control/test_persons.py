@@ -1,0 +1,154 @@
+"""Groups of persons beside each other: whose noise, who keeps the control, and nobody in another group."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from intermoe import cli
+from intermoe.control import Control, Known
+from intermoe.control.persons import GAP, check_persons, count_groups, crowd
+from intermoe.motion.interhuman import INTERHUMAN, SOLO, from_joints, joints
+from intermoe.motion.interx import INTERX
+from intermoe.motion.rig import REST_POSE, at_rest
+
+FRAMES = 12
+
+
+def group(places: list[tuple[float, float]], speed: float = 0.0) -> Tensor:
+    """Motion (P, FRAMES, 262) of bodies at rest who walk along X."""
+    rest = torch.as_tensor(at_rest(REST_POSE)).float()
+    way = torch.zeros(FRAMES, 1, 3)
+    way[:, 0, 0] = speed * torch.arange(FRAMES)
+    return torch.stack([from_joints(rest + way + torch.tensor([x, 0.0, z])) for x, z in places])
+
+
+class Maker:
+    """Makes pairs a metre apart, and notes what it is asked for."""
+
+    def __init__(self, speed: float = 0.0) -> None:
+        self.calls: list[tuple[list[int], list[int], Control | None]] = []
+        self.speed = speed
+
+    def __call__(self, which: Any, seeds: Any, control: Control | None) -> list[Tensor]:
+        self.calls.append((list(which), list(seeds), control))
+        return [group([(0.0, 0.0), (0.0, 1.0)], self.speed * (-1) ** len(self.calls)) for _ in which]
+
+
+def apart(scene: Tensor) -> float:
+    """Least distance between any joints of different pairs, in metres on the ground."""
+    ground = joints(scene)[..., [0, 2]]
+    far = [
+        torch.cdist(ground[a].double(), ground[b].double()).min()
+        for a, b in combinations(range(len(scene)), 2)
+        if a // 2 != b // 2
+    ]
+    return float(torch.stack(far).min())
+
+
+@pytest.mark.parametrize("speed", [0.0, 0.1])
+@pytest.mark.parametrize("num_persons", [3, 4, 8])
+def test_nobody_reaches_into_another_pair(num_persons: int, speed: float) -> None:
+    made = Maker(speed)
+    scenes = crowd(made, INTERHUMAN, [5, 6], num_persons)
+    for scene in scenes:
+        assert scene.shape == (num_persons, FRAMES, 262)
+        assert apart(scene) >= GAP - 1e-5
+        torch.testing.assert_close(scene[:2], group([(0, 0), (0, 1)], -speed))  # the first pair stays
+    size = joints(scenes[0])[:, 0, 0].norm(dim=-1).max()
+    assert size < 2.5 * num_persons  # and nobody is further away than needed
+    # who was moved is moved as a whole: the same pose, the same distance to the partner
+    second = joints(scenes[0])[2]
+    torch.testing.assert_close(
+        second - second[:1, :1], joints(group([(0, 0)], speed))[0] - joints(group([(0, 0)]))[0, 0, 0]
+    )
+
+
+def test_noise_and_control() -> None:
+    made, control = Maker(), Control([Known(0, motion=group([(0, 0)])[0])])
+    crowd(made, INTERHUMAN, [5, 2**63 - 1], 4, control)
+    assert made.calls == [
+        ([0, 1], [5, 2**63 - 1], control),
+        ([0, 1], [5 + 2**32, 2**32 - 1], None),
+    ]
+
+
+def test_who_is_left_over_reacts_to_the_first() -> None:
+    made = Maker()
+    scenes = crowd(made, INTERHUMAN, [5, 6], 3, reacts=True)
+    assert [(which, seeds) for which, seeds, _ in made.calls[1:]] == [([0], [5 + 2**32]), ([1], [6 + 2**32])]
+    for (_, _, control), scene in zip(made.calls[1:], scenes, strict=True):
+        assert control is not None
+        (known,) = control.known
+        assert known.person == 0
+        assert torch.equal(known.motion, scene[0])
+        assert apart(scene) >= GAP - 1e-5
+    alone = Maker()
+    crowd(alone, INTERHUMAN, [5, 6], 3)
+    assert [control for _, _, control in alone.calls] == [None, None]
+    assert len(alone.calls) == count_groups(3, INTERHUMAN, 2, reacts=False)
+
+
+@pytest.mark.parametrize(("num_persons", "groups"), [(1, 1), (2, 1), (3, 4), (4, 2), (5, 5), (8, 4)])
+def test_groups_are_counted(num_persons: int, groups: int) -> None:
+    made = Maker()
+    scenes = crowd(made, INTERHUMAN, [1, 2, 3], num_persons, reacts=True)
+    assert len(made.calls) == groups == count_groups(num_persons, INTERHUMAN, 3, reacts=True)
+    assert {len(scene) for scene in scenes} == {num_persons}
+
+
+def test_single_persons_are_put_beside_each_other() -> None:
+    scene = crowd(lambda which, seeds, control: [group([(0, 0)]) for _ in which], SOLO, [1], 3)[0]
+    for a, b in combinations(joints(scene)[..., [0, 2]], 2):
+        assert torch.cdist(a, b).min() >= GAP - 1e-5
+
+
+def test_refusals() -> None:
+    for wrong in (0, 9):
+        with pytest.raises(ValueError, match="num_persons"):
+            check_persons(wrong, INTERHUMAN)
+    with pytest.raises(TypeError, match="num_persons"):
+        check_persons(2.5, INTERHUMAN)  # type: ignore[arg-type]
+    assert check_persons(1, INTERX) == 1
+    with pytest.raises(
+        ValueError, match="num_persons: expected at most 2, the motion of interx cannot be moved, got 3"
+    ):
+        check_persons(3, INTERX)
+
+
+def test_a_model(tiny_pipeline: Any) -> None:
+    done: list[tuple[int, int]] = []
+    options: dict[str, Any] = {"num_frames": 16, "num_inference_steps": 2, "seed": 3}
+    pair = tiny_pipeline(["Two people bow."] * 2, **options)
+    four = tiny_pipeline(["Two people bow."] * 2, num_persons=4, progress=lambda *each: done.append(each), **options)
+    assert four.joints.shape == (2, 4, 16, 22, 3)
+    assert torch.equal(four.joints[:, :2], pair.joints)
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    one = tiny_pipeline("Two people bow.", num_persons=1, **options)
+    assert torch.equal(one.joints[0], pair.joints[0, :1])
+    with pytest.raises(ValueError, match="num_persons"):
+        tiny_pipeline("Two people bow.", num_persons=9, **options)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command(tiny_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from intermoe import export
+
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline.save_pretrained("model")
+    command = ["generate", "Two people bow.", "--model", "model", "--frames", "16", "--steps", "1", "--format", "npz"]
+    result = CliRunner().invoke(cli.app, [*command, "--persons", "5"])
+    assert result.exit_code == 0, result.output
+    assert export.load(Path(result.stdout.strip())).joints.shape == (5, 16, 22, 3)
+    for wrong, message in (("9", "--persons: num_persons"), ("0", "--persons: num_persons")):
+        refused = CliRunner().invoke(cli.app, [*command, "--persons", wrong])
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+    timeline = ["generate", "--timeline", "they bow:20", "--persons", "3", "--model", "model"]
+    assert "--persons" in CliRunner().invoke(cli.app, timeline).stderr
