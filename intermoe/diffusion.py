@@ -82,15 +82,23 @@ class KnownLatents:
 
     @cached_property
     def known_runs(self) -> Tensor:
-        """``where`` as (B, P, K) for the smallest K that can tell; found once, as it reads the device."""
-        frames = self.where.shape[2]
-        counts = (count for count in range(1, frames + 1) if frames % count == 0)
-        candidates = (self.where.unflatten(2, (count, frames // count)) for count in counts)
-        return next(runs[..., 0] for runs in candidates if (runs == runs[..., :1]).all())
+        """``where`` by runs; found once, as it reads the device."""
+        return by_runs(self.where)
 
     def levels(self, timestep: Tensor) -> Tensor:
         """Timesteps (B, P, K), 0 for what is known and at least 1 elsewhere."""
         return timestep.clamp(min=1).expand(self.known_runs.shape).masked_fill(self.known_runs, 0)
+
+
+def by_runs(values: Tensor) -> Tensor:
+    """Values (B, P, T') as (B, P, K) for the smallest K dividing T' whose runs of frames are each of one value.
+
+    A denoiser's work for noise levels grows with K, so levels are told by as few runs as can tell them.
+    """
+    frames = values.shape[2]
+    counts = (count for count in range(1, frames + 1) if frames % count == 0)
+    candidates = (values.unflatten(2, (count, frames // count)) for count in counts)
+    return next(runs[..., 0] for runs in candidates if (runs == runs[..., :1]).all())
 
 
 def build_scheduler(name: str, config: DiffusionConfig) -> SchedulerMixin:

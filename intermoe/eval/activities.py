@@ -29,6 +29,35 @@ CAPTIONS, PARAPHRASES = "captions", "paraphrases"
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a model is asked for.
+
+    Args:
+        captions: how many of the captions of the data are generated for each activity, drawn by chance but always the
+            same. paraphrases: captions by activity that no clip has, or ``None``. num_frames: length of each motion.
+
+    Raises:
+        ValueError: fewer than one caption.
+    """
+
+    captions: int = 2
+    paraphrases: Captions | None = None
+    num_frames: int = 90
+
+    def __post_init__(self) -> None:
+        if self.captions < 1:
+            raise ValueError(f"captions: must be >= 1, got {self.captions}")
+
+    def prompts(self, train: Sequence[InterHumanDataset], val: Sequence[InterHumanDataset]) -> dict[str, Captions]:
+        """Captions by activity, by row of the report. Raises ``ValueError`` as ``check_paraphrases``."""
+        found: dict[str, Captions] = {CAPTIONS: _drawn(captions_by_activity(train), self.captions)}
+        if self.paraphrases is not None:
+            check_paraphrases(self.paraphrases, captions_by_activity([*train, *val]))
+            found[PARAPHRASES] = self.paraphrases
+        return found
+
+
+@dataclass(frozen=True)
 class ActivityReport:
     """Numbers of each row.
 
@@ -83,10 +112,8 @@ def evaluate_activities(
     pipeline: MotionPipeline,
     train: Sequence[InterHumanDataset],
     val: Sequence[InterHumanDataset],
+    asked: Asked | None = None,
     *,
-    paraphrases: Captions | None = None,
-    captions: int = 2,
-    num_frames: int = 90,
     seeds: Sequence[int] = (0,),
     num_inference_steps: int = 50,
     guidance_scale: float = 3.5,
@@ -99,9 +126,7 @@ def evaluate_activities(
     Args:
         train, val: evaluation items (``training=False``) of one or several folders. A clip's activity is its tag in
             ``items.json``, or the name of its folder.
-        paraphrases: captions by activity that no clip has, or ``None``.
-        captions: how many of the captions of ``train`` are generated for each activity, drawn by chance but always
-            the same. seeds: with each of them everything is generated.
+        asked: what the model is asked for. seeds: with each of them everything is generated.
         judge_steps: training steps of the judge, whose seed is 0.
         progress: called as ``progress(clips_done, clips)`` during generation.
 
@@ -109,24 +134,21 @@ def evaluate_activities(
         ValueError: fewer than two activities, a paraphrase of none of them, one that is a caption, or one that the
             model refuses.
     """
-    if captions < 1 or batch_size < 1:
-        raise ValueError(f"captions, batch_size: expected 1 or more, got {captions} and {batch_size}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: must be >= 1, got {batch_size}")
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds: expected at least one, none twice, got {tuple(seeds)}")
-    all_captions = captions_by_activity([*train, *val])
-    asked = {CAPTIONS: _drawn(captions_by_activity(train), captions)}
-    if paraphrases is not None:
-        check_paraphrases(paraphrases, all_captions)
-        asked[PARAPHRASES] = {activity: list(each) for activity, each in paraphrases.items()}
-    for each in asked.values():
-        pipeline.check([caption for of_activity in each.values() for caption in of_activity], num_frames)
+    asked = asked or Asked()
+    by_row = asked.prompts(train, val)
+    for each in by_row.values():
+        pipeline.check([caption for of_activity in each.values() for caption in of_activity], asked.num_frames)
     real = {name: [c for d in sets for c in real_clips(d)] for name, sets in ((REAL_TRAIN, train), (REAL_VAL, val))}
     judging = train_judge(real[REAL_TRAIN], steps=judge_steps)
     clips = {**real, RECONSTRUCTION: [clip for dataset in val for clip in reconstructed(pipeline, dataset)]}
-    total = len(seeds) * sum(len(of_activity) for each in asked.values() for of_activity in each.values())
+    total = len(seeds) * sum(len(of_activity) for each in by_row.values() for of_activity in each.values())
     done = 0
     by_seed: dict[str, dict[int, float]] = {}
-    for row, prompts in asked.items():
+    for row, prompts in by_row.items():
         pairs = [(caption, activity) for activity, each in prompts.items() for caption in each]
         clips[row], by_seed[row] = [], {}
         for seed in seeds:
@@ -135,7 +157,7 @@ def evaluate_activities(
                 batch = pairs[start : start + batch_size]
                 result = pipeline(
                     [caption for caption, _ in batch],
-                    num_frames=num_frames,
+                    num_frames=asked.num_frames,
                     num_inference_steps=num_inference_steps,
                     guidance_scale=guidance_scale,
                     seed=seed * len(pairs) + start,
@@ -154,8 +176,8 @@ def evaluate_activities(
     settings = {
         "data": [dataset.root.resolve().name for dataset in train],
         "activities": len(judging.names),
-        "captions": captions,
-        "num_frames": num_frames,
+        "captions": asked.captions,
+        "num_frames": asked.num_frames,
         "seeds": list(seeds),
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from intermoe.data.batching import MotionBatch, collate
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.sets import DATA_SETS
-from intermoe.diffusion import build_scheduler, sample, shifted_timesteps, training_loss
+from intermoe.diffusion import build_scheduler, by_runs, sample, shifted_timesteps, training_loss
 from intermoe.evaluators.evaluator import Evaluator, load_evaluator
 from intermoe.files import replacing_folder, write_tensors
 from intermoe.motion.statistics import Statistics
@@ -117,7 +117,7 @@ class DenoiserObjective(Objective):
             timesteps = shifted_timesteps(draws.uniform(), self.diffusion.num_train_timesteps, self.timestep_shift)
             kept = draws.uniform() >= self.condition_dropout
             if self.levels.mixed:
-                timesteps = mixed_timesteps(self.levels, draws, timesteps, frames, persons, self.diffusion)
+                timesteps = by_runs(mixed_timesteps(self.levels, draws, timesteps, frames, persons, self.diffusion))
             weights: dict[str, Any] = {"snr_gamma": self.snr_gamma, "error_metric": self.error_metric}
             balances: list[Tensor] = []
 

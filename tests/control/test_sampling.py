@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from intermoe.diffusion import SCHEDULERS, DiffusionConfig, KnownLatents, build_scheduler, sample
+from intermoe.diffusion import SCHEDULERS, DiffusionConfig, KnownLatents, build_scheduler, by_runs, sample
 
 SHAPE = (2, 2, 6, 3)
 
@@ -83,6 +83,14 @@ def test_as_many_runs_as_can_tell() -> None:
         where = torch.tensor([[[each == "1" for each in row]]])
         levels = KnownLatents(torch.zeros(1, 1, 6, 3), where, True).levels(timestep)
         assert levels.tolist() == [[[0 if each == "1" else 500 for each in runs]]]
+
+
+def test_levels_of_a_batch_are_told_by_as_few_runs_as_can_tell_them() -> None:
+    levels = torch.tensor([[[5, 5, 5, 0, 0, 0], [5, 5, 5, 5, 5, 5]], [[7, 7, 7, 7, 7, 7], [0, 0, 0, 0, 0, 0]]])
+    assert by_runs(levels).tolist() == [[[5, 0], [5, 5]], [[7, 7], [0, 0]]]
+    assert by_runs(levels[:, 1:]).shape == (2, 1, 1)
+    levels[1, 1, 2] = 9
+    assert torch.equal(by_runs(levels), levels)  # 2 and 3 runs cannot tell where one of six frames differs
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

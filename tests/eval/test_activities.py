@@ -17,7 +17,13 @@ import intermoe.eval
 from intermoe import cli
 from intermoe.data import InterHumanDataset
 from intermoe.eval import activities as evaluation
-from intermoe.eval.activities import captions_by_activity, check_paraphrases, evaluate_activities, read_paraphrases
+from intermoe.eval.activities import (
+    Asked,
+    captions_by_activity,
+    check_paraphrases,
+    evaluate_activities,
+    read_paraphrases,
+)
 from intermoe.metrics.clips import Clip
 from intermoe.motion.interhuman import joints
 
@@ -74,8 +80,7 @@ def test_the_report(folders: list[Path], tmp_path: Path) -> None:
         pipeline,
         opened(folders, "train"),
         opened(folders, "val"),
-        paraphrases=paraphrases,
-        num_frames=32,
+        Asked(paraphrases=paraphrases, num_frames=32),
         seeds=(0, 2),
         num_inference_steps=3,
         batch_size=3,
@@ -156,8 +161,10 @@ def test_places_by_hand() -> None:
 def test_bad_arguments(folders: list[Path]) -> None:
     sets = opened(folders, "train"), opened(folders, "val")
     pipeline: Any = Playback(folders)
-    with pytest.raises(ValueError, match="captions, batch_size: expected 1 or more, got 0 and 16"):
-        evaluate_activities(pipeline, *sets, captions=0)
+    with pytest.raises(ValueError, match="captions: must be >= 1, got 0"):
+        Asked(captions=0)
+    with pytest.raises(ValueError, match="batch_size: must be >= 1, got 0"):
+        evaluate_activities(pipeline, *sets, batch_size=0)
     with pytest.raises(ValueError, match=r"seeds: expected at least one, none twice, got \(1, 1\)"):
         evaluate_activities(pipeline, *sets, seeds=(1, 1))
     assert evaluation.CAPTIONS in evaluation.ActivityReport({}, {"captions": {}}, {}, {}).activity_table()[0]
