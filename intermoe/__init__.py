@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from intermoe.pipeline import MotionPipeline
     from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["InterMoEBlock", "InterMoEPipeline", "MotionPipeline", "__version__", "backends", "official"]
 
 # loaded on first use: the block alone needs torch, generation needs more

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 WRITING = ".writing-"
 """How the name of a folder begins that is not complete."""
+UNFINISHED = ".unfinished-"
+"""And of one that is gone on with."""
 
 
 @contextmanager
@@ -121,6 +123,28 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
                 _put(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def finishing_folder(folder: Path) -> Iterator[Path]:
+    """``replacing_folder`` for long work: what is there at a failure stays beside ``folder`` for the next call.
+
+    A second process that asks meanwhile gets a folder of its own, which does not stay.
+    """
+    folder = Path(os.path.realpath(folder))
+    unfinished = folder.with_name(f"{UNFINISHED}{folder.name}")
+    unfinished.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_held(unfinished))
+        except BlockingIOError:
+            yield stack.enter_context(replacing_folder(folder))
+            return
+        except OSError:  # a file system without locks of folders
+            pass
+        stack.enter_context(stopped_cleanly())
+        yield unfinished
+        _put(unfinished, folder)
 
 
 def _temporary(folder: Path) -> Path:

@@ -34,6 +34,7 @@ NOT_RUN = {
     "intermoe live": "does not end; tests/cli runs it for a while",
     "intermoe convert": "needs the authors' files",
     "intermoe bench": "takes minutes; tests/benchmarks and tests/cli run it on tiny shapes",
+    "accelerate launch": "starts processes; tests/cli and tests/eval run two of each command",
     "python examples/": "takes minutes; tests/examples runs each for a few steps",
 }
 SHORTER = {"intermoe evaluate interhuman": ["--dry-run"], "intermoe evaluate activities": ["--judge-steps", "2"]}

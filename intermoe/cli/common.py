@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,6 +51,30 @@ def reported() -> Iterator[None]:
     except USER_ERRORS as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
+
+
+@dataclass(frozen=True)
+class Process:
+    """Which of how many processes this is, on what device, and how it waits for the others."""
+
+    rank: int = 0
+    ranks: int = 1
+    device: str = "auto"
+    wait: Callable[[], object] = lambda: None
+
+
+def launched() -> Process:
+    """This process as ``accelerate launch`` started it, or the only one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Process()
+    from datetime import timedelta
+
+    import torch
+    from accelerate import PartialState
+
+    # a process may wait for the others' last pieces, and those may be long
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
+    return Process(state.process_index, state.num_processes, str(state.device), state.wait_for_everyone)
 
 
 def check_sampling(steps: int | None, guidance: float | None, seed: int, *, seeds: int = 1) -> None:

@@ -28,13 +28,19 @@ def prepare(
     source_fps: Annotated[
         int | None, typer.Option(help="Raw Inter-X: frames a second of the files, 30 (default) or 120.")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that read and compute; by default the cores, for few sequences 1."),
+    ] = None,
     strict: StrictOption = False,
 ) -> None:
     """Check every sequence of a data set, cache it memory-mapped and compute its statistics.
 
-    Files that are missing in everybody's copy are told, but no problem.
+    Files that are missing in everybody's copy are told, but no problem. Interrupted, the same command goes on.
     """
     with reported():
+        if workers is not None and workers < 1:
+            raise ValueError(f"--workers: must be >= 1, got {workers}")
         check_folder(out.parent)
         from intermoe.data import DATA_SETS
         from intermoe.data import prepare as prepare_cache
@@ -48,6 +54,7 @@ def prepare(
                 skeleton=skeleton,
                 source_fps=source_fps,
                 progress=told,
+                workers=workers,
             )
         for split, report in cache.reports.items():
             typer.echo(_describe(split, report), err=True)

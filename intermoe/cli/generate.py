@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,12 +23,14 @@ from intermoe.cli.common import (
     check_folder,
     check_formats,
     check_sampling,
+    launched,
     load_pipeline,
     own_sampling,
     parse_view,
     progress_bar,
     reported,
 )
+from intermoe.cli.listed import PromptList
 
 if TYPE_CHECKING:
     from intermoe.control import Control
@@ -66,13 +70,26 @@ def generate(
     persons: Annotated[
         int | None, typer.Option(help="How many, 1 to 8; more than the model makes together are several groups.")
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Files named by the prompts' numbers; those that are in --out already are not made again. "
+            "So it is in any case where several processes share the work.",
+        ),
+    ] = False,
     grid: Annotated[bool, typer.Option("--grid", help="Also one mp4 of all motions, beside each other.")] = False,
     camera: CameraOption = "side",
     size: SizeOption = "640x640",
     device: DeviceOption = "auto",
 ) -> None:
-    """Generate motion: arrays, video, files for other programs and a page to look at, never over an existing file."""
+    """Generate motion: arrays, video, files for other programs and a page to look at, never over an existing file.
+
+    Many prompts: accelerate launch -m intermoe generate --prompts list.txt --out FOLDER shares them between processes.
+    """
     with reported():
+        here = launched()
+        listed = resume or here.ranks > 1
         formats = check_formats(format or ["npz", "mp4"])
         check_formats(["mp4"] if grid else [])
         view = parse_view(camera, size)
@@ -84,10 +101,14 @@ def generate(
         if segments and (prompts or prompts_file or frames or control or react_to or persons):
             others = "prompt, --prompts, --frames, --persons, --control or --react-to"
             raise ValueError(f"--timeline: expected no {others} beside it")
+        if listed and (segments or grid):
+            reason = "with --resume" if resume else "in several processes"
+            raise ValueError(f"--timeline, --grid: expected neither {reason}")
         chosen = [prompt for prompt, _ in segments] or _collect_prompts(prompts or [], prompts_file)
         check_sampling(steps, guidance, seed, seeds=len(chosen))
         check_folder(out)
-        pipeline = load_pipeline(model, device, frames=frames, scheduler=scheduler, steps=steps)
+        place = here.device if device == "auto" else device
+        pipeline = load_pipeline(model, place, frames=frames, scheduler=scheduler, steps=steps)
         num_steps, scale = own_sampling(pipeline, steps, guidance)
         kept = _read_control(pipeline, control, react_to, resample, frames)
         first = segments[0][1] if segments else frames or _default_frames(kept, react_to)
@@ -97,7 +118,6 @@ def generate(
             pipeline.check_control(kept, num_frames)
         if persons is not None:
             _check_persons(pipeline, persons)
-        out.mkdir(parents=True, exist_ok=True)
         details: dict[str, str | int | float] = {
             "model": model,
             "num_inference_steps": num_steps,
@@ -105,38 +125,110 @@ def generate(
             "scheduler": scheduler or pipeline.schedulers[0],
             **({"control": str(control or react_to)} if kept else {}),
         }
-        written: list[Path] = []
-        takes: list[Take] = []
         options: dict[str, Any] = {
             "num_inference_steps": num_steps,
             "guidance_scale": scale,
             "scheduler": scheduler,
         }
-        with progress_bar() as progress:
-            batches = range(0, 1 if segments else len(chosen), BATCH_SIZE)
-            sampling = progress.add_task("sampling", total=len(batches) * num_steps)
-            writing = progress.add_task("writing", total=(1 if segments else len(chosen)) * len(formats))
-            for number, start in enumerate(batches):
 
-                def advance(done: int, total: int, before: int = number) -> None:
-                    progress.update(sampling, completed=before * total + done, total=len(batches) * total)
+        def sample(batch: range, progress: Callable[[int, int], None]) -> list[Take]:
+            if segments:
+                result = pipeline.timeline(segments, seed=seed, progress=progress, **options)
+            else:
+                result = pipeline(
+                    [chosen[index] for index in batch],
+                    num_frames=num_frames,
+                    seed=seed + batch.start,
+                    num_persons=persons,
+                    control=kept,
+                    progress=progress,
+                    **options,
+                )
+            return [result.take(index, details=details, view=view) for index in range(len(result.prompts))]
 
-                if segments:
-                    result = pipeline.timeline(segments, seed=seed, progress=advance, **options)
-                else:
-                    batch = chosen[start : start + BATCH_SIZE]
-                    own: dict[str, Any] = {"num_frames": num_frames, "num_persons": persons, "control": kept}
-                    result = pipeline(batch, seed=seed + start, progress=advance, **own, **options)
-                for index in range(len(result.prompts)):
-                    take = result.take(index, details=details, view=view)
-                    takes.append(take)
-                    for paths in _write(take, out, formats):
-                        written += paths
-                        progress.advance(writing)
+        written: list[Path] = []
+        takes: list[Take] = []
+
+        def write(index: int, take: Take) -> Iterator[list[Path]]:
+            if grid:
+                takes.append(take)
+            for paths in _write(take, out, formats):
+                written.extend(paths)
+                yield paths
+
+        if listed:
+            given: dict[str, str | int | float] = {"seed": seed, "frames": num_frames, "camera": camera, "size": size}
+            given |= {} if persons is None else {"persons": persons}
+            run = _prompt_list(out, chosen, formats, pipeline, {**details, **given}, control or react_to)
+            with run.shared(here) as batches:
+                _make(batches, sample, functools.partial(_write_listed, run, formats), shown=here.rank == 0)
+            if here.rank == 0:
+                typer.echo(out)
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        count = 1 if segments else len(chosen)
+        _make([range(start, min(start + BATCH_SIZE, count)) for start in range(0, count, BATCH_SIZE)], sample, write)
         if grid:
             written.append(_write_grid(takes, out))
     for path in written:
         typer.echo(path)
+
+
+Advance = Callable[[int, int], None]
+
+
+def _make(
+    batches: Sequence[range],
+    sample: Callable[[range, Advance], list[Take]],
+    write: Callable[[int, Take], Iterator[list[Path]]],
+    *,
+    shown: bool = True,
+) -> None:
+    """Sample batch after batch, and write each motion by its prompt's number."""
+    with progress_bar() as progress:
+        progress.disable = not shown
+        sampling, writing = progress.add_task("sampling", total=None), progress.add_task("writing", total=None)
+        for number, batch in enumerate(batches):
+
+            def advance(done: int, total: int, before: int = number) -> None:
+                progress.update(sampling, completed=before * total + done, total=len(batches) * total)
+
+            progress.update(writing, total=sum(map(len, batches)))
+            for index, take in zip(batch, sample(batch, advance), strict=True):
+                for _ in write(index, take):
+                    pass
+                progress.advance(writing)
+
+
+def _prompt_list(
+    out: Path,
+    prompts: Sequence[str],
+    formats: Sequence[str],
+    pipeline: MotionPipeline,
+    settings: dict[str, str | int | float],
+    control: Path | None,
+) -> PromptList:
+    """The run in ``out``, which goes on only with the same model and control, by content."""
+    from intermoe.eval.runner import digest
+    from intermoe.export import FORMATS, suffixes_of
+    from intermoe.hub import model_folder
+
+    settings["model"] = digest(model_folder(str(settings["model"])))
+    if control is not None:
+        settings["control"] = hashlib.sha256(control.read_bytes()).hexdigest()[:16]
+    persons = pipeline.representation.persons
+    files = [suffix for name in formats for suffix in suffixes_of(FORMATS[name], persons)]
+    return PromptList(out, prompts, files, BATCH_SIZE, settings)
+
+
+def _write_listed(run: PromptList, formats: Sequence[str], index: int, take: Take) -> Iterator[list[Path]]:
+    """The files of a prompt under its number, unless all are there: they hold the same."""
+    from intermoe.export import FORMATS, save_take
+
+    if not run.is_made(index):
+        stem = run.stem(index)
+        for chosen in formats:
+            yield save_take(stem.with_name(stem.name + FORMATS[chosen].suffix), take)
 
 
 def _collect_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:

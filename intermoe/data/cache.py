@@ -2,15 +2,18 @@
 
 A cache is a folder of ``motion.f32`` (the source columns of all clips, frame after frame, little-endian float32),
 ``index.json`` (names, captions, places, lengths and hashes of the clips, the clips of each split, what was broken) and
-``statistics.json``. It is written under a temporary name and renamed when it is complete, belongs to the state of the
-source files and to the settings that it was made with, and knows its own content: what was cut or edited since is
-refused by name where it is opened, and written again where it is prepared.
+``statistics.json``. It is written under another name, ``.unfinished-`` before its own, and renamed when it is complete;
+an interrupted preparation goes on there. It belongs to the state of the source files and to the settings that it was
+made with, and knows its own content: what was cut or edited since is refused by name where it is opened, and written
+again where it is prepared.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from intermoe.data.items import DataSet, DatasetReport, ItemError, Reader, read_sequence
-from intermoe.files import replacing_folder
+from intermoe.data.items import DataSet, DatasetReport, ItemError, Reader
+from intermoe.data.pieces import JOURNAL, SequenceRows, read_all
+from intermoe.data.pieces import digest as _digest
+from intermoe.files import finishing_folder
 from intermoe.motion.arrays import Array
 from intermoe.motion.statistics import Statistics
 from intermoe.reading import read_json
@@ -28,6 +33,7 @@ VERSION = 2
 SPLITS = ("train", "val", "test")
 INDEX, MOTION, STATISTICS = "index.json", "motion.f32", "statistics.json"
 _AGAIN = "run intermoe prepare again"
+_LEFT_BYTES = 2**26
 Progress = Callable[[int, int], None]
 
 
@@ -102,12 +108,16 @@ def write_cache(
     *,
     statistics: Callable[[Path], None],
     progress: Progress | None = None,
+    workers: int = 1,
 ) -> PreparedCache:
     """Read every split of ``root`` into the cache ``out``, unless it is there already.
 
+    The cache is the same bytes, however many processes read and however often it was interrupted.
+
     Args:
-        statistics: called with the folder of the finished array and index;
-            writes ``statistics.json`` there. progress: called as ``progress(sequences_done, sequences)``.
+        statistics: called with the folder of the finished array and index; writes ``statistics.json`` there. Its other
+            files are there again after an interruption, and are removed in the end.
+        progress: called as ``progress(sequences_done, sequences)``. workers: processes that read.
 
     Raises:
         FileExistsError: ``out`` holds something beside a cache. FileNotFoundError: ``root`` has no split.
@@ -124,10 +134,10 @@ def write_cache(
     key = fingerprint(data_set, reader, root)
     if (kept := _whole(data_set, out, key)) is not None:
         return PreparedCache(out, False, {name: _report(split) for name, split in kept["splits"].items()}, absent)
-    with replacing_folder(out) as folder:
-        with (folder / MOTION).open("wb") as file:
-            index = _Writer(data_set, reader, file.write, progress).index(splits)
+    with finishing_folder(out) as folder:
+        index = _read(data_set, reader, splits, folder, key, progress, workers)
         if not index["clips"]["names"]:
+            shutil.rmtree(folder)
             first = next(iter(index["splits"].values()))
             raise ValueError(f"{root}: {_report(first).summary()}")
         index |= {"fingerprint": key, "settings": reader.settings, "statistics": None}
@@ -135,6 +145,9 @@ def write_cache(
         statistics(folder)
         if (folder / STATISTICS).exists():
             _write_index(folder, index | {"statistics": _digest((folder / STATISTICS).read_bytes())})
+        for left in folder.iterdir():
+            if left.name not in (INDEX, MOTION, STATISTICS):
+                left.unlink()
     return PreparedCache(out, True, {name: _report(split) for name, split in index["splits"].items()}, absent)
 
 
@@ -154,10 +167,6 @@ def _whole(data_set: DataSet, folder: Path, key: str) -> dict[str, Any] | None:
     return index
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
 def _hash_of(index: dict[str, Any]) -> str:
     return _digest(json.dumps(index, sort_keys=True).encode())
 
@@ -166,54 +175,58 @@ def _write_index(folder: Path, index: dict[str, Any]) -> None:
     (folder / INDEX).write_text(json.dumps(index | {"hash": _hash_of(index)}), encoding="utf-8")
 
 
-class _Writer:
-    def __init__(
-        self, data_set: DataSet, reader: Reader, write: Callable[[bytes], object], progress: Progress | None
-    ) -> None:
-        self.data_set, self.reader, self.write, self.progress = data_set, reader, write, progress
-        self.clips: dict[str, list[Any]] = {"names": [], "captions": [], "starts": [], "frames": [], "hashes": []}
-        self.frames = 0
-        # the clips of a sequence, or why it has none: a sequence may be in several splits
-        self.read: dict[str, list[int] | ItemError] = {}
-
-    def index(self, splits: list[str]) -> dict[str, Any]:
-        named = {split: self.reader.names(split) for split in splits}
-        total, done = sum(len(names) for names, _ in named.values()), 0
-        parts: dict[str, Any] = {}
-        for split, (names, ignored) in named.items():
-            report, clips = DatasetReport(total=len(names), ignored=ignored), []
-            for name in names:
-                found = self._sequence(split, name)
-                if not isinstance(found, ItemError):
-                    clips += found
-                elif name in self.data_set.known_missing:
-                    report.known_missing.append(name)
-                else:
-                    report.add(found)
-                done += 1
-                if self.progress is not None:
-                    self.progress(done, total)
-            parts[split] = {"clips": clips, **asdict(report)}
-        shape = list(self.data_set.source_shape)
-        return {"version": VERSION, "kind": self.data_set.name, "frame": shape, "clips": self.clips, "splits": parts}
-
-    def _sequence(self, split: str, name: str) -> list[int] | ItemError:
-        if name not in self.read:
-            try:
-                clips = read_sequence(self.reader, split, name)
-            except ItemError as error:
-                self.read[name] = error
-                return error
-            first = len(self.clips["names"])
-            for clip in clips:
-                content = np.ascontiguousarray(clip.source, dtype="<f4").tobytes()
-                row = (clip.name, list(clip.captions), self.frames, len(clip.source), _digest(content))
-                for column, value in zip(self.clips.values(), row, strict=True):
-                    column.append(value)
-                self.write(content)
-                self.frames += len(clip.source)
-            self.read[name] = list(range(first, first + len(clips)))
-        return self.read[name]
+def _read(
+    data_set: DataSet,
+    reader: Reader,
+    splits: list[str],
+    folder: Path,
+    key: str,
+    progress: Progress | None,
+    workers: int,
+) -> dict[str, Any]:
+    """Write the array of all clips, and return the index of clips and splits."""
+    named = {split: reader.names(split) for split in splits}
+    # a sequence may be in several splits
+    place_of: dict[str, int] = {}
+    sequences: list[tuple[str, str]] = []
+    for split, (names, _) in named.items():
+        for name in names:
+            if place_of.setdefault(name, len(sequences)) == len(sequences):
+                sequences.append((split, name))
+    (folder / STATISTICS).unlink(missing_ok=True)
+    read = read_all(
+        reader,
+        sequences,
+        4 * int(np.prod(data_set.source_shape)),
+        folder / MOTION,
+        folder / JOURNAL,
+        key,
+        workers=workers,
+        progress=(lambda done: progress(done, len(sequences))) if progress is not None else lambda _: None,
+    )
+    clips: dict[str, list[Any]] = {"names": [], "captions": [], "starts": [], "frames": [], "hashes": []}
+    frames, found = 0, list[SequenceRows | list[int]]()
+    for rows in read:
+        first = len(clips["names"])
+        for name, captions, length, content in rows.clips:
+            for column, value in zip(clips.values(), (name, captions, frames, length, content), strict=True):
+                column.append(value)
+            frames += length
+        found.append(rows if rows.problem else list(range(first, first + len(rows.clips))))
+    parts = {}
+    for split, (names, ignored) in named.items():
+        report, places = DatasetReport(total=len(names), ignored=ignored), list[int]()
+        for name in names:
+            here = found[place_of[name]]
+            if isinstance(here, list):
+                places += here
+            elif name in data_set.known_missing:
+                report.known_missing.append(name)
+            else:
+                report.add(ItemError(*here.problem))
+        parts[split] = {"clips": places, **asdict(report)}
+    shape = list(data_set.source_shape)
+    return {"version": VERSION, "kind": data_set.name, "frame": shape, "clips": clips, "splits": parts}
 
 
 class CachedClips:
@@ -243,14 +256,27 @@ class CachedClips:
         got = (folder / MOTION).stat().st_size if (folder / MOTION).is_file() else 0
         if got != size:
             raise ValueError(f"{folder / MOTION}: expected {size} bytes, got {got}: {_AGAIN}")
-        self._motion = np.memmap(folder / MOTION, dtype="<f4", mode="r", shape=shape)
+        with (folder / MOTION).open("rb") as file:
+            self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._motion = np.frombuffer(self._pages, dtype="<f4").reshape(shape)
+        read = 0
         for index_of_clip, place in enumerate(part["clips"] if check else []):
-            if _digest(self[index_of_clip].tobytes()) != clips["hashes"][place]:
+            content = self[index_of_clip].tobytes()
+            if _digest(content) != clips["hashes"][place]:
                 raise ValueError(f"{folder / MOTION}: {self.names[index_of_clip]} is not as it was written: {_AGAIN}")
+            read += len(content)
+            if read > _LEFT_BYTES:
+                self.leave()
+                read = 0
 
     def __reduce__(self) -> tuple[type[CachedClips], tuple[DataSet, Path, str, bool]]:
         # a worker that is spawned maps the file itself: a pickled memory map would be all of its contents
         return CachedClips, (*self._opened_with, False)
+
+    def leave(self) -> None:
+        """What was read leaves this process's memory; the system keeps it at hand as long as it has room."""
+        if hasattr(self._pages, "madvise"):
+            self._pages.madvise(mmap.MADV_DONTNEED)
 
     def __getitem__(self, index: int) -> Array:
         start = self._starts[index]

@@ -21,7 +21,7 @@ from intermoe.motion.arrays import Array
 
 # Source columns stay in memory up to this size; sets beyond it are read again from disk.
 _MEMORY_BYTES = 4 * 2**30
-_EPOCHS_KEPT = 64
+_EPOCHS_KEPT, _NUMBERS_BYTES = 64, 2**25
 
 
 class Clips(Protocol):
@@ -34,6 +34,10 @@ class Clips(Protocol):
 
     def __getitem__(self, index: int) -> Array:
         """Source columns (F, P, ...) of a clip."""
+        ...
+
+    def leave(self) -> None:
+        """Free what memory earlier clips take, where it can be had again for little."""
         ...
 
 
@@ -77,6 +81,9 @@ class FolderClips:
             source = clips[number].source
         return source
 
+    def leave(self) -> None:
+        """Nothing: what is in memory would have to be checked again."""
+
 
 @dataclass(frozen=True)
 class MotionChoice:
@@ -86,6 +93,26 @@ class MotionChoice:
     start: int
     mirrored: bool
     swapped: bool
+
+
+class EpochNumbers:
+    """Of each of ``items`` ``columns`` numbers in [0, 1), from (seed, epoch, ``key``): drawn for an epoch at once.
+
+    Batches of similar items draw from several epochs in turn, so the last ones are kept.
+    """
+
+    def __init__(self, seed: int, items: int, columns: int, *key: int) -> None:
+        self.seed, self.shape, self.key = seed, (items, columns), key
+        self._kept = min(_EPOCHS_KEPT, max(2, _NUMBERS_BYTES // max(1, 8 * items * columns)))
+        self._drawn: dict[int, npt.NDArray[np.float64]] = {}
+
+    def __call__(self, epoch: int) -> npt.NDArray[np.float64]:
+        """Those of ``epoch``, (items, columns)."""
+        if epoch not in self._drawn:
+            while len(self._drawn) >= self._kept:
+                del self._drawn[next(iter(self._drawn))]
+            self._drawn[epoch] = np.random.default_rng((self.seed, epoch, *self.key)).random(self.shape)
+        return self._drawn[epoch]
 
 
 class MotionDataset(Dataset[MotionItem]):
@@ -161,7 +188,7 @@ class MotionDataset(Dataset[MotionItem]):
         self.report = self._clips.report
         self._indices = self._long_enough()
         self.names = [self._clips.names[i] for i in self._indices]
-        self._drawn: dict[int, npt.NDArray[np.float64]] = {}
+        self._numbers = EpochNumbers(seed, len(self.names), 4)
         self.strict = strict
         self._complain()
 
@@ -171,10 +198,10 @@ class MotionDataset(Dataset[MotionItem]):
     def __getitem__(self, index: int) -> MotionItem:
         return self.draw(index, int(self._epoch))
 
-    def draw(self, index: int, epoch: int) -> MotionItem:
-        """Item ``index`` as it is drawn in ``epoch``, whatever ``set_epoch`` said last."""
+    def draw(self, index: int, epoch: int, frames: slice | None = None) -> MotionItem:
+        """Item ``index`` as it is drawn in ``epoch``, whatever ``set_epoch`` said last; with ``frames`` alone of it."""
         choice, caption = self.choose(index, epoch)
-        return {"name": self.names[index], "motion": self.motion(choice), "caption": caption}
+        return {"name": self.names[index], "motion": self.motion(choice, frames), "caption": caption}
 
     def choose(self, index: int, epoch: int) -> tuple[MotionChoice, str]:
         """What ``draw`` makes the motion from, and its caption; costs next to nothing."""
@@ -192,15 +219,21 @@ class MotionDataset(Dataset[MotionItem]):
             caption = swap_caption(caption)
         return MotionChoice(index, start, mirrored, swapped), caption
 
-    def motion(self, choice: MotionChoice) -> torch.Tensor:
-        """The motion (P, T, ...) that was chosen, converted."""
+    def motion(self, choice: MotionChoice, frames: slice | None = None) -> torch.Tensor:
+        """The motion (P, T, ...) that was chosen, converted; of it ``frames`` (start and stop) alone."""
         source = self._clips[self._indices[choice.index]]
         source = source[choice.start : choice.start + self._taken(choice.index)]
         if choice.mirrored and self.data_set.mirror is not None:
             source = self.data_set.mirror(source)
         if choice.swapped:
             source = source[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(self.data_set.convert(source).swapaxes(0, 1)))
+        if frames is None:
+            motion = self.data_set.convert(source)
+        elif self.data_set.convert_part is not None:
+            motion = self.data_set.convert_part(source, frames)
+        else:
+            motion = self.data_set.convert(source)[frames]
+        return torch.from_numpy(np.ascontiguousarray(motion.swapaxes(0, 1)))
 
     def num_frames(self, index: int) -> int:
         """Length of item ``index`` in converted frames, the same in every epoch."""
@@ -221,19 +254,15 @@ class MotionDataset(Dataset[MotionItem]):
             content.update(source.tobytes())
         return content.hexdigest()
 
+    def leave(self) -> None:
+        """Pages of a cache that items were read from leave this process's memory; for reading all of a large one."""
+        self._clips.leave()
+
     def set_epoch(self, epoch: int) -> None:
         """Choose what is drawn next; running workers see it from their next item on."""
         if epoch < 0:
             raise ValueError(f"epoch: must be >= 0, got {epoch}")
         self._epoch.fill_(epoch)
-
-    def _numbers(self, epoch: int) -> npt.NDArray[np.float64]:
-        """Of every item four numbers in [0, 1). Batches of similar items draw from several epochs in turn."""
-        if epoch not in self._drawn:
-            while len(self._drawn) >= _EPOCHS_KEPT:
-                del self._drawn[next(iter(self._drawn))]
-            self._drawn[epoch] = np.random.default_rng((self.seed, epoch)).random((len(self), 4))
-        return self._drawn[epoch]
 
     def _taken(self, index: int) -> int:
         """Source frames of item ``index``."""

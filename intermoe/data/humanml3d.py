@@ -88,8 +88,8 @@ def _parse(line: str, name: str) -> tuple[str, tuple[float, float]]:
     return caption.strip(), (span[0], span[1])
 
 
-def _convert(source: Array) -> Array:
-    return np.array(source, dtype=np.float32)
+def _convert(source: Array, frames: slice | None = None) -> Array:
+    return np.array(source if frames is None else source[frames], dtype=np.float32)
 
 
 DATA_SET = DataSet(
@@ -98,4 +98,5 @@ DATA_SET = DataSet(
     lost_frames=0,
     reader=HumanML3DReader,
     convert=_convert,
+    convert_part=_convert,
 )

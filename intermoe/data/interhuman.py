@@ -10,7 +10,7 @@ import numpy as np
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.items import Clip, DataSet, ItemError, absent, check_values, read_captions, read_lines, read_motion
 from intermoe.motion.arrays import Array
-from intermoe.motion.interhuman import INTERHUMAN, RAW_WIDTH, has_direction, mirror_raw, process_pair
+from intermoe.motion.interhuman import INTERHUMAN, RAW_WIDTH, has_direction, mirror_raw, process_persons
 from intermoe.motion.rotations import row_major_rot6d
 
 FILE_WIDTH = 492
@@ -87,12 +87,12 @@ def usable_columns(raw: Array, label: str) -> Array:
     return raw
 
 
-def _convert(source: Array) -> Array:
-    return np.stack(process_pair(source[:, 0], source[:, 1]), axis=1)
+def _convert(source: Array, frames: slice | None = None) -> Array:
+    return process_persons(source, frames).swapaxes(0, 1)
 
 
 def _mirror(source: Array) -> Array:
-    return np.stack([mirror_raw(source[:, person]) for person in range(source.shape[1])], axis=1)
+    return mirror_raw(source.reshape(-1, RAW_WIDTH)).reshape(source.shape)
 
 
 DATA_SET = DataSet(
@@ -102,6 +102,7 @@ DATA_SET = DataSet(
     reader=InterHumanReader,
     convert=_convert,
     mirror=_mirror,
+    convert_part=_convert,
     known_missing=frozenset({"3945", "4106"}),
 )
 

@@ -173,8 +173,8 @@ def _import_h5py() -> ModuleType:
     return h5py
 
 
-def _convert(source: Array) -> Array:
-    return np.array(source, dtype=np.float32)
+def _convert(source: Array, frames: slice | None = None) -> Array:
+    return np.array(source if frames is None else source[frames], dtype=np.float32)
 
 
 DATA_SET = DataSet(
@@ -183,5 +183,6 @@ DATA_SET = DataSet(
     lost_frames=0,
     reader=InterXReader,
     convert=_convert,
+    convert_part=_convert,
     options=("skeleton", "source_fps"),
 )

@@ -11,7 +11,7 @@ from intermoe.data.interhuman import usable_columns
 from intermoe.data.items import Clip, DataSet, absent
 from intermoe.data.solo import SoloReader
 from intermoe.motion.arrays import Array
-from intermoe.motion.interhuman import RAW_WIDTH, SOLO, mirror_raw, process_pair
+from intermoe.motion.interhuman import RAW_WIDTH, SOLO, mirror_raw, process_persons
 
 
 class SinglePersonReader:
@@ -46,10 +46,9 @@ class SinglePersonReader:
         return absent(self.root, f"split/{split}.txt")
 
 
-def _convert(source: Array) -> Array:
+def _convert(source: Array, frames: slice | None = None) -> Array:
     """Everyone starts at the origin, facing Z+, as person 1 of a pair does."""
-    person, _ = process_pair(source[:, 0], source[:, 0])
-    return person[:, None]
+    return process_persons(source, frames).swapaxes(0, 1)
 
 
 def _mirror(source: Array) -> Array:
@@ -63,4 +62,5 @@ DATA_SET = DataSet(
     reader=SinglePersonReader,
     convert=_convert,
     mirror=_mirror,
+    convert_part=_convert,
 )

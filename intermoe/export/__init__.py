@@ -124,14 +124,18 @@ def save_take(path: str | Path, take: Take) -> list[Path]:
     if chosen.write is None:
         suffixes = ", ".join(FORMATS[name].suffix for name in written())
         raise ValueError(f"path: expected a suffix of {suffixes}, got {path}")
-    paths = [path]
-    if chosen.per_person and len(take.joints) > 1:
-        stem = path.name[: -len(chosen.suffix)]
-        numbers = range(1, len(take.joints) + 1)
-        paths = [path.with_name(f"{stem}.person{number}{path.name[len(stem) :]}") for number in numbers]
+    stem = path.name[: -len(chosen.suffix)]
+    paths = [path.with_name(stem + suffix) for suffix in suffixes_of(chosen, len(take.joints))]
     chosen.check()
     chosen.write(paths, take)
     return paths
+
+
+def suffixes_of(chosen: Format, persons: int) -> list[str]:
+    """What comes after the name of a motion of so many persons: of its one file, or of each person's."""
+    if not chosen.per_person or persons < 2:
+        return [chosen.suffix]
+    return [f".person{number}{chosen.suffix}" for number in range(1, persons + 1)]
 
 
 def load(path: str | Path | Sequence[str | Path], fps: float | None = None) -> Take:

@@ -8,6 +8,7 @@ A rot6D holds the first two columns of a local rotation row by row: r00 r01 r10 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -54,20 +55,46 @@ def process_pair(raw1: npt.NDArray[np.floating], raw2: npt.NDArray[np.floating])
             raise ValueError(f"{name}: expected shape (T >= 2, {RAW_WIDTH}), got {raw.shape}")
     if raw1.shape != raw2.shape:
         raise ValueError(f"raw2: expected as many frames as raw1 ({raw1.shape[0]}), got {raw2.shape[0]}")
-    positions1, positions2 = _y_up_on_floor(raw1), _y_up_on_floor(raw2)
-    origin = positions1[0, 0] * (1.0, 0.0, 1.0)
-    turn = _turn_to_face_forward(positions1[0])
-    return (
-        _assemble((positions1 - origin) @ turn.T, raw1),
-        _assemble((positions2 - origin) @ turn.T, raw2),
-    )
+    first, second = process_persons(np.stack([raw1, raw2], axis=1))
+    return first, second
 
 
-def _y_up_on_floor(raw: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    z_up = raw[:, : 3 * NUM_JOINTS].astype(np.float64).reshape(-1, NUM_JOINTS, 3)
-    y_up = np.stack([z_up[..., 0], z_up[..., 2], -z_up[..., 1]], axis=-1)
-    y_up[..., 1] -= y_up[..., 1].min()
-    return y_up
+def process_persons(source: npt.NDArray[np.floating], frames: slice | None = None) -> Array:
+    """``process_pair`` for any number of persons, (T, P, 192) with T >= 2, in the first one's starting frame.
+
+    Args:
+        frames: those of the result that are wanted, with start and stop in [0, T - 1]; they cost what they are.
+
+    Returns:
+        (P, T - 1, 262) float32.
+    """
+    frames = slice(0, len(source) - 1) if frames is None else frames
+    width = 3 * NUM_JOINTS
+    taken = source[frames.start : frames.stop + 1].swapaxes(0, 1)  # one more, for the velocities
+    x, forth, height = (taken[..., axis:width:3].astype(np.float64) for axis in range(3))
+    height -= source[..., :width].min(axis=0)[:, 2::3].min(axis=-1)[:, None, None]
+    start = source[0, 0, :width].reshape(NUM_JOINTS, 3).astype(np.float64)
+    sin, cos = _facing(start[:, 0], -start[:, 1])
+    x -= start[0, 0]
+    z = start[0, 1] - forth  # Y up: z is what was -y
+    return _assemble((x * cos - z * sin, height, x * sin + z * cos), taken[:, :-1, width:])
+
+
+def _assemble(places: Sequence[npt.NDArray[np.float64]], rotations: npt.NDArray[np.floating]) -> Array:
+    """The 262 columns of x, y and z, each (..., T + 1, 22), and rot6D (..., T, 126)."""
+    # Coordinate by coordinate: most of the time goes to memory, and this touches least of it.
+    motion = np.empty((*rotations.shape[:-1], MOTION_WIDTH), dtype=np.float32)
+    width, feet = 3 * NUM_JOINTS, list(FOOT_JOINTS)
+    squared = np.zeros((*rotations.shape[:-1], len(feet)))
+    for axis, place in enumerate(places):
+        velocity = np.diff(place, axis=-2)
+        motion[..., axis:width:3] = place[..., :-1, :]
+        motion[..., width + axis : 2 * width : 3] = velocity
+        squared += velocity[..., feet] ** 2
+    motion[..., 2 * width : CONTACT_COLUMNS.start] = rotations
+    low = places[1][..., :-1, feet] < CONTACT_HEIGHTS
+    motion[..., CONTACT_COLUMNS] = (squared < CONTACT_SQUARED_SPEED) & low
+    return motion
 
 
 def has_direction(raw: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
@@ -77,42 +104,39 @@ def has_direction(raw: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     return across
 
 
-def _turn_to_face_forward(pose: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Rotation (3, 3) about Y that makes a pose (22, 3) face Z+; forward = Y x (right hip - left hip)."""
-    across = pose[RIGHT_HIP] - pose[LEFT_HIP]
-    forward_x, forward_z = across[2], -across[0]
+def _facing(x: npt.NDArray[np.float64], z: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Sine and cosine of the turn about Y that makes a pose, each (22,), face Z+; forward = Y x (right - left hip)."""
+    forward_x, forward_z = z[RIGHT_HIP] - z[LEFT_HIP], x[LEFT_HIP] - x[RIGHT_HIP]
     length = np.hypot(forward_x, forward_z)
     if length < _HIPS_APART:
         raise ValueError("raw1: the hips of frame 0 lie above each other, so it has no facing direction")
-    sin, cos = forward_x / length, forward_z / length
-    return np.array([[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]])
-
-
-def _assemble(positions: npt.NDArray[np.float64], raw: npt.NDArray[np.floating]) -> Array:
-    frames = positions.shape[0] - 1
-    velocity = positions[1:] - positions[:-1]
-    feet = list(FOOT_JOINTS)
-    still = (velocity[:, feet] ** 2).sum(-1) < CONTACT_SQUARED_SPEED
-    low = positions[:-1, feet, 1] < CONTACT_HEIGHTS
-    columns = (
-        positions[:-1].reshape(frames, -1),
-        velocity.reshape(frames, -1),
-        raw[:-1, 3 * NUM_JOINTS :],
-        still & low,
-    )
-    return np.concatenate(columns, axis=1).astype(np.float32)
+    return float(forward_x / length), float(forward_z / length)
 
 
 def mirror_raw(raw: npt.NDArray[np.floating]) -> Array:
     """Source columns (T, 192) of the mirror image: x negated, left and right exchanged. Its own inverse."""
     if raw.ndim != 2 or raw.shape[1] != RAW_WIDTH:
         raise ValueError(f"raw: expected shape (T, {RAW_WIDTH}), got {raw.shape}")
+    mirrored = raw.astype(np.float32, copy=False).take(
+        _MIRRORED_COLUMNS, axis=1, mode="clip"
+    )  # unchecked: all are there
+    mirrored *= _MIRRORED_SIGNS
+    return mirrored
+
+
+def _mirrored_columns() -> npt.NDArray[np.int64]:
+    """For each column of the mirror image the source column that it is made of."""
     exchanged = np.arange(NUM_JOINTS)
     exchanged[list(LEFT_JOINTS)], exchanged[list(RIGHT_JOINTS)] = RIGHT_JOINTS, LEFT_JOINTS
-    positions = raw[:, : 3 * NUM_JOINTS].reshape(-1, NUM_JOINTS, 3)[:, exchanged] * (-1.0, 1.0, 1.0)
-    rotations = raw[:, 3 * NUM_JOINTS :].reshape(-1, NUM_JOINTS - 1, 6)[:, exchanged[1:] - 1] * _MIRRORED_ROT6D
-    frames = raw.shape[0]
-    return np.concatenate([positions.reshape(frames, -1), rotations.reshape(frames, -1)], axis=1).astype(np.float32)
+    positions = 3 * exchanged[:, None] + np.arange(3)
+    rotations = 3 * NUM_JOINTS + 6 * (exchanged[1:, None] - 1) + np.arange(6)
+    return np.concatenate([positions.ravel(), rotations.ravel()])
+
+
+_MIRRORED_COLUMNS = _mirrored_columns()
+_MIRRORED_SIGNS = np.concatenate(
+    [np.tile(np.array([-1, 1, 1], dtype=np.float32), NUM_JOINTS), np.tile(_MIRRORED_ROT6D, NUM_JOINTS - 1)]
+)
 
 
 def joints(motion: ArrayOrTensor) -> ArrayOrTensor:
@@ -145,8 +169,8 @@ def from_joints(positions: Tensor) -> Tensor:
     joints = positions.numpy().astype(np.float64)
     following = 2 * joints[-1:] - joints[-2:-1] if len(joints) > 1 else joints[-1:]
     rotations = fit_rig(joints[None]).rotations[0, :, 1:, :, :2].reshape(len(joints), -1)
-    raw = np.concatenate([joints.reshape(len(joints), -1), rotations], axis=1)
-    return torch.from_numpy(_assemble(np.concatenate([joints, following]), np.concatenate([raw, raw[-1:]])))
+    places = np.moveaxis(np.concatenate([joints, following]), -1, 0)
+    return torch.from_numpy(_assemble(tuple(places), rotations))
 
 
 def facing_forward(pose: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,10 +180,11 @@ def facing_forward(pose: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: hips that lie above each other, so that the pose faces nowhere.
     """
     try:
-        turn = torch.from_numpy(_turn_to_face_forward(pose.numpy().astype(np.float64)))
+        sin, cos = _facing(*pose[:, ::2].numpy().astype(np.float64).T)
     except ValueError:
         raise ValueError("joints: expected a pose that faces somewhere, got hips that lie above each other") from None
-    return turn.to(pose.dtype), pose[0] * pose.new_tensor([1.0, 0.0, 1.0])
+    turn = pose.new_tensor([[cos, 0.0, -sin], [0.0, 1.0, 0.0], [sin, 0.0, cos]])
+    return turn, pose[0] * pose.new_tensor([1.0, 0.0, 1.0])
 
 
 def turned(motion: Tensor, turn: Tensor, origin: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from intermoe.data.batching import collate
+from intermoe.data.workers import end_with_parent, told_in_one_line
 from intermoe.files import require_finite
 from intermoe.train import checkpoint
 from intermoe.train.config import OptimConfig, TrainConfig
@@ -39,7 +40,6 @@ from intermoe.train.ema import WeightAverage
 from intermoe.train.progress import RunProgress
 from intermoe.train.routing import Routing
 from intermoe.train.stream import DrawnDataset, Draws, StreamSampler
-from intermoe.train.workers import end_with_parent, told_in_one_line
 
 Batch = Mapping[str, Any]
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)

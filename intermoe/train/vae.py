@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from intermoe.checkpoints import load_module, load_safetensors
-from intermoe.data.dataset import MotionDataset
+from intermoe.data.dataset import EpochNumbers, MotionDataset
 from intermoe.data.items import MotionItem
 from intermoe.data.sets import train_statistics
 from intermoe.files import replacing_folder, write_tensors
@@ -85,6 +84,7 @@ class Windows:
 
     def __init__(self, dataset: MotionDataset, frames: int, stride: int | None = None) -> None:
         self.dataset, self.frames = dataset, frames
+        self._numbers = EpochNumbers(dataset.seed, len(dataset), 1, frames)
         rooms = [dataset.num_frames(index) - frames for index in range(len(dataset))]
         self.places: list[tuple[int, int | None]] = [(index, None) for index in range(len(rooms))]
         if stride is not None:
@@ -100,11 +100,10 @@ class Windows:
     def draw(self, index: int, epoch: int) -> MotionItem:
         """Window ``index`` of ``epoch``; what is random depends on (seed, epoch, item) alone."""
         number, start = self.places[index]
-        item = self.dataset.draw(number, epoch)
         if start is None:
-            room = item["motion"].shape[1] - self.frames
-            start = int(np.random.default_rng((self.dataset.seed, epoch, number, self.frames)).integers(room + 1))
-        return {**item, "motion": item["motion"][:, start : start + self.frames]}
+            room = self.dataset.num_frames(number) - self.frames
+            start = int(self._numbers(epoch)[number, 0] * (room + 1))
+        return self.dataset.draw(number, epoch, slice(start, start + self.frames))
 
 
 def run_vae(

@@ -101,6 +101,9 @@ def test_a_failed_preparation_leaves_what_was_there(
     with pytest.raises(pytest.fail.Exception):
         prepare(INTERHUMAN, folder, cache)
     assert (cache / "index.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".unfinished-cache", "cache", "interhuman"]
+    monkeypatch.undo()
+    assert prepare(INTERHUMAN, folder, cache).written
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "interhuman"]
 
 

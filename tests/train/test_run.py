@@ -151,7 +151,7 @@ PARENT = """
 import os, signal, sys
 import torch
 from torch.utils.data import DataLoader
-from intermoe.train.workers import end_with_parent
+from intermoe.data.workers import end_with_parent
 loader = DataLoader(range(10**6), batch_size=1, num_workers=1, worker_init_fn=end_with_parent)
 batches = iter(loader)
 next(batches)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +18,7 @@ from intermoe.cli.common import (
     StepsOption,
     check_folder,
     check_sampling,
+    launched,
     load_pipeline,
     own_sampling,
     print_table,
@@ -75,7 +73,7 @@ def evaluate_protocol(
         from intermoe.hub import model_folder
 
         protocol = PROTOCOLS[str(context.info_name)]
-        here = _process()
+        here = launched()
         judge = load_evaluator(evaluator)
         words = read_texts(texts or _texts(data)) if judge.reads_tokens else None
         pipeline = load_pipeline(model, here.device if device == "auto" else device, scheduler=scheduler, steps=steps)
@@ -120,30 +118,6 @@ def evaluate_protocol(
     for note in report.notes():
         typer.echo(note)
     typer.echo(out / "results.json")
-
-
-@dataclass(frozen=True)
-class _Process:
-    """Which of how many processes this is, on what device, and how it waits for the others."""
-
-    rank: int = 0
-    ranks: int = 1
-    device: str = "auto"
-    wait: Callable[[], object] = lambda: None
-
-
-def _process() -> _Process:
-    """The launcher's, or the only one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return _Process()
-    from datetime import timedelta
-
-    import torch
-    from accelerate import PartialState
-
-    # a process may wait for the others' last pieces, and those may be long
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
-    return _Process(state.process_index, state.num_processes, str(state.device), state.wait_for_everyone)
 
 
 def _open(protocol: Protocol, data: Path, split: str, seed: int, pipeline: MotionPipeline) -> MotionDataset:

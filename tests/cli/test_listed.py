@@ -1,0 +1,132 @@
+"""``intermoe generate --resume``: many prompts in one folder, by any number of processes, gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from intermoe import cli
+from intermoe.export import Take
+from intermoe.files import locked
+from intermoe.systems.intermoe.pipeline import InterMoEPipeline
+
+pytestmark = pytest.mark.filterwarnings("ignore:the model has never seen")
+PROMPTS = [f"two people bow {number} times" for number in range(10)] + ["they turn", "they turn"]
+OPTIONS = ("--model", "model", "--frames", "16", "--steps", "2", "--format", "npz", "--format", "bvh")
+
+
+@pytest.fixture
+def generate(
+    tiny_pipeline: InterMoEPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Any]]:
+    """Runs the command with a list of prompts in a folder with a model, on one thread."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    tiny_pipeline.save_pretrained("model")
+    Path("prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield lambda *arguments: CliRunner().invoke(
+        cli.app, ["generate", "--prompts", "prompts.txt", *OPTIONS, *map(str, arguments)]
+    )
+    torch.set_num_threads(threads)
+
+
+def content(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != "settings.json"}
+
+
+def test_every_prompt_has_its_number(generate: Callable[..., Any]) -> None:
+    result = generate("--resume", "--out", "one")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "one\n"
+    names = sorted(content("one"))
+    suffixes = (".npz", ".person1.bvh", ".person2.bvh")
+    assert names[:3] == [f"00001-two-people-bow-0-times{suffix}" for suffix in suffixes]
+    assert names[-3:] == [f"00012-they-turn{suffix}" for suffix in suffixes]
+    assert len(names) == 3 * len(PROMPTS)
+
+
+def test_several_processes_make_the_files_of_one(
+    generate: Callable[..., Any], tmp_path: Path, rendezvous: Callable[[int], dict[str, str]]
+) -> None:
+    assert generate("--resume", "--out", "one").exit_code == 0
+    root = str(Path(__file__).resolve().parents[2])
+    shared = {**rendezvous(2), "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    command = [sys.executable, "-m", "intermoe", "generate", "--prompts", "prompts.txt", *OPTIONS, "--out", "two"]
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    told = [process.communicate(timeout=300) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], told
+    assert [out for out, _ in told] == ["two\n", ""]
+    assert content("one") == content("two")
+
+
+def test_it_goes_on_where_it_stopped(generate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert generate("--resume", "--out", "one").exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(cli.generate, "_write_listed", stopping(cli.generate._write_listed, after=9))
+        assert isinstance(generate("--resume", "--out", "two").exception, RuntimeError)
+    before = {path: path.stat().st_mtime_ns for path in Path("two").glob("0*")}
+    assert len(before) == 9 * 3
+    Path("two/00003-two-people-bow-2-times.person2.bvh").unlink()
+    sampled: list[list[str]] = []
+    plain = InterMoEPipeline.__call__
+
+    def call(pipeline: InterMoEPipeline, prompts: Sequence[str], *values: Any, **named: Any) -> Any:
+        sampled.append(list(prompts))
+        return plain(pipeline, prompts, *values, **named)
+
+    monkeypatch.setattr(InterMoEPipeline, "__call__", call)
+    assert generate("--resume", "--out", "two").exit_code == 0
+    assert sampled == [PROMPTS[:8], PROMPTS[8:]]
+    assert content("one") == content("two")
+    kept = {path: time for path, time in before.items() if "00003" not in path.name}
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert generate("--resume", "--out", "two").exit_code == 0
+    assert len(sampled) == 2
+
+
+def stopping(write: Callable[..., Any], *, after: int) -> Callable[..., Any]:
+    def limited(run: Any, formats: Sequence[str], index: int, take: Take) -> Any:
+        if index == after:
+            raise RuntimeError("the power is gone")
+        return write(run, formats, index, take)
+
+    return limited
+
+
+def test_what_does_not_belong_together_is_refused(generate: Callable[..., Any], tmp_path: Path) -> None:
+    assert generate("--resume", "--out", "one").exit_code == 0
+    for options, message in {
+        ("--seed", 5): "seed was 0, is 5",
+        ("--steps", 3): "num_inference_steps was 2, is 3",
+        ("--camera", "top"): "camera was 'side', is 'top'",
+    }.items():
+        refused = generate("--resume", "--out", "one", *options)
+        assert refused.exit_code == 2
+        assert f"holds motion of other settings: {message}\n" in refused.stderr
+    Path("prompts.txt").write_text("\n".join([*PROMPTS[:-1], "they jump"]), encoding="utf-8")
+    assert "other settings: content was" in generate("--resume", "--out", "one").stderr
+    Path("one/settings.json").write_text(json.dumps([1]), encoding="utf-8")
+    assert "settings.json: expected the settings of a run" in generate("--resume", "--out", "one").stderr
+    with locked(tmp_path / "one" / ".lock", "taken"):
+        assert "another process is generating here" in generate("--resume", "--out", "one").stderr
+    assert "--grid: expected neither with --resume" in generate("--resume", "--grid").stderr

@@ -1,0 +1,171 @@
+"""Preparation at scale: the same bytes by any number of processes and after any interruption, in little memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from intermoe.data import DATA_SETS, InterHumanDataset, pieces, prepare, statistics
+from intermoe.data.cache import CachedClips
+from intermoe.data.interhuman import InterHumanReader
+from intermoe.data.items import Clip
+from intermoe.data.statistics import compute_statistics
+from intermoe.data.workers import in_order
+
+INTERHUMAN = DATA_SETS["interhuman"]
+
+
+@pytest.fixture
+def folder(interhuman_folder: Callable[..., Path]) -> Path:
+    """Nine sequences of different lengths, one broken, one of two splits, one beyond the longest item."""
+    lengths = {str(number): 20 + number for number in range(8)} | {"long": 310}
+    root = interhuman_folder({"train": lengths, "val": {"3": 23, "9": 25}})
+    (root / "motions_processed" / "person2" / "5.npy").write_bytes(b"nothing")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 2)
+    monkeypatch.setattr(statistics, "PIECE", 3)
+    monkeypatch.setattr(statistics, "_SAVED_EVERY", 1)
+
+
+def content(cache: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in cache.iterdir()}
+
+
+def test_several_processes_write_the_bytes_of_one(folder: Path, tmp_path: Path) -> None:
+    alone, together = (prepare(INTERHUMAN, folder, tmp_path / name, workers=n) for name, n in (("a", 1), ("b", 3)))
+    assert content(alone.folder) == content(together.folder)
+    assert alone.reports == together.reports
+    assert alone.reports["train"].problems.keys() == {"unreadable file"}
+
+
+class Stop(Exception):
+    """As Ctrl+C: what is there stays."""
+
+
+@pytest.mark.parametrize("read", range(0, 10, 3))
+def test_an_interrupted_preparation_goes_on_where_it_stopped(
+    read: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = content(prepare(INTERHUMAN, folder, tmp_path / "whole").folder)
+    names: list[str] = []
+    plain = InterHumanReader.read
+
+    def limited(reader: InterHumanReader, split: str, name: str) -> list[Clip]:
+        if len(names) == read:
+            raise Stop
+        names.append(name)
+        return plain(reader, split, name)
+
+    monkeypatch.setattr(InterHumanReader, "read", limited)
+    with pytest.raises(Stop):
+        prepare(INTERHUMAN, folder, tmp_path / "cache")
+    first, names, read = names, [], 99
+    assert prepare(INTERHUMAN, folder, tmp_path / "cache").written
+    assert content(tmp_path / "cache") == wanted
+    whole = len(first) // pieces.PIECE * pieces.PIECE
+    assert first[:whole] + names == [*map(str, range(8)), "long", "9"], "whole pieces are not read again"
+    assert not (tmp_path / ".unfinished-cache").exists()
+
+
+def test_interrupted_statistics_go_on_too(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = content(prepare(INTERHUMAN, folder, tmp_path / "whole").folder)
+    sums, done, last = statistics._sums, [], 5
+
+    def limited(dataset: object, piece: tuple[int, int, int]) -> statistics.Sums:
+        if len(done) == last:
+            raise Stop
+        done.append(piece)
+        return sums(dataset, piece)
+
+    monkeypatch.setattr(statistics, "_sums", limited)
+    with pytest.raises(Stop):
+        prepare(INTERHUMAN, folder, tmp_path / "cache")
+    last = 99
+    monkeypatch.setattr(InterHumanReader, "read", lambda *_: pytest.fail("all is read"))
+    prepare(INTERHUMAN, folder, tmp_path / "cache")
+    assert content(tmp_path / "cache") == wanted
+    assert len(done) == len(set(done)) == 4 * 3
+
+
+@pytest.mark.parametrize("hurt", ["motion.f32", "journal.jsonl", "cut journal", "source"])
+def test_what_changed_meanwhile_is_read_again(
+    hurt: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "_sums", lambda *_: (_ for _ in ()).throw(Stop))
+    with pytest.raises(Stop):
+        prepare(INTERHUMAN, folder, tmp_path / "cache")
+    monkeypatch.undo()
+    monkeypatch.setattr(pieces, "PIECE", 2)
+    monkeypatch.setattr(statistics, "PIECE", 3)
+    unfinished = tmp_path / ".unfinished-cache"
+    if hurt == "source":
+        (folder / "annots" / "1.txt").write_text("two people bow\n", encoding="utf-8")
+    elif hurt == "cut journal":
+        os.truncate(unfinished / "journal.jsonl", (unfinished / "journal.jsonl").stat().st_size - 3)
+    else:
+        text = bytearray((unfinished / hurt).read_bytes())
+        text[len(text) // 2] ^= 1
+        (unfinished / hurt).write_bytes(text)
+    prepare(INTERHUMAN, folder, tmp_path / "cache")
+    assert content(tmp_path / "cache") == content(prepare(INTERHUMAN, folder, tmp_path / "again").folder)
+
+
+def test_a_killed_process_leaves_what_the_next_goes_on_with(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from intermoe.data import DATA_SETS, prepare, pieces\n"
+        "pieces.PIECE = 2\n"
+        "def told(done, total):\n    if done == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "prepare(DATA_SETS['interhuman'], Path(sys.argv[1]), Path(sys.argv[2]), progress=told)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, folder, tmp_path / "cache"], timeout=300, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    told: list[int] = []
+    prepare(INTERHUMAN, folder, tmp_path / "cache", progress=lambda done, total: told.append(done))
+    assert told == [2, 4, 6, 8, 10]
+    assert content(tmp_path / "cache") == content(prepare(INTERHUMAN, folder, tmp_path / "whole").folder)
+
+
+def test_a_worker_that_is_killed_is_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ChildProcessError, match="a process that reads data was killed"):
+        list(in_order(_die, None, range(5), workers=2))
+
+
+def _die(_: None, part: int) -> int:
+    if part == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return part
+
+
+def test_pages_of_a_cache_can_be_left(folder: Path, tmp_path: Path) -> None:
+    clips = CachedClips(INTERHUMAN, prepare(INTERHUMAN, folder, tmp_path / "cache").folder, "train")
+    before = [np.array(clips[index]) for index in range(3)]
+    clips.leave()
+    assert all(np.array_equal(clips[index], one) for index, one in enumerate(before))
+
+
+def test_frames_of_an_item_are_those_of_the_whole(folder: Path) -> None:
+    dataset = InterHumanDataset(folder, "train", mirror=True, swap_persons=True)
+    for index in range(len(dataset)):
+        for epoch in range(4):
+            whole = dataset.draw(index, epoch)["motion"]
+            part = dataset.draw(index, epoch, slice(5, 14))
+            np.testing.assert_array_equal(part["motion"], whole[:, 5:14])
+            assert part["caption"] == dataset.draw(index, epoch)["caption"]
+
+
+def test_processes_change_no_bit_of_statistics(folder: Path) -> None:
+    dataset = InterHumanDataset(folder, "train", mirror=True)
+    one, two = (compute_statistics(dataset, passes=2, workers=workers) for workers in (1, 2))
+    np.testing.assert_array_equal(one.mean, two.mean)
+    np.testing.assert_array_equal(one.std, two.std)
