@@ -18,7 +18,7 @@ from intermoe.motion.bones import with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.floor import with_persons_on_floor
 from intermoe.motion.smooth import with_smooth_joints
-from intermoe.pipeline import MotionPipeline
+from intermoe.pipeline import MotionPipeline, check_batch
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 
@@ -311,3 +311,10 @@ def test_a_folder_with_the_name_of_a_shipped_model_is_itself(tiny_pipeline, tmp_
     tiny_pipeline.save_pretrained(tmp_path / "own" / "salsa")
     monkeypatch.chdir(tmp_path)
     assert MotionPipeline.from_pretrained("own/salsa").config.name == "tiny"
+
+
+@pytest.mark.parametrize(("lengths", "seeds"), [([8], [0, 1]), ([8, 8], [0]), ([8, 8], [0, 1, 2]), ([8, 8, 8], [0, 1])])
+def test_as_many_lengths_and_seeds_as_prompts(lengths: list[int], seeds: list[int]) -> None:
+    check_batch(["bow", "turn"], [8, 9], [0, 1])
+    with pytest.raises(ValueError, match=rf"expected 2 of each, got {len(lengths)} and {len(seeds)}"):
+        check_batch(["bow", "turn"], lengths, seeds)

@@ -22,6 +22,13 @@ def test_a_name_is_imported_when_it_is_asked_for() -> None:
         numbers["none"]
 
 
+def test_a_name_that_was_found_is_not_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers: Registry[float] = Registry("number", {"pi": "math:pi"})
+    found = numbers["pi"]
+    monkeypatch.setattr(math, "pi", 3)
+    assert numbers["pi"] == found
+
+
 def test_unknown_and_taken_names_are_told() -> None:
     numbers: Registry[float] = Registry("number", {"pi": "math:pi", "tau": "math:tau"})
     with pytest.raises(ValueError, match="number: expected one of pi, tau, got 'e'"):

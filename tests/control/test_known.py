@@ -118,6 +118,14 @@ def test_only_whole_runs_have_latents() -> None:
     assert torch.equal(known.latents[0, 0, 1], motion_of(9)[1])  # frame 4 is the second that is given
 
 
+@pytest.mark.parametrize(("start", "stop", "expected"), [(4, 14, [0, 1, 1, 1]), (0, 12, [1, 1, 1, 0])])
+def test_a_motion_that_ends_within_a_run_ends_as_its_last_frame(start: int, stop: int, expected: list[int]) -> None:
+    control = Control([Known(0, motion=motion_of(stop - start), frames=slice(start, stop))])
+    given = control.place(INTERHUMAN, 14, 2)
+    known = known_latents([given], lambda motion: motion[:, :, ::4], 4, by_levels=True)
+    assert known.where[0, 0].int().tolist() == expected
+
+
 def test_gaps_are_filled_on_a_line_and_ends_are_held() -> None:
     motion = torch.arange(7.0)[:, None].expand(7, 262) ** 2
     where = torch.tensor([[False, True, False, False, True, True, False]])

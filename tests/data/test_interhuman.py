@@ -301,6 +301,11 @@ def test_sets_beyond_the_memory_limit_are_read_again(make_set, monkeypatch):
     reread = InterHumanDataset(kept.root, "train")
     assert [source is None for source in reread._clips._sources] == [False, True, True]
     assert all(same(kept[i], reread[i]) for i in range(3))
+    for person in ("person1", "person2"):
+        path = kept.root / "motions_processed" / person / "a1.npy"
+        np.save(path, np.load(path)[:59])
+    with pytest.raises(ValueError, match="changed since it was checked"):
+        reread[1]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from intermoe.evaluators.bigru import BiGRUConfig, BiGRUEvaluator
-from intermoe.evaluators.evaluator import load_evaluator, save_evaluator
+from intermoe.evaluators.evaluator import load_evaluator, save_evaluator, weights_digest
 from intermoe.evaluators.interclip import InterClip, InterClipConfig
 from intermoe.nn.layers import sinusoid
 from intermoe.text.protocol import TextConfig
@@ -206,3 +206,17 @@ def test_the_published_text_side_is_read_at_the_end_of_text() -> None:
     normed = torch.nn.functional.layer_norm(states, (8,), encoder.norm.weight, encoder.norm.bias)
     expected = encoder.out(torch.stack([normed[0, 2], normed[1, 4]]))
     torch.testing.assert_close(encoder.encode_tokens(tokens), expected)
+
+
+def test_a_digest_is_of_names_types_shapes_and_values() -> None:
+    tensors = {"a": torch.zeros(2, 3), "b": torch.ones(2)}
+    others = [
+        {"a": tensors["a"], "c": tensors["b"]},
+        {**tensors, "b": torch.ones(2).int()},
+        {**tensors, "a": torch.zeros(3, 2)},
+        {**tensors, "b": torch.tensor([1.0, 2.0])},
+        {"a": tensors["a"]},
+    ]
+    digests = {weights_digest(each) for each in (tensors, *others)}
+    assert len(digests) == 6
+    assert weights_digest(dict(reversed(tensors.items()))) == weights_digest(tensors)

@@ -5,12 +5,13 @@ import pytest
 
 from intermoe.data import InterHumanDataset
 from intermoe.eval import evaluate_identity
-from intermoe.eval.identity_report import CORRUPTIONS, LONG_LIMBS
+from intermoe.eval.identity_report import CORRUPTIONS, LONG_LIMBS, _ranking
 from intermoe.metrics import corruptions
 from intermoe.metrics.frames import body_frames, mirror_body, to_body
 from intermoe.metrics.identity import (
     MERGE_DISTANCE,
     SWAP_THRESHOLD,
+    IdentityMetrics,
     bone_inconsistency,
     measure_identity,
     min_frames,
@@ -235,3 +236,13 @@ def test_joints_that_are_not_finite_are_refused_by_every_metric(pair):
     for metric in (bone_inconsistency, style_overlap, style_spectra, role_break, swap_score, separation):
         with pytest.raises(ValueError, match="joints: expected finite numbers, got others in 1 frames, first in 5"):
             metric(bad)
+
+
+def test_rounding_makes_no_clip_worse_and_separation_is_worse_the_lower() -> None:
+    clean = IdentityMetrics(1.0, 0.2, 0.3, 0.4, 50.0)
+    rounded = IdentityMetrics(1.0 + 1e-6, 0.2 + 1e-6, 0.3 + 1e-6, 0.4 + 1e-6, 50.0 - 1e-6)
+    worse = IdentityMetrics(1.1, 0.3, 0.4, 0.5, 49.0)
+    better = IdentityMetrics(0.9, 0.1, 0.2, 0.3, 51.0)
+    shares = _ranking([clean] * 4, [rounded, worse, worse, better])
+    assert shares == dict.fromkeys(shares, 50.0)
+    assert "separation_cm" in shares

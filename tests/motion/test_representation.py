@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from intermoe.motion.interx import raw_motion
 from intermoe.motion.representation import ABSENT, REPRESENTATIONS, Representation
+from intermoe.motion.rotations import rotation_matrices, to_rotation_vectors
 from intermoe.motion.skeleton import FOOT_JOINTS
 
 
@@ -67,6 +70,48 @@ def test_interx_fingers_hang_on_their_wrist(wrist: int, first: int, part: int) -
     assert neighbours == [wrist - 2, wrist, *range(first, first + 15, 3)]
     hand_to_part = own.skeleton.pool(1) @ own.skeleton.pool(0)
     assert (hand_to_part[:, first : first + 15] > 0).all(dim=1).nonzero().flatten().tolist() == [part]
+
+
+def test_edges_between_limbs_are_where_a_bone_joins_them(own: Representation) -> None:
+    limbs, _ = own.skeleton.groups
+    limb_of = {joint: number for number, limb in enumerate(limbs) for joint in limb}
+    for a, b in own.skeleton.edges[1]:
+        joined = {frozenset((limb_of[parent], limb_of[child])) for parent, child in own.skeleton.bones}
+        shared = set(limbs[a]) & set(limbs[b])
+        assert frozenset((a, b)) in joined or shared, (a, b)
+
+
+def test_a_finger_is_a_chain_from_its_wrist() -> None:
+    parent_of = {child: parent for parent, child in REPRESENTATIONS["interx"].skeleton.bones}
+    for wrist, first in ((20, 25), (21, 40)):
+        for knuckle in range(first, first + 15, 3):
+            assert [parent_of[joint] for joint in range(knuckle, knuckle + 3)] == [wrist, knuckle, knuckle + 1]
+
+
+@pytest.mark.parametrize(("name", "grounded"), [("interhuman", True), ("interx", False), ("humanml3d", False)])
+def test_feet_are_judged_where_contacts_and_places_are_known(name: str, grounded: bool) -> None:
+    assert REPRESENTATIONS[name].grounded is grounded
+
+
+def test_velocities_of_interx_are_steps_to_the_next_frame() -> None:
+    rng = np.random.default_rng(0)
+    motion = torch.from_numpy(raw_motion(*(rng.normal(size=s) for s in ((6, 2, 55, 3), (6, 2, 3), (55, 3)))))
+    own = REPRESENTATIONS["interx"]
+    steps = own.positions(motion).diff(dim=0)
+    torch.testing.assert_close(motion[:-1, ..., own.velocity], steps, atol=1e-5, rtol=1e-4)
+    x, y = motion[..., own.rotation].unflatten(-1, (2, 3)).unbind(-2)  # unit vectors at right angles
+    torch.testing.assert_close(x.norm(dim=-1), torch.ones(6, 2, 55))
+    torch.testing.assert_close((x * y).sum(-1), torch.zeros(6, 2, 55), atol=1e-5, rtol=0)
+
+
+def test_rotation_vectors_take_the_short_way() -> None:
+    rng = np.random.default_rng(0)
+    axes = rng.normal(size=(500, 3))
+    axes /= np.linalg.norm(axes, axis=-1, keepdims=True)
+    vectors = axes * rng.uniform(0, 2 * np.pi, (500, 1))
+    found = to_rotation_vectors(rotation_matrices(vectors))
+    assert np.linalg.norm(found, axis=-1).max() <= np.pi + 1e-9
+    np.testing.assert_allclose(rotation_matrices(found), rotation_matrices(vectors), atol=1e-9)
 
 
 def test_unknown_layout_is_named() -> None:

@@ -117,3 +117,11 @@ def test_bad_use(tmp_path):
         statistics.save(tmp_path / "statistics.pkl")
     with pytest.raises(ValueError, match="read-only"):
         statistics.mean[0] = 1.0
+
+
+@pytest.mark.parametrize("changed", ["mean", "std"])
+def test_a_digest_is_of_mean_and_deviation(changed: str) -> None:
+    own = {"mean": np.zeros(3, np.float32), "std": np.ones(3, np.float32)}
+    other = own | {changed: own[changed] + np.array([0, 0, 0.25], np.float32)}
+    assert Statistics(**own).digest() != Statistics(**other).digest()
+    assert Statistics(**own).digest() == Statistics(**own).digest()

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from intermoe import InterMoEBlock, backends, official
+from intermoe.nn.attention import Attention
 from intermoe.nn.moe import BIAS_MARGIN
 
 TOLERANCE = 1e-5
@@ -471,3 +472,37 @@ def test_an_unusable_backend_is_refused_at_construction(monkeypatch: pytest.Monk
 
 if __name__ == "__main__":
     _rank(int(sys.argv[1]), sys.argv[2])
+
+
+def test_weight_and_bias_of_a_blocks_layer_norm_are_used(relative_error) -> None:
+    """Where all experts take every token, such a block is one without a norm on what its norm makes of the input."""
+    block, bare = small(cond_dim=None), small(cond_dim=None, norm="none")
+    nn.init.normal_(block.norm.weight)
+    nn.init.normal_(block.norm.bias)
+    nn.init.zeros_(block.motion_router)  # it would see the input as it is
+    block.selection_bias.fill_(-0.4)
+    bare.load_state_dict({key: value for key, value in block.state_dict().items() if not key.startswith("norm.")})
+    hidden = torch.randn(2, 5, 16)
+    out, expected = (each.detach() for each in (block(hidden), bare(block.norm(hidden))))
+    assert (expected != 0).any()
+    assert relative_error(out, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize(("dim", "expert_dim"), [(16, 256), (256, 16)])
+def test_experts_start_as_linear_layers_of_their_shape(dim: int, expert_dim: int) -> None:
+    torch.manual_seed(0)
+    block = InterMoEBlock(dim=dim, num_experts=4, expert_dim=expert_dim, cond_dim=None)
+    for weight, inputs in ((block.w_gate_up, dim), (block.w_down, expert_dim)):
+        bound = float(nn.Linear(inputs, 10_000).weight.detach().abs().max())  # up to 1 / sqrt(inputs)
+        assert weight.detach().abs().max() == pytest.approx(bound, rel=0.01)
+        assert weight.detach().std() == pytest.approx(bound / 3**0.5, rel=0.02)
+
+
+def test_attention_starts_as_torch_has_it() -> None:
+    torch.manual_seed(0)
+    own, torchs = Attention(128, 4), nn.MultiheadAttention(128, 4)
+    for weight in (own.query.weight, own.key_value.weight):
+        assert weight.detach().abs().max() == pytest.approx(float(torchs.in_proj_weight.abs().max()), rel=0.01)
+        assert weight.detach().std() == pytest.approx(float(torchs.in_proj_weight.std()), rel=0.02)
+    for projection in (own.query, own.key_value, own.out):
+        assert (projection.bias == 0).all()

@@ -17,7 +17,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from intermoe import cli, official
-from intermoe.checkpoints import read_checkpoint
+from intermoe.checkpoints import StrictReader, read_checkpoint
 from intermoe.nn.layers import sinusoid
 from intermoe.official.checkpoint import PUBLISHED
 from intermoe.official.layouts import layout_of
@@ -238,3 +238,13 @@ def test_statistics_are_checked(small: Any, stats: Path, tmp_path: Path) -> None
     np.save(tmp_path / "global_std.npy", np.ones(12))
     with pytest.raises(ValueError, match=r"global_std\.npy: expected shape \(262,\), got \(12,\)"):
         official.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3, 4)])
+def test_a_size_is_read_from_a_tensor_of_its_dimensions_alone(shape: tuple[int, ...]) -> None:
+    reader = StrictReader({"table": torch.zeros(2, 3), "other": torch.zeros(shape)}, "file")
+    assert reader.peek("table", 2) == (2, 3)
+    with pytest.raises(ValueError, match="file: 'other' must have 2 dimensions, got shape"):
+        reader.peek("other", 2)
+    with pytest.raises(ValueError, match="file: missing key 'none'"):
+        reader.peek("none", 2)

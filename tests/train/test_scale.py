@@ -76,17 +76,28 @@ def test_balance_is_the_load_relative_to_the_capacity() -> None:
     assert routing.balance() == (3 / 8, 6 / 8)
 
 
+FULL, SHORT = {}, {"denoiser.num_layers": 1, "optim.steps": 2, "run.validate_every": 2}
+
+
+@pytest.mark.parametrize("changes", [SHORT, pytest.param(FULL, marks=pytest.mark.slow)], ids=["short", "full"])
 def test_compiled_parts_train_as_plain_ones(
-    trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path, trained_denoiser: Path
+    trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path, changes: dict[str, int]
 ) -> None:
     """With a backend that traces but generates no code: what dynamo does to the model, without a compiler's minutes."""
-    vae = run_vae(write_config("vae", **{"run.compile": "aot_eager"}), tmp_path / "vae", data=pairs)
-    config = write_config("denoiser", **{"run.compile": "aot_eager"})
-    model = run_denoiser(config, tmp_path / "denoiser", vae=trained_vae / "model", data=pairs)
     from safetensors.torch import load_file
 
-    for folder, plain in ((vae, trained_vae), (model, trained_denoiser)):
-        weights, expected = (load_file(path / "model.safetensors") for path in (folder, plain / "model"))
+    vae = run_vae(write_config("vae", **{"run.compile": "aot_eager"}), tmp_path / "vae", data=pairs)
+    plain, model = (
+        run_denoiser(
+            write_config("denoiser", **changes, **{"run.compile": backend}),
+            tmp_path / str(backend),
+            vae=trained_vae / "model",
+            data=pairs,
+        )
+        for backend in (None, "aot_eager")
+    )
+    for folder, expected_folder in ((vae, trained_vae / "model"), (model, plain)):
+        weights, expected = (load_file(path / "model.safetensors") for path in (folder, expected_folder))
         assert weights.keys() == expected.keys()
         for key, value in weights.items():
             torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=1e-5, msg=key)
