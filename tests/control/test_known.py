@@ -335,3 +335,36 @@ def test_weights_of_neighbours_are_half_a_cosine(blend: int, gap: int) -> None:
         expected[distance - 1] += weight
         expected[gap - distance] += weight
     torch.testing.assert_close(found, torch.cat([torch.ones(3), expected, torch.ones(2)]))
+
+
+def test_a_frame_alone_leads_on_as_what_was_decoded_goes_on() -> None:
+    decoded = (motion_of(1) + 0.1 * torch.arange(30)[:, None] * motion_of(1, seed=1))[None]
+    control = Control([Known(0, motion=decoded[0, 10:11] + 5, frames=slice(10, 11))], blend=3)
+    found = control.place(INTERHUMAN, 30, 1).paste(decoded)[0]
+    for beside in (9, 10, 11):
+        torch.testing.assert_close(found[beside, :66], decoded[0, beside, :66] + 5)
+
+
+def test_velocities_about_a_root_are_left_as_decoded() -> None:
+    generator = torch.Generator().manual_seed(0)
+    decoded = torch.randn(1, 12, 263, generator=generator)
+    given = torch.randn(4, 263, generator=generator)
+    control = Control([Known(0, motion=given, frames=slice(5, 9))], blend=0)
+    found = control.place(HUMANML3D, 12, 1).paste(decoded)
+    assert torch.equal(found[0, 5:9], given)
+    assert torch.equal(found[0, :5], decoded[0, :5])
+    assert torch.equal(found[0, 9:], decoded[0, 9:])
+
+
+@pytest.mark.parametrize("resampling", [1, 7])
+def test_steps_are_taken_as_often_as_asked(resampling: int) -> None:
+    given = [Control([Known(0, motion=motion_of(8))]).place(INTERHUMAN, 8, 2)]
+    known = known_latents(given, lambda motion: motion[:, :, ::4], 4, by_levels=False, resampling=resampling)
+    assert known.resampling == resampling
+    assert not known.by_levels
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
+def test_motion_is_of_real_numbers(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match="joints: expected real numbers"):
+        Known(0, joints=torch.ones(4, 22, 3, dtype=dtype))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from intermoe.control.known import Control
-from intermoe.control.scene import OVERLAP, Scene
+from intermoe.control.scene import BLEND, OVERLAP, Scene
 from intermoe.control.timeline import count_windows, cut
 from intermoe.motion.humanml3d import HUMANML3D
 from intermoe.motion.interhuman import INTERHUMAN, facing_forward, from_joints
@@ -174,3 +174,21 @@ def test_what_cannot_go_on_is_refused(tiny_pipeline: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(type(tiny_pipeline), "controls", ())
     with pytest.raises(ValueError, match=r"^scene: expected a system that goes on from given frames, got intermoe"):
         tiny_pipeline.timeline(SCENE)
+
+
+def test_each_window_has_the_next_seed_and_the_options_of_the_scene() -> None:
+    asked: list[tuple[int, int, Control | None]] = []
+
+    def window(prompt: str, frames: int, seed: int, control: Control | None) -> Tensor:
+        asked.append((frames, seed, control))
+        return torch.stack([from_joints(walker(frames, z)) for z in (0.0, 1.0)])
+
+    scene = scene_of(window, seed=11, resampling=4, min_frames=36, overlap=20)
+    assert [scene.next("walk", frames).shape[1] for frames in (30, 4, 25)] == [30, 4, 25]
+    assert [(frames, seed) for frames, seed, _ in asked] == [(36, 11), (36, 12), (45, 13)]
+    first, *later = (control for _, _, control in asked)
+    assert first is None
+    for control in later:
+        assert control is not None
+        assert (control.resampling, control.blend) == (4, BLEND)
+        assert [known.run for known in control.known] == [slice(0, 20)] * 2  # also where the last piece was shorter

@@ -170,3 +170,17 @@ def test_a_system_that_cannot_is_named(pipeline: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(type(pipeline), "controls", ("known",))
     with pytest.raises(ValueError, match=r"^control: expected a system that can be led to targets, got intermoe"):
         made(pipeline, Control(bodies_apart=True))
+
+
+@pytest.mark.parametrize("frames", [[2, 10], [10, 2], [10]])
+def test_every_frame_of_a_target_is_one_of_the_motion(frames: list[int]) -> None:
+    target = Target(0, "pelvis", frames, positions=torch.zeros(len(frames), 3))
+    target.check(11, 1)
+    with pytest.raises(ValueError, match=r"frames: expected within \[0, 10\), got 10"):
+        target.check(10, 1)
+
+
+def test_the_loss_is_the_sum_over_all_targets() -> None:
+    joints = torch.zeros(1, 4, 22, 3)
+    targets = [Target(0, "pelvis", [k], positions=[[0.0, 0.0, 1.0 + k]]) for k in range(3)]
+    assert float(Aims(targets, bodies_apart=False).loss(joints)) == pytest.approx((1 + 4 + 9) / 2)
