@@ -502,7 +502,7 @@ def test_attention_starts_as_torch_has_it() -> None:
     torch.manual_seed(0)
     own, torchs = Attention(128, 4), nn.MultiheadAttention(128, 4)
     for weight in (own.query.weight, own.key_value.weight):
-        assert weight.detach().abs().max() == pytest.approx(float(torchs.in_proj_weight.abs().max()), rel=0.01)
-        assert weight.detach().std() == pytest.approx(float(torchs.in_proj_weight.std()), rel=0.02)
+        assert weight.detach().abs().max() == pytest.approx(float(torchs.in_proj_weight.detach().abs().max()), rel=0.01)
+        assert weight.detach().std() == pytest.approx(float(torchs.in_proj_weight.detach().std()), rel=0.02)
     for projection in (own.query, own.key_value, own.out):
         assert (projection.bias == 0).all()
