@@ -263,3 +263,9 @@ def test_sampling_scales_what_the_network_sees_and_nothing_else() -> None:
     clamped = levels[1]  # what is not known has a level of at least 1
     torch.testing.assert_close(second[:, :, 2:], x / (clamped / 16 + 1 - clamped).sqrt(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(result[:, :, 2:], 0.5 * second[:, :, 2:], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shift", [0.1, 1.0, 7.0, 10.0])
+def test_the_largest_share_is_the_last_timestep_though_it_rounds_to_the_next(shift: float) -> None:
+    shares = torch.tensor([0.0, 1 - 2**-24])  # what ``torch.rand`` draws at most; shifted by 7 it is 1 in float32
+    assert shifted_timesteps(shares, 1000, shift).tolist() == [0, 999]

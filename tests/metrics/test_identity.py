@@ -5,7 +5,7 @@ import pytest
 
 from intermoe.data import InterHumanDataset
 from intermoe.eval import evaluate_identity
-from intermoe.eval.identity_report import CORRUPTIONS, LONG_LIMBS, _ranking
+from intermoe.eval.identity_report import CORRUPTIONS, LONG_LIMBS, _ranking, _row
 from intermoe.metrics import corruptions
 from intermoe.metrics.frames import body_frames, mirror_body, to_body
 from intermoe.metrics.identity import (
@@ -246,3 +246,8 @@ def test_rounding_makes_no_clip_worse_and_separation_is_worse_the_lower() -> Non
     shares = _ranking([clean] * 4, [rounded, worse, worse, better])
     assert shares == dict.fromkeys(shares, 50.0)
     assert "separation_cm" in shares
+
+
+def test_two_bodies_merge_nearer_than_a_distance_in_metres() -> None:
+    apart, merged = (IdentityMetrics(1.0, 0.2, 0.3, 0.4, 100 * MERGE_DISTANCE * share) for share in (1.01, 0.99))
+    assert _row([apart, merged, apart, apart]).merges == 25.0
