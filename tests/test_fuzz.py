@@ -196,6 +196,20 @@ def humanml3d(folder: Path, rng: np.random.Generator) -> Reader:
     return motion_reader("humanml3d", folder, [folder / "train.txt"], items)
 
 
+def solo(folder: Path, rng: np.random.Generator) -> Reader:
+    for part in ("motions", "annots", "split"):
+        (folder / part).mkdir(parents=True)
+    items = {}
+    for item in ("11", "22", "33"):
+        files = [folder / "motions" / f"{item}.npz", folder / "annots" / f"{item}.txt"]
+        columns = np.tile([8192, 0, 0, 0, 8192, 0], (20, 21, 1)).astype(np.int16)
+        np.savez_compressed(files[0], pos=rng.integers(0, 5000, (20, 22, 3)).astype(np.int16), rot6d=columns)
+        files[1].write_text(CAPTION)
+        items[item] = files
+    (folder / "split" / "train.txt").write_text("11\n22\n33\n")
+    return motion_reader("solo", folder, [folder / "split" / "train.txt"], items)
+
+
 def interx(folder: Path, rng: np.random.Generator) -> Reader:
     h5py = pytest.importorskip("h5py", reason="Inter-X's files need h5py")
     for part in ("motions", "splits", "texts"):
@@ -343,6 +357,7 @@ READERS = {
     for maker in (
         interhuman,
         humanml3d,
+        solo,
         interx,
         cache,
         statistics,

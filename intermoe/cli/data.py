@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Folders of motion.", no_args_is_help=True)
 
-KindArgument = Annotated[str, typer.Argument(help="interhuman, interx or humanml3d.")]
+KindArgument = Annotated[str, typer.Argument(help="interhuman, interx, humanml3d or solo.")]
 
 
 def prepare(
@@ -81,7 +81,7 @@ def _describe(split: str, report: DatasetReport) -> str:
 def stats(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="New file to write, .json or .npz.")],
-    kind: Annotated[str, typer.Option(help="interhuman, interx or humanml3d.")] = "interhuman",
+    kind: Annotated[str, typer.Option(help="interhuman, interx, humanml3d or solo.")] = "interhuman",
     split: SplitOption = "train",
     augment: Annotated[bool, typer.Option(help="Mirror items and exchange persons at random, as in training.")] = True,
     strict: StrictOption = False,
@@ -139,7 +139,10 @@ def _times(given: list[str]) -> dict[str, float]:
     for text in given:
         name, _, number = text.rpartition("=")
         try:
-            times[name] = float(number)
+            value = float(number)
         except ValueError:
             raise ValueError(f"--times: expected FOLDER=NUMBER, got {text!r}") from None
+        if name in times:
+            raise ValueError(f"--times: expected {name!r} once, got it twice")
+        times[name] = value
     return times

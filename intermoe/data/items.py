@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ import torch
 from intermoe.motion.arrays import Array
 from intermoe.motion.representation import Representation
 from intermoe.reading import numbered_lines, read_npy
+
+T = TypeVar("T")
 
 # In metres and radians nothing that people do comes near: beyond it a number is broken, and the next sum infinite.
 LARGEST = 1e4
@@ -148,11 +150,16 @@ def read_sequence(reader: Reader, split: str, name: str) -> list[Clip]:
     Raises:
         ItemError: a sequence that cannot be used, whatever the reason; also one whose name leads out of the folder.
     """
+    return read_named(name, lambda: reader.read(split, name))
+
+
+def read_named(name: str, read: Callable[[], T]) -> T:
+    """What ``read`` gives for the item ``name``. Raises ``ItemError`` for whatever is wrong with name or files."""
     for flavour in (PurePosixPath(name), PureWindowsPath(name)):
         if flavour.anchor or flavour.drive or ".." in flavour.parts:
             raise ItemError("name that leads out of the folder", repr(name))
     try:
-        return reader.read(split, name)
+        return read()
     except OSError as error:
         raise ItemError("unreadable file", f"{name}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections import Counter
@@ -14,7 +15,7 @@ import numpy as np
 
 from intermoe.data.activities import ITEMS, tagged_activity
 from intermoe.data.interhuman import FILE_WIDTH, PERSONS, InterHumanReader
-from intermoe.data.items import ItemError
+from intermoe.data.items import ItemError, read_named, read_sequence
 from intermoe.data.solo import SoloReader, compose, join_captions, partners
 from intermoe.files import refuse_existing, replacing_folder
 from intermoe.motion.arrays import Array
@@ -22,6 +23,7 @@ from intermoe.reading import read_json
 
 MOTIONS, CAPTIONS, SPLITS, LICENSE = "motions_processed", "annots", "split", "LICENSE-DATA.txt"
 TRAIN = "train"
+MOST_TIMES = 1e4
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ def merge(
         seed: of what is drawn by chance. strict: raise for a clip that cannot be used, instead of leaving it out.
 
     Raises:
-        ValueError: two folders of one name, a clip's name in two folders, ``times`` of no source or negative; with
-            ``strict`` a clip that cannot be used (``ItemError``).
+        ValueError: two folders of one name, a clip's name in two folders, ``times`` of no source or out of range, an
+            ``items.json`` that is malformed; with ``strict`` a clip that cannot be used (``ItemError``).
         FileExistsError: ``out`` is there. NotADirectoryError, FileNotFoundError: no folder, or none of a known layout.
     """
     sources = {folder.resolve().name: folder for folder in folders}
@@ -67,19 +69,21 @@ def merge(
     for name, value in times.items():
         if name not in sources:
             raise ValueError(f"times: expected any of {', '.join(sources)}, got {name!r}")
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"times: expected a number >= 0 for {name}, got {value}")
+        if not 0 <= value <= MOST_TIMES:
+            raise ValueError(f"times: expected a number from 0 to {MOST_TIMES:g} for {name}, got {value}")
+    for root in folders:
+        if not root.is_dir():
+            raise NotADirectoryError(f"folders: not a folder: {root}")
+    entries = {source: _entries(root / ITEMS) for source, root in sources.items()}
     refuse_existing(out)
     merging = _Merging(strict)
     with replacing_folder(out) as temporary:
         for folder in (*(f"{MOTIONS}/{person}" for person in PERSONS), CAPTIONS, SPLITS):
             (temporary / folder).mkdir(parents=True)
         for number, (source, root) in enumerate(sources.items()):
-            if not root.is_dir():
-                raise NotADirectoryError(f"folders: not a folder: {root}")
             rng = np.random.default_rng((seed, number))
             clips = _solo_pairs(root, rng) if SoloReader.reads(root) else _pairs(root)
-            merging.add(source, root, clips, temporary, times.get(source), rng)
+            merging.add(source, root, clips, temporary, entries[source], times.get(source), rng)
         merging.finish(temporary)
     return Merged(out, merging.listed, merging.left_out)
 
@@ -109,10 +113,10 @@ class _Merging:
         root: Path,
         clips: Iterator[_Clip | ItemError],
         out: Path,
+        entries: Mapping[str, Any],
         times: float | None,
         rng: np.random.Generator,
     ) -> None:
-        entries = {item["name"]: item for item in read_json(root / ITEMS)} if (root / ITEMS).is_file() else {}
         found: dict[str, list[str]] = {}
         for clip in clips:
             if isinstance(clip, ItemError):
@@ -150,21 +154,38 @@ class _Merging:
     def _write(clip: _Clip, out: Path) -> None:
         for person, motion in zip(PERSONS, clip.motion, strict=True):
             path = out / MOTIONS / person / f"{clip.name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)  # a name may have folders
             if isinstance(motion, Path):
                 shutil.copyfile(motion, path)
             else:
                 np.save(path, np.asarray(motion))
         path = out / CAPTIONS / f"{clip.name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(clip.captions, Path):
             shutil.copyfile(clip.captions, path)
         else:
             path.write_text("".join(f"{caption}\n" for caption in clip.captions), encoding="utf-8")
 
 
+def _entries(path: Path) -> dict[str, Any]:
+    """What an ``items.json`` says of each clip. Raises ``ValueError`` that names file and entry."""
+    items = read_json(path) if path.is_file() else []
+    if not isinstance(items, list):
+        raise ValueError(f"{path}: expected a list of entries, got {type(items).__name__}")
+    for number, item in enumerate(items):
+        if not (isinstance(item, dict) and isinstance(item.get("name"), str)):
+            raise ValueError(f"{path}: entry {number}: expected a mapping with a name, got {str(item)[:60]}")
+    try:
+        json.dumps(items, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected finite numbers: {error}") from None
+    return {item["name"]: item for item in items}
+
+
 def _listings(names: Sequence[str], entries: Mapping[str, Any], times: float, rng: np.random.Generator) -> list[int]:
     """How often each clip is listed: ``times`` on average, activities alike where they are known."""
     activities = [tagged_activity(entries.get(name)) for name in names]
-    if None in activities:
+    if not all(isinstance(activity, str) for activity in activities):
         return [int(times + draw) for draw in rng.random(len(names))]
     sizes = Counter(activities)
     each = times * len(names) / len(sizes)
@@ -176,9 +197,9 @@ def _pairs(root: Path) -> Iterator[_Clip | ItemError]:
     for split in reader.splits():
         for name in reader.names(split)[0]:
             try:
-                reader.read(split, name)
-            except (ItemError, OSError) as error:
-                yield error if isinstance(error, ItemError) else ItemError("unreadable file", f"{name}: {error}")
+                read_sequence(reader, split, name)
+            except ItemError as error:
+                yield error
                 continue
             first, second = (root / MOTIONS / person / f"{name}.npy" for person in PERSONS)
             yield _Clip(split, name, (first, second), root / CAPTIONS / f"{name}.txt")
@@ -190,7 +211,7 @@ def _solo_pairs(root: Path, rng: np.random.Generator) -> Iterator[_Clip | ItemEr
         clips = []
         for name in reader.names(split):
             try:
-                clips.append(reader.read(name))
+                clips.append(read_named(name, functools.partial(reader.read, name)))
             except ItemError as error:
                 yield error
         if len(clips) < 2:

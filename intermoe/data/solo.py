@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from intermoe.data.items import ItemError, check_values, read_captions, read_lines
+from intermoe.data.interhuman import usable_columns
+from intermoe.data.items import ItemError, read_captions, read_lines
 from intermoe.motion.arrays import Array
 from intermoe.motion.skeleton import NUM_JOINTS
+from intermoe.reading import read_npz
 
 METRES, ROTATIONS = 2e-4, 1 / 8192
 """What one unit of the stored integers is."""
@@ -57,24 +59,26 @@ class SoloReader:
 
     def names(self, split: str) -> list[str]:
         """Names of a split. Raises ``FileNotFoundError`` if there is no such split."""
-        return read_lines(self.root / "split" / f"{split}.txt", "single persons'")
+        return read_lines(self.root / "split" / f"{split}.txt", "a solo folder")
 
     def read(self, name: str) -> SoloClip:
         """Raises ``ItemError`` for a clip that cannot be used."""
         label, path = f"{name}: motions/{name}.npz", self.root / "motions" / f"{name}.npz"
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                positions, rotations = arrays["pos"], arrays["rot6d"]
-        except (OSError, ValueError, KeyError) as error:
+            positions, rotations = read_npz(path, "pos", "rot6d")
+        except (OSError, ValueError) as error:
             raise ItemError("unreadable file", f"{label}: {error}") from error
-        for values, joints, width in ((positions, NUM_JOINTS, 3), (rotations, NUM_JOINTS - 1, 6)):
-            if values.shape != (len(positions), joints, width) or not np.issubdtype(values.dtype, np.integer):
+        columns = []
+        for values, joints, width, unit in (
+            (positions, NUM_JOINTS, 3, METRES),
+            (rotations, NUM_JOINTS - 1, 6, ROTATIONS),
+        ):
+            if values.shape != (*positions.shape[:1], joints, width) or not np.issubdtype(values.dtype, np.integer):
                 expected = f"integers of shape (T, {joints}, {width})"
                 raise ItemError("wrong shape", f"{label}: expected {expected}, got {values.dtype} {values.shape}")
-        metres = (positions.reshape(len(positions), -1) * METRES).astype(np.float32)
-        check_values(metres, label)
-        captions = tuple(read_captions(self.root / "annots", name))
-        return SoloClip(name, captions, metres, (rotations.reshape(len(metres), -1) * ROTATIONS).astype(np.float32))
+            columns.append((values.reshape(len(values), joints * width) * unit).astype(np.float32))
+        usable_columns(np.concatenate(columns, axis=1), label)
+        return SoloClip(name, tuple(read_captions(self.root / "annots", name)), *columns)
 
 
 def partners(lengths: list[int], rng: np.random.Generator) -> list[int]:

@@ -149,7 +149,7 @@ def test_what_cannot_be_merged_is_named(
         merge([other, pairs], tmp_path / "all")
     with pytest.raises(ValueError, match="times: expected any of interhuman, got 'salsa'"):
         merge([pairs], tmp_path / "all", times={"salsa": 2})
-    with pytest.raises(ValueError, match="times: expected a number >= 0 for interhuman, got -1"):
+    with pytest.raises(ValueError, match="times: expected a number from 0 to 10000 for interhuman, got -1"):
         merge([pairs], tmp_path / "all", times={"interhuman": -1})
     with pytest.raises(NotADirectoryError, match="folders: not a folder"):
         merge([tmp_path / "absent"], tmp_path / "all")
@@ -199,3 +199,119 @@ def test_the_shared_clips_of_single_persons(shared_folder: Path) -> None:
     assert 1.2 < float(height.max()) < 2.6
     columns = clip.rotations.reshape(len(clip), 21, 2, 3)
     np.testing.assert_allclose(np.linalg.norm(columns, axis=-1), 1, atol=1e-3)
+
+
+def spoil(root: Path, what: str) -> None:
+    """Make the clip "a" of a folder of single persons one that cannot be used."""
+    path = root / "motions" / "a.npz"
+    with np.load(path) as arrays:
+        whole = dict(arrays)
+    if what == "cut":
+        path.write_bytes(path.read_bytes()[:200])
+    elif what == "empty":
+        path.write_bytes(b"")
+    elif what == "one array":
+        with path.open("wb") as file:
+            np.save(file, whole["pos"])
+    elif what == "no frame":
+        np.savez(path, pos=whole["pos"][:0], rot6d=whole["rot6d"][:0])
+    elif what == "no dimension":
+        np.savez(path, pos=np.int16(3), rot6d=whole["rot6d"])
+    elif what == "rotations out of range":
+        np.savez(path, pos=whole["pos"], rot6d=whole["rot6d"].astype(np.int64) * 2**40)
+    elif what == "no direction":
+        np.savez(path, pos=whole["pos"][:, :1].repeat(22, axis=1), rot6d=whole["rot6d"])
+    elif what == "folder for captions":
+        (root / "annots" / "a.txt").unlink()
+        (root / "annots" / "a.txt").mkdir()
+    else:
+        (root / "split" / "train.txt").write_text("../motions/a\nb\nc\nd\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "cut",
+        "empty",
+        "one array",
+        "no frame",
+        "no dimension",
+        "rotations out of range",
+        "no direction",
+        "folder for captions",
+        "name that leads out",
+    ],
+)
+def test_a_clip_that_cannot_be_used_is_named_and_stops_no_other(
+    what: str, solo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = solo_folder({"train": {"a": 41, "b": 44, "c": 47, "d": 50}})
+    spoil(root, what)
+    merged = merge([root], tmp_path / "all")
+    assert len(merged.left_out) == 1
+    assert "a" in merged.left_out[0].removeprefix("solo: ").split(": ")[1]
+    assert merged.listed == {"train": {"solo": 3}}
+    assert len(MotionDataset(DATA_SETS["interhuman"], tmp_path / "all", "train", strict=True)) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all", "solo"]
+    with pytest.raises(ItemError):
+        merge([root], tmp_path / "strict", strict=True)
+    with pytest.warns(UserWarning, match="1 of 4 items cannot be used"):
+        assert len(MotionDataset(DATA_SETS["solo"], root, "train", min_frames=4)) == 3
+
+
+def test_names_with_folders_are_merged_and_such_that_lead_out_are_not(
+    interhuman_folder: Callable[..., Path], solo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    pairs, solo = interhuman_folder({"train": {"1": 40, "2": 44}}), solo_folder({"train": {"a": 41, "b": 44}})
+    for root, kinds in ((pairs, {"motions_processed/person1": "npy", "motions_processed/person2": "npy"}), (solo, {})):
+        first = (root / "split" / "train.txt").read_text().split()[0]
+        for folder, suffix in {**kinds, **({} if kinds else {"motions": "npz"}), "annots": "txt"}.items():
+            (root / folder / "own").mkdir()
+            (root / folder / f"{first}.{suffix}").rename(root / folder / "own" / f"{first}.{suffix}")
+        (root / "split" / "train.txt").write_text(f"own/{first}\n../{first}\n{'b' if root is solo else '2'}\n")
+    merged = merge([pairs, solo], tmp_path / "all")
+    assert sorted(line.split(":")[0] for line in merged.left_out) == ["interhuman", "solo"]
+    assert all("leads out" in line for line in merged.left_out)
+    names = MotionDataset(DATA_SETS["interhuman"], tmp_path / "all", "train", strict=True).names
+    assert names[:2] == ["own/1", "2"]
+    assert sorted(names[2:]) in (["b+own/a", "own/a+b"],)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('["a"]', "entry 0"),
+        ('{"a": 1}', "expected a list"),
+        ('[{"name": "a"}, {"x": 1}]', "entry 1"),
+        ('[{"name": [1]}]', "entry 0"),
+        ('[{"name": "a", "x": NaN}]', "finite"),
+        ("[{", "not valid JSON"),
+    ],
+)
+def test_items_that_are_malformed_are_told_by_file_before_any_work(
+    content: str, told: str, solo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = solo_folder({"train": {"a": 41, "b": 44}})
+    (root / "items.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"items\.json: .*{told}"):
+        merge([root], tmp_path / "all")
+    assert not (tmp_path / "all").exists()
+
+
+def test_what_cannot_be_merged_is_refused_before_anything_is_read(
+    solo_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = solo_folder({"train": {"a": 41, "b": 44}})
+    monkeypatch.setattr(SoloReader, "read", lambda *_: pytest.fail("read before all was checked"))
+    with pytest.raises(NotADirectoryError, match="folders: not a folder"):
+        merge([root, tmp_path / "absent"], tmp_path / "all")
+    with pytest.raises(ValueError, match="times: expected a number from 0 to 10000 for solo"):
+        merge([root], tmp_path / "all", times={"solo": 1e9})  # a list of billions of lines ends no run
+    monkeypatch.undo()
+    (root / "items.json").write_text('[{"name": "a+b", "tags": {"activity": [1]}}]', encoding="utf-8")
+    assert merge([root], tmp_path / "all", times={"solo": 2}).listed == {"train": {"solo": 4}}  # no activity: no tag
+    told = CliRunner().invoke(
+        cli.app, ["data", "merge", str(root), "--out", "x", "--times", "solo=1", "--times", "solo=2"]
+    )
+    assert told.exit_code == 2
+    assert "--times: expected 'solo' once" in told.output
