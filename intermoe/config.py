@@ -15,6 +15,7 @@ import operator
 import re
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -29,7 +30,8 @@ ROUTINGS = ("dynamic", "token_choice", "expert_choice")
 POOLS = ("batch", "sample")
 UNITS = ("frame", "sequence")
 MAX_LAYERS = 1000
-"""Of any network here; a foreign file may ask for more than memory holds."""
+MAX_SIZE = 10**6
+"""Of the layers and of a size of any network here; a foreign file may ask for more than memory holds."""
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.I)
 
@@ -239,6 +241,12 @@ def _yaml_loader() -> Any:
     ):
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), first)
     return Loader
+
+
+def check_sizes(config: Any, names: Iterable[str]) -> None:
+    """Validate sizes of a network."""
+    for name in names:
+        _require(1 <= getattr(config, name) <= MAX_SIZE, name, f"in [1, {MAX_SIZE}]", getattr(config, name))
 
 
 def check_moe(config: Any) -> None:

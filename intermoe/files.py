@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import json
 import math
 import os
@@ -15,10 +16,13 @@ import secrets
 import shutil
 import signal
 import threading
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from intermoe.reading import read_json
 
 try:
     import fcntl
@@ -253,6 +257,38 @@ def write_json(path: str | Path, content: Any, *, exclusive: bool = False) -> No
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def write_sealed(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write JSON as ``write_json`` with the ``hash`` of its content, for ``read_sealed``."""
+    write_json(path, {**content, "hash": _seal(content)})
+
+
+def read_sealed(path: str | Path) -> dict[str, Any]:
+    """What ``write_sealed`` wrote, without its hash; a file that never had one is taken as it is.
+
+    Raises:
+        ValueError: malformed, or edited since; names the file. OSError: no such file.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping, got {type(content).__name__}")
+    if content.pop("hash", None) not in (None, _seal(content)):
+        raise ValueError(f"{path}: not as it was written: its content does not fit its hash")
+    return content
+
+
+def file_digest(path: str | Path) -> str:
+    """32 hexadecimal digits of a file's bytes."""
+    content = hashlib.blake2b(digest_size=16)
+    with Path(path).open("rb") as file:
+        while part := file.read(2**24):
+            content.update(part)
+    return content.hexdigest()
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], *, metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file.
 
@@ -268,6 +304,26 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], *, metadata: 
             save_file(dict(tensors), temporary, metadata=metadata)
         except SafetensorError as error:
             raise OSError(f"{path}: cannot be written: {error}") from error
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, Any]) -> None:
+    """Write a compressed ``.npz`` file of numbers and words, under whatever names; nothing in it is pickled.
+
+    Raises:
+        ValueError: something that is neither; names it. FloatingPointError: a number that is not finite; names it.
+    """
+    import numpy as np
+
+    found = {name: np.asanyarray(value) for name, value in arrays.items()}
+    for name, array in found.items():
+        if array.dtype.kind not in "biufcUS":
+            raise ValueError(f"{path}: expected numbers or words for {name!r}, got {array.dtype}; nothing is written")
+        if array.dtype.kind in "fc" and not np.isfinite(array).all():
+            raise FloatingPointError(f"{path}: expected finite numbers, got others in {name!r}; nothing is written")
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in found.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def require_finite(path: str | Path, tensors: Mapping[str, Tensor]) -> None:

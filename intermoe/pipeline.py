@@ -21,7 +21,7 @@ from intermoe.config import Config, _require, check_integer
 from intermoe.control.known import RESAMPLING, Control
 from intermoe.control.live import CHUNK, STEPS, Live
 from intermoe.control.persons import check_persons, count_groups, crowd
-from intermoe.control.scene import OVERLAP, Scene
+from intermoe.control.scene import MAX_SEED, OVERLAP, Scene
 from intermoe.control.timeline import Segments, check_segments, count_windows, windows
 from intermoe.export import Take, View, save_take
 from intermoe.export.html import Page
@@ -479,6 +479,7 @@ class MotionPipeline(ABC):
         if self.config.max_frames < 2 * OVERLAP:
             raise ValueError(f"scene: expected max_frames >= {2 * OVERLAP} of the model, got {self.config.max_frames}")
         num_inference_steps = check_integer(num_inference_steps, "num_inference_steps", low=1)
+        self.config.check_steps(num_inference_steps)
 
         @torch.no_grad()
         def window(prompt: str, frames: int, seed: int, control: Control | None) -> Tensor:
@@ -497,7 +498,7 @@ class MotionPipeline(ABC):
         return Scene(
             self.representation,
             window,
-            seed=check_integer(seed, "seed", low=0, high=2**62),
+            seed=check_integer(seed, "seed", low=0, high=MAX_SEED),
             resampling=check_integer(resampling, "resampling", low=1),
             min_frames=self.config.min_frames,
             max_frames=self.config.max_frames,

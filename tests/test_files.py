@@ -13,11 +13,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from intermoe.files import WRITING, claimed_stem, locked, replacing, replacing_folder, write_json, write_tensors
+from intermoe.files import (
+    WRITING,
+    claimed_stem,
+    locked,
+    read_sealed,
+    replacing,
+    replacing_folder,
+    write_arrays,
+    write_json,
+    write_sealed,
+    write_tensors,
+)
 
 
 def start(code: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -297,3 +309,36 @@ def test_numbers_of_every_kind_must_be_finite(tmp_path: Path) -> None:
         write_json(tmp_path / "numbers.json", {"rows": (1.0, math.inf)})
     with pytest.raises(FloatingPointError, match=r"got others in 'z'"):
         write_tensors(tmp_path / "model.safetensors", {"z": torch.tensor([complex(0, math.nan)])})
+
+
+def test_sealed_files_are_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_sealed(path, {"b": [1, 2.5], "a": None})
+    assert read_sealed(path) == {"b": [1, 2.5], "a": None}
+    whole = path.read_text()
+    for broken, told in (
+        (whole.replace("2.5", "2.6"), "not as it was written"),
+        (whole.replace('"a"', '"c"'), "not as it was written"),
+        (whole[:-5], "not valid JSON"),
+        ("", "not valid JSON"),
+        ("[]", "expected a mapping, got list"),
+    ):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match=rf"result\.json: {told}"):
+            read_sealed(path)
+    path.write_text('{"a": 1}')  # one that never had a hash
+    assert read_sealed(path) == {"a": 1}
+
+
+def test_arrays_of_any_name_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "arrays.npz"
+    write_arrays(path, {"file": np.arange(3), "path": "words", "a/b": 1.5})
+    with np.load(path) as arrays:
+        assert {name: arrays[name].tolist() for name in arrays} == {"file": [0, 1, 2], "path": "words", "a/b": 1.5}
+    before = path.read_bytes()
+    with pytest.raises(FloatingPointError, match=r"arrays\.npz: expected finite numbers, got others in 'x'"):
+        write_arrays(path, {"x": np.array([0.0, np.nan])})
+    with pytest.raises(ValueError, match=r"arrays\.npz: expected numbers or words for 'x', got object"):
+        write_arrays(path, {"x": np.array([None])})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -77,8 +77,13 @@ def launched() -> Process:
     return Process(state.process_index, state.num_processes, str(state.device), state.wait_for_everyone)
 
 
-def check_sampling(steps: int | None, guidance: float | None, seed: int, *, seeds: int = 1) -> None:
-    """Refuse what no model samples with; ``None`` is the model's own. ``seeds`` are drawn with from ``seed`` on."""
+def check_sampling(
+    steps: int | None, guidance: float | None, seed: int, *, seeds: int = 1, scene: bool = False
+) -> None:
+    """Refuse what no model samples with; ``None`` is the model's own. ``seeds`` are drawn with from ``seed`` on.
+
+    A ``scene`` has more windows than are known beforehand, each with a seed of its own.
+    """
     if steps is not None and steps < 1:
         raise ValueError(f"--steps: must be >= 1, got {steps}")
     if guidance is not None and not 1 <= guidance < math.inf:
@@ -86,6 +91,8 @@ def check_sampling(steps: int | None, guidance: float | None, seed: int, *, seed
     if not 0 <= seed <= 2**63 - seeds:
         end = "2**63)" if seeds == 1 else f"2**63 - {seeds}] for {seeds} prompts"
         raise ValueError(f"--seed: must be in [0, {end}, got {seed}")
+    if scene and seed > 2**62:
+        raise ValueError(f"--seed: must be in [0, 2**62] for a scene, got {seed}")
 
 
 def check_folder(folder: Path) -> None:
@@ -197,10 +204,13 @@ def usable_device(name: str) -> torch.device:
         )
         name = next((device for device, is_there in there if is_there), "cpu")
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, ModuleNotFoundError) as error:
         raise ValueError(f"--device: cannot use {name!r}: {error}") from error
-    return torch.device(name)
+    if place.type == "meta":
+        raise ValueError("--device: cannot use 'meta': it holds no numbers")
+    return place
 
 
 def progress_bar() -> Progress:

@@ -32,6 +32,8 @@ def export(
         view = parse_view(camera, size)
         check_folder(out)
         take = replace(load(files, fps), view=view)
+        for chosen in formats:
+            FORMATS[chosen].check(take)
         out.mkdir(parents=True, exist_ok=True)
         with free_stem(out, files[0].name.partition(".")[0]) as stem:
             for chosen in formats:

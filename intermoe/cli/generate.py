@@ -105,7 +105,7 @@ def generate(
             reason = "with --resume" if resume else "in several processes"
             raise ValueError(f"--timeline, --grid: expected neither {reason}")
         chosen = [prompt for prompt, _ in segments] or _collect_prompts(prompts or [], prompts_file)
-        check_sampling(steps, guidance, seed, seeds=len(chosen))
+        check_sampling(steps, guidance, seed, seeds=len(chosen), scene=bool(segments))
         check_folder(out)
         place = here.device if device == "auto" else device
         pipeline = load_pipeline(model, place, frames=frames, scheduler=scheduler, steps=steps)
@@ -251,13 +251,18 @@ def _collect_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
 
 def _segments(timeline: Sequence[str]) -> list[tuple[str, int]]:
     """Prompts with their frames, of ``prompt:frames``."""
+    from intermoe.control.timeline import check_segments
+
     segments = []
     for text in timeline:
         prompt, colon, count = text.rpartition(":")
         if not (colon and prompt.strip() and count.isdecimal() and int(count) > 0):
             raise ValueError(f"--timeline: expected PROMPT:FRAMES, as 'two people bow:90', got {text!r}")
         segments.append((prompt.strip(), int(count)))
-    return segments
+    try:
+        return check_segments(segments) if segments else []
+    except ValueError as error:
+        raise ValueError(f"--timeline: {error}") from None
 
 
 def _read_control(

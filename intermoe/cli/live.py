@@ -45,11 +45,12 @@ def live(
     with reported():
         from intermoe.export import FORMATS, Take, View, free_stem, save_take, written
         from intermoe.viz.live import LivePage
-        from intermoe.viz.scene import serving
+        from intermoe.viz.scene import check_port, serving
 
         FORMATS["html"].check()
         look = View(camera)  # refuses an unknown one
-        check_sampling(steps, guidance, seed)
+        check_port(port)
+        check_sampling(steps, guidance, seed, scene=True)
         check_folder(out)
         pipeline = load_pipeline(model, device, scheduler=scheduler, steps=steps)
         _, scale = own_sampling(pipeline, steps, guidance)

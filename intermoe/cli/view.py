@@ -22,11 +22,12 @@ def view(
     """Open a page with the figures, for this machine alone, until Ctrl+C."""
     with reported():
         from intermoe.export import FORMATS, View, load
-        from intermoe.viz.scene import serving
+        from intermoe.viz.scene import check_port, serving
         from intermoe.viz.viewer import Shown, Viewer
 
         FORMATS["html"].check()
         View(camera)  # refuses an unknown one
+        check_port(port)
         takes = [load(file) for file in files]
         shown = [
             Shown(file.name.partition(".")[0], take.body, take.fps, take.names)

@@ -117,6 +117,8 @@ def read_control(path: str | Path, representation: Representation) -> Control:
             known.append(entry.read(path.parent, representation))
         except ValueError as error:
             raise ValueError(f"{path}: known[{index}].{error}") from error
+        except OSError as error:
+            raise type(error)(f"{path}: known[{index}].file: {error}") from error
     targets = []
     for index, target in enumerate(entries.targets):
         try:

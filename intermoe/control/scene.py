@@ -21,6 +21,9 @@ OVERLAP = 20
 BLEND = 16
 """Frames over which a window is led to them."""
 
+MAX_SEED = 2**62
+"""Of the first window: the later ones count on from it."""
+
 _UP = torch.tensor([0.0, 1.0, 0.0])
 
 Window = Callable[[str, int, int, Control | None], Tensor]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from intermoe.config import check_integer
+from intermoe.data.items import LARGEST
 from intermoe.motion.capsules import overlaps
 from intermoe.motion.skeleton import FOOT_JOINTS, JOINT_NAMES
 
@@ -41,7 +42,8 @@ class Target:
         distance: with ``to``, how far from it at most, in metres. apart: with ``to``, at least that far instead.
 
     Raises:
-        ValueError: a value outside its range, not exactly one of positions and to, numbers that are not finite.
+        ValueError: a value outside its range, not exactly one of positions and to, two places at one frame, numbers
+            that are not finite.
         TypeError: a value of another kind.
     """
 
@@ -62,8 +64,8 @@ class Target:
             raise ValueError("frames: expected at least one, got none")
         if (self.positions is None) == (self.to is None):
             raise ValueError("positions, to: expected one of the two")
-        if not 0 <= self.distance < float("inf"):
-            raise ValueError(f"distance: expected metres >= 0, got {self.distance}")
+        if not 0 <= self.distance <= LARGEST:
+            raise ValueError(f"distance: expected metres from 0 to {LARGEST:g}, got {self.distance}")
         if self.to is not None:
             if len(self.to) != 2:
                 raise ValueError(f"to: expected a person and a joint, got {self.to!r}")
@@ -77,8 +79,10 @@ class Target:
         places = torch.as_tensor(self.positions).detach().to("cpu", torch.float32, copy=True)
         if places.shape != (len(frames), 3):
             raise ValueError(f"positions: expected shape ({len(frames)}, 3), got {tuple(places.shape)}")
-        if not places.isfinite().all():
-            raise ValueError("positions: expected finite numbers, got NaN or infinity")
+        if not (places.abs() <= LARGEST).all():  # what is not finite is not within it either
+            raise ValueError(f"positions: expected finite numbers up to {LARGEST:g}, got others")
+        if len(set(frames)) < len(frames):
+            raise ValueError(f"frames: expected each frame once, got {list(frames)}")
         object.__setattr__(self, "positions", places)
 
     def check(self, num_frames: int, persons: int) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from intermoe.config import check_integer
 from intermoe.control.scene import Scene
+from intermoe.export import MOST_FRAMES
 
 Segments = Sequence[tuple[str, int]]
 """Prompts, each with its number of frames."""
@@ -17,7 +18,8 @@ def check_segments(segments: Segments) -> list[tuple[str, int]]:
     """``segments`` with numbers of frames that are integers.
 
     Raises:
-        ValueError: none, an entry that is no pair, or fewer than one frame; names the entry. TypeError: no integer.
+        ValueError: none, an entry that is no pair, or fewer than one frame, named; more than ``MOST_FRAMES`` in all.
+        TypeError: no integer.
     """
     if isinstance(segments, str) or not segments:
         raise ValueError(f"segments: expected pairs of a prompt and a number of frames, got {segments!r}")
@@ -26,6 +28,9 @@ def check_segments(segments: Segments) -> list[tuple[str, int]]:
         if isinstance(segment, str) or len(segment) != 2 or not isinstance(segment[0], str):
             raise ValueError(f"segments[{index}]: expected a prompt and a number of frames, got {segment!r}")
         checked.append((segment[0], check_integer(segment[1], f"segments[{index}]: frames", low=1)))
+    total = sum(frames for _, frames in checked)
+    if total > MOST_FRAMES:
+        raise ValueError(f"segments: expected at most {MOST_FRAMES} frames in all, got {total}")
     return checked
 
 

@@ -185,7 +185,7 @@ def _entries(path: Path) -> dict[str, Any]:
 def _listings(names: Sequence[str], entries: Mapping[str, Any], times: float, rng: np.random.Generator) -> list[int]:
     """How often each clip is listed: ``times`` on average, activities alike where they are known."""
     activities = [tagged_activity(entries.get(name)) for name in names]
-    if not all(isinstance(activity, str) for activity in activities):
+    if None in activities:
         return [int(times + draw) for draw in rng.random(len(names))]
     sizes = Counter(activities)
     each = times * len(names) / len(sizes)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from intermoe.data.captions import swap_caption
 from intermoe.data.items import MotionItem
 from intermoe.eval.protocol import DIVERSITY_PAIRS, MULTIMODALITY_PAIRS, Protocol
 from intermoe.evaluators.evaluator import Evaluator
-from intermoe.files import locked, replacing, write_json
+from intermoe.files import locked, read_sealed, write_arrays, write_json, write_sealed
 from intermoe.metrics.distribution import diversity, frechet_distance, multimodality, retrieval
+from intermoe.reading import read_archive
 
 if TYPE_CHECKING:
     from intermoe.data.dataset import MotionDataset
@@ -208,8 +208,7 @@ class Evaluation:
         place = self._place(replication)
         place.mkdir(parents=True, exist_ok=True)
         arrays = self.make(replication, piece, self.settings.num_inference_steps)
-        with replacing(place / piece.file) as temporary:
-            np.savez(temporary, **arrays)  # type: ignore[arg-type]
+        write_arrays(place / piece.file, arrays)
 
     def make(self, replication: int, piece: Piece, num_inference_steps: int) -> dict[str, npt.NDArray[Any]]:
         """The arrays of a piece: its draws, embeddings, and what was generated."""
@@ -269,7 +268,7 @@ class Evaluation:
             first, second = _pairs(rng, samples, MULTIMODALITY_PAIRS)
             rows["model"]["multimodality"] = multimodality(embedded, first, second)
             rows["model"]["multimodality_scaled"] = multimodality(embedded, first, second, **scaling)
-        write_json(self.folder / f"replication-{replication:02d}.json", rows)
+        write_sealed(self.folder / f"replication-{replication:02d}.json", rows)
         if not self.keep_motions:
             for piece in self.pieces(replication):
                 (self._place(replication) / piece.file).unlink()
@@ -302,10 +301,10 @@ class Evaluation:
         draws, found = [], []
         for file in files:
             try:
-                with np.load(file, allow_pickle=False) as arrays:
-                    draws += [tuple(draw) for draw in arrays["draws"].tolist()]
-                    found.append({key: arrays[key] for key in arrays.files if key.endswith("_embedding")})
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                arrays = read_archive(file)
+                draws += [tuple(draw) for draw in arrays["draws"].tolist()]
+                found.append({key: value for key, value in arrays.items() if key.endswith("_embedding")})
+            except (OSError, ValueError, KeyError) as error:
                 raise ValueError(f"{file}: not a whole piece, remove it and go on: {error}") from error
         order = sorted(range(len(draws)), key=draws.__getitem__)
         return {key: np.concatenate([part[key] for part in found])[order] for key in (found[0] if found else ())}
@@ -322,12 +321,9 @@ class Evaluation:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"expected a mapping, got {type(content).__name__}")
+        return read_sealed(path)
     except ValueError as error:
         raise ValueError(f"{path}: not a file of this evaluation, remove it and go on: {error}") from error
-    return content
 
 
 def _pairs(

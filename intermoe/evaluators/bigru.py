@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from intermoe.config import Config, _require
+from intermoe.config import Config, _require, check_sizes
 from intermoe.evaluators.evaluator import Evaluator
 from intermoe.evaluators.words import CATEGORIES, END, START, UNKNOWN, encode
 from intermoe.motion.representation import REPRESENTATIONS
@@ -45,8 +45,8 @@ class BiGRUConfig(Config):
     def __post_init__(self) -> None:
         known = self.representation in REPRESENTATIONS
         _require(known, "representation", f"one of {tuple(REPRESENTATIONS)}", self.representation)
-        for name in ("input_dim", "max_words", "vocab_size", "word_dim", "movement_dim", "motion_dim", "text_dim"):
-            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        sizes = ("input_dim", "max_words", "vocab_size", "word_dim", "movement_dim", "motion_dim", "text_dim")
+        check_sizes(self, (*sizes, "embedding_dim"))
         _require(self.max_frames >= UNIT, "max_frames", f">= {UNIT}", self.max_frames)
 
 

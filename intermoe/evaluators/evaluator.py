@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from intermoe.checkpoints import load_module, load_safetensors
 from intermoe.config import Config
 from intermoe.files import replacing, write_json, write_tensors
-from intermoe.nn.init import SkipRandomInit
 from intermoe.reading import read_json, read_text
 from intermoe.registry import Registry
+from intermoe.systems.files import to_be_filled
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
 
@@ -109,7 +109,7 @@ def load_evaluator(folder: str | Path, *, device: str | torch.device = "cpu") ->
         raise ValueError(f"{path}: kind must be one of {tuple(EVALUATORS)}, got {kind!r}")
     build: Any = EVALUATORS[kind]
     try:
-        with SkipRandomInit():  # every weight is read below
+        with to_be_filled(folder / WEIGHTS_FILE):
             evaluator: Evaluator = build(build.config_type.from_dict(values), content)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error

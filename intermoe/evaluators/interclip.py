@@ -15,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from intermoe.config import MAX_LAYERS, Config, _require
+from intermoe.config import MAX_LAYERS, Config, _require, check_sizes
 from intermoe.evaluators.evaluator import Evaluator
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.nn.layers import sinusoid
@@ -54,8 +54,8 @@ class InterClipConfig(Config):
     def __post_init__(self) -> None:
         known = self.representation in REPRESENTATIONS
         _require(known, "representation", f"one of {tuple(REPRESENTATIONS)}", self.representation)
-        for name in ("persons", "input_dim", "width", "num_layers", "num_heads", "feedforward_dim", "embedding_dim"):
-            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        sizes = ("persons", "input_dim", "width", "num_layers", "num_heads", "feedforward_dim", "embedding_dim")
+        check_sizes(self, sizes)
         _require(self.num_layers <= MAX_LAYERS, "num_layers", f"<= {MAX_LAYERS}", self.num_layers)
         _require(self.width % self.num_heads == 0, "width", f"a multiple of num_heads={self.num_heads}", self.width)
         _require(self.width % 2 == 0, "width", "even (sinusoidal positions)", self.width)

@@ -126,7 +126,7 @@ def save_take(path: str | Path, take: Take) -> list[Path]:
         raise ValueError(f"path: expected a suffix of {suffixes}, got {path}")
     stem = path.name[: -len(chosen.suffix)]
     paths = [path.with_name(stem + suffix) for suffix in suffixes_of(chosen, len(take.joints))]
-    chosen.check()
+    chosen.check(take)
     chosen.write(paths, take)
     return paths
 
@@ -164,6 +164,8 @@ def load(path: str | Path | Sequence[str | Path], fps: float | None = None) -> T
         raise ValueError(f"path: expected files of one format, got {', '.join(map(str, given))}")
     if len(given) > 1 and not chosen.per_person:
         raise ValueError(f"path: expected one {chosen.suffix} file, which holds all persons, got {len(given)}")
+    if len(set(given)) < len(given):
+        raise ValueError(f"path: expected different files, one per person, got {', '.join(map(str, given))}")
     paths = list(dict.fromkeys(file for each in given for file in _files(each, chosen)))
     take = chosen.read(paths)
     return take if fps is None or fps == take.fps else _resampled(take, fps)

@@ -18,7 +18,7 @@ from intermoe.export.format import Format
 from intermoe.export.npz import number
 from intermoe.export.skeletons import unequal, y_up_to_z_up, z_up_to_y_up
 from intermoe.export.take import Take, read_take
-from intermoe.files import replacing
+from intermoe.files import write_arrays
 from intermoe.motion.rig import REST_POSE, forward_kinematics
 from intermoe.motion.rotations import Array, about_axis, rotation_matrices, to_rotation_vectors
 from intermoe.motion.skeleton import JOINT_NAMES, NUM_JOINTS, PARENTS
@@ -51,8 +51,7 @@ def write(paths: list[Path], take: Take) -> None:
             entries["offsets"] = np.concatenate(
                 [np.zeros_like(rig.offsets[person, :, :1]), rig.offsets[person, :, 1:]], axis=1
             )
-        with replacing(path) as temporary:
-            np.savez_compressed(temporary, **entries)
+        write_arrays(path, entries)
 
 
 def is_amass(path: Path) -> bool:

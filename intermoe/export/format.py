@@ -15,6 +15,7 @@ class Format:
     """A kind of file. ``write`` and ``read`` get all paths of a motion: one, or one per person.
 
     ``needs`` are modules beyond numpy that writing imports, ``extra`` is the extra of the package that has them.
+    ``refuse`` raises ``ValueError`` for a motion that the format cannot hold.
     """
 
     suffix: str
@@ -23,10 +24,17 @@ class Format:
     per_person: bool = False
     needs: tuple[str, ...] = ()
     extra: str = "viz"
+    refuse: Callable[[Take], None] | None = None
 
-    def check(self) -> None:
-        """Raise ``ModuleNotFoundError``, with the remedy, if a module that writing needs is missing."""
+    def check(self, take: Take | None = None) -> None:
+        """Raise for what writing would refuse, before it begins.
+
+        Raises:
+            ModuleNotFoundError: a module is missing; says how to install it. ValueError: ``take`` does not fit.
+        """
         for module in self.needs:
             if importlib.util.find_spec(module) is None:
                 name = self.suffix.removeprefix(".")
                 raise ModuleNotFoundError(f"{name}: needs {module}: pip install 'intermoe[{self.extra}]'")
+        if take is not None and self.refuse is not None:
+            self.refuse(take)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from intermoe.export.format import Format
 from intermoe.export.skeletons import body_joints
 from intermoe.export.take import Take
-from intermoe.files import replacing
+from intermoe.files import write_arrays
 from intermoe.motion.skeleton import JOINT_NAMES, PARENTS
 from intermoe.reading import read_archive
 
@@ -57,9 +57,7 @@ def write(paths: list[Path], take: Take) -> None:
     taken = sorted(entries.keys() & take.details.keys())
     if taken:
         raise ValueError(f"details: expected names other than {sorted(entries)}, got {taken}")
-    entries |= take.details
-    with replacing(paths[0]) as temporary:
-        np.savez_compressed(temporary, **entries)
+    write_arrays(paths[0], {**entries, **take.details})
 
 
 def read(paths: list[Path]) -> Take:
@@ -89,14 +87,16 @@ def read(paths: list[Path]) -> Take:
             tuple(str(name) for name in entries.get("names", ())),
             str(entries.get("prompt", "")),
             entries.get("motion"),
-            details={
-                name: value.item()
-                for name, value in entries.items()
-                if value.ndim == 0 and name not in _SCALARS and not name.startswith("version_")
-            },
+            details={name: value.item() for name, value in entries.items() if _is_detail(name, value)},
         )
     except ValueError as error:
         raise ValueError(f"{paths[0]}: {error}") from error
+
+
+def _is_detail(name: str, value: npt.NDArray[Any]) -> bool:
+    """Whether an entry is one of ``Take.details``: a number or words on how the motion was made."""
+    plain = value.dtype.kind in "biuU" or (value.dtype.kind == "f" and bool(np.isfinite(value).all()))
+    return value.ndim == 0 and plain and name not in _SCALARS and not name.startswith("version_")
 
 
 def number(value: npt.NDArray[Any], name: str) -> float:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from intermoe.export.format import Format
 from intermoe.export.take import Take
-from intermoe.viz.figures import Scene
-from intermoe.viz.video import save_gif, save_mp4
+from intermoe.viz.figures import PERSON_COLOURS, Scene
+from intermoe.viz.video import check_rate, save_gif, save_mp4
 
 
 def write_mp4(paths: list[Path], take: Take) -> None:
@@ -25,5 +25,12 @@ def scene_of(take: Take) -> Scene:
     return Scene(take.body, take.prompt, fps=take.fps, size=take.view.size, camera=take.view.camera)
 
 
-MP4 = Format(".mp4", write_mp4, needs=("PIL", "imageio_ffmpeg"))
-GIF = Format(".gif", write_gif, needs=("PIL",))
+def refuse(take: Take) -> None:
+    """Raise ``ValueError`` for more persons than there are colours, and a rate that no video has."""
+    if len(take.joints) > len(PERSON_COLOURS):
+        raise ValueError(f"persons: expected at most {len(PERSON_COLOURS)} in a video, got {len(take.joints)}")
+    check_rate(take.fps)
+
+
+MP4 = Format(".mp4", write_mp4, needs=("PIL", "imageio_ffmpeg"), refuse=refuse)
+GIF = Format(".gif", write_gif, needs=("PIL",), refuse=refuse)

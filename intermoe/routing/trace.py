@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from intermoe.files import replacing
+from intermoe.files import write_arrays
 from intermoe.routing.record import Bools, RoutingRecord, record_routing
 
 if TYPE_CHECKING:
@@ -71,19 +71,17 @@ class RoutingTrace:
     def save_npz(self, path: str | Path) -> None:
         """Write everything and the three summaries; ``np.load`` reads it without pickle."""
         optional: dict[str, Any] = {} if self.joints is None else {"joints": self.joints}
-        with replacing(path) as temporary:
-            np.savez_compressed(
-                temporary,
-                chosen=self.chosen,
-                timesteps=self.timesteps,
-                layers=np.array(self.layers),
-                title=self.title,
-                fps=self.fps,
-                share=self.share.astype(np.float32),
-                experts_per_token=self.experts_per_token.astype(np.float32),
-                load=self.load.astype(np.float32),
-                **optional,
-            )
+        arrays = {
+            "chosen": self.chosen,
+            "timesteps": self.timesteps,
+            "layers": np.array(self.layers),
+            "title": self.title,
+            "fps": self.fps,
+            "share": self.share.astype(np.float32),
+            "experts_per_token": self.experts_per_token.astype(np.float32),
+            "load": self.load.astype(np.float32),
+        }
+        write_arrays(path, arrays | optional)
 
 
 def trace_record(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from intermoe.config import MAX_LAYERS, Config, _require
+from intermoe.config import MAX_LAYERS, Config, _require, check_sizes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -56,8 +56,7 @@ class TextConfig(Config):
     def __post_init__(self) -> None:
         _require(self.kind in TEXT_ENCODERS, "kind", f"one of {TEXT_ENCODERS}", self.kind)
         sizes = ("output_dim", "width", "num_layers", "num_heads", "feedforward_dim", "max_tokens", "vocab_size")
-        for name in (*sizes, "vector_dim"):
-            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        check_sizes(self, (*sizes, "vector_dim"))
         for name in ("num_layers", "clip_layers", "sentence_layers"):
             _require(getattr(self, name) <= MAX_LAYERS, name, f"<= {MAX_LAYERS}", getattr(self, name))
         _require(self.width % self.num_heads == 0, "width", f"a multiple of num_heads={self.num_heads}", self.width)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from intermoe.data.batching import collate, pad_motion
 from intermoe.data.dataset import MotionDataset
 from intermoe.eval.protocol import PROTOCOLS
 from intermoe.evaluators.evaluator import Evaluator, weights_digest
-from intermoe.files import replacing_folder, write_json, write_tensors, write_text
+from intermoe.files import read_sealed, replacing_folder, write_json, write_sealed, write_tensors, write_text
 from intermoe.metrics.clips import Clip, measure
 from intermoe.metrics.distribution import frechet_distance, retrieval
 from intermoe.routing.record import record_routing
@@ -260,7 +259,7 @@ def _row(
     path, result = folder / "variant.yaml", folder / "result.json"
     written = {"settings": shared, "made_from": made_from, "config": run.without_paths(config).to_dict()}
     if result.exists():
-        saved = json.loads(result.read_text(encoding="utf-8"))
+        saved = read_sealed(result)
         if {key: saved.get(key) for key in written} == written:
             numbers: Numbers = saved["numbers"]
             return numbers
@@ -272,7 +271,7 @@ def _row(
     model = run_denoiser(path, folder / "run", vae=vae, resume=True)
     pipeline = InterMoEPipeline.from_pretrained(model)
     found = measure_variant(pipeline, config, dataset, settings, evaluator)
-    write_json(result, {**written, "numbers": found})
+    write_sealed(result, {**written, "numbers": found})
     return found
 
 

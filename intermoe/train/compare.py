@@ -26,7 +26,7 @@ from intermoe.eval.compare import (
 from intermoe.eval.protocol import PROTOCOLS, SOURCES, Published
 from intermoe.eval.runner import digest
 from intermoe.evaluators.evaluator import Evaluator, load_evaluator
-from intermoe.files import write_json
+from intermoe.files import read_sealed, write_json, write_sealed
 from intermoe.hub import model_folder
 from intermoe.pipeline import MotionPipeline
 from intermoe.train import run
@@ -236,7 +236,7 @@ class Comparison:
         folder = self.folder / system.name / _key(made_from)
         result = folder / "result.json"
         if result.exists():
-            numbers: Numbers = json.loads(result.read_text(encoding="utf-8"))["numbers"]
+            numbers: Numbers = read_sealed(result)["numbers"]
             return numbers
         folder.mkdir(parents=True, exist_ok=True)
         model, seconds, steps = (None if loaded is None else Path(model_folder(loaded))), 0.0, None
@@ -251,14 +251,14 @@ class Comparison:
             "train_seconds": seconds if loaded is None and math.isfinite(seconds) else None,
             **measure_system(pipeline, dataset, self.settings, evaluator),
         }
-        write_json(result, {"title": system.title, "made_from": made_from, "numbers": found})
+        write_sealed(result, {"title": system.title, "made_from": made_from, "numbers": found})
         return found
 
     def _train(self, folder: Path, name: str, values: Mapping[str, Any], start: Path | None) -> tuple[Path, float]:
         """Train a stage, or go on with it: the model's folder, and seconds (NaN where it was not one go)."""
         path, spent = folder / f"{name}.json", folder / "seconds.json"
         if spent.exists():
-            return folder / "run" / "model", float(json.loads(spent.read_text(encoding="utf-8"))["seconds"])
+            return folder / "run" / "model", float(read_sealed(spent)["seconds"])
         whole = not (folder / "run").exists()
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, dict(values))
@@ -266,7 +266,7 @@ class Comparison:
         model = train(path, folder / "run", start=start, resume=True, data=self.data)
         seconds = time.perf_counter() - started
         if whole:
-            write_json(spent, {"seconds": seconds})
+            write_sealed(spent, {"seconds": seconds})
         return model, seconds if whole else math.nan
 
 

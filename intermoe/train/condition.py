@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 
+from intermoe.checkpoints import load_safetensors
 from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
 from intermoe.files import write_tensors, write_text
@@ -46,7 +46,7 @@ def prepare_text(
         load_tower(encoder)
     if isinstance(encoder, WordVectorTextEncoder):
         if known:  # as the tokenizer: the sentence encoder is not needed again
-            encoder.load_state_dict(load_file(output_dir / VECTORS_FILE), strict=False)
+            encoder.load_state_dict(load_safetensors(output_dir / VECTORS_FILE), strict=False)
         else:
             encoder.take_vectors(str(text.name_or_path))
             encoder.note(training_captions(config, train))

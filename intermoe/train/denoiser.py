@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import torch
 from einops import rearrange
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from intermoe.checkpoints import check_finite, load_module, load_safetensors
 from intermoe.data.batching import MotionBatch, collate
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.sets import DATA_SETS
@@ -249,10 +249,10 @@ def run_denoiser(
         metric = None
         if config.diffusion.loss_std_floor > 0:
             path = once(output_dir / METRIC_FILE, functools.partial(_fit_metric, config, train, encoder))
-            metric = load_file(path)["metric"]
+            metric = _read_metric(path)
         if config.text_pretraining.steps:
             path = once(output_dir / TEXT_FILE, functools.partial(_pretrain, config, text, train, encoder, metric))
-            text.load_state_dict(load_file(path))
+            load_module(text, load_safetensors(path), path)
             text.requires_grad_(False)
         objective = DenoiserObjective(config, encoder, text, metric)
         drawn: list[DrawnDataset] = [train, validation]
@@ -295,6 +295,14 @@ def _pretrain(
 
     pretrain_text(text, train, encode, config.text_pretraining, seed=config.seed)
     write_tensors(path, text.state_dict())
+
+
+def _read_metric(path: Path) -> Tensor:
+    tensors = load_safetensors(path)
+    if "metric" not in tensors:
+        raise ValueError(f"{path}: missing key 'metric'")
+    check_finite(tensors["metric"], "metric", path)
+    return tensors["metric"]
 
 
 def _fit_metric(config: DenoiserTrainConfig, train: MotionDataset, encoder: LatentEncoder, path: Path) -> None:

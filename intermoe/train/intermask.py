@@ -13,16 +13,17 @@ from typing import Any, TypedDict
 
 import torch
 from einops import rearrange
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from intermoe.checkpoints import load_module, load_safetensors
 from intermoe.config import _require
 from intermoe.data.dataset import MotionChoice, MotionDataset
 from intermoe.data.sets import DATA_SETS, train_statistics
 from intermoe.files import replacing_folder, write_tensors
 from intermoe.motion.interhuman import joints
+from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
-from intermoe.systems.files import write_model
+from intermoe.systems.files import to_be_filled, write_model
 from intermoe.systems.intermask.config import (
     InterMaskConfig,
     InterMaskModelConfig,
@@ -38,7 +39,7 @@ from intermoe.train.condition import keep_tokenizer, prepare_text
 from intermoe.train.config import TrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.loop import Batch, Objective, fit
-from intermoe.train.vae import Windows
+from intermoe.train.vae import Windows, load_run_statistics
 
 
 @dataclass(frozen=True)
@@ -191,12 +192,12 @@ def load_tokenizer_folder(folder: str | Path) -> tuple[MotionTokenizer, Statisti
     for name in ("config.json", "model.safetensors", "statistics.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"tokenizer: {folder} holds no {name}")
-    tokenizer = MotionTokenizer(TokenizerConfig.load(folder / "config.json"))
-    try:
-        tokenizer.load_state_dict(load_file(folder / "model.safetensors"))
-    except RuntimeError as error:
-        raise ValueError(f"{folder / 'model.safetensors'}: does not fit config.json: {error}") from error
-    return tokenizer.eval().requires_grad_(False), Statistics.load(folder / "statistics.json")
+    config, weights = TokenizerConfig.load(folder / "config.json"), folder / "model.safetensors"
+    with to_be_filled(weights):
+        tokenizer = MotionTokenizer(config)
+    load_module(tokenizer, load_safetensors(weights), weights)
+    columns = REPRESENTATIONS[config.representation].frame_shape[-1]
+    return tokenizer.eval().requires_grad_(False), load_run_statistics(folder, columns)
 
 
 class CodeItem(TypedDict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,7 +18,7 @@ from intermoe.config import Config
 from intermoe.data.captions import mirror_caption, swap_caption
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.sets import DATA_SETS
-from intermoe.files import locked, write_json
+from intermoe.files import locked, read_sealed, write_json, write_sealed
 from intermoe.text.protocol import TextEncoder
 from intermoe.train.checkpoint import latest_checkpoint
 from intermoe.train.config import TrainConfig
@@ -115,7 +114,7 @@ def _begin(config: TrainConfig, output_dir: Path, *, resume: bool, digests: dict
             raise FileExistsError(f"output_dir: {output_dir} holds a run already; resume it or choose another folder")
     if path.exists() and resume:
         require_same(type(config).load(path), config, path)
-        saved = json.loads(data.read_text(encoding="utf-8")) if data.exists() else digests
+        saved = read_sealed(data) if data.exists() else digests
         changed = [name for name, digest in digests.items() if saved.get(name) != digest]
         if changed:
             raise ValueError(
@@ -123,7 +122,7 @@ def _begin(config: TrainConfig, output_dir: Path, *, resume: bool, digests: dict
                 "started with"
             )
     write_config(path, config)
-    write_json(data, digests)
+    write_sealed(data, digests)
 
 
 def _is_run(kind: type[TrainConfig], path: Path) -> bool:

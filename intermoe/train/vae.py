@@ -14,6 +14,7 @@ from intermoe.data.sets import train_statistics
 from intermoe.files import replacing_folder, write_tensors
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
+from intermoe.systems.files import to_be_filled
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.train import run
@@ -176,14 +177,19 @@ def load_vae_folder(folder: str | Path) -> tuple[CausalSkeletalVAE, Statistics]:
     for name in ("config.json", "model.safetensors", "statistics.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"vae: {folder} holds no {name}")
-    vae = CausalSkeletalVAE(VAEConfig.load(folder / "config.json"))
-    weights = folder / "model.safetensors"
+    config, weights = VAEConfig.load(folder / "config.json"), folder / "model.safetensors"
+    with to_be_filled(weights):
+        vae = CausalSkeletalVAE(config)
     load_module(vae, load_safetensors(weights), weights)
+    return vae.eval().requires_grad_(False), load_run_statistics(folder, vae.representation.frame_shape[-1])
+
+
+def load_run_statistics(folder: Path, columns: int) -> Statistics:
+    """The statistics in a run's model folder. Raises ``ValueError`` for another number of columns."""
     statistics = Statistics.load(folder / "statistics.json")
-    columns = vae.representation.frame_shape[-1]
     if len(statistics.mean) != columns:
         raise ValueError(f"{folder / 'statistics.json'}: expected {columns} columns, got {len(statistics.mean)}")
-    return vae.eval().requires_grad_(False), statistics
+    return statistics
 
 
 TRAINER = run.Trainer(VAETrainConfig, run_vae, start="init")

@@ -183,6 +183,12 @@ def _ball() -> tuple[Array, npt.NDArray[np.int64]]:
     return vertices, faces
 
 
+def check_port(port: int) -> None:
+    """Raise ``ValueError`` where no port has that number."""
+    if not 0 <= port < 2**16:
+        raise ValueError(f"port: expected 0 to {2**16 - 1}, got {port}")
+
+
 @contextmanager
 def serving(port: int = 0) -> Iterator[viser.ViserServer]:
     """A server on this machine alone, stopped in the end; a free port is taken if ``port`` is 0 or not free.
@@ -192,8 +198,7 @@ def serving(port: int = 0) -> Iterator[viser.ViserServer]:
     Raises:
         ValueError: no port has that number. ModuleNotFoundError: viser is not installed; says how to install it.
     """
-    if not 0 <= port < 2**16:
-        raise ValueError(f"port: expected 0 to {2**16 - 1}, got {port}")
+    check_port(port)
     try:
         import viser
     except ModuleNotFoundError as error:

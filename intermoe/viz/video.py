@@ -16,6 +16,8 @@ import numpy.typing as npt
 from intermoe.files import replacing
 
 GIF_MAX_FPS = 15
+MIN_FPS, MAX_FPS = 0.01, 1000
+"""Beyond them a GIF cannot count the pauses, and ffmpeg refuses."""
 
 
 class Animation(Protocol):
@@ -33,13 +35,21 @@ class Animation(Protocol):
     def frames(self) -> Iterator[npt.NDArray[np.uint8]]: ...
 
 
+def check_rate(fps: float) -> None:
+    """Raise ``ValueError`` for a rate that no video here can have."""
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise ValueError(f"fps: expected {MIN_FPS:g} to {MAX_FPS:g} frames a second in a video, got {fps:g}")
+
+
 def save_mp4(path: str | Path, scene: Animation) -> None:
     """Draw ``scene`` into an H.264 file (yuv420p, plays everywhere) at its real speed.
 
     Raises:
         ModuleNotFoundError: imageio-ffmpeg or Pillow is not installed; says how to install them.
-        OSError: ffmpeg failed, at whatever moment, with its message; no file is left.
+        ValueError: a rate as ``check_rate`` says. OSError: ffmpeg failed, at whatever moment, with its message; no file
+            is left.
     """
+    check_rate(scene.fps)
     try:
         from imageio_ffmpeg import get_ffmpeg_exe
     except ModuleNotFoundError as error:
@@ -71,7 +81,11 @@ def save_mp4(path: str | Path, scene: Animation) -> None:
 
 
 def save_gif(path: str | Path, scene: Animation) -> None:
-    """Draw ``scene`` into a looping GIF at its real speed, with at most 15 frames a second."""
+    """Draw ``scene`` into a looping GIF at its real speed, at most 15 frames a second.
+
+    Raises ``ValueError`` as ``check_rate``.
+    """
+    check_rate(scene.fps)
     from PIL import Image
 
     step = math.ceil(scene.fps / GIF_MAX_FPS)

@@ -50,9 +50,19 @@ def test_one_file_becomes_others(bow: Path, tmp_path: Path) -> None:
         (("bow.npz", "--format", "bvh", "--fps", 0), "fps: expected a positive number, got 0.0"),
         (("bow.npz", "--format", "bvh", "--out", "bow.npz/below"), "is not a folder"),
         (("bow.npz", "--format", "mp4", "--camera", "below"), "camera: expected one of"),
+        (
+            ("bow.npz", "--format", "bvh", "--format", "gif", "--fps", 0.001),
+            "fps: expected 0.01 to 1000 frames a second",
+        ),
+        (
+            ("bow.npz", "--format", "bvh", "--format", "mp4", "--fps", 2000),
+            "fps: expected 0.01 to 1000 frames a second",
+        ),
+        (("five.npz", "--format", "bvh", "--format", "mp4"), "persons: expected at most 4 in a video, got 5"),
     ],
 )
 def test_what_cannot_work_is_told_in_a_line(bow: Path, tmp_path: Path, arguments: tuple[Any, ...], told: str) -> None:
+    export.save("five.npz", np.tile(export.load(bow).joints[:1], (5, 1, 1, 1)))
     before = sorted(tmp_path.iterdir())
     result = run("export", *arguments)
     assert result.exit_code == 2, result.output
@@ -79,11 +89,23 @@ def test_view_says_where_and_serves_this_machine_alone(bow: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("port", [-1, 70000])
-def test_view_names_a_port_that_there_is_not(bow: Path, port: int) -> None:
+@pytest.mark.parametrize("command", [("view", "bow.npz"), ("live",)])
+def test_a_port_that_there_is_not_is_named_before_any_work(
+    bow: Path, command: tuple[str, ...], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("viser", reason="pages of figures need viser")
-    result = run("view", bow, "--port", port)
+    for place in ("intermoe.export.load", "intermoe.cli.live.load_pipeline"):
+        monkeypatch.setattr(place, lambda *_, **__: pytest.fail("work before all was checked"))
+    result = run(*command, "--port", port)
     assert result.exit_code == 2
     assert result.stderr == f"error: port: expected 0 to 65535, got {port}\n"
+
+
+def test_one_file_is_not_two_persons(bow: Path, tmp_path: Path) -> None:
+    assert run("export", bow, "--format", "bvh", "--out", ".").exit_code == 0
+    result = run("export", "bow.person1.bvh", "bow.person1.bvh", "--format", "npz", "--out", "out")
+    assert result.exit_code == 2
+    assert "expected different files, one per person, got bow.person1.bvh, bow.person1.bvh" in result.stderr
 
 
 def test_view_without_viser_says_what_to_install(bow: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from intermoe.cli.common import check_sampling, load_pipeline, own_sampling
+from intermoe.cli.common import check_sampling, load_pipeline, own_sampling, usable_device
 from intermoe.pipeline import MotionPipeline
 from intermoe.systems.intergen.config import InterGenModelConfig
 from intermoe.systems.intermask.config import InterMaskModelConfig
@@ -53,3 +53,17 @@ def test_what_no_model_takes() -> None:
     for steps, guidance, name in ((0, None, "--steps"), (None, 0.5, "--guidance"), (None, float("inf"), "--guidance")):
         with pytest.raises(ValueError, match=name):
             check_sampling(steps, guidance, 0)
+
+
+def test_a_scene_counts_on_from_its_seed() -> None:
+    check_sampling(None, None, 2**62, scene=True)
+    check_sampling(None, None, 2**63 - 1)
+    with pytest.raises(ValueError, match=r"--seed: must be in \[0, 2\*\*62\] for a scene"):
+        check_sampling(None, None, 2**62 + 1, scene=True)
+
+
+def test_a_device_without_numbers_is_refused() -> None:
+    assert usable_device("cpu").type == "cpu"
+    for name in ("meta", "nothing", "hpu"):
+        with pytest.raises(ValueError, match=rf"--device: cannot use '{name}'"):
+            usable_device(name)

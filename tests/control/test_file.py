@@ -118,13 +118,15 @@ def test_files_of_other_programs_are_read(tmp_path: Path, pair: Any) -> None:
         ({"frames": 4}, r"known\[0\]\.frames: must be a list"),
         ({"person": -1}, r"known\[0\]\.person: must be >= 0"),
         ({"persons": 1}, r"known\[0\]: unknown key 'persons'"),
-        ({"file": "absent.bvh"}, r"absent\.bvh"),
+        ({"file": "absent.bvh"}, r"control\.json: known\[0\]\.file: .*absent\.bvh"),
+        ({"file": "folder.npz"}, r"control\.json: known\[0\]\.file: .*folder\.npz"),
         ({"file": "nan.npz"}, r"known\[0\]\..*nan\.npz: joints: expected finite values"),
         ({"file": "pair.txt"}, r"known\[0\]\.path: expected a suffix"),
     ],
 )
 def test_what_a_file_cannot_say(tmp_path: Path, pair: Any, entry: dict[str, Any], message: str) -> None:
     np.savez(tmp_path / "nan.npz", joints=np.where(np.arange(3) == 1, np.nan, pair))
+    (tmp_path / "folder.npz").mkdir()
     path = written(tmp_path, {"person": 0, "file": "pair.npz", **entry})
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         read_control(path, INTERHUMAN)

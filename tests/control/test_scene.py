@@ -158,6 +158,10 @@ def test_prompts_longer_than_a_window_are_cut_into_equal_ones() -> None:
         (["two people bow"], r"^segments\[0\]: expected a prompt and a number of frames"),
         ([("two people bow", 30), ("they turn", 0)], r"^segments\[1\]: frames: must be in \[1"),
         ([("two people bow", 7)], r"^num_frames: must be in \[8, 40\]"),
+        (
+            [("two people bow", 30), ("they turn", 10**6)],
+            r"^segments: expected at most 1000000 frames in all, got 1000030",
+        ),
         ([("two people bow", 30), (" ", 20)], r"^prompts: a prompt must not be empty"),
     ],
 )

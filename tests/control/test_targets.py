@@ -143,7 +143,10 @@ def test_overlaps_are_those_of_capsules() -> None:
         ({"to": (1, "head")}, r"^positions, to: expected one of the two"),
         ({"positions": None, "to": (0, "head")}, r"^to: expected somebody else than person 0"),
         ({"positions": None, "to": (1, "nose")}, r"^to: joint: expected one of"),
-        ({"distance": -1.0}, r"^distance: expected metres >= 0"),
+        ({"positions": [[0.0, 2e4, 0.0]]}, r"^positions: expected finite numbers up to 10000"),
+        ({"frames": [3, 3], "positions": [[0.0, 1.0, 0.0], [0.0, 2.0, 0.0]]}, r"^frames: expected each frame once"),
+        ({"distance": -1.0}, r"^distance: expected metres from 0"),
+        ({"positions": None, "to": (1, "head"), "distance": 2e4}, r"^distance: expected metres from 0 to 10000"),
         ({"distance": 0.5}, r"^distance, apart: expected with to"),
     ],
 )

@@ -220,3 +220,34 @@ def test_a_digest_is_of_names_types_shapes_and_values() -> None:
     digests = {weights_digest(each) for each in (tensors, *others)}
     assert len(digests) == 6
     assert weights_digest(dict(reversed(tensors.items()))) == weights_digest(tensors)
+
+
+HOSTILE = [
+    (kind, field)
+    for kind, fields in (
+        ("interclip", "persons input_dim width feedforward_dim text.width text.feedforward_dim text.max_tokens"),
+        ("bigru", "input_dim word_dim movement_dim motion_dim text_dim embedding_dim"),
+    )
+    for field in fields.split()
+]
+
+
+@pytest.mark.parametrize("size", [10**5, 10**9, 10**30])
+@pytest.mark.parametrize(("kind", "field"), HOSTILE)
+def test_sizes_that_the_weights_do_not_have_are_refused_before_memory_is_taken(
+    kind: str, field: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "interclip":
+        save_evaluator(tmp_path, interclip())
+    else:
+        dims = dict.fromkeys(("word_dim", "movement_dim", "motion_dim", "text_dim", "embedding_dim"), 4)
+        words = json.dumps(["sos", "eos", "unk", "walk"])
+        save_evaluator(tmp_path, BiGRUEvaluator(BiGRUConfig(input_dim=5, vocab_size=4, **dims), words))
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    section, _, last = field.rpartition(".")
+    (values[section] if section else values)[last] = size
+    path.write_text(json.dumps(values))
+    monkeypatch.setattr("intermoe.evaluators.evaluator.load_module", lambda *_: pytest.fail("built as it says"))
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        load_evaluator(tmp_path)

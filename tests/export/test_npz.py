@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,33 @@ def test_a_rate_that_would_fill_memory_is_refused(tmp_path: Path) -> None:
     export.save(tmp_path / "a.npz", np.repeat(JOINTS, 3, axis=1))
     with pytest.raises(ValueError, match="fps: expected a rate of at most 1000000 frames"):
         export.load(tmp_path / "a.npz", fps=1e12)
+
+
+def test_entries_of_any_name_and_kind_are_read_and_written_again(tmp_path: Path) -> None:
+    """What another program put beside the joints stops nothing, and no file is written that cannot be read."""
+    entries = {
+        "joints": JOINTS,
+        "file": np.int64(3),  # names of arguments of numpy's own writer
+        "allow_pickle": np.array("words"),
+        "when": np.datetime64("2020-01-01"),
+        "span": np.timedelta64(3, "s"),
+        "raw": np.void(b"ab"),
+        "missing": np.array(np.nan),
+        "share": np.array(0.5),
+    }
+    with zipfile.ZipFile(tmp_path / "theirs.npz", "w") as archive:
+        for name, value in entries.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, np.asarray(value))
+    take = export.load(tmp_path / "theirs.npz")
+    assert take.details == {"file": 3, "allow_pickle": "words", "share": 0.5}
+    export.save_take(tmp_path / "ours.npz", take)
+    assert export.load(tmp_path / "ours.npz").details == take.details
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None, np.datetime64("2020-01-01")])
+def test_details_that_are_no_numbers_or_words_are_not_written(value: Any, tmp_path: Path) -> None:
+    take = export.Take(JOINTS, details={"extra": value})
+    with pytest.raises((ValueError, FloatingPointError), match=r"own\.npz: expected .*'extra'"):
+        export.save_take(tmp_path / "own.npz", take)
+    assert list(tmp_path.iterdir()) == []

@@ -71,5 +71,37 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 def test_a_pickle_in_place_of_the_optimizer_is_refused(tmp_path: Path) -> None:
     path = _write(tmp_path, 1)
     torch.save({"code": Path}, path / checkpoint.OPTIMIZER)
-    with pytest.raises(Exception, match="Weights only load failed"):
+    with pytest.raises(ValueError, match=r"optimizer\.pt: not an optimiser's state: Weights only load failed"):
         checkpoint.read_optimizer(path)
+
+
+@pytest.mark.parametrize(
+    "name", [checkpoint.MODEL, checkpoint.AVERAGE, checkpoint.OPTIMIZER, checkpoint.STATE, checkpoint.CONTENTS]
+)
+@pytest.mark.parametrize("how", ["cut", "edited", "empty"])
+def test_a_file_that_is_not_as_it_was_written_is_named(name: str, how: str, tmp_path: Path) -> None:
+    path = _write(tmp_path, 7)
+    content = bytearray((path / name).read_bytes())
+    if how == "edited" and name == checkpoint.STATE:
+        content = content.replace(b'"a": 1', b'"a": 2')
+    elif how == "edited" and name == checkpoint.CONTENTS:
+        content = content.replace(b"optimizer", b"optimiser")
+    elif how == "edited" and name == checkpoint.OPTIMIZER:  # most bytes of such a file say nothing
+        torch.save({"step": torch.tensor(8)}, path / name)
+        content = bytearray((path / name).read_bytes())
+    elif how == "edited":
+        content[len(content) // 2] ^= 1
+    (path / name).write_bytes(content[: {"cut": len(content) - 20, "empty": 0}.get(how, len(content))])
+    with pytest.raises(ValueError, match=rf"step-00000007/{name}: not "):
+        (checkpoint.read_optimizer if name == checkpoint.OPTIMIZER else checkpoint.read_state)(path)
+
+
+@pytest.mark.parametrize("name", [checkpoint.MODEL, checkpoint.OPTIMIZER])
+def test_broken_parts_of_checkpoints_that_know_no_content_are_named(name: str, tmp_path: Path) -> None:
+    path = _write(tmp_path, 7)
+    (path / checkpoint.CONTENTS).unlink()  # as earlier versions wrote it
+    assert checkpoint.read_state(path) == {"step": 7, "a": 1}
+    (path / name).write_bytes((path / name).read_bytes()[:100])
+    read = checkpoint.read_weights if name == checkpoint.MODEL else checkpoint.read_optimizer
+    with pytest.raises(ValueError, match=name):
+        read(path)

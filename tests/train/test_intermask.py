@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -124,7 +125,22 @@ def test_a_folder_that_is_no_tokenizer_is_named(trained: Path, tmp_path: Path) -
     for name in ("model.safetensors", "statistics.json"):
         (tmp_path / name).write_bytes((trained / "model" / name).read_bytes())
     write_config(tmp_path / "config.json", TokenizerConfig(num_codes=5))
-    with pytest.raises(ValueError, match=r"does not fit config.json"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: expected as many weights as the configuration says"):
+        load_tokenizer_folder(tmp_path)
+    config = TokenizerConfig.load(trained / "model" / "config.json")
+    write_config(tmp_path / "config.json", config)
+    load_tokenizer_folder(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(key for key, value in weights.items() if value.is_floating_point())
+    save_file({**weights, name: weights[name] * torch.nan}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"model\.safetensors: .*{name}"):
+        load_tokenizer_folder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((trained / "model" / "model.safetensors").read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a readable safetensors file"):
+        load_tokenizer_folder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((trained / "model" / "model.safetensors").read_bytes())
+    Statistics(np.zeros(5), np.ones(5)).save(tmp_path / "statistics.json")
+    with pytest.raises(ValueError, match=r"statistics\.json: expected 262 columns, got 5"):
         load_tokenizer_folder(tmp_path)
 
 

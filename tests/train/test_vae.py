@@ -106,8 +106,12 @@ def test_a_vae_folder_that_does_not_fit_is_refused(trained_vae: Path, tmp_path: 
     folder = tmp_path / "model"
     shutil.copytree(trained_vae / "model", folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "latent_dim": 8}))
-    message = r"model\.safetensors: 'joint_encoder\.weight' must have shape \(268, 8\), got \(268, 4\)"
+    for size in (8, 10**9):  # of far more weights than the file has none is made
+        (folder / "config.json").write_text(json.dumps({**config, "latent_dim": size}))
+        with pytest.raises(ValueError, match=r"model\.safetensors: expected as many weights as the configuration says"):
+            load_vae_folder(folder)
+    (folder / "config.json").write_text(json.dumps({**config, "latent_dim": 3}))
+    message = r"model\.safetensors: 'joint_encoder\.weight' must have shape \(268, 3\), got \(268, 4\)"
     with pytest.raises(ValueError, match=message):
         load_vae_folder(folder)
     (folder / "config.json").write_text(json.dumps(config))
