@@ -53,23 +53,18 @@ def ablate(
             AblationSettings,
             check_names,
             run_ablation,
-            save_autoencoder,
             variant_configs,
         )
 
         settings = AblationSettings(train_steps, tuple(chosen), steps, guidance)
         check_names(variant_configs(path, steps=train_steps), only or ())
         ruler = None if evaluator is None else load_evaluator(evaluator)
-        if vae is None:
-            vae = out / "vae"
-            if not vae.is_dir():
-                out.mkdir(parents=True, exist_ok=True)
-                save_autoencoder(DEFAULT_MODEL, vae)
         report = run_ablation(
             path,
             out,
             data=data,
-            vae=vae,
+            vae=vae or out / "vae",
+            model=DEFAULT_MODEL if vae is None else None,
             settings=settings,
             only=only or (),
             evaluator=ruler,

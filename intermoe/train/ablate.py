@@ -182,6 +182,7 @@ def run_ablation(
     settings: AblationSettings,
     only: Sequence[str] = (),
     evaluator: Evaluator | None = None,
+    model: str | Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> AblationReport:
     """Train and measure every variant with the same seed and data; finished ones are read, begun ones go on.
@@ -196,6 +197,7 @@ def run_ablation(
         vae: model folder of the autoencoder that all variants share.
         only: names of variants to do; all if empty.
         evaluator: from ``intermoe.evaluators.evaluator.load_evaluator``.
+        model: whose autoencoder is written to ``vae`` where there is no such folder, after all else was checked.
         progress: called as ``progress(name, variants_done, variants)`` before each variant.
 
     Raises:
@@ -212,18 +214,21 @@ def run_ablation(
         )
     shared = {**settings.to_dict(), "steps": first.optim.steps, "seed": first.seed, "evaluator": evaluator is not None}
     dataset = run.open_split(first, "val", min_frames=first.data.min_frames)
-    made_from = {
-        "train": run.open_split(first, "train", min_frames=first.data.min_frames).digest(),
-        "val": dataset.digest(),
-        "vae": weights_digest(load_vae_folder(vae)[0].state_dict()),
-        "evaluator": "" if evaluator is None else weights_digest(evaluator.state_dict()),
-    }
+    train = run.open_split(first, "train", min_frames=first.data.min_frames)
     if evaluator is not None:
         evaluator.check_text([caption for row in _captions(dataset) for caption in row])
     for own in configs.values():
         highest = own.diffusion.num_train_timesteps
         if settings.num_inference_steps > highest:
             raise ValueError(f"num_inference_steps: must be in [1, {highest}], got {settings.num_inference_steps}")
+    if model is not None and not Path(vae).is_dir():
+        save_autoencoder(model, Path(vae))
+    made_from = {
+        "train": train.digest(),
+        "val": dataset.digest(),
+        "vae": weights_digest(load_vae_folder(vae)[0].state_dict()),
+        "evaluator": "" if evaluator is None else weights_digest(evaluator.state_dict()),
+    }
     rows: dict[str, Numbers] = {GROUND_TRUTH: _measure_truth(dataset, evaluator)}
     output_dir.mkdir(parents=True, exist_ok=True)
     report = AblationReport(config, shared, rows)

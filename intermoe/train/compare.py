@@ -28,7 +28,7 @@ from intermoe.eval.runner import digest
 from intermoe.evaluators.evaluator import Evaluator, load_evaluator
 from intermoe.files import read_sealed, write_json, write_sealed
 from intermoe.hub import model_folder
-from intermoe.pipeline import MotionPipeline
+from intermoe.pipeline import MotionPipeline, model_config
 from intermoe.train import run
 from intermoe.train.config import TrainConfig
 from intermoe.train.trainers import TRAINERS, train, trainer_of
@@ -149,6 +149,11 @@ class Comparison:
         self.folder, self.data, self.budget, self.settings = Path(output_dir), Path(data), budget, settings
         self.models = dict(models or {})
         check_names(self.config, self.models, "load")
+        for name, model in self.models.items():
+            try:
+                model_config(model)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"load: {name}: {error}") from error
         self.given_evaluator = evaluator
         self.stages = {system.name: self._stages(system) for system in self.config.systems}
 
@@ -164,7 +169,10 @@ class Comparison:
             except FileNotFoundError as error:
                 raise ValueError(f"{system.name}: stages: no such recipe: {error}") from error
             found.append((path.stem, values, run.with_data(own, self.data)))
-        diffusion, asked = getattr(found[-1][2], "diffusion", None), self.settings.steps
+        last, asked = found[-1][2], self.settings.steps
+        diffusion = getattr(last, "diffusion", None)
+        if asked is not None and asked < last.MIN_STEPS:
+            raise ValueError(f"steps: must be >= {last.MIN_STEPS} for {system.name}, got {asked}")
         if diffusion is not None and asked is not None and asked > diffusion.num_train_timesteps:
             bound = f"in [1, {diffusion.num_train_timesteps}], the schedule of {system.name}"
             raise ValueError(f"steps: must be {bound}, got {asked}")

@@ -153,8 +153,12 @@ class RunConfig(Config):
 
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    """What all trainings have in common. ``trainer`` says whose recipe it is (``intermoe.train.trainers``)."""
+    """What all trainings have in common. ``trainer`` says whose recipe it is (``intermoe.train.trainers``).
 
+    ``MIN_STEPS`` is the least number of sampling steps of what is trained.
+    """
+
+    MIN_STEPS: ClassVar[int] = 1
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

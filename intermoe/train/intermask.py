@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from einops import rearrange
@@ -25,6 +25,7 @@ from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.files import to_be_filled, write_model
 from intermoe.systems.intermask.config import (
+    MIN_STEPS,
     InterMaskConfig,
     InterMaskModelConfig,
     TokenizerConfig,
@@ -69,6 +70,7 @@ class InterMaskTrainConfig(TrainConfig):
     ``person_share`` is how often all of one person is hidden, ``condition_dropout`` how often there is no text.
     """
 
+    MIN_STEPS: ClassVar[int] = MIN_STEPS
     trainer: str = "intermask"
     name: str = "intermask"
     person_share: float = 0.2

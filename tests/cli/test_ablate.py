@@ -42,7 +42,7 @@ def test_settings_and_autoencoder_reach_the_library(
         "steps": 20, "seeds": [0, 1], "num_inference_steps": 5, "guidance_scale": 3.5,
     }  # fmt: skip
     assert given["only"] == ["full", "sequence"]
-    assert (Path(given["vae"]) / "model.safetensors").is_file()
+    assert (given["vae"], given["model"]) == (Path("runs/ablation/vae"), tmp_path / "model")
     assert "1/16 full" in result.stderr
     assert "0.2500" in result.stdout
     assert "4.677" in result.stdout
@@ -57,6 +57,7 @@ def test_settings_and_autoencoder_reach_the_library(
         (("--evaluator", "none"), "evaluator: none holds no config.json"),
         (("--data", "none"), "--data: not a folder: none"),
         (("--only", "nobody"), "only: no variants ['nobody']"),
+        ((), "split/val.txt: no such file"),
     ],
 )
 def test_refusals_come_before_any_work(run: Any, tmp_path: Path, options: tuple[Any, ...], message: str) -> None:

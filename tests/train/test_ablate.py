@@ -202,6 +202,29 @@ def test_finished_rows_are_read(
         run_ablation(matrix, ablation.folder, settings=dataclasses.replace(SETTINGS, guidance_scale=2.0), **options)
 
 
+def test_nothing_is_made_before_all_is_checked(matrix: Path, pairs: Path, tiny_pipeline: Any, tmp_path: Path) -> None:
+    tiny_pipeline.save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    options = {"vae": out / "vae", "model": tmp_path / "model"}
+    with pytest.raises(FileNotFoundError, match=r"split/val\.txt: no such file"):
+        run_ablation(matrix, out, data=tmp_path / "model", settings=SETTINGS, **options)
+    late = dataclasses.replace(SETTINGS, num_inference_steps=2000)
+    with pytest.raises(ValueError, match=r"num_inference_steps: must be in \[1, 1000\], got 2000"):
+        run_ablation(matrix, out, data=pairs, settings=late, **options)
+    assert not out.exists()
+
+
+def test_a_result_that_was_edited_is_named(
+    ablation: Any, matrix: Path, pairs: Path, trained_vae: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(ablation.folder, tmp_path / "again")
+    path = tmp_path / "again" / "pool" / "result.json"
+    path.write_text(path.read_text().replace('"validation_loss": ', '"validation_loss": 1'))
+    options = {"data": pairs, "vae": trained_vae / "model", "evaluator": StubEvaluator()}
+    with pytest.raises(ValueError, match=r"pool/result\.json: not as it was written"):
+        run_ablation(matrix, tmp_path / "again", settings=SETTINGS, only=["pool"], **options)
+
+
 def test_rows_of_other_data_are_not_read(
     ablation: Any, matrix: Path, pairs: Path, trained_vae: Path, tmp_path: Path
 ) -> None:

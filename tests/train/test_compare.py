@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,7 @@ def test_the_table_has_the_published_rows_beside(done: Any) -> None:
         ({"models": {"tow": "x"}}, r"load: no systems \['tow'\], there are dense, experts, two, one"),
         ({"settings": ComparisonSettings(steps=1001)}, "in .1, 1000., the schedule of dense, got 1001"),
         ({"data": "nowhere"}, "data.root: not a folder: nowhere"),
+        ({"models": {"dense": "nowhere"}}, "load: dense: model: 'nowhere' is neither a shipped model"),
     ],
 )  # fmt: skip
 def test_refusals_come_before_any_work(
@@ -235,3 +237,22 @@ def test_the_command(done: Any, matrix: Path, pairs: Path, monkeypatch: pytest.M
         result = CliRunner().invoke(cli.app, ["compare", str(matrix), "--out", str(done[0].folder), *options, *wrong])
         assert result.exit_code == 2
         assert message in result.stderr
+
+
+def test_steps_that_a_system_does_not_have_are_refused_before_any_training(pairs: Path, tmp_path: Path) -> None:
+    small = Path(compare.__file__).parent / "configs" / "comparisons" / "small.yaml"
+    with pytest.raises(ValueError, match=r"steps: must be >= 2 for intermask, got 1$"):
+        Comparison(small, tmp_path, data=pairs, budget=4, settings=ComparisonSettings(steps=1))
+
+
+@pytest.mark.parametrize(("broken", "told"), [("{", "not valid JSON"), ("[]", "a mapping"), (None, "not as it was")])
+def test_a_result_that_was_edited_is_named(
+    done: Any, matrix: Path, pairs: Path, tmp_path: Path, broken: str | None, told: str
+) -> None:
+    comparison, _ = done
+    shutil.copytree(comparison.folder, tmp_path / "again")
+    again = Comparison(matrix, tmp_path / "again", data=pairs, budget=4, settings=SETTINGS)
+    (path,) = (tmp_path / "again" / "dense").glob("*/result.json")
+    path.write_text(path.read_text().replace('"Dense"', '"Sparse"') if broken is None else broken)
+    with pytest.raises(ValueError, match=rf"result\.json: .*{told}"):
+        again.run(only=["dense"])

@@ -12,6 +12,8 @@ from intermoe.text.protocol import TextConfig
 
 MESSAGES = ("every_frame", "first_frame", "first_frame_of_batch", "none")
 REPRESENTATIONS = ("interhuman", "interx")
+MIN_STEPS = 2
+"""Rounds of unmasking: one to hide again what is least sure, and one more."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class UnmaskingConfig(Config):
     keep_share: float = 0.1
 
     def __post_init__(self) -> None:
-        _require(self.num_inference_steps >= 2, "num_inference_steps", ">= 2", self.num_inference_steps)
+        enough = self.num_inference_steps >= MIN_STEPS
+        _require(enough, "num_inference_steps", f">= {MIN_STEPS}", self.num_inference_steps)
         _require(1.0 <= self.guidance_scale < math.inf, "guidance_scale", ">= 1 and finite", self.guidance_scale)
         _require(0.0 < self.keep_share <= 1.0, "keep_share", "in (0, 1]", self.keep_share)
 
@@ -129,8 +132,8 @@ class InterMaskModelConfig(ModelConfig):
 
     @property
     def min_steps(self) -> int:
-        """Rounds of unmasking: one to hide again what is least sure, and one more."""
-        return 2
+        """``MIN_STEPS``."""
+        return MIN_STEPS
 
     @property
     def default_steps(self) -> int:
