@@ -146,10 +146,10 @@ def place(
     joints = np.stack([at_rest(REST_POSE) + np.linspace(0, 1, 60)[:, None, None] + (0, 0.95, z) for z in (0, 1)])
     for name in ("mine.bvh", "leader.npz", "dance.amass.npz"):
         intermoe.export.save(name, joints, 30)
+    intermoe.export.save("leader.bvh", joints[:1], 30)
     intermoe.export.save("follower.bvh", joints[1:], 30)
-    (control,) = re.findall(
-        r"^```json\n(.*?)^```", (ROOT / "docs" / "control.md").read_text(), re.MULTILINE | re.DOTALL
-    )
+    page = (ROOT / "docs" / "control.md").read_text(encoding="utf-8")
+    control, *_ = re.findall(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     Path("control.json").write_text(control, encoding="utf-8")
     return tmp_path
 

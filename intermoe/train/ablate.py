@@ -143,7 +143,7 @@ def variant_configs(matrix: str | Path, *, steps: int | None = None) -> dict[str
     trained on its own for no more steps either.
 
     Raises:
-        ValueError: an unknown key or a bad value, with the variant's name.
+        ValueError: an unknown key or a bad value, with the file and the variant's name.
     """
     config = AblationConfig.load(matrix)
     base = DenoiserTrainConfig.load(Path(matrix).parent / config.base).to_dict()
@@ -160,9 +160,9 @@ def variant_configs(matrix: str | Path, *, steps: int | None = None) -> dict[str
             for part in sections:
                 section = section.get(part) if isinstance(section, dict) else None
             if not isinstance(section, dict):
-                raise ValueError(f"{variant.name}: unknown key {key!r}")
+                raise ValueError(f"{matrix}: {variant.name}: unknown key {key!r}")
             section[last] = value
-        configs[variant.name] = DenoiserTrainConfig.from_dict(values, where=variant.name)
+        configs[variant.name] = DenoiserTrainConfig.from_dict(values, where=f"{matrix}: {variant.name}")
     return configs
 
 

@@ -155,6 +155,8 @@ class Comparison:
             except (ValueError, OSError) as error:
                 raise ValueError(f"load: {name}: {error}") from error
         self.given_evaluator = evaluator
+        if evaluator is None and self.config.evaluator is not None:
+            self._recipe(self.config.evaluator, "evaluator")  # refuses one that cannot be trained
         self.stages = {system.name: self._stages(system) for system in self.config.systems}
 
     def _stages(self, system: ComparedSystem) -> list[tuple[str, dict[str, Any], TrainConfig]]:
@@ -162,13 +164,10 @@ class Comparison:
         shares = system.shares or [1 / len(system.stages)] * len(system.stages)
         found = []
         for recipe, share in zip(system.stages, shares, strict=True):
-            path = self.recipes / recipe
-            values = stage_values(self.config.recipe(path), max(round(share * self.budget), 1), self.settings.seed)
-            try:
-                own = TRAINERS[trainer_of(path)].config.from_dict(values, where=system.name)
-            except FileNotFoundError as error:
-                raise ValueError(f"{system.name}: stages: no such recipe: {error}") from error
-            found.append((path.stem, values, run.with_data(own, self.data)))
+            kind, values = self._recipe(recipe, f"{system.name}: stages")
+            values = stage_values(values, max(round(share * self.budget), 1), self.settings.seed)
+            own = kind.from_dict(values, where=system.name)
+            found.append((Path(recipe).stem, values, run.with_data(own, self.data)))
         last, asked = found[-1][2], self.settings.steps
         diffusion = getattr(last, "diffusion", None)
         if asked is not None and asked < last.MIN_STEPS:
@@ -177,6 +176,18 @@ class Comparison:
             bound = f"in [1, {diffusion.num_train_timesteps}], the schedule of {system.name}"
             raise ValueError(f"steps: must be {bound}, got {asked}")
         return found
+
+    def _recipe(self, recipe: str, where: str) -> tuple[type[TrainConfig], dict[str, Any]]:
+        """A recipe's configuration class and its values, changed. Raises ``ValueError`` that names the file."""
+        path = self.recipes / recipe
+        try:
+            kind = TRAINERS[trainer_of(path)].config
+            kind.load(path)
+        except FileNotFoundError as error:
+            raise ValueError(f"{where}: no such recipe: {error}") from error
+        values = self.config.recipe(path)
+        kind.from_dict(values, where=f"{path}, changed")
+        return kind, values
 
     def run(
         self, *, only: Sequence[str] = (), progress: Callable[[str, int, int], None] | None = None
@@ -224,7 +235,7 @@ class Comparison:
         folder = self.given_evaluator
         if folder is None and self.config.evaluator is not None:
             recipe = self.recipes / self.config.evaluator
-            values = self.config.recipe(recipe)
+            _, values = self._recipe(self.config.evaluator, "evaluator")
             steps = min(values["optim"]["steps"], self.budget)
             values = stage_values(values, steps, self.settings.seed)
             folder, _ = self._train(self.folder / "evaluator" / _key(values), recipe.stem, values, None)

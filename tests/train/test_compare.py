@@ -256,3 +256,28 @@ def test_a_result_that_was_edited_is_named(
     path.write_text(path.read_text().replace('"Dense"', '"Sparse"') if broken is None else broken)
     with pytest.raises(ValueError, match=rf"result\.json: .*{told}"):
         again.run(only=["dense"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        ("[]", "trainer: expected one of"),
+        ("trainer: motion\noptim:", "optim: must be a mapping"),
+        ("trainer: motion\noptim: {warmup_steps: {}}", "optim.warmup_steps: must be of type int"),
+        ("trainer: motion\nrun: {log_every: -1}", "run.log_every: must be >= 1"),
+        (None, "a: stages: no such recipe"),
+    ],
+)
+def test_a_recipe_that_is_malformed_is_named(recipe: str | None, told: str, pairs: Path, tmp_path: Path) -> None:
+    if recipe is not None:
+        (tmp_path / "own.yaml").write_text(recipe)
+    system = {"name": "a", "title": "A", "stages": ["own.yaml"]}
+    (tmp_path / "matrix.json").write_text(json.dumps({"systems": [system]}))
+    with pytest.raises(ValueError, match=rf"(own\.yaml: .*)?{told}") as error:
+        Comparison(tmp_path / "matrix.json", tmp_path / "out", data=pairs, budget=4, settings=SETTINGS)
+    assert "own.yaml" in str(error.value)
+    (tmp_path / "good.json").write_text(json.dumps({"trainer": "motion", "seed": 1}))
+    values = {"systems": [{**system, "stages": ["good.json"]}], "changes": {"seed": "x"}}
+    (tmp_path / "matrix.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"good\.json, changed\.seed: must be of type int, got 'x'"):
+        Comparison(tmp_path / "matrix.json", tmp_path / "out", data=pairs, budget=4, settings=SETTINGS)
