@@ -105,11 +105,14 @@ def refuse_existing(path: Path) -> None:
 
 
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path, *, exclusive: bool = False) -> Iterator[Path]:
     """A temporary folder to fill; it takes the place of ``folder`` on success and is removed on failure.
 
     Of several processes that replace one folder at once the last one stays, and all of them succeed. What a killed
     process has left half written is removed.
+
+    Args:
+        exclusive: raise ``FileExistsError`` in place of replacing a folder that is there by then.
     """
     folder = Path(os.path.realpath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +127,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
                 with suppress(OSError):  # a file system without locks of folders
                     stack.enter_context(_held(temporary))
                 yield temporary
-                _put(temporary, folder)
+                if exclusive:
+                    refuse_existing(folder)
+                    _put_new(temporary, folder)
+                else:
+                    _put(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -153,6 +160,14 @@ def finishing_folder(folder: Path) -> Iterator[Path]:
 
 def _temporary(folder: Path) -> Path:
     return folder.with_name(f"{WRITING}{folder.name}-{secrets.token_hex(4)}")
+
+
+def _put_new(temporary: Path, folder: Path) -> None:
+    try:
+        os.rename(temporary, folder)  # not onto a folder that holds something
+    except OSError:
+        refuse_existing(folder)
+        raise
 
 
 def _put(temporary: Path, folder: Path) -> None:

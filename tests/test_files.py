@@ -342,3 +342,23 @@ def test_arrays_of_any_name_are_written_whole_or_not_at_all(tmp_path: Path) -> N
         write_arrays(path, {"x": np.array([None])})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_must_be_new_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(name: str, content: str) -> None:
+        with replacing_folder(tmp_path / name, exclusive=True) as temporary:
+            (temporary / "a").write_text(content)
+
+    def beaten(source: Path, target: Path) -> None:  # another process makes it at the last moment
+        target.mkdir()
+        (target / "a").write_text("first")
+        rename(source, target)
+
+    write("new", "first")
+    with pytest.raises(FileExistsError, match="new: exists already"):
+        write("new", "second")
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", beaten)
+    with pytest.raises(FileExistsError, match="late: exists already"):
+        write("late", "second")
+    assert {path.name: (path / "a").read_text() for path in tmp_path.iterdir()} == {"new": "first", "late": "first"}

@@ -46,10 +46,10 @@ def convert(
     """
     with reported():
         check_folder(out)
-        if (out / "config.json").exists():
-            raise FileExistsError(f"--out: {out} holds a model already")
+        _refuse_model(out)
         if tokenizer is not None and not tokenizer.is_dir():
             raise NotADirectoryError(f"--tokenizer: not a folder: {tokenizer}")
+        from intermoe.files import locked
         from intermoe.official.layouts import layout_of
         from intermoe.systems.published import Files
 
@@ -59,6 +59,14 @@ def convert(
             if value is not None and name not in found.uses:
                 raise ValueError(f"--{name}: {checkpoint} has no use for it, it holds {found.title}")
         made = found.read(checkpoint, files)
-        found.save(made, out)
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out / ".lock", f"--out: another process is writing to {out}"):
+            _refuse_model(out)  # one that has come since
+            found.save(made, out)
         typer.echo(f"{checkpoint}: {found.title}", err=True)
     typer.echo(out)
+
+
+def _refuse_model(out: Path) -> None:
+    if (out / "config.json").exists():
+        raise FileExistsError(f"--out: {out} holds a model already")

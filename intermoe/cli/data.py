@@ -98,7 +98,7 @@ def stats(
         mirror, swap = augment and chosen.mirror is not None, augment and chosen.swappable
         dataset = MotionDataset(chosen, data, split, mirror=mirror, swap_persons=swap, training=False, strict=strict)
         out.parent.mkdir(parents=True, exist_ok=True)
-        compute_statistics(dataset, passes=4 if mirror or swap else 1).save(out)
+        compute_statistics(dataset, passes=4 if mirror or swap else 1).save(out, exclusive=True)
     typer.echo(out)
 
 

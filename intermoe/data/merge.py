@@ -77,7 +77,7 @@ def merge(
     entries = {source: _entries(root / ITEMS) for source, root in sources.items()}
     refuse_existing(out)
     merging = _Merging(strict)
-    with replacing_folder(out) as temporary:
+    with replacing_folder(out, exclusive=True) as temporary:
         for folder in (*(f"{MOTIONS}/{person}" for person in PERSONS), CAPTIONS, SPLITS):
             (temporary / folder).mkdir(parents=True)
         for number, (source, root) in enumerate(sources.items()):

@@ -66,14 +66,16 @@ class Statistics:
             return torch.tensor(self.mean).to(x), torch.tensor(self.std).to(x)
         return self.mean, self.std
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, exclusive: bool = False) -> None:
         """Write a ``.json`` or ``.npz`` file, whole or not at all. Raises ``ValueError`` for another suffix.
+
+        With ``exclusive`` it raises ``FileExistsError`` in place of replacing a file that is there.
 
         Either knows its content: the archive has checksums, the text gets ``digest``.
         """
         path = Path(path)
         _check_suffix(path)
-        with replacing(path) as temporary:
+        with replacing(path, exclusive=exclusive) as temporary:
             if path.suffix == ".npz":
                 np.savez(temporary, mean=self.mean, std=self.std)
             else:

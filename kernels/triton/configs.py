@@ -171,7 +171,10 @@ def read_table(path: str | Path) -> dict[Key, Tile]:
     Raises:
         ValueError: for anything else, naming the entry.
     """
-    entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(entries, list):
         raise ValueError(f"{path}: expected a list of entries, got {type(entries).__name__}")
     table: dict[Key, Tile] = {}

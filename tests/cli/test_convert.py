@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from typer.testing import CliRunner
 
 from intermoe import cli
 from intermoe.evaluators.evaluator import load_evaluator
+from intermoe.files import locked
 from intermoe.nn.layers import sinusoid
+from intermoe.official.layouts import LAYOUTS
 
 
 def run(*arguments: object) -> Any:
@@ -99,3 +102,24 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     recurrent = run(tmp_path / "finest.tar", "--out", tmp_path / "out")
     assert recurrent.exit_code == 2
     assert "--layout, --words: needed" in recurrent.stderr
+
+
+def test_two_at_once_do_not_mix(interclip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that finishes first keeps its model, and one that is writing is waited for by nobody."""
+    out = tmp_path / "evaluator"
+    out.mkdir()
+    with locked(out / ".lock", "taken"):
+        result = run(interclip, "--out", out)
+    assert result.exit_code == 2
+    assert f"--out: another process is writing to {out}" in " ".join(result.stderr.split())
+    layout = LAYOUTS["interclip"]
+
+    def slowly(path: Path, files: Any) -> Any:
+        (out / "config.json").write_text("theirs")
+        return layout.read(path, files)
+
+    monkeypatch.setattr("intermoe.official.layouts.layout_of", lambda _: dataclasses.replace(layout, read=slowly))
+    result = run(interclip, "--out", out)
+    assert result.exit_code == 2
+    assert "holds a model already" in result.stderr
+    assert [path.name for path in out.iterdir()] == ["config.json"]
