@@ -52,7 +52,7 @@ def prepare_text(
             encoder.note(training_captions(config, train))
     if isinstance(encoder, SentenceTextEncoder):
         if known:
-            encoder.load_state_dict(load_file(output_dir / VECTORS_FILE), strict=False)
+            encoder.load_state_dict(load_safetensors(output_dir / VECTORS_FILE), strict=False)
         else:
             encoder.take_encoder(str(text.name_or_path), training_captions(config, train))
     return encoder
