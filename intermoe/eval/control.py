@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,8 @@ import torch
 from intermoe.control import Control, Known, Target
 from intermoe.data.interhuman import InterHumanDataset
 from intermoe.files import write_json
-from intermoe.metrics.kinematics import foot_contact, jitter, joint_error
+from intermoe.metrics.bodies import Penetration, penetration
+from intermoe.metrics.kinematics import foot_contact, jitter, joint_error, pelvis_distances
 from intermoe.motion.skeleton import JOINT_NAMES
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ CONTACT, MET, MET_SECONDS = 0.15, 0.20, 0.3
 """Wrists nearer than the first, in metres, touch; a touch is met within the second, and within the third in time."""
 GAP = 30
 SEGMENT, SEGMENTS = 90, 6
+WINDOWS, REPEATS = 20, 3
 _WRISTS = [JOINT_NAMES.index("left_wrist"), JOINT_NAMES.index("right_wrist")]
 _NEAR = 3
 
@@ -89,7 +94,10 @@ def evaluate_control(
         lambda: _gaps(pipeline, items, seed, options),
         lambda: _targets(pipeline, items, seed, options),
         lambda: _timeline(pipeline, items, seed, options),
+        lambda: _length(pipeline, items, seed, options),
         lambda: _live(pipeline, items, seed),
+        lambda: _persons(pipeline, items, seed, options),
+        lambda: _cost(pipeline, items, seed, options),
     ]
     rows = []
     for index, part in enumerate(parts):
@@ -109,9 +117,17 @@ class _Item:
 Rows = list[tuple[str, float | None, str, float | None]]
 
 
-def _made(pipeline: MotionPipeline, item: _Item, seed: int, options: Any, control: Control | None = None) -> Joints:
+def _made(
+    pipeline: MotionPipeline,
+    item: _Item,
+    seed: int,
+    options: Any,
+    control: Control | None = None,
+    persons: int | None = None,
+) -> Joints:
     frames = item.joints.shape[1]
-    made: Joints = pipeline(item.caption, frames, seed=seed, control=control, **options).joints[0].numpy()
+    result = pipeline(item.caption, frames, seed=seed, control=control, num_persons=persons, **options)
+    made: Joints = result.joints[0].numpy()
     return made
 
 
@@ -220,7 +236,34 @@ def _timeline(pipeline: MotionPipeline, items: list[_Item], seed: int, options: 
             "of the first",
             float(100 * lowest[:SEGMENT].mean()),
         ),
+        (
+            "timeline: distance of pelvises in the last segment (cm)",
+            float(pelvis_distances(joints[:, -SEGMENT:]).mean()),
+            "in the first",
+            float(pelvis_distances(joints[:, :SEGMENT]).mean()),
+        ),
     ]
+
+
+def _length(pipeline: MotionPipeline, items: list[_Item], seed: int, options: Any) -> Rows:
+    """What a scene costs as it goes on; its first window, which meets everything for the first time, does not count."""
+    scene = pipeline.live(items[0].caption, seed=seed, **options)
+    next(scene)
+    times, peaks = [], [_peak_memory()]
+    for _ in range(2):
+        began = time.perf_counter()
+        frames = sum(next(scene).shape[1] for _ in range(WINDOWS))
+        times.append((time.perf_counter() - began) * pipeline.config.fps / frames)
+        peaks.append(_peak_memory())
+    return [
+        ("timeline: time for a second of its second half (s)", times[1], "of its first", times[0]),
+        ("timeline: memory its second half adds (MB)", peaks[2] - peaks[1], "its first", peaks[1] - peaks[0]),
+    ]
+
+
+def _peak_memory() -> float:
+    """The most memory that this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _live(pipeline: MotionPipeline, items: list[_Item], seed: int) -> Rows:
@@ -233,6 +276,45 @@ def _live(pipeline: MotionPipeline, items: list[_Item], seed: int) -> Rows:
     began = time.perf_counter()
     next(live)
     return [("live: frames a second", rate, "first frame after a prompt (s)", time.perf_counter() - began)]
+
+
+def _persons(pipeline: MotionPipeline, items: list[_Item], seed: int, options: Any) -> Rows:
+    found, nearest = {2: Penetration(), 4: Penetration()}, {2: math.inf, 4: math.inf}
+    for item in items:
+        for count in found:
+            joints = _made(pipeline, item, seed, options, persons=count)
+            found[count] += penetration(joints)
+            nearest[count] = min(nearest[count], 100 * _nearest_pelvises(joints))
+    return [
+        (
+            "4 persons: bodies in each other, depth within 60 cm (cm)",
+            found[4].mean_depth_cm,
+            "2",
+            found[2].mean_depth_cm,
+        ),
+        ("4 persons: frames of two with bodies in each other (%)", found[4].share, "2", found[2].share),
+        ("4 persons: nearest pelvises (cm)", nearest[4], "2", nearest[2]),
+    ]
+
+
+def _nearest_pelvises(joints: Joints) -> float:
+    """Metres between the nearest two of joints (P, T, 22, 3), over all frames."""
+    pelvis = joints[:, :, 0]
+    return min(float(np.linalg.norm(one - other, axis=-1).min()) for one, other in combinations(pelvis, 2))
+
+
+def _cost(pipeline: MotionPipeline, items: list[_Item], seed: int, options: Any) -> Rows:
+    """Time of a motion whose first half is given, by two levels, over one of one level; the fastest of a few each."""
+    item, taken = items[0], {True: math.inf, False: math.inf}
+    half = item.motion.shape[1] // (2 * pipeline.frame_multiple) * pipeline.frame_multiple
+    item = _Item(item.motion[:, : 2 * half], item.caption)
+    control = Control([Known(person, motion=each[:half]) for person, each in enumerate(item.motion)])
+    for _ in range(REPEATS):
+        for given in taken:
+            began = time.perf_counter()
+            _made(pipeline, item, seed, options, control if given else None)
+            taken[given] = min(taken[given], time.perf_counter() - began)
+    return [("first half given: time of a motion (s)", taken[True], "free generation", taken[False])]
 
 
 def _mean(values: Sequence[float], factor: float = 1.0) -> float | None:

@@ -67,6 +67,11 @@ class Penetration:
         )
 
     @property
+    def share(self) -> float | None:
+        """Share of the pairs in which the two are in each other, in %, or ``None`` where there are none."""
+        return 100 * self.inside / self.pairs if self.pairs else None
+
+    @property
     def mean_depth_cm(self) -> float | None:
         """Mean depth over the near frames, or ``None`` where there are none."""
         return 100 * self.depth / self.near if self.near else None
@@ -105,7 +110,7 @@ def _penetration(sample: Sample) -> Numbers:
     total = sum((penetration(clip.joints) for clip in sample.clips), Penetration())
     return {
         "penetration_depth_cm": total.mean_depth_cm,
-        "penetration_share": 100 * total.inside / total.pairs if total.pairs else None,
+        "penetration_share": total.share,
         "near_share": 100 * total.near / total.pairs if total.pairs else None,
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from intermoe.eval.control import _contacts_met, _placed, evaluate_control
+from intermoe.eval.control import _contacts_met, _nearest_pelvises, _placed, evaluate_control
 from intermoe.motion.interhuman import facing_forward, from_joints
 from intermoe.motion.rig import REST_POSE, at_rest
 
@@ -46,11 +46,19 @@ def test_free_motion_is_placed_where_the_real_one_starts() -> None:
     assert facing_forward(torch.from_numpy(real[0]))[1].tolist() == pytest.approx([1.0, 0.0, 2.0], abs=1e-5)
 
 
+def test_the_nearest_two_by_hand() -> None:
+    three = np.stack([walk(4, 0.0, away) for away in (0.0, 1.0, 3.0)])
+    three[2, 2, 0] = three[1, 2, 0] + np.float32([0.2, 0.0, 0.0])
+    assert _nearest_pelvises(three) == pytest.approx(0.2)
+
+
 def test_everything_is_measured(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On two items that are carried evenly, whose gap a line fills without error."""
     monkeypatch.setattr("intermoe.eval.control.GAP", 8)
     monkeypatch.setattr("intermoe.eval.control.SEGMENT", 20)
     monkeypatch.setattr("intermoe.eval.control.SEGMENTS", 2)
+    monkeypatch.setattr("intermoe.eval.control.WINDOWS", 1)
+    monkeypatch.setattr("intermoe.eval.control.REPEATS", 1)
     motions = [
         torch.stack([from_joints(torch.from_numpy(walk(32, speed, away))) for away in (0.0, 1.0)])
         for speed in (0.01, 0.03)
@@ -76,13 +84,17 @@ def test_everything_is_measured(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPa
     report = evaluate_control(
         tiny_pipeline, items, best_of=2, num_inference_steps=1, progress=lambda *each: done.append(each)
     )
-    assert done == [(part, 5) for part in range(1, 6)]
+    assert done == [(part, 8) for part in range(1, 9)]
     rows = {row[0]: row for row in report.rows}
     assert rows["gap of 1 s: joint error (cm)"][3] == pytest.approx(0, abs=1e-3)
     assert rows["gap of 1 s: joint error (cm)"][1] > 1  # the tiny model makes noise
     assert rows["gap: velocity jump at seams (m/s)"][3] == pytest.approx(0, abs=1e-3)
     assert rows["reaction: contacts met (%)"][1] is None
     assert rows["live: frames a second"][1] > 0
+    nearest = rows["4 persons: nearest pelvises (cm)"]
+    assert 0 < nearest[1] <= nearest[3]  # the first two of the four are the pair
+    assert rows["first half given: time of a motion (s)"][1] > 0
+    assert rows["timeline: memory its second half adds (MB)"][1] < 50
     report.save(tmp_path / "control.json")
     read = json.loads((tmp_path / "control.json").read_text())
     assert read["settings"]["items"] == 2
