@@ -58,21 +58,25 @@ def crowd(
 ) -> list[Tensor]:
     """Motions (num_persons, T, ...) of as many prompts as there are seeds.
 
-    The first group is what the model makes of the prompt alone, and keeps ``control``. Others have noise of their own.
+    The first group is what the model makes of the prompt alone, and keeps ``control``, of which others keep
+    ``bodies_apart``. They have noise of their own.
     Who is left over reacts to the first person, if ``reacts``, or else is the first of one more group.
     """
     size, every = representation.persons, range(len(seeds))
+    apart = Control(bodies_apart=True) if control is not None and control.bodies_apart else None
     scenes = [[motion[:num_persons]] for motion in make(every, seeds, control)]
     for number in range(1, -(-num_persons // size)):
         left = num_persons - number * size
         own = [(seed + (number << 32)) % 2**63 for seed in seeds]
         if left >= size or not reacts:
-            added = [motion[:left] for motion in make(every, own, None)]
+            added = [motion[:left] for motion in make(every, own, apart)]
         else:
             added = []
             for index, scene in enumerate(scenes):
                 given = [Known(person, motion=scene[0][person]) for person in range(size - left)]
-                added.append(make([index], [own[index]], Control(given))[0][size - left :])
+                added.append(
+                    make([index], [own[index]], Control(given, bodies_apart=apart is not None))[0][size - left :]
+                )
         for scene, group in zip(scenes, added, strict=True):
             scene.append(_beside(scene, group, representation))
     return [torch.cat(scene) for scene in scenes]

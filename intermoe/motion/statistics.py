@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from intermoe.files import replacing
 from intermoe.motion.arrays import Array, ArrayOrTensor
@@ -18,6 +19,7 @@ from intermoe.reading import read_json, read_npz
 # Below this a column counts as constant (rigid joints): dividing by its own deviation would only amplify rounding. The
 # smallest real deviations, of velocities in metres per frame, are several times as large.
 STD_FLOOR = 1e-3
+FAMILIAR = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,16 @@ class Statistics:
         mean, std = self._like(x)
         restored: ArrayOrTensor = x * std + mean
         return restored
+
+    def familiar(self, x: Tensor) -> Tensor:
+        """x as a network can read it that knows the motion of these statistics alone.
+
+        Columns that did not vary there take their mean, others are brought to within ``FAMILIAR`` standard deviations.
+        Rotations that are a fit to joints have their own idea of bones that never turn, hundreds of deviations off.
+        """
+        mean, std = self._like(x)
+        reach = torch.where(std > 2 * STD_FLOOR, FAMILIAR * std, 0.0)
+        return x.clip(mean - reach, mean + reach)
 
     def _like(self, x: ArrayOrTensor) -> tuple[Any, Any]:
         if x.shape[-1] != self.mean.shape[0]:

@@ -15,6 +15,7 @@ from intermoe.control import Control, Given, Known, known_latents
 from intermoe.motion.humanml3d import HUMANML3D
 from intermoe.motion.interhuman import CONTACT_COLUMNS, INTERHUMAN, from_joints, process_pair
 from intermoe.motion.interx import INTERX
+from intermoe.motion.rig import REST_POSE, at_rest
 from intermoe.motion.rotations import from_rot6d
 from intermoe.pipeline import UNTRAINED
 from intermoe.systems.intergen.config import InterGenConfig, InterGenModelConfig
@@ -368,3 +369,23 @@ def test_steps_are_taken_as_often_as_asked(resampling: int) -> None:
 def test_motion_is_of_real_numbers(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match="joints: expected real numbers"):
         Known(0, joints=torch.ones(4, 22, 3, dtype=dtype))
+
+
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+def test_the_autoencoder_reads_nothing_that_training_did_not_have(
+    tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Joints a long way off, and rotations that are a fit: what is encoded is near what the model knows."""
+    seen: list[Tensor] = []
+    encode = tiny_pipeline.encode
+
+    def watched(motion: Tensor) -> Tensor:
+        seen.append(motion)
+        return encode(motion)
+
+    monkeypatch.setattr(tiny_pipeline, "encode", watched)
+    joints = torch.as_tensor(at_rest(REST_POSE)).float() + torch.linspace(0, 40, 16)[:, None, None]
+    result = tiny_pipeline("Two people bow.", 16, 1, control=Control([Known(0, joints=joints)]))
+    assert torch.equal(result.joints[0, 0], joints)
+    (motion,) = seen
+    assert tiny_pipeline.statistics.normalise(motion[0, 0]).abs().max() == pytest.approx(4.0, rel=1e-4)

@@ -77,6 +77,9 @@ def test_noise_and_control() -> None:
         ([0, 1], [5, 2**63 - 1], control),
         ([0, 1], [5 + 2**32, 2**32 - 1], None),
     ]
+    made = Maker()
+    crowd(made, INTERHUMAN, [5], 5, Control(bodies_apart=True), reacts=True)
+    assert [control and control.bodies_apart for _, _, control in made.calls] == [True] * 3
 
 
 def test_who_is_left_over_reacts_to_the_first() -> None:

@@ -56,6 +56,16 @@ def test_capacity_curves(tmp_path: Path) -> None:
     assert (tmp_path / "capacity.svg").read_text().count("<svg") == 1
 
 
+def test_steering(tmp_path: Path) -> None:
+    for need in ("diffusers", "PIL"):
+        pytest.importorskip(need)
+    from PIL import Image
+
+    run("steering.py", "--out", str(tmp_path))
+    frames = {path.stem: Image.open(path).n_frames for path in tmp_path.glob("*.gif")}
+    assert frames == {"reaction": 30, "gap": 30, "target": 30, "persons": 30, "timeline": 60, "live": 60}
+
+
 def test_every_example_is_run() -> None:
     scripts = {path.name for path in EXAMPLES.glob("*.py")} - {"comparison.py"}
     tested = {name.removeprefix("test_") + ".py" for name in globals() if name.startswith("test_")}

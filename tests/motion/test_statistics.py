@@ -125,3 +125,10 @@ def test_a_digest_is_of_mean_and_deviation(changed: str) -> None:
     other = own | {changed: own[changed] + np.array([0, 0, 0.25], np.float32)}
     assert Statistics(**own).digest() != Statistics(**other).digest()
     assert Statistics(**own).digest() == Statistics(**own).digest()
+
+
+def test_what_was_never_seen_is_brought_near() -> None:
+    """Within four deviations nothing changes, beyond it is cut; a column that did not vary has its mean."""
+    statistics = Statistics(np.float32([1.0, 2.0, 3.0]), np.float32([0.5, 1e-3, 0.1]))
+    seen = statistics.familiar(torch.tensor([[2.5, 2.0, 3.3], [9.0, 2.7, -9.0]]))
+    torch.testing.assert_close(seen, torch.tensor([[2.5, 2.0, 3.3], [3.0, 2.0, 2.6]]))

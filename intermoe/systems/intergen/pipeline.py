@@ -129,7 +129,7 @@ class RawMotionPipeline(MotionPipeline):
             noise=noise,
             known=known_latents(
                 given,
-                lambda motion: self.statistics.normalise(motion.to(self.device)),
+                lambda motion: self.statistics.normalise(self.statistics.familiar(motion).to(self.device)),
                 1,
                 by_levels=False,
                 resampling=control.resampling,

@@ -111,7 +111,7 @@ class InterMoEPipeline(MotionPipeline):
         if control and control.known:
             known = known_latents(
                 given,
-                lambda motion: self.encode(motion.to(self.device)),
+                lambda motion: self.encode(self.statistics.familiar(motion).to(self.device)),
                 self.vae.downsampling,
                 by_levels=self.trained_with_levels,
                 resampling=control.resampling,
