@@ -447,7 +447,7 @@ class MotionPipeline(ABC):
         chunk: int = CHUNK,
         resampling: int = 1,
     ) -> Live:
-        """Motion without end while it is made; ``send`` of what is returned changes the prompt.
+        """Motion without end while it is made; ``send`` of what is returned changes the prompt, ``aim`` leads joints.
 
         Args:
             prompt, seed, num_inference_steps, guidance_scale, scheduler, resampling: as ``timeline``, for each chunk.
@@ -463,7 +463,7 @@ class MotionPipeline(ABC):
         chunk = check_integer(chunk, "chunk", low=low, high=high)
         scene = self._scene(seed, num_inference_steps, guidance_scale, scheduler, None, resampling)
         self._warn([prompt], True)
-        return Live(scene, lambda words: self.check([words], low), prompt, chunk)
+        return Live(scene, lambda words: self.check([words], low), prompt, chunk, "targets" in self.controls)
 
     def _scene(
         self,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
-from intermoe.control.scene import Scene
+from intermoe.control.scene import Lead, Scene
+from intermoe.control.targets import Target
 
 CHUNK = 20
 """Frames that are decided together."""
@@ -20,10 +21,12 @@ class Live(Iterator[Tensor]):
     Args:
         scene: whose frames these are. check: raises for a prompt that the model cannot take.
         prompt: what the persons do until ``send`` says otherwise. chunk: frames that are decided together.
+        led: whether the system can be led to targets.
     """
 
-    def __init__(self, scene: Scene, check: Callable[[str], None], prompt: str, chunk: int) -> None:
-        self._scene, self._check, self._chunk = scene, check, chunk
+    def __init__(self, scene: Scene, check: Callable[[str], None], prompt: str, chunk: int, led: bool = True) -> None:
+        self._scene, self._check, self._chunk, self._led = scene, check, chunk, led
+        self._leads: Sequence[Lead] = ()
         self.send(prompt)
 
     def send(self, prompt: str) -> None:
@@ -35,5 +38,22 @@ class Live(Iterator[Tensor]):
         self._check(prompt)
         self.prompt = prompt
 
+    def aim(self, leads: Sequence[Lead]) -> None:
+        """Where joints shall be from the second half of the next chunk on, in place of what was said before.
+
+        Each chunk takes longer so. Bones keep their lengths and feet the floor: what is out of reach is come near.
+
+        Args:
+            leads: (person, joint, place in metres) of each; none lets go.
+
+        Raises:
+            ValueError: a system that cannot be led, or a person, joint or place that is none; nothing changes.
+        """
+        if leads and not self._led:
+            raise ValueError("leads: expected a system that can be led to targets, got another")
+        for who, joint, place in leads:
+            Target(who, joint, [0], positions=[place]).check(1, self._scene.representation.persons)
+        self._leads = tuple(leads)
+
     def __next__(self) -> Tensor:
-        return self._scene.representation.joints(self._scene.next(self.prompt, self._chunk)).contiguous()
+        return self._scene.representation.joints(self._scene.next(self.prompt, self._chunk, self._leads)).contiguous()

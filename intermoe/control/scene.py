@@ -6,12 +6,13 @@ it begins with starts so, and is then put into the scene. What is kept between w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from intermoe.control.known import Control, Known
+from intermoe.control.targets import Target
 from intermoe.motion.bones import bone_lengths, with_rigid_bones
 from intermoe.motion.interhuman import facing_forward, with_positions
 from intermoe.motion.representation import Representation
@@ -25,6 +26,9 @@ MAX_SEED = 2**62
 """Of the first window: the later ones count on from it."""
 
 _UP = torch.tensor([0.0, 1.0, 0.0])
+
+Lead = tuple[int, str | int, Sequence[float]]
+"""A person, a joint of theirs and a place in the scene, in metres."""
 
 Window = Callable[[str, int, int, Control | None], Tensor]
 """Prompt, number of frames, seed and control to motion (P, T, ...)."""
@@ -73,15 +77,22 @@ class Scene:
         """Most frames of the next window."""
         return self._max_frames if self._end is None else self.later
 
-    def next(self, prompt: str, frames: int) -> Tensor:
+    def next(self, prompt: str, frames: int, leads: Sequence[Lead] = ()) -> Tensor:
         """The next ``frames`` of the scene, at most ``room``: motion (P, frames, ...), un-normalised.
+
+        Args:
+            leads: where joints shall be in the second half of these frames.
 
         Raises:
             ValueError: more than there is room for.
         """
         if frames > self.room:
             raise ValueError(f"frames: expected at most {self.room} in one window, got {frames}")
-        motion = self._first(prompt, frames) if self._end is None else self._following(prompt, frames, self._end)
+        motion = (
+            self._first(prompt, frames, leads)
+            if self._end is None
+            else self._following(prompt, frames, self._end, leads)
+        )
         if self._bones is None:
             self._bones = bone_lengths(self.representation.joints(motion))
         motion = with_rigid_bones(motion, self._bones)
@@ -90,10 +101,13 @@ class Scene:
         self._seed += 1
         return motion
 
-    def _first(self, prompt: str, frames: int) -> Tensor:
-        return self._window(prompt, max(frames, self._min_frames), self._seed, None)[:, :frames]
+    def _first(self, prompt: str, frames: int, leads: Sequence[Lead]) -> Tensor:
+        late = range(frames // 2, frames)
+        targets = [Target(who, joint, late, positions=[place] * len(late)) for who, joint, place in leads]
+        control = Control(targets=targets) if targets else None
+        return self._window(prompt, max(frames, self._min_frames), self._seed, control)[:, :frames]
 
-    def _following(self, prompt: str, frames: int, end: Tensor) -> Tensor:
+    def _following(self, prompt: str, frames: int, end: Tensor, leads: Sequence[Lead]) -> Tensor:
         turned, joints = self.representation.turned, self.representation.joints
         if turned is None:  # refused already
             raise ValueError(self.representation.name)
@@ -104,10 +118,16 @@ class Scene:
             end.shape[1],
         )
         known = [Known(person, motion=each) for person, each in enumerate(seen)]
-        control = Control(known, blend=BLEND, resampling=self._resampling)
+        fading = (1 + torch.cos(torch.pi * torch.arange(1, frames + 1) / frames)) / 2
+        late, targets = torch.arange(frames // 2, frames), []
+        for who, joint, place in leads:
+            # seen from the window, whose floor is this person's and comes back to the scene's
+            low = origin + (floor[who] * fading[late])[:, None] * _UP
+            there = (torch.tensor(place, dtype=low.dtype) - low) @ turn.T
+            targets.append(Target(who, joint, (late + count).tolist(), positions=there))
+        control = Control(known, targets=targets, blend=BLEND, resampling=self._resampling)
         length = max(count + frames, self._min_frames)
         made = self._window(prompt, length, self._seed, control)[:, count : count + frames]
-        fading = (1 + torch.cos(torch.pi * torch.arange(1, frames + 1) / frames)) / 2
         made = turned(made, turn.T, -turn @ origin)
         lifted = joints(made) + (floor[:, None] * fading)[..., None, None] * _UP
         return with_positions(made, lifted)

@@ -1,4 +1,7 @@
-"""A page on which motion is drawn while it is made, with a box for what the persons shall do next."""
+"""A page on which motion is drawn while it is made, with a box for what the persons shall do next.
+
+Joints can be led: each gets a handle that the mouse drags, and the next frames that are made bring the joint there.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from intermoe.motion.skeleton import JOINT_NAMES
 from intermoe.viz.scene import Figures, set_stage
 
 if TYPE_CHECKING:
@@ -27,12 +31,16 @@ Joints = npt.NDArray[np.float32]
 
 
 class Motion(Protocol):
-    """Joints (P, t, 22, 3) in metres, Y up, chunk after chunk; ``send`` raises ``ValueError`` for what it refuses."""
+    """Joints (P, t, 22, 3) in metres, Y up, chunk after chunk.
+
+    ``send`` and ``aim``, which takes (person, joint, place), raise ``ValueError`` for what they refuse.
+    """
 
     prompt: str
 
     def __next__(self) -> npt.ArrayLike: ...
     def send(self, prompt: str) -> None: ...
+    def aim(self, leads: Sequence[tuple[int, str, Sequence[float]]]) -> None: ...
 
 
 class LivePage:
@@ -66,7 +74,8 @@ class LivePage:
         prompt, self._chunk = self._make()
         set_stage(server, self._chunk, camera)
         self._figures = Figures(server.scene, self._chunk, names)
-        self._build_controls(prompt, formats)
+        self._handles: dict[tuple[int, str], Any] = {}
+        self._build_controls(prompt, formats, tuple(names))
         self._prompt, self._frame = prompt, 0
         self._middle = _middle(self._chunk[:, 0])
 
@@ -140,12 +149,16 @@ class LivePage:
             client.camera.position = client.camera.position + (middle - self._middle)
         self._middle = middle
 
-    def _build_controls(self, prompt: str, formats: Sequence[str]) -> None:
+    def _build_controls(self, prompt: str, formats: Sequence[str], names: tuple[str, ...]) -> None:
         gui = self._server.gui
         words = gui.add_text("prompt", prompt)
         say = gui.add_button("do this next")
         self._playing = gui.add_checkbox("play", True)
         self._follow = gui.add_checkbox("camera goes along", True)
+        with gui.add_folder("lead a joint with the mouse", expand_by_default=False):
+            who = gui.add_dropdown("person", names)
+            joint = gui.add_dropdown("joint", JOINT_NAMES, initial_value="right_wrist")
+            lead, let_go = gui.add_button("lead it"), gui.add_button("let go of all")
         chosen = gui.add_dropdown("format", tuple(formats))
         save = gui.add_button("save what was seen")
         self._told: Any = gui.add_markdown("")
@@ -153,6 +166,14 @@ class LivePage:
         @say.on_click
         def _(_: Any) -> None:
             self.say(words.value)
+
+        @lead.on_click
+        def _(_: Any) -> None:
+            self.lead(names.index(who.value), joint.value)
+
+        @let_go.on_click
+        def _(_: Any) -> None:
+            self.let_go()
 
         @save.on_click
         def _(_: Any) -> None:
@@ -167,6 +188,42 @@ class LivePage:
             return
         unknown = self._unknown(prompt)
         self._tell(f"the model has never seen: {', '.join(unknown)}; it can only guess" if unknown else "")
+
+    def lead(self, person: int, joint: str) -> None:
+        """Give a joint a handle where it is now; wherever that is dragged, the joint follows."""
+        if (person, joint) in self._handles:
+            return
+        frame = max(0, self._frame - 1)
+        handle = self._server.scene.add_transform_controls(
+            f"/leads/{person + 1} {joint}",
+            scale=0.3,
+            disable_rotations=True,
+            depth_test=False,
+            position=self._chunk[person, frame, JOINT_NAMES.index(joint)].astype(float),
+        )
+        self._handles[person, joint] = handle
+        handle.on_update(lambda _: self._aim())
+        self._aim()
+
+    def let_go(self) -> None:
+        """Take all handles away."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()
+        self._aim()
+
+    def _aim(self) -> None:
+        leads = [
+            (who, joint, [float(part) for part in handle.position])
+            for (who, joint), handle in list(self._handles.items())
+        ]
+        try:
+            self._motion.aim(leads)
+        except ValueError as error:
+            for handle in self._handles.values():
+                handle.remove()
+            self._handles.clear()
+            self._tell(f"error: {error}")
 
     def save(self, format: str) -> None:
         """Write what was seen; where, or why not, is told on the page."""

@@ -15,6 +15,8 @@ import torch
 from typer.testing import CliRunner
 
 from intermoe import cli
+from intermoe.cli.common import Process
+from intermoe.cli.listed import PromptList
 from intermoe.export import Take
 from intermoe.files import locked
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
@@ -77,6 +79,17 @@ def test_several_processes_make_the_files_of_one(
     assert [process.returncode for process in ranks] == [0, 0], told
     assert [out for out, _ in told] == ["two\n", ""]
     assert content("one") == content("two")
+
+
+def test_processes_take_the_missing_batches_in_turn(tmp_path: Path) -> None:
+    run = PromptList(tmp_path, [f"they bow {number}" for number in range(11)], [".npz"], 2, {"seed": 0})
+    for index in (2, 3, 8):
+        run.stem(index).with_name(f"{run.stem(index).name}.npz").touch()
+    shares = []
+    for rank in range(2):
+        with run.shared(Process(rank, 2)) as batches:
+            shares.append(batches)
+    assert shares == [[range(0, 2), range(6, 8), range(10, 11)], [range(4, 6), range(8, 10)]]
 
 
 def test_it_goes_on_where_it_stopped(generate: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

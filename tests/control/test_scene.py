@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from intermoe.control.known import Control
+from intermoe.control.live import Live
 from intermoe.control.scene import BLEND, OVERLAP, Scene
 from intermoe.control.timeline import count_windows, cut
 from intermoe.motion.humanml3d import HUMANML3D
@@ -61,6 +62,44 @@ def test_windows_begin_at_the_origin_and_go_on_in_the_world() -> None:
         torch.testing.assert_close(turn, torch.eye(3), atol=1e-5, rtol=0)
         torch.testing.assert_close(origin, torch.zeros(3), atol=1e-5, rtol=0)
         assert all(known.run == slice(0, OVERLAP) for known in control.known)
+
+
+def test_joints_are_led_to_places_of_the_scene() -> None:
+    """A model that puts a joint where its window is told to puts it where the scene is, whatever way the pair faces."""
+
+    def window(prompt: str, frames: int, seed: int, control: Control | None) -> Tensor:
+        assert control is not None
+        given = torch.stack([walker(frames, 0.0, 0.07), walker(frames, 1.0, 0.07)])
+        if control.known:
+            given[:, :OVERLAP] = INTERHUMAN.joints(
+                torch.stack([known.as_motion(INTERHUMAN) for known in control.known])
+            )
+        for target in control.targets:
+            shift = target.positions - given[target.person, list(target.frames), target.joint]
+            given[target.person, list(target.frames)] += shift[:, None]  # the whole body, whose bones so stay
+        return torch.stack([from_joints(each) for each in given])
+
+    scene = scene_of(window)
+    for place, other in (((1.0, 1.2, 3.0), (-0.5, 1.6, 0.4)), ((-2.0, 1.1, 0.5), (3.0, 0.9, 1.0))):
+        leads = [(0, "left_wrist", place), (1, 15, other)]
+        made = INTERHUMAN.joints(scene.next("walk", 24, leads))
+        for person, joint, wanted in ((0, 20, place), (1, 15, other)):
+            expected = torch.tensor(wanted).expand(12, 3)
+            torch.testing.assert_close(made[person, 12:, joint], expected, atol=2e-3, rtol=0)
+
+
+def test_a_live_scene_refuses_what_cannot_be_led() -> None:
+    scene = scene_of(lambda *_: torch.zeros(2, 60, 262))
+    live = Live(scene, lambda _: None, "walk", 20)
+    for leads, message in (
+        ([(2, "head", (0, 1, 0))], "person: expected one of 0 to 1, got 2"),
+        ([(0, "nose", (0, 1, 0))], "joint: expected one of pelvis"),
+        ([(0, "head", (0, float("nan"), 0))], "positions: expected finite numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            live.aim(leads)
+    with pytest.raises(ValueError, match="expected a system that can be led"):
+        Live(scene, lambda _: None, "walk", 20, led=False).aim([(0, "head", (0, 1, 0))])
 
 
 def test_a_scene_that_turns_is_put_back() -> None:

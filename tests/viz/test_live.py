@@ -34,6 +34,7 @@ class Steps:
 
     def __init__(self, last: int | None = None) -> None:
         self.prompt, self.made, self._last = "rise", [], last
+        self.leads: list[tuple[int, str, list[float]]] = []
 
     def __next__(self) -> np.ndarray:
         if self._last == len(self.made):
@@ -47,6 +48,11 @@ class Steps:
         if not prompt:
             raise ValueError("prompts: a prompt must not be *empty*")
         self.prompt = prompt
+
+    def aim(self, leads: list[tuple[int, str, list[float]]]) -> None:
+        if any(place[1] < 0 for _, _, place in leads):
+            raise ValueError("positions: expected a place above the floor")
+        self.leads = leads
 
 
 def page_of(server: Any, motion: Steps, saved: list[Any] | None = None, fps: float = 200) -> LivePage:
@@ -113,6 +119,32 @@ def test_a_refused_prompt_changes_nothing_and_is_told_as_it_is() -> None:
         page.say("")
         assert motion.prompt == "rise"
         assert page._told.content == r"error: prompts: a prompt must not be \*empty\*"
+
+
+def test_a_joint_is_led_by_a_handle_from_where_it_is() -> None:
+    with serving() as server:
+        motion = Steps()
+        page = page_of(server, motion)
+        run(page, lambda: len(page._seen) >= CHUNK)
+        page.lead(1, "left_wrist")
+        ((person, joint, place),) = motion.leads
+        assert (person, joint) == (1, "left_wrist")
+        np.testing.assert_allclose(place, page.seen[1, -1, 20], atol=1e-6)
+        page.lead(0, "head")
+        page.lead(0, "head")  # a second handle would hide the first
+        handle = page._handles[1, "left_wrist"]
+        handle.position = (0.5, 1.5, -0.5)  # as a drag sets it, and then tells
+        for callback in handle._impl_aux.update_cb:
+            callback(None)
+        assert [lead[:2] for lead in motion.leads] == [(1, "left_wrist"), (0, "head")]
+        assert motion.leads[0][2] == [0.5, 1.5, -0.5]
+        page.let_go()
+        assert (motion.leads, page._handles) == ([], {})
+        page.lead(0, "head")
+        page._handles[0, "head"].position = (0.0, -1.0, 0.0)
+        page._aim()
+        assert page._handles == {}
+        assert "above the floor" in page._told.content
 
 
 def test_what_was_seen_is_saved_with_all_its_prompts() -> None:

@@ -1,0 +1,104 @@
+"""A page of figures in a browser without a GPU: how soon it is there, and how often it is drawn.
+
+    python -m intermoe.benchmarks.page --persons 4
+
+A page of random steps is written as ``intermoe export --format html`` does and opened in a headless chromium that draws
+in software (playwright; `apt-get install chromium`). The first picture counts from the opening to the first one with the
+figures' colours in it. The rate is that of the frames that the browser draws while the page plays; a page on which
+nothing moves meanwhile is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from intermoe import export
+from intermoe.benchmarks.harness.case import WrongResult
+from intermoe.motion.rig import REST_POSE, at_rest
+
+SOFTWARE = ("--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+WAIT = 240_000
+COUNT = """seconds => new Promise(done => {
+    const start = performance.now(); let drawn = 0;
+    (function next(now) {
+        drawn += 1;
+        if (now - start < 1000 * seconds) requestAnimationFrame(next); else done(drawn / (now - start) * 1000);
+    })(start);
+})"""
+
+
+def main() -> None:
+    """The command: a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--persons", type=int, default=4)
+    parser.add_argument("--frames", type=int, default=300)
+    parser.add_argument("--seconds", type=float, default=5.0, help="over which drawn frames are counted")
+    parser.add_argument("--size", default="640x480", help="of the window, width x height")
+    given = parser.parse_args()
+    width, height = (int(edge) for edge in given.size.split("x"))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "page.html")
+        export.save(file, walking(given.persons, given.frames), fps=30)
+        first, rate = opened(file, width, height, given.seconds)
+        told = {"persons": given.persons, "frames": given.frames, "window": given.size}
+        told |= {"megabytes": round(file.stat().st_size / 1e6, 2)}
+        print(json.dumps({**told, "first_picture_seconds": round(first, 2), "drawn_per_second": round(rate, 1)}))
+
+
+def walking(persons: int, frames: int) -> npt.NDArray[np.float64]:
+    """People beside each other who rise and walk on, (P, T, 22, 3)."""
+    pose, moments = at_rest(REST_POSE), np.arange(frames)[:, None, None]
+    step = np.array([0.0, 0.0, 0.02])
+    return np.stack([pose + moments * step + np.array([0.9 * person, 0, 0]) for person in range(persons)])
+
+
+def opened(file: Path, width: int, height: int, seconds: float) -> tuple[float, float]:
+    """Seconds to the first picture with figures, and frames drawn a second while it plays.
+
+    Raises:
+        WrongResult: no figure is seen, or none moves. FileNotFoundError: no chromium.
+    """
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        raise FileNotFoundError("chromium: expected it to be installed (apt-get install chromium), found none")
+    with sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=chromium, args=list(SOFTWARE))
+        tab = browser.new_page(viewport={"width": width, "height": height})
+        tab.set_default_timeout(WAIT)
+        start = time.perf_counter()
+        tab.goto(file.as_uri(), wait_until="commit")
+        before = _coloured(tab.screenshot())
+        while not before.any():
+            if time.perf_counter() - start > WAIT / 1000:
+                raise WrongResult(f"{file}: no figure is seen")
+            before = _coloured(tab.screenshot())
+        first = time.perf_counter() - start
+        rate = float(tab.evaluate(COUNT, seconds))
+        if np.array_equal(before, _coloured(tab.screenshot())):
+            raise WrongResult(f"{file}: no figure moves")
+        browser.close()
+    return first, rate
+
+
+def _coloured(picture: bytes) -> npt.NDArray[np.bool_]:
+    """Where a screenshot shows a person's blue or orange, caption and controls apart."""
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)[60:-60]
+    marked: npt.NDArray[np.bool_] = np.abs(pixels[..., 2] - pixels[..., 0]) > 60
+    return marked
+
+
+if __name__ == "__main__":
+    main()
