@@ -2,10 +2,10 @@
 
     python -m intermoe.benchmarks.page --persons 4
 
-A page of random steps is written as ``intermoe export --format html`` does and opened in a headless chromium that draws
-in software (playwright; `apt-get install chromium`). The first picture counts from the opening to the first one with the
-figures' colours in it. The rate is that of the frames that the browser draws while the page plays; a page on which
-nothing moves meanwhile is an error.
+A page of people who walk is written as ``intermoe export --format html`` does and opened in a headless chromium that
+draws in software (playwright; `apt-get install chromium`). The first picture is the first with the figures' colours in
+it, and its time counts from the opening. The rate is that of the frames that the browser draws while the page plays; a
+page on which nothing moves meanwhile is an error.
 """
 
 from __future__ import annotations
