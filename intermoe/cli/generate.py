@@ -216,7 +216,7 @@ def _prompt_list(
     settings["model"] = digest(model_folder(str(settings["model"])))
     if control is not None:
         settings["control"] = hashlib.sha256(control.read_bytes()).hexdigest()[:16]
-    persons = pipeline.representation.persons
+    persons = int(settings.get("persons", pipeline.representation.persons))
     files = [suffix for name in formats for suffix in suffixes_of(FORMATS[name], persons)]
     return PromptList(out, prompts, files, BATCH_SIZE, settings)
 

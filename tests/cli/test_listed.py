@@ -58,6 +58,15 @@ def test_every_prompt_has_its_number(generate: Callable[..., Any]) -> None:
     assert len(names) == 3 * len(PROMPTS)
 
 
+def test_files_of_another_number_of_persons_are_known_again(generate: Callable[..., Any]) -> None:
+    Path("prompts.txt").write_text("they bow", encoding="utf-8")
+    assert generate("--resume", "--persons", 1).exit_code == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("results").iterdir()}
+    assert {path.name for path in before} == {"00001-they-bow.npz", "00001-they-bow.bvh", "settings.json"}
+    assert generate("--resume", "--persons", 1).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in Path("results").iterdir()} == before
+
+
 def test_several_processes_make_the_files_of_one(
     generate: Callable[..., Any], tmp_path: Path, rendezvous: Callable[[int], dict[str, str]]
 ) -> None:
