@@ -97,6 +97,11 @@ def resolve(device: torch.device, dtype: torch.dtype, requested: str | None = No
         forced, source = scoped, "backends.use"
     else:
         forced, source = os.environ.get(ENVIRONMENT_VARIABLE) or None, ENVIRONMENT_VARIABLE
+    return _serving(device, dtype, forced, source)
+
+
+@functools.cache
+def _serving(device: torch.device, dtype: torch.dtype, forced: str | None, source: str) -> str:
     if forced is None:
         name = next(name for name in NAMES if _is_automatic(name, device) and not _problem(name, device, dtype))
         if name == REFERENCE and device.type == "cpu":
@@ -117,7 +122,7 @@ def _tell_what_is_missing() -> None:
         warnings.warn(
             f"intermoe runs without its native CPU kernels, several times slower: {status.reason}; {status.remedy}",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

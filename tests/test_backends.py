@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,8 +16,12 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No variable, and no choice remembered from before a test changed what is usable."""
     monkeypatch.delenv(backends.ENVIRONMENT_VARIABLE, raising=False)
+    backends._serving.cache_clear()
+    yield
+    backends._serving.cache_clear()
 
 
 @pytest.fixture

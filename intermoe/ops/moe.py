@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from intermoe import backends
-from intermoe.kernels.contract import Experts, Route, Select, check_pairs
-from intermoe.ops import exchange, operators, recomputation
+from intermoe.kernels.contract import Experts, Route, Saved, Select, check_pairs
+from intermoe.ops import differentiation, exchange, operators, recomputation
 from intermoe.ops.checks import check_same_device, is_transformed, unwrapped
 from intermoe.ops.combine import combine_reference
 from intermoe.ops.exchange import Peers
@@ -49,6 +49,12 @@ class Result(NamedTuple):
     """whether ``torch.utils.checkpoint`` computed a forward again, with the choice of its first time"""
 
 
+_Made = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""``out``, ``counts``, ``logits`` and ``slots`` of ``Result``."""
+
+_NOTHING = nullcontext()
+
+
 def moe(
     route: Route, select: Select, experts: Experts, *, backend: str | None = None, peers: Peers | None = None
 ) -> Result:
@@ -71,10 +77,12 @@ def moe(
     device = route.hidden.device
     compiling = torch.compiler.is_compiling()
     dtype = route.hidden.dtype
-    if is_autocast(device):
+    autocast = is_autocast(device)
+    if autocast:
         dtype = torch.get_autocast_dtype(device.type)
         experts = experts._replace(w_gate_up=experts.w_gate_up.to(dtype), w_down=experts.w_down.to(dtype))
-    _check(route, select, experts)
+    plain = operators.is_plain(route, select, experts)
+    (_check_once if plain else _check)(route, select, experts)
     past = None if compiling else recomputation.recall()
     if past is None:
         name = backends.resolve(device, experts.w_down.dtype, backend)
@@ -84,18 +92,18 @@ def moe(
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     if experts.half_sums:
         _check_half_sums(name, experts.w_down.dtype, differentiable)
-    with without_autocast(device):
+    with torch.autocast(device.type, enabled=False) if autocast else _NOTHING:
         if backends.detects_nan():
             check_logits(logits_reference(route), select.valid)
         watched = not compiling and recomputation.is_watched()
         received: tuple[Tensor, ...] = () if past is None else past.received
         if peers is None:
-            result = _run(route, select, experts, name, differentiable or watched)
+            out, counts, logits, slots = _run(route, select, experts, name, differentiable or watched, plain)
         else:
-            result, received = _run_over(route, select, experts, name, peers, received)
-    if watched and past is None and result.slots is not None:
-        recomputation.remember(name, result.slots, received)
-    return result._replace(out=result.out.to(dtype), again=past is not None)
+            (out, counts, logits, slots), received = _run_over(route, select, experts, name, peers, received)
+    if watched and past is None and slots is not None:
+        recomputation.remember(name, slots, received)
+    return Result(out if out.dtype is dtype else out.to(dtype), counts, logits, slots, past is not None)
 
 
 def is_autocast(device: torch.device) -> bool:
@@ -105,29 +113,33 @@ def is_autocast(device: torch.device) -> bool:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Within, nothing is cast."""
-    return torch.autocast(device.type, enabled=False) if is_autocast(device) else nullcontext()
+    return torch.autocast(device.type, enabled=False) if is_autocast(device) else _NOTHING
 
 
-def _run(route: Route, select: Select, experts: Experts, name: str, differentiable: bool) -> Result:
+def _run(route: Route, select: Select, experts: Experts, name: str, differentiable: bool, plain: bool) -> _Made:
     if name == backends.REFERENCE and not route.hidden.is_meta:
-        return moe_reference(route, select, experts)
-    if not differentiable and operators.is_plain(route, select, experts):
-        out, counts = backends.load(name).moe_inference(route, select, experts)
-        return Result(out, counts, None, None, False)
-    flat = operators.flatten(route, select, experts, name)
+        return moe_reference(route, select, experts)[:4]
     if torch.compiler.is_compiling():
-        library = torch.ops.intermoe
-        made = library.moe_forward(*flat) if differentiable else library.moe_inference(*flat)
+        flat = operators.flatten(route, select, experts, name)
+        if differentiable:
+            out, counts, *made = torch.ops.intermoe.moe_forward(*flat)
+            saved = Saved(*made)
+            return out, counts, saved.logits, saved.slots
+        out, counts = torch.ops.intermoe.moe_inference(*flat)
+        return out, counts, None, None
+    if differentiable:
+        return differentiation.forward(route, select, experts, name)
+    if plain:
+        out, counts = backends.load(name).moe_inference(route, select, experts)
     else:
-        made = operators.run_forward(flat) if differentiable else operators.run_inference(flat)
-    out, counts, *saved = made
-    return Result(out, counts, saved[0] if saved else None, saved[-2] if saved else None, False)
+        out, counts = differentiation.inference(route, select, experts, name)
+    return out, counts, None, None
 
 
 @torch.compiler.disable
 def _run_over(
     route: Route, select: Select, experts: Experts, name: str, peers: Peers, known: tuple[Tensor, ...]
-) -> tuple[Result, tuple[Tensor, ...]]:
+) -> tuple[_Made, tuple[Tensor, ...]]:
     """The steps where the experts are spread over ranks; and what this rank received."""
     tokens, logits = route_reference(*route[:5], normalise=route.normalise)
     chosen = choose(logits.detach(), *select.given(logits))
@@ -135,7 +147,7 @@ def _run_over(
         tokens.to(experts.w_down.dtype), logits, chosen, experts, peers,
         max_pairs=select.max_pairs, backend=name, known=known,
     )  # fmt: skip
-    return Result(out, chosen.sum(0), logits, slots, False), received
+    return (out, chosen.sum(0), logits, slots), received
 
 
 def moe_reference(route: Route, select: Select, experts: Experts) -> Result:
@@ -163,6 +175,22 @@ def raise_on_overflow(device: torch.device | None = None, *, wait: bool = True) 
     exchange.raise_on_overflow(device, wait=wait)
     for package in backends.loaded():
         package.raise_on_overflow(device, wait)
+
+
+_fitting: set[tuple[Any, ...]] = set()
+_MOST_KNOWN = 1024
+
+
+def _check_once(route: Route, select: Select, experts: Experts) -> None:
+    """Check plain tensors once for each set of their shapes, dtypes and devices: a check takes longer than a key."""
+    tensors = (*route[:5], *experts[:2], *select[:2])
+    described = [t if t is None else (t.shape, t.dtype, t.device) for t in tensors]
+    key = (*described, route.normalise, select.rule is None, select.max_pairs)
+    if key not in _fitting:
+        _check(route, select, experts)
+        if len(_fitting) == _MOST_KNOWN:
+            _fitting.clear()
+        _fitting.add(key)
 
 
 def _check(route: Route, select: Select, experts: Experts) -> None:

@@ -1,9 +1,7 @@
-"""The whole operation as torch sees it: registered operators in the namespace ``intermoe``, and its differentiation.
+"""The whole operation as a compiler sees it: registered operators in the namespace ``intermoe``, and their gradient.
 
-Under ``torch.compile``, and wherever else calls are watched (``FlopCounterMode``, fake tensors), the registered
-operators are called; their arguments are one flat list. Elsewhere an ``autograd.Function`` calls the backend itself,
-which costs the host less and is what ``torch.func`` transforms. Derivatives are first ones, in reverse mode: what would
-need others raises.
+They are called under ``torch.compile`` and wherever else calls are watched (``FlopCounterMode``, fake tensors); their
+arguments are one flat list. Elsewhere ``differentiation.py`` calls the backend itself.
 """
 
 from __future__ import annotations
@@ -17,13 +15,16 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from intermoe import backends
-from intermoe.kernels.contract import Experts, Needs, Route, Saved, Select
+from intermoe.kernels.contract import Experts, Grads, Needs, Route, Saved, Select
 from intermoe.ops import flops
 from intermoe.ops.routing import Rule
 
 Flat = tuple[Any, ...]
-_INPUTS = len(Needs._fields)
-_PLAIN = (Tensor, nn.Parameter)
+INPUTS = Needs._fields
+"""The arguments that get gradients, which come first."""
+
+_INPUTS = len(INPUTS)
+_PLAIN = frozenset((Tensor, nn.Parameter, type(None)))
 
 
 def flatten(route: Route, select: Select, experts: Experts, backend: str) -> Flat:
@@ -51,18 +52,32 @@ def is_plain(route: Route, select: Select, experts: Experts) -> bool:
         return False
     if torch._C._are_functorch_transforms_active() or route.hidden.is_meta:
         return False
-    tensors = (*route[:5], *experts[:2], *select[:2])
-    return all(t is None or type(t) in _PLAIN for t in tensors)
+    return _PLAIN.issuperset(map(type, (*route[:5], *experts[:2], *select[:2])))
 
 
-def run_forward(flat: Flat) -> tuple[Tensor, ...]:
-    """``out``, ``counts``, and the tensors of ``Saved``."""
-    return _Forward.apply(*flat)  # type: ignore[no-untyped-call, no-any-return]
+def is_watched(tensors: tuple[Any, ...]) -> bool:
+    """Whether something must see an operator's call: a dispatch mode, or tensors of a kind of their own."""
+    if torch._C._len_torch_dispatch_stack() or tensors[0].is_meta:
+        return True
+    return not _PLAIN.issuperset(map(type, tensors))
 
 
-def run_inference(flat: Flat) -> tuple[Tensor, Tensor]:
-    """``out`` and ``counts``."""
-    return _Inference.apply(*flat)  # type: ignore[no-untyped-call, no-any-return]
+def refuse(what: str) -> NoReturn:
+    """Raise ``RuntimeError`` for a derivative that there is none of."""
+    raise RuntimeError(
+        f"InterMoEBlock: expected first derivatives in reverse mode, got {what}; "
+        f"only backends.use({backends.REFERENCE!r}) has others"
+    )
+
+
+def grad_of_out(inputs: tuple[Tensor, ...]) -> Tensor:
+    """The gradient (S, D) of an output that nothing depends on, from the inputs that get gradients."""
+    return inputs[0].new_zeros(inputs[0].shape, dtype=inputs[_INPUTS - 1].dtype)
+
+
+def all_tensors(grads: Grads, like: Tensor) -> tuple[Tensor, ...]:
+    """The gradients with an empty tensor for those that were not asked for: an operator returns tensors."""
+    return tuple(like.new_empty(0) if grad is None else grad for grad in grads)
 
 
 def _forward(*flat: Any) -> tuple[Tensor, ...]:
@@ -81,8 +96,7 @@ def _backward(grad_out: Tensor, grad_logits: Tensor | None, *flat: Any) -> tuple
     saved, (normalise, recompute, needs, backend) = Saved(*rest[:-4]), rest[-4:]
     route, experts = Route(*inputs[:5], normalise), Experts(*inputs[5:], recompute)
     grads = backends.load(backend).moe_backward(grad_out, grad_logits, route, experts, saved, Needs(*needs))
-    # an operator returns tensors, whose number is fixed
-    return tuple(route.hidden.new_empty(0) if grad is None else grad for grad in grads)
+    return all_tensors(grads, route.hidden)
 
 
 def _forward_fake(*flat: Any) -> tuple[Tensor, ...]:
@@ -138,7 +152,7 @@ def _setup_context(ctx: Any, inputs: Flat, output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(run: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     """Gradients of all arguments, from those of ``out`` and of the logits."""
     grad_out, grad_logits = grads[0], grads[2]
     needed = ctx.needs_input_grad
@@ -148,92 +162,11 @@ def _differentiate(run: Any, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | 
     normalise, recompute, backend = ctx.options
     needs = [bool(need) for need in needed[:_INPUTS]]
     if grad_out is None:
-        grad_out = tensors[0].new_zeros(tensors[0].shape, dtype=tensors[_INPUTS - 1].dtype)
-    found = run(grad_out, grad_logits, *tensors, normalise, recompute, needs, backend)
+        grad_out = grad_of_out(tensors)
+    options = (normalise, recompute, needs, backend)
+    found = torch.ops.intermoe.moe_backward(grad_out, grad_logits, *tensors, *options)
     given = (grad if need else None for grad, need in zip(found, needs, strict=True))
     return (*given, *(None,) * (len(needed) - _INPUTS))
-
-
-def _refuse(what: str) -> NoReturn:
-    raise RuntimeError(
-        f"InterMoEBlock: expected first derivatives in reverse mode, got {what}; "
-        f"only backends.use({backends.REFERENCE!r}) has others"
-    )
-
-
-class _Forward(torch.autograd.Function):
-    """The operation where gradients may be asked for."""
-
-    @staticmethod
-    def forward(*flat: Any) -> tuple[Tensor, ...]:
-        return _call("moe_forward", flat)
-
-    setup_context = staticmethod(_setup_context)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _differentiate(_Backward.apply, ctx, *grads)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse("forward-mode differentiation")
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *arguments: Any) -> NoReturn:
-        _refuse("vmap")
-
-
-class _Backward(torch.autograd.Function):
-    """Its gradient, which has none itself."""
-
-    @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        return _call("moe_backward", arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Flat, output: tuple[Tensor, ...]) -> None:
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        _refuse("a second derivative")
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse("forward-mode differentiation of a gradient")
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *arguments: Any) -> NoReturn:
-        _refuse("vmap")
-
-
-class _Inference(torch.autograd.Function):
-    """The operation where no gradient can be asked for."""
-
-    @staticmethod
-    def forward(*flat: Any) -> tuple[Tensor, Tensor]:
-        out, counts = _call("moe_inference", flat)
-        return out, counts
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Flat, output: tuple[Tensor, ...]) -> None:
-        pass
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-        _refuse("forward-mode differentiation")
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *arguments: Any) -> NoReturn:
-        _refuse("vmap")
-
-
-def _call(name: str, arguments: Flat) -> tuple[Tensor, ...]:
-    """The operator where something may watch its call, else what it calls."""
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    watched = torch._C._len_torch_dispatch_stack() or tensors[0].is_meta or any(type(t) not in _PLAIN for t in tensors)
-    called = getattr(torch.ops.intermoe, name).default if watched else _IMPLEMENTATIONS[name]
-    return tuple(called(*arguments))
 
 
 _ARGUMENTS = (
@@ -245,14 +178,18 @@ _SELECTED = (
     "str routing, float capacity, int? top_k, str pool, str unit, SymInt batch, str backend"
 )
 _SAVED = ", ".join(f"Tensor {name}" for name in Saved._fields)
-_IMPLEMENTATIONS = {"moe_forward": _forward, "moe_inference": _inference, "moe_backward": _backward}
 _library = torch.library.Library("intermoe", "DEF")
-for _schema, _fake in (
-    (f"moe_forward({_ARGUMENTS}, {_SELECTED}) -> ({', '.join(['Tensor'] * (2 + len(Saved._fields)))})", _forward_fake),
-    (f"moe_inference({_ARGUMENTS}, {_SELECTED}) -> (Tensor, Tensor)", _inference_fake),
+for _schema, _implementation, _fake in (
+    (
+        f"moe_forward({_ARGUMENTS}, {_SELECTED}) -> ({', '.join(['Tensor'] * (2 + len(Saved._fields)))})",
+        _forward,
+        _forward_fake,
+    ),
+    (f"moe_inference({_ARGUMENTS}, {_SELECTED}) -> (Tensor, Tensor)", _inference, _inference_fake),
     (
         f"moe_backward(Tensor grad_out, Tensor? grad_logits, {_ARGUMENTS}, {_SAVED}, bool normalise, bool recompute, "
         f"bool[] needs, str backend) -> ({', '.join(['Tensor'] * _INPUTS)})",
+        _backward,
         _backward_fake,
     ),
 ):
@@ -260,16 +197,11 @@ for _schema, _fake in (
     _library.define(_schema)
     for _device in ("CPU", "CUDA"):
         # Where a graph breaks at the operator it runs as it is; its Python is not to be traced in turn.
-        _library.impl(_name, torch.compiler.disable(_IMPLEMENTATIONS[_name]), _device)
+        _library.impl(_name, torch.compiler.disable(_implementation), _device)
     torch.library.register_fake(f"intermoe::{_name}", _fake, lib=_library)
+torch.library.register_autograd("intermoe::moe_forward", _differentiate, setup_context=_setup_context, lib=_library)
 torch.library.register_autograd(
-    "intermoe::moe_forward",
-    lambda ctx, *grads: _differentiate(torch.ops.intermoe.moe_backward, ctx, *grads),
-    setup_context=_setup_context,
-    lib=_library,
-)
-torch.library.register_autograd(
-    "intermoe::moe_backward", lambda ctx, *grads: _refuse("a second derivative"), lib=_library
+    "intermoe::moe_backward", lambda ctx, *grads: refuse("a second derivative"), lib=_library
 )
 for _name, _flops in (
     ("moe_forward", flops.forward),

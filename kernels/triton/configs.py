@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from .plan import forget
+
 KERNELS = ("up", "down", "grad_hidden", "grad_pairs", "grad_weight")
 PRECISIONS = ("half", "tf32", "ieee")
 SIZES = ("small", "medium", "large")
@@ -216,3 +218,4 @@ def _replace_user_table(table: dict[Key, Tile]) -> None:
     _user.clear()
     _user.update(table)
     tile.cache_clear()
+    forget()

@@ -13,6 +13,7 @@ from typing import Any
 import triton
 from torch import Tensor
 
+from .plan import record
 from .registry import INTERPRETED
 
 _TAKES_CONSTANTS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
@@ -35,13 +36,23 @@ def launch(kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], 
     key = (id(kernel), *map(_kind, arguments), *constants.values())
     found = _compiled.get(key)
     if found is None:
-        # the default of the fusion of products and sums depends on Triton's version, and with it the last bits
-        compiled = kernel[grid](*arguments, **constants, enable_fp_fusion=True)
+        compiled = compile_and_start(kernel, grid, arguments, constants)
         names = kernel.arg_names[len(arguments) :] if _TAKES_CONSTANTS else ()
-        _compiled[key] = compiled, tuple(constants[name] for name in names)
+        found = _compiled[key] = compiled, tuple(constants[name] for name in names)
+        record(compiled[grid], (*arguments, *found[1]))
     else:
         compiled, constant_arguments = found
-        compiled[grid](*arguments, *constant_arguments)
+        start = compiled[grid]
+        record(start, (*arguments, *constant_arguments))
+        start(*arguments, *constant_arguments)
+
+
+def compile_and_start(
+    kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], constants: dict[str, Any]
+) -> Any:
+    """Triton's compiled kernel, started once."""
+    # the default of the fusion of products and sums depends on Triton's version, and with it the last bits
+    return kernel[grid](*arguments, **constants, enable_fp_fusion=True)
 
 
 def _kind(argument: Tensor | float | None) -> Any:

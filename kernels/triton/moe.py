@@ -2,43 +2,98 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..contract import EPS, Experts, Grads, Needs, Route, Saved, Select
+from ..contract import EPS, Choose, Experts, Grads, Needs, Route, Saved, Select
 from . import registry
 from .combine import combine
 from .experts import experts_forward
 from .experts_backward import experts_backward
+from .overflow import overflow_flag
+from .plan import planned
 from .registry import on_its_device
 from .route import route_forward
 from .route_backward import route_backward
-from .select import select, select_backward
+from .select import allocate_and_fill, select_backward
 
 
 @on_its_device
 def moe_forward(route: Route, given: Select, experts: Experts) -> tuple[Tensor, Tensor, Saved]:
     """Route, select, experts and combine; what each takes and what is saved is told in ``contract``."""
-    return _forward(route, given, experts, save_h=not experts.recompute)
+    out, counts, *saved = _forward(route, given, experts, save_h=not experts.recompute, keep=True)
+    return out, counts, Saved(*saved)
 
 
 @on_its_device
 def moe_inference(route: Route, given: Select, experts: Experts) -> tuple[Tensor, Tensor]:
     """``out`` and ``counts`` of ``moe_forward``, of which nothing is kept for a backward."""
-    return _forward(route, given, experts, save_h=False)[:2]
+    out, counts, *_ = _forward(route, given, experts, save_h=False, keep=False)
+    return out, counts
 
 
-def _forward(route: Route, given: Select, experts: Experts, save_h: bool) -> tuple[Tensor, Tensor, Saved]:
-    hidden, router_weight, router_offset, scale, shift, normalise = route
-    tokens, logits, mean, rstd = route_forward(hidden, router_weight, router_offset, scale, shift, EPS, normalise)
-    max_pairs = registry.allocated_pairs(len(hidden), len(router_weight), given.max_pairs)
-    token_idx, gates, offsets, slots, counts = select(logits, *given.given(logits), max_pairs)
-    tokens = tokens.to(experts.w_down.dtype)
-    weights = (experts.w_gate_up, experts.w_down)
-    expert_out, h = experts_forward(tokens, token_idx, offsets, *weights, save_h, experts.half_sums)
-    out = combine(expert_out, gates, slots)
+def _forward(route: Route, given: Select, experts: Experts, save_h: bool, keep: bool) -> tuple[Tensor, ...]:
+    hidden, *_, normalise = route
+    max_pairs = registry.allocated_pairs(len(hidden), len(route.router_weight), given.max_pairs)
+    flag = overflow_flag(hidden.device)
+    flag.raise_if_set()
+    tensors = (*route[:5], *given[:2], *experts[:2])
+    # what the host reads in the middle of a call can be in no plan, but what is before and behind it can
+    made = (_steps if max_pairs is None else _planned_steps)(
+        *tensors, rule=given.rule, normalise=normalise, max_pairs=max_pairs,
+        save_h=save_h, half_sums=experts.half_sums, keep=keep,
+    )  # fmt: skip
+    if hidden.device.type == "cpu":
+        flag.raise_if_set()
+    return made
+
+
+def _steps(
+    *tensors: Any, rule: Choose | None, normalise: bool, max_pairs: int | None,
+    save_h: bool, half_sums: bool, keep: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """All four: ``out`` and ``counts``, and with ``keep`` the tensors of ``Saved``."""
+    hidden, weight, offset, scale, shift, bias, valid, w_gate_up, w_down = tensors
+    route = (hidden, weight, offset, scale, shift)
+    if rule is None:
+        made = _choose(*route, bias, valid, normalise=normalise, max_pairs=max_pairs)
+    else:
+        routed = route_forward(*route, EPS, normalise)
+        made = (*routed, *allocate_and_fill(routed[1], None, rule(routed[1], valid, bias), max_pairs))
+    tokens, logits, mean, rstd, token_idx, gates, offsets, slots, counts = made
+    if max_pairs is None:
+        rows = registry.room(int(offsets[-1]), slots.numel())  # the one host read of the exact mode
+        token_idx, gates = token_idx[:rows], gates[:rows]
+    tokens = tokens.to(w_down.dtype)
+    pairs = (token_idx, gates, offsets, slots)
+    out, h = _apply(tokens, *pairs, w_gate_up, w_down, save_h=save_h, half_sums=half_sums)
+    if not keep:
+        return out, counts
     kept = tokens if tokens is not hidden else tokens.new_empty(0, tokens.shape[1])
-    return out, counts, Saved(logits, kept, mean, rstd, token_idx, gates, offsets, slots, h)
+    return out, counts, logits, kept, mean, rstd, *pairs, h
+
+
+_planned_steps = planned(_steps)
+
+
+@planned
+def _choose(*tensors: Any, normalise: bool, max_pairs: int | None) -> tuple[Tensor, ...]:
+    """Steps 1 and 2: tokens, logits and statistics, and the pairs; of the tensors of ``Route`` and ``Select``."""
+    hidden, weight, offset, scale, shift, bias, valid = tensors
+    routed = route_forward(hidden, weight, offset, scale, shift, EPS, normalise)
+    return (*routed, *allocate_and_fill(routed[1], bias, valid, max_pairs))
+
+
+@planned
+def _apply(
+    tokens: Tensor, token_idx: Tensor, gates: Tensor, offsets: Tensor, slots: Tensor, w_gate_up: Tensor, w_down: Tensor,
+    *, save_h: bool, half_sums: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Steps 3 and 4: ``out`` and ``h``."""
+    expert_out, h = experts_forward(tokens, token_idx, offsets, w_gate_up, w_down, save_h, half_sums)
+    return combine(expert_out, gates, slots), h
 
 
 def moe_backward(
@@ -50,12 +105,27 @@ def moe_backward(
     h = None if experts.recompute else saved.h
     index = (saved.token_idx, saved.expert_offsets, saved.gates, h, experts.w_gate_up, experts.w_down)
     needed = (needs.tokens, needs.w_gate_up, needs.w_down)
-    grad_pairs, grad_gates, *weights = experts_backward(grad_out, tokens, *index, needed)
-    if not (needs.tokens or needs.logits):
+    behind = needs.tokens or needs.logits
+    grad_tokens, through_gates, *weights = _grad_experts(
+        grad_out, tokens, *index, saved.logits, saved.slots, needed=needed, behind=behind
+    )
+    if through_gates is None:
         return [None, None, None, None, None, *weights]
-    grad_tokens = torch.zeros_like(hidden) if grad_pairs is None else combine(grad_pairs, None, saved.slots)
-    through_gates = select_backward(grad_gates, saved.logits, saved.slots)
+    if grad_tokens is None:
+        grad_tokens = torch.zeros_like(hidden)
     grad_logits = through_gates if grad_logits is None else through_gates + grad_logits
     statistics = (saved.mean, saved.rstd, route.router_weight, route.scale)
     options = (route.normalise, route.rows, needs.router_weight)
     return [*route_backward(grad_tokens, grad_logits, hidden, *statistics, *options), *weights]
+
+
+@planned
+def _grad_experts(*tensors: Any, needed: tuple[bool, bool, bool], behind: bool) -> tuple[Tensor | None, ...]:
+    """Gradients of steps 4 to 2: of tokens and logits, where anything is behind them, and of the experts' weights."""
+    grad_out, tokens, token_idx, offsets, gates, h, w_gate_up, w_down, logits, slots = tensors
+    index = (token_idx, offsets, gates, h, w_gate_up, w_down)
+    grad_pairs, grad_gates, *weights = experts_backward(grad_out, tokens, *index, needed)
+    if not behind:
+        return None, None, *weights
+    grad_tokens = None if grad_pairs is None else combine(grad_pairs, None, slots)
+    return grad_tokens, select_backward(grad_gates, logits, slots), *weights

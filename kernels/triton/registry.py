@@ -89,3 +89,9 @@ def allocated_pairs(num_tokens: int, num_experts: int, max_pairs: int | None) ->
     if max_pairs is not None:
         return max_pairs
     return num_tokens * num_experts if num_tokens * num_experts <= STATIC_PAIRS else None
+
+
+def room(num_pairs: int, most: int) -> int:
+    """How many pairs the exact mode makes room for, given P: a few more, so that plans and memory are used again."""
+    step = max(16, 1 << max(num_pairs.bit_length() - 6, 0))  # at most a 32nd more
+    return min(-(-num_pairs // step) * step, most)

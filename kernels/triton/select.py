@@ -216,6 +216,20 @@ def select(
         -1 where not selected, ``counts`` (E,) int64. In the static mode P is ``max_pairs``; pairs from
         ``expert_offsets[E]`` on mean nothing.
     """
+    overflow_flag(logits.device).raise_if_set()
+    token_idx, gates, offsets, slots, counts = allocate_and_fill(logits, selection_bias, valid, max_pairs)
+    if max_pairs is None:
+        num_pairs = int(offsets[-1])  # the one host read of the exact mode
+        token_idx, gates = token_idx[:num_pairs], gates[:num_pairs]
+    elif logits.device.type == "cpu":
+        overflow_flag(logits.device).raise_if_set()
+    return token_idx, gates, offsets, slots, counts
+
+
+def allocate_and_fill(
+    logits: Tensor, selection_bias: Tensor | None, valid: Tensor | None, max_pairs: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``select`` without any read: in the exact mode there is room for all pairs, and what lies beyond P is unset."""
     num_tokens, num_experts = logits.shape
     _check_size(num_tokens, num_experts)
     if max_pairs is not None and not 0 <= max_pairs < 2**31:
@@ -230,9 +244,6 @@ def select(
     logits = logits.contiguous()
     selection_bias = None if selection_bias is None else selection_bias.contiguous()
     valid = None if valid is None else valid.contiguous()
-    flag = overflow_flag(logits.device)
-    flag.raise_if_set()
-
     device = logits.device
     capacity = num_tokens * num_experts if max_pairs is None else max_pairs
     made = torch.empty if num_tokens else torch.zeros
@@ -256,15 +267,10 @@ def select(
         launch(
             scatter_kernel,
             (num_chunks, 1, 1),
-            (*inputs, token_idx, gates, offsets, slots, counts, flag.pair, *counted, capacity),
+            (*inputs, token_idx, gates, offsets, slots, counts, overflow_flag(device).pair, *counted, capacity),
             {**sizes, "MAX_CHUNKS": MAX_CHUNKS, "FILL": 0 if max_pairs is None else FILL},
         )
-    if max_pairs is not None:
-        if device.type == "cpu":
-            flag.raise_if_set()
-        return token_idx, gates, offsets, slots, counts
-    num_pairs = int(offsets[-1])  # the one host read of the exact mode
-    return token_idx[:num_pairs], gates[:num_pairs], offsets, slots, counts
+    return token_idx, gates, offsets, slots, counts
 
 
 @on_its_device

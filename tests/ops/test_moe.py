@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from intermoe.benchmarks.forms import draw
 from intermoe.benchmarks.harness.timing import peak_memory
 from intermoe.benchmarks.harness.work import Shape
 from intermoe.nn.moe import InterMoEBlock
+from intermoe.ops import moe as operation
 from intermoe.ops import operators
-from intermoe.ops.moe import Select, moe
+from intermoe.ops.moe import Experts, Route, Select, moe
 from intermoe.ops.routing import Rule
 
 
@@ -255,3 +257,29 @@ def test_a_limit_of_pairs_is_kept(name: str, case) -> None:
 def test_half_sums_are_refused_where_there_are_none(case) -> None:
     with pytest.raises(ValueError, match="half_sums: expected a backend that has them, got 'reference'"):
         moe(*case.steps(half_sums=True), backend="reference")
+
+
+def test_what_fitted_once_is_checked_again_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks are remembered by shapes, dtypes and devices, and by nothing less."""
+    g = torch.Generator().manual_seed(0)
+    hidden, router = torch.randn(6, 4, generator=g), torch.randn(3, 4, generator=g)
+    weights = torch.randn(3, 12, 4, generator=g), torch.randn(3, 4, 6, generator=g)
+    bias = torch.full((3,), -0.5)
+    checked: list[Any] = []
+    check = operation._check
+    monkeypatch.setattr(operation, "_fitting", set())
+    monkeypatch.setattr(operation, "_check", lambda *arguments: (checked.append(arguments), check(*arguments)))
+    for _ in range(2):
+        assert moe(Route(hidden, router), Select(bias), Experts(*weights)).out.shape == (6, 4)
+    assert len(checked) == 1
+    for route, select in (
+        (Route(hidden, router[:, :3]), Select(bias)),
+        (Route(hidden, router), Select(bias[:2])),
+        (Route(hidden, router), Select(bias, torch.ones(6))),
+        (Route(hidden, router), Select(bias, max_pairs=0)),
+    ):
+        before = len(checked)
+        for _ in range(2):  # what does not fit is not remembered
+            with pytest.raises((ValueError, TypeError), match="expected"):
+                moe(route, select, Experts(*weights))
+        assert len(checked) == before + 2

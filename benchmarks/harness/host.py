@@ -1,0 +1,142 @@
+"""What the host spends on a call: microseconds of its own time, and launches, without a GPU.
+
+    python -m intermoe.benchmarks.harness.host [--out FILE.json]
+
+The Triton rows run on a stand-in for the driver (``standin.py``): they have everything from the public operation down
+to the launch, and not Triton's own launcher. The native rows are a tiny call on this CPU, whose kernels take next to
+nothing. A time is the least of many repeats of this process's own CPU time, in one thread; ``over the backend`` is the
+public operation's less that of the backend's functions called directly, taken in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intermoe import backends
+from intermoe.benchmarks.harness import standin
+from intermoe.benchmarks.harness.timing import machine
+from intermoe.files import replacing
+from intermoe.kernels.contract import Experts, Needs, Route, Select
+from intermoe.ops.moe import moe
+
+REPEATS, CALLS, WARM_UPS = 25, 100, 10
+
+# tokens, dim, experts, expert_dim, rows of the condition, max_pairs; narrow, as what the stand-in leaves to torch costs
+TINY = (8, 16, 4, 16, 1, None)
+PROMPT = (300, 64, 8, 64, 4, None)
+TRAINING = (9600, 64, 8, 64, 64, None)
+STATIC = (9600, 64, 8, 64, 64, 9600)
+
+
+def least(calls: dict[str, Callable[[], object]], repeats: int = REPEATS, count: int = CALLS) -> dict[str, float]:
+    """Least microseconds of CPU time of each call, over repeats that take turns."""
+    found = dict.fromkeys(calls, float("inf"))
+    for call in calls.values():
+        for _ in range(WARM_UPS):
+            call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.process_time_ns()
+            for _ in range(count):
+                call()
+            found[name] = min(found[name], (time.process_time_ns() - start) / count / 1e3)
+    return found
+
+
+def _arguments(shape: tuple[Any, ...], dtype: torch.dtype) -> tuple[Route, Select, Experts]:
+    tokens, dim, experts, width, rows, max_pairs = shape
+    wide = (torch.randn(size) for size in ((experts, dim), (rows, experts), (rows, dim), (rows, dim)))
+    weights = (torch.randn(size, dtype=dtype) for size in ((experts, 2 * width, dim), (experts, dim, width)))
+    select = Select(torch.full((experts,), -0.5), None, None, max_pairs)
+    return Route(torch.randn(tokens, dim, dtype=dtype), *wide), select, Experts(*weights)
+
+
+def calls(backend: str, shape: tuple[Any, ...], dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """The public operation and the backend's own functions, for inference and for a training step."""
+    route, select, experts = _arguments(shape, dtype)
+    package = backends.load(backend)
+    leaves = [t.clone().requires_grad_() for t in (*route[:5], *experts[:2]) if t is not None]
+    trained = (Route(*leaves[:5]), select, Experts(*leaves[5:]))
+    grad = torch.randn_like(route.hidden)
+    needs = Needs(*[True] * len(Needs._fields))
+
+    def inference() -> object:
+        with torch.no_grad():
+            return moe(route, select, experts, backend=backend)
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(moe(*trained, backend=backend).out, leaves, grad)
+
+    def direct_step() -> object:
+        with torch.no_grad():
+            _, _, saved = package.moe_forward(route, select, experts)
+            return package.moe_backward(grad, None, route, experts, saved, needs)
+
+    def direct_inference() -> object:
+        with torch.no_grad():
+            return package.moe_inference(route, select, experts)
+
+    return {
+        "inference": inference,
+        "inference, backend": direct_inference,
+        "forward + backward": step,
+        "forward + backward, backend": direct_step,
+    }
+
+
+def _row(name: str, times: dict[str, float]) -> dict[str, Any]:
+    rounded = {what: round(value, 1) for what, value in times.items()}
+    over = {what: round(times[what] - times[f"{what}, backend"], 1) for what in ("inference", "forward + backward")}
+    return {"case": name, "microseconds": rounded, "over the backend": over}
+
+
+def measure(repeats: int = REPEATS, count: int = CALLS) -> list[dict[str, Any]]:
+    """A row for each case."""
+    found = []
+    if backends.available()["native"].usable:
+        tiny = calls("native", TINY, torch.float32)
+        found.append(_row("native, tiny call on this CPU", least(tiny, repeats, count)))
+    if isinstance(backends._loaded.get("triton"), ImportError):
+        return found
+    for name, shape in (
+        ("triton, S=300", PROMPT),
+        ("triton, S=9600", TRAINING),
+        ("triton, S=9600, static", STATIC),
+    ):
+        with standin.stand_in(pairs=shape[0]) as driver:
+            cases = calls("triton", shape, torch.bfloat16)
+            launches = {}
+            for what in ("inference", "forward + backward"):
+                driver.launches.clear()
+                cases[what]()
+                launches[what] = len(driver.launches)
+            driver.recording = False
+            found.append(_row(name, least(cases, repeats, count)) | {"launches": launches})
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, and write the JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    report = {"machine": machine(torch.device("cpu")).label, "torch": torch.__version__, "rows": measure()}
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.out is not None:
+        with replacing(options.out) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

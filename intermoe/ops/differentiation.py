@@ -1,0 +1,176 @@
+"""The whole operation outside of compilation: an ``autograd.Function`` that calls the backend itself.
+
+That costs the host less than a registered operator and is what ``torch.func`` transforms; where something watches the
+calls (``FlopCounterMode``, fake tensors) it calls the operators of ``operators.py``. Derivatives are first ones, in
+reverse mode: what would need others raises.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from intermoe import backends
+from intermoe.kernels.contract import Experts, Needs, Route, Saved, Select
+from intermoe.ops import operators
+from intermoe.ops.operators import INPUTS, grad_of_out, refuse
+
+_INPUTS = len(INPUTS)
+
+
+_SLOTS = Saved._fields.index("slots")
+
+
+class _Kept:
+    """What a forward leaves for its node to save: the tensors of ``Saved`` that are no results, as those cost more."""
+
+    tensors: tuple[Tensor, ...] = ()
+
+
+_NOTHING_KEPT = _Kept()
+
+
+class _Rest(NamedTuple):
+    """What the operation takes beside the inputs that get gradients."""
+
+    select: Select
+    normalise: bool
+    recompute: bool
+    half_sums: bool
+    backend: str
+    kept: _Kept
+
+    def join(self, inputs: tuple[Any, ...]) -> tuple[Route, Experts]:
+        """The arguments of the steps, of inputs in the order of ``Needs``."""
+        return Route(*inputs[:5], self.normalise), Experts(*inputs[5:_INPUTS], self.recompute, self.half_sums)
+
+
+def forward(route: Route, select: Select, experts: Experts, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``out``, ``counts``, ``logits`` and ``slots``; the first and the third are differentiable."""
+    out, counts, logits, slots = _Forward.run(*_split(route, select, experts, backend))
+    return out, counts, logits, slots
+
+
+def inference(route: Route, select: Select, experts: Experts, backend: str) -> tuple[Tensor, Tensor]:
+    """``out`` and ``counts``."""
+    out, counts = _Inference.run(*_split(route, select, experts, backend))
+    return out, counts
+
+
+def _is_wrapped(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(argument)
+
+
+def _split(route: Route, select: Select, experts: Experts, backend: str) -> tuple[Any, ...]:
+    hidden, weight, offset, scale, shift, normalise = route
+    w_gate_up, w_down, recompute, half_sums = experts
+    rest = _Rest(select, normalise, recompute, half_sums, backend, _Kept())
+    return rest, hidden, weight, offset, scale, shift, w_gate_up, w_down
+
+
+class _Function(Function):
+    """A function without the derivatives that there are none of."""
+
+    @classmethod
+    def run(cls, *arguments: Any) -> tuple[Tensor, ...]:
+        """``apply``, and where nothing transforms the call without its look for defaults, the most of its time."""
+        if torch._C._are_functorch_transforms_active() or any(map(_is_wrapped, arguments)):
+            return cls.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
+        return super(Function, cls).apply(*arguments)  # type: ignore[misc, no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+        refuse("forward-mode differentiation")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *arguments: Any) -> NoReturn:
+        refuse("vmap")
+
+
+class _Forward(_Function):
+    """The operation where gradients may be asked for."""
+
+    @staticmethod
+    def forward(rest: _Rest, *inputs: Any) -> tuple[Tensor, ...]:
+        route, experts = rest.join(inputs)
+        if operators.is_watched(inputs):
+            flat = operators.flatten(route, rest.select, experts, rest.backend)
+            out, counts, *made = torch.ops.intermoe.moe_forward.default(*flat)
+            saved = Saved(*made)
+        else:
+            out, counts, saved = backends.load(rest.backend).moe_forward(route, rest.select, experts)
+        rest.kept.tensors = (*saved[1:_SLOTS], *saved[_SLOTS + 1 :])
+        return out, counts, saved.logits, saved.slots
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        rest, kept = inputs[0], inputs[0].kept.tensors
+        ctx.rest = rest._replace(kept=_NOTHING_KEPT)
+        ctx.save_for_backward(*inputs[1:], *output[2:], *kept)
+        ctx.mark_non_differentiable(output[1], output[3])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_out, grad_logits = grads[0], grads[2]
+        needs = Needs(*ctx.needs_input_grad[1:])
+        if (grad_out is None and grad_logits is None) or not any(needs):
+            return (None,) * (1 + _INPUTS)
+        tensors = ctx.saved_tensors
+        logits, slots, *kept = tensors[_INPUTS:]
+        tensors = (*tensors[:_INPUTS], logits, *kept[: _SLOTS - 1], slots, *kept[_SLOTS - 1 :])
+        if grad_out is None:
+            grad_out = grad_of_out(tensors)
+        arguments = (ctx.rest, needs, grad_out, grad_logits, *tensors)
+        # only where a derivative of the gradient may be asked for must there be a node that refuses it
+        derived = torch.is_grad_enabled() or forward_ad._current_level >= 0
+        wrapped = any(map(_is_wrapped, (grad_out, *tensors[:_INPUTS])))  # also after a transform of torch.func ended
+        found = _Backward.apply(*arguments) if derived or wrapped else _gradients(*arguments)
+        return None, *(grad if need else None for grad, need in zip(found, needs, strict=True))
+
+
+def _gradients(
+    rest: _Rest, needs: Needs, grad_out: Tensor, grad_logits: Tensor | None, *tensors: Any
+) -> list[Tensor | None]:
+    """Gradients in the order of ``Needs``; ``tensors``: the inputs in this order, then those of ``Saved``."""
+    if operators.is_watched((grad_out, *tensors[:_INPUTS])):
+        options = (rest.normalise, rest.recompute, list(needs), rest.backend)
+        return list(torch.ops.intermoe.moe_backward.default(grad_out, grad_logits, *tensors, *options))
+    route, experts = rest.join(tensors)
+    backend = backends.load(rest.backend)
+    return backend.moe_backward(grad_out, grad_logits, route, experts, Saved(*tensors[_INPUTS:]), needs)
+
+
+class _Backward(_Function):
+    """Its gradient, which has none itself."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, ...]:
+        return operators.all_tensors(_gradients(*arguments), arguments[2])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        refuse("a second derivative")
+
+
+class _Inference(_Function):
+    """The operation where no gradient can be asked for."""
+
+    @staticmethod
+    def forward(rest: _Rest, *inputs: Any) -> tuple[Tensor, ...]:
+        route, experts = rest.join(inputs)
+        if operators.is_watched(inputs):
+            flat = operators.flatten(route, rest.select, experts, rest.backend)
+            return tuple(torch.ops.intermoe.moe_inference.default(*flat))
+        return backends.load(rest.backend).moe_inference(route, rest.select, experts)

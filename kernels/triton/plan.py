@@ -1,0 +1,173 @@
+"""A call's launches, made once and then repeated: a later call only fills in pointers.
+
+The Python code of the steps is what defines a call. Its first run for a set of shapes, dtypes, devices, alignments and
+options is recorded: which kernels it started on which grids, and of every argument whether it was an input, a result,
+memory in between, or a number. From then on the same launches are made of that record. Results are allocated one by
+one, as they live on their own; all memory in between is one allocation.
+
+A run that did anything else than allocate and launch (a copy into dense memory, a cast, a read) is not repeated so:
+such calls take the Python code each time.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .registry import INTERPRETED
+
+MOST_PLANS = 1024
+"""More are made anew: pools of many lengths must not fill the memory."""
+
+ALIGNMENT = 256
+"""Of memory in between, as the allocator's own."""
+
+Results = tuple[Any, ...]
+"""Tensors, or ``None``."""
+
+Step = Callable[..., Results]
+
+_aten = torch.ops.aten
+_ALLOCATIONS = {_aten.empty.memory_format, _aten.new_empty.default, _aten.empty_like.default}
+_VIEWS = {_aten.slice.Tensor, _aten.view.default, _aten.detach.default, _aten.alias.default}
+_plans: dict[tuple[Any, ...], Plan | None] = {}
+_active = threading.local()
+
+
+class Recorder(TorchDispatchMode):
+    """What a run allocates and launches; ``others`` are operations that no plan repeats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self.buffers: list[Tensor] = []
+        self.others: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in _ALLOCATIONS:
+            self.buffers.append(out)
+        elif func not in _VIEWS:
+            self.others.append(str(func))
+        return out
+
+
+def record(start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Note a launch, where a run is recorded in this thread."""
+    recorder: Recorder | None = getattr(_active, "recorder", None)
+    if recorder is not None:
+        recorder.launches.append((start, arguments))
+
+
+def forget() -> None:
+    """Drop all plans: what they were made of has changed."""
+    _plans.clear()
+
+
+def planned(function: Step) -> Step:
+    """A function of tensors, or ``None``, and keywords that decide what is launched, as a plan from its second call on.
+
+    It returns tensors as it allocated them, inputs, or ``None``.
+    """
+
+    @functools.wraps(function)
+    def call(*tensors: Tensor | None, **options: Any) -> Results:
+        if INTERPRETED or getattr(_active, "recorder", None) is not None:
+            return function(*tensors, **options)
+        described = [
+            t if t is None else (t.shape, t.dtype, t.get_device(), t.is_contiguous(), t.data_ptr() % 16 == 0)
+            for t in tensors
+        ]
+        key = (function, torch.get_float32_matmul_precision(), *options.values(), *described)
+        try:
+            plan = _plans[key]
+        except KeyError:
+            results, _plans[key] = _recorded(function, tensors, options)
+            return results
+        return function(*tensors, **options) if plan is None else plan.run(tensors)
+
+    return call
+
+
+def _recorded(
+    function: Step, tensors: tuple[Tensor | None, ...], options: dict[str, Any]
+) -> tuple[Results, Plan | None]:
+    if len(_plans) >= MOST_PLANS:
+        _plans.clear()
+    _active.recorder = recorder = Recorder()
+    try:
+        with recorder:
+            results = function(*tensors, **options)
+    finally:
+        _active.recorder = None
+    return results, None if recorder.others else Plan(tensors, results, recorder)
+
+
+class Plan:
+    """The launches of one kind of call."""
+
+    def __init__(self, inputs: tuple[Tensor | None, ...], results: Results, recorder: Recorder) -> None:
+        self.results: list[int | tuple[torch.Size, torch.dtype, torch.device] | None] = []
+        places = {id(t): i for i, t in enumerate(inputs) if t is not None}
+        starts: dict[int, int] = {}
+        made = len(inputs)
+        for result in results:
+            if result is None or id(result) in places:
+                self.results.append(None if result is None else places[id(result)])
+                continue
+            self.results.append((result.shape, result.dtype, result.device))
+            starts[_storage(result)] = made
+            made += 1
+        self.offsets: list[int] = []
+        self.arena = 0
+        for buffer in recorder.buffers:
+            if buffer.numel() and _storage(buffer) not in starts:
+                starts[_storage(buffer)] = made + len(self.offsets)
+                self.offsets.append(self.arena)
+                self.arena += -(-buffer.untyped_storage().nbytes() // ALIGNMENT) * ALIGNMENT
+        self.device = next(t.device for t in inputs if t is not None)
+        first_number = made + len(self.offsets)
+        self.numbers: list[Any] = []
+        self.steps = []
+        for start, arguments in recorder.launches:
+            taken = []
+            for argument in arguments:
+                place = places.get(id(argument))
+                if place is None and isinstance(argument, Tensor):
+                    place = starts.get(_storage(argument)) if argument.storage_offset() == 0 else None
+                if place is None:  # a number, ``None``, or a tensor that lives longer than any call
+                    place = first_number + len(self.numbers)
+                    self.numbers.append(argument)
+                taken.append(place)
+            self.steps.append((start, itemgetter(*taken)))
+
+    def run(self, inputs: tuple[Tensor | None, ...]) -> Results:
+        """Launch everything for other inputs of the same kind."""
+        results: list[Any] = []
+        values: list[Any] = [None if t is None else t.data_ptr() for t in inputs]
+        for result in self.results:
+            if result is None or isinstance(result, int):
+                results.append(None if result is None else inputs[result])
+            else:
+                shape, dtype, device = result
+                results.append(made := torch.empty(shape, dtype=dtype, device=device))
+                values.append(made.data_ptr())
+        if self.arena:
+            arena = torch.empty(self.arena, dtype=torch.uint8, device=self.device)
+            base = arena.data_ptr()
+            values += [base + offset for offset in self.offsets]
+        values += self.numbers
+        for start, arguments in self.steps:
+            start(*arguments(values))
+        return tuple(results)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -1,0 +1,175 @@
+"""Plans against the Python code that they were made of: the same launches, argument by argument, by what each means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from intermoe.benchmarks.harness import host, standin
+from intermoe.kernels import triton as package
+from intermoe.kernels.contract import Needs, Route, Select
+from intermoe.kernels.triton import configs, plan, registry
+from intermoe.kernels.triton.registry import INTERPRETED
+
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter takes the Python code")
+ASKED = {
+    "all": Needs(*[True] * 7),
+    "frozen experts": Needs(*[True] * 5, False, False),
+    "experts alone": Needs(*[False] * 5, True, True),
+}
+
+
+def meaning(launches: list[standin.Launch], known: dict[str, Any]) -> list[Any]:
+    """Launches with every pointer by what it points to: a name, or a number for memory in between, by its first use."""
+    names = {t.data_ptr(): name for name, t in known.items() if isinstance(t, Tensor) and t.numel()}
+    between: dict[int, str] = {}
+
+    def told(name: str, value: Any) -> Any:
+        if not name.endswith("_ptr"):
+            return value
+        pointer = value.data_ptr() if isinstance(value, Tensor) else value
+        if not pointer:
+            return None
+        return names.get(pointer) or between.setdefault(pointer, f"between {len(between)}")
+
+    return [
+        (one.name, one.grid, {key: told(key, value) for key, value in one.arguments.items()})
+        for one in launches
+    ]  # fmt: skip
+
+
+def call(driver: standin.Driver, arguments: Any, needs: Needs | None) -> list[Any]:
+    """What a call launches, and its results by name with shapes and dtypes."""
+    route, select, experts = arguments
+    known = {f"input {i}": t for i, t in enumerate((*route[:5], *select[:2], *experts[:2]))}
+    driver.launches.clear()
+    with torch.no_grad(), plan.Recorder():  # which holds all memory, so that no address means two things
+        if needs is None:
+            out, counts = package.moe_inference(route, select, experts)
+            known |= {"out": out, "counts": counts}
+        else:
+            out, counts, saved = package.moe_forward(route, select, experts)
+            grad = torch.zeros_like(out)
+            grads = package.moe_backward(grad, None, route, experts, saved, needs)
+            known |= {"out": out, "counts": counts, "grad": grad, **saved._asdict()}
+            known |= {f"gradient {name}": t for name, t in zip(needs._fields, grads, strict=True)}
+    shapes = {name: (t.shape, t.dtype, t.stride()) for name, t in known.items() if isinstance(t, Tensor)}
+    return [meaning(driver.launches, known), shapes]
+
+
+def both(shape: tuple[Any, ...], needs: Needs | None, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python code twice and the plan twice, of one kind of call: the plan with other tensors each time."""
+    with standin.stand_in(pairs=pairs) as driver:
+        arguments = [host._arguments(shape, torch.bfloat16) for _ in range(3)]
+        with monkeypatch.context() as patched:
+            patched.setattr(plan, "INTERPRETED", True)  # no plans
+            wanted = call(driver, arguments[0], needs)
+            assert call(driver, arguments[0], needs) == wanted
+        assert not plan._plans
+        call(driver, arguments[0], needs)
+        ran = []
+        original = plan.Plan.run
+        monkeypatch.setattr(plan.Plan, "run", lambda self, inputs: (ran.append(self), original(self, inputs))[1])
+        for other in arguments:
+            for _ in range(2):  # in the exact mode the parts of a call have plans from its second run on
+                assert call(driver, other, needs) == wanted
+        assert ran
+
+
+@pytest.mark.parametrize("shape", [host.PROMPT, host.TRAINING, host.STATIC], ids=["prompt", "exact", "static"])
+@pytest.mark.parametrize("asked", [None, *ASKED])
+def test_a_plan_launches_what_the_python_code_does(
+    shape: tuple[Any, ...], asked: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both(shape, None if asked is None else ASKED[asked], 1000, monkeypatch)
+
+
+def test_options_are_plans_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each change of a call is launched as the Python code launches it, also when plans of the others are there."""
+    route, select, experts = host._arguments(host.PROMPT, torch.bfloat16)
+    valid = torch.ones(300, dtype=torch.bool)
+    changed = [
+        (route, select, experts),
+        (route._replace(scale=None, shift=None), select, experts),
+        (Route(*route[:3], normalise=False), select, experts),
+        (route, Select(select.selection_bias, valid), experts),
+        (route, Select(None, valid[:, None].expand(300, 8).contiguous()), experts),
+        (route, select, experts._replace(recompute=True)),
+        (route._replace(hidden=torch.cat([route.hidden[:1], route.hidden])[1:]), select, experts),
+    ]
+    off = torch.cat([route.hidden.flatten()[:1], route.hidden.flatten()])[1:].view(300, 64)
+    changed.append((route._replace(hidden=off), select, experts))  # off a boundary of 16 bytes
+    with standin.stand_in() as driver:
+        for _ in range(2):
+            for one in changed:
+                found = call(driver, one, ASKED["all"])
+                with monkeypatch.context() as patched:
+                    patched.setattr(plan, "INTERPRETED", True)
+                    assert call(driver, one, ASKED["all"]) == found
+
+
+def test_memory_in_between_does_not_overlap() -> None:
+    with standin.stand_in() as driver:
+        route, select, experts = host._arguments(host.PROMPT, torch.bfloat16)
+        package.moe_inference(route, select, experts)
+        (made,) = plan._plans.values()
+        assert made is not None
+        sizes = [after - before for before, after in zip(made.offsets, [*made.offsets[1:], made.arena], strict=True)]
+        assert all(size > 0 and size % plan.ALIGNMENT == 0 for size in sizes)
+        pairs, dim = 300 * 8, 64
+        assert sorted(sizes)[-2:] == [pairs * dim * 2] * 2, "activation and outputs of the pairs"
+        assert len(driver.launches) == 6
+
+
+def test_copies_are_not_left_out() -> None:
+    """A call that copies into dense memory has no plan: the copy would be that of the first call."""
+    with standin.stand_in():
+        route, select, experts = host._arguments(host.PROMPT, torch.bfloat16)
+        strided = route._replace(scale=torch.randn(4, 128)[:, :64])
+        for _ in range(2):
+            package.moe_inference(strided, select, experts)
+        found = {key[0].__name__: made is not None for key, made in plan._plans.items()}
+        assert found == {"_steps": False, "_choose": False, "_apply": True}, "the parts without a copy have plans"
+
+
+def test_other_tiles_and_precisions_make_other_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    with standin.stand_in() as driver:
+        arguments = host._arguments(host.PROMPT, torch.float32)
+        grids = []
+        before = torch.get_float32_matmul_precision()
+        for precision in ("high", "highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            try:
+                for _ in range(2):
+                    call(driver, arguments, None)
+            finally:
+                torch.set_float32_matmul_precision(before)
+            grids.append([one.grid for one in driver.launches])
+        assert grids[0] != grids[1]
+        assert grids[0] == grids[2]
+        configs._replace_user_table({})
+        assert not plan._plans
+
+
+def test_an_overflow_is_found_by_a_planned_call_too() -> None:
+    from intermoe.kernels.triton.overflow import overflow_flag
+
+    with standin.stand_in():
+        arguments = host._arguments(host.STATIC, torch.bfloat16)
+        for _ in range(2):
+            package.moe_inference(*arguments)
+        overflow_flag(torch.device("cpu")).numbers[:] = (9601, 9600)
+        with pytest.raises(RuntimeError, match="9601"):
+            package.moe_inference(*arguments)
+
+
+def test_room_for_pairs_is_a_little_more_and_takes_few_values() -> None:
+    for pairs in (0, 1, 15, 16, 17, 1000, 9600, 76799):
+        assert pairs <= registry.room(pairs, 76800) <= max(pairs * 33 / 32 + 1, pairs + 15)
+    assert registry.room(1000, 1003) == 1003
+    assert len({registry.room(pairs, 76800) for pairs in range(8192, 16384)}) <= 33
