@@ -74,7 +74,7 @@ def forget() -> None:
 def planned(function: Step) -> Step:
     """A function of tensors, or ``None``, and keywords that decide what is launched, as a plan from its second call on.
 
-    It returns tensors as it allocated them, inputs, or ``None``.
+    It returns tensors as it allocated them, inputs, or ``None``; where it views parts of either no plan is made.
     """
 
     @functools.wraps(function)
@@ -107,7 +107,23 @@ def _recorded(
             results = function(*tensors, **options)
     finally:
         _active.recorder = None
-    return results, None if recorder.others else Plan(tensors, results, recorder)
+    return results, Plan(tensors, results, recorder) if _can_repeat(tensors, results, recorder) else None
+
+
+def _can_repeat(inputs: tuple[Tensor | None, ...], results: Results, recorder: Recorder) -> bool:
+    """Whether all pointers of a run can be told from those of its inputs, results and memory in between."""
+    given = {id(t) for t in inputs}
+    foreign = {_storage(t) for t in inputs if t is not None and t.numel()}
+    launched = (argument for _, arguments in recorder.launches for argument in arguments)
+    for tensor in (argument for argument in launched if isinstance(argument, Tensor) and id(argument) not in given):
+        if _storage(tensor) in foreign or tensor.storage_offset():
+            return False
+    for result in results:
+        if result is not None and id(result) not in given:
+            whole = result.is_contiguous() and result.nbytes == result.untyped_storage().nbytes()
+            if _storage(result) in foreign or not whole:
+                return False
+    return not recorder.others
 
 
 class Plan:
@@ -141,7 +157,7 @@ class Plan:
             for argument in arguments:
                 place = places.get(id(argument))
                 if place is None and isinstance(argument, Tensor):
-                    place = starts.get(_storage(argument)) if argument.storage_offset() == 0 else None
+                    place = starts.get(_storage(argument))
                 if place is None:  # a number, ``None``, or a tensor that lives longer than any call
                     place = first_number + len(self.numbers)
                     self.numbers.append(argument)

@@ -27,7 +27,7 @@ def test_the_stand_in_records_every_launch_of_the_public_operation() -> None:
         assert [launch.name for launch in driver.launches] == FORWARD
         up = driver.launches[3].arguments
         assert (up["DIM"], up["NUM_EXPERTS"], up["SAVE_H"]) == (64, 8, False)
-        assert len(up["token_idx_ptr"]) == 9600, "the exact mode takes the pairs that the selection found"
+        assert 9600 <= len(up["token_idx_ptr"]) <= 9600 * 33 / 32, "the exact mode has room for the pairs that it read"
         calls["forward + backward"]()
         assert [launch.name for launch in driver.launches[6:12]] == FORWARD
         assert driver.launches[9].arguments["SAVE_H"]

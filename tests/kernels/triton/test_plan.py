@@ -137,6 +137,25 @@ def test_copies_are_not_left_out() -> None:
         assert found == {"_steps": False, "_choose": False, "_apply": True}, "the parts without a copy have plans"
 
 
+@pytest.mark.parametrize(
+    ("function", "repeated"),
+    [
+        (lambda x: (torch.empty_like(x),), True),
+        (lambda x: (x,), True),
+        (lambda x: (None, x.new_empty(3)), True),
+        (lambda x: (x.view(-1),), False),  # an input under another name
+        (lambda x: (x.new_empty(8)[:4],), False),  # not all that was allocated
+        (lambda x: (plan.record(print, (x.detach(),)), x)[1:], False),
+        (lambda x: (plan.record(print, (x.new_empty(8)[4:],)), x)[1:], False),
+        (lambda x: (x + 1,), False),
+    ],
+)
+def test_what_cannot_be_told_from_pointers_has_no_plan(function: Any, repeated: bool) -> None:
+    with standin.stand_in():
+        plan.planned(function)(torch.zeros(2, 4))
+        assert [made is not None for made in plan._plans.values()] == [repeated]
+
+
 def test_other_tiles_and_precisions_make_other_plans(monkeypatch: pytest.MonkeyPatch) -> None:
     with standin.stand_in() as driver:
         arguments = host._arguments(host.PROMPT, torch.float32)
