@@ -63,6 +63,8 @@ FIELDS: dict[str, dict[str, str]] = {
         "top_k": f"{SYSTEM}::test_top_k_reaches_every_block",
         "pool": f"{REACH_BLOCKS} {KINDS}::test_block_is_the_written_sum_on_every_backend",
         "unit": f"{REACH_BLOCKS} {KINDS}::test_block_is_the_written_sum_on_every_backend",
+        "zero_key": "nn/test_attention.py::test_the_configuration_reaches_every_attention "
+        "nn/test_attention.py::test_attention_by_hand",
         "first_person": "systems/intermoe/test_denoiser.py::test_the_text_can_name_the_first_person",
         "recompute": f"{SCALE}::test_recomputation_changes_neither_gradients_nor_biases_nor_counts",
     },

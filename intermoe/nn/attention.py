@@ -9,14 +9,17 @@ from intermoe.nn.layers import AdaLN, Linear
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one extra all-zero key and value, which lets a query attend to nothing.
+    """Multi-head attention, by default with one extra all-zero key and value, which lets a query attend to nothing.
 
     Args:
         dim: width D. num_heads: divides ``dim``. dropout: on the attention weights, in training.
+        zero_key: whether there is the extra key. A small network that learns fast may come to attend to it alone, in
+            every query, and then has no gradient to find back.
     """
 
-    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0, zero_key: bool = True) -> None:
         super().__init__()
+        self.zero_key = int(zero_key)
         self.num_heads = num_heads
         self.dropout = dropout
         self.query = Linear(dim, dim)
@@ -33,10 +36,11 @@ class Attention(nn.Module):
         """queries (B, T, D), context (B, K, D), key_mask (B, K) bool with True = valid -> (B, T, D). K may be 0."""
         q = self._heads(self.query(queries))
         key, value = self.key_value(context).chunk(2, dim=-1)
-        # the zero key comes first, so that padding stays at the end
-        k = nn.functional.pad(self._heads(key), (0, 0, 1, 0))
-        v = nn.functional.pad(self._heads(value), (0, 0, 1, 0))
-        mask = None if key_mask is None else nn.functional.pad(key_mask, (1, 0), value=True)[:, None, None, :]
+        # the zero key comes first, so that padding stays at the end; where there is nobody to attend to, it stays
+        extra = max(self.zero_key, int(context.shape[1] == 0))
+        k = nn.functional.pad(self._heads(key), (0, 0, extra, 0))
+        v = nn.functional.pad(self._heads(value), (0, 0, extra, 0))
+        mask = None if key_mask is None else nn.functional.pad(key_mask, (extra, 0), value=True)[:, None, None, :]
         attended = nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
         )
@@ -50,10 +54,10 @@ class Attention(nn.Module):
 class SelfAttention(nn.Module):
     """AdaLN, then every person attends to their own frames."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0, zero_key: bool = True) -> None:
         super().__init__()
         self.norm = AdaLN(dim, dim)
-        self.attention = Attention(dim, num_heads, dropout)
+        self.attention = Attention(dim, num_heads, dropout, zero_key)
 
     def forward(self, hidden: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
         """hidden (B, P, T, D), condition (B, D) or (B, P, K, D), mask (B, T) True = valid -> (B, P, T, D), no residual.
@@ -70,17 +74,17 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """AdaLN on both sides, then every person attends to the frames of all other persons."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0, zero_key: bool = True) -> None:
         super().__init__()
         self.norm = AdaLN(dim, dim)
         self.context_norm = AdaLN(dim, dim)
-        self.attention = Attention(dim, num_heads, dropout)
+        self.attention = Attention(dim, num_heads, dropout, zero_key)
 
     def forward(self, hidden: Tensor, partners: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
         """hidden and partners (B, P, T, D), condition (B, D) or (B, P, K, D), mask (B, T) -> (B, P, T, D), no residual.
 
         ``partners`` holds every person's frames; person p attends to those of all others. With P = 1 there is
-        nobody to attend to, and only the zero key remains.
+        nobody to attend to, and only a zero key remains.
         """
         batch, persons, frames, dim = hidden.shape
         normed = self.norm(hidden, condition).flatten(0, 1)

@@ -40,6 +40,9 @@ class DenoiserConfig(Config):
     Persons are exchangeable: which of them a caption's "first dancer" becomes is left to the noise. ``first_person``
     adds a learned vector to the tokens of the first, in whose frame the motion is given: the text can name it then.
 
+    ``zero_key``: both attentions have a key and value of zero beside the frames', as in the release
+    (``intermoe.nn.attention.Attention``).
+
     ``recompute`` saves memory in training: a layer's activations are dropped and computed again in the backward.
 
     The routing values are those of ``intermoe.InterMoEBlock``, whose rows here are samples: both persons' frames.
@@ -64,6 +67,7 @@ class DenoiserConfig(Config):
     pool: str = "batch"
     unit: str = "frame"
     first_person: bool = False
+    zero_key: bool = True
     recompute: bool = False
 
     def __post_init__(self) -> None:

@@ -20,8 +20,8 @@ class DenoiserLayer(nn.Module):
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(config.dim, config.num_heads, config.dropout)
-        self.cross_attention = CrossAttention(config.dim, config.num_heads, config.dropout)
+        self.self_attention = SelfAttention(config.dim, config.num_heads, config.dropout, config.zero_key)
+        self.cross_attention = CrossAttention(config.dim, config.num_heads, config.dropout, config.zero_key)
         self.moe = InterMoEBlock(
             dim=config.dim,
             num_experts=config.num_experts,
