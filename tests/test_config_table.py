@@ -101,7 +101,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "dropout": f"{TEXT}::test_dropout_is_of_training_alone_and_spells_words_in_pieces",
         "max_tokens": f"{OF_TEXT} {TEXT}::test_prompts_have_at_most_max_tokens",
         "vocab_size": f"{OF_TEXT} {TEXT}::test_a_vocabulary_that_is_too_small_is_refused",
-        "vector_dim": "text/test_wordvectors.py::test_vectors_are_the_sentence_encoders_reduced_and_stay",
+        "vector_dim": "text/test_sentence.py::test_what_does_not_fit_is_named",
         "name_or_path": "text/test_tower.py::test_another_size_and_an_absent_model_are_refused",
         **dict.fromkeys(
             ("sentence_layers", "sentence_heads"),

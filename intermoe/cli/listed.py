@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from intermoe.cli.common import Process
-from intermoe.files import locked, write_json
-from intermoe.reading import read_json
 
 SETTINGS = "settings.json"
 
@@ -57,6 +55,8 @@ class PromptList:
         Raises:
             ValueError: the folder holds motion of other settings; names them. FileExistsError: another run is at it.
         """
+        from intermoe.files import locked
+
         with ExitStack() as stack:
             if here.rank == 0:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -70,6 +70,9 @@ class PromptList:
             here.wait()
 
     def _belong(self) -> None:
+        from intermoe.files import write_json
+        from intermoe.reading import read_json
+
         path = self.folder / SETTINGS
         if not path.exists():
             write_json(path, self.settings)

@@ -9,11 +9,9 @@ from intermoe.text.huggingface import HuggingFaceTextEncoder
 from intermoe.text.protocol import TextConfig, TextEncoder
 from intermoe.text.sentence import SentenceTextEncoder
 from intermoe.text.wordpiece import WordPieceTextEncoder
-from intermoe.text.wordvectors import WordVectorTextEncoder
 
 OWN: dict[str, Callable[[TextConfig, str], TextEncoder]] = {
     "wordpiece": WordPieceTextEncoder,
-    "wordvectors": WordVectorTextEncoder,
     "sentence": SentenceTextEncoder,
 }
 """Encoders with a tokenizer in the model's folder."""

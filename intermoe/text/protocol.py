@@ -18,7 +18,7 @@ from intermoe.config import MAX_LAYERS, Config, _require, check_sizes
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-TEXT_ENCODERS = ("wordpiece", "wordvectors", "sentence", "huggingface", "clip", "clip_pooled")
+TEXT_ENCODERS = ("wordpiece", "sentence", "huggingface", "clip", "clip_pooled")
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,6 @@ class TextConfig(Config):
 
     - ``wordpiece``: own small transformer over word pieces; ``width``, ``num_layers``, ``num_heads``, ``vocab_size``,
       ``max_tokens`` describe it, ``output_dim`` its output.
-    - ``wordvectors``: the same over vectors of ``vector_dim`` for ``vocab_size`` word pieces, which training takes from
-      the sentence encoder ``name_or_path``; afterwards that is not needed.
     - ``sentence``: the sentence encoder ``name_or_path``, of ``sentence_layers`` layers of ``sentence_heads`` heads and
       width ``vector_dim``, which training packs into the model, with a head that the rest describes.
     - ``huggingface``: ``name_or_path`` is a frozen encoder, the rest describes the adapter on its token states.
@@ -46,7 +44,7 @@ class TextConfig(Config):
     dropout: float = 0.1
     max_tokens: int = 77
     vocab_size: int = 2000
-    vector_dim: int = 96
+    vector_dim: int = 384
     name_or_path: str | None = None
     clip_layers: int = 12
     clip_heads: int = 12
@@ -61,7 +59,7 @@ class TextConfig(Config):
             _require(getattr(self, name) <= MAX_LAYERS, name, f"<= {MAX_LAYERS}", getattr(self, name))
         _require(self.width % self.num_heads == 0, "width", f"a multiple of num_heads={self.num_heads}", self.width)
         _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
-        if self.kind in ("huggingface", "wordvectors", "sentence"):
+        if self.kind in ("huggingface", "sentence"):
             _require(bool(self.name_or_path), "name_or_path", "a model name or folder", self.name_or_path)
 
 

@@ -20,11 +20,10 @@ from intermoe.text.protocol import TextConfig, TextEncoder
 from intermoe.text.sentence import SentenceTextEncoder, sentence_encoder_tokenizer
 from intermoe.text.tower import load_tower
 from intermoe.text.wordpiece import WordPieceTextEncoder
-from intermoe.text.wordvectors import WordVectorTextEncoder
 from intermoe.train import run
 from intermoe.train.config import TrainConfig
 
-VECTORS_FILE = "vectors.safetensors"
+FROZEN_FILE = "frozen.safetensors"
 
 
 def prepare_text(
@@ -38,35 +37,26 @@ def prepare_text(
     known = resume and path.exists()
     if text.kind == "wordpiece":
         tokenizer = read_text(path) if known else train_word_pieces(config, text, train)
-    elif text.kind in ("wordvectors", "sentence"):
+    elif text.kind == "sentence":
         tokenizer = read_text(path) if known else sentence_encoder_tokenizer(str(text.name_or_path))
     torch.manual_seed(config.seed)
     encoder = build_text_encoder(text, tokenizer)
     if isinstance(encoder, ClipTower):
         load_tower(encoder)
-    if isinstance(encoder, WordVectorTextEncoder):
-        if known:  # as the tokenizer: the sentence encoder is not needed again
-            encoder.load_state_dict(load_safetensors(output_dir / VECTORS_FILE), strict=False)
-        else:
-            encoder.take_vectors(str(text.name_or_path))
-            encoder.note(training_captions(config, train))
     if isinstance(encoder, SentenceTextEncoder):
-        if known:
-            encoder.load_state_dict(load_safetensors(output_dir / VECTORS_FILE), strict=False)
+        if known:  # as the tokenizer: the sentence encoder is not needed again
+            encoder.load_state_dict(load_safetensors(output_dir / FROZEN_FILE), strict=False)
         else:
             encoder.take_encoder(str(text.name_or_path), training_captions(config, train))
     return encoder
 
 
 def keep_tokenizer(accelerator: Accelerator, text: TextEncoder, output_dir: Path, *, resume: bool) -> None:
-    """Write ``tokenizer.json`` of an encoder with word pieces of its own into the run's folder, and their vectors."""
-    if isinstance(text, WordVectorTextEncoder):
-        vectors = {"vectors": text.vectors, "seen": text.seen}
-        run.once(accelerator, output_dir / VECTORS_FILE, lambda path: write_tensors(path, vectors), resume=resume)
+    """Write ``tokenizer.json`` of an encoder with word pieces of its own into the run's folder, and a frozen part."""
     if isinstance(text, SentenceTextEncoder):
-        vectors = dict(text.named_buffers())
-        run.once(accelerator, output_dir / VECTORS_FILE, lambda path: write_tensors(path, vectors), resume=resume)
-    if isinstance(text, (WordPieceTextEncoder, WordVectorTextEncoder, SentenceTextEncoder)):
+        frozen = dict(text.named_buffers())
+        run.once(accelerator, output_dir / FROZEN_FILE, lambda path: write_tensors(path, frozen), resume=resume)
+    if isinstance(text, (WordPieceTextEncoder, SentenceTextEncoder)):
         write = functools.partial(write_text, content=str(text.tokenizer_json))
         run.once(accelerator, output_dir / TOKENIZER_FILE, write, resume=resume)
 

@@ -139,6 +139,7 @@ def test_the_shipped_paraphrases_are_of_the_data_and_no_captions(shared_folder: 
 
 def test_the_command(folders: list[Path], tiny_pipeline: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     tiny_pipeline.save_pretrained("model")
     data = [word for folder in folders for word in ("--data", str(folder))]
     command = ["evaluate", "activities", *data, "--model", "model", "--frames", "16", "--captions", "1"]

@@ -81,7 +81,7 @@ def motion(request: pytest.FixtureRequest) -> Motion:
         from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
         model = InterMoEPipeline.from_pretrained("duets")
-        motion = model("two people dance", num_frames=60, num_inference_steps=4).motion[0].numpy()
+        motion = model("two people dance", num_frames=60).motion[0].numpy()
     else:
         clip = InterHumanReader(request.getfixturevalue(case)).read("train", {"salsa": "101", "duets": "181202"}[case])
         motion = DATA_SET.convert(clip[0].source).transpose(1, 0, 2)
