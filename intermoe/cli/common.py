@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
@@ -233,6 +233,24 @@ def progress(description: str, *, shown: bool = True) -> Iterator[Callable[[int,
         bar.disable = not shown
         task = bar.add_task(description, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class Report(Protocol):
+    """Numbers of an evaluation."""
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, whole or not at all. Raises ``FileExistsError`` if there is one."""
+        ...
+
+
+def save_report(report: Report, out: Path, *tables: list[list[str]]) -> None:
+    """Write ``report`` and show its ``tables`` and where it is."""
+    with reported():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        report.save(out)
+    for table in tables:
+        print_table(table)
+    typer.echo(out)
 
 
 def print_table(lines: list[list[str]]) -> None:

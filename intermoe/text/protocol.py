@@ -87,6 +87,31 @@ class TextEncoder(nn.Module, ABC):
         return []
 
 
+class PieceTextEncoder(TextEncoder):
+    """A text encoder over tokens of its own, of which a prompt has at most ``config.max_tokens``."""
+
+    config: TextConfig
+
+    @abstractmethod
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of ``prompt``, however many, with those that start or end it."""
+
+    def token_ids(self, prompt: str) -> list[int]:
+        """``encode``. Raises ``ValueError`` if there are more than ``max_tokens``."""
+        ids = self.encode(prompt)
+        if len(ids) > self.config.max_tokens:
+            raise ValueError(
+                f"prompts: expected at most max_tokens={self.config.max_tokens} word pieces, got {len(ids)} "
+                f"in {prompt[:60]!r}..."
+            )
+        return ids
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raise ``ValueError`` for a prompt that is too long."""
+        for prompt in check_prompts(prompts):
+            self.token_ids(prompt)
+
+
 def check_prompts(prompts: Sequence[str]) -> list[str]:
     """``prompts`` as a list.
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from intermoe.text.huggingface import load_frozen, load_tokenizer
 from intermoe.text.packed import GROUP, PackedMatrix
 from intermoe.text.protocol import (
+    PieceTextEncoder,
     TextConfig,
-    TextEncoder,
     check_prompts,
     masked_mean,
     pad_token_ids,
@@ -37,7 +37,7 @@ _VECTORS = (3, 1, 1, 1, _WIDER, 1, 1, 1)
 _Item = TypeVar("_Item")
 
 
-class SentenceTextEncoder(TextEncoder):
+class SentenceTextEncoder(PieceTextEncoder):
     """A frozen BERT-like sentence encoder and a head on its embedding and its token states.
 
     ``prompt -> frozen token states -> mean, normalised, standardised over the training's captions -> Linear`` gives
@@ -107,24 +107,10 @@ class SentenceTextEncoder(TextEncoder):
                 unknown.append(word)
         return unknown
 
-    def token_ids(self, prompt: str) -> list[int]:
-        """Ids of the word pieces of ``prompt`` between those that start and end it.
-
-        Raises:
-            ValueError: more than ``max_tokens``.
-        """
+    def encode(self, prompt: str) -> list[int]:
+        """Ids of the word pieces of ``prompt`` between those that start and end it."""
         ids: list[int] = self._tokenizer.encode(prompt).ids
-        if len(ids) > self.config.max_tokens:
-            raise ValueError(
-                f"prompts: expected at most max_tokens={self.config.max_tokens} word pieces, got {len(ids)} "
-                f"in {prompt[:60]!r}..."
-            )
         return ids
-
-    def check(self, prompts: Sequence[str]) -> None:
-        """Raise ``ValueError`` for a prompt that is too long."""
-        for prompt in check_prompts(prompts):
-            self.token_ids(prompt)
 
     def forward(self, prompts: Sequence[str]) -> Tensor:
         """Embed ``prompts``: (B, output_dim) float32. Raises ``ValueError`` for a prompt that is too long."""

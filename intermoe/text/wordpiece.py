@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from intermoe.nn.layers import Linear
 from intermoe.text.protocol import (
+    PieceTextEncoder,
     TextConfig,
-    TextEncoder,
     check_prompts,
     masked_mean,
     pad_token_ids,
@@ -27,7 +27,7 @@ PAD, UNKNOWN, END = "[PAD]", "[UNK]", "[END]"
 CONTINUATION = "##"
 
 
-class WordPieceTextEncoder(TextEncoder):
+class WordPieceTextEncoder(PieceTextEncoder):
     """Small pre-norm transformer over word pieces, trained together with the denoiser.
 
     Token embedding + learned position -> ``num_layers`` layers -> LayerNorm -> mean over tokens -> Linear to
@@ -126,25 +126,10 @@ class WordPieceTextEncoder(TextEncoder):
         """Words of ``prompt``, lower-cased, that no training caption contained; in order, each once."""
         return [word for word in dict.fromkeys(_split_words(self._tokenizer, prompt)) if word not in self._words]
 
-    def token_ids(self, prompt: str) -> list[int]:
-        """Token ids of ``prompt``, the end token last; a word with a character never seen is left out.
-
-        Raises:
-            ValueError: if there are more than ``max_tokens``.
-        """
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of ``prompt``, the end token last; a word with a character never seen is left out."""
         unknown = self._vocabulary[UNKNOWN]
-        ids = [index for index in self._tokenizer.encode(prompt).ids if index != unknown]
-        if len(ids) > self.config.max_tokens:
-            raise ValueError(
-                f"prompts: expected at most max_tokens={self.config.max_tokens} word pieces, got {len(ids)} "
-                f"in {prompt[:60]!r}..."
-            )
-        return ids
-
-    def check(self, prompts: Sequence[str]) -> None:
-        """Raise ``ValueError`` for a prompt that is too long."""
-        for prompt in check_prompts(prompts):
-            self.token_ids(prompt)
+        return [index for index in self._tokenizer.encode(prompt).ids if index != unknown]
 
     def forward(self, prompts: Sequence[str]) -> Tensor:
         """Embed ``prompts``: (B, output_dim) float32. Raises ``ValueError`` for a prompt that is too long."""

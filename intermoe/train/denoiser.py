@@ -114,10 +114,12 @@ class DenoiserObjective(Objective):
         latents = posterior.sample(noise=sampling_noise)
         condition = self._condition(batch["captions"])
         if not validating:
-            timesteps = shifted_timesteps(draws.uniform(), self.diffusion.num_train_timesteps, self.timestep_shift)
+            host = draws.on_host()  # as few runs as can tell the levels are found without a read of the device
+            timesteps = shifted_timesteps(host.uniform(), self.diffusion.num_train_timesteps, self.timestep_shift)
             kept = draws.uniform() >= self.condition_dropout
             if self.levels.mixed:
-                timesteps = by_runs(mixed_timesteps(self.levels, draws, timesteps, frames, persons, self.diffusion))
+                timesteps = by_runs(mixed_timesteps(self.levels, host, timesteps, frames, persons, self.diffusion))
+            timesteps = timesteps.to(latents.device, non_blocking=True)
             weights: dict[str, Any] = {"snr_gamma": self.snr_gamma, "error_metric": self.error_metric}
             balances: list[Tensor] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,12 @@ class ItemDraws:
         self.host = self.generators
         if device.type != "cpu":
             self.host = [torch.Generator().manual_seed(int(seeds[n])) for n in numbers]
+
+    def on_host(self) -> ItemDraws:
+        """The same source for numbers that the host looks at first, and that stay there: no wait for the device."""
+        host = copy.copy(self)
+        host.device, host.generators = torch.device("cpu"), self.host
+        return host
 
     def uniform(self, *shape: int) -> Tensor:
         """(B, *shape) from [0, 1)."""

@@ -21,9 +21,9 @@ from intermoe.cli.common import (
     load_pipeline,
     own_sampling,
     parse_seeds,
-    print_table,
     progress,
     reported,
+    save_report,
 )
 
 
@@ -79,11 +79,7 @@ def evaluate_activities(
                 judge_steps=judge_steps,
                 progress=told,
             )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        report.save(out)
-    print_table(report.table())
-    print_table(report.activity_table())
-    typer.echo(out)
+    save_report(report, out, report.table(), report.activity_table())
 
 
 def _paraphrases(path_or_name: str) -> Path:

@@ -21,9 +21,9 @@ from intermoe.cli.common import (
     check_sampling,
     load_pipeline,
     own_sampling,
-    print_table,
     progress,
     reported,
+    save_report,
 )
 
 
@@ -64,7 +64,4 @@ def evaluate_control(
                 guidance_scale=scale,
                 progress=told,
             )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        report.save(out)
-    print_table(report.table())
-    typer.echo(out)
+    save_report(report, out, report.table())

@@ -21,9 +21,9 @@ from intermoe.cli.common import (
     load_pipeline,
     own_sampling,
     parse_seeds,
-    print_table,
     progress,
     reported,
+    save_report,
 )
 
 MAX_FRAMES = 3000
@@ -71,8 +71,4 @@ def evaluate_identity(
                 guidance_scale=scale,
                 progress=told,
             )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        report.save(out)
-    print_table(report.table())
-    print_table(report.ranking_table())
-    typer.echo(out)
+    save_report(report, out, report.table(), report.ranking_table())

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import typer
-
 from intermoe.cli.common import (
     DEFAULT_MODEL,
     DataOption,
@@ -22,9 +20,9 @@ from intermoe.cli.common import (
     load_pipeline,
     own_sampling,
     parse_seeds,
-    print_table,
     progress,
     reported,
+    save_report,
 )
 
 
@@ -63,7 +61,4 @@ def evaluate_kinematics(
                 guidance_scale=scale,
                 progress=told,
             )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        report.save(out)
-    print_table(report.table())
-    typer.echo(out)
+    save_report(report, out, report.table())
