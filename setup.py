@@ -162,6 +162,7 @@ setup(
     package_data={
         "intermoe": ["py.typed", "models/duets/*"],
         "intermoe.eval": ["published.json", "*_paraphrases.tsv"],
+        "intermoe.data": ["*_wordings.tsv"],
         "intermoe.train": [
             "configs/*.yaml",
             "configs/accelerate/*.yaml",

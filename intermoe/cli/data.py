@@ -118,15 +118,24 @@ def merge(
             "on average over them; activities alike where items.json names them."
         ),
     ] = None,
+    wordings: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of an activity, a tabulator and a caption a line: more captions for the training clips that "
+            "items.json tags with the activity, drawn about as often as their own."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of partners, places and chance.")] = 0,
     strict: StrictOption = False,
 ) -> None:
     """Make one folder of several; clips of single persons become pairs that stand apart, with joined captions."""
     with reported():
         check_folder(out.parent)
+        from intermoe.data.activities import read_wordings
         from intermoe.data.merge import merge as merge_folders
 
-        merged = merge_folders(folders, out, times=_times(times or []), seed=seed, strict=strict)
+        words = None if wordings is None else read_wordings(wordings)
+        merged = merge_folders(folders, out, times=_times(times or []), wordings=words, seed=seed, strict=strict)
         for reason in merged.left_out:
             typer.echo(f"left out: {reason}", err=True)
         for split, counts in merged.listed.items():

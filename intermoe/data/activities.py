@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from intermoe.reading import read_json
+from intermoe.reading import numbered_lines, read_json
 
 ITEMS = "items.json"
 
@@ -33,3 +33,22 @@ def activities(root: Path, names: Sequence[str]) -> list[str]:
         entries = {str(each["name"]): each for each in listed}
     folder = root.resolve().name
     return [tagged_activity(entries.get(name)) or str(entries.get(name, {}).get("source", folder)) for name in names]
+
+
+def read_wordings(path: str | Path) -> dict[str, list[str]]:
+    """Captions by activity from lines of an activity, a tabulator and a caption; a line that begins with # is none.
+
+    Raises:
+        ValueError: a line of another form, or no line; names file and line. OSError: no such file.
+    """
+    found: dict[str, list[str]] = {}
+    for number, line in numbered_lines(path):
+        if line.startswith("#"):
+            continue
+        parts = [part.strip() for part in line.split("\t")]
+        if len(parts) != 2 or not all(parts):
+            raise ValueError(f"{path}: line {number}: expected an activity, a tabulator and a caption, got {line!r}")
+        found.setdefault(parts[0], []).append(parts[1])
+    if not found:
+        raise ValueError(f"{path}: expected lines of an activity, a tabulator and a caption, got none")
+    return found

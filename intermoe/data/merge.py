@@ -19,7 +19,7 @@ from intermoe.data.items import ItemError, read_named, read_sequence
 from intermoe.data.solo import SoloReader, compose, join_captions, partners
 from intermoe.files import refuse_existing, replacing_folder
 from intermoe.motion.arrays import Array
-from intermoe.reading import read_json
+from intermoe.reading import numbered_lines, read_json
 
 MOTIONS, CAPTIONS, SPLITS, LICENSE = "motions_processed", "annots", "split", "LICENSE-DATA.txt"
 TRAIN = "train"
@@ -40,6 +40,7 @@ def merge(
     out: Path,
     *,
     times: Mapping[str, float] | None = None,
+    wordings: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     strict: bool = False,
 ) -> Merged:
@@ -55,10 +56,13 @@ def merge(
             fraction by chance; 1 if nothing is said. Where ``times`` names a source whose ``items.json`` tags clips
             with an ``activity``, every activity is listed about equally often, each of its clips at least once, and
             ``times`` is about the mean over the clips. Other splits list every clip once.
+        wordings: by activity, more captions for the clips of the training split that are tagged with it. A clip's own
+            are repeated, so that they are drawn about as often as these. Other splits keep the captions they have.
         seed: of what is drawn by chance. strict: raise for a clip that cannot be used, instead of leaving it out.
 
     Raises:
-        ValueError: two folders of one name, a clip's name in two folders, ``times`` of no source or out of range, an
+        ValueError: two folders of one name, a clip's name in two folders, ``times`` of no source or out of range,
+            ``wordings`` of an activity that no training clip is tagged with or of other than single lines, an
             ``items.json`` that is malformed; with ``strict`` a clip that cannot be used (``ItemError``).
         FileExistsError: ``out`` is there. NotADirectoryError, FileNotFoundError: no folder, or none of a known layout.
     """
@@ -74,9 +78,12 @@ def merge(
     for root in folders:
         if not root.is_dir():
             raise NotADirectoryError(f"folders: not a folder: {root}")
+    for activity, each in (wordings or {}).items():
+        if not each or any(len(caption.splitlines()) != 1 or not caption.strip() for caption in each):
+            raise ValueError(f"wordings: expected captions of one line for {activity}, got {list(each)!r:.80}")
     entries = {source: _entries(root / ITEMS) for source, root in sources.items()}
     refuse_existing(out)
-    merging = _Merging(strict)
+    merging = _Merging(strict, dict(wordings or {}))
     with replacing_folder(out, exclusive=True) as temporary:
         for folder in (*(f"{MOTIONS}/{person}" for person in PERSONS), CAPTIONS, SPLITS):
             (temporary / folder).mkdir(parents=True)
@@ -99,8 +106,10 @@ class _Clip:
 
 
 class _Merging:
-    def __init__(self, strict: bool) -> None:
+    def __init__(self, strict: bool, wordings: Mapping[str, Sequence[str]]) -> None:
         self.strict = strict
+        self.wordings = wordings
+        self.worded: set[str] = set()
         self.splits: dict[str, list[str]] = {}
         self.listed: dict[str, dict[str, int]] = {}
         self.left_out: list[str] = []
@@ -128,7 +137,7 @@ class _Merging:
                 raise ValueError(
                     f"folders: expected names that differ, got {clip.name} in {self.owner[clip.name]} and {source}"
                 )
-            self._write(clip, out)
+            self._write(clip, out, tagged_activity(entries.get(clip.name)) if clip.split == TRAIN else None)
             found.setdefault(clip.split, []).append(clip.name)
         if not found:
             raise FileNotFoundError(
@@ -146,12 +155,14 @@ class _Merging:
             shutil.copyfile(root / LICENSE, out / f"{Path(LICENSE).stem}.{source}.txt")
 
     def finish(self, out: Path) -> None:
+        for activity in self.wordings:
+            if activity not in self.worded:
+                raise ValueError(f"wordings: expected activities that training clips are tagged with, got {activity!r}")
         for split, names in self.splits.items():
             (out / SPLITS / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         (out / ITEMS).write_text(json.dumps(self.items, indent=0), encoding="utf-8")
 
-    @staticmethod
-    def _write(clip: _Clip, out: Path) -> None:
+    def _write(self, clip: _Clip, out: Path, activity: str | None) -> None:
         for person, motion in zip(PERSONS, clip.motion, strict=True):
             path = out / MOTIONS / person / f"{clip.name}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)  # a name may have folders
@@ -161,10 +172,17 @@ class _Merging:
                 np.save(path, np.asarray(motion))
         path = out / CAPTIONS / f"{clip.name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(clip.captions, Path):
+        more = () if activity is None else self.wordings.get(activity, ())
+        if isinstance(clip.captions, Path) and not more:
             shutil.copyfile(clip.captions, path)
-        else:
-            path.write_text("".join(f"{caption}\n" for caption in clip.captions), encoding="utf-8")
+            return
+        own = clip.captions
+        if isinstance(own, Path):
+            own = tuple(line for _, line in numbered_lines(own))
+        if more:
+            self.worded.add(str(activity))
+            own *= max(1, round(len(more) / len(own)))
+        path.write_text("".join(f"{caption}\n" for caption in (*own, *more)), encoding="utf-8")
 
 
 def _entries(path: Path) -> dict[str, Any]:

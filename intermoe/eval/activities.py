@@ -17,7 +17,6 @@ from intermoe.evaluators.activities import STEPS, train_judge
 from intermoe.files import write_json
 from intermoe.metrics.bodies import closest_wrists
 from intermoe.metrics.clips import Clip, Numbers, measure
-from intermoe.reading import numbered_lines
 
 if TYPE_CHECKING:
     from intermoe.pipeline import MotionPipeline
@@ -194,25 +193,6 @@ def captions_by_activity(datasets: Sequence[InterHumanDataset]) -> dict[str, lis
         for index, activity in enumerate(activities(dataset.root, dataset.names)):
             found.setdefault(activity, {}).update(dict.fromkeys(dataset.captions(index)))
     return {activity: list(found[activity]) for activity in sorted(found)}
-
-
-def read_paraphrases(path: str | Path) -> dict[str, list[str]]:
-    """Captions by activity from lines of an activity, a tabulator and a caption; a line that begins with # is none.
-
-    Raises:
-        ValueError: a line of another form, or no line; names file and line. OSError: no such file.
-    """
-    found: dict[str, list[str]] = {}
-    for number, line in numbered_lines(path):
-        if line.startswith("#"):
-            continue
-        parts = [part.strip() for part in line.split("\t")]
-        if len(parts) != 2 or not all(parts):
-            raise ValueError(f"{path}: line {number}: expected an activity, a tabulator and a caption, got {line!r}")
-        found.setdefault(parts[0], []).append(parts[1])
-    if not found:
-        raise ValueError(f"{path}: expected lines of an activity, a tabulator and a caption, got none")
-    return found
 
 
 def check_paraphrases(paraphrases: Captions, captions: Captions) -> None:

@@ -135,6 +135,32 @@ def test_times_list_training_clips_and_even_out_activities(
     assert lines(tmp_path / "all" / "split" / "val.txt") == ["5"]
 
 
+def test_wordings_are_further_captions_of_training_clips_of_an_activity(
+    interhuman_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    pairs = interhuman_folder({"train": {"1": 40, "2": 40, "3": 40}, "val": {"4": 40}})
+    tags = {"1": "bow", "2": "dance", "4": "bow"}
+    items = [{"name": name, "tags": {"activity": activity}} for name, activity in tags.items()]
+    (pairs / "items.json").write_text(json.dumps(items), encoding="utf-8")
+    own = {name: lines(pairs / "annots" / f"{name}.txt") for name in "1234"}
+    more = [f"both bow, {i}" for i in range(2 * len(own["1"]))]
+    merge([pairs], tmp_path / "all", wordings={"bow": more})
+    found = {name: lines(tmp_path / "all" / "annots" / f"{name}.txt") for name in "1234"}
+    assert found == own | {"1": 2 * own["1"] + more}  # drawn as often as its own
+    merge([pairs], tmp_path / "few", wordings={"bow": more[:1]})
+    assert lines(tmp_path / "few" / "annots" / "1.txt") == own["1"] + more[:1]
+    wrong = {"sit": "expected activities that training clips are tagged with, got 'sit'"}
+    (pairs / "items.json").write_text(json.dumps([{"name": "4", "tags": {"activity": "bow"}}]), encoding="utf-8")
+    wrong |= {"bow": "expected activities that training clips are tagged with, got 'bow'"}  # of val alone
+    for activity, message in wrong.items():
+        with pytest.raises(ValueError, match=f"wordings: {message}"):
+            merge([pairs], tmp_path / "none", wordings={activity: ["both bow"]})
+    for captions in ([], ["two\nlines"], [" "]):
+        with pytest.raises(ValueError, match="wordings: expected captions of one line for bow"):
+            merge([pairs], tmp_path / "none", wordings={"bow": captions})
+    assert not (tmp_path / "none").exists()
+
+
 def test_what_cannot_be_merged_is_named(
     interhuman_folder: Callable[..., Path], solo_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -182,6 +208,10 @@ def test_the_command_says_what_it_made(solo_folder: Callable[..., Path], tmp_pat
     assert made.exit_code == 0, made.output
     assert made.stderr.strip() == "train: 6 of solo"
     assert made.stdout.strip() == str(out)
+    (tmp_path / "words.tsv").write_text("wave: hello", encoding="utf-8")
+    unread = run(solo, "--out", tmp_path / "more", "--wordings", tmp_path / "words.tsv")
+    assert unread.exit_code == 2
+    assert "words.tsv: line 1: expected an activity, a tabulator" in unread.stderr
     wrong = run(solo, "--out", tmp_path / "more", "--times", "solo")
     assert wrong.exit_code == 2
     assert "--times: expected FOLDER=NUMBER, got 'solo'" in wrong.stderr

@@ -13,16 +13,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import intermoe.data
 import intermoe.eval
 from intermoe import cli
 from intermoe.data import InterHumanDataset
+from intermoe.data.activities import read_wordings
 from intermoe.eval import activities as evaluation
 from intermoe.eval.activities import (
     Asked,
     captions_by_activity,
     check_paraphrases,
     evaluate_activities,
-    read_paraphrases,
 )
 from intermoe.metrics.clips import Clip
 from intermoe.motion.interhuman import joints
@@ -114,20 +115,27 @@ def test_paraphrases_are_read_and_compared_with_captions(folders: list[Path], tm
     assert captions == {"bow": ["Two people bow.", "They bow."], "wave": ["Two people wave.", "They wave."]}
     path = tmp_path / "words.tsv"
     path.write_text("# a word\nbow\tboth incline\n\nwave\thi\nbow\tdown\n", encoding="utf-8")
-    assert read_paraphrases(path) == {"bow": ["both incline", "down"], "wave": ["hi"]}
-    check_paraphrases(read_paraphrases(path), captions)
+    assert read_wordings(path) == {"bow": ["both incline", "down"], "wave": ["hi"]}
+    check_paraphrases(read_wordings(path), captions)
     for content, message in (("bow both\n", "line 1: expected an activity, a tabulator"), ("# none\n", "got none")):
         path.write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match=message):
-            read_paraphrases(path)
+            read_wordings(path)
     with pytest.raises(ValueError, match="paraphrases: expected activities of bow, wave, got 'nod'"):
         check_paraphrases({"nod": ["x"]}, captions)
     with pytest.raises(ValueError, match="paraphrases: expected what no clip is captioned with, got 'they  BOW'"):
         check_paraphrases({"bow": ["they  BOW"]}, captions)
 
 
+def test_the_shipped_paraphrases_are_no_wordings_of_training() -> None:
+    shipped = read_wordings(Path(intermoe.eval.__file__).with_name("duets_paraphrases.tsv"))
+    wordings = read_wordings(Path(intermoe.data.__file__).with_name("duets_wordings.tsv"))
+    assert {*shipped} - {*wordings} == {"salsa"}
+    check_paraphrases(shipped, {"salsa": [], **wordings})
+
+
 def test_the_shipped_paraphrases_are_of_the_data_and_no_captions(shared_folder: Path) -> None:
-    shipped = read_paraphrases(Path(intermoe.eval.__file__).with_name("duets_paraphrases.tsv"))
+    shipped = read_wordings(Path(intermoe.eval.__file__).with_name("duets_paraphrases.tsv"))
     assert {len(each) for each in shipped.values()} == {2}
     folders = [shared_folder / "data" / name for name in ("duets", "salsa")]
     if not all(folder.exists() for folder in folders):

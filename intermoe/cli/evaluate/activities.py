@@ -56,9 +56,10 @@ def evaluate_activities(
         check_sampling(steps, guidance, min(chosen))
         check_new_file(out)
         from intermoe.data import InterHumanDataset
-        from intermoe.eval.activities import Asked, evaluate_activities, read_paraphrases
+        from intermoe.data.activities import read_wordings
+        from intermoe.eval.activities import Asked, evaluate_activities
 
-        words = None if paraphrases is None else read_paraphrases(_paraphrases(paraphrases))
+        words = None if paraphrases is None else read_wordings(_paraphrases(paraphrases))
         asked = Asked(captions, words, frames)
         pipeline = load_pipeline(model, device, frames=frames, steps=steps)
         num_steps, scale = own_sampling(pipeline, steps, guidance)
