@@ -20,6 +20,8 @@ from intermoe.diffusion import KnownLatents
 from intermoe.motion.representation import Representation
 
 BLEND = 8
+WHOLE_GAP = 60
+"""Frames between given ones up to which a gap is led from both its ends as a whole."""
 RESAMPLING = 3
 
 
@@ -113,7 +115,8 @@ class Control:
 
     Args:
         known: persons and frames that are given.
-        blend: frames over which the neighbours of given ones are led to them.
+        blend: frames over which the neighbours of given ones are led to them, 0 for none. A gap of up to ``WHOLE_GAP``
+            frames between given ones is led as a whole, by what parts it from them at either end.
         resampling: how often each step is taken by models that keep what is known by replacement
             (``intermoe.diffusion.KnownLatents``). More cost more time and fit better.
         targets: where joints shall be. bodies_apart: whether bodies, as capsules, keep out of each other.
@@ -197,8 +200,9 @@ class Given:
     def paste(self, motion: Tensor) -> Tensor:
         """Decoded motion (P, T, ...) with what is given in its place.
 
-        Up to ``blend`` free frames before and after get a part of what sets the frame beside the seam apart from where
-        the given ones lead, less the further away; their velocities follow from their positions, contacts stay.
+        Up to ``blend`` free frames before and after, or all those of a gap, get a part of what sets the frame beside
+        the seam apart from where the given ones lead, less the further away; their velocities follow from their
+        positions, contacts stay.
         """
         result = motion.clone()
         for row, given, where in zip(result, self.motion, self.where, strict=True):
@@ -255,10 +259,13 @@ def _fading(where: Tensor, blend: int) -> list[tuple[int, int, Tensor]]:
         gap = 0
         while 0 <= anchor + step * (gap + 1) < frames and not where[anchor + step * (gap + 1)]:
             gap += 1
-        reach = min(blend, gap)
+        whole = 0 <= anchor + step * (gap + 1) < frames and blend > 0 and gap <= WHOLE_GAP
+        reach = max(gap - 1, 0) if whole else min(blend, gap)  # the weights of a whole gap's two ends add up to 1
         weight = torch.zeros(frames)
         for distance in range(reach):
             weight[anchor + step * (distance + 1)] = (1 + math.cos(math.pi * distance / reach)) / 2
+        if whole and gap == 1:
+            weight[anchor + step] = 0.5
         result.append((anchor, step, weight))
     return result
 

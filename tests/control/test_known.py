@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from intermoe.control import Control, Given, Known, known_latents
+from intermoe.control.known import WHOLE_GAP
 from intermoe.motion.humanml3d import HUMANML3D
 from intermoe.motion.interhuman import CONTACT_COLUMNS, INTERHUMAN, from_joints, process_pair
 from intermoe.motion.interx import INTERX
@@ -164,6 +165,33 @@ def test_a_short_gap_is_led_to_both_ends() -> None:
     assert gap[0] > 0.5
     assert gap[1].abs() < 1e-6
     assert gap[2] < -0.5
+
+
+@pytest.mark.parametrize("gap", [2, 9, 30, WHOLE_GAP])
+def test_a_gap_that_is_off_by_a_line_is_filled_as_it_was(gap: int) -> None:
+    """The same offset at both ends is taken away from every frame between; of different ones the middle gets half."""
+    true = (motion_of(1) + 0.1 * torch.arange(gap + 20)[:, None] * motion_of(1, seed=1))[None]
+    known = [Known(0, motion=true[0, :10]), Known(0, motion=true[0, -10:], frames=slice(gap + 10, gap + 20))]
+    placed = Control(known).place(INTERHUMAN, gap + 20, 1)
+    torch.testing.assert_close(placed.paste(true + 3)[..., :66], true[..., :66], atol=1e-4, rtol=0)
+    rising = torch.where(torch.arange(gap + 20)[:, None] < gap // 2 + 10, 1.0, 3.0)
+    moved = (placed.paste(true + rising) - true - rising)[0, 10:-10, 0]
+    assert moved[0].item() == pytest.approx(-1, abs=1e-4)
+    assert moved[-1].item() == pytest.approx(-3, abs=1e-4)
+    assert (moved.diff() < 1e-5).all()
+
+
+def test_a_gap_that_is_long_is_led_at_its_ends_alone() -> None:
+    gap = WHOLE_GAP + 1
+    decoded = torch.zeros(1, gap + 20, 262)
+    known = [
+        Known(0, motion=decoded[0, :10] + 1),
+        Known(0, motion=decoded[0, :10] + 1, frames=slice(gap + 10, gap + 20)),
+    ]
+    moved = Control(known, blend=8).place(INTERHUMAN, gap + 20, 1).paste(decoded)[0, 10:-10, 0]
+    assert (moved[:8] > 0).all()
+    assert (moved[-8:] > 0).all()
+    assert (moved[8:-8] == 0).all()
 
 
 def test_a_person_of_whom_nothing_is_given_is_left_as_decoded() -> None:
@@ -325,17 +353,27 @@ def test_what_is_given_is_a_copy() -> None:
     assert torch.equal(known.motion, before)
 
 
-@pytest.mark.parametrize(("blend", "gap"), [(1, 5), (3, 5), (4, 4), (8, 4)])
-def test_weights_of_neighbours_are_half_a_cosine(blend: int, gap: int) -> None:
-    """(1 + cos(pi (d - 1) / r)) / 2 at distance d of 1 to r, the blend or the whole gap, from either end."""
-    known = [Known(0, motion=torch.ones(3, 262)), Known(0, motion=torch.ones(2, 262), frames=slice(3 + gap, 5 + gap))]
-    found = Control(known, blend=blend).place(INTERHUMAN, 5 + gap, 1).paste(torch.zeros(1, 5 + gap, 262))[0, :, 0]
-    reach, expected = min(blend, gap), torch.zeros(gap)
+@pytest.mark.parametrize(("blend", "tail"), [(1, 5), (3, 5), (4, 4), (8, 4)])
+def test_weights_of_neighbours_are_half_a_cosine(blend: int, tail: int) -> None:
+    """(1 + cos(pi (d - 1) / r)) / 2 at distance d of 1 to r, the blend or all the frames that there are."""
+    known = [Known(0, motion=torch.ones(3, 262), frames=slice(tail, 3 + tail))]
+    frames = 3 + 2 * tail
+    found = Control(known, blend=blend).place(INTERHUMAN, frames, 1).paste(torch.zeros(1, frames, 262))[0, :, 0]
+    reach, expected = min(blend, tail), torch.zeros(tail)
     for distance in range(1, reach + 1):
-        weight = (1 + math.cos(math.pi * (distance - 1) / reach)) / 2
-        expected[distance - 1] += weight
-        expected[gap - distance] += weight
-    torch.testing.assert_close(found, torch.cat([torch.ones(3), expected, torch.ones(2)]))
+        expected[distance - 1] = (1 + math.cos(math.pi * (distance - 1) / reach)) / 2
+    torch.testing.assert_close(found, torch.cat([expected.flip(0), torch.ones(3), expected]))
+
+
+@pytest.mark.parametrize(("gap", "expected"), [(1, [0.5]), (2, [1, 0]), (3, [1, 0.5, 0])])
+def test_weights_of_a_gap_add_up_to_one(gap: int, expected: list[float]) -> None:
+    """Of given frames at 1 and at -1 every frame between gets its weights' difference: they are 1 and 0 at the ends."""
+    known = [Known(0, motion=torch.ones(3, 262)), Known(0, motion=-torch.ones(2, 262), frames=slice(3 + gap, 5 + gap))]
+    for blend in (1, 8):
+        found = Control(known, blend=blend).place(INTERHUMAN, 5 + gap, 1).paste(torch.zeros(1, 5 + gap, 262))
+        torch.testing.assert_close(found[0, 3:-2, 0], 2 * torch.tensor(expected) - 1)
+    untouched = Control(known, blend=0).place(INTERHUMAN, 5 + gap, 1).paste(torch.zeros(1, 5 + gap, 262))
+    assert not untouched[0, 3:-2, :66].any()
 
 
 def test_a_frame_alone_leads_on_as_what_was_decoded_goes_on() -> None:
