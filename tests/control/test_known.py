@@ -371,7 +371,7 @@ def test_weights_of_a_gap_add_up_to_one(gap: int, expected: list[float]) -> None
     known = [Known(0, motion=torch.ones(3, 262)), Known(0, motion=-torch.ones(2, 262), frames=slice(3 + gap, 5 + gap))]
     for blend in (1, 8):
         found = Control(known, blend=blend).place(INTERHUMAN, 5 + gap, 1).paste(torch.zeros(1, 5 + gap, 262))
-        torch.testing.assert_close(found[0, 3:-2, 0], 2 * torch.tensor(expected) - 1)
+        torch.testing.assert_close(found[0, 3:-2, 0], 2.0 * torch.tensor(expected) - 1)
     untouched = Control(known, blend=0).place(INTERHUMAN, 5 + gap, 1).paste(torch.zeros(1, 5 + gap, 262))
     assert not untouched[0, 3:-2, :66].any()
 
