@@ -137,6 +137,7 @@ PACKAGES = [
     "intermoe.nn",
     "intermoe.official",
     "intermoe.ops",
+    "intermoe.pipeline",
     "intermoe.routing",
     "intermoe.systems",
     "intermoe.systems.in2in",

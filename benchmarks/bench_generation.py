@@ -14,7 +14,7 @@ from intermoe.benchmarks import models
 from intermoe.benchmarks.bench_denoiser import chaotic
 from intermoe.benchmarks.forms import PERSONS, usable_backends
 from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope
-from intermoe.diffusion import DiffusionConfig, build_scheduler, sample
+from intermoe.diffusion import Sampler, sample
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
@@ -49,15 +49,12 @@ def published(scope: Scope, frames: int, steps: int) -> Contest:
     vae = CausalSkeletalVAE(VAEConfig(latent_dim=config.input_dim // 7)).eval().to(scope.device)
     text = torch.randn(1, config.text_dim, generator=torch.Generator().manual_seed(0)).to(scope.device)
     shape = (1, PERSONS, frames // 4, config.input_dim)
-    scheduler = build_scheduler("ddim", DiffusionConfig())
+    sampler = Sampler(num_inference_steps=steps)
     baseline = models.with_published_blocks(denoiser)
 
     def call(network: Denoiser, backend: str) -> Callable[[int], Outputs]:
         def run() -> Outputs:
-            latents = sample(
-                network, text, shape, scheduler=scheduler, num_inference_steps=steps,
-                generators=[torch.Generator().manual_seed(0)],
-            )  # fmt: skip
+            latents = sample(network, text, shape, sampler, generators=[torch.Generator().manual_seed(0)])
             parts = latents.flatten(0, 1).unflatten(-1, (vae.latent_joints, -1))
             return (vae.decode(parts),)
 

@@ -74,7 +74,8 @@ class Clips:
     """Random windows of a split, normalised, every fourth frame."""
 
     def __init__(self, root: Path, split: str) -> None:
-        self.dataset = InterHumanDataset(root, split, window=WINDOW, training=True, mirror=split == "train")
+        exactly = {"min_frames": WINDOW, "max_frames": WINDOW}
+        self.dataset = InterHumanDataset(root, split, **exactly, training=True, mirror=split == "train")
         self.statistics = compute_statistics(InterHumanDataset(root, "train"))
 
     def batch(self, seed: int) -> Tensor:

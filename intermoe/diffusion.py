@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from intermoe.config import Config, _require
@@ -90,6 +91,42 @@ class KnownLatents:
         return timestep.clamp(min=1).expand(self.known_runs.shape).masked_fill(self.known_runs, 0)
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """How latents are made of noise: the solver, how many steps it takes, and how strongly they are guided.
+
+    Args:
+        diffusion: the model's own: schedule, scale of latents and input, and where guidance ends.
+        scheduler: one of ``SCHEDULERS``. num_inference_steps: in [1, num_train_timesteps].
+        guidance_scale: >= 1; 1 calls the network on the condition alone.
+
+    Raises:
+        ValueError: for a value outside its range, naming it. ModuleNotFoundError: as ``build_scheduler``.
+    """
+
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    scheduler: str = "ddim"
+    num_inference_steps: int = 50
+    guidance_scale: float = 3.5
+
+    def __post_init__(self) -> None:
+        high = self.diffusion.num_train_timesteps
+        if not 1 <= self.num_inference_steps <= high:
+            raise ValueError(f"num_inference_steps: must be in [1, {high}], got {self.num_inference_steps}")
+        if not 1 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale: must be >= 1 and finite, got {self.guidance_scale}")
+
+    @cached_property
+    def solver(self) -> SchedulerMixin:
+        """The scheduler itself."""
+        return build_scheduler(self.scheduler, self.diffusion)
+
+    def is_guided(self, timestep: Tensor) -> bool:
+        """Whether the estimate at a timestep is a guided one."""
+        last = self.diffusion.guidance_until * self.diffusion.num_train_timesteps
+        return self.guidance_scale > 1 and bool(timestep >= last)
+
+
 def by_runs(values: Tensor) -> Tensor:
     """Values (B, P, T') as (B, P, K) for the smallest K dividing T' whose runs of frames are each of one value.
 
@@ -150,6 +187,10 @@ def shifted_timesteps(shares: Tensor, num_train_timesteps: int, shift: float) ->
     )
 
 
+PLAIN = DiffusionConfig(condition_dropout=0.0)
+"""A loss that drops no text and weighs every sample alike."""
+
+
 def training_loss(
     denoiser: Callable[..., Tensor],
     latents: Tensor,
@@ -157,10 +198,7 @@ def training_loss(
     mask: Tensor | None,
     *,
     scheduler: SchedulerMixin,
-    condition_dropout: float = 0.0,
-    snr_gamma: float = 0.0,
-    latent_scale: float = 1.0,
-    scale_input: bool = False,
+    diffusion: DiffusionConfig = PLAIN,
     error_metric: Tensor | None = None,
     generator: torch.Generator | None = None,
     timesteps: Tensor | None = None,
@@ -171,16 +209,19 @@ def training_loss(
     Args:
         denoiser: called as ``Denoiser.forward``.
         latents: (B, P, T', X) clean latents.
-        text_condition: (B, C). Whole rows are zeroed with probability ``condition_dropout``.
+        text_condition: (B, C).
         mask: (B, T') bool, True = valid, or ``None``. What padded frames hold changes nothing.
         scheduler: from ``build_scheduler``; adds the noise.
-        snr_gamma: weighs each sample by 1 + min(SNR, snr_gamma), SNR = alpha_bar / (1 - alpha_bar) of its timestep. The
-            truncation is that of Hang et al. 2023; at 0 the loss is plain. A larger value asks for precision where
-            little noise is left, which decides over jitter.
-        latent_scale: noise is added to ``latent_scale * latents``; the estimate stays that of the latents themselves.
-            Below 1 it drowns what many channels and frames agree on, which noise of the same variance leaves legible at
-            almost every timestep, so that nothing is left for the text to decide (Chen 2023, input scaling).
-        scale_input: the network sees ``scaled_input`` of the noisy latents.
+        diffusion: what of the loss the model's configuration decides; by default nothing.
+
+            - Whole rows of the text are zeroed with probability ``condition_dropout``.
+            - ``snr_gamma`` weighs each sample by 1 + min(SNR, snr_gamma), SNR = alpha_bar / (1 - alpha_bar) of its
+              timestep. The truncation is that of Hang et al. 2023; at 0 the loss is plain. A larger value asks for
+              precision where little noise is left, which decides over jitter.
+            - Noise is added to ``latent_scale * latents``; the estimate stays that of the latents themselves. Below 1
+              it drowns what many channels and frames agree on, which noise of the same variance leaves legible at
+              almost every timestep, so that nothing is left for the text to decide (Chen 2023, input scaling).
+            - With ``scale_input`` the network sees ``scaled_input`` of the noisy latents.
         error_metric: (X, X) that the error is multiplied by before it is squared, or ``None``
             (``intermoe.train.latents.error_metric``).
         generator: source of timesteps, noise and dropout (on the device of ``latents``).
@@ -197,15 +238,15 @@ def training_loss(
         timesteps = torch.randint(high, (batch,), generator=generator, device=device)
     if noise is None:
         noise = torch.randn(latents.shape, generator=generator, device=device, dtype=latents.dtype)
-    if condition_dropout > 0:
-        keep = torch.rand(batch, generator=generator, device=device) >= condition_dropout
+    if diffusion.condition_dropout > 0:
+        keep = torch.rand(batch, generator=generator, device=device) >= diffusion.condition_dropout
         text_condition = text_condition * keep[:, None]
     padding = None if mask is None else ~mask[:, None, :, None]
     if padding is not None:
         latents, noise = latents.masked_fill(padding, 0.0), noise.masked_fill(padding, 0.0)
-    noisy = _noised(scheduler, latent_scale * latents, noise, timesteps)
-    if scale_input:
-        noisy = scaled_input(scheduler, noisy, timesteps, latent_scale)
+    noisy = _noised(scheduler, diffusion.latent_scale * latents, noise, timesteps)
+    if diffusion.scale_input:
+        noisy = scaled_input(scheduler, noisy, timesteps, diffusion.latent_scale)
     estimate = denoiser(noisy, timesteps, text_condition, mask)
     error = (estimate - latents).float()
     if padding is not None:
@@ -213,10 +254,10 @@ def training_loss(
     if error_metric is not None:
         error = error @ error_metric
     if timesteps.dim() == 3:
-        return _mean_where_noisy(error, timesteps, mask, scheduler, snr_gamma)
+        return _mean_where_noisy(error, timesteps, mask, scheduler, diffusion.snr_gamma)
     per_frame = error.square().mean(dim=(1, 3))
-    if snr_gamma > 0:
-        per_frame = per_frame * _snr_weight(scheduler, timesteps, snr_gamma)[:, None]
+    if diffusion.snr_gamma > 0:
+        per_frame = per_frame * _snr_weight(scheduler, timesteps, diffusion.snr_gamma)[:, None]
     if mask is None:
         return per_frame.mean()
     return per_frame.sum() / mask.sum().clamp(min=1)
@@ -277,13 +318,8 @@ def sample(
     denoiser: Callable[..., Tensor],
     text_condition: Tensor,
     shape: tuple[int, int, int, int],
+    sampler: Sampler,
     *,
-    scheduler: SchedulerMixin,
-    num_inference_steps: int = 50,
-    guidance_scale: float = 3.5,
-    latent_scale: float = 1.0,
-    guidance_until: float = 0.0,
-    scale_input: bool = False,
     mask: Tensor | None = None,
     generators: Sequence[torch.Generator] | None = None,
     noise: Tensor | None = None,
@@ -293,13 +329,11 @@ def sample(
 ) -> Tensor:
     """Latents from noise. Condition and unconditional run as one doubled batch; guidance_scale 1 skips the latter.
 
+    Timesteps below ``guidance_until`` of the schedule are not guided (Kynkäänniemi et al. 2024): there the text has
+    decided already, and guidance exaggerates details instead. ``latent_scale`` and ``scale_input`` are as in training.
+
     Args:
         text_condition: (B, C). shape: (B, P, T', X) of the latents.
-        num_inference_steps: in [1, num_train_timesteps].
-        guidance_scale: >= 1. latent_scale: as in training.
-        guidance_until: timesteps below this share of the schedule are not guided (Kynkäänniemi et al. 2024): there the
-            text has decided already, and guidance exaggerates details instead.
-        scale_input: as in training.
         mask: (B, T') bool, True = valid, or ``None``. What noise holds at padded frames changes nothing.
         generators: one CPU generator per sample, so that a sample does not depend on the rest of its batch.
         noise: initial noise in place of one drawn from ``generators``.
@@ -311,11 +345,7 @@ def sample(
     Returns:
         (B, P, T', X), the last estimate of the clean latents.
     """
-    high = int(scheduler.config.num_train_timesteps)
-    if not 1 <= num_inference_steps <= high:
-        raise ValueError(f"num_inference_steps: must be in [1, {high}], got {num_inference_steps}")
-    if not 1 <= guidance_scale < math.inf:
-        raise ValueError(f"guidance_scale: must be >= 1 and finite, got {guidance_scale}")
+    scheduler, guidance_scale, latent_scale = sampler.solver, sampler.guidance_scale, sampler.diffusion.latent_scale
     device, dtype = text_condition.device, text_condition.dtype
     if noise is None:
         if generators is None or len(generators) != shape[0]:
@@ -326,7 +356,7 @@ def sample(
     if mask is not None:
         x = x.masked_fill(~mask[:, None, :, None], 0.0)
     both = torch.cat([text_condition, torch.zeros_like(text_condition)])
-    scheduler.set_timesteps(num_inference_steps, device=device)
+    scheduler.set_timesteps(sampler.num_inference_steps, device=device)
     if known is not None:
         first = scheduler.timesteps[:1].expand(shape[0])
         x = torch.where(known.where[..., None], scheduler.add_noise(known.kept(x, latent_scale), x, first), x)
@@ -335,10 +365,10 @@ def sample(
         seen, levels = x, timestep.expand(shape[0])
         if known is not None and known.by_levels:
             seen, levels = known.kept(x, latent_scale), known.levels(timestep)
-        if scale_input:
+        if sampler.diffusion.scale_input:
             seen = scaled_input(scheduler, seen, levels, latent_scale)
         seen = seen.to(dtype)
-        if guidance_scale > 1 and timestep >= guidance_until * high:
+        if sampler.is_guided(timestep):
             doubled = None if mask is None else mask.repeat(2, 1)
             estimate = denoiser(torch.cat([seen, seen]), torch.cat([levels, levels]), both, doubled).to(wide)
             conditional, unconditional = estimate.chunk(2)
@@ -358,7 +388,7 @@ def sample(
             estimate = estimated(x, timestep)
         x = _stepped(scheduler, latent_scale * estimate, timestep, x, mask, generators)
         if callback is not None:
-            callback(step + 1, num_inference_steps)
+            callback(step + 1, sampler.num_inference_steps)
     x = x / latent_scale
     return x if known is None else known.kept(x)
 
@@ -373,7 +403,8 @@ def _fresh_noise(
     counts = [frames] * batch if mask is None else mask.sum(dim=1).tolist()
     noise = torch.zeros(shape)
     for row, count, generator in zip(noise, counts, generators, strict=True):
-        row[:, :count] = torch.randn((count, persons, width), generator=generator).transpose(0, 1)
+        drawn = torch.randn((count, persons, width), generator=generator)
+        row[:, :count] = rearrange(drawn, "t p x -> p t x")
     return noise
 
 

@@ -10,13 +10,8 @@ from intermoe import kernels
 
 MOST = 10
 EXEMPT = {
-    # Options with defaults, given by keyword, of which a caller names the few that he changes, as of torch's own
-    # modules: an object to hold them would stand between him and every one of them.
+    # The options of the block are public names, of which a caller gives the few that he changes, as of torch's modules.
     "intermoe/nn/moe.py: InterMoEBlock.__init__",
-    "intermoe/data/dataset.py: MotionDataset.__init__",
-    # Likewise, after the three or four that say what is computed.
-    "intermoe/diffusion.py: training_loss",
-    "intermoe/diffusion.py: sample",
     # The arrays of one kernel, handed over from one place.
     "kernels/native/route.py: route_backward",
 }

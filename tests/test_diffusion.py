@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from einops import rearrange
 
 from intermoe import official
-from intermoe.diffusion import SCHEDULERS, DiffusionConfig, build_scheduler, sample, shifted_timesteps, training_loss
+from intermoe.diffusion import (
+    PLAIN,
+    SCHEDULERS,
+    DiffusionConfig,
+    Sampler,
+    build_scheduler,
+    sample,
+    shifted_timesteps,
+    training_loss,
+)
 
 CONFIG = DiffusionConfig()
 
@@ -54,8 +64,7 @@ def test_fifty_guided_steps_equal_the_authors(reference, relative_error) -> None
         denoiser,
         condition,
         tuple(noise.shape),
-        scheduler=build_scheduler("ddim", CONFIG),
-        guidance_scale=float(archive["cfg_scale"]),
+        Sampler(CONFIG, guidance_scale=float(archive["cfg_scale"])),
         mask=mask,
         noise=noise,
     )
@@ -86,8 +95,8 @@ def test_every_scheduler_ends_at_the_guided_estimate(name: str, steps: int) -> N
     oracle = Oracle(clean)
     done = []
     out = sample(
-        oracle, torch.ones(2, 5), tuple(clean.shape), scheduler=build_scheduler(name, CONFIG),
-        num_inference_steps=steps, guidance_scale=2.0, generators=seeds(2), callback=lambda i, n: done.append((i, n)),
+        oracle, torch.ones(2, 5), tuple(clean.shape), Sampler(CONFIG, name, steps, 2.0),
+        generators=seeds(2), callback=lambda i, n: done.append((i, n)),
     )  # fmt: skip
     torch.testing.assert_close(out, 2.0 * clean, atol=2e-2, rtol=0)
     assert oracle.calls == steps
@@ -98,10 +107,11 @@ def test_every_scheduler_ends_at_the_guided_estimate(name: str, steps: int) -> N
 def test_a_sample_depends_on_its_own_seed_only(name: str, reference) -> None:
     denoiser, condition, _, _ = reference
     shape = (3, 4, 2, 42)
-    run = lambda index, generators: sample(  # noqa: E731
-        denoiser, condition[index], (len(index), *shape[1:]), scheduler=build_scheduler(name, CONFIG),
-        num_inference_steps=4, generators=generators,
-    )  # fmt: skip
+    sampler = Sampler(CONFIG, name, 4)
+
+    def run(index, generators):
+        return sample(denoiser, condition[index], (len(index), *shape[1:]), sampler, generators=generators)
+
     together = run([0, 1, 2], seeds(3))
     alone = run([1], [torch.Generator().manual_seed(1)])
     torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=1e-4)
@@ -124,8 +134,9 @@ def test_weights_follow_the_truncated_signal_to_noise_ratio(gamma: float) -> Non
     timesteps = torch.tensor([10, 500, 990])  # SNR far above, about and far below 1
     errors = torch.tensor([1.0, 2.0, 3.0])
     off = lambda x, t, c, m: latents + errors[:, None, None, None]  # noqa: E731
+    weighed = replace(PLAIN, snr_gamma=gamma)
     loss = training_loss(
-        off, latents, torch.ones(3, 5), None, scheduler=scheduler, snr_gamma=gamma, timesteps=timesteps
+        off, latents, torch.ones(3, 5), None, scheduler=scheduler, diffusion=weighed, timesteps=timesteps
     )
     angle = (timesteps / 1000 + 0.008) / 1.008 * math.pi / 2
     snr = 1 / torch.tan(angle).square()
@@ -165,7 +176,7 @@ def test_latent_scale_scales_the_signal_under_the_noise_and_nothing_else() -> No
         return latents
 
     given = {"scheduler": scheduler, "timesteps": timesteps, "noise": noise}
-    loss = training_loss(exact, latents, torch.ones(2, 5), None, latent_scale=0.25, **given)
+    loss = training_loss(exact, latents, torch.ones(2, 5), None, diffusion=replace(PLAIN, latent_scale=0.25), **given)
     torch.testing.assert_close(seen[0], scheduler.add_noise(latents / 4, noise, timesteps))
     assert loss == 0  # the estimate is compared with the latents themselves
 
@@ -177,9 +188,7 @@ def test_sampling_undoes_the_latent_scale(name: str) -> None:
         lambda x, t, c, m: latents.repeat(len(x) // 2, 1, 1, 1),
         torch.ones(2, 5),
         (2, 3, 2, 4),
-        scheduler=build_scheduler(name, CONFIG),
-        num_inference_steps=10,
-        latent_scale=0.25,
+        Sampler(DiffusionConfig(latent_scale=0.25), name, 10),
         generators=[torch.Generator().manual_seed(i) for i in range(2)],
     )
     torch.testing.assert_close(result, latents, rtol=0, atol=0.05)
@@ -199,9 +208,7 @@ def test_guidance_ends_where_the_schedule_says() -> None:
         spy,
         torch.ones(2, 5),
         (2, 2, 3, 4),
-        scheduler=build_scheduler("ddim", CONFIG),
-        num_inference_steps=10,
-        guidance_until=0.5,
+        Sampler(DiffusionConfig(guidance_until=0.5), "ddim", 10),
         mask=torch.ones(2, 3, dtype=torch.bool),
         generators=[torch.Generator().manual_seed(i) for i in range(2)],
     )
@@ -224,7 +231,7 @@ def test_condition_is_dropped_by_whole_rows_with_the_given_probability() -> None
             torch.ones(500, 5),
             None,
             scheduler=scheduler,
-            condition_dropout=probability,
+            diffusion=DiffusionConfig(condition_dropout=probability),
             generator=generator,
         )
         rows = seen[-1]
@@ -235,8 +242,9 @@ def test_condition_is_dropped_by_whole_rows_with_the_given_probability() -> None
 def test_the_generator_decides_the_loss(reference) -> None:
     denoiser, condition, mask, archive = reference
     x0, scheduler = persons(archive["x0"]), build_scheduler("ddim", CONFIG)
+    half = DiffusionConfig(condition_dropout=0.5)
     losses = [
-        training_loss(denoiser, x0, condition, mask, scheduler=scheduler, condition_dropout=0.5, generator=g).item()
+        training_loss(denoiser, x0, condition, mask, scheduler=scheduler, diffusion=half, generator=g).item()
         for g in (*(torch.Generator().manual_seed(5) for _ in range(2)), torch.Generator().manual_seed(6))
     ]
     assert losses[0] == losses[1] != losses[2]
@@ -248,13 +256,15 @@ def test_the_generator_decides_the_loss(reference) -> None:
         ({"num_inference_steps": 0}, r"num_inference_steps: must be in \[1, 1000\], got 0"),
         ({"num_inference_steps": 1001}, "num_inference_steps"),
         ({"guidance_scale": 0.5}, "guidance_scale: must be >= 1 and finite, got 0.5"),
+        ({"scheduler": "euler"}, r"scheduler: must be one of .*'euler'"),
         ({"generators": seeds(1)}, "generators: expected one for each of the 2 samples"),
     ],
 )
 def test_bad_sampling_is_named(changes, message) -> None:
-    arguments = {"scheduler": build_scheduler("ddim", CONFIG), "generators": seeds(2)} | changes
+    given, shape = {"generators": seeds(2), **changes}, (2, 3, 2, 4)
+    generators = given.pop("generators")
     with pytest.raises(ValueError, match=message):
-        sample(Oracle(torch.zeros(2, 3, 2, 4)), torch.ones(2, 5), (2, 3, 2, 4), **arguments)
+        sample(Oracle(torch.zeros(shape)), torch.ones(2, 5), shape, Sampler(CONFIG, **given), generators=generators)
 
 
 def test_unknown_scheduler_is_named() -> None:
@@ -266,7 +276,8 @@ def test_unknown_scheduler_is_named() -> None:
 def test_equal_levels_give_the_loss_of_one_level(gamma: float) -> None:
     latents, noise, timesteps = torch.randn(3, 2, 4, 5), torch.randn(3, 2, 4, 5), torch.tensor([3, 500, 990])
     mask = torch.tensor([[True] * 4, [True] * 3 + [False], [True, False, False, False]])
-    given = {"scheduler": build_scheduler("ddpm", CONFIG), "noise": noise, "snr_gamma": gamma, "latent_scale": 0.5}
+    given = {"scheduler": build_scheduler("ddpm", CONFIG), "noise": noise}
+    given["diffusion"] = replace(PLAIN, snr_gamma=gamma, latent_scale=0.5)
 
     def seen(x, t, c, m):
         return x * 1.5
@@ -289,7 +300,7 @@ def test_known_runs_get_no_noise_and_do_not_count() -> None:
         assert torch.equal(t, timesteps)
         return latents + torch.where(known, 100.0, 2.0)[..., None]
 
-    options = {"scheduler": scheduler, "timesteps": timesteps, "latent_scale": 0.5}
+    options = {"scheduler": scheduler, "timesteps": timesteps, "diffusion": replace(PLAIN, latent_scale=0.5)}
     loss = training_loss(check, latents, torch.ones(1, 5), None, **options)
     assert loss.item() == pytest.approx(4.0, rel=1e-5)
     nothing = training_loss(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from intermoe.diffusion import (
+    PLAIN,
     DiffusionConfig,
     KnownLatents,
+    Sampler,
     build_scheduler,
     sample,
     scaled_input,
@@ -60,8 +63,8 @@ def test_ddim_by_hand(scale: float, until: float, latent_scale: float) -> None:
     text, noise = torch.tensor([[1.0, 3.0], [-2.0, 0.0]]), torch.randn(2, 2, 3, 4)
     network, levels = Network(), alpha_bars(1000).float()
     result = sample(
-        network, text, (2, 2, 3, 4), scheduler=build_scheduler("ddim", DiffusionConfig()), num_inference_steps=2,
-        guidance_scale=scale, guidance_until=until, latent_scale=latent_scale, noise=noise,
+        network, text, (2, 2, 3, 4), noise=noise,
+        sampler=Sampler(DiffusionConfig(guidance_until=until, latent_scale=latent_scale), "ddim", 2, scale),
     )  # fmt: skip
     x, push = noise, 0.25 * text.mean(dim=1)[:, None, None, None]
     for t, before in ((500, levels[0]), (0, torch.tensor(1.0))):
@@ -81,18 +84,14 @@ def test_ddim_by_hand(scale: float, until: float, latent_scale: float) -> None:
 def test_one_seed_a_sample_and_noise_of_its_own_in_every_step() -> None:
     def run(seeds: list[int], name: str = "ddpm") -> Tensor:
         return sample(
-            Network(), torch.zeros(len(seeds), 2), (len(seeds), 2, 3, 4), num_inference_steps=3,
-            scheduler=build_scheduler(name, DiffusionConfig()),
+            Network(), torch.zeros(len(seeds), 2), (len(seeds), 2, 3, 4), Sampler(DiffusionConfig(), name, 3),
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],
         )  # fmt: skip
 
     first = run([1, 2])
     torch.testing.assert_close(run([2, 3])[0], first[1])
     noise = torch.randn((1, 2, 3, 4), generator=torch.Generator().manual_seed(1))
-    given = sample(
-        Network(), torch.zeros(1, 2), (1, 2, 3, 4), num_inference_steps=3, noise=noise,
-        scheduler=build_scheduler("ddim", DiffusionConfig()),
-    )  # fmt: skip
+    given = sample(Network(), torch.zeros(1, 2), (1, 2, 3, 4), Sampler(num_inference_steps=3), noise=noise)
     torch.testing.assert_close(run([1], "ddim"), given)
 
 
@@ -105,8 +104,8 @@ def test_loss_by_hand(gamma: float, masked: bool) -> None:
     mask = torch.tensor([[True, True, True], [True, False, False]]) if masked else None
     network = Network()
     loss = training_loss(
-        network, latents, text, mask, scheduler=build_scheduler("ddpm", DiffusionConfig()), snr_gamma=gamma,
-        latent_scale=0.5, timesteps=timesteps, noise=noise,
+        network, latents, text, mask, scheduler=build_scheduler("ddpm", DiffusionConfig()),
+        diffusion=replace(PLAIN, snr_gamma=gamma, latent_scale=0.5), timesteps=timesteps, noise=noise,
     )  # fmt: skip
     total, count = 0.0, 0
     for sample_index, t in enumerate(timesteps.tolist()):
@@ -139,7 +138,8 @@ def test_conditions_are_dropped_with_their_probability() -> None:
     for probability in (0.0, 0.25, 1.0):
         network, generator = Network(), torch.Generator().manual_seed(0)
         training_loss(
-            network, torch.zeros(400, 1, 1, 1), torch.ones(400, 2), None, condition_dropout=probability,
+            network, torch.zeros(400, 1, 1, 1), torch.ones(400, 2), None,
+            diffusion=DiffusionConfig(condition_dropout=probability),
             scheduler=build_scheduler("ddpm", DiffusionConfig()), generator=generator,
         )  # fmt: skip
         dropped = (network.calls[0][2] == 0).all(dim=1)
@@ -175,10 +175,8 @@ def test_only_ddpm_draws_after_the_first_noise(name: str) -> None:
 
     def run(seed: int, kind: str) -> Tensor:
         torch.manual_seed(seed)
-        return sample(
-            Network(), torch.ones(1, 2), (1, 2, 3, 4), num_inference_steps=4, noise=noise,
-            scheduler=build_scheduler(kind, DiffusionConfig()),
-        )  # fmt: skip
+        sampler = Sampler(scheduler=kind, num_inference_steps=4)
+        return sample(Network(), torch.ones(1, 2), (1, 2, 3, 4), sampler, noise=noise)
 
     assert torch.equal(run(1, name), run(2, name))
     assert not torch.equal(run(1, "ddpm"), run(2, "ddpm"))
@@ -188,8 +186,8 @@ def test_padding_of_a_sample_is_that_of_both_its_halves_and_starts_at_zero() -> 
     mask = torch.tensor([[True, True, True], [True, False, False]])
     network, noise = Network(), torch.randn(2, 2, 3, 4)
     sample(
-        network, torch.ones(2, 2), (2, 2, 3, 4), num_inference_steps=1, guidance_scale=2.0, mask=mask, noise=noise,
-        scheduler=build_scheduler("ddim", DiffusionConfig()),
+        network, torch.ones(2, 2), (2, 2, 3, 4), mask=mask, noise=noise,
+        sampler=Sampler(num_inference_steps=1, guidance_scale=2.0),
     )  # fmt: skip
     ((x, _, _, doubled),) = network.calls
     assert doubled is not None
@@ -233,7 +231,7 @@ def test_training_scales_every_run_by_its_own_level_and_what_is_known_to_the_lat
     timesteps, network = torch.tensor([[[0, 300], [700, 0]]]), Network()
     training_loss(
         network, latents, torch.zeros(1, 2), None, scheduler=build_scheduler("ddpm", DiffusionConfig()),
-        latent_scale=0.25, scale_input=True, timesteps=timesteps, noise=noise,
+        diffusion=replace(PLAIN, latent_scale=0.25, scale_input=True), timesteps=timesteps, noise=noise,
     )  # fmt: skip
     ((seen, _, _, _),) = network.calls
     torch.testing.assert_close(seen[0, 0, :2], latents[0, 0, :2])
@@ -251,8 +249,8 @@ def test_sampling_scales_what_the_network_sees_and_nothing_else() -> None:
     known = KnownLatents(torch.full((1, 1, 4, 3), 2.0), where, by_levels=True)
     network = Network()
     result = sample(
-        network, torch.zeros(1, 2), (1, 1, 4, 3), scheduler=build_scheduler("ddim", DiffusionConfig()),
-        num_inference_steps=2, guidance_scale=1.0, latent_scale=0.25, scale_input=True, noise=noise, known=known,
+        network, torch.zeros(1, 2), (1, 1, 4, 3), noise=noise, known=known,
+        sampler=Sampler(DiffusionConfig(latent_scale=0.25, scale_input=True), "ddim", 2, 1.0),
     )  # fmt: skip
     first, second = (call[0] for call in network.calls)
     level, x = levels[500], noise[:, :, 2:]

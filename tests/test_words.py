@@ -25,4 +25,6 @@ def test_no_system_is_named_where_all_are_served() -> None:
 
 def test_a_name_would_be_seen() -> None:
     assert named('"""ComMDM\'s numbers."""') == ["mdm", "commdm"]
-    assert named((PACKAGE / "pipeline.py").read_text("utf-8")) == [name for name in SYSTEMS if name != "intermoe"]
+    assert named((PACKAGE / "pipeline" / "models.py").read_text("utf-8")) == [
+        name for name in SYSTEMS if name != "intermoe"
+    ]

@@ -129,9 +129,9 @@ class MotionDataset(Dataset[MotionItem]):
         data_set: which; ``intermoe.data.DATA_SETS`` has them by name.
         root: folder of the data, or of its cache.
         split: name of a split of the data.
-        window: exact number of frames of every item; shorter sequences are left out. None: whole sequences.
         min_frames: shortest sequence to use, in converted frames; by default the data set's.
-        max_frames: longest item, in converted frames; by default the data set's.
+        max_frames: longest item, in converted frames; by default the data set's. If it is ``min_frames``, every item is
+            a window of that many.
         mirror: mirror an item, words of its caption included, with probability 1/2.
         swap_persons: exchange the persons, words of the caption included, with probability 1/2.
         seed: of everything random.
@@ -149,7 +149,6 @@ class MotionDataset(Dataset[MotionItem]):
         root: str | Path,
         split: str,
         *,
-        window: int | None = None,
         min_frames: int | None = None,
         max_frames: int | None = None,
         mirror: bool = False,
@@ -162,8 +161,6 @@ class MotionDataset(Dataset[MotionItem]):
         max_frames = data_set.representation.max_frames if max_frames is None else max_frames
         if not 1 <= min_frames <= max_frames:
             raise ValueError(f"min_frames: must be in [1, max_frames={max_frames}], got {min_frames}")
-        if window is not None and not 1 <= window <= max_frames:
-            raise ValueError(f"window: must be in [1, max_frames={max_frames}], got {window}")
         if seed < 0:
             raise ValueError(f"seed: must be >= 0, got {seed}")
         if mirror and data_set.mirror is None:
@@ -173,7 +170,6 @@ class MotionDataset(Dataset[MotionItem]):
         self.data_set = data_set
         self.root = Path(root)
         self.split = split
-        self.window = window
         self.min_frames = min_frames
         self.max_frames = max_frames
         self.mirror = mirror
@@ -237,8 +233,6 @@ class MotionDataset(Dataset[MotionItem]):
 
     def num_frames(self, index: int) -> int:
         """Length of item ``index`` in converted frames, the same in every epoch."""
-        if self.window is not None:
-            return self.window
         return min(self.max_frames, self._clips.frames[self._indices[index]] - self.data_set.lost_frames)
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -269,7 +263,7 @@ class MotionDataset(Dataset[MotionItem]):
         return self.num_frames(index) + self.data_set.lost_frames
 
     def _long_enough(self) -> list[int]:
-        needed = self.data_set.lost_frames + max(self.window or 0, self.min_frames)
+        needed = self.data_set.lost_frames + self.min_frames
         indices = []
         for index, (name, frames) in enumerate(zip(self._clips.names, self._clips.frames, strict=True)):
             if frames < needed:

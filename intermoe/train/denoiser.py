@@ -7,6 +7,7 @@ import functools
 import itertools
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from intermoe.checkpoints import check_finite, load_module, load_safetensors
 from intermoe.data.batching import MotionBatch, collate
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.sets import DATA_SETS
-from intermoe.diffusion import build_scheduler, by_runs, sample, shifted_timesteps, training_loss
+from intermoe.diffusion import Sampler, build_scheduler, by_runs, sample, shifted_timesteps, training_loss
 from intermoe.evaluators.evaluator import Evaluator, load_evaluator
 from intermoe.files import replacing_folder, write_tensors
 from intermoe.motion.statistics import Statistics
@@ -70,9 +71,9 @@ class DenoiserObjective(Objective):
         self.scheduler = build_scheduler("ddpm", config.diffusion)
         self.diffusion = config.diffusion
         self.condition_dropout = config.diffusion.condition_dropout
-        self.snr_gamma = config.diffusion.snr_gamma
-        self.latent_scale = config.diffusion.latent_scale
-        self.scale_input = config.diffusion.scale_input
+        # the objective drops conditions itself, and validation weighs every timestep alike
+        self.weighed = replace(config.diffusion, condition_dropout=0.0)
+        self.unweighed = replace(self.weighed, snr_gamma=0.0)
         self.timestep_shift = config.diffusion.timestep_shift
         self.load_balance = config.load_balance
         self.router_z, self.router_z_losses = config.router_z, RouterZ(self.denoiser)
@@ -120,7 +121,7 @@ class DenoiserObjective(Objective):
             if self.levels.mixed:
                 timesteps = by_runs(mixed_timesteps(self.levels, host, timesteps, frames, persons, self.diffusion))
             timesteps = timesteps.to(latents.device, non_blocking=True)
-            weights: dict[str, Any] = {"snr_gamma": self.snr_gamma, "error_metric": self.error_metric}
+            weights: dict[str, Any] = {"diffusion": self.weighed, "error_metric": self.error_metric}
             balances: list[Tensor] = []
 
             def denoise(*arguments: Tensor) -> Tensor:
@@ -138,18 +139,15 @@ class DenoiserObjective(Objective):
         values: dict[str, Tensor] = {}
         for t in self.validation_timesteps:
             timesteps = torch.full((len(latents),), t, device=latents.device)
-            values[f"loss_t{t}"] = self._loss(latents, condition, mask, timesteps, noise, denoiser=self.denoiser)
+            options = {"denoiser": self.denoiser, "diffusion": self.unweighed}
+            values[f"loss_t{t}"] = self._loss(latents, condition, mask, timesteps, noise, **options)
         values = {"loss": torch.stack(list(values.values())).mean(), **values}
         if generating:
             made = sample(
                 self.denoiser,
                 condition,
                 (latents.shape[0], persons, latents.shape[2], width),
-                scheduler=build_scheduler("ddim", self.diffusion),
-                num_inference_steps=self.run.fid_steps,
-                latent_scale=self.latent_scale,
-                guidance_until=self.diffusion.guidance_until,
-                scale_input=self.scale_input,
+                Sampler(self.diffusion, "ddim", self.run.fid_steps),
                 mask=mask,
                 noise=rearrange(draws.normal(frames, persons, width), "b t p x -> b p t x"),
             )
@@ -191,8 +189,6 @@ class DenoiserObjective(Objective):
             text_condition=condition,
             mask=mask,
             scheduler=self.scheduler,
-            latent_scale=self.latent_scale,
-            scale_input=self.scale_input,
             timesteps=timesteps,
             noise=noise,
             **options,

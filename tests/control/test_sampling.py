@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from intermoe.diffusion import SCHEDULERS, DiffusionConfig, KnownLatents, build_scheduler, by_runs, sample
+from intermoe.diffusion import SCHEDULERS, DiffusionConfig, KnownLatents, Sampler, build_scheduler, by_runs, sample
 
 SHAPE = (2, 2, 6, 3)
 
@@ -20,7 +20,7 @@ def a_known(by_levels: bool) -> KnownLatents:
     return KnownLatents(torch.randn(SHAPE), where, by_levels)
 
 
-def sampled(known: KnownLatents | None, scheduler: str = "ddim", **options: Any) -> tuple[Tensor, list[Any]]:
+def sampled(known: KnownLatents | None, scheduler: str = "ddim", **diffusion: Any) -> tuple[Tensor, list[Any]]:
     seen: list[Any] = []
 
     def network(x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
@@ -31,11 +31,9 @@ def sampled(known: KnownLatents | None, scheduler: str = "ddim", **options: Any)
         network,
         torch.ones(2, 5),
         SHAPE,
-        scheduler=build_scheduler(scheduler, DiffusionConfig()),
-        num_inference_steps=6,
+        Sampler(DiffusionConfig(**diffusion), scheduler, 6),
         generators=[torch.Generator().manual_seed(i) for i in range(2)],
         known=known,
-        **options,
     )
     return made, seen
 
@@ -137,9 +135,7 @@ def test_resampling_helps_the_rest_to_follow() -> None:
             network,
             torch.ones(64, 5),
             (64, 1, 2, 1),
-            scheduler=build_scheduler("ddim", DiffusionConfig()),
-            num_inference_steps=10,
-            guidance_scale=1,
+            Sampler(num_inference_steps=10, guidance_scale=1),
             generators=[torch.Generator().manual_seed(i) for i in range(64)],
             known=known,
         )

@@ -69,7 +69,7 @@ def test_evaluation_takes_the_first_frames_and_caption(make_set):
 
 
 def test_windows_are_random_canonical_and_inside(make_set):
-    dataset = InterHumanDataset(make_set(), "train", window=20)
+    dataset = InterHumanDataset(make_set(), "train", min_frames=20, max_frames=20)
     whole = InterHumanDataset(dataset.root, "train", training=False)
     starts, captions = set(), set()
     for epoch in range(40):
@@ -84,12 +84,12 @@ def test_windows_are_random_canonical_and_inside(make_set):
     assert max(starts) > 14
     assert len(captions) == 2
     with pytest.warns(UserWarning, match="shorter than 33 frames: 1"):
-        assert len(InterHumanDataset(dataset.root, "train", window=32)) == 2
+        assert len(InterHumanDataset(dataset.root, "train", min_frames=32, max_frames=32)) == 2
 
 
 @pytest.mark.parametrize(("frames", "window"), [(21, 20), (22, 20)])  # one possible window; two
 def test_every_window_can_be_drawn(make_set, frames, window):
-    dataset = InterHumanDataset(make_set((frames,)), "train", window=window)
+    dataset = InterHumanDataset(make_set((frames,)), "train", min_frames=window, max_frames=window)
     rotations = InterHumanDataset(dataset.root, "train", training=False)[0]["motion"][..., 132:258]
     starts = set()
     for epoch in range(30):
@@ -123,7 +123,7 @@ def test_augmentation_moves_captions_with_motion(make_set):
 
 def test_randomness_is_a_function_of_seed_epoch_and_index(make_set):
     root = make_set()
-    options = {"window": 20, "mirror": True, "swap_persons": True}
+    options = {"min_frames": 20, "max_frames": 20, "mirror": True, "swap_persons": True}
     dataset = InterHumanDataset(root, "train", **options, seed=3)
     epochs = []
     for epoch in (0, 1):
@@ -313,7 +313,7 @@ def test_sets_beyond_the_memory_limit_are_read_again(make_set, monkeypatch):
     [
         ({"min_frames": 0}, "min_frames: must be in"),
         ({"min_frames": 400}, "min_frames: must be in"),
-        ({"window": 301}, "window: must be in"),
+        ({"min_frames": 16, "max_frames": 15}, r"min_frames: must be in \[1, max_frames=15\], got 16"),
         ({"seed": -1}, "seed: must be >= 0"),
         ({"min_frames": 100}, "3 of 3 items cannot be used"),
     ],

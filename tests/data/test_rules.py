@@ -55,7 +55,9 @@ def test_every_caption_is_drawn_as_often_as_another(folder: Path) -> None:
     assert {fixed.choose(0, epoch)[1] for epoch in range(20)} == {CAPTION}
 
 
-@pytest.mark.parametrize(("options", "needed"), [({}, 15), ({"min_frames": 20}, 20), ({"window": 24}, 24)])
+@pytest.mark.parametrize(
+    ("options", "needed"), [({}, 15), ({"min_frames": 20}, 20), ({"min_frames": 24, "max_frames": 24}, 24)]
+)
 def test_the_shortest_item_that_is_used(
     interhuman_folder: Callable[..., Path], options: dict[str, int], needed: int
 ) -> None:
@@ -101,7 +103,7 @@ def test_statistics_keep_the_small_deviations_that_velocities_have() -> None:
 
 
 def test_statistics_of_several_passes_take_another_draw_in_each(interhuman_folder: Callable[..., Path]) -> None:
-    dataset = InterHumanDataset(interhuman_folder({"train": {"1": 60}}), "train", window=16)
+    dataset = InterHumanDataset(interhuman_folder({"train": {"1": 60}}), "train", min_frames=16, max_frames=16)
     found = compute_statistics(dataset, passes=3)
     frames = torch.cat([dataset.draw(0, epoch)["motion"] for epoch in range(3)], dim=1).flatten(0, 1).double()
     np.testing.assert_allclose(found.mean, frames.mean(dim=0), rtol=1e-4, atol=1e-5)
@@ -125,16 +127,9 @@ def test_a_cache_follows_size_time_and_number_of_its_files(folder: Path, tmp_pat
 
 def test_neither_seed_stands_for_an_epoch(folder: Path) -> None:
     """Numbers of (seed, epoch) are not those of their sum."""
-    one, other = (InterHumanDataset(folder, "train", window=16, seed=seed) for seed in (3, 4))
+    one, other = (InterHumanDataset(folder, "train", min_frames=16, max_frames=16, seed=seed) for seed in (3, 4))
     assert not np.array_equal(one._numbers(1), other._numbers(0))
     assert len({tuple(one._numbers(epoch)[0]) for epoch in range(50)}) == 50
-
-
-def test_an_item_of_a_window_is_as_long_as_the_shortest_of_the_run(interhuman_folder: Callable[..., Path]) -> None:
-    root = interhuman_folder({"train": {"short": 30, "enough": 31}})
-    with pytest.warns(UserWarning, match="shorter than 31 frames: 1"):
-        dataset = InterHumanDataset(root, "train", window=16, min_frames=30)
-    assert dataset.names == ["enough"]
 
 
 def test_a_digest_is_of_every_name_caption_and_number(interhuman_folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from intermoe.diffusion import DiffusionConfig, build_scheduler, sample
+from intermoe.diffusion import Sampler, sample
 from intermoe.integrations import replace_feed_forward
 from intermoe.systems.in2in.config import SCHEDULES, DualMDMConfig, GuidanceConfig
 from intermoe.systems.in2in.guidance import DualMDM, FourPasses, individual_weight
@@ -114,10 +114,10 @@ def test_four_passes_are_the_weighted_sum_of_four_calls() -> None:
 
 def test_sampling_with_one_weight_is_plain_guidance() -> None:
     model, (x, _, text) = drawn(In2IN), call()
-    arguments: dict[str, Any] = {"scheduler": build_scheduler("ddim", DiffusionConfig()), "num_inference_steps": 4}
+    once, strongly = (Sampler(num_inference_steps=4, guidance_scale=scale) for scale in (1, 3.5))
     guided = FourPasses(model, GuidanceConfig(everything=3.5, interaction=0.0, individuals=0.0))
-    found = sample(guided, text, tuple(x.shape), guidance_scale=1, noise=x, mask=MASK, **arguments)
-    expected = sample(model, text, tuple(x.shape), guidance_scale=3.5, noise=x, mask=MASK, **arguments)
+    found = sample(guided, text, tuple(x.shape), once, noise=x, mask=MASK)
+    expected = sample(model, text, tuple(x.shape), strongly, noise=x, mask=MASK)
     torch.testing.assert_close(found, expected)
 
 

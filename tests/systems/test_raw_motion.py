@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from intermoe import official
-from intermoe.diffusion import DiffusionConfig, build_scheduler, sample
+from intermoe.diffusion import DiffusionConfig, Sampler, build_scheduler, sample
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
 from intermoe.systems.intergen.config import MotionLossConfig
@@ -104,9 +104,7 @@ def test_sampling(published: Published, relative_error: Error, steps: int, toler
         published.network,
         published["cond"],
         tuple(noise.shape),
-        scheduler=build_scheduler("ddim", DiffusionConfig()),
-        num_inference_steps=steps,
-        guidance_scale=published.config["cfg_weight"],
+        Sampler(num_inference_steps=steps, guidance_scale=published.config["cfg_weight"]),
         noise=noise,
     )
     assert relative_error(flat(made), published[f"ddim{steps}_sample"]) < tolerance

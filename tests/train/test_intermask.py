@@ -61,7 +61,7 @@ def statistics() -> Statistics:
 def test_a_few_steps_lower_the_tokenizers_loss_and_move_its_codebook(pairs: Path) -> None:
     torch.manual_seed(0)
     objective = TokenizerObjective(tokenizer_config(), statistics())
-    batch = collate([InterHumanDataset(pairs, "train", window=16)[index] for index in range(3)])
+    batch = collate([InterHumanDataset(pairs, "train", min_frames=16, max_frames=16)[index] for index in range(3)])
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     losses = []
     for step in range(25):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.data import InterHumanDataset, collate
-from intermoe.diffusion import build_scheduler, sample
+from intermoe.diffusion import Sampler, sample
 from intermoe.evaluators.bigru import BiGRUConfig, BiGRUEvaluator
 from intermoe.evaluators.interclip import InterClip, InterClipConfig
 from intermoe.nn.moe import InterMoEBlock
@@ -201,10 +201,8 @@ def test_sampling(make_objective: Callable[..., DenoiserObjective]) -> None:
 
     def results(filling: float) -> Results:
         given = noise.masked_fill(~mask[:, None, :, None], filling)
-        scheduler = build_scheduler("ddim", objective.diffusion)
-        made = sample(
-            objective.denoiser, text, (2, 2, 6, 28), scheduler=scheduler, num_inference_steps=2, mask=mask, noise=given
-        )
+        sampler = Sampler(objective.diffusion, num_inference_steps=2)
+        made = sample(objective.denoiser, text, (2, 2, 6, 28), sampler, mask=mask, noise=given)
         return {"latents": made}
 
     assert_padding_is_nothing(results)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.control.known import Control, known_latents
-from intermoe.diffusion import SCHEDULERS, build_scheduler, sample
+from intermoe.diffusion import SCHEDULERS, Sampler, build_scheduler, sample
 from intermoe.hub import CONFIG_FILE, WEIGHTS_FILE
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
@@ -120,10 +120,7 @@ class RawMotionPipeline(MotionPipeline):
             denoiser,
             self.condition(prompts),
             shape,
-            scheduler=build_scheduler(scheduler or self.schedulers[0], self.config.diffusion),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_until=self.config.diffusion.guidance_until,
+            Sampler(self.config.diffusion, scheduler or self.schedulers[0], num_inference_steps, guidance_scale),
             mask=None if valid.all() else valid.to(self.device),
             generators=generators,
             noise=noise,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from intermoe.control.known import Control, Given, known_latents
 from intermoe.control.targets import Aims
-from intermoe.diffusion import SCHEDULERS, build_scheduler, sample, scaled_input
+from intermoe.diffusion import SCHEDULERS, Sampler, build_scheduler, sample, scaled_input
 from intermoe.hub import CONFIG_FILE, WEIGHTS_FILE
 from intermoe.motion.bones import hold_bone_lengths, with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
@@ -127,12 +127,7 @@ class InterMoEPipeline(MotionPipeline):
             self.denoiser,
             self.text_encoder(prompts).to(self.dtype),
             (len(prompts), persons, max(frames), width),
-            scheduler=build_scheduler(scheduler or self.schedulers[0], self.config.diffusion),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            latent_scale=self.config.diffusion.latent_scale,
-            guidance_until=self.config.diffusion.guidance_until,
-            scale_input=self.config.diffusion.scale_input,
+            Sampler(self.config.diffusion, scheduler or self.schedulers[0], num_inference_steps, guidance_scale),
             mask=None if valid.all() else valid.to(self.device),
             generators=generators,
             noise=rearrange(noise, "b t p x -> b p t x"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from intermoe import InterMoEPipeline, MotionPipeline
-from intermoe.diffusion import DiffusionConfig, build_scheduler, sample
+from intermoe.diffusion import DiffusionConfig, Sampler, build_scheduler, sample
 from intermoe.nn.attention import Attention
 from intermoe.systems.intermoe.config import DenoiserConfig, PipelineConfig, VAEConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
@@ -243,11 +243,7 @@ def test_sampling_follows_the_diffusion_of_the_configuration(changed: Any, value
         pipeline.denoiser,
         pipeline.text_encoder(["they bow"]),
         (1, 2, 4, 28),
-        scheduler=build_scheduler("ddim", DiffusionConfig.from_dict(values)),
-        num_inference_steps=4,
-        guidance_scale=3.0,
-        latent_scale=values.get("latent_scale", 1.0),
-        scale_input=values.get("scale_input", False),
+        Sampler(DiffusionConfig.from_dict(values), "ddim", 4, 3.0),
         noise=noise,
     )
     expected = pipeline.decode(latents)[0]

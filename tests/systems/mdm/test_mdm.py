@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from intermoe.diffusion import DiffusionConfig, build_scheduler, sample
+from intermoe.diffusion import DiffusionConfig, Sampler, build_scheduler, sample
 from intermoe.nn.layers import sinusoid
 from intermoe.systems.mdm import official
 from intermoe.systems.mdm.canonical import (
@@ -122,9 +122,7 @@ def test_the_chain_of_both_persons_equals_the_release(
         network,
         arrays["text"],
         start.shape,
-        scheduler=build_scheduler("ddpm", DiffusionConfig(num_train_timesteps=steps)),
-        num_inference_steps=steps,
-        guidance_scale=1.0,
+        Sampler(DiffusionConfig(num_train_timesteps=steps), "ddpm", steps, 1.0),
         noise=start,
     )
     assert relative_error(made[:, 0], arrays.motion("sample/out1")) < TOLERANCE

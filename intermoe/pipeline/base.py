@@ -1,34 +1,27 @@
-"""What every system keeps: prompts in, motion of several persons out; its result, and the systems and models there are.
-
-Generation, evaluation, control, export and the command know systems only through ``MotionPipeline``. A new system is a
-folder in ``intermoe.systems`` and a line in ``SYSTEMS``.
-"""
+"""The contract that every system keeps."""
 
 from __future__ import annotations
 
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from intermoe.config import Config, _require, check_integer
+from intermoe.config import check_integer
 from intermoe.control.known import RESAMPLING, Control
 from intermoe.control.live import CHUNK, STEPS, Live
 from intermoe.control.persons import check_persons, count_groups, crowd
 from intermoe.control.scene import MAX_SEED, OVERLAP, Scene
 from intermoe.control.timeline import Segments, check_segments, count_windows, windows
-from intermoe.export import Take, View, save_take
-from intermoe.export.html import Page
 from intermoe.hub import CONFIG_FILE, model_card, model_folder, upload
 from intermoe.motion.representation import Representation
-from intermoe.reading import read_json
-from intermoe.registry import Registry
+from intermoe.pipeline.models import ModelConfig, system_of
+from intermoe.pipeline.result import PipelineResult
 from intermoe.text.protocol import check_prompts
 
 if TYPE_CHECKING:
@@ -37,90 +30,6 @@ if TYPE_CHECKING:
 UNTRAINED = "was not trained with noise levels of persons and frames: what is known is kept by replacement"
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class ModelConfig(Config):
-    """What the configuration of every system's models has; each system adds its own parts.
-
-    ``system`` names the system in ``SYSTEMS``; ``min_frames`` and ``max_frames`` bound what may be asked for.
-    """
-
-    system: str = "intermoe"
-    name: str = "intermoe"
-    fps: int = 30
-    min_frames: int = 16
-    max_frames: int = 300
-
-    def __post_init__(self) -> None:
-        _require(self.system in SYSTEMS, "system", f"one of {tuple(SYSTEMS)}", self.system)
-        _require(self.fps >= 1, "fps", ">= 1", self.fps)
-        _require(
-            4 <= self.min_frames <= self.max_frames,
-            "min_frames",
-            f"in [4, max_frames={self.max_frames}]",
-            self.min_frames,
-        )
-
-    @property
-    def max_steps(self) -> int | None:
-        """Most solver steps that the model's schedule has; ``None`` for a system without one."""
-        return None
-
-    @property
-    def min_steps(self) -> int:
-        """Fewest solver steps."""
-        return 1
-
-    @property
-    def default_steps(self) -> int:
-        """Solver steps where nobody asks for others: the system's published number."""
-        return 50
-
-    @property
-    def default_guidance(self) -> float:
-        """Guidance scale where nobody asks for another: the system's published one."""
-        return 3.5
-
-    def check_steps(self, steps: int) -> None:
-        """Raise ``ValueError`` for a number of solver steps that the model does not have."""
-        if steps < self.min_steps or (self.max_steps is not None and steps > self.max_steps):
-            bound = f">= {self.min_steps}" if self.max_steps is None else f"in [{self.min_steps}, {self.max_steps}]"
-            raise ValueError(f"num_inference_steps: must be {bound} for {self.system}, got {steps}")
-
-
-@dataclass(frozen=True)
-class PipelineResult:
-    """Generated motion of N prompts."""
-
-    joints: Tensor
-    """(N, P, T, J, 3) float32 on CPU, metres, Y up, at ``fps``; two persons of 22 joints, for interhuman."""
-    motion: Tensor
-    """(N, P, T, ...) float32 on CPU in the model's representation, (N, 2, T, 262) for interhuman."""
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    fps: int
-
-    def take(
-        self, index: int = 0, *, details: Mapping[str, str | int | float] | None = None, view: View | None = None
-    ) -> Take:
-        """Motion ``index`` with all that a file may tell of it: prompt, seed, ``details``, and how it is looked at."""
-        return Take(
-            self.joints[index].numpy(),
-            self.fps,
-            prompt=self.prompts[index],
-            motion=self.motion[index].numpy(),
-            details={"seed": self.seeds[index], **(details or {})},
-            view=view or View(),
-        )
-
-    def save(self, path: str | Path, index: int = 0) -> list[Path]:
-        """Write motion ``index`` in the format of the suffix (see ``intermoe.export.save``); returns the paths."""
-        return save_take(path, self.take(index))
-
-    def view(self, index: int = 0) -> Page:
-        """Motion ``index`` in a notebook, as the last value of a cell; needs ``intermoe[view]``."""
-        return Page(self.take(index))
 
 
 class MotionPipeline(ABC):
@@ -169,7 +78,7 @@ class MotionPipeline(ABC):
             TypeError: ``torch_dtype`` is no floating-point dtype.
         """
         folder = model_folder(path_or_name, revision)
-        system = _system_of(folder / CONFIG_FILE)
+        system = system_of(folder / CONFIG_FILE)
         if not issubclass(system, cls):
             raise ValueError(f"model: expected one of {cls.__name__}, got one of {system.__name__} in {folder}")
         return system.load(folder).to(device, torch_dtype)
@@ -543,45 +452,9 @@ class MotionPipeline(ABC):
         return next(parameter.device for module in self.modules.values() for parameter in module.parameters())
 
 
-SYSTEMS: Registry[type[MotionPipeline]] = Registry(
-    "system",
-    {
-        "intermoe": "intermoe.systems.intermoe.pipeline:InterMoEPipeline",
-        "intergen": "intermoe.systems.intergen.pipeline:InterGenPipeline",
-        "timotion": "intermoe.systems.timotion.pipeline:TIMotionPipeline",
-        "in2in": "intermoe.systems.in2in.pipeline:In2INPipeline",
-        "intermask": "intermoe.systems.intermask.pipeline:InterMaskPipeline",
-        "mdm": "intermoe.systems.mdm.pipeline:MDMPipeline",
-        "commdm": "intermoe.systems.mdm.pipeline:ComMDMPipeline",
-        "intergen-experts": "intermoe.integrations.systems:InterGenExpertsPipeline",
-        "timotion-experts": "intermoe.integrations.systems:TIMotionExpertsPipeline",
-    },
-)
-
-
 def check_batch(prompts: Sequence[str], lengths: Sequence[int], seeds: Sequence[int]) -> None:
     """Raise ``ValueError`` unless ``sample`` was given as many of each, and lengths of at least a frame."""
     if not len(prompts) == len(lengths) == len(seeds):
         raise ValueError(f"lengths, seeds: expected {len(prompts)} of each, got {len(lengths)} and {len(seeds)}")
     if not prompts or min(lengths) < 1:
         raise ValueError(f"lengths: expected at least one, each >= 1, got {list(lengths)}")
-
-
-def model_config(path_or_name: str | Path) -> ModelConfig:
-    """The configuration of a model; what it alone can refuse need not wait for the weights.
-
-    Raises:
-        FileNotFoundError, ValueError: as ``MotionPipeline.from_pretrained``.
-    """
-    path = model_folder(path_or_name) / CONFIG_FILE
-    return _system_of(path).config_type.load(path)
-
-
-def _system_of(path: Path) -> type[MotionPipeline]:
-    values: Any = read_json(path)
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping, got {type(values).__name__}")
-    system = values.get("system", "intermoe")  # models of before there were several systems
-    if not isinstance(system, str) or system not in SYSTEMS:
-        raise ValueError(f"{path}: system: expected one of {', '.join(SYSTEMS)}, got {system!r}")
-    return SYSTEMS[system]
