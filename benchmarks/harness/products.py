@@ -11,7 +11,6 @@ this machine's rows there. To measure another instruction set than the best one,
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from intermoe.benchmarks.harness.timing import machine, name_of
 from intermoe.files import write_text
 from intermoe.kernels.native import fastest, library, products
 from intermoe.kernels.native.registry import CODES, call
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.3, help="of each product")
-    parser.add_argument("--dtypes", nargs="+", default=[str(dtype).removeprefix("torch.") for dtype in CODES])
+    parser.add_argument("--dtypes", nargs="+", default=[name_of(dtype) for dtype in CODES])
     parser.add_argument("--instruction-set", choices=("baseline", "avx2", "avx512"))
     parser.add_argument("--write", action="store_true", help="put the result into kernels/native/fastest.py")
     parser.add_argument("--out", type=Path, help="write the report into this file")
@@ -128,7 +128,7 @@ def main() -> None:
     lines = [
         f"# Products on {products.machine()}, {options.threads} thread(s), GFLOP/s",
         "",
-        f"{_processor()}; torch {torch.__version__}; {datetime.now(timezone.utc):%Y-%m-%d};",
+        f"{machine(torch.device('cpu')).device}; torch {torch.__version__}; {datetime.now(timezone.utc):%Y-%m-%d};",
         "`python -m intermoe.benchmarks.harness.products`.",
         "Least time of each entry. The weight is N x K; rows are those of the left factor, of sums those summed.",
     ]
@@ -140,13 +140,13 @@ def main() -> None:
                 for weight in WEIGHTS:
                     rate = rates(kind, dtype, rows, weight, options.seconds)
                     if not found:
-                        head = [f"{kind}, {str(dtype).removeprefix('torch.')}", "rows", *rate]
+                        head = [f"{kind}, {name_of(dtype)}", "rows", *rate]
                         lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
                     found.setdefault(rows, []).append(rate)
                     cells = [f"{weight[0]} x {weight[1]}", str(rows), *(f"{r / 1e9:.0f}" for r in rate.values())]
                     lines.append(f"| {' | '.join(cells)} |")
                     print(lines[-1], flush=True)
-            table[str(dtype).removeprefix("torch."), kind] = limits(found)
+            table[name_of(dtype), kind] = limits(found)
     if options.out:
         write_text(options.out, "\n".join([*lines, ""]))
     if options.write:
@@ -166,13 +166,6 @@ def write_table(machine: str, rows: dict[tuple[str, str], fastest.Limits]) -> No
             body.append(f'        ("{dtype}", "{kind}"): ({pairs},),')
         body.append("    },")
     write_text(path, head + "\n".join([*body, "}", ""]))
-
-
-def _processor() -> str:
-    """The CPU's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """Where one block's and one denoiser's call spend their time: a trace to look at, and a table of kernels and gaps.
 
-The trace opens in https://ui.perfetto.dev. On a GPU the table's rows are kernels, and a gap is time in which the device
-waits; on a CPU they are torch's operators by their own time, and a gap is time outside any of them.
+The trace opens in https://ui.perfetto.dev. The table is the profiler's own. On a GPU a gap is time in which the device
+waits; on a CPU it is time outside any of torch's operators.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,112 +19,47 @@ from intermoe.benchmarks.harness.case import Scope
 from intermoe.benchmarks.harness.report import si
 from intermoe.benchmarks.harness.timing import machine, name_of, quiet, synchronise
 from intermoe.benchmarks.harness.work import Shape
-from intermoe.files import replacing
+from intermoe.files import replacing, write_text
 from intermoe.ops.moe import moe
 
 WARM_UPS = 3
 LINES = 25
 
-
-@dataclass(frozen=True)
-class Kernel:
-    """All launches of one kernel or operator in one call; seconds."""
-
-    name: str
-    launches: int
-    seconds: float
+Span = tuple[float, float]
+"""Start and end, microseconds."""
 
 
-@dataclass(frozen=True)
-class Profile:
-    """One call: kernels by falling time, the time from the first's start to the last's end, and its idle part."""
-
-    name: str
-    kernels: tuple[Kernel, ...]
-    span: float
-    gaps: float
-
-    @property
-    def launches(self) -> int:
-        return sum(kernel.launches for kernel in self.kernels)
-
-    def markdown(self) -> str:
-        busy = self.span - self.gaps
-        lines = [
-            f"## {self.name}",
-            "",
-            f"{si(self.span, 's')} from first to last, {self.launches} launches, {si(busy, 's')} busy, "
-            f"{si(self.gaps, 's')} in gaps ({self.gaps / self.span if self.span else 0:.0%}).",
-            "",
-            "| kernel | launches | time | share of busy |",
-            "|---|---|---|---|",
-        ]
-        for kernel in self.kernels[:LINES]:
-            share = kernel.seconds / busy if busy else 0.0
-            name = kernel.name.replace("|", "/")[:90]
-            lines.append(f"| {name} | {kernel.launches} | {si(kernel.seconds, 's')} | {share:.0%} |")
-        if rest := self.kernels[LINES:]:
-            seconds = sum(kernel.seconds for kernel in rest)
-            launches = sum(kernel.launches for kernel in rest)
-            lines.append(f"| {len(rest)} others | {launches} | {si(seconds, 's')} | {seconds / busy:.0%} |")
-        return "\n".join([*lines, ""])
-
-
-DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
-"""Categories of a trace in which a GPU is busy."""
-
-
-def summarise(name: str, events: list[dict[str, Any]], categories: tuple[str, ...]) -> Profile:
-    """The table of a Chrome trace's complete events of some categories.
-
-    Events of the main thread may contain others (an operator that calls operators): each counts with its own time.
+def gaps(spans: Iterable[Span]) -> tuple[float, float]:
+    """Seconds from the first start to the last end, and how many of them no span covers.
 
     Raises:
         ValueError: there are none.
     """
-    chosen = [e for e in events if e.get("ph") == "X" and e.get("cat") in categories]
-    if not chosen:
-        why = "; is this process allowed to use the GPU's counters (CUPTI)?" if "kernel" in categories else ""
-        raise ValueError(f"{name}: the trace has no events of {' or '.join(categories)}{why}")
-    lanes: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
-    for event in chosen:
-        lanes.setdefault((event["pid"], event["tid"]), []).append(event)
-    own: dict[str, list[float]] = {}
-    outermost: list[tuple[float, float]] = []
-    for lane in lanes.values():
-        times, spans = _own_times(lane)
-        outermost += spans
-        for event, time in times:
-            own.setdefault(event["name"], []).append(time)
-    kernels = [Kernel(key, len(times), sum(times) / 1e6) for key, times in own.items()]
-    first, last = min(start for start, _ in outermost), max(stop for _, stop in outermost)
-    busy, end = 0.0, first
-    for start, stop in sorted(outermost):
-        busy += max(stop - max(start, end), 0.0)
+    ordered = sorted(spans)
+    if not ordered:
+        raise ValueError(
+            "trace: expected work of the device, got none; may this process use the GPU's counters (CUPTI)?"
+        )
+    idle, end = 0.0, ordered[0][0]
+    for start, stop in ordered:
+        idle += max(start - end, 0.0)
         end = max(end, stop)
-    ordered = tuple(sorted(kernels, key=lambda kernel: -kernel.seconds))
-    return Profile(name, ordered, (last - first) / 1e6, (last - first - busy) / 1e6)
+    return (end - ordered[0][0]) / 1e6, idle / 1e6
 
 
-def _own_times(
-    lane: list[dict[str, Any]],
-) -> tuple[list[tuple[dict[str, Any], float]], list[tuple[float, float]]]:
-    """Every event of a thread with its time outside the events it contains; start and end of the outermost."""
-    found: list[list[Any]] = []
-    outermost = []
-    open_events: list[list[Any]] = []
-    for event in sorted(lane, key=lambda e: (e["ts"], -e["dur"])):
-        start, stop = event["ts"], event["ts"] + event["dur"]
-        while open_events and start >= open_events[-1][0]["ts"] + open_events[-1][0]["dur"]:
-            open_events.pop()
-        if open_events:
-            open_events[-1][1] -= event["dur"]
-        else:
-            outermost.append((start, stop))
-        entry = [event, float(event["dur"])]
-        open_events.append(entry)
-        found.append(entry)
-    return [(event, max(time, 0.0)) for event, time in found], outermost
+def markdown(name: str, profile: torch.profiler.profile, device: torch.device) -> str:
+    """Time from first to last and in gaps, and torch's table of kernels (on a CPU of operators) by their own time."""
+    own = [e for e in profile.events() if e.device_type.name == device.type.upper()]
+    work = [e for e in own if not e.name.startswith("ProfilerStep")]
+    whole, idle = gaps((e.time_range.start, e.time_range.end) for e in work)
+    table = profile.key_averages().table(
+        sort_by=f"self_{'cpu' if device.type == 'cpu' else 'device'}_time_total", row_limit=LINES
+    )
+    told = (
+        f"{si(whole, 's')} from first to last, {len(work)} launches, {si(whole - idle, 's')} busy, "
+        f"{si(idle, 's')} in gaps ({idle / whole if whole else 0:.0%})."
+    )
+    return "\n".join([f"## {name}", "", told, "", "```text", table.strip(), "```", ""])
 
 
 def calls(scope: Scope) -> dict[str, Callable[[], object]]:
@@ -158,7 +90,6 @@ def write(scope: Scope, folder: str | Path) -> list[Path]:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if scope.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    categories = DEVICE_WORK if scope.device.type == "cuda" else ("cpu_op",)
     written = []
     for name, call in calls(scope).items():
         for _ in range(WARM_UPS):
@@ -178,11 +109,8 @@ def write(scope: Scope, folder: str | Path) -> list[Path]:
                 call()
                 synchronise(scope.device)
                 profile.step()
-        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-        table = trace.with_suffix(".md")
-        with replacing(table) as temporary:
-            temporary.write_text(summarise(name, events, categories).markdown(), encoding="utf-8")
-        written += [trace, table]
+        write_text(trace.with_suffix(".md"), markdown(name, profile, scope.device))
+        written += [trace, trace.with_suffix(".md")]
     return written
 
 

@@ -16,13 +16,13 @@ assumptions.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from intermoe.files import write_json
 from intermoe.kernels.triton import aot, configs
 from intermoe.kernels.triton.aot import DIM, EXPERT_DIM, NUM_EXPERTS, Resources, Specimen
 
@@ -252,9 +252,7 @@ def main() -> None:
         print(f"{row.card:9} {row.tokens:5} {row.precision:5} {row.direction:9} {row.kernel:17}{resources}"
               f" {row.bound:8.1f} {row.predicted:9.1f} {row.bound / row.predicted:7.0%}")  # fmt: skip
     if chosen.json:
-        partial = chosen.json.with_suffix(".partial")
-        partial.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-        partial.replace(chosen.json)
+        write_json(chosen.json, [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from intermoe.motion.arrays import Array, ArrayOrTensor
@@ -70,7 +71,7 @@ def process_persons(source: npt.NDArray[np.floating], frames: slice | None = Non
     """
     frames = slice(0, len(source) - 1) if frames is None else frames
     width = 3 * NUM_JOINTS
-    taken = source[frames.start : frames.stop + 1].swapaxes(0, 1)  # one more, for the velocities
+    taken = rearrange(source[frames.start : frames.stop + 1], "t p x -> p t x")  # one more, for the velocities
     x, forth, height = (taken[..., axis:width:3].astype(np.float64) for axis in range(3))
     height -= source[..., :width].min(axis=0)[:, 2::3].min(axis=-1)[:, None, None]
     start = source[0, 0, :width].reshape(NUM_JOINTS, 3).astype(np.float64)
@@ -100,7 +101,7 @@ def _assemble(places: Sequence[npt.NDArray[np.float64]], rotations: npt.NDArray[
 def has_direction(raw: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     """In which frames of source columns (T, 192) the hips do not lie above each other: (T,)."""
     hips = raw[:, : 3 * NUM_JOINTS].reshape(-1, NUM_JOINTS, 3)[:, [LEFT_HIP, RIGHT_HIP], :2].astype(np.float64)
-    across: npt.NDArray[np.bool_] = np.hypot(*np.moveaxis(hips[:, 1] - hips[:, 0], -1, 0)) >= _HIPS_APART
+    across: npt.NDArray[np.bool_] = np.hypot(*rearrange(hips[:, 1] - hips[:, 0], "t c -> c t")) >= _HIPS_APART
     return across
 
 
@@ -169,7 +170,7 @@ def from_joints(positions: Tensor) -> Tensor:
     joints = positions.numpy().astype(np.float64)
     following = 2 * joints[-1:] - joints[-2:-1] if len(joints) > 1 else joints[-1:]
     rotations = fit_rig(joints[None]).rotations[0, :, 1:, :, :2].reshape(len(joints), -1)
-    places = np.moveaxis(np.concatenate([joints, following]), -1, 0)
+    places = rearrange(np.concatenate([joints, following]), "t j c -> c t j")
     return torch.from_numpy(_assemble(tuple(places), rotations))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from einops import rearrange
 
 Array = npt.NDArray[np.float64]
 
@@ -16,7 +17,7 @@ _SHORTEST = 1e-9
 def rotation_matrices(axis_angles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Axis-angles (..., 3) in radians to matrices (..., 3, 3), by Rodrigues' formula."""
     angle = np.linalg.norm(axis_angles, axis=-1)[..., None, None]
-    x, y, z = np.moveaxis(axis_angles, -1, 0)
+    x, y, z = rearrange(axis_angles, "... c -> c ...")
     zero = np.zeros_like(x)
     cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
     # sin(a) / a and (1 - cos(a)) / a^2 without a division by zero
@@ -69,7 +70,7 @@ def from_rot6d(rot6d: npt.NDArray[np.floating]) -> Array:
 
 def from_quaternions(quaternions: Array) -> Array:
     """Matrices of unit quaternions (..., 4)."""
-    w, x, y, z = np.moveaxis(quaternions, -1, 0)
+    w, x, y, z = rearrange(quaternions, "... c -> c ...")
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
@@ -83,7 +84,7 @@ def to_quaternions(matrices: Array) -> Array:
 
     4 q q^T is linear in the matrix; its row of the largest diagonal entry is q up to a factor (Bar-Itzhack 2000).
     """
-    m = np.moveaxis(matrices, (-2, -1), (0, 1))
+    m = rearrange(matrices, "... row column -> row column ...")
     one = np.ones_like(m[0, 0])
     rows = [
         [one + m[0, 0] + m[1, 1] + m[2, 2], m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]],

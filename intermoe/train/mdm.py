@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from intermoe.config import _require
@@ -171,7 +172,7 @@ class MDMObjective(Objective):
             lengths = lengths + 1
         mask = torch.arange(clean.shape[2], device=clean.device) < lengths[:, None]
         clean = clean.masked_fill(~mask[:, None, :, None], 0.0)
-        noise = draws.normal(lengths.tolist(), clean.shape[1], clean.shape[3]).transpose(1, 2)
+        noise = rearrange(draws.normal(lengths.tolist(), clean.shape[1], clean.shape[3]), "b t p x -> b p t x")
         noise = nn.functional.pad(noise, (0, 0, 0, clean.shape[2] - noise.shape[2]))
         text = self.text(batch["captions"])
         if not validating:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from intermoe.checkpoints import load_module, load_safetensors
@@ -55,7 +56,7 @@ class VAEObjective(Objective):
         if not validating:
             posterior = self.vae.encode(motion)
             latent_frames, *rest = posterior.mean.shape[1:]
-            noise = draws.normal(latent_frames, persons, *rest).transpose(1, 2).flatten(0, 1)
+            noise = rearrange(draws.normal(latent_frames, persons, *rest), "b t p ... -> (b p) t ...")
             output = self.vae.decode(self._disturbed(posterior.sample(noise=noise), draws, persons))
             return vae_losses(output, motion, posterior, self.mean, self.std, self.weights, self.representation)
         output = self.vae.decode(self.vae.encode(motion).mode())
@@ -72,7 +73,7 @@ class VAEObjective(Objective):
             return latents
         frames, *rest = latents.shape[1:]
         levels = draws.uniform(persons, 1, 1, 1).flatten(0, 1)
-        noise = draws.normal(frames, persons, *rest).transpose(1, 2).flatten(0, 1)
+        noise = rearrange(draws.normal(frames, persons, *rest), "b t p ... -> (b p) t ...")
         return latents + self.latent_noise * levels * noise
 
 
