@@ -126,21 +126,16 @@ def _inference_fake(*flat: Any) -> tuple[Tensor, Tensor]:
 
 
 def _backward_fake(grad_out: Tensor, grad_logits: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
-    inputs, (normalise, _, needs, _) = flat[:_INPUTS], flat[-4:]
-    route, needs = Route(*inputs[:5], normalise), Needs(*needs)
-    hidden, rows, (num_experts, dim) = route.hidden, route.rows, route.router_weight.shape
-    wide = functools.partial(torch.empty, dtype=torch.float32, device=hidden.device)
-    routed = needs.logits or needs.tokens
-    modulated = routed and normalise and route.scale is not None
-    return (
-        torch.empty_like(hidden, memory_format=torch.contiguous_format) if routed else hidden.new_empty(0),
-        wide(num_experts, dim) if routed and needs.router_weight else hidden.new_empty(0),
-        wide(rows, num_experts) if routed else hidden.new_empty(0),
-        *((torch.empty_like(route.scale, dtype=torch.float32) if modulated else hidden.new_empty(0)) for _ in range(2)),
-        *(
-            (torch.empty_like(w) if need else hidden.new_empty(0))
-            for w, need in zip(inputs[5:], needs[5:], strict=True)
-        ),
+    inputs, needs = flat[:_INPUTS], flat[-2]
+    hidden, *router, w_gate_up, w_down = inputs
+    kinds = [
+        (hidden, hidden.dtype),
+        *((t, torch.float32) for t in router),
+        *((t, t.dtype) for t in (w_gate_up, w_down)),
+    ]
+    return tuple(
+        torch.empty_like(t, dtype=dtype, memory_format=torch.contiguous_format) if need else hidden.new_empty(0)
+        for (t, dtype), need in zip(kinds, needs, strict=True)
     )
 
 

@@ -132,7 +132,8 @@ def moe_backward(
         grad_tokens = grad_tokens.to(hidden.dtype)
         options = (normalise, route.rows, needs.router_weight)
         grads = list(route_backward(grad_tokens, grad_logits, hidden, *statistics, *options, in_place=True))
-    return [*grads, *backward.finish()]
+    found = (*grads, *backward.finish())
+    return [grad if need else None for grad, need in zip(found, needs, strict=True)]
 
 
 def _tokens_per_chunk(problem: Problem, cpu_bytes: int) -> int:

@@ -26,7 +26,14 @@ from .experts import ROUND_BLOCK, grouped_product_kernel, up_kernel
 from .experts_backward import grad_weight_kernel, swiglu_backward_kernel, swiglu_constants
 from .registry import INTERPRETED
 from .route import route_constants, route_kernel
-from .route_backward import grad_input_constants, grad_input_kernel, grad_router_constants, grad_router_kernel
+from .route_backward import (
+    grad_input_constants,
+    grad_input_kernel,
+    grad_router_constants,
+    grad_router_kernel,
+    sums_constants,
+    sums_kernel,
+)
 from .select import FILL, MAX_CHUNKS, count_kernel, scatter_kernel, select_backward_kernel, selection_constants
 from .tiles import round_kernel
 
@@ -36,7 +43,8 @@ _HALF_SUMS = ", half sums"
 _INT64 = ("token_idx_ptr", "offsets_ptr", "slots_ptr", "counts_ptr", "overflow_ptr")
 _FLOAT32 = (
     "gates_ptr", "logits_ptr", "bias_ptr", "router_offset_ptr", "mean_ptr", "rstd_ptr",
-    "grad_gates_ptr", "grad_logits_ptr", "grad_scale_ptr", "grad_shift_ptr", "grad_router_weight_ptr",
+    "grad_gates_ptr", "grad_logits_ptr", "added_ptr", "grad_scale_ptr", "grad_shift_ptr", "grad_router_weight_ptr",
+    "grad_router_offset_ptr", "grad_scale_chunks_ptr", "grad_shift_chunks_ptr", "grad_router_weight_chunks_ptr",
 )  # fmt: skip
 
 
@@ -114,6 +122,7 @@ def tokenwise_specimens(element: str) -> list[Specimen]:
     norm = {"NORMALISE": True, "HAS_SCALE": True}
     wide = element == "fp32"
     selection: dict[str, Any] = {**selection_constants(NUM_EXPERTS), "VALID": "pair", "HAS_BIAS": True}
+    sums = {"HAS_OFFSET": True, "HAS_SCALE": True, "HAS_WEIGHT": True}
     found: list[tuple[str, Any, dict[str, Any]]] = [
         ("route", route_kernel, {**route_constants(DIM, NUM_EXPERTS), **norm, "HAS_OFFSET": True}),
         ("route grad_input", grad_input_kernel, {**grad_input_constants(DIM, NUM_EXPERTS), **norm}),
@@ -126,7 +135,8 @@ def tokenwise_specimens(element: str) -> list[Specimen]:
             ("round", round_kernel, {"BLOCK": ROUND_BLOCK}),
             ("select count", count_kernel, selection),
             ("select scatter", scatter_kernel, {**selection, "MAX_CHUNKS": MAX_CHUNKS, "FILL": FILL}),
-            ("select backward", select_backward_kernel, selection_constants(NUM_EXPERTS)),
+            ("select backward", select_backward_kernel, {**selection_constants(NUM_EXPERTS), "HAS_ADDED": True}),
+            ("route sums", sums_kernel, {**sums_constants(DIM, NUM_EXPERTS), **sums}),
         ]
     return [
         Specimen(name, kernel, element, constants, num_warps=constants.pop("num_warps", 4))

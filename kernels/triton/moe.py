@@ -58,15 +58,14 @@ def _steps(
     hidden, weight, offset, scale, shift, bias, valid, w_gate_up, w_down = tensors
     route = (hidden, weight, offset, scale, shift)
     if rule is None:
-        made = _choose(*route, bias, valid, normalise=normalise, max_pairs=max_pairs)
+        made = _choose(*route, bias, valid, normalise=normalise, max_pairs=max_pairs, dtype=w_down.dtype)
     else:
-        routed = route_forward(*route, EPS, normalise)
+        routed = route_forward(*route, EPS, normalise, w_down.dtype)
         made = (*routed, *allocate_and_fill(routed[1], None, rule(routed[1], valid, bias), max_pairs))
     tokens, logits, mean, rstd, token_idx, gates, offsets, slots, counts = made
     if max_pairs is None:
         rows = registry.room(int(offsets[-1]), slots.numel())  # the one host read of the exact mode
         token_idx, gates = token_idx[:rows], gates[:rows]
-    tokens = tokens.to(w_down.dtype)
     pairs = (token_idx, gates, offsets, slots)
     out, h = _apply(tokens, *pairs, w_gate_up, w_down, save_h=save_h, half_sums=half_sums)
     if not keep:
@@ -79,10 +78,10 @@ _planned_steps = planned(_steps)
 
 
 @planned
-def _choose(*tensors: Any, normalise: bool, max_pairs: int | None) -> tuple[Tensor, ...]:
+def _choose(*tensors: Any, normalise: bool, max_pairs: int | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Steps 1 and 2: tokens, logits and statistics, and the pairs; of the tensors of ``Route`` and ``Select``."""
     hidden, weight, offset, scale, shift, bias, valid = tensors
-    routed = route_forward(hidden, weight, offset, scale, shift, EPS, normalise)
+    routed = route_forward(hidden, weight, offset, scale, shift, EPS, normalise, dtype)
     return (*routed, *allocate_and_fill(routed[1], bias, valid, max_pairs))
 
 
@@ -96,36 +95,34 @@ def _apply(
     return combine(expert_out, gates, slots), h
 
 
+@on_its_device
 def moe_backward(
     grad_out: Tensor, grad_logits: Tensor | None, route: Route, experts: Experts, saved: Saved, needs: Needs
 ) -> Grads:
     """Gradients of the inputs that ``needs`` names, from that of out (S, D) and, where it has one, of the logits."""
-    hidden = route.hidden
-    tokens = saved.tokens if len(saved.tokens) else hidden
-    h = None if experts.recompute else saved.h
-    index = (saved.token_idx, saved.expert_offsets, saved.gates, h, experts.w_gate_up, experts.w_down)
-    needed = (needs.tokens, needs.w_gate_up, needs.w_down)
-    behind = needs.tokens or needs.logits
-    grad_tokens, through_gates, *weights = _grad_experts(
-        grad_out, tokens, *index, saved.logits, saved.slots, needed=needed, behind=behind
-    )
-    if through_gates is None:
-        return [None, None, None, None, None, *weights]
-    if grad_tokens is None:
-        grad_tokens = torch.zeros_like(hidden)
-    grad_logits = through_gates if grad_logits is None else through_gates + grad_logits
-    statistics = (saved.mean, saved.rstd, route.router_weight, route.scale)
-    options = (route.normalise, route.rows, needs.router_weight)
-    return [*route_backward(grad_tokens, grad_logits, hidden, *statistics, *options), *weights]
+    hidden, router_weight, _, scale, _, normalise = route
+    w_gate_up, w_down, recompute, _ = experts
+    tensors = (grad_out, grad_logits, hidden, router_weight, scale, w_gate_up, w_down)
+    return list(_gradients(*tensors, *saved, rows=route.rows, normalise=normalise, recompute=recompute, needs=needs))
 
 
 @planned
-def _grad_experts(*tensors: Any, needed: tuple[bool, bool, bool], behind: bool) -> tuple[Tensor | None, ...]:
-    """Gradients of steps 4 to 2: of tokens and logits, where anything is behind them, and of the experts' weights."""
-    grad_out, tokens, token_idx, offsets, gates, h, w_gate_up, w_down, logits, slots = tensors
-    index = (token_idx, offsets, gates, h, w_gate_up, w_down)
+def _gradients(
+    grad_out: Tensor, grad_logits: Tensor | None, hidden: Tensor, router_weight: Tensor, scale: Tensor | None,
+    w_gate_up: Tensor, w_down: Tensor, *kept: Any, rows: int, normalise: bool, recompute: bool, needs: Needs,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """In the order of ``Needs``; ``kept``: the tensors of ``Saved``."""
+    saved = Saved(*kept)
+    tokens = saved.tokens if saved.tokens.shape[0] else hidden
+    h = None if recompute else saved.h
+    index = (saved.token_idx, saved.expert_offsets, saved.gates, h, w_gate_up, w_down)
+    needed = (needs.tokens, needs.w_gate_up, needs.w_down)
     grad_pairs, grad_gates, *weights = experts_backward(grad_out, tokens, *index, needed)
-    if not behind:
-        return None, None, *weights
-    grad_tokens = None if grad_pairs is None else combine(grad_pairs, None, slots)
-    return grad_tokens, select_backward(grad_gates, logits, slots), *weights
+    if not (needs.tokens or needs.logits):
+        return None, None, None, None, None, *weights
+    grad_tokens = None if grad_pairs is None else combine(grad_pairs, None, saved.slots)
+    grad_logits = select_backward(grad_gates, saved.logits, saved.slots, grad_logits)
+    statistics = (saved.mean, saved.rstd, router_weight, scale)
+    options = (normalise, rows, needs.router_weight, needs.router_offset)
+    found = (*route_backward(grad_tokens, grad_logits, hidden, *statistics, *options), *weights)
+    return tuple(grad if need else None for grad, need in zip(found, needs, strict=True))

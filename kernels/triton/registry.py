@@ -27,12 +27,13 @@ Step = TypeVar("Step", bound=Callable[..., Any])
 def on_its_device(function: Step) -> Step:
     """The function, with the device of its first argument as the current one: kernels start on that.
 
-    The argument is a tensor or a tuple of which one is the first. Raises ``RuntimeError`` where it cannot be served.
+    The argument is a tensor, a tuple of which one is the first, or ``None`` before one. Raises ``RuntimeError`` where
+    it cannot be served.
     """
 
     @functools.wraps(function)
     def call(first: Any, *others: Any, **options: Any) -> Any:
-        tensor: Tensor = first if isinstance(first, Tensor) else first[0]
+        tensor: Tensor = first if isinstance(first, Tensor) else (others if first is None else first)[0]
         # the steps say themselves which dtypes each argument may have
         reason = unusable_reason(tensor.device, torch.float32)
         if reason is not None:

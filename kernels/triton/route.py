@@ -25,7 +25,7 @@ ELEMENTS, ELEMENTS_PER_WARP = 2048, 2048
 # router_weight  (E, D)
 # router_offset  (R, E) f32     row s // tokens_per_offset
 # scale, shift   (R', D)        row s // tokens_per_row
-# tokens         (S, D)         dtype of hidden
+# tokens         (S, D)
 # logits         (S, E) f32
 # mean, rstd     (S,) f32
 
@@ -107,6 +107,7 @@ def route_forward(
     shift: Tensor | None,
     eps: float = EPS,
     normalise: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Normalised tokens, routing logits, and the statistics that the backward needs.
 
@@ -114,9 +115,10 @@ def route_forward(
         hidden: (S, D). router_weight: (E, D). router_offset: (R, E) or ``None``.
         scale, shift: (R', D), given together or not at all. R and R' divide S.
         eps: added to the variance. normalise: ``False`` hands ``hidden`` through.
+        dtype: of the tokens, ``None`` for that of ``hidden``.
 
     Returns:
-        ``tokens`` (S, D) in the dtype of ``hidden``, ``logits`` (S, E) float32, ``mean`` and ``rstd`` (S,) float32,
+        ``tokens`` (S, D) in ``dtype``, ``logits`` (S, E) float32, ``mean`` and ``rstd`` (S,) float32,
         both empty without ``normalise``.
     """
     num_tokens, dim = hidden.shape
@@ -135,7 +137,7 @@ def route_forward(
         router_offset = router_offset.float().contiguous()
     if scale is not None and shift is not None:
         scale, shift = scale.contiguous(), shift.contiguous()
-    tokens = torch.empty_like(hidden) if normalise else hidden.new_empty(0, dim)
+    tokens = torch.empty_like(hidden, dtype=dtype) if normalise else hidden.new_empty(0, dim)
     logits = hidden.new_empty(num_tokens, num_experts, dtype=torch.float32)
     mean = hidden.new_empty(num_tokens if normalise else 0, dtype=torch.float32)
     rstd = torch.empty_like(mean)
@@ -152,4 +154,4 @@ def route_forward(
             "NORMALISE": normalise, "HAS_OFFSET": router_offset is not None, "HAS_SCALE": scale is not None,
         },
     )  # fmt: skip
-    return (tokens if normalise else given), logits, mean, rstd
+    return (tokens if normalise else given.to(dtype or given.dtype)), logits, mean, rstd

@@ -4,7 +4,8 @@ r"""Route on the GPU, backward. With xhat = (hidden - mean) rstd and g = grad_to
     grad_scale[r]      = sum over the tokens of row r of grad_tokens xhat;   grad_shift, grad_router_offset alike
     grad_router_weight = grad_logits^T hidden
 
-Sums over tokens are split into chunks, each chunk's sum is written, and the chunks are added in order.
+Sums over tokens are split into chunks, each chunk's sum is written, and the chunks of all sums are added in order by
+one kernel, which also sums ``grad_router_offset``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ SUM_TOKENS = 16
 WEIGHT_BLOCK_S, WEIGHT_BLOCK_D = 16, 128
 WEIGHT_CHUNKS = 64
 """Most chunks of the router weight's gradient, each (E, D)."""
+SUM_ROWS, SUM_COLUMNS = 16, 128
+SUM_ELEMENTS = 4096
+"""Of a block of ``grad_logits``, whose rows are short."""
 
 # grad_tokens  (S, D)
 # grad_logits  (S, E) f32
@@ -132,6 +136,71 @@ def grad_router_kernel(
     tl.store(grad_router_weight_ptr + places, total, mask=real[:, None] & (cols < DIM)[None, :])
 
 
+# grad_router_offset  (R, E) f32    sum of grad_logits over each row's tokens
+# *_chunks            (I, C, W) f32    sums of chunks, of which the gradients (I, W) f32 of the same name are the sums
+
+
+@triton.jit
+def _add_rows(
+    chunks_ptr, out_ptr, program, num_chunks, WIDTH: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    blocks = tl.cdiv(WIDTH, BLOCK_C)
+    item = (program // blocks).to(tl.int64)
+    cols = (program % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros((BLOCK_C,), tl.float32)
+    for start in range(0, num_chunks, BLOCK_R):
+        rows = start + tl.arange(0, BLOCK_R)
+        places = (item * num_chunks + rows[:, None]) * WIDTH + cols[None, :]
+        mask = (rows < num_chunks)[:, None] & (cols < WIDTH)[None, :]
+        total += tl.sum(tl.load(chunks_ptr + places, mask=mask, other=0.0), axis=0)
+    tl.store(out_ptr + item * WIDTH + cols, total, mask=cols < WIDTH)
+
+
+@triton.jit(do_not_specialize=["num_rows", "tokens_per_row", "scale_rows", "scale_chunks", "weight_chunks"])
+def sums_kernel(
+    grad_logits_ptr,
+    grad_router_offset_ptr,
+    grad_scale_chunks_ptr,
+    grad_scale_ptr,
+    grad_shift_chunks_ptr,
+    grad_shift_ptr,
+    grad_router_weight_chunks_ptr,
+    grad_router_weight_ptr,
+    num_rows,
+    tokens_per_row,
+    scale_rows,
+    scale_chunks,
+    weight_chunks,
+    DIM: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    PADDED_EXPERTS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    HAS_OFFSET: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+):
+    program = tl.program_id(0)
+    if HAS_OFFSET:
+        if program < num_rows:
+            _add_rows(
+                grad_logits_ptr, grad_router_offset_ptr, program, tokens_per_row, NUM_EXPERTS, BLOCK_S, PADDED_EXPERTS
+            )
+        program -= num_rows
+    if HAS_SCALE:
+        scale_programs = scale_rows * tl.cdiv(DIM, BLOCK_C)
+        if (program >= 0) & (program < scale_programs):
+            _add_rows(grad_scale_chunks_ptr, grad_scale_ptr, program, scale_chunks, DIM, BLOCK_R, BLOCK_C)
+        program -= scale_programs
+        if (program >= 0) & (program < scale_programs):
+            _add_rows(grad_shift_chunks_ptr, grad_shift_ptr, program, scale_chunks, DIM, BLOCK_R, BLOCK_C)
+        program -= scale_programs
+    if HAS_WEIGHT and program >= 0:
+        chunks_ptr, out_ptr = grad_router_weight_chunks_ptr, grad_router_weight_ptr
+        _add_rows(chunks_ptr, out_ptr, program, weight_chunks, NUM_EXPERTS * DIM, BLOCK_R, BLOCK_C)
+
+
 def grad_input_constants(dim: int, num_experts: int) -> dict[str, int]:
     return {**token_constants(dim, num_experts, ELEMENTS, ELEMENTS_PER_WARP), "SUM_TOKENS": SUM_TOKENS}
 
@@ -146,9 +215,21 @@ def grad_router_constants(dim: int, num_experts: int) -> dict[str, int]:
     }
 
 
+def sums_constants(dim: int, num_experts: int) -> dict[str, int]:
+    padded = power_of_2(max(2, num_experts))
+    return {
+        "DIM": dim,
+        "NUM_EXPERTS": num_experts,
+        "PADDED_EXPERTS": padded,
+        "BLOCK_S": SUM_ELEMENTS // padded,
+        "BLOCK_R": SUM_ROWS,
+        "BLOCK_C": SUM_COLUMNS,
+    }
+
+
 @on_its_device
 def route_backward(
-    grad_tokens: Tensor,
+    grad_tokens: Tensor | None,
     grad_logits: Tensor,
     hidden: Tensor,
     mean: Tensor,
@@ -158,16 +239,19 @@ def route_backward(
     normalise: bool,
     rows: int,
     weight_needed: bool = True,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
+    offset_needed: bool = True,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``route_forward``.
 
     Args:
-        grad_tokens: (S, D). grad_logits: (S, E) float32. Others as ``route_forward`` took or gave them.
-        rows: R, the number of rows of ``router_offset``. weight_needed: whether ``router_weight`` gets a gradient.
+        grad_tokens: (S, D); ``None`` where nothing but the router gets a gradient. grad_logits: (S, E) float32. Others
+            as ``route_forward`` took or gave them.
+        rows: R, the number of rows of ``router_offset``. weight_needed, offset_needed: whether ``router_weight`` and
+            ``router_offset`` get a gradient.
 
     Returns:
-        ``grad_hidden`` (S, D) in the dtype of ``hidden``; in float32 ``grad_router_weight`` (E, D) or ``None``,
-        ``grad_router_offset`` (R, E), ``grad_scale`` and ``grad_shift`` (R', D), ``None`` where there is no scale.
+        ``grad_hidden`` (S, D) in the dtype of ``hidden``; in float32 ``grad_router_weight`` (E, D),
+        ``grad_router_offset`` (R, E), ``grad_scale`` and ``grad_shift`` (R', D); ``None`` for what gets none.
     """
     num_tokens, dim = hidden.shape
     num_experts = router_weight.shape[0]
@@ -180,39 +264,55 @@ def route_backward(
         expect("rstd", rstd, num_tokens, dtypes=(torch.float32,))
         expect_rows("scale", scale, num_tokens, dim)
     expect_divisor("rows", rows, num_tokens)
-    grad_tokens, grad_logits = grad_tokens.to(hidden.dtype).contiguous(), grad_logits.float().contiguous()
+    grad_tokens = None if grad_tokens is None else grad_tokens.contiguous()
+    grad_logits = grad_logits.float().contiguous()
     hidden, router_weight = hidden.contiguous(), router_weight.contiguous()
-    scale = scale.contiguous() if normalise and scale is not None else None
-    grad_offset = grad_logits.view(rows, num_tokens // max(rows, 1), num_experts).sum(dim=1)
-    grad_hidden = torch.empty_like(hidden)
+    scale = scale.contiguous() if normalise and scale is not None and grad_tokens is not None else None
     scale_rows = 0 if scale is None else scale.shape[0]
+
+    new = grad_logits.new_empty if num_tokens else grad_logits.new_zeros
+    grad_weight = new(num_experts, dim) if weight_needed else None
+    grad_offset = new(rows, num_experts) if offset_needed else None
+    grad_scale, grad_shift = (None, None) if scale is None else (new(scale_rows, dim), new(scale_rows, dim))
+    grad_hidden = None if grad_tokens is None else torch.empty_like(hidden)
     if num_tokens == 0:
-        grad_weight = grad_logits.new_zeros(num_experts, dim) if weight_needed else None
-        zeros = None if scale is None else grad_logits.new_zeros(scale_rows, dim)
-        return grad_hidden, grad_weight, grad_offset, zeros, None if zeros is None else zeros.clone()
+        return grad_hidden, grad_weight, grad_offset, grad_scale, grad_shift
 
     tokens_per_row = num_tokens // max(scale_rows, 1)
     chunks_per_row = cdiv(tokens_per_row, SUM_TOKENS)
-    grad_scale, grad_shift = grad_logits.new_empty(2, scale_rows, chunks_per_row, dim)
+    scale_chunks, shift_chunks = (None if scale is None else new(scale_rows, chunks_per_row, dim) for _ in range(2))
+    if grad_tokens is not None:
+        launch(
+            grad_input_kernel,
+            (max(scale_rows, 1) * chunks_per_row, 1, 1),
+            (
+                grad_tokens, grad_logits, hidden, mean, rstd, router_weight, scale, grad_hidden,
+                scale_chunks, shift_chunks, tokens_per_row, chunks_per_row,
+            ),
+            {**grad_input_constants(dim, num_experts), "NORMALISE": normalise, "HAS_SCALE": scale is not None},
+        )  # fmt: skip
+    weight_chunks = _grad_router_weight(grad_logits, hidden) if weight_needed else None
+    flags = {"HAS_OFFSET": offset_needed, "HAS_SCALE": scale is not None, "HAS_WEIGHT": weight_needed}
+    programs = (
+        rows if offset_needed else 0,
+        2 * scale_rows * cdiv(dim, SUM_COLUMNS),
+        cdiv(num_experts * dim, SUM_COLUMNS) if weight_needed else 0,
+    )
     launch(
-        grad_input_kernel,
-        (max(scale_rows, 1) * chunks_per_row, 1, 1),
+        sums_kernel,
+        (sum(programs), 1, 1),
         (
-            grad_tokens, grad_logits, hidden, mean, rstd, router_weight, scale, grad_hidden, grad_scale, grad_shift,
-            tokens_per_row, chunks_per_row,
+            grad_logits, grad_offset, scale_chunks, grad_scale, shift_chunks, grad_shift, weight_chunks, grad_weight,
+            programs[0], num_tokens // rows, scale_rows, chunks_per_row,
+            0 if weight_chunks is None else weight_chunks.shape[0],
         ),
-        {
-            **grad_input_constants(dim, num_experts),
-            "NORMALISE": normalise, "HAS_SCALE": scale is not None,
-        },
+        {**sums_constants(dim, num_experts), **flags},
     )  # fmt: skip
-    grad_weight = _grad_router_weight(grad_logits, hidden) if weight_needed else None
-    if scale is None:
-        return grad_hidden, grad_weight, grad_offset, None, None
-    return grad_hidden, grad_weight, grad_offset, grad_scale.sum(dim=1), grad_shift.sum(dim=1)
+    return grad_hidden, grad_weight, grad_offset, grad_scale, grad_shift
 
 
 def _grad_router_weight(grad_logits: Tensor, hidden: Tensor) -> Tensor:
+    """(C, E, D), the sum of each chunk of tokens."""
     (num_tokens, dim), num_experts = hidden.shape, grad_logits.shape[1]
     sizes = grad_router_constants(dim, num_experts)
     blocks = cdiv(num_tokens, sizes["BLOCK_S"])
@@ -225,4 +325,4 @@ def _grad_router_weight(grad_logits: Tensor, hidden: Tensor) -> Tensor:
         (grad_logits, hidden, weight_sums, num_tokens, blocks_per_chunk),
         sizes,
     )
-    return weight_sums.sum(dim=0)
+    return weight_sums

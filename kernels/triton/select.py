@@ -173,7 +173,8 @@ def scatter_kernel(
 
 # grad_gates   (P_cap,) f32   gradient of each pair's gate
 # logits       (S, E) f32,  slots (S, E) i64: as above
-# grad_logits  (S, E) f32     p * (G - sum_e p G), p = softmax(logits), G = grad_gates where selected, else 0
+# added        (S, E) f32     gradient of the logits by another way
+# grad_logits  (S, E) f32     p * (G - sum_e p G) + added, p = softmax(logits), G = grad_gates where selected, else 0
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -181,11 +182,13 @@ def select_backward_kernel(
     grad_gates_ptr,
     logits_ptr,
     slots_ptr,
+    added_ptr,
     grad_logits_ptr,
     num_tokens,
     NUM_EXPERTS: tl.constexpr,
     PADDED_EXPERTS: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    HAS_ADDED: tl.constexpr,
 ):
     rows = tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
     experts = tl.arange(0, PADDED_EXPERTS)
@@ -195,7 +198,10 @@ def select_backward_kernel(
     grads = tl.load(grad_gates_ptr + slots, mask=slots >= 0, other=0.0)
     probabilities = _softmax(_load_logits(logits_ptr, rows, experts, num_tokens, NUM_EXPERTS))
     mean = tl.sum(probabilities * grads, axis=1)
-    tl.store(grad_logits_ptr + places, probabilities * (grads - mean[:, None]), mask=inside)
+    total = probabilities * (grads - mean[:, None])
+    if HAS_ADDED:
+        total += tl.load(added_ptr + places, mask=inside, other=0.0)
+    tl.store(grad_logits_ptr + places, total, mask=inside)
 
 
 @on_its_device
@@ -274,20 +280,22 @@ def allocate_and_fill(
 
 
 @on_its_device
-def select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor) -> Tensor:
-    """Gradient (S, E) float32 of the logits through the softmax, dense over the experts."""
+def select_backward(grad_gates: Tensor, logits: Tensor, slots: Tensor, added: Tensor | None = None) -> Tensor:
+    """Gradient (S, E) float32 of the logits through the softmax, dense over the experts, plus what is ``added``."""
     num_tokens, num_experts = logits.shape
     _check_size(num_tokens, num_experts)
     expect("grad_gates", grad_gates, grad_gates.numel(), dtypes=(torch.float32,))
     expect("logits", logits, num_tokens, num_experts, dtypes=(torch.float32,))
     expect("slots", slots, num_tokens, num_experts, dtypes=(torch.int64,))
+    expect("added", added, num_tokens, num_experts, dtypes=(torch.float32,))
     grad_gates, logits, slots = grad_gates.contiguous(), logits.contiguous(), slots.contiguous()
+    added = None if added is None else added.contiguous()
     grad_logits = torch.empty_like(logits)
     launch(
         select_backward_kernel,
         (cdiv(num_tokens, BLOCK_S), 1, 1),
-        (grad_gates, logits, slots, grad_logits, num_tokens),
-        selection_constants(num_experts),
+        (grad_gates, logits, slots, added, grad_logits, num_tokens),
+        {**selection_constants(num_experts), "HAS_ADDED": added is not None},
     )
     return grad_logits
 

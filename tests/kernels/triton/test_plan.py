@@ -43,7 +43,7 @@ def meaning(launches: list[standin.Launch], known: dict[str, Any]) -> list[Any]:
     ]  # fmt: skip
 
 
-def call(driver: standin.Driver, arguments: Any, needs: Needs | None) -> list[Any]:
+def call(driver: standin.Driver, arguments: Any, needs: Needs | None, of_logits: bool = False) -> list[Any]:
     """What a call launches, and its results by name with shapes and dtypes."""
     route, select, experts = arguments
     known = {f"input {i}": t for i, t in enumerate((*route[:5], *select[:2], *experts[:2]))}
@@ -54,9 +54,9 @@ def call(driver: standin.Driver, arguments: Any, needs: Needs | None) -> list[An
             known |= {"out": out, "counts": counts}
         else:
             out, counts, saved = package.moe_forward(route, select, experts)
-            grad = torch.zeros_like(out)
-            grads = package.moe_backward(grad, None, route, experts, saved, needs)
-            known |= {"out": out, "counts": counts, "grad": grad, **saved._asdict()}
+            grad, grad_logits = torch.zeros_like(out), torch.zeros_like(saved.logits) if of_logits else None
+            grads = package.moe_backward(grad, grad_logits, route, experts, saved, needs)
+            known |= {"out": out, "counts": counts, "grad": grad, "grad_logits": grad_logits, **saved._asdict()}
             known |= {f"gradient {name}": t for name, t in zip(needs._fields, grads, strict=True)}
     shapes = {name: (t.shape, t.dtype, t.stride()) for name, t in known.items() if isinstance(t, Tensor)}
     return [meaning(driver.launches, known), shapes]
@@ -105,12 +105,25 @@ def test_options_are_plans_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None
     off = torch.cat([route.hidden.flatten()[:1], route.hidden.flatten()])[1:].view(300, 64)
     changed.append((route._replace(hidden=off), select, experts))  # off a boundary of 16 bytes
     with standin.stand_in() as driver:
-        for _ in range(2):
+        for of_logits in (False, True, False):
             for one in changed:
-                found = call(driver, one, ASKED["all"])
+                found = call(driver, one, ASKED["all"], of_logits)
                 with monkeypatch.context() as patched:
                     patched.setattr(plan, "INTERPRETED", True)
-                    assert call(driver, one, ASKED["all"]) == found
+                    assert call(driver, one, ASKED["all"], of_logits) == found
+
+
+@pytest.mark.parametrize("pairs", [None, 9600], ids=["exact", "static"])
+def test_half_type_experts_of_wide_tokens_have_plans(pairs: int | None) -> None:
+    """As under autocast: no cast is left over."""
+    with standin.stand_in(pairs=1000):
+        route, select, experts = host._arguments((*host.TRAINING[:-1], pairs), torch.bfloat16)
+        call_of = (route._replace(hidden=route.hidden.float()), select, experts)
+        driver = standin.Driver()
+        for _ in range(2):
+            call(driver, call_of, ASKED["all"])
+        found = {key[0].__name__: made is not None for key, made in plan._plans.items()}
+        assert found == dict.fromkeys(["_steps", "_gradients"] if pairs else ["_choose", "_apply", "_gradients"], True)
 
 
 def test_memory_in_between_does_not_overlap() -> None:

@@ -23,6 +23,7 @@ from intermoe.kernels.triton.route_backward import (
     grad_input_kernel,
     grad_router_constants,
     grad_router_kernel,
+    sums_kernel,
 )
 from intermoe.kernels.triton.tiles import round_kernel
 
@@ -151,6 +152,19 @@ def test_many_chunks_of_the_router_s_gradient(first_program) -> None:
         *(x.huge for x in huge), sums.huge, start * 16 + 16, 1, **grad_router_constants(DIM, EXPERTS)
     )
     assert torch.equal(sums.huge[-1:], sums.few)
+
+
+def test_sums_of_chunks(first_program) -> None:
+    """Of rows far into their arrays; the gradient of the router's weight is one row."""
+    chunks, out = Pair(torch.randn(1, 2, DIM), 2**25), Pair(torch.zeros(1, DIM), 2**25)
+    sizes = {"DIM": DIM, "NUM_EXPERTS": 1, "PADDED_EXPERTS": 2, "BLOCK_S": 4, "BLOCK_R": 2, "BLOCK_C": DIM}
+    flags = {"HAS_OFFSET": False, "HAS_SCALE": True, "HAS_WEIGHT": False}
+
+    def arguments(huge: bool) -> tuple[Any, ...]:
+        scale = (chunks.of(huge), out.of(huge))
+        return None, None, *scale, *scale, None, None, 0, 0, huge * 2**25 + 1, 2, 0
+
+    check(first_program, sums_kernel, (1, 1, 1), 2**25, arguments, {**sizes, **flags}, [out])
 
 
 def test_swiglu_backward(first_program) -> None:

@@ -82,3 +82,5 @@ def test_backward_of_the_most_experts(relative_error):
     found = select_backward(grad, logits, slots)
     assert found.dtype == torch.float32
     assert relative_error(found, wide.grad) < 1e-5
+    added = torch.randn(20, 64)
+    assert relative_error(select_backward(grad, logits, slots, added), wide.grad + added) < 1e-5
