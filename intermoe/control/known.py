@@ -19,10 +19,11 @@ from intermoe.data.items import LARGEST
 from intermoe.diffusion import KnownLatents
 from intermoe.motion.representation import Representation
 
-BLEND = 8
+BLEND = 16
 WHOLE_GAP = 60
 """Frames between given ones up to which a gap is led from both its ends as a whole."""
 RESAMPLING = 3
+_ORDER = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +202,9 @@ class Given:
         """Decoded motion (P, T, ...) with what is given in its place.
 
         Up to ``blend`` free frames before and after, or all those of a gap, get a part of what sets the frame beside
-        the seam apart from where the given ones lead, less the further away; their velocities follow from their
-        positions, contacts stay.
+        the seam apart from where the given ones lead, less the further away. Then the ``blend`` frames are eased
+        (``_eased``): what is decoded may jump where it begins to be free. Velocities follow from positions, contacts
+        stay.
         """
         result = motion.clone()
         for row, given, where in zip(result, self.motion, self.where, strict=True):
@@ -216,6 +218,11 @@ class Given:
                 row += offset * weight.view(-1, *[1] * (row.dim() - 1))
                 moved |= weight > 0
             row[where] = given[where]
+            moved |= _distances(where) <= self.blend
+            eased = _eased(row, where, self.blend)
+            if self.representation.contacts is not None:
+                eased[..., self.representation.contacts] = row[..., self.representation.contacts]
+            row.copy_(eased)
             if not self.representation.root_centred:
                 self._follow(row, moved)
                 row[where] = given[where]
@@ -267,6 +274,34 @@ def _fading(where: Tensor, blend: int) -> list[tuple[int, int, Tensor]]:
         if whole and gap == 1:
             weight[anchor + step] = 0.5
         result.append((anchor, step, weight))
+    return result
+
+
+def _distances(where: Tensor) -> Tensor:
+    """How many frames each of (T,) is from the nearest that is given, of which there is one."""
+    given = where.nonzero()[:, 0]
+    return (torch.arange(len(where))[:, None] - given).abs().amin(dim=1)
+
+
+def _eased(row: Tensor, where: Tensor, blend: int) -> Tensor:
+    """Frames x (T, ...) with those y at a distance d of 1 to ``blend`` from given ones that minimise
+
+        sum_t |third difference of y at t|^2 + sum (d_t / (blend + 1))^4 |y_t - x_t|^2
+
+    with all others as they are: beside what is given the path of least jerk, further away what was decoded.
+    """
+    distance = _distances(where)
+    near = (distance > 0) & (distance <= blend)
+    if not near.any() or len(row) <= _ORDER:
+        return row.clone()
+    free, fixed = near.nonzero()[:, 0], (~near).nonzero()[:, 0]
+    differences = torch.eye(len(row), dtype=torch.float64).diff(n=_ORDER, dim=0)
+    weight = (distance[free] / (blend + 1)).double() ** 4
+    frames = row.double().flatten(1)
+    system = differences[:, free].T @ differences[:, free] + weight.diag()
+    wanted = weight[:, None] * frames[free] - differences[:, free].T @ (differences[:, fixed] @ frames[fixed])
+    result = row.clone()
+    result[free] = torch.linalg.solve(system, wanted).to(row).view(-1, *row.shape[1:])
     return result
 
 

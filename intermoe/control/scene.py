@@ -19,8 +19,6 @@ from intermoe.motion.representation import Representation
 
 OVERLAP = 20
 """Frames that two windows have in common."""
-BLEND = 16
-"""Frames over which a window is led to them."""
 
 MAX_SEED = 2**62
 """Of the first window: the later ones count on from it."""
@@ -125,7 +123,7 @@ class Scene:
             low = origin + (floor[who] * fading[late])[:, None] * _UP
             there = (torch.tensor(place, dtype=low.dtype) - low) @ turn.T
             targets.append(Target(who, joint, (late + count).tolist(), positions=there))
-        control = Control(known, targets=targets, blend=BLEND, resampling=self._resampling)
+        control = Control(known, targets=targets, resampling=self._resampling)
         length = max(count + frames, self._min_frames)
         made = self._window(prompt, length, self._seed, control)[:, count : count + frames]
         made = turned(made, turn.T, -turn @ origin)

@@ -135,6 +135,13 @@ def test_gaps_are_filled_on_a_line_and_ends_are_held() -> None:
     assert filled.tolist() == [1, 1, 6, 11, 16, 25, 25, 25]
 
 
+@pytest.fixture
+def not_eased(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What neighbours are led by, before they are eased."""
+    monkeypatch.setattr("intermoe.control.known._eased", lambda row, where, blend: row.clone())
+
+
+@pytest.mark.usefixtures("not_eased")
 @pytest.mark.parametrize("blend", [0, 1, 3, 20])
 def test_neighbours_are_led_to_what_is_given(blend: int) -> None:
     """Of a body that drifts evenly the frame beside the seam goes on as the given ones do, the others by less."""
@@ -167,6 +174,7 @@ def test_a_short_gap_is_led_to_both_ends() -> None:
     assert gap[2] < -0.5
 
 
+@pytest.mark.usefixtures("not_eased")
 @pytest.mark.parametrize("gap", [2, 9, 30, WHOLE_GAP])
 def test_a_gap_that_is_off_by_a_line_is_filled_as_it_was(gap: int) -> None:
     """The same offset at both ends is taken away from every frame between; of different ones the middle gets half."""
@@ -192,6 +200,37 @@ def test_a_gap_that_is_long_is_led_at_its_ends_alone() -> None:
     assert (moved[:8] > 0).all()
     assert (moved[-8:] > 0).all()
     assert (moved[8:-8] == 0).all()
+
+
+def test_what_is_decoded_with_a_jump_is_eased_beside_what_is_given() -> None:
+    """The minimiser by least squares of all its terms, stacked; given frames and those beyond stay to the bit."""
+    blend, time = 6, torch.arange(30.0)[:, None]
+    smooth = motion_of(1) + 0.01 * time * motion_of(1, seed=1)
+    decoded = (smooth + (time >= 12) * motion_of(1, seed=2))[None]
+    control = Control([Known(0, motion=smooth[:10])], blend=blend)
+    found = control.place(INTERHUMAN, 30, 1).paste(decoded)[0]
+    assert torch.equal(found[:10], smooth[:10])
+    assert torch.equal(found[10 + blend :], decoded[0, 10 + blend :])
+    torch.testing.assert_close(found[10:16, CONTACT_COLUMNS], decoded[0, 10:16, CONTACT_COLUMNS])
+    x = decoded[0, :, :66].double().numpy()
+    x[10:16] += 0  # the jump comes later than the first free frame, so nothing is led
+    d3 = np.diff(np.eye(30), n=3, axis=0)
+    weights = (np.arange(1, blend + 1) / (blend + 1)) ** 2
+    rows = np.concatenate([d3[:, 10:16], np.diag(weights)])
+    fixed = np.r_[0:10, 16:30]
+    wanted = np.concatenate([-d3[:, fixed] @ x[fixed], weights[:, None] * x[10:16]])
+    expected = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+    np.testing.assert_allclose(found[10:16, :66].numpy(), expected, atol=1e-4)
+    jerk = lambda y: float(y[:, :66].diff(n=3, dim=0).abs().max())  # noqa: E731
+    assert jerk(found) < 0.3 * jerk(decoded[0])
+
+
+def test_a_motion_of_constant_velocity_is_left_as_it_is() -> None:
+    time = torch.arange(30.0)[:, None]
+    decoded = (motion_of(1) + 0.1 * time * motion_of(1, seed=1))[None]
+    known = [Known(0, motion=decoded[0, :8]), Known(0, motion=decoded[0, 20:22], frames=slice(20, 22))]
+    found = Control(known).place(INTERHUMAN, 30, 1).paste(decoded)
+    torch.testing.assert_close(found[..., :66], decoded[..., :66], atol=1e-3, rtol=0)
 
 
 def test_a_person_of_whom_nothing_is_given_is_left_as_decoded() -> None:
@@ -353,6 +392,7 @@ def test_what_is_given_is_a_copy() -> None:
     assert torch.equal(known.motion, before)
 
 
+@pytest.mark.usefixtures("not_eased")
 @pytest.mark.parametrize(("blend", "tail"), [(1, 5), (3, 5), (4, 4), (8, 4)])
 def test_weights_of_neighbours_are_half_a_cosine(blend: int, tail: int) -> None:
     """(1 + cos(pi (d - 1) / r)) / 2 at distance d of 1 to r, the blend or all the frames that there are."""
@@ -365,6 +405,7 @@ def test_weights_of_neighbours_are_half_a_cosine(blend: int, tail: int) -> None:
     torch.testing.assert_close(found, torch.cat([expected.flip(0), torch.ones(3), expected]))
 
 
+@pytest.mark.usefixtures("not_eased")
 @pytest.mark.parametrize(("gap", "expected"), [(1, [0.5]), (2, [1, 0]), (3, [1, 0.5, 0])])
 def test_weights_of_a_gap_add_up_to_one(gap: int, expected: list[float]) -> None:
     """Of given frames at 1 and at -1 every frame between gets its weights' difference: they are 1 and 0 at the ends."""
@@ -376,6 +417,7 @@ def test_weights_of_a_gap_add_up_to_one(gap: int, expected: list[float]) -> None
     assert not untouched[0, 3:-2, :66].any()
 
 
+@pytest.mark.usefixtures("not_eased")
 def test_a_frame_alone_leads_on_as_what_was_decoded_goes_on() -> None:
     decoded = (motion_of(1) + 0.1 * torch.arange(30)[:, None] * motion_of(1, seed=1))[None]
     control = Control([Known(0, motion=decoded[0, 10:11] + 5, frames=slice(10, 11))], blend=3)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from intermoe.control.known import Control
+from intermoe.control.known import BLEND, Control
 from intermoe.control.live import Live
-from intermoe.control.scene import BLEND, OVERLAP, Scene
+from intermoe.control.scene import OVERLAP, Scene
 from intermoe.control.timeline import count_windows, cut
 from intermoe.motion.humanml3d import HUMANML3D
 from intermoe.motion.interhuman import INTERHUMAN, facing_forward, from_joints
@@ -153,13 +153,12 @@ def test_a_timeline_has_the_frames_that_it_says_and_is_drawn_again(tiny_pipeline
     assert not torch.equal(found.joints[:, :, 80:], other.joints[:, :, 80:])
 
 
-def test_seams_are_as_fast_as_what_was_before(tiny_pipeline: Any) -> None:
-    """The tiny model makes noise; only that the seam goes on from the last two frames holds it together."""
+def test_seams_are_smoother_than_what_they_join(tiny_pipeline: Any) -> None:
+    """The tiny model makes noise; only that what follows is eased in holds it together."""
     joints = torch.cat(list(itertools.islice(tiny_pipeline.live("two people bow", num_inference_steps=1), 3)), dim=1)
-    speed = joints.diff(dim=1)
-    for seam in (20, 40):
-        change = (speed[:, seam - 1] - speed[:, seam - 2]).norm(dim=-1).mean()
-        assert change < 0.25 * speed.norm(dim=-1).mean()
+    jerk = joints.diff(n=3, dim=1).norm(dim=-1).mean(dim=(0, 2))
+    for seam in (20, 40):  # frames seam - 3 to seam + 2 have a third difference across it
+        assert jerk[seam - 3 : seam + 3].mean() < 0.3 * jerk.mean()
 
 
 def test_live_changes_its_prompt(tiny_pipeline: Any) -> None:
