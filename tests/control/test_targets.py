@@ -187,3 +187,49 @@ def test_the_loss_is_the_sum_over_all_targets() -> None:
     joints = torch.zeros(1, 4, 22, 3)
     targets = [Target(0, "pelvis", [k], positions=[[0.0, 0.0, 1.0 + k]]) for k in range(3)]
     assert float(Aims(targets, bodies_apart=False).loss(joints)) == pytest.approx((1 + 4 + 9) / 2)
+
+
+def as_joints(latents: Tensor, scale: float = 1.0) -> Tensor:
+    """Latents (P, T, 66) as joints, ``scale`` metres for each unit."""
+    return scale * latents.unflatten(-1, (22, 3))
+
+
+@pytest.mark.parametrize(("scale", "moved"), [(1.0, 0.5), (0.01, 0.5 * 66**0.5)])
+def test_a_step_halves_the_distance_and_has_a_bound(scale: float, moved: float) -> None:
+    """Loss d^2 / 2 over the gradient's square, times the gradient: d / 2 over the scale; at most 0.5 rms of a frame."""
+    aims = Aims([Target(0, "pelvis", [1], positions=[[0.0, 0.0, 1.0]])], bodies_apart=False)
+    latents = torch.zeros(1, 3, 66)
+    expected = latents.clone()
+    expected[0, 1, 2] = moved
+    torch.testing.assert_close(aims.step(latents, lambda each: as_joints(each, scale)), expected)
+
+
+def test_refining_slows_down_to_a_stop() -> None:
+    """A step of Adam under a gradient that stays is its rate: 0.05 (1 - k / steps), in all 0.05 (steps + 1) / 2."""
+    far = Aims([Target(0, "pelvis", [0], positions=[[0.0, 0.0, 1000.0]])], bodies_apart=False)
+    moved = far.refine(torch.zeros(1, 1, 66), as_joints, steps=7)
+    assert float(moved[0, 0, 2]) == pytest.approx(0.05 * 4, rel=1e-3)
+    assert int(moved.count_nonzero()) == 1
+
+
+def test_refining_bends_neighbours_along() -> None:
+    """Displacements are held to be smooth in time: of one frame's target its neighbours take a part."""
+    aims = Aims([Target(0, "pelvis", [3], positions=[[0.0, 0.0, 0.5]])], bodies_apart=False)
+    moved = aims.refine(torch.zeros(1, 7, 66), as_joints)[0, :, 2]
+    assert moved[3] > moved[2] > 0.1
+    assert moved[3] - moved[2] < 0.2
+
+
+def test_refining_leaves_feet_where_they_stood() -> None:
+    """All joints move with the one latent; feet that stood hold it back, feet that slid do not."""
+
+    def slid(speed: float) -> Tensor:
+        def decode(latents: Tensor) -> Tensor:
+            still = body().expand(1, 12, 22, 3) + speed * torch.arange(12.0)[:, None, None]
+            return still + latents[..., None, :]
+
+        place = decode(torch.zeros(1, 12, 3))[0, 11, 15] + torch.tensor([0.4, 0.0, 0.0])
+        aims = Aims([Target(0, "head", [11], positions=place[None])], bodies_apart=False)
+        return aims.refine(torch.zeros(1, 12, 3), decode)[0].diff(dim=0).square().sum()
+
+    assert slid(0.0) < 0.5 * slid(0.02)

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from intermoe.eval.compare import ComparisonSettings, cost, measure_system, prompts_of
+from intermoe.eval.compare import ComparisonSettings, _of_each_person, cost, measure_system, prompts_of
 from intermoe.motion.representation import REPRESENTATIONS
+from intermoe.nn.moe import InterMoEBlock
 from intermoe.pipeline import ModelConfig
+from intermoe.text.protocol import TextEncoder
 
 
 class Dataset:
@@ -131,3 +133,51 @@ def test_what_a_system_refuses_is_told_before_it_works() -> None:
     with pytest.raises(ValueError, match="prompts: refused"):
         measure_system(pipeline, dataset, ComparisonSettings())
     assert not pipeline.calls
+
+
+class Told(TextEncoder):
+    """A text encoder of seven numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(7))
+
+    def forward(self, prompts: Any) -> Tensor:
+        return self.weight.expand(len(prompts), 7)
+
+
+class Routed(Counting):
+    """Its frames pass a block of which every expert takes its share: ``capacity`` experts a token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = Told()
+        self.block = InterMoEBlock(8, 4, 8, cond_dim=None, capacity=1.5, routing="expert_choice")
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"layer": self.layer, "text": self.text, "block": self.block}
+
+    def sample(self, prompts: Any, lengths: Any, seeds: Any, **settings: Any) -> list[Tensor]:
+        self.block(torch.randn(2, lengths[0], 8))
+        return super().sample(prompts, lengths, seeds, **settings)
+
+
+def test_text_encoders_cost_no_parameters_and_experts_are_counted_by_token() -> None:
+    pipeline: Any = Routed()
+    with torch.no_grad():
+        found = cost(pipeline, Dataset(), steps=1, guidance=1.0)  # type: ignore[arg-type]
+    block = sum(parameter.numel() for parameter in pipeline.block.parameters())
+    assert found["parameters"] == (5 * 262 + block) / 1e6
+    assert found["experts_per_token"] == 1.5  # each of 4 experts takes 1.5 / 4 of the 48 tokens
+
+
+def test_one_person_alone_by_hand() -> None:
+    """Floor by frames, sliding by contacts: 4 frames 8 cm below it and 12 above, feet that slide in the short one."""
+    joints = [np.full((1, frames, 22, 3), height) for frames, height in ((4, -0.08), (12, 0.5))]
+    joints[0][0, :, :, 0] += 0.5 * np.arange(4)[:, None]
+    joints[1][0, :, 10, 1] = 0.0
+    found = _of_each_person(joints, 30.0)
+    assert found["floor_penetration_cm"] == pytest.approx(8.0 * 4 / 16)
+    assert found["foot_skating_share"] == pytest.approx(100 * 6 / (6 + 11))
+    assert _of_each_person([joints[1] + 5.0], 30.0)["foot_skating_share"] is None

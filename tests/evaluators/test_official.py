@@ -15,7 +15,9 @@ from torch import Tensor
 
 from intermoe import official
 from intermoe.evaluators.evaluator import load_evaluator, save_evaluator
+from intermoe.evaluators.interclip import InterClipConfig, InterClipMotionEncoder
 from intermoe.evaluators.words import read_texts
+from intermoe.nn.layers import sinusoid
 from intermoe.text.protocol import TextConfig
 
 VOCABULARY, WIDTH = 40, 16
@@ -80,7 +82,22 @@ def test_interclip_from_its_checkpoint(encoder_state: Any, tmp_path: Path, relat
     motion = torch.from_numpy(archive["motions"]).unflatten(-1, (2, -1)).transpose(1, 2)
     expected = torch.nn.functional.normalize(torch.from_numpy(archive["motion_emb"]), dim=-1) * 1.7
     assert relative_error(evaluator.embed_motion(motion, torch.from_numpy(archive["lengths"])), expected) < 1e-5
-    # the published text side, written down once more with its own modules
+
+
+def test_text_side_of_interclip_by_modules_of_torch(tmp_path: Path, relative_error: Any) -> None:
+    """Eight heads, post-norm, padding attended to, the state at the end of text; its file does not tell the heads."""
+    config = {"INPUT_DIM": 5, "LATENT_DIM": 8, "FF_SIZE": 12, "NUM_LAYERS": 1, "NUM_HEADS": 2}
+    own = InterClipMotionEncoder(
+        InterClipConfig(input_dim=5, width=8, num_layers=1, num_heads=2, feedforward_dim=12, embedding_dim=512)
+    )
+    published = {"query": "query_token", "embed": "embed_motion", "norm": "out_ln"}
+    motion = {
+        ".".join([published.get(k.split(".")[0], k.split(".")[0]), *k.split(".")[1:]]): v
+        for k, v in own.state_dict().items()
+    }
+    full = interclip_state({**motion, "sequence_pos_encoder.pe": sinusoid(torch.arange(20), 8)})
+    torch.save({"state_dict": full, "hyper_parameters": config}, tmp_path / "interclip.ckpt")
+    evaluator: Any = official.load_interclip(tmp_path / "interclip.ckpt")
     tokens = torch.tensor([[1, 5, 39, 0, 0, 0], [1, 39, 0, 0, 0, 0]])
     layer = torch.nn.TransformerEncoderLayer(WIDTH, 8, 24, activation="gelu", batch_first=True)
     stack = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()

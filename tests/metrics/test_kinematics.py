@@ -76,6 +76,15 @@ def test_jitter_of_a_cubic():
         jitter(still(3))
 
 
+def test_jitter_of_narrow_joints_is_computed_in_wide_ones():
+    """Differences of float32 numbers of such different sizes are no float32 numbers."""
+    places = np.float32([0.1, 1000.0, 0.3, 5000.0])
+    joints = np.zeros((4, 22, 3), dtype=np.float32)
+    joints[..., 0] = places[:, None]
+    x0, x1, x2, x3 = map(float, places)
+    assert jitter(joints, fps=1) == pytest.approx(abs(x3 - 3 * x2 + 3 * x1 - x0), rel=1e-12)
+
+
 def test_floor_penetration():
     person = still()
     assert floor_penetration(person) == 0
@@ -113,8 +122,9 @@ def test_all_together():
     assert floating["joint_error_cm"] is None
     assert floating["foot_skating_share"] is None
     assert floating["turn_direction"] is None
-    with pytest.raises(ValueError, match="clips: expected at least one"):
-        measure([], truth, paired=False)
+    for clips, reference in (([], truth), (truth, [])):
+        with pytest.raises(ValueError, match=f"a reference, got {len(clips)} and {len(reference)}"):
+            measure(clips, reference, paired=False)
 
 
 @pytest.mark.parametrize("metric", [bone_variation, foot_contact, jitter, floor_penetration, pelvis_distances])

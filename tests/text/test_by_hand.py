@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -145,3 +146,43 @@ def test_prompts_of_clip_are_unescaped_straightened_and_cut_before_their_end() -
         tokens = clip.tokenize(["a bb ccc dddd eeeee", " &amp;quot;x&amp;quot; \u2019y "])
     assert tokens.tolist() == [[17, 1, 2, 3, 4, 19], [17, 3, 2, 19, 0, 0]]
     assert read[1] == '"x" \'y'
+
+
+def test_room_is_for_the_most_shared_pieces_then_by_the_alphabet() -> None:
+    """The ending ab is shared by three words, cd and ef by two each; all letters find room as both ends of a word."""
+    words, letters = ["mef", "nef", "pcd", "qcd", "xab", "yab", "zab"], 13
+    required = 3 + len(words) + 2 * letters
+
+    def pieces(size: int) -> set[str]:
+        vocabulary = json.loads(WordPieceTextEncoder.train_tokenizer(words, size))["model"]["vocab"]
+        return {piece for piece in vocabulary if len(piece.removeprefix("##")) == 2}
+
+    assert pieces(required) == set()
+    assert pieces(required + 1) == {"##ab"}
+    assert pieces(required + 2) == {"##ab", "##cd"}
+    with pytest.raises(ValueError, match="7 words and 13 characters need at least 36, got 35"):
+        pieces(required - 1)
+
+
+def test_words_in_pieces_that_find_no_room_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = WordPieceTextEncoder.train_tokenizer(["turn turning turned bowing bowed"], 60)
+    config = TextConfig(
+        output_dim=6, width=8, num_layers=1, num_heads=2, feedforward_dim=8, max_tokens=4, vocab_size=60
+    )
+    encoder = WordPieceTextEncoder(config, tokenizer)
+    monkeypatch.setattr(torch, "rand", lambda count: torch.zeros(count))  # every word is spelled
+    short, full = encoder.token_ids("turning"), encoder.token_ids("turning turned bowing")
+    assert encoder._spell_at_random(short) == [*encoder._spellings[short[0]], short[1]]
+    assert encoder._spell_at_random(full) == full
+
+
+def test_words_are_drawn_as_large_as_what_the_layers_add() -> None:
+    """N(0, 1) for tokens, N(0, 0.5) for places: of 60 x 64 numbers the deviation is known to 1 in 60."""
+    torch.manual_seed(0)
+    config = TextConfig(
+        output_dim=6, width=64, num_layers=1, num_heads=2, feedforward_dim=8, max_tokens=60, vocab_size=60
+    )
+    encoder = WordPieceTextEncoder(config, WordPieceTextEncoder.train_tokenizer(["turn"], 60))
+    assert float(encoder.token_embedding.weight[1:].detach().std()) == pytest.approx(1.0, rel=0.05)
+    assert float(encoder.position_embedding.detach().std()) == pytest.approx(0.5, rel=0.05)
+    assert not encoder.token_embedding.weight[0].any()
