@@ -176,8 +176,10 @@ def test_pairs_must_fit(two_people: np.ndarray, tmp_path: Path) -> None:
     shorter = export.save(tmp_path / "b.bvh", two_people[1:, 5:])[0]
     with pytest.raises(ValueError, match=r"same length and rate, got a\.bvh: 40 frames, 30 fps, b\.bvh: 35 frames"):
         export.load([first, shorter])
-    slower = export.save(tmp_path / "c.bvh", two_people[1:], fps=20)[0]
+    slower = export.save(tmp_path / "c.bvh", two_people[1:], fps=29.7)[0]
     with pytest.raises(ValueError, match="same length and rate"):
         export.load([first, slower])
+    rounded = export.save(tmp_path / "e.bvh", two_people[1:], fps=29.999)[0]  # by a program that writes few digits
+    np.testing.assert_allclose(export.load([first, rounded]).joints, two_people, atol=1e-4)
     second = export.save(tmp_path / "d.bvh", two_people[1:])[0]
     np.testing.assert_allclose(export.load([first, second]).joints, two_people, atol=1e-4)

@@ -38,3 +38,11 @@ def test_other_arrays_are_named(tmp_path: Path, array: np.ndarray, told: str) ->
         export.load(tmp_path / "a.npy")
     with pytest.raises(ValueError, match=r"path: expected a suffix of \.npz"):
         export.save(tmp_path / "b.npy", np.zeros((1, 2, 22, 3)))
+
+
+def test_more_than_two_persons_are_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.npy" for name in "abc"]
+    for path in paths:
+        np.save(path, np.zeros((5, 492)))
+    with pytest.raises(ValueError, match="persons: expected one or two files, got 3"):
+        export.load(paths)

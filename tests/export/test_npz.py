@@ -183,6 +183,8 @@ def test_another_rate_is_interpolated(two_people: np.ndarray, tmp_path: Path) ->
     more = export.load(tmp_path / "a.npz", fps=120).joints
     assert more.shape[1] == 2 * two_people.shape[1] - 1
     np.testing.assert_allclose(more[:, 1::2], (two_people[:, 1:] + two_people[:, :-1]) / 2, atol=1e-6)
+    export.save(tmp_path / "tape.npz", two_people[:, :23], fps=59.94)  # 22 * 29.97 / 59.94 is a little less than 11
+    np.testing.assert_allclose(export.load(tmp_path / "tape.npz", fps=29.97).joints, two_people[:, :23:2], atol=1e-6)
     export.save(tmp_path / "b.npz", two_people[:, :1], fps=60)
     np.testing.assert_array_equal(export.load(tmp_path / "b.npz", fps=30).joints, two_people[:, :1])
 
@@ -218,6 +220,7 @@ def test_entries_of_any_name_and_kind_are_read_and_written_again(tmp_path: Path)
         "raw": np.void(b"ab"),
         "missing": np.array(np.nan),
         "share": np.array(0.5),
+        "trans": np.zeros((5, 3)),  # as AMASS's files have it, which hold no joints
     }
     with zipfile.ZipFile(tmp_path / "theirs.npz", "w") as archive:
         for name, value in entries.items():

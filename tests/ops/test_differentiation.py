@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from intermoe import InterMoEBlock, backends
+from intermoe.ops.moe import Experts, Route, Select, moe
 from intermoe.ops.routing import share
 
 
@@ -313,3 +316,57 @@ def test_meta_tensors_have_the_right_shapes() -> None:
     assert block.w_down.grad is not None
     with torch.no_grad():
         assert block(hidden, condition).is_meta
+
+
+def test_a_backward_is_handed_gradients_of_what_a_loss_used_alone(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros for a result that no loss used would be computed with."""
+    loaded, seen = backends.load(backend), []
+    plain = loaded.moe_backward
+    monkeypatch.setattr(loaded, "moe_backward", lambda *given: (seen.append(given[1]), plain(*given))[1])
+    hidden = torch.randn(9, 16, requires_grad=True)
+    experts = Experts(torch.randn(4, 48, 16), torch.randn(4, 16, 24))
+    result = moe(Route(hidden, torch.randn(4, 16)), Select(torch.full((4,), -0.5)), experts, backend=backend)
+    result.out.sum().backward(retain_graph=True)
+    (result.out.sum() + result.logits.sum()).backward()
+    assert [grad_logits is None for grad_logits in seen] == [True, False]
+
+
+def test_tangents_of_a_gradient_are_refused(backend: str) -> None:
+    """Also where no graph of the backward is asked for."""
+    hidden, condition = inputs()
+    out = small(backend)(hidden.requires_grad_(), condition)
+    dual, ones = torch.autograd.forward_ad, torch.ones_like(out)
+    with dual.dual_level(), pytest.raises(RuntimeError, match="got forward-mode differentiation"):
+        torch.autograd.grad(out, hidden, dual.make_dual(ones, ones))
+
+
+def test_a_transform_that_ended_is_pulled_back_without_gradients_too(
+    backend: str, relative_error: Callable[..., float]
+) -> None:
+    block = small(backend).eval()
+    hidden, condition = inputs()
+    _, pull = vjp(lambda x: block(x, condition), hidden)
+    wanted = pull(hidden)[0]
+    with torch.no_grad():
+        assert relative_error(pull(hidden)[0], wanted) < 1e-6
+
+
+def test_a_backward_lets_go_of_what_was_saved_for_it(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results that live on, as losses in a list do, hold no activations."""
+    loaded, saved_ones = backends.load(backend), []
+    plain = loaded.moe_forward
+
+    def watched(*given: Any) -> Any:
+        out, counts, saved = plain(*given)
+        saved_ones.extend(weakref.ref(each) for each in saved if isinstance(each, Tensor) and each.numel())
+        return out, counts, saved
+
+    monkeypatch.setattr(loaded, "moe_forward", watched)
+    hidden, condition = inputs()
+    out = small(backend)(hidden.requires_grad_(), condition)
+    assert any(one() is not None for one in saved_ones)
+    out.sum().backward()
+    gc.collect()
+    assert [one() for one in saved_ones if one() is not None] == []

@@ -251,7 +251,9 @@ def test_interaction_terms_by_hand() -> None:
     # w = cos(angle / 2) instead of 1, y = sin(angle / 2) instead of 0
     assert losses(turned, standing())["orientation"] == pytest.approx(0.01 * (1 - math.cos(angle / 2)))
     quaternion = facing_quaternion(turned[:, 0], turned[:, 1])
-    assert quaternion[0, 0].abs().tolist() == pytest.approx([math.cos(angle / 2), math.sin(angle / 2)])
+    assert quaternion[0, 0].tolist() == pytest.approx([math.cos(angle / 2), math.sin(angle / 2)])
+    back = facing_quaternion(turned[:, 1], turned[:, 0])
+    assert back[0, 0].tolist() == pytest.approx([math.cos(angle / 2), -math.sin(angle / 2)])
 
 
 def test_one_person_has_no_interaction_and_three_have_three_pairs() -> None:

@@ -114,6 +114,30 @@ def test_padding_does_not_reach_a_motion(pipeline: MotionPipeline) -> None:
         torch.testing.assert_close(short, alone, atol=1e-4, rtol=1e-4)
 
 
+def test_without_guidance_the_network_is_asked_once_for_each_prompt(pipeline: MotionPipeline) -> None:
+    asked: list[int] = []
+    network = pipeline.modules.get("network") or pipeline.modules["denoiser"]
+    hook = network.register_forward_pre_hook(lambda _, arguments: asked.append(len(arguments[0])))
+    pipeline(PROMPTS, num_frames=16, num_inference_steps=3, guidance_scale=1.0)
+    hook.remove()
+    assert set(asked) == {2}
+
+
+@pytest.mark.parametrize("system", ["intergen", "mdm"])
+def test_guidance_ends_where_the_configuration_says(system: str, tmp_path: Path) -> None:
+    """Below which share of the schedule nothing is guided: of all of it, as if there were no guidance."""
+
+    def made(until: float, scale: float) -> Tensor:
+        model = MotionPipeline.from_pretrained(
+            write(tmp_path / f"{until}-{scale}", system, diffusion={"guidance_until": until})
+        )
+        return model(PROMPTS[0], num_frames=16, num_inference_steps=3, guidance_scale=scale).motion
+
+    plain, all_along, half = made(0.0, 1.0), made(0.0, 3.5), made(0.5, 3.5)
+    assert torch.equal(made(1.0, 3.5), plain)
+    assert not any(torch.equal(a, b) for a, b in ((all_along, plain), (half, plain), (half, all_along)))
+
+
 def test_every_sampler_of_a_system_works_and_no_other(pipeline: MotionPipeline) -> None:
     for name in pipeline.schedulers:
         assert pipeline(PROMPTS[0], num_frames=8, num_inference_steps=2, scheduler=name).joints.isfinite().all()

@@ -205,3 +205,49 @@ def test_room_for_pairs_is_a_little_more_and_takes_few_values() -> None:
         assert pairs <= registry.room(pairs, 76800) <= max(pairs * 33 / 32 + 1, pairs + 15)
     assert registry.room(1000, 1003) == 1003
     assert len({registry.room(pairs, 76800) for pairs in range(8192, 16384)}) <= 33
+
+
+def kinds(*calls: tuple[Any, ...]) -> int:
+    """How many plans there are of calls with these tensors."""
+    made: list[tuple[Any, ...]] = []
+
+    def step(*tensors: Any) -> tuple[Tensor]:
+        made.append(tensors)
+        return (torch.empty(3),)
+
+    with standin.stand_in():
+        planned = plan.planned(step)
+        for call in calls:
+            planned(*call)
+        return len(made)
+
+
+def test_a_plan_is_of_tensors_alike_in_shape_type_strides_and_alignment() -> None:
+    """Code for dense tensors or for addresses of a multiple of 16 bytes is wrong for others."""
+    whole = torch.zeros(64)
+    assert whole.data_ptr() % 16 == 0
+    assert kinds((whole[:4],), (whole[4:8],), (whole[32:36],)) == 1
+    for other in (whole[:5], whole[:4].double(), whole[2:6], whole[1:5], whole[:8:2]):
+        assert kinds((whole[:4],), (other,)) == 2
+    square = whole[:16].view(4, 4)
+    assert kinds((square,), (square.t(),)) == 2
+
+
+def test_plans_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "MOST_PLANS", 3)
+    with standin.stand_in():
+        planned = plan.planned(lambda x: (torch.empty_like(x),))
+        for length in range(1, 9):
+            planned(torch.zeros(length))
+            assert 0 < len(plan._plans) <= 3
+
+
+def test_an_input_that_is_a_result_is_that_of_the_call() -> None:
+    with standin.stand_in():
+        planned = plan.planned(lambda x, y: (y, torch.empty_like(x), None, x))
+        for _ in range(3):
+            x, y = torch.zeros(2), torch.ones(2)
+            results = planned(x, y)
+            assert results[0] is y
+            assert results[2] is None
+            assert results[3] is x

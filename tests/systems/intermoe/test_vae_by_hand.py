@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from intermoe.motion.representation import ABSENT
+from intermoe.motion.representation import ABSENT, REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import VAEConfig
-from intermoe.systems.intermoe.vae import CausalSkeletalVAE, History, ResidualBlock
+from intermoe.systems.intermoe.vae import CausalSkeletalVAE, History, JointEncoder, ResidualBlock
 
 LAYOUTS = ("interhuman", "interx", "humanml3d")
 
@@ -92,3 +92,16 @@ def test_a_codec_is_frozen_and_codes_each_person_alone() -> None:
             torch.testing.assert_close(coded.log_var[row, person], alone.log_var[0].flatten(1), rtol=1e-4, atol=1e-5)
             back = vae.decode(latents[row, person].view(1, 2, 7, 3))[0] * std + mean
             torch.testing.assert_close(decoded[row, person], back, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_joints_of_few_and_of_many_features_are_drawn_as_torch_draws_a_linear(layout: str) -> None:
+    """Uniform up to 1 / sqrt(features of the joint), weights and bias: the largest of many numbers is near it."""
+    torch.manual_seed(0)
+    representation = REPRESENTATIONS[layout]
+    encoder, first = JointEncoder(representation, 400), 0
+    for joint, columns in enumerate(representation.features):
+        bound = len(columns) ** -0.5
+        for drawn in (encoder.weight[first : first + len(columns)], encoder.bias[joint]):
+            assert 0.95 * bound < float(drawn.detach().abs().max()) <= bound
+        first += len(columns)
