@@ -15,7 +15,8 @@ import yaml
 
 from intermoe import InterMoEPipeline
 from intermoe.cli.common import load_pipeline
-from intermoe.hub import is_hub_id, model_folder
+from intermoe.hub import is_hub_id, model_card, model_folder
+from intermoe.motion.interhuman import INTERHUMAN
 from intermoe.pipeline import MotionPipeline, model_config
 
 REPO = "someone/two-people"
@@ -75,12 +76,14 @@ def test_without_huggingface_hub_the_extra_is_named(monkeypatch: pytest.MonkeyPa
         model_folder(REPO)
 
 
-@pytest.mark.parametrize("name", ["a/b", "org.name/model-1_x"])
+@pytest.mark.parametrize("name", ["a/b", "org.name/model-1_x", f"{'a' * 47}/{'b' * 48}"])
 def test_ids(name: str) -> None:
     assert is_hub_id(name)
 
 
-@pytest.mark.parametrize("name", ["duets", "a/b/c", "/a/b", "./model", "../a", "runs/", "a b/c", "a--b/c", "-a/b"])
+@pytest.mark.parametrize(
+    "name", ["duets", "a/b/c", "/a/b", "./model", "../a", "runs/", "a b/c", "a--b/c", "-a/b", f"{'a' * 48}/{'b' * 48}"]
+)
 def test_names_that_are_no_ids(name: str) -> None:
     assert not is_hub_id(name)
 
@@ -93,7 +96,7 @@ class Client:
     has_card: ClassVar[bool] = False
 
     def __init__(self, **options: Any) -> None:
-        self.options = options
+        self.calls.append(("client", options))
 
     def create_repo(self, repo_id: str, **options: Any) -> None:
         self.calls.append(("repo", {"repo_id": repo_id, **options}))
@@ -102,6 +105,7 @@ class Client:
         self.calls.append(("branch", {"repo_id": repo_id, **options}))
 
     def file_exists(self, repo_id: str, name: str, **options: Any) -> bool:
+        self.calls.append(("exists", {"name": name, **options}))
         return self.has_card
 
     def upload_folder(self, *, folder_path: Path, **options: Any) -> SimpleNamespace:
@@ -120,10 +124,12 @@ def client(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
 def test_an_upload_is_one_commit_with_a_card(
     client: type[Client], tiny_pipeline: InterMoEPipeline, tmp_path: Path
 ) -> None:
-    address = tiny_pipeline.push_to_hub(REPO, private=True, revision="trial", dtype=torch.float16)
+    address = tiny_pipeline.push_to_hub(REPO, private=True, revision="trial", dtype=torch.float16, token="secret")
     assert address == "https://example.org/commit"
-    assert [name for name, _ in client.calls] == ["repo", "branch", "upload"]
+    assert [name for name, _ in client.calls] == ["client", "repo", "branch", "exists", "upload"]
     asked = dict(client.calls)
+    assert asked["client"]["token"] == "secret"
+    assert asked["exists"] == {"name": "README.md", "revision": "trial"}
     assert asked["repo"] == {"repo_id": REPO, "private": True, "exist_ok": True}
     assert (asked["branch"]["branch"], asked["upload"]["revision"]) == ("trial", "trial")
     assert sorted(client.uploaded) == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
@@ -141,7 +147,7 @@ def test_a_card_that_is_there_stays(client: type[Client], tiny_pipeline: InterMo
     client.has_card = True
     tiny_pipeline.push_to_hub(REPO)
     assert "README.md" not in client.uploaded
-    assert [name for name, _ in client.calls] == ["repo", "upload"]
+    assert [name for name, _ in client.calls] == ["client", "repo", "exists", "upload"]
 
 
 def test_a_name_that_is_none_is_refused_before_anything_is_asked(
@@ -150,3 +156,32 @@ def test_a_name_that_is_none_is_refused_before_anything_is_asked(
     with pytest.raises(ValueError, match=r"^repo_id: expected owner/name, got 'mine'"):
         tiny_pipeline.push_to_hub("mine")
     assert not client.calls
+
+
+@pytest.mark.parametrize(("most", "asked"), [(60, 60), (120, 120), (300, 120)])
+def test_a_card_says_sizes_and_asks_for_a_length_that_the_model_has(most: int, asked: int) -> None:
+    card = model_card(
+        REPO, system="intermoe", representation=INTERHUMAN, parameters=12_345_678, fps=30, frames=(16, most)
+    )
+    assert "| parameters | 12.3 million |" in card
+    assert f"| motion | 16 to {most} frames at 30 a second |" in card
+    assert f"num_frames={asked}, seed=0)" in card
+    assert "Text to motion of 2 people" in card
+
+
+def test_all_files_of_a_model_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **options: (asked.update(options), tmp_path)[1]
+    )
+    for name in ("config.json", "model.safetensors"):
+        with pytest.raises(
+            FileNotFoundError, match=r"nor a folder or a repository of the Hub .* with config\.json and"
+        ):
+            model_folder(REPO, "v1")
+        (tmp_path / name).touch()
+    assert model_folder(REPO, "v1") == tmp_path
+    assert (asked["revision"], asked["allow_patterns"]) == (
+        "v1",
+        ["config.json", "model.safetensors", "tokenizer.json"],
+    )

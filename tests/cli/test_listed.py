@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,3 +154,46 @@ def test_what_does_not_belong_together_is_refused(generate: Callable[..., Any], 
     with locked(tmp_path / "one" / ".lock", "taken"):
         assert "another process is generating here" in generate("--resume", "--out", "one").stderr
     assert "--grid: expected neither with --resume" in generate("--resume", "--grid").stderr
+
+
+def test_lists_that_differ_in_where_a_prompt_ends_are_others(tmp_path: Path) -> None:
+    def settings(*prompts: str) -> dict[str, Any]:
+        return PromptList(tmp_path, prompts, [".npz"], 2, {}).settings
+
+    assert settings("they bow", "they turn") != settings("they bowt", "hey turn")
+    assert settings("they bow", "they turn") == settings("they bow", "they turn")
+
+
+def test_a_folder_whose_run_knew_a_setting_less_is_refused(tmp_path: Path) -> None:
+    before, after = (PromptList(tmp_path, ["they bow"], [".npz"], 2, each) for each in ({}, {"seed": 0}))
+    with before.shared(Process()):
+        pass
+    with pytest.raises(ValueError, match="seed was None, is 0"), after.shared(Process()):
+        pass
+
+
+def test_nobody_writes_before_all_have_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, as threads, of which one looks late and the other writes at once: together they make all."""
+    run = PromptList(tmp_path, [f"they bow {number}" for number in range(6)], [".npz"], 1, {})
+    barrier, plain = threading.Barrier(2, timeout=20), PromptList.is_made
+    shares: dict[int, list[range]] = {}
+
+    def late(self: PromptList, index: int) -> bool:
+        if threading.current_thread().name == "1":
+            time.sleep(0.02)
+        return plain(self, index)
+
+    def process(rank: int) -> None:
+        with run.shared(Process(rank, 2, wait=barrier.wait)) as batches:
+            shares[rank] = batches
+            for index in (index for batch in batches for index in batch):
+                run.stem(index).with_name(f"{run.stem(index).name}.npz").touch()
+
+    monkeypatch.setattr(PromptList, "is_made", late)
+    threads = [threading.Thread(target=process, args=(rank,), name=str(rank)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert shares == {0: [range(n, n + 1) for n in (0, 2, 4)], 1: [range(n, n + 1) for n in (1, 3, 5)]}
+    assert all(map(run.is_made, range(6)))

@@ -53,8 +53,10 @@ def test_entries_are_where_they_say(tmp_path: Path, pair: Any) -> None:
     assert torch.equal(found[1, :FRAMES], torch.tensor(pair[0]))
 
 
-def test_a_reaction_is_to_the_first_who_starts_as_the_model_has_it(tmp_path: Path, pair: Any) -> None:
-    control = reaction_to(tmp_path / "pair.npz", INTERHUMAN, resample=False, max_frames=12)
+@pytest.mark.parametrize("name", ["pair.npz", "joints.npz"])  # with motion of the representation, and without
+def test_a_reaction_is_to_the_first_who_starts_as_the_model_has_it(tmp_path: Path, pair: Any, name: str) -> None:
+    export.save(tmp_path / "joints.npz", pair)
+    control = reaction_to(tmp_path / name, INTERHUMAN, resample=False, max_frames=12)
     (known,) = control.known
     joints = INTERHUMAN.joints(known.as_motion(INTERHUMAN))
     assert (known.person, known.run) == (0, slice(0, 12))

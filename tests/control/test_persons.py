@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,20 @@ def test_the_command(tiny_pipeline: Any, tmp_path: Path, monkeypatch: pytest.Mon
         assert message in refused.stderr
     timeline = ["generate", "--timeline", "they bow:20", "--persons", "3", "--model", "model"]
     assert "--persons" in CliRunner().invoke(cli.app, timeline).stderr
+
+
+@pytest.mark.parametrize("size", [0.8, 0.9, 1.0, 1.1, 1.2, 1.3])
+def test_who_is_in_the_way_moves_by_the_least_step_that_leaves_the_gap(size: float) -> None:
+    """Two alike at one place: twice the reach of the furthest joint and the gap, in steps of 25 cm."""
+    rest = torch.as_tensor(at_rest(REST_POSE)).float()[None].expand(FRAMES, 22, 3) * size
+    body = from_joints(rest)
+    reach = float((rest - rest[:, :1])[..., [0, 2]].norm(dim=-1).max())
+    scene = crowd(lambda which, seeds, control: [body[None]], SOLO, [1], 2)[0]
+    moved = (joints(scene)[1] - joints(scene)[0])[0, 0]
+    assert float(moved.norm()) == pytest.approx(0.25 * math.ceil((2 * reach + GAP) / 0.25), abs=1e-4)
+
+
+def test_who_is_clear_already_stays() -> None:
+    places = iter([(0.0, 0.0), (5.0, 1.0), (0.0, -5.0)])
+    scene = crowd(lambda which, seeds, control: [group([next(places)])], SOLO, [1], 3)[0]
+    torch.testing.assert_close(scene, group([(0.0, 0.0), (5.0, 1.0), (0.0, -5.0)]), atol=1e-5, rtol=1e-5)

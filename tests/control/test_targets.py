@@ -148,6 +148,7 @@ def test_overlaps_are_those_of_capsules() -> None:
         ({"distance": -1.0}, r"^distance: expected metres from 0"),
         ({"positions": None, "to": (1, "head"), "distance": 2e4}, r"^distance: expected metres from 0 to 10000"),
         ({"distance": 0.5}, r"^distance, apart: expected with to"),
+        ({"apart": True}, r"^distance, apart: expected with to"),
     ],
 )
 def test_targets_that_are_none(arguments: dict[str, Any], message: str) -> None:

@@ -7,12 +7,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from intermoe.data import DATA_SETS, InterHumanDataset, pieces, prepare, statistics
+from intermoe.data import workers as workers_of
 from intermoe.data.cache import CachedClips
 from intermoe.data.interhuman import InterHumanReader
 from intermoe.data.items import Clip
@@ -98,7 +102,7 @@ def test_interrupted_statistics_go_on_too(folder: Path, tmp_path: Path, monkeypa
     assert len(done) == len(set(done)) == 4 * 3
 
 
-@pytest.mark.parametrize("hurt", ["motion.f32", "journal.jsonl", "cut journal", "source"])
+@pytest.mark.parametrize("hurt", ["motion.f32", "journal.jsonl", "cut journal", "source", "shorter source"])
 def test_what_changed_meanwhile_is_read_again(
     hurt: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +115,8 @@ def test_what_changed_meanwhile_is_read_again(
     unfinished = tmp_path / ".unfinished-cache"
     if hurt == "source":
         (folder / "annots" / "1.txt").write_text("two people bow\n", encoding="utf-8")
+    elif hurt == "shorter source":
+        (folder / "split" / "train.txt").write_text("0\n", encoding="utf-8")
     elif hurt == "cut journal":
         os.truncate(unfinished / "journal.jsonl", (unfinished / "journal.jsonl").stat().st_size - 3)
     else:
@@ -137,14 +143,43 @@ def test_a_killed_process_leaves_what_the_next_goes_on_with(folder: Path, tmp_pa
 
 
 def test_a_worker_that_is_killed_is_told(folder: Path, tmp_path: Path) -> None:
+    results = in_order(_die, None, range(5), workers=2)
+    # as many processes as cores need no threads as well, and Ctrl+C is the parent's business
+    assert [next(results), next(results)] == [(0, 1, True), (1, 1, True)]
     with pytest.raises(ChildProcessError, match="a process that reads data was killed"):
-        list(in_order(_die, None, range(5), workers=2))
+        list(results)
 
 
-def _die(_: None, part: int) -> int:
+def _die(_: None, part: int) -> tuple[int, int, bool]:
     if part == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return part
+    return part, torch.get_num_threads(), signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+class AtOnce:
+    """A pool that does its work when it is handed over."""
+
+    def __init__(self, workers: int, context: Any, start: Any, given: tuple[Any, Any]) -> None:
+        self.given = given
+
+    def submit(self, _: Any, part: int) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(self.given[0](self.given[1], part))
+        return future
+
+    def shutdown(self, cancel_futures: bool) -> None:
+        assert cancel_futures
+
+
+def test_little_is_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part for each process and one more, however many there are."""
+    monkeypatch.setattr(workers_of, "ProcessPoolExecutor", AtOnce)
+    taken: list[int] = []
+    results = in_order(lambda ten, part: ten * part, 10, (taken.append(n) or n for n in range(100)), workers=3)
+    for number in range(97):
+        assert next(results) == 10 * number
+        assert len(taken) == number + 4
+    assert list(results) == [970, 980, 990]
 
 
 def test_pages_of_a_cache_can_be_left(folder: Path, tmp_path: Path) -> None:
@@ -169,3 +204,31 @@ def test_processes_change_no_bit_of_statistics(folder: Path) -> None:
     one, two = (compute_statistics(dataset, passes=2, workers=workers) for workers in (1, 2))
     np.testing.assert_array_equal(one.mean, two.mean)
     np.testing.assert_array_equal(one.std, two.std)
+
+
+def test_two_interruptions_are_two_parts_of_one_preparation(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a first one wrote beyond the last whole piece stands nowhere between the pieces of the second."""
+    plain, read = InterHumanReader.read, []
+
+    def limited(reader: InterHumanReader, split: str, name: str) -> list[Clip]:
+        if len(read) == 5:
+            raise Stop
+        read.append(name)
+        return plain(reader, split, name)
+
+    monkeypatch.setattr(InterHumanReader, "read", limited)
+    journal = tmp_path / ".unfinished-cache" / "journal.jsonl"
+    for spoilt in (True, False):
+        read.clear()
+        with pytest.raises(Stop):
+            prepare(INTERHUMAN, folder, tmp_path / "cache")
+        if spoilt:
+            os.truncate(journal, journal.stat().st_size - 3)  # a line that was not written to its end
+    monkeypatch.setattr(InterHumanReader, "read", lambda *given: (read.append(given[2]), plain(*given))[1])
+    read.clear()
+    told: list[int] = []
+    prepare(INTERHUMAN, folder, tmp_path / "cache", progress=lambda done, total: told.append(done))
+    assert told == [2, 4, 6, 8, 10]
+    assert read == ["6", "7", "long", "9"], "three pieces of two were there"

@@ -25,7 +25,8 @@ from intermoe.eval.activities import (
     check_paraphrases,
     evaluate_activities,
 )
-from intermoe.metrics.clips import Clip
+from intermoe.eval.kinematics import real_clips
+from intermoe.metrics.clips import Clip, measure
 from intermoe.motion.interhuman import joints
 
 
@@ -94,6 +95,10 @@ def test_the_report(folders: list[Path], tmp_path: Path) -> None:
     assert report.rows["captions"]["recognised"] == 100
     assert report.rows["paraphrases"]["recognised"] == 50  # what says no "bow" is played back as waving
     assert report.by_activity["paraphrases"]["bow"]["taken_for"] == {"wave": 2}
+    trained_on, held_out = ([c for d in opened(folders, s) for c in real_clips(d)] for s in ("train", "val"))
+    beside = measure(held_out, trained_on, paired=False)["pelvis_wasserstein_cm"]
+    assert report.rows["real, held out"]["pelvis_wasserstein_cm"] == beside > 1
+    assert report.rows["real, trained on"]["pelvis_wasserstein_cm"] == 0
     assert report.recognised_by_seed["paraphrases"] == {0: 50, 2: 50}
     assert [(len(prompts), seed) for prompts, _, seed in pipeline.calls] == [
         (3, 0), (1, 3), (3, 8), (1, 11), (2, 0), (2, 4)
@@ -177,3 +182,36 @@ def test_bad_arguments(folders: list[Path]) -> None:
     with pytest.raises(ValueError, match=r"seeds: expected at least one, none twice, got \(1, 1\)"):
         evaluate_activities(pipeline, *sets, seeds=(1, 1))
     assert evaluation.CAPTIONS in evaluation.ActivityReport({}, {"captions": {}}, {}, {}).activity_table()[0]
+
+
+def test_captions_are_drawn_by_chance_but_always_the_same() -> None:
+    captions = {name: [f"{name} {number}" for number in range(30)] for name in ("bow", "wave")}
+    drawn = evaluation._drawn(captions, 6)
+    assert drawn == evaluation._drawn(captions, 6)
+    for name, each in drawn.items():
+        assert len(set(each)) == 6
+        assert set(each) < set(captions[name])
+        assert each != captions[name][:6]
+
+
+def test_a_paraphrase_is_no_caption_of_what_was_held_out_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "captions_by_activity", lambda sets: {"bow": list(sets)})
+    sets: Any = (["they bow"], ["they greet"])
+    assert Asked(paraphrases={"bow": ["they nod"]}).prompts(*sets)["paraphrases"] == {"bow": ["they nod"]}
+    for known in ("they bow", "They greet."):
+        with pytest.raises(ValueError, match="expected what no clip is captioned with"):
+            Asked(paraphrases={"bow": [known]}).prompts(*sets)
+
+
+def test_what_each_activity_was_taken_for_by_hand() -> None:
+    """Four of bowing, of which the judge takes two for waving and one for a nod; wrists in centimetres."""
+    clip = np.zeros((2, 4, 22, 3))
+    clip[1, :, 20:22, 0] = 0.4567
+    clips = [Clip(clip, activity=name) for name in ("bow", "wave", "bow", "bow", "bow")]
+    ranked = [[name, "rest"] for name in ("wave", "wave", "nod", "bow", "wave")]
+    assert evaluation._by_activity(clips, ranked) == {
+        "bow": {
+            "clips": 4, "recognised": 1, "taken_for": {"wave": 2, "nod": 1}, "closest_wrists_cm": [45.7] * 4,
+        },
+        "wave": {"clips": 1, "recognised": 1, "taken_for": {}, "closest_wrists_cm": [45.7]},
+    }  # fmt: skip

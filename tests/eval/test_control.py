@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from intermoe.eval import control as evaluation
 from intermoe.eval.control import _contacts_met, _nearest_pelvises, _placed, evaluate_control
 from intermoe.motion.interhuman import facing_forward, from_joints
 from intermoe.motion.rig import REST_POSE, at_rest
@@ -104,3 +106,40 @@ def test_everything_is_measured(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPa
         evaluate_control(tiny_pipeline, items, limit=0)
     with pytest.raises(ValueError, match=r"^dataset: expected two items of 24 frames or more, got 1"):
         evaluate_control(tiny_pipeline, items, limit=1)
+
+
+class Played:
+    """Motion of one kind, whatever is asked for; notes the seeds."""
+
+    def __init__(self, joints: Any) -> None:
+        self.joints, self.seeds = torch.from_numpy(joints), []
+
+    def __call__(self, prompt: str, frames: int, *, seed: int, **options: Any) -> Any:
+        self.seeds.append((seed, options["control"] is not None))
+        return SimpleNamespace(joints=self.joints[None, :, :frames])
+
+    def timeline(self, segments: Any, **options: Any) -> Any:
+        return SimpleNamespace(joints=self.joints[None, :, : sum(frames for _, frames in segments)])
+
+
+def test_every_trial_of_a_reaction_has_noise_of_its_own() -> None:
+    pair = np.stack([walk(24, 0.01, away) for away in (0.0, 1.0)])
+    motion = torch.stack([from_joints(torch.from_numpy(each)) for each in pair])
+    items: Any = [evaluation._Item(motion, "they bow")] * 2
+    played: Any = Played(pair)
+    evaluation._reactions(played, items, 3, 7, {})
+    once = [(7 + k, given) for given in (True, False) for k in range(3)] + [(7, True)]
+    assert played.seeds[: len(once)] == once
+    assert played.seeds == 2 * once
+
+
+def test_jerk_is_the_third_derivative_by_seconds() -> None:
+    """All joints at 0.5 t^3 metres: 3 m/s^3, at seams and inside."""
+    frames = evaluation.SEGMENT * evaluation.SEGMENTS
+    shift = (0.5 * (np.arange(frames) / 30) ** 3)[:, None, None] * np.array([0.0, 1.0, 0.0])
+    pair = np.stack([at_rest(REST_POSE) + shift] * 2)
+    played: Any = Played(pair)
+    item = evaluation._Item(torch.stack([from_joints(torch.from_numpy(walk(8, 0.1, 0.0)))] * 2), "they bow")
+    rows = {row[0]: row for row in evaluation._timeline(played, [item], 0, {})}
+    seams = rows["timeline: jerk at seams (m/s³)"]
+    assert (seams[1], seams[3]) == pytest.approx((3.0, 3.0), rel=1e-6)

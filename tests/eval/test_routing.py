@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from intermoe import cli
 from intermoe.data import InterHumanDataset
-from intermoe.eval.routing import _counts, _moments, evaluate_routing
+from intermoe.eval.routing import _by_group, _counts, _moments, evaluate_routing
 
 
 def test_counts_by_hand() -> None:
@@ -70,3 +70,20 @@ def test_the_command(tiny_pipeline: Any, bowing: Path, tmp_path: Path, monkeypat
     assert result.exit_code == 0, result.output
     assert "noise level 0; of a layer" in result.stdout
     assert Path("routing.json").exists()
+
+
+def test_the_last_group_of_frames_is_filled_up_with_its_last_frame() -> None:
+    np.testing.assert_allclose(_by_group(np.arange(5.0), 2, np.mean), [1, (3 + 4 + 4) / 3])
+    np.testing.assert_allclose(_by_group(np.arange(6.0), 2, np.min), [0, 3])
+
+
+def test_of_guided_steps_the_half_with_text_counts(tiny_pipeline: Any, bowing: Path) -> None:
+    """In the first step guided and unguided motion are the same noise, so their experts are."""
+    dataset = InterHumanDataset(bowing, "test", training=False, max_frames=40)
+    first: list[Any] = []
+    for scale in (1.0, 3.5):
+        report = evaluate_routing(
+            tiny_pipeline, dataset, limit=3, num_frames=16, num_inference_steps=1, guidance_scale=scale
+        )
+        first.append(report.rows[:-1])
+    assert first[0] == first[1]

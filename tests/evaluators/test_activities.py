@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from intermoe.evaluators import activities as judges
 from intermoe.evaluators.activities import ActivityJudge, features, train_judge
 from intermoe.metrics.clips import Clip
 
@@ -78,3 +80,43 @@ def test_what_cannot_be_learned_is_refused() -> None:
         train_judge([Clip(pair(30, 1.0))])
     with pytest.raises(ValueError, match="steps: must be >= 1, got 0"):
         train_judge([], steps=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("RATE", 1e-2), ("WEIGHT_DECAY", 5.0), ("SMOOTHING", 0.5), ("BATCH", 3), ("SHORTEST", 0.1), ("JOINT_NOISE", 0.5),
+     ("PLACE_NOISE", 0.5)],
+)  # fmt: skip
+def test_every_setting_of_the_training_reaches_it(name: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [Clip(pair(40, speed), activity=str(speed)) for speed in (0.5, 3.0)]
+    plain = train_judge(clips, steps=2).out[1].weight
+    assert torch.equal(train_judge(clips, steps=2).out[1].weight, plain)
+    monkeypatch.setattr(judges, name, value)
+    assert not torch.equal(train_judge(clips, steps=2).out[1].weight, plain)
+
+
+def test_what_training_varies() -> None:
+    """Half of the clips are mirrored and half have their persons exchanged, independently; parts of them, all of them
+    moved as one: by 1.5 cm a joint, 5 cm a person and axis."""
+    rng = np.random.default_rng(0)
+    joints = torch.zeros(2, 50, 22, 3)
+    joints[0, :, :, 0], joints[1, :, :, 0] = 10.0, 30.0  # who is who, and which side is which
+    joints[..., 1] = torch.arange(50.0)[:, None]
+    joints[:, :, 20, 2] = 100.0  # the left wrist
+    kinds, lengths, moved = Counter(), [], []
+    for _ in range(300):
+        varied = judges._varied(joints, rng)
+        mirrored, exchanged = bool(varied[0, 0, 0, 0] < 0), abs(float(varied[0, 0, 0, 0])) > 20
+        kinds[mirrored, exchanged] += 1
+        lengths.append(varied.shape[1])
+        wrist = 21 if mirrored else 20
+        assert varied[0, 0, wrist, 2] > 90
+        assert varied[0, 0, 41 - wrist, 2] < 10
+        torch.testing.assert_close(varied.diff(dim=1)[..., 1], torch.ones(2, varied.shape[1] - 1, 22))
+        moved.append(varied[:, 0, :20, 2])
+    assert len(kinds) == 4
+    assert min(kinds.values()) > 45  # of 75
+    assert (min(lengths), max(lengths)) == (30, 49)
+    together = torch.stack(moved)
+    assert float((together - together.mean(dim=2, keepdim=True)).std()) == pytest.approx(0.015, rel=0.1)
+    assert float(together.mean(dim=2).std()) == pytest.approx(0.05, rel=0.15)

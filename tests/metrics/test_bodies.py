@@ -51,6 +51,11 @@ def test_depth_is_that_of_the_thickest_capsules_in_each_other() -> None:
     far = measure([Clip(posts(0, 1))], [Clip(clip)], paired=False)
     assert (far["penetration_depth_cm"], far["penetration_share"]) == (None, 0)
     assert bodies.penetration(posts(0, 0.15, 0.15 + 0.55)).near == 3 * 4 - 4  # pairs at 15, 55 and 70 cm
+    assert bodies.penetration(posts(0, 0.15, 0.15 + 0.55)).pairs == 3 * 4
+    reaching = posts(0, 1)  # pelvises too far apart to be near, and a wrist inside the other's body
+    reaching[0, 0, LEFT_WRIST] = (1.0, reaching[1, 0, 0, 1] + 0.1, 0.0)
+    found = bodies.penetration(reaching)
+    assert (found.inside, found.near, found.depth) == (1, 0, 0.0)
     assert bodies.penetration(posts(0)) == bodies.Penetration()
 
 
@@ -64,6 +69,9 @@ def test_hands_count_where_the_activity_asks_for_them() -> None:
     found = measure(both, both, paired=False)
     assert (found["hands_met"], found["hands_met_captions"]) == (50, 2)
     assert found["hands_distance_cm"] == pytest.approx((19 + 200) / 2)
+    clip = posts(0, 2)
+    clip[0, 2, LEFT_WRIST] = clip[1, 2, RIGHT_WRIST] + np.array([0.0, 0.0, 0.21])
+    assert measure([Clip(clip, activity="handshake")], both, paired=False)["hands_met"] == 0  # 20 cm and no more
     none = measure(both[2:], both, paired=False)
     assert (none["hands_met"], none["hands_distance_cm"]) == (None, None)
 

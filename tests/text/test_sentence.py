@@ -58,7 +58,7 @@ def test_packing_rounds_to_four_bits_by_the_group() -> None:
     step = groups.abs().amax(dim=2, keepdim=True) / 7
     assert ((got - groups).abs() <= 0.505 * step + 1e-12).all()  # half a step, and the scale's own rounding
     assert (got.abs().amax(dim=2) >= 0.99 * groups.abs().amax(dim=2)).all()
-    assert packed.packed.nbytes + packed.scale.nbytes == 5 * (GROUP + 4)
+    assert 8 * (packed.packed.nbytes + packed.scale.nbytes) == 4.25 * matrix.numel(), "four bits, and a scale for 64"
     torch.testing.assert_close(packed.rows(torch.tensor([[3, 0]])), packed.matrix()[[3, 0]][None], rtol=0, atol=0)
 
 
@@ -70,6 +70,10 @@ def test_what_was_unpacked_follows_the_packed() -> None:
     other.pack(torch.full((2, GROUP), 3.0))
     packed.load_state_dict(other.state_dict())
     torch.testing.assert_close(packed.matrix(), torch.full((2, GROUP), 3.0), rtol=1e-3, atol=0)
+    packed.scale.mul_(2)
+    torch.testing.assert_close(packed.matrix(), torch.full((2, GROUP), 6.0), rtol=1e-3, atol=0)
+    packed.packed.fill_(7 + 16 * 7)  # two zeros
+    assert not packed.matrix().any()
     with pytest.raises(ValueError, match=f"columns: expected a multiple of {GROUP}, got 6"):
         PackedMatrix(2, 6)
 
@@ -150,11 +154,15 @@ def test_unknown_words_are_those_unlike_the_captions(sentences: Path, monkeypatc
     places = {"two": 0, "people": 1, "bow": 2, "dance": 3, "turn": 4, "left": 5, "greet": 2, "right": 9}
     names = {encoder._tokenizer.token_to_id(word): place for word, place in places.items()}
 
+    ending = encoder._tokenizer.token_to_id("##ing")
+
     def alone(words: list[list[int]]) -> torch.Tensor:  # "greet" is as good as "bow", and "right" as nothing
-        return torch.eye(16)[[names.get(pieces[0], 15) for pieces in words]]
+        places = [14 if ending in pieces else names.get(pieces[0], 15) for pieces in words]
+        return 10 + torch.eye(16)[places]  # what all share tells nothing
 
     monkeypatch.setattr(encoder, "_alone", alone)
     assert encoder.unknown_words("Two people greet RIGHT, right bows zebra!") == ["right", "zebra"]
+    assert encoder.unknown_words("turning bow turn") == ["turning"]  # a piece that was seen makes no word known
 
 
 def test_what_does_not_fit_is_named(sentences: Path, tmp_path: Path) -> None:
@@ -186,3 +194,8 @@ def test_a_package_that_holds_a_model_is_found(
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     assert sentence_encoder_tokenizer("sentences_in_a_package") == sentence_encoder_tokenizer(str(sentences))
+
+
+def test_places_are_drawn_that_word_order_is_heard(sentences: Path) -> None:
+    encoder = build(sentences, width=64, max_tokens=40)
+    assert float(encoder.position_embedding.detach().std()) == pytest.approx(0.3, rel=0.1)

@@ -96,3 +96,30 @@ def test_freed_with_the_parameter() -> None:
     del weight
     gc.collect()
     assert held() is None
+
+
+def test_a_transposed_weight_is_another() -> None:
+    """Of a square one memory, shape, version and elements stay."""
+    weight, x = nn.Parameter(torch.randn(64, 64)), torch.randn(9, 64)
+    for _ in range(3):
+        products.linear(x, weight, None)
+    weight.data = weight.data.t()
+    for _ in range(3):
+        torch.testing.assert_close(products.linear(x, weight, None), x @ weight.detach().T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("columns", [64, 96, 256])
+def test_probes_look_at_every_column(columns: int) -> None:
+    """A column alone is what a scale or a bias of one feature changes."""
+    places = products._probes(torch.arange(64 * columns).view(64, columns))
+    assert len(set((places % columns).tolist())) > 0.5 * columns
+    assert len(places) <= 2 * products.PROBES
+
+
+def test_a_weight_that_was_made_in_inference_mode_is_used_as_it_is() -> None:
+    """It has no version to be known again by."""
+    with torch.inference_mode():
+        weight, x = nn.Parameter(torch.randn(8, 8), requires_grad=False), torch.randn(3, 8)
+        for _ in range(3):
+            torch.testing.assert_close(products.linear(x, weight, None), x @ weight.T, rtol=1e-4, atol=1e-4)
+    assert products.packed(weight, 9, paired=False) is None

@@ -152,3 +152,43 @@ def test_half_types_without_onednn_are_the_library_s_own(dtype, monkeypatch: pyt
     assert not products.has_units(dtype)
     for variant in ("baseline", "avx2", "avx512"):
         assert products._unmeasured("rows", dtype, variant) == ((None, "own"),)
+
+
+@pytest.mark.parametrize(("units", "bfloat16", "float16"), [(0, False, False), (1, True, False), (2, False, True)])
+def test_units_of_each_half_type_are_known_apart(
+    units: int, bfloat16: bool, float16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(library, "half_units", lambda: units)
+    found = [products.has_units(dtype) for dtype in (torch.bfloat16, torch.float16, torch.float32)]
+    assert found == [bfloat16, float16, True]
+
+
+@pytest.mark.parametrize(
+    ("instruction_set", "dtype", "units", "kind", "expected"),
+    [
+        ("avx512", torch.float32, 0, "columns", {1: "own", 500: "own"}),
+        ("avx2", torch.float32, 0, "packed", {64: "own", 65: "torch"}),
+        ("avx2", torch.float32, 0, "rows", {64: "own", 65: "torch"}),
+        ("avx2", torch.float32, 0, "columns", {1: "torch", 500: "torch"}),
+        ("baseline", torch.float32, 0, "packed", {1: "torch", 500: "torch"}),
+        ("avx2", torch.bfloat16, 0, "packed", {1: "own", 500: "own"}),
+        ("avx2", torch.bfloat16, 0, "columns", {1: "float32", 500: "float32"}),
+        ("avx2", torch.bfloat16, 1, "packed", {1: "torch", 500: "torch"}),
+        ("avx512", torch.float16, 1, "columns", {1: "own", 500: "own"}),
+    ],
+)
+def test_machines_that_are_not_in_the_table(
+    instruction_set: str, dtype: torch.dtype, units: int, kind: str, expected: dict[int, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Half units are torch's; without them halves go through our products or float32; ours are fast with few rows."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(library, "half_units", lambda: units)
+    monkeypatch.setattr(library, "instruction_set", lambda: instruction_set)
+    monkeypatch.setattr(products, "FASTEST", {})
+    products.machine.cache_clear(), products._limits.cache_clear()
+    try:
+        assert {rows: products.choice(kind, dtype, rows) for rows in expected} == expected
+    finally:
+        products.machine.cache_clear(), products._limits.cache_clear()

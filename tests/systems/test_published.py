@@ -1,0 +1,57 @@
+"""What every published model's reader shares: statistics, tables of sinusoids, names on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from intermoe.checkpoints import StrictReader
+from intermoe.nn.layers import sinusoid
+from intermoe.systems.published import Files, check_sinusoids, read_statistics, statistics_of, with_tower
+from intermoe.text.clip import ClipTextEncoder
+from intermoe.text.protocol import TextConfig
+
+NAMES = ("mean.npy", "std.npy")
+
+
+def statistics(folder: Path, value: float, shape: tuple[int, ...] = (3,)) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in NAMES:
+        np.save(folder / name, np.full(shape, value))
+    return folder
+
+
+def test_statistics_are_of_the_folder_that_is_given_or_beside_the_file(tmp_path: Path) -> None:
+    beside, given = statistics(tmp_path / "beside", 1.0), statistics(tmp_path / "given", 2.0)
+    path = beside / "model.ckpt"
+    assert statistics_of(path, Files(), NAMES, 3).mean.tolist() == [1.0] * 3
+    assert statistics_of(path, Files(stats=given), NAMES, 3).mean.tolist() == [2.0] * 3
+
+
+@pytest.mark.parametrize("shape", [(2,), (4,), (1, 3), (2, 3)])
+def test_statistics_of_another_shape_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"mean\.npy: expected shape \(3,\), got"):
+        read_statistics(statistics(tmp_path / "stats", 1.0, shape), NAMES, 3)
+
+
+def test_a_table_that_is_nearly_sinusoidal_is_not_the_models() -> None:
+    table = sinusoid(torch.arange(9), 8)
+    check_sinusoids(StrictReader({"pe": table + 1e-6}), "pe", 8)
+    for other in (table + 0.01, table.flip(0), table[:, torch.arange(8) ^ 1]):
+        with pytest.raises(ValueError, match="'pe' is not the sinusoidal table"):
+            check_sinusoids(StrictReader({"pe": other}), "pe", 8)
+
+
+def test_a_folder_of_this_machine_is_no_name_in_a_model(tmp_path: Path) -> None:
+    def named(name: str) -> str | None:
+        config = TextConfig(
+            kind="clip", output_dim=8, width=8, num_layers=1, num_heads=2, feedforward_dim=8, clip_layers=1,
+            clip_heads=2, max_tokens=6, vocab_size=20, name_or_path=name,
+        )  # fmt: skip
+        return with_tower(ClipTextEncoder(config), Files()).config.name_or_path
+
+    assert named(str(tmp_path)) is None
+    assert named("openai/clip-vit-large-patch14") == "openai/clip-vit-large-patch14"
