@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from intermoe.benchmarks.harness import suite
@@ -25,26 +26,30 @@ def test_there_is_a_file_for_every_step_and_a_step_for_every_file() -> None:
     assert files == set(suite.STEPS)
 
 
-def test_every_file_lists_cases_without_pytest() -> None:
+@pytest.fixture(scope="module")
+def full() -> list[str]:
+    """Names of all cases of a full run, which take a while to list."""
+    return [case.name for case in suite.cases(Scope(torch.device("cpu"), "full"))]
+
+
+def test_every_file_lists_cases_without_pytest(full: list[str]) -> None:
     code = (
         "import sys; sys.modules['pytest'] = None; import torch\n"
         "from intermoe.benchmarks.harness import suite; from intermoe.benchmarks.harness.case import Scope\n"
         "print(len(suite.cases(Scope(torch.device('cpu'), 'full'))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=900)
-    names = [case.name for case in suite.cases(Scope(torch.device("cpu"), "full"))]
-    assert int(done.stdout) == len(names)
-    assert len(set(names)) == len(names)
+    assert int(done.stdout) == len(full)
+    assert len(set(full)) == len(full)
 
 
-def test_the_default_run_covers_the_published_comparisons() -> None:
+def test_the_default_run_covers_the_published_comparisons(full: list[str]) -> None:
     names = {case.name for case in suite.cases(Scope(torch.device("cpu")))}
     sizes = "D=768 E=8 F=1024"
     assert f"moe forward float32 S=4800 {sizes}" in names
     assert f"moe forward + backward float32 S=4800 {sizes}" in names
     assert f"moe forward bfloat16 S=4800 {sizes}" in names
     assert "denoiser call with guidance float32 B=2 P=2 T'=75" in names
-    full = {case.name for case in suite.cases(Scope(torch.device("cpu"), "full"))}
-    assert names < full | {name for name in names if name.startswith("training denoiser")}
+    assert names < set(full) | {name for name in names if name.startswith("training denoiser")}
     assert f"moe forward + backward bfloat16 S=4800 {sizes}" in full
     assert "scaling tokens, forward float32 S=1000000 D=256 E=8 F=512" in full

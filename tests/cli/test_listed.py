@@ -93,9 +93,12 @@ def test_several_processes_make_the_files_of_one(
 
 
 def test_processes_take_the_missing_batches_in_turn(tmp_path: Path) -> None:
-    run = PromptList(tmp_path, [f"they bow {number}" for number in range(11)], [".npz"], 2, {"seed": 0})
-    for index in (2, 3, 8):
-        run.stem(index).with_name(f"{run.stem(index).name}.npz").touch()
+    run = PromptList(tmp_path, [f"they bow {number}" for number in range(11)], [".npz", ".bvh"], 2, {"seed": 0})
+    for name in ("00003-they-bow-2", "00004-they-bow-3", "00009-they-bow-8"):
+        for suffix in (".npz", ".bvh"):
+            (tmp_path / f"{name}{suffix}").touch()
+    for name in ("00005-they-bow-4.npz", "00006-they-bow-5.npz"):  # of which the other file is missing
+        (tmp_path / name).touch()
     shares = []
     for rank in range(2):
         with run.shared(Process(rank, 2)) as batches:

@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from intermoe.eval import compare
 from intermoe.eval.compare import ComparisonSettings, _of_each_person, cost, measure_system, prompts_of
+from intermoe.eval.protocol import PROTOCOLS
+from intermoe.metrics.identity import SWAP_THRESHOLD
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.nn.moe import InterMoEBlock
 from intermoe.pipeline import ModelConfig
@@ -181,3 +184,71 @@ def test_one_person_alone_by_hand() -> None:
     assert found["floor_penetration_cm"] == pytest.approx(8.0 * 4 / 16)
     assert found["foot_skating_share"] == pytest.approx(100 * 6 / (6 + 11))
     assert _of_each_person([joints[1] + 5.0], 30.0)["foot_skating_share"] is None
+
+
+class Numbered:
+    """An evaluator that embeds a motion as its first number, and a caption as the number that it is."""
+
+    representation, device = "interhuman", torch.device("cpu")
+
+    def embed_motion(self, motion: Tensor, lengths: Tensor) -> Tensor:
+        return torch.stack([motion[:, 0, 0, 0], torch.zeros(len(motion))], dim=1)
+
+    def embed_text(self, texts: list[str]) -> Tensor:
+        return torch.tensor([[float(text), 0.0] for text in texts])
+
+
+def test_embeddings_are_compared_by_hand() -> None:
+    """Every text finds its own motion; the second motion would rather find the third text."""
+    made, truth = [0.2, 1.6, 2.1], [1.0, 2.0, 6.0]
+
+    def of(value: float) -> Tensor:
+        return torch.full((2, 4, 262), value)
+
+    dataset: Any = type(
+        "Items", (), {"__len__": lambda self: 3, "__getitem__": lambda self, i: {"motion": of(truth[i])}}
+    )()
+    evaluator: Any = Numbered()
+    found = compare._of_embeddings([(of(m), t) for m, t in zip(made, "012", strict=True)], dataset, evaluator)
+    assert [found[f"r_precision_{k}"] for k in (1, 2, 3)] == [1, 1, 1]
+    assert found["mm_dist"] == pytest.approx((0.2 + 0.6 + 0.1) / 3, rel=1e-6)
+    protocol = PROTOCOLS["interhuman"]
+    apart = (np.mean(made) - np.mean(truth)) ** 2 + (np.std(made, ddof=1) - np.std(truth, ddof=1)) ** 2
+    assert found["fid"] == pytest.approx(protocol.scale**2 * apart, rel=1e-5)
+    diverse = np.mean([1.4, 0.5, 1.9]) * protocol.scale / protocol.divide_by
+    assert found["diversity"] == pytest.approx(diverse, rel=1e-5)
+
+
+def test_identities_are_shares_in_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four clips one has its persons exchanged, and two merge into each other."""
+    values = iter(
+        SimpleNamespace(bone_inconsistency=bones, swap_score=SWAP_THRESHOLD + swap, separation_cm=apart)
+        for bones, swap, apart in ((1.0, 0.1, 14.9), (2.0, -0.1, 15.1), (3.0, -1.0, 300.0), (6.0, -2.0, 0.5))
+    )
+    monkeypatch.setattr(compare, "measure_identity", lambda joints, *, fps: next(values))
+    monkeypatch.setattr(compare, "measure", lambda *_, **__: {"clips": 4})
+    dataset: Any = Dataset()
+    motion = torch.randn(2, 300, 262)
+    found = compare._of_motion([(motion, "they bow")] * 4, dataset)
+    assert (found["bone_inconsistency"], found["swaps"], found["merges"]) == (3.0, 25.0, 50.0)
+
+
+def test_judged_are_only_motions_of_as_many_persons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "_of_motion", lambda *_: {})
+    monkeypatch.setattr(compare, "_of_embeddings", lambda *_: {"fid": 1.0})
+    dataset: Any = Dataset()
+    pair, alone = (
+        SimpleNamespace(representation=SimpleNamespace(persons=persons))
+        for persons in (2, 1)
+    )  # fmt: skip
+    evaluator: Any = Numbered()
+    found = [
+        compare._judged([], pipeline, dataset, judge)
+        for pipeline, judge in ((pair, evaluator), (alone, evaluator), (pair, None))
+    ]  # type: ignore[arg-type]
+    assert found == [{"fid": 1.0}, {}, {}]
+
+
+def test_a_column_of_nothing_but_zeros_is_one() -> None:
+    report = compare.ComparisonReport({"a": {"swaps": 0.0, "fid": None}}, (), {})
+    assert report.table() == [["system", "identity: swaps (%)"], ["a", "0"]]

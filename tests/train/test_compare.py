@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import intermoe.train
 from intermoe import cli
 from intermoe.data import InterHumanDataset
+from intermoe.data.dataset import MotionDataset
 from intermoe.eval.compare import ComparisonSettings
 from intermoe.metrics.kinematics import jitter
 from intermoe.pipeline import MotionPipeline
@@ -91,6 +92,9 @@ def test_rows_and_their_measures(done: Any, pairs: Path) -> None:
     assert rows["Dense"]["experts_per_token"] is None
     assert 0 < rows["With experts"]["experts_per_token"] <= 3
     assert [rows[name]["train_steps"] for name in list(rows)[1:]] == [4, 4, 1 + 3, 4]
+    spent = [json.loads(path.read_text())["seconds"] for path in done[0].folder.glob("two/*/*/seconds.json")]
+    assert len(spent) == 2
+    assert rows["In two stages"]["train_seconds"] == pytest.approx(sum(spent))
     assert all(rows[name]["seconds"] > 0 and rows[name]["train_seconds"] > 0 for name in list(rows)[1:])
     assert "pelvis_wasserstein_cm" not in rows["One person"]
     assert "fid" not in rows["One person"]
@@ -122,6 +126,57 @@ def test_what_is_done_is_read_and_another_seed_is_not(
         other = Comparison(matrix, done[0].folder, **{"data": pairs, "budget": 4, "settings": SETTINGS, **changes})
         with pytest.raises(RuntimeError, match="training began"):
             other.run()
+    # another evaluator or other data under the same names are not what the rows were made from
+    for owner, name in ((compare, "digest"), (MotionDataset, "digest")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, lambda *_: "another")
+            with pytest.raises(RuntimeError, match="training began"):
+                Comparison(matrix, done[0].folder, data=pairs, budget=4, settings=SETTINGS).run()
+
+
+def test_an_evaluator_trains_as_its_recipe_says_or_as_long_as_a_system(
+    matrix: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    def noted(self: Comparison, folder: Path, name: str, values: Any, start: Path | None) -> Any:
+        steps.append(values["optim"]["steps"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Comparison, "_train", noted)
+    for budget in (30, 400):  # the recipe's are 100
+        with pytest.raises(KeyboardInterrupt):
+            Comparison(matrix, tmp_path, data=pairs, budget=budget, settings=SETTINGS)._evaluator()
+    assert steps == [30, 100]
+
+
+def test_values_of_a_stage_by_hand() -> None:
+    optim = {"steps": 100, "warmup_steps": 50, "epochs": 3, "warmup_epochs": 1, "learning_rate": 0.1}
+    recipe = {
+        "seed": 1,
+        "optim": optim,
+        "run": {"validate_every": 5, "log_every": 9},
+        "text_pretraining": {"steps": 60},
+    }
+    assert stage_values(recipe, 40, 7) == {
+        "seed": 7,
+        "optim": {"steps": 40, "warmup_steps": 4, "epochs": None, "warmup_epochs": None, "learning_rate": 0.1},
+        "run": {"validate_every": 5, "checkpoint_every": 40, "log_every": 9},
+        "text_pretraining": {"steps": 40},
+    }
+    assert stage_values({"optim": {"warmup_steps": 2}}, 40, 0)["optim"]["warmup_steps"] == 2
+    assert stage_values({}, 40, 0)["optim"]["warmup_steps"] == 4
+
+
+def test_changes_are_of_what_a_recipe_has(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"optim": {"steps": 3}, "seed": 1}))
+    config = ComparisonConfig.from_dict(
+        {
+            "systems": MATRIX["systems"],
+            "changes": {"optim.steps": 5, "optim.nothing": 1, "none.at_all": 2, "seed": 4, "seed.of": 3, "more": 1},
+        }
+    )
+    assert config.recipe(tmp_path / "a.json") == {"optim": {"steps": 5}, "seed": 4}
 
 
 def test_a_row_that_was_begun_is_gone_on_with(
@@ -141,6 +196,10 @@ def test_a_row_that_was_begun_is_gone_on_with(
     report = begun.run(only=["dense"])
     assert list(report.rows) == ["ground truth", "Dense"]
     assert (run / "dense" / "run" / "model" / "model.safetensors").stat().st_mtime_ns == trained
+    assert report.rows["Dense"]["train_seconds"] > 0
+    for path in (run / "dense" / "seconds.json", run / "result.json"):
+        path.unlink()  # as where a training was stopped and gone on with
+    assert begun.run(only=["dense"]).rows["Dense"]["train_seconds"] is None
 
 
 def test_a_loaded_model_stands_in_its_row(done: Any, matrix: Path, pairs: Path, tmp_path: Path) -> None:
@@ -190,6 +249,7 @@ def test_refusals_come_before_any_work(
     with pytest.raises(ValueError, match=message):
         Comparison(matrix, tmp_path, **{"data": pairs, "budget": 4, "settings": SETTINGS, **changes})
     assert not list(tmp_path.iterdir())
+    Comparison(matrix, tmp_path, data=pairs, budget=4, settings=ComparisonSettings(steps=1000))  # the whole schedule
 
 
 @pytest.mark.parametrize(

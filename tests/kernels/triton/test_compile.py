@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -15,15 +16,21 @@ SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 120: 101_37
 """Shared memory in bytes that one block may use."""
 
 
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    """Two processes for all cards: to start them takes longer than a card's kernels."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
+        yield processes
+
+
 @pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter compiles nothing")
 @pytest.mark.parametrize("architecture", [80, 86, 89, 90, 120])
-def test_nothing_spills_and_everything_fits(architecture: int) -> None:
+def test_nothing_spills_and_everything_fits(architecture: int, pool: ProcessPoolExecutor) -> None:
     # sm_120 runs the tiles of sm_86 and is supported on the same terms; half types stand for all there
     every = list(enumerate(aot.specimens(architecture)))
     listed = [(index, kind, specimen) for index, (kind, specimen) in every if architecture != 120 or kind == "half"]
     jobs = [(architecture, index) for index, _, _ in listed]
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = list(pool.map(aot.compile_numbered, jobs, chunksize=4))
+    found = list(pool.map(aot.compile_numbered, jobs, chunksize=4))
     assert len(found) == len(listed) > 10
     wrong = [
         f"sm_{architecture} {kind} {specimen}: {resources}"

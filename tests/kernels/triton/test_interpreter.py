@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-FOLDER = Path(__file__).parent / "interpreter"
-FILES = {path.name: [str(path)] for path in sorted(FOLDER.glob("test_*.py"))}
-STEPS = {"ops": [str(Path(__file__).parents[2] / "ops"), "-k", "triton"]}
-"""The tests that all backends share."""
+PARTS = {
+    "interpreter": [str(Path(__file__).parent / "interpreter")],
+    "ops": [str(Path(__file__).parents[2] / "ops"), "-k", "triton"],  # the tests that all backends share
+}
 
 
-@pytest.mark.parametrize("name", FILES | STEPS)
+@pytest.mark.parametrize("name", PARTS)
 def test_kernels_are_right_in_the_interpreter(name: str) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("this process interprets already and runs the folder itself")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(FILES | STEPS)[name]],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *PARTS[name]],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
