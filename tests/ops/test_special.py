@@ -56,9 +56,11 @@ GATES = [
 ]
 
 
+@pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize(("logits", "wanted"), GATES)
-def test_gates_of_large_logits(steps, logits: list[float], wanted: list[float]) -> None:
-    """The softmax subtracts the largest logit, in gates and in their gradient."""
+def test_gates_of_large_logits(steps, logits: list[float], wanted: list[float], place: int) -> None:
+    """The softmax subtracts the largest logit, whichever expert's it is, in gates and in their gradient."""
+    logits, wanted = ([*numbers[place:], *numbers[:place]] for numbers in (logits, wanted))
     expected = torch.tensor([wanted] * 2).T.flatten()
     everything = torch.full((3,), 1.0)
     rows = torch.tensor([logits] * 2)

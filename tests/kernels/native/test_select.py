@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from intermoe import backends
+from intermoe.kernels.native.registry import call
 
 
 @pytest.fixture
@@ -57,3 +58,26 @@ def test_logits_that_are_no_numbers(native, value: float) -> None:
     assert int(offsets[-1]) == len(token_idx) == len(gates)
     assert torch.equal(slots[slots >= 0].sort().values, torch.arange(len(token_idx)))
     native.select_backward(torch.ones_like(gates), logits, slots)
+
+
+@pytest.mark.parametrize("columns", [0, 2, 4])
+def test_the_library_refuses_a_mask_of_other_columns(native, columns: int) -> None:
+    """One for a token or one for each expert: of any other number it would read what is not there."""
+    logits, slots = torch.randn(6, 3), torch.empty(6, 3, dtype=torch.int64)
+    scratch, valid = slots.new_empty(1, 3), torch.ones(6, 4, dtype=torch.bool)
+    with pytest.raises(RuntimeError, match=f"expected V = 1 or E = 3, got V={columns}"):
+        call("select_count", logits, None, valid, 6, 3, columns, slots, slots.new_empty(3), slots.new_empty(4), scratch)
+
+
+@pytest.mark.parametrize("outside", [-1, 3])
+def test_the_library_refuses_tokens_that_there_are_not(native, outside: int) -> None:
+    """The first number below and the first above; the last token itself is there."""
+    tokens, offsets = torch.randn(3, 8), torch.tensor([0, 2])
+    weights = torch.randn(1, 8, 8), torch.randn(1, 8, 4)
+    native.experts_forward(tokens, torch.tensor([0, 2]), offsets, *weights)
+    index = torch.tensor([0, outside])
+    refused = pytest.raises(RuntimeError, match=rf"token_idx\[1\] = {outside} is outside 0 .. 3")
+    with refused:
+        native.experts_forward(tokens, index, offsets, *weights)
+    with refused:
+        call("gather", tokens, index, 2, 3, 8 * 4, torch.empty(2, 8))
