@@ -127,7 +127,7 @@ def _set_bias(
     ordered = torch.sigmoid(logits).sort(dim=0, descending=True).values
     take = round(block.capacity * logits.shape[0] / block.num_experts)
     last = ordered[max(take, 1) - 1]
-    first_left_out = ordered[min(take, logits.shape[0] - 1)]
+    first_left_out = ordered[take] if take < len(ordered) else torch.zeros_like(last)
     block.selection_bias.copy_((-(last + first_left_out) / 2).clamp(-1 + BIAS_MARGIN, -BIAS_MARGIN))
 
 

@@ -242,3 +242,26 @@ def test_ranks_share_their_counts(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     _rank(int(sys.argv[1]), sys.argv[2])
+
+
+@pytest.mark.parametrize(("tokens", "taken"), [(11, 3), (9, 2), (8, 2), (5, 1)])
+def test_a_calibrated_selection_takes_the_nearest_number_of_tokens(tokens: int, taken: int) -> None:
+    """An expert's share of a pool is capacity / experts of it, a quarter here, rounded."""
+    torch.manual_seed(0)
+    block = InterMoEBlock(4, 4, 4, cond_dim=None, norm="none", capacity=1.0)
+    torch.nn.init.normal_(block.motion_router)
+    hidden = torch.randn(1, tokens, 4)
+    with calibrated_selection(block), torch.no_grad():
+        block(hidden)
+    assert block.chosen_pairs(hidden).sum(dim=(0, 1)).tolist() == [taken] * 4
+
+
+def test_a_calibrated_selection_takes_all_tokens_where_that_is_its_share() -> None:
+    """Of as many experts a token as there are none is left out, the last token of an expert's order neither."""
+    torch.manual_seed(0)
+    block = InterMoEBlock(4, 3, 4, cond_dim=None, norm="none", capacity=3.0)
+    torch.nn.init.normal_(block.motion_router)
+    hidden = torch.randn(1, 7, 4)
+    with calibrated_selection(block), torch.no_grad():
+        block(hidden)
+    assert block.chosen_pairs(hidden).sum(dim=(0, 1)).tolist() == [7] * 3

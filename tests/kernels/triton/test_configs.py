@@ -20,6 +20,9 @@ def shipped_table():
 def test_size_classes_depend_on_rows_per_expert():
     assert [configs.size_class(s, 8) for s in (300, 1200, 9600)] == ["small", "medium", "large"]
     assert configs.size_class(9600, 64) == "medium"
+    # 48 and 192 rows an expert are the last of their classes
+    assert [configs.size_class(8 * s, 8) for s in (48, 192)] == ["small", "medium"]
+    assert [configs.size_class(8 * s + 1, 8) for s in (48, 192)] == ["medium", "large"]
 
 
 def test_unknown_cards_get_the_nearest_older_one():
