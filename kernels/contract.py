@@ -6,9 +6,9 @@ condition (token s has row s // (S / R); 1 <= R <= S).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -133,6 +133,28 @@ class Needs(NamedTuple):
         return self.hidden or self.scale or self.shift
 
 
+class Kind:
+    """Stands for what ``described`` says of all arguments of a call and for its options, which takes longer to look at.
+
+    ``notes`` is where a backend keeps what it found out about such calls.
+    """
+
+    __slots__ = ("notes",)
+
+    def __init__(self) -> None:
+        self.notes: dict[str, bool] = {}
+
+
+def described(tensors: Iterable[Tensor | None]) -> tuple[Any, ...]:
+    """What tells the launches of a call apart: shapes, dtypes, devices, dense memory, boundaries of 16 bytes."""
+    return tuple(
+        [
+            t if t is None else (t.shape, t.dtype, t.get_device(), t.is_contiguous(), t.data_ptr() % 16 == 0)
+            for t in tensors
+        ]
+    )
+
+
 Grads = list[Tensor | None]
 """Gradients in the order of ``Needs``; ``None`` where none was asked for."""
 
@@ -154,16 +176,33 @@ class Backend(Protocol):
     def allocated_pairs(self, num_tokens: int, num_experts: int, max_pairs: int | None) -> int | None:
         """P where the call allocates for that many pairs and asks the host for nothing; ``None``: as selected."""
 
-    def moe_forward(self, route: Route, select: Select, experts: Experts) -> tuple[Tensor, Tensor, Saved]:
-        """``out`` (S, D) in the dtype of the weights, ``counts`` (E,) int64, and what is saved."""
+    def moe_forward(
+        self, route: Route, select: Select, experts: Experts, kind: Kind | None = None
+    ) -> tuple[Tensor, Tensor, Saved]:
+        """``out`` (S, D) in the dtype of the weights, ``counts`` (E,) int64, and what is saved.
 
-    def moe_inference(self, route: Route, select: Select, experts: Experts) -> tuple[Tensor, Tensor]:
+        ``kind``: the one of these arguments, where it is known.
+        """
+
+    def moe_inference(
+        self, route: Route, select: Select, experts: Experts, kind: Kind | None = None
+    ) -> tuple[Tensor, Tensor]:
         """``out`` and ``counts``, of which nothing is kept for a backward."""
 
     def moe_backward(
-        self, grad_out: Tensor, grad_logits: Tensor | None, route: Route, experts: Experts, saved: Saved, needs: Needs
+        self,
+        grad_out: Tensor,
+        grad_logits: Tensor | None,
+        route: Route,
+        experts: Experts,
+        saved: Saved,
+        needs: Needs,
+        kind: Kind | None = None,
     ) -> Grads:
-        """Gradients from those of ``out`` (S, D) and of the logits (S, E)."""
+        """Gradients from those of ``out`` (S, D) and of the logits (S, E).
+
+        ``kind``: the one of the forward, where ``saved`` is as that made it.
+        """
 
     def raise_on_overflow(self, device: torch.device | None, wait: bool) -> None:
         """Raise ``RuntimeError`` if calls that asked the host for nothing selected more than ``max_pairs``."""

@@ -24,7 +24,7 @@ from intermoe import backends
 from intermoe.benchmarks.harness import standin
 from intermoe.benchmarks.harness.timing import machine
 from intermoe.files import replacing
-from intermoe.kernels.contract import Experts, Needs, Route, Select
+from intermoe.kernels.contract import Experts, Kind, Needs, Route, Select
 from intermoe.ops.moe import moe
 
 REPEATS, CALLS, WARM_UPS = 25, 100, 10
@@ -67,6 +67,7 @@ def calls(backend: str, shape: tuple[Any, ...], dtype: torch.dtype) -> dict[str,
     trained = (Route(*leaves[:5]), select, Experts(*leaves[5:]))
     grad = torch.randn_like(route.hidden)
     needs = Needs(*[True] * len(Needs._fields))
+    kind = Kind()  # as the public operation tells the backend
 
     def inference() -> object:
         with torch.no_grad():
@@ -77,12 +78,12 @@ def calls(backend: str, shape: tuple[Any, ...], dtype: torch.dtype) -> dict[str,
 
     def direct_step() -> object:
         with torch.no_grad():
-            _, _, saved = package.moe_forward(route, select, experts)
-            return package.moe_backward(grad, None, route, experts, saved, needs)
+            _, _, saved = package.moe_forward(route, select, experts, kind)
+            return package.moe_backward(grad, None, route, experts, saved, needs, kind)
 
     def direct_inference() -> object:
         with torch.no_grad():
-            return package.moe_inference(route, select, experts)
+            return package.moe_inference(route, select, experts, kind)
 
     return {
         "inference": inference,

@@ -7,14 +7,15 @@ reverse mode: what would need others raises.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from intermoe import backends
-from intermoe.kernels.contract import Experts, Needs, Route, Saved, Select
+from intermoe.kernels.contract import Experts, Kind, Needs, Route, Saved, Select
 from intermoe.ops import operators
 from intermoe.ops.operators import INPUTS, grad_of_out, refuse
 
@@ -24,33 +25,31 @@ _INPUTS = len(INPUTS)
 _SLOTS = Saved._fields.index("slots")
 
 
-class _Kept:
-    """What a forward leaves for its node to save: the tensors of ``Saved`` that are no results, as those cost more."""
-
-    tensors: tuple[Tensor, ...] = ()
-
-
-_NOTHING_KEPT = _Kept()
-
-
-class _Rest(NamedTuple):
-    """What the operation takes beside the inputs that get gradients."""
+@dataclass(slots=True)
+class _Rest:
+    """What one call takes beside the inputs that get gradients."""
 
     select: Select
     normalise: bool
     recompute: bool
     half_sums: bool
     backend: str
-    kept: _Kept
+    kind: Kind | None
+    wrapped: bool = False
+    """whether a transform of ``torch.func`` has a hand in it"""
+    kept: tuple[Tensor, ...] = ()
+    """what the forward leaves for its node to save: tensors of ``Saved`` that are no results, as those cost more"""
 
     def join(self, inputs: tuple[Any, ...]) -> tuple[Route, Experts]:
         """The arguments of the steps, of inputs in the order of ``Needs``."""
         return Route(*inputs[:5], self.normalise), Experts(*inputs[5:_INPUTS], self.recompute, self.half_sums)
 
 
-def forward(route: Route, select: Select, experts: Experts, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(
+    route: Route, select: Select, experts: Experts, backend: str, kind: Kind | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``out``, ``counts``, ``logits`` and ``slots``; the first and the third are differentiable."""
-    out, counts, logits, slots = _Forward.run(*_split(route, select, experts, backend))
+    out, counts, logits, slots = _Forward.run(*_split(route, select, experts, backend, kind))
     return out, counts, logits, slots
 
 
@@ -64,10 +63,10 @@ def _is_wrapped(argument: Any) -> bool:
     return isinstance(argument, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(argument)
 
 
-def _split(route: Route, select: Select, experts: Experts, backend: str) -> tuple[Any, ...]:
+def _split(route: Route, select: Select, experts: Experts, backend: str, kind: Kind | None = None) -> tuple[Any, ...]:
     hidden, weight, offset, scale, shift, normalise = route
     w_gate_up, w_down, recompute, half_sums = experts
-    rest = _Rest(select, normalise, recompute, half_sums, backend, _Kept())
+    rest = _Rest(select, normalise, recompute, half_sums, backend, kind)
     return rest, hidden, weight, offset, scale, shift, w_gate_up, w_down
 
 
@@ -75,11 +74,12 @@ class _Function(Function):
     """A function without the derivatives that there are none of."""
 
     @classmethod
-    def run(cls, *arguments: Any) -> tuple[Tensor, ...]:
+    def run(cls, rest: _Rest, *inputs: Any) -> tuple[Tensor, ...]:
         """``apply``, and where nothing transforms the call without its look for defaults, the most of its time."""
-        if torch._C._are_functorch_transforms_active() or any(map(_is_wrapped, arguments)):
-            return cls.apply(*arguments)  # type: ignore[no-any-return, no-untyped-call]
-        return super(Function, cls).apply(*arguments)  # type: ignore[misc, no-any-return]
+        if torch._C._are_functorch_transforms_active() or any(map(_is_wrapped, inputs)):
+            rest.wrapped = True
+            return cls.apply(rest, *inputs)  # type: ignore[no-any-return, no-untyped-call]
+        return super(Function, cls).apply(rest, *inputs)  # type: ignore[misc, no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -105,15 +105,20 @@ class _Forward(_Function):
             out, counts, *made = torch.ops.intermoe.moe_forward.default(*flat)
             saved = Saved(*made)
         else:
-            out, counts, saved = backends.load(rest.backend).moe_forward(route, rest.select, experts)
-        rest.kept.tensors = (*saved[1:_SLOTS], *saved[_SLOTS + 1 :])
+            out, counts, saved = backends.load(rest.backend).moe_forward(route, rest.select, experts, rest.kind)
+        rest.kept = (*saved[1:_SLOTS], *saved[_SLOTS + 1 :])
         return out, counts, saved.logits, saved.slots
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        rest, kept = inputs[0], inputs[0].kept.tensors
-        ctx.rest = rest._replace(kept=_NOTHING_KEPT)
-        ctx.save_for_backward(*inputs[1:], *output[2:], *kept)
+        rest = inputs[0]
+        ctx.save_for_backward(*inputs[1:], *output[2:], *rest.kept)
+        if rest.wrapped:  # transforms come here once for each of them
+            rest = replace(rest)
+        ctx.rest, rest.kept = rest, ()
+        # what hooks hand back of saved tensors may lie otherwise than what they were given
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+            rest.kind = None
         ctx.mark_non_differentiable(output[1], output[3])
         ctx.set_materialize_grads(False)
 
@@ -131,8 +136,10 @@ class _Forward(_Function):
         arguments = (ctx.rest, needs, grad_out, grad_logits, *tensors)
         # only where a derivative of the gradient may be asked for must there be a node that refuses it
         derived = torch.is_grad_enabled() or forward_ad._current_level >= 0
-        wrapped = any(map(_is_wrapped, (grad_out, *tensors[:_INPUTS])))  # also after a transform of torch.func ended
-        found = _Backward.apply(*arguments) if derived or wrapped else _gradients(*arguments)
+        wrapped = ctx.rest.wrapped or _is_wrapped(grad_out)  # also after a transform of torch.func ended
+        if not (derived or wrapped):
+            return None, *_gradients(*arguments)
+        found = _Backward.apply(*arguments)
         return None, *(grad if need else None for grad, need in zip(found, needs, strict=True))
 
 
@@ -142,10 +149,11 @@ def _gradients(
     """Gradients in the order of ``Needs``; ``tensors``: the inputs in this order, then those of ``Saved``."""
     if operators.is_watched((grad_out, *tensors[:_INPUTS])):
         options = (rest.normalise, rest.recompute, list(needs), rest.backend)
-        return list(torch.ops.intermoe.moe_backward.default(grad_out, grad_logits, *tensors, *options))
+        found = torch.ops.intermoe.moe_backward.default(grad_out, grad_logits, *tensors, *options)
+        return [grad if need else None for grad, need in zip(found, needs, strict=True)]
     route, experts = rest.join(tensors)
     backend = backends.load(rest.backend)
-    return backend.moe_backward(grad_out, grad_logits, route, experts, Saved(*tensors[_INPUTS:]), needs)
+    return backend.moe_backward(grad_out, grad_logits, route, experts, Saved(*tensors[_INPUTS:]), needs, rest.kind)
 
 
 class _Backward(_Function):

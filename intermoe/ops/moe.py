@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from intermoe import backends
-from intermoe.kernels.contract import Experts, Route, Saved, Select, check_pairs
+from intermoe.kernels.contract import Experts, Kind, Route, Saved, Select, check_pairs, described
 from intermoe.ops import differentiation, exchange, operators, recomputation
 from intermoe.ops.checks import check_same_device, is_transformed, unwrapped
 from intermoe.ops.combine import combine_reference
@@ -81,13 +81,12 @@ def moe(
     if autocast:
         dtype = torch.get_autocast_dtype(device.type)
         experts = experts._replace(w_gate_up=experts.w_gate_up.to(dtype), w_down=experts.w_down.to(dtype))
-    plain = operators.is_plain(route, select, experts)
-    (_check_once if plain else _check)(route, select, experts)
+    kind = _checked(route, select, experts)
     past = None if compiling else recomputation.recall()
     if past is None:
         name = backends.resolve(device, experts.w_down.dtype, backend)
     else:
-        name, select = past.backend, Select(None, past.chosen, max_pairs=select.max_pairs)
+        name, select, kind = past.backend, Select(None, past.chosen, max_pairs=select.max_pairs), None
     inputs = (*route[:5], experts.w_gate_up, experts.w_down)
     differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     if experts.half_sums:
@@ -98,7 +97,7 @@ def moe(
         watched = not compiling and recomputation.is_watched()
         received: tuple[Tensor, ...] = () if past is None else past.received
         if peers is None:
-            out, counts, logits, slots = _run(route, select, experts, name, differentiable or watched, plain)
+            out, counts, logits, slots = _run(route, select, experts, name, differentiable or watched, kind)
         else:
             (out, counts, logits, slots), received = _run_over(route, select, experts, name, peers, received)
     if watched and past is None and slots is not None:
@@ -116,7 +115,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, enabled=False) if is_autocast(device) else _NOTHING
 
 
-def _run(route: Route, select: Select, experts: Experts, name: str, differentiable: bool, plain: bool) -> _Made:
+def _run(route: Route, select: Select, experts: Experts, name: str, differentiable: bool, kind: Kind | None) -> _Made:
     if name == backends.REFERENCE and not route.hidden.is_meta:
         return moe_reference(route, select, experts)[:4]
     if torch.compiler.is_compiling():
@@ -128,9 +127,9 @@ def _run(route: Route, select: Select, experts: Experts, name: str, differentiab
         out, counts = torch.ops.intermoe.moe_inference(*flat)
         return out, counts, None, None
     if differentiable:
-        return differentiation.forward(route, select, experts, name)
-    if plain:
-        out, counts = backends.load(name).moe_inference(route, select, experts)
+        return differentiation.forward(route, select, experts, name, kind)
+    if kind is not None:
+        out, counts = backends.load(name).moe_inference(route, select, experts, kind)
     else:
         out, counts = differentiation.inference(route, select, experts, name)
     return out, counts, None, None
@@ -177,20 +176,24 @@ def raise_on_overflow(device: torch.device | None = None, *, wait: bool = True) 
         package.raise_on_overflow(device, wait)
 
 
-_fitting: set[tuple[Any, ...]] = set()
+_kinds: dict[tuple[Any, ...], Kind] = {}
 _MOST_KNOWN = 1024
 
 
-def _check_once(route: Route, select: Select, experts: Experts) -> None:
-    """Check plain tensors once for each set of their shapes, dtypes and devices: a check takes longer than a key."""
-    tensors = (*route[:5], *experts[:2], *select[:2])
-    described = [t if t is None else (t.shape, t.dtype, t.device) for t in tensors]
-    key = (*described, route.normalise, select.rule is None, select.max_pairs)
-    if key not in _fitting:
+def _checked(route: Route, select: Select, experts: Experts) -> Kind | None:
+    """Check the arguments; plain ones once for each kind, which is returned: a check takes longer than a look."""
+    if not operators.is_plain(route, select, experts):
         _check(route, select, experts)
-        if len(_fitting) == _MOST_KNOWN:
-            _fitting.clear()
-        _fitting.add(key)
+        return None
+    inputs, (bias, valid, rule, max_pairs) = route[:5], select
+    key = (described((*inputs, bias, valid, *experts[:2])), route.normalise, rule is None, max_pairs)
+    kind = _kinds.get(key)
+    if kind is None:
+        _check(route, select, experts)
+        if len(_kinds) == _MOST_KNOWN:
+            _kinds.clear()
+        kind = _kinds[key] = Kind()
+    return kind
 
 
 def _check(route: Route, select: Select, experts: Experts) -> None:

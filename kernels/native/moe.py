@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..contract import EPS, Experts, Grads, Needs, Route, Saved, Select
+from ..contract import EPS, Experts, Grads, Kind, Needs, Route, Saved, Select
 from .experts import Backward, Forward, Problem, Range, own_products
 from .registry import CODES, call, dense, on_cuda
 from .route import route_backward, route_forward
@@ -29,14 +29,16 @@ CUDA_CHUNK_BYTES = 256 << 20
 """The same on CUDA, where a further chunk costs launches and a read."""
 
 
-def moe_forward(route: Route, select: Select, experts: Experts) -> tuple[Tensor, Tensor, Saved]:
+def moe_forward(
+    route: Route, select: Select, experts: Experts, kind: Kind | None = None
+) -> tuple[Tensor, Tensor, Saved]:
     """Route, select, experts and combine; what each takes and what is saved is told in ``contract``."""
     return _forward(route, select, experts, save_h=not experts.recompute)
 
 
-def moe_inference(route: Route, select: Select, experts: Experts) -> tuple[Tensor, Tensor]:
+def moe_inference(route: Route, select: Select, experts: Experts, kind: Kind | None = None) -> tuple[Tensor, Tensor]:
     """``out`` and ``counts`` of ``moe_forward``, of which nothing is kept for a backward."""
-    if _is_few(route, select, experts):
+    if _is_few(route, select, experts, kind):
         return _one_call(route, select, experts)
     return _forward(route, select, experts, save_h=False, keep=True)[:2]
 
@@ -59,9 +61,9 @@ def _forward(
     return out, counts, Saved(logits, kept, mean, rstd, token_idx, gates, expert_offsets, slots, forward.h)
 
 
-def _is_few(route: Route, select: Select, experts: Experts) -> bool:
+def _is_few(route: Route, select: Select, experts: Experts, kind: Kind | None) -> bool:
     """Whether one call of the library serves: a small pool on a CPU, of arrays as the library reads them."""
-    hidden, router_weight, router_offset, scale, shift, _ = route
+    hidden = route.hidden
     (num_tokens, dim), (num_experts, _, width) = hidden.shape, experts.w_down.shape
     if num_tokens * num_experts * (dim + width) > FEW_ELEMENTS or on_cuda(hidden):
         return False
@@ -69,6 +71,18 @@ def _is_few(route: Route, select: Select, experts: Experts) -> bool:
         return False
     if not own_products(hidden.dtype, num_tokens * num_experts, experts.w_down):
         return False
+    readable = None if kind is None else kind.notes.get("readable")
+    if readable is None:
+        readable = _is_readable(route, select, experts)
+        if kind is not None:
+            kind.notes["readable"] = readable
+    return readable
+
+
+def _is_readable(route: Route, select: Select, experts: Experts) -> bool:
+    """Whether the library reads these arrays as they are."""
+    hidden, router_weight, router_offset, scale, shift, _ = route
+    (num_tokens, dim), (num_experts, _, width) = hidden.shape, experts.w_down.shape
     rows = _rows(route)
     by_pair = select.selection_bias is None or (select.valid is not None and select.valid.dim() == 2)
     return all(
@@ -106,8 +120,9 @@ def _one_call(route: Route, select: Select, experts: Experts) -> tuple[Tensor, T
 
 
 def moe_backward(
-    grad_out: Tensor, grad_logits: Tensor | None, route: Route, experts: Experts, saved: Saved, needs: Needs
-) -> Grads:
+    grad_out: Tensor, grad_logits: Tensor | None, route: Route, experts: Experts, saved: Saved, needs: Needs,
+    kind: Kind | None = None,
+) -> Grads:  # fmt: skip
     """Gradients of the inputs that ``needs`` names, from that of out (S, D) and, where it has one, of the logits."""
     hidden, normalise = route.hidden, route.normalise
     tokens = saved.tokens if len(saved.tokens) else hidden

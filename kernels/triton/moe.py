@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract import EPS, Choose, Experts, Grads, Needs, Route, Saved, Select
+from ..contract import EPS, Choose, Experts, Grads, Kind, Needs, Route, Saved, Select, described
 from . import registry
 from .combine import combine
 from .experts import experts_forward
@@ -21,28 +21,32 @@ from .select import allocate_and_fill, select_backward
 
 
 @on_its_device
-def moe_forward(route: Route, given: Select, experts: Experts) -> tuple[Tensor, Tensor, Saved]:
+def moe_forward(
+    route: Route, given: Select, experts: Experts, kind: Kind | None = None
+) -> tuple[Tensor, Tensor, Saved]:
     """Route, select, experts and combine; what each takes and what is saved is told in ``contract``."""
-    out, counts, *saved = _forward(route, given, experts, save_h=not experts.recompute, keep=True)
+    out, counts, *saved = _forward(route, given, experts, kind, save_h=not experts.recompute, keep=True)
     return out, counts, Saved(*saved)
 
 
 @on_its_device
-def moe_inference(route: Route, given: Select, experts: Experts) -> tuple[Tensor, Tensor]:
+def moe_inference(route: Route, given: Select, experts: Experts, kind: Kind | None = None) -> tuple[Tensor, Tensor]:
     """``out`` and ``counts`` of ``moe_forward``, of which nothing is kept for a backward."""
-    out, counts, *_ = _forward(route, given, experts, save_h=False, keep=False)
+    out, counts, *_ = _forward(route, given, experts, kind, save_h=False, keep=False)
     return out, counts
 
 
-def _forward(route: Route, given: Select, experts: Experts, save_h: bool, keep: bool) -> tuple[Tensor, ...]:
-    hidden, *_, normalise = route
-    max_pairs = registry.allocated_pairs(len(hidden), len(route.router_weight), given.max_pairs)
+def _forward(
+    route: Route, given: Select, experts: Experts, kind: Kind | None, save_h: bool, keep: bool
+) -> tuple[Tensor, ...]:
+    hidden, router_weight, *_, normalise = route
+    max_pairs = registry.allocated_pairs(hidden.shape[0], router_weight.shape[0], given.max_pairs)
     flag = overflow_flag(hidden.device)
     flag.raise_if_set()
     tensors = (*route[:5], *given[:2], *experts[:2])
     # what the host reads in the middle of a call can be in no plan, but what is before and behind it can
     made = (_steps if max_pairs is None else _planned_steps)(
-        *tensors, rule=given.rule, normalise=normalise, max_pairs=max_pairs,
+        *tensors, kind=kind, rule=given.rule, normalise=normalise, max_pairs=max_pairs,
         save_h=save_h, half_sums=experts.half_sums, keep=keep,
     )  # fmt: skip
     if hidden.device.type == "cpu":
@@ -52,13 +56,13 @@ def _forward(route: Route, given: Select, experts: Experts, save_h: bool, keep: 
 
 def _steps(
     *tensors: Any, rule: Choose | None, normalise: bool, max_pairs: int | None,
-    save_h: bool, half_sums: bool, keep: bool,
+    save_h: bool, half_sums: bool, keep: bool, kind: Kind | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """All four: ``out`` and ``counts``, and with ``keep`` the tensors of ``Saved``."""
     hidden, weight, offset, scale, shift, bias, valid, w_gate_up, w_down = tensors
     route = (hidden, weight, offset, scale, shift)
     if rule is None:
-        made = _choose(*route, bias, valid, normalise=normalise, max_pairs=max_pairs, dtype=w_down.dtype)
+        made = _choose(*route, bias, valid, kind=kind, normalise=normalise, max_pairs=max_pairs, dtype=w_down.dtype)
     else:
         routed = route_forward(*route, EPS, normalise, w_down.dtype)
         made = (*routed, *allocate_and_fill(routed[1], None, rule(routed[1], valid, bias), max_pairs))
@@ -67,7 +71,8 @@ def _steps(
         rows = registry.room(int(offsets[-1]), slots.numel())  # the one host read of the exact mode
         token_idx, gates = token_idx[:rows], gates[:rows]
     pairs = (token_idx, gates, offsets, slots)
-    out, h = _apply(tokens, *pairs, w_gate_up, w_down, save_h=save_h, half_sums=half_sums)
+    sized = None if kind is None else (kind, token_idx.shape)
+    out, h = _apply(tokens, *pairs, w_gate_up, w_down, kind=sized, save_h=save_h, half_sums=half_sums)
     if not keep:
         return out, counts
     kept = tokens if tokens is not hidden else tokens.new_empty(0, tokens.shape[1])
@@ -97,13 +102,17 @@ def _apply(
 
 @on_its_device
 def moe_backward(
-    grad_out: Tensor, grad_logits: Tensor | None, route: Route, experts: Experts, saved: Saved, needs: Needs
-) -> Grads:
+    grad_out: Tensor, grad_logits: Tensor | None, route: Route, experts: Experts, saved: Saved, needs: Needs,
+    kind: Kind | None = None,
+) -> Grads:  # fmt: skip
     """Gradients of the inputs that ``needs`` names, from that of out (S, D) and, where it has one, of the logits."""
     hidden, router_weight, _, scale, _, normalise = route
     w_gate_up, w_down, recompute, _ = experts
     tensors = (grad_out, grad_logits, hidden, router_weight, scale, w_gate_up, w_down)
-    return list(_gradients(*tensors, *saved, rows=route.rows, normalise=normalise, recompute=recompute, needs=needs))
+    # a parameter may have been given other memory since the forward
+    sized = None if kind is None else (kind, saved.token_idx.shape, described(tensors))
+    options = {"rows": route.rows, "normalise": normalise, "recompute": recompute, "needs": needs}
+    return list(_gradients(*tensors, *saved, kind=sized, **options))
 
 
 @planned

@@ -260,14 +260,14 @@ def test_half_sums_are_refused_where_there_are_none(case) -> None:
 
 
 def test_what_fitted_once_is_checked_again_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checks are remembered by shapes, dtypes and devices, and by nothing less."""
+    """Checks are remembered by shapes, dtypes, devices and layouts, and by nothing less."""
     g = torch.Generator().manual_seed(0)
     hidden, router = torch.randn(6, 4, generator=g), torch.randn(3, 4, generator=g)
     weights = torch.randn(3, 12, 4, generator=g), torch.randn(3, 4, 6, generator=g)
     bias = torch.full((3,), -0.5)
     checked: list[Any] = []
     check = operation._check
-    monkeypatch.setattr(operation, "_fitting", set())
+    monkeypatch.setattr(operation, "_kinds", {})
     monkeypatch.setattr(operation, "_check", lambda *arguments: (checked.append(arguments), check(*arguments)))
     for _ in range(2):
         assert moe(Route(hidden, router), Select(bias), Experts(*weights)).out.shape == (6, 4)

@@ -15,6 +15,7 @@ from intermoe.kernels import triton as package
 from intermoe.kernels.contract import Needs, Route, Select
 from intermoe.kernels.triton import configs, plan, registry
 from intermoe.kernels.triton.registry import INTERPRETED
+from intermoe.ops.moe import moe
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter takes the Python code")
 ASKED = {
@@ -124,6 +125,85 @@ def test_half_type_experts_of_wide_tokens_have_plans(pairs: int | None) -> None:
             call(driver, call_of, ASKED["all"])
         found = {key[0].__name__: made is not None for key, made in plan._plans.items()}
         assert found == dict.fromkeys(["_steps", "_gradients"] if pairs else ["_choose", "_apply", "_gradients"], True)
+
+
+def public(driver: standin.Driver, arguments: Any, trained: bool) -> list[Any]:
+    """What a call of the public operation launches, with its gradients where ``trained``."""
+    route, select, experts = arguments
+    given = [t for t in (*route[:5], *experts[:2]) if t is not None]
+    known = {f"input {i}": t for i, t in enumerate((*given, *(t for t in select[:2] if t is not None)))}
+    driver.launches.clear()
+    with plan.Recorder(), torch.set_grad_enabled(trained):  # which holds all memory
+        leaves = [t.requires_grad_(trained) for t in given]
+        result = moe(route, select, experts, backend="triton")
+        known |= {"out": result.out, "counts": result.counts}
+        if trained:
+            known["grad"] = torch.zeros_like(result.out)
+            grads = torch.autograd.grad(result.out, leaves, known["grad"])
+            known |= {f"gradient {i}": t for i, t in enumerate(grads)}
+    return meaning(driver.launches, known)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("shape", [host.PROMPT, host.TRAINING], ids=["prompt", "exact"])
+def test_plans_of_the_public_operation(shape: tuple[Any, ...], trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of one kind share plans; of other layouts, options or numbers of pairs they do not."""
+    monkeypatch.setattr("intermoe.ops.operators.is_watched", lambda tensors: False)  # the recorder only holds memory
+    monkeypatch.setattr("intermoe.ops.operators.is_plain", lambda *arguments: True)
+    route, select, experts = host._arguments(shape, torch.bfloat16)
+    off = torch.cat([route.hidden.flatten()[:1], route.hidden.flatten()])[1:].view_as(route.hidden)
+    changed = [
+        (route, select, experts),
+        host._arguments(shape, torch.bfloat16),
+        (route._replace(hidden=off), select, experts),
+        (route._replace(scale=None, shift=None), select, experts),
+        (route, select, experts._replace(recompute=True)),
+        (route, select._replace(valid=torch.ones(shape[0], dtype=torch.bool)), experts),
+    ]
+    with standin.stand_in() as driver:
+        for pairs in (1000, 2000, 1000):
+            driver.pairs = pairs
+            for one in changed:
+                found = public(driver, one, trained)
+                with monkeypatch.context() as patched:
+                    patched.setattr(plan, "INTERPRETED", True)
+                    assert public(driver, one, trained) == found
+        assert any(plan._plans.values())
+
+
+def test_a_parameter_that_changed_after_the_forward_takes_no_plan() -> None:
+    with standin.stand_in():
+        route, select, experts = host._arguments(host.PROMPT, torch.bfloat16)
+        experts.w_down.requires_grad_()
+        for _ in range(2):
+            moe(route, select, experts, backend="triton").out.backward(route.hidden)
+        out = moe(route, select, experts, backend="triton").out
+        experts.w_down.data = experts.w_down.data.float()
+        with pytest.raises(TypeError, match="w_down: expected the dtype of tokens"):
+            out.backward(route.hidden)
+
+
+def test_what_hooks_hand_back_takes_no_plan() -> None:
+    """They may hand back tensors that lie otherwise."""
+    with standin.stand_in() as driver:
+        route, select, experts = host._arguments(host.PROMPT, torch.bfloat16)
+        experts.w_down.requires_grad_()
+        for _ in range(2):
+            moe(route, select, experts, backend="triton").out.backward(route.hidden)
+        turned: list[Tensor] = []
+
+        def unpack(x: Tensor) -> Tensor:
+            turned.append(x.transpose(0, -1).contiguous().transpose(0, -1))
+            return turned[-1]
+
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, unpack):
+            out = moe(route, select, experts, backend="triton").out
+        driver.launches.clear()
+        out.backward(route.hidden)
+        strided = {t.data_ptr() for t in turned if not t.is_contiguous()}
+        pointers = [v for one in driver.launches for key, v in one.arguments.items() if key.endswith("_ptr")]
+        assert driver.launches
+        assert strided.isdisjoint(v.data_ptr() if isinstance(v, Tensor) else v for v in pointers)
 
 
 def test_memory_in_between_does_not_overlap() -> None:
