@@ -116,7 +116,7 @@ def _taken(shape: Shape, load: str) -> list[int]:
     if load == "half the experts empty":
         busy = experts - experts // 2
         return [min(pairs // busy, tokens)] * busy + [0] * (experts - busy)
-    raise ValueError(f"load: must be one of {LOADS}, got {load!r}")
+    raise ValueError(f"load: expected one of {LOADS}, got {load!r}")
 
 
 def settled_bias(logits: Tensor, taken: list[int]) -> Tensor:

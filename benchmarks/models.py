@@ -84,14 +84,14 @@ class PublishedBlock(nn.Module):
     def forward(self, hidden: Tensor, condition: Tensor, mask: Tensor | None = None) -> Tensor:
         """hidden (B, P * T, D), condition (B, D) -> (B, P * T, D). Masks are not supported."""
         if mask is not None:
-            raise ValueError("mask: the baseline takes unpadded sequences only, got a mask")
+            raise ValueError("mask: expected unpadded sequences, which the baseline takes alone, got a mask")
         persons = hidden.unflatten(1, (PERSONS, -1)).unbind(1)
         return torch.cat([self._person(person, condition) for person in persons], dim=1)
 
     def _person(self, hidden: Tensor, condition: Tensor) -> Tensor:
         block = self.block
         if block.norm is None:
-            raise ValueError("norm: the baseline needs a block that normalises")
+            raise ValueError("norm: expected a block that normalises, got one that does not")
         logits = block.routing_logits(hidden, condition).flatten(0, 1)
         tokens = block.norm(hidden, condition).flatten(0, 1)
         mask = (torch.sigmoid(logits) + block.selection_bias > 0).T

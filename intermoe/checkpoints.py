@@ -40,7 +40,7 @@ class StrictReader:
             raise ValueError(f"{self._name}: missing key {key!r}")
         value = self._state[key]
         if tuple(value.shape) != tuple(shape):
-            raise ValueError(f"{self._name}: {key!r} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+            raise ValueError(f"{self._name}: {key!r}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
         check_finite(value, key, self._name)
         self._unread.pop(key, None)
         return value.detach()
@@ -51,7 +51,7 @@ class StrictReader:
             raise ValueError(f"{self._name}: missing key {key!r}")
         shape = tuple(self._state[key].shape)
         if len(shape) != num_dims:
-            raise ValueError(f"{self._name}: {key!r} must have {num_dims} dimensions, got shape {shape}")
+            raise ValueError(f"{self._name}: {key!r}: expected {num_dims} dimensions, got shape {shape}")
         return shape
 
     def copy(self, parameter: Tensor, key: str) -> None:
@@ -83,7 +83,7 @@ def load_safetensors(path: str | Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except Exception as error:
-        raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
+        raise ValueError(f"{path}: expected a readable safetensors file: {error}") from error
 
 
 def load_module(module: nn.Module, tensors: dict[str, Tensor], path: str | Path, *, prefix: str = "") -> None:
@@ -102,7 +102,7 @@ def load_module(module: nn.Module, tensors: dict[str, Tensor], path: str | Path,
         if key not in own:
             raise ValueError(f"{path}: missing key {name!r}")
         if own[key].shape != value.shape:
-            raise ValueError(f"{path}: {name!r} must have shape {tuple(value.shape)}, got {tuple(own[key].shape)}")
+            raise ValueError(f"{path}: {name!r}: expected shape {tuple(value.shape)}, got {tuple(own[key].shape)}")
         check_dtype(own[key], value, name, path)
         check_finite(own[key], name, path)
     unexpected = sorted(own.keys() - expected.keys())
@@ -123,7 +123,7 @@ def load_statistics(tensors: dict[str, Tensor], path: str | Path, *, columns: in
             raise ValueError(f"{path}: missing key {key!r}")
         value = tensors.pop(key)
         if value.shape != (columns,):
-            raise ValueError(f"{path}: {key!r} must have shape ({columns},), got {tuple(value.shape)}")
+            raise ValueError(f"{path}: {key!r}: expected shape ({columns},), got {tuple(value.shape)}")
         check_dtype(value, torch.empty(0), key, path)
         check_finite(value, key, path)
         values.append(value.float().numpy())
@@ -144,23 +144,23 @@ def check_dtype(value: Tensor, target: Tensor, key: str, source: str | Path) -> 
     if value.dtype not in expected:
         listed = " or ".join(str(dtype).removeprefix("torch.") for dtype in expected)
         got = str(value.dtype).removeprefix("torch.")
-        raise ValueError(f"{source}: {key!r} must be {listed}, got {got}")
+        raise ValueError(f"{source}: {key!r}: expected {listed}, got {got}")
 
 
 def check_finite(value: Tensor, key: str, source: str | Path) -> None:
     """Raise ``ValueError`` that names ``key`` if a number is not finite (or absent: a tensor without data)."""
     if value.is_meta:
-        raise ValueError(f"{source}: {key!r} has no data: it is on the meta device")
+        raise ValueError(f"{source}: {key!r}: expected numbers, got a tensor without data, on the meta device")
     if value.is_floating_point() and not torch.isfinite(value).all():
         place = [int(index) for index in (~torch.isfinite(value)).nonzero()[0]]
-        raise ValueError(f"{source}: {key!r} is not finite at {place}")
+        raise ValueError(f"{source}: {key!r}: expected finite numbers, got another at {place}")
 
 
 def require_setting(config: Mapping[str, Any], key: str, supported: Any, default: Any) -> None:
     """Raises ``ValueError`` unless ``config[key]`` (``default`` if absent) is the one value that is implemented."""
     value = config.get(key, default)
     if value != supported:
-        raise ValueError(f"config: {key} must be {supported!r}, got {value!r}")
+        raise ValueError(f"config: {key}: expected {supported!r}, got {value!r}")
 
 
 def setting(config: Mapping[str, Any], key: str) -> Any:
@@ -216,7 +216,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     loaded = load_tensors(path)
     state = loaded.get("state_dict", loaded)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: expected a state dict, or a checkpoint with one under 'state_dict'")
+        raise ValueError(f"{path}: expected a state dict, or a checkpoint with one under 'state_dict', got neither")
     if foreign := [key for key in state if not isinstance(key, str)]:
         raise ValueError(f"{path}: expected names as keys, got {foreign[0]!r}")
     config = plain(loaded.get("hyper_parameters", {})) if "state_dict" in loaded else {}
@@ -233,13 +233,13 @@ def load_tensors(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         if named is None:
-            raise ValueError(f"{path}: not a checkpoint of torch.save: {first_line(error)}") from error
+            raise ValueError(f"{path}: expected a checkpoint of torch.save: {first_line(error)}") from error
         raise ValueError(
-            f"{path}: holds an object of {named.group(1)}, which is not loaded because it could run code; if you trust "
+            f"{path}: expected tensors alone, got an object of {named.group(1)}, which could run code; if you trust "
             "the file, save its weights alone: torch.save({'state_dict': checkpoint['state_dict']}, new_file)"
         ) from error
     except Exception as error:  # of broken bytes the unpickler raises whatever it stumbles over
-        raise ValueError(f"{path}: not a checkpoint of torch.save: {first_line(error)}") from error
+        raise ValueError(f"{path}: expected a checkpoint of torch.save: {first_line(error)}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path}: expected a mapping, got {type(loaded).__name__}")
     return loaded

@@ -46,7 +46,7 @@ class ConfigError(ValueError):
 
 def _require(ok: bool, name: str, expected: str, got: object) -> None:
     if not ok:
-        raise ConfigError(name, f"must be {expected}, got {got!r}")
+        raise ConfigError(name, f"expected {expected}, got {got!r}")
 
 
 def _as_float(value: Any) -> float:
@@ -77,7 +77,7 @@ def check_integer(value: Any, name: str, *, low: int | None = None, high: int | 
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {value!r}") from None
     if (low is not None and number < low) or (high is not None and number > high):
-        raise ValueError(f"{name}: must be in [{low}, {high}], got {number}")
+        raise ValueError(f"{name}: expected a value in [{low}, {high}], got {number}")
     return number
 
 
@@ -107,8 +107,8 @@ def _coerce(kind: Any, value: Any, name: str) -> Any:
     if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
     if kind in (bool, int, str):
-        _require(isinstance(value, kind), name, f"of type {kind.__name__}", value)
-        _require(kind is bool or not isinstance(value, bool), name, f"of type {kind.__name__}", value)
+        _require(isinstance(value, kind), name, f"a value of type {kind.__name__}", value)
+        _require(kind is bool or not isinstance(value, bool), name, f"a value of type {kind.__name__}", value)
     return value
 
 
@@ -129,7 +129,7 @@ class Config:
     @classmethod
     def _build(cls: type[ConfigT], values: Any, section: str) -> ConfigT:
         if not isinstance(values, dict):
-            raise ConfigError(section, f"must be a mapping, got {type(values).__name__}")
+            raise ConfigError(section, f"expected a mapping, got {type(values).__name__}")
         for old, new in cls.RENAMED.items():
             if old in values and new in values:
                 raise ConfigError(section, f"key {new!r} is there twice, once by its earlier name {old!r}")
@@ -205,10 +205,11 @@ def _read_yaml(path: Path) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-        told = " ".join(part for part in (error.context, error.problem) if part)
-        raise ValueError(f"{path}: {place}not valid YAML: {told}") from error
+        raise ValueError(
+            f"{path}: {place}expected valid YAML: {' '.join(filter(None, (error.context, error.problem)))}"
+        ) from error
     except Exception as error:  # a tag on text that does not fit it raises whatever its constructor stumbles over
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
+        raise ValueError(f"{path}: expected valid YAML: {error}") from error
 
 
 @functools.cache
@@ -246,7 +247,7 @@ def _yaml_loader() -> Any:
 def check_sizes(config: Any, names: Iterable[str]) -> None:
     """Validate sizes of a network."""
     for name in names:
-        _require(1 <= getattr(config, name) <= MAX_SIZE, name, f"in [1, {MAX_SIZE}]", getattr(config, name))
+        _require(1 <= getattr(config, name) <= MAX_SIZE, name, f"a value in [1, {MAX_SIZE}]", getattr(config, name))
 
 
 def check_moe(config: Any) -> None:
@@ -254,19 +255,19 @@ def check_moe(config: Any) -> None:
     _require(
         0.0 < config.capacity <= config.num_experts,
         "capacity",
-        f"in (0, num_experts={config.num_experts}]",
+        f"a value in (0, num_experts={config.num_experts}]",
         config.capacity,
     )
     _require(config.fusion in FUSIONS, "fusion", f"one of {FUSIONS}", config.fusion)
-    _require(0.0 <= config.alpha <= 1.0, "alpha", "in [0, 1]", config.alpha)
+    _require(0.0 <= config.alpha <= 1.0, "alpha", "a value in [0, 1]", config.alpha)
     _require(config.num_shared_experts >= 0, "num_shared_experts", ">= 0", config.num_shared_experts)
     _require(config.bias_rate >= 0.0, "bias_rate", ">= 0", config.bias_rate)
-    _require(-1.0 < config.bias_init < 0.0, "bias_init", "strictly inside (-1, 0)", config.bias_init)
+    _require(-1.0 < config.bias_init < 0.0, "bias_init", "a value strictly inside (-1, 0)", config.bias_init)
     for name, known in (("routing", ROUTINGS), ("pool", POOLS), ("unit", UNITS)):
         _require(getattr(config, name) in known, name, f"one of {known}", getattr(config, name))
     if config.routing == "token_choice":
         fits = config.top_k is not None and 1 <= config.top_k <= config.num_experts
-        bound = f"in [1, num_experts={config.num_experts}] for routing='token_choice'"
+        bound = f"a value in [1, num_experts={config.num_experts}] for routing='token_choice'"
         _require(fits, "top_k", bound, config.top_k)
     else:
         _require(config.top_k is None, "top_k", f"None for routing={config.routing!r}", config.top_k)

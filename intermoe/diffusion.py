@@ -48,13 +48,13 @@ class DiffusionConfig(Config):
 
     def __post_init__(self) -> None:
         _require(self.latent_scale > 0.0, "latent_scale", "> 0", self.latent_scale)
-        _require(0.0 <= self.guidance_until <= 1.0, "guidance_until", "in [0, 1]", self.guidance_until)
+        _require(0.0 <= self.guidance_until <= 1.0, "guidance_until", "a value in [0, 1]", self.guidance_until)
         _require(self.timestep_shift > 0.0, "timestep_shift", "> 0", self.timestep_shift)
         _require(self.snr_gamma >= 0.0, "snr_gamma", ">= 0", self.snr_gamma)
         _require(self.loss_std_floor >= 0.0, "loss_std_floor", ">= 0", self.loss_std_floor)
         _require(self.num_train_timesteps >= 1, "num_train_timesteps", ">= 1", self.num_train_timesteps)
-        _require(0.0 < self.max_beta < 1.0, "max_beta", "in (0, 1)", self.max_beta)
-        _require(0.0 <= self.condition_dropout <= 1.0, "condition_dropout", "in [0, 1]", self.condition_dropout)
+        _require(0.0 < self.max_beta < 1.0, "max_beta", "a value in (0, 1)", self.max_beta)
+        _require(0.0 <= self.condition_dropout <= 1.0, "condition_dropout", "a value in [0, 1]", self.condition_dropout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +112,9 @@ class Sampler:
     def __post_init__(self) -> None:
         high = self.diffusion.num_train_timesteps
         if not 1 <= self.num_inference_steps <= high:
-            raise ValueError(f"num_inference_steps: must be in [1, {high}], got {self.num_inference_steps}")
+            raise ValueError(f"num_inference_steps: expected a value in [1, {high}], got {self.num_inference_steps}")
         if not 1 <= self.guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale: must be >= 1 and finite, got {self.guidance_scale}")
+            raise ValueError(f"guidance_scale: expected >= 1 and finite, got {self.guidance_scale}")
 
     @cached_property
     def solver(self) -> SchedulerMixin:
@@ -148,7 +148,7 @@ def build_scheduler(name: str, config: DiffusionConfig) -> SchedulerMixin:
         ValueError: unknown name. ModuleNotFoundError: diffusers is not installed; says how to install it.
     """
     if name not in SCHEDULERS:
-        raise ValueError(f"scheduler: must be one of {SCHEDULERS}, got {name!r}")
+        raise ValueError(f"scheduler: expected one of {SCHEDULERS}, got {name!r}")
     try:
         import diffusers
     except ModuleNotFoundError as error:

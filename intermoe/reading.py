@@ -60,7 +60,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+        raise ValueError(f"{path}: expected valid JSON: {error}") from error
 
 
 def read_npy(path: str | Path) -> npt.NDArray[Any]:
@@ -75,7 +75,7 @@ def read_npy(path: str | Path) -> npt.NDArray[Any]:
             _check_npy(file, path.stat().st_size)
             values: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
         except Exception as error:  # of broken bytes numpy's parser raises whatever it stumbles over
-            raise ValueError(f"{path}: not a readable array of numbers: {first_line(error)}") from error
+            raise ValueError(f"{path}: expected a readable array of numbers: {first_line(error)}") from error
     return values
 
 
@@ -90,7 +90,9 @@ def read_npz(path: str | Path, *names: str) -> list[npt.NDArray[Any]]:
             with np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
                 return [arrays[name] for name in names]
         except Exception as error:  # so do the parsers of archives
-            raise ValueError(f"{path}: not a readable archive of the arrays {names}: {first_line(error)}") from error
+            raise ValueError(
+                f"{path}: expected a readable archive of the arrays {names}: {first_line(error)}"
+            ) from error
 
 
 def read_archive(path: str | Path) -> dict[str, npt.NDArray[Any]]:

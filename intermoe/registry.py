@@ -43,7 +43,7 @@ class Registry(Generic[T]):
     def add(self, name: str, place: str) -> None:
         """List one more. Raises ``ValueError`` if the name is taken."""
         if name in self:
-            raise ValueError(f"{self.argument}: {name!r} is taken by {self._places[name]}")
+            raise ValueError(f"{self.argument}: expected a free name, got {name!r}, taken by {self._places[name]}")
         self._places[name] = place
 
 

@@ -46,34 +46,34 @@ def test_yaml_and_integers_for_floats(tmp_path) -> None:
     [
         (PipelineConfig, {"fbs": 30}, "config: unknown key 'fbs'"),
         (PipelineConfig, {"denoiser": {"dims": 1}}, r"config.denoiser: unknown key 'dims'"),
-        (PipelineConfig, {"denoiser": 3}, "config.denoiser: must be a mapping, got int"),
+        (PipelineConfig, {"denoiser": 3}, "config.denoiser: expected a mapping, got int"),
         (
             PipelineConfig,
             {"min_frames": 400},
-            r"min_frames: must be in \[4, max_frames=300\], got 400 \(max_frames: the default\)",
+            r"min_frames: expected a value in \[4, max_frames=300\], got 400 \(max_frames: the default\)",
         ),
-        (PipelineConfig, {"text": {"output_dim": 5}}, "text.output_dim: must be denoiser.text_dim=768, got 5"),
-        (DenoiserConfig, {"dim": "768"}, "config.dim: must be of type int, got '768'"),
-        (DenoiserConfig, {"dim": True}, "config.dim: must be of type int"),
-        (DenoiserConfig, {"dim": 10}, "dim: must be a multiple of num_heads=8, got 10"),
-        (DenoiserConfig, {"dim": 3, "num_heads": 3}, "dim: must be even"),
+        (PipelineConfig, {"text": {"output_dim": 5}}, "text.output_dim: expected denoiser.text_dim=768, got 5"),
+        (DenoiserConfig, {"dim": "768"}, "config.dim: expected a value of type int, got '768'"),
+        (DenoiserConfig, {"dim": True}, "config.dim: expected a value of type int"),
+        (DenoiserConfig, {"dim": 10}, "dim: expected a multiple of num_heads=8, got 10"),
+        (DenoiserConfig, {"dim": 3, "num_heads": 3}, "dim: expected an even number"),
         (
             DenoiserConfig,
             {"capacity": 9},
-            r"capacity: must be in \(0, num_experts=8\], got 9.0 \(num_experts: the default\)",
+            r"capacity: expected a value in \(0, num_experts=8\], got 9.0 \(num_experts: the default\)",
         ),
-        (DenoiserConfig, {"fusion": "max"}, "fusion: must be one of"),
-        (VAEConfig, {"representation": "kit"}, "representation: must be one of"),
-        (VAEConfig, {"kernel_size": 2}, "kernel_size: must be odd"),
-        (TextConfig, {"kind": "bert"}, "kind: must be one of"),
-        (TextConfig, {"kind": "huggingface"}, "name_or_path: must be a model name or folder, got None"),
+        (DenoiserConfig, {"fusion": "max"}, "fusion: expected one of"),
+        (VAEConfig, {"representation": "kit"}, "representation: expected one of"),
+        (VAEConfig, {"kernel_size": 2}, "kernel_size: expected an odd number"),
+        (TextConfig, {"kind": "bert"}, "kind: expected one of"),
+        (TextConfig, {"kind": "huggingface"}, "name_or_path: expected a model name or folder, got None"),
         (DiffusionConfig, {"condition_dropout": 1.5}, "condition_dropout"),
-        (Sample, {"rates": 3}, "config.rates: must be a list, got 3"),
-        (Sample, {"rates": [1, "x"]}, r"config.rates\[1\]: must be a finite number, got 'x'"),
-        (Sample, {"rates": [True]}, r"config.rates\[0\]: must be a finite number, got True"),
-        (Sample, {"rates": [float("inf")]}, r"config.rates\[0\]: must be a finite number, got inf"),
-        (Sample, {"rates": [10**400]}, r"config.rates\[0\]: must be a finite number, got 10"),
-        (Sample, [], "config: must be a mapping, got list"),
+        (Sample, {"rates": 3}, "config.rates: expected a list, got 3"),
+        (Sample, {"rates": [1, "x"]}, r"config.rates\[1\]: expected a finite number, got 'x'"),
+        (Sample, {"rates": [True]}, r"config.rates\[0\]: expected a finite number, got True"),
+        (Sample, {"rates": [float("inf")]}, r"config.rates\[0\]: expected a finite number, got inf"),
+        (Sample, {"rates": [10**400]}, r"config.rates\[0\]: expected a finite number, got 10"),
+        (Sample, [], "config: expected a mapping, got list"),
     ],
 )
 def test_bad_values_are_named(kind, values, message) -> None:
@@ -99,30 +99,30 @@ class Whole(Config):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("part: [1\n", r"line 2, column 1: not valid YAML: while parsing a flow sequence expected ',' or ']'"),
+        ("part: [1\n", r"line 2, column 1: expected valid YAML: while parsing a flow sequence expected ',' or ']'"),
         (
             "\tname: x\n",
-            "line 1, column 1: not valid YAML: while scanning for the next token found character '.t'",
+            "line 1, column 1: expected valid YAML: while scanning for the next token found character '.t'",
         ),
-        ("name: !!python/name:os.system\n", "line 1, column 7: not valid YAML: could not determine a constructor"),
-        ("name: !!bool perhaps\n", "not valid YAML"),
-        ("name: 1\npart: {}\nname: 2\n", "line 3, column 1: not valid YAML: key 'name' is there twice"),
-        ("part: {count: 1, count: 2}\n", "line 1, column 18: not valid YAML: key 'count' is there twice"),
-        ("? [1, 2]\n: x\n", "line 1, column 3: not valid YAML: while constructing a mapping found unhashable key"),
+        ("name: !!python/name:os.system\n", "line 1, column 7: expected valid YAML: could not determine a constructor"),
+        ("name: !!bool perhaps\n", "expected valid YAML"),
+        ("name: 1\npart: {}\nname: 2\n", "line 3, column 1: expected valid YAML: key 'name' is there twice"),
+        ("part: {count: 1, count: 2}\n", "line 1, column 18: expected valid YAML: key 'count' is there twice"),
+        ("? [1, 2]\n: x\n", "line 1, column 3: expected valid YAML: while constructing a mapping found unhashable key"),
         (
             "a: 1\n---\nb: 1\n",
-            "line 2, column 1: not valid YAML: expected a single document in the stream but found another",
+            "line 2, column 1: expected valid YAML: expected a single document in the stream but found another",
         ),
-        ("part: {count: 010}\n", "part.count: must be of type int, got '010'"),
-        ("part: {count: 1:30}\n", "part.count: must be of type int, got '1:30'"),
-        ("part: {count: 1e3}\n", "part.count: must be of type int, got '1e3'"),
-        ("part: {strict: yes}\n", "part.strict: must be of type bool, got 'yes'"),
-        ("part: {rates: [1:30.5]}\n", r"part.rates\[0\]: must be a finite number, got '1:30.5'"),
-        ("part: {rates: [.inf]}\n", r"part.rates\[0\]: must be a finite number, got '.inf'"),
-        ("part: {rates: &a [*a]}\n", r"part.rates\[0\]: must be a finite number"),
+        ("part: {count: 010}\n", "part.count: expected a value of type int, got '010'"),
+        ("part: {count: 1:30}\n", "part.count: expected a value of type int, got '1:30'"),
+        ("part: {count: 1e3}\n", "part.count: expected a value of type int, got '1e3'"),
+        ("part: {strict: yes}\n", "part.strict: expected a value of type bool, got 'yes'"),
+        ("part: {rates: [1:30.5]}\n", r"part.rates\[0\]: expected a finite number, got '1:30.5'"),
+        ("part: {rates: [.inf]}\n", r"part.rates\[0\]: expected a finite number, got '.inf'"),
+        ("part: {rates: &a [*a]}\n", r"part.rates\[0\]: expected a finite number"),
         ("part: {counts: 1}\n", "part: unknown key 'counts', expected any of"),
         ("parts: {}\n", "unknown key 'parts', expected any of"),
-        ("", "must be a mapping, got NoneType"),
+        ("", "expected a mapping, got NoneType"),
     ],
 )
 def test_a_slip_in_yaml_is_told_by_file_place_and_value(text, message, tmp_path) -> None:
@@ -150,15 +150,15 @@ def test_yaml_values_are_what_they_look_like(tmp_path) -> None:
 def test_a_bound_is_told_with_its_value_and_whether_it_is_a_default(tmp_path) -> None:
     path = tmp_path / "train.yaml"
     for written, message in (
-        ("{steps: 20}", r"in \[0, steps=20\), got 200 \(warmup_steps: the default\)"),
-        ("{warmup_steps: 20000}", r"in \[0, steps=10000\), got 20000 \(steps: the default\)"),
-        ("{steps: 20, warmup_steps: 20}", r"in \[0, steps=20\), got 20$"),
+        ("{steps: 20}", r"a value in \[0, steps=20\), got 200 \(warmup_steps: the default\)"),
+        ("{warmup_steps: 20000}", r"a value in \[0, steps=10000\), got 20000 \(steps: the default\)"),
+        ("{steps: 20, warmup_steps: 20}", r"a value in \[0, steps=20\), got 20$"),
     ):
         path.write_text(f"optim: {written}\n")
-        with pytest.raises(ValueError, match=rf"train\.yaml: optim\.warmup_steps: must be {message}"):
+        with pytest.raises(ValueError, match=rf"train\.yaml: optim\.warmup_steps: expected {message}"):
             VAETrainConfig.load(path)
     path.write_text("window: 64\ndata: {max_frames: 60}\n")
-    with pytest.raises(ValueError, match=r"train\.yaml: window: must be a multiple of 4 .*max_frames=60\], got 64$"):
+    with pytest.raises(ValueError, match=r"train\.yaml: window: expected a multiple of 4 .*max_frames=60\], got 64$"):
         VAETrainConfig.load(path)
 
 
@@ -196,7 +196,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert [type(value) for value in (*loaded.rates, loaded.count)] == [float, float, int]
     assert Sample(rates=(np.float32(0.5),), count=np.int64(3)).to_dict() == Sample(rates=(0.5,), count=3).to_dict()
     for bad in ({"rates": [np.float64("nan")]}, {"rates": [np.float32("inf")]}, {"count": np.float32(3)}):
-        with pytest.raises(ValueError, match=r"must be (a finite number|of type int), got"):
+        with pytest.raises(ValueError, match=r"expected (a finite number|a value of type int), got"):
             Sample.from_dict(bad)
 
 
@@ -207,5 +207,5 @@ def test_integers_of_any_kind(value) -> None:
     for bad in (3.0, np.float32(3), "3", None):
         with pytest.raises(TypeError, match="seed: expected an integer, got"):
             check_integer(bad, "seed")
-    with pytest.raises(ValueError, match=r"seed: must be in \[4, None\], got"):
+    with pytest.raises(ValueError, match=r"seed: expected a value in \[4, None\], got"):
         check_integer(value, "seed", low=4)

@@ -253,10 +253,10 @@ def test_the_generator_decides_the_loss(reference) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_inference_steps": 0}, r"num_inference_steps: must be in \[1, 1000\], got 0"),
+        ({"num_inference_steps": 0}, r"num_inference_steps: expected a value in \[1, 1000\], got 0"),
         ({"num_inference_steps": 1001}, "num_inference_steps"),
-        ({"guidance_scale": 0.5}, "guidance_scale: must be >= 1 and finite, got 0.5"),
-        ({"scheduler": "euler"}, r"scheduler: must be one of .*'euler'"),
+        ({"guidance_scale": 0.5}, "guidance_scale: expected >= 1 and finite, got 0.5"),
+        ({"scheduler": "euler"}, r"scheduler: expected one of .*'euler'"),
         ({"generators": seeds(1)}, "generators: expected one for each of the 2 samples"),
     ],
 )
@@ -268,7 +268,7 @@ def test_bad_sampling_is_named(changes, message) -> None:
 
 
 def test_unknown_scheduler_is_named() -> None:
-    with pytest.raises(ValueError, match=r"scheduler: must be one of .*'euler'"):
+    with pytest.raises(ValueError, match=r"scheduler: expected one of .*'euler'"):
         build_scheduler("euler", CONFIG)
 
 

@@ -165,7 +165,7 @@ def test_shifted_timesteps_by_the_formula(shift: float, share: float) -> None:
 def test_values_out_of_range_are_refused(name: str, low: Any, high: Any) -> None:
     for value in (low, high):
         if value is not None:
-            with pytest.raises(ValueError, match=f"{name}: must be"):
+            with pytest.raises(ValueError, match=f"{name}: expected"):
                 DiffusionConfig(**{name: value})
 
 

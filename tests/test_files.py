@@ -319,8 +319,8 @@ def test_sealed_files_are_as_they_were_written(tmp_path: Path) -> None:
     for broken, told in (
         (whole.replace("2.5", "2.6"), "not as it was written"),
         (whole.replace('"a"', '"c"'), "not as it was written"),
-        (whole[:-5], "not valid JSON"),
-        ("", "not valid JSON"),
+        (whole[:-5], "expected valid JSON"),
+        ("", "expected valid JSON"),
         ("[]", "expected a mapping, got list"),
     ):
         path.write_text(broken)

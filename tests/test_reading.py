@@ -50,11 +50,11 @@ def test_what_is_no_text_is_refused_by_file_and_line(content: bytes, message: st
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[", "not valid JSON: Expecting value"),
-        ('{"a": {"b": 1, "c": 2, "b": 3}}', "not valid JSON: key 'b' is there twice"),
-        ("[" * 100_000, "not valid JSON: maximum recursion depth"),
-        ("", "not valid JSON"),
-        ("9" * 5000, "not valid JSON: Exceeds the limit"),
+        ("[", "expected valid JSON: Expecting value"),
+        ('{"a": {"b": 1, "c": 2, "b": 3}}', "expected valid JSON: key 'b' is there twice"),
+        ("[" * 100_000, "expected valid JSON: maximum recursion depth"),
+        ("", "expected valid JSON"),
+        ("9" * 5000, "expected valid JSON: Exceeds the limit"),
     ],
 )
 def test_malformed_json_is_refused_by_file(content: str, message: str, tmp_path: Path) -> None:

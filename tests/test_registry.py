@@ -33,7 +33,7 @@ def test_unknown_and_taken_names_are_told() -> None:
     numbers: Registry[float] = Registry("number", {"pi": "math:pi", "tau": "math:tau"})
     with pytest.raises(ValueError, match="number: expected one of pi, tau, got 'e'"):
         numbers["e"]
-    with pytest.raises(ValueError, match="number: 'pi' is taken by math:pi"):
+    with pytest.raises(ValueError, match="number: expected a free name, got 'pi', taken by math:pi"):
         numbers.add("pi", "math:tau")
 
 

@@ -1,4 +1,4 @@
-"""A data set, a metric and a format of somebody else's: a file each (``toys/``), and a line each, below."""
+"""A data set, a system, a metric and a format of somebody else's: a file each (``toys/``), and a line each, below."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from intermoe.data import DATA_SETS, MotionDataset
 from intermoe.eval.kinematics import KinematicReport
 from intermoe.metrics import METRICS, Clip, measure
 from intermoe.motion.representation import REPRESENTATIONS
+from intermoe.pipeline import SYSTEMS, MotionPipeline
 from intermoe.registry import Registry
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
@@ -23,7 +24,7 @@ from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test adds goes with it."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "toys"))
-    registries: tuple[Registry[object], ...] = (REPRESENTATIONS, DATA_SETS, METRICS, export.FORMATS)
+    registries: tuple[Registry[object], ...] = (REPRESENTATIONS, DATA_SETS, SYSTEMS, METRICS, export.FORMATS)
     for registry in registries:
         monkeypatch.setattr(registry, "_places", dict(registry._places))
         monkeypatch.setattr(registry, "_found", dict(registry._found))
@@ -46,6 +47,22 @@ def test_a_data_set(tmp_path: Path) -> None:
     latents = vae.encode(motion).mode()
     assert latents.shape == (1, 2, 2, 4)  # 8 frames in units of 4, 2 parts
     assert vae.decode(latents).shape == motion.shape
+
+
+def test_a_system(tmp_path: Path) -> None:
+    SYSTEMS.add("toy", "toy_system:ToyPipeline")
+    kind = SYSTEMS["toy"]
+    kind(kind.config_type(), speed=0.25).save_pretrained(tmp_path / "model")  # type: ignore[call-arg]
+    pipeline = MotionPipeline.from_pretrained(tmp_path / "model")
+    assert isinstance(pipeline, kind)
+    result = pipeline(["they rise", "they go up"], num_frames=20, seed=3)
+    assert result.joints.shape == (2, 2, 20, 22, 3)
+    assert result.joints[1, 1, 8, 5].tolist() == [1.0, 2.0, 0.0]
+    command = ["generate", "they rise", "--model", str(tmp_path / "model"), "--frames", "20", "--format", "npz"]
+    written = CliRunner().invoke(cli.app, [*command, "--device", "cpu", "--out", str(tmp_path / "out")])
+    assert written.exit_code == 0, written.output
+    (path,) = (tmp_path / "out").glob("*.npz")
+    np.testing.assert_array_equal(np.load(path)["joints"], result.joints[0])
 
 
 def test_a_metric() -> None:

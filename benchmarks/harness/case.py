@@ -38,7 +38,7 @@ class Scope:
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
-            raise ValueError(f"level: must be one of {LEVELS}, got {self.level!r}")
+            raise ValueError(f"level: expected one of {LEVELS}, got {self.level!r}")
 
     @property
     def quick(self) -> bool:

@@ -41,7 +41,7 @@ def roofline(report: Report, path: str | Path) -> None:
     check()
     drawn = points(report)
     if not drawn:
-        raise ValueError("report: nothing to draw, the roofline shows the step 'moe'")
+        raise ValueError("report: expected rows of the step 'moe' to draw, got none")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

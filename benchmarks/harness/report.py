@@ -110,7 +110,7 @@ class Report(Config):
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
-            raise ValueError(f"schema: this version reads {SCHEMA}, got {self.schema}")
+            raise ValueError(f"schema: expected {SCHEMA}, got {self.schema}")
 
     def save(self, folder: str | Path) -> Path:
         """Write ``<folder>/<device>/<date>.json`` and the table beside it. Returns the JSON file."""
@@ -230,7 +230,7 @@ def compare(old: Report, new: Report) -> list[Change]:
     before = {row.key: row for row in old.rows}
     shared = [(before[row.key], row) for row in new.rows if row.key in before]
     if not shared:
-        raise ValueError("--compare: the two runs have no case in common")
+        raise ValueError("--compare: expected two runs with a case in common, got none")
     both_cpu = old.machine.kind == new.machine.kind == "cpu"
     changes = []
     for past, row in shared:

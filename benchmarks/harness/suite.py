@@ -36,11 +36,13 @@ def cases(scope: Scope, steps: Iterable[str] = STEPS, match: Iterable[str] = ())
     found: list[Case] = []
     for step in steps:
         if step not in STEPS:
-            raise ValueError(f"--only: must be one of {', '.join(STEPS)}, got {step!r}")
+            raise ValueError(f"--only: expected one of {', '.join(STEPS)}, got {step!r}")
         found += importlib.import_module(f"intermoe.benchmarks.bench_{step}").cases(scope)
     found = [case for case in found if all(text in case.name for text in match)]
     if not found:
-        raise ValueError(f"--match: no case of this run holds {' and '.join(map(repr, match)) or 'it'}")
+        raise ValueError(
+            f"--match: expected text of a case of this run, got {' and '.join(map(repr, match)) or 'none'}"
+        )
     return found
 
 

@@ -37,7 +37,7 @@ def bench(
     """Throughput of every step beside its baselines; nothing that computes wrongly is timed."""
     with reported():
         if full and quick:
-            raise ValueError("--quick: cannot be combined with --full")
+            raise ValueError("--quick: expected without --full, got both")
         if compare is not None:
             _compare(*compare)
             return

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
@@ -85,14 +85,14 @@ def check_sampling(
     A ``scene`` has more windows than are known beforehand, each with a seed of its own.
     """
     if steps is not None and steps < 1:
-        raise ValueError(f"--steps: must be >= 1, got {steps}")
+        raise ValueError(f"--steps: expected >= 1, got {steps}")
     if guidance is not None and not 1 <= guidance < math.inf:
-        raise ValueError(f"--guidance: must be >= 1 and finite, got {guidance}")
+        raise ValueError(f"--guidance: expected >= 1 and finite, got {guidance}")
     if not 0 <= seed <= 2**63 - seeds:
         end = "2**63)" if seeds == 1 else f"2**63 - {seeds}] for {seeds} prompts"
-        raise ValueError(f"--seed: must be in [0, {end}, got {seed}")
+        raise ValueError(f"--seed: expected a value in [0, {end}, got {seed}")
     if scene and seed > 2**62:
-        raise ValueError(f"--seed: must be in [0, 2**62] for a scene, got {seed}")
+        raise ValueError(f"--seed: expected a value in [0, 2**62] for a scene, got {seed}")
 
 
 def check_folder(folder: Path) -> None:
@@ -119,7 +119,8 @@ def check_new_file(path: Path) -> None:
 
 def check_drawing(formats: Iterable[str]) -> None:
     """Raise if a package is missing that files of one of ``formats`` (suffixes without the dot) need."""
-    needed = {"png": ("PIL",), "gif": ("PIL",), "mp4": ("PIL", "imageio_ffmpeg")}
+    moving = ("matplotlib", "PIL")
+    needed = {"png": ("matplotlib",), "svg": ("matplotlib",), "gif": moving, "mp4": (*moving, "imageio_ffmpeg")}
     for chosen in formats:
         for module in needed.get(chosen, ()):
             if importlib.util.find_spec(module) is None:
@@ -169,15 +170,18 @@ def load_pipeline(
     config = model_config(model)
     if frames is not None and not config.min_frames <= frames <= config.max_frames:
         raise ValueError(
-            f"--frames: must be in [{config.min_frames}, {config.max_frames}] for model {model!r}, got {frames}"
+            f"--frames: expected a value in [{config.min_frames}, {config.max_frames}] for model {model!r}, "
+            f"got {frames}"
         )
     if steps is not None and steps < config.min_steps:
-        raise ValueError(f"--steps: must be >= {config.min_steps} for model {model!r}, got {steps}")
+        raise ValueError(f"--steps: expected >= {config.min_steps} for model {model!r}, got {steps}")
     if steps is not None and config.max_steps is not None and steps > config.max_steps:
-        raise ValueError(f"--steps: must be in [1, {config.max_steps}], the schedule of model {model!r}, got {steps}")
+        raise ValueError(
+            f"--steps: expected a value in [1, {config.max_steps}], the schedule of model {model!r}, got {steps}"
+        )
     schedulers = SYSTEMS[config.system].schedulers
     if scheduler is not None and scheduler not in schedulers:
-        raise ValueError(f"--scheduler: must be one of {', '.join(schedulers)}, got {scheduler!r}")
+        raise ValueError(f"--scheduler: expected one of {', '.join(schedulers)}, got {scheduler!r}")
     place = usable_device(device)
     backends.resolve(place, torch.float32)  # refuses what is forced and cannot serve
     return MotionPipeline.from_pretrained(model, device=place)
@@ -190,6 +194,21 @@ def own_sampling(pipeline: MotionPipeline, steps: int | None, guidance: float | 
         config.default_steps if steps is None else steps,
         config.default_guidance if guidance is None else guidance,
     )
+
+
+def open_model(
+    model: str, device: str, out: Path, sampling: tuple[int | None, float | None], seed: int, frames: int | None = None
+) -> tuple[MotionPipeline, dict[str, Any]]:
+    """The pipeline that an evaluation is of, and its steps and guidance, by default its own, as options of a sampler.
+
+    What can be refused, the file ``out`` for the numbers included, is refused before the weights are read.
+    """
+    steps, guidance = sampling
+    check_sampling(steps, guidance, seed)
+    check_new_file(out)
+    pipeline = load_pipeline(model, device, frames=frames, steps=steps)
+    own_steps, own_guidance = own_sampling(pipeline, steps, guidance)
+    return pipeline, {"num_inference_steps": own_steps, "guidance_scale": own_guidance}
 
 
 def usable_device(name: str) -> torch.device:
@@ -207,9 +226,9 @@ def usable_device(name: str) -> torch.device:
         place = torch.device(name)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, ModuleNotFoundError) as error:
-        raise ValueError(f"--device: cannot use {name!r}: {error}") from error
+        raise ValueError(f"--device: expected a device of this machine, got {name!r}: {error}") from error
     if place.type == "meta":
-        raise ValueError("--device: cannot use 'meta': it holds no numbers")
+        raise ValueError("--device: expected a device that holds numbers, got 'meta'")
     return place
 
 

@@ -57,7 +57,9 @@ def convert(
         found = layout_of(checkpoint)
         for name, value in dataclasses.asdict(files).items():
             if value is not None and name not in found.uses:
-                raise ValueError(f"--{name}: {checkpoint} has no use for it, it holds {found.title}")
+                raise ValueError(
+                    f"--{name}: expected a checkpoint that has a use for it, got {found.title} in {checkpoint}"
+                )
         made = found.read(checkpoint, files)
         out.mkdir(parents=True, exist_ok=True)
         with locked(out / ".lock", f"--out: another process is writing to {out}"):

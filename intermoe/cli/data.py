@@ -40,7 +40,7 @@ def prepare(
     """
     with reported():
         if workers is not None and workers < 1:
-            raise ValueError(f"--workers: must be >= 1, got {workers}")
+            raise ValueError(f"--workers: expected >= 1, got {workers}")
         check_folder(out.parent)
         from intermoe.data import DATA_SETS
         from intermoe.data import prepare as prepare_cache
@@ -64,7 +64,7 @@ def prepare(
             typer.echo(f"{out} is up to date", err=True)
         broken = sum(report.count for report in cache.reports.values())
         if strict and broken:
-            raise ValueError(f"{root}: {broken} items cannot be used (--strict)")
+            raise ValueError(f"{root}: expected usable items alone (--strict), got {broken} items that cannot be used")
     typer.echo(out)
 
 

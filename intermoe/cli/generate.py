@@ -100,10 +100,10 @@ def generate(
         segments = _segments(timeline or [])
         if segments and (prompts or prompts_file or frames or control or react_to or persons):
             others = "prompt, --prompts, --frames, --persons, --control or --react-to"
-            raise ValueError(f"--timeline: expected no {others} beside it")
+            raise ValueError(f"--timeline: expected no {others} beside it, got one")
         if listed and (segments or grid):
             reason = "with --resume" if resume else "in several processes"
-            raise ValueError(f"--timeline, --grid: expected neither {reason}")
+            raise ValueError(f"--timeline, --grid: expected neither {reason}, got one")
         chosen = [prompt for prompt, _ in segments] or _collect_prompts(prompts or [], prompts_file)
         check_sampling(steps, guidance, seed, seeds=len(chosen), scene=bool(segments))
         check_folder(out)
@@ -245,7 +245,7 @@ def _collect_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     if not chosen:
         raise ValueError("prompts: expected at least one, as an argument or in the file of --prompts, got none")
     if not all(prompt.strip() for prompt in chosen):
-        raise ValueError("prompts: a prompt must not be empty")
+        raise ValueError("prompts: expected words in every prompt, got an empty one")
     return check_prompts(chosen)
 
 

@@ -86,4 +86,6 @@ class PromptList:
             if before.get(key) != value
         ]
         if changed:
-            raise ValueError(f"--out: {self.folder} holds motion of other settings: {', '.join(changed)}")
+            raise ValueError(
+                f"--out: expected motion of the same settings in {self.folder}, got others: {', '.join(changed)}"
+            )

@@ -63,11 +63,11 @@ def routing(
     formats = list(dict.fromkeys(format or [Format.png, Format.svg, Format.npz]))
     with reported():
         if (data is None) != (item is None):
-            raise ValueError("--item: --data and --item belong together, got only one of them")
+            raise ValueError("--item: expected --data and --item together, got only one of them")
         if item is None and not prompt.strip():
             raise ValueError("prompt: expected a description, or --data and --item, got neither")
         if not 0 <= level < 1:
-            raise ValueError(f"--level: must be in [0, 1), got {level}")
+            raise ValueError(f"--level: expected a value in [0, 1), got {level}")
         check_drawing(each.value for each in formats)
         check_sampling(steps, guidance, seed)
         check_folder(out)
@@ -103,7 +103,9 @@ def _open(data: Path, split: str, item: str) -> InterHumanDataset:
 
     dataset = InterHumanDataset(data, split, training=False)
     if item not in dataset.names:
-        raise ValueError(f"--item: {item!r} is not in split {split!r} ({', '.join(dataset.names[:10])}, ...)")
+        raise ValueError(
+            f"--item: expected one of split {split!r} ({', '.join(dataset.names[:10])}, ...), got {item!r}"
+        )
     return dataset
 
 

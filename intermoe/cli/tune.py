@@ -42,11 +42,11 @@ def tune(
         sizes = tokens or [300, 1200, 9600]
         for name, least in (("--tokens", min(sizes)), ("--dim", dim), ("--expert-dim", expert_dim)):
             if least < 1:
-                raise ValueError(f"{name}: must be >= 1, got {least}")
+                raise ValueError(f"{name}: expected >= 1, got {least}")
         if not 1 <= experts <= 64:
-            raise ValueError(f"--experts: must be in 1..64, got {experts}")
+            raise ValueError(f"--experts: expected a value in 1..64, got {experts}")
         if not 0 < capacity <= experts:
-            raise ValueError(f"--capacity: must be in (0, {experts}], got {capacity}")
+            raise ValueError(f"--capacity: expected a value in (0, {experts}], got {capacity}")
         check_folder(out.parent)
         import torch
 
@@ -63,7 +63,7 @@ def tune(
             raise ValueError(f"--tokens: expected one value for each size class, got {listed}")
         stored = torch.float32 if dtype in (Precision.tf32, Precision.float32) else getattr(torch, dtype.value)
         if reason := unusable_reason(device, stored):
-            raise ValueError(f"tune: {reason}")
+            raise ValueError(f"tune: expected a device that can be tuned for, got: {reason}")
         if stored == torch.float32:
             torch.set_float32_matmul_precision("high" if dtype is Precision.tf32 else "highest")
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ class Known:
     def __post_init__(self) -> None:
         object.__setattr__(self, "person", check_integer(self.person, "person", low=0))
         if (self.joints is None) == (self.motion is None):
-            raise ValueError("joints, motion: expected one of the two")
+            raise ValueError("joints, motion: expected one of the two, got both or neither")
         name = "motion" if self.joints is None else "joints"
         given = torch.as_tensor(getattr(self, name)).detach()
         if given.is_complex() or given.dtype is torch.bool:
@@ -89,7 +89,9 @@ class Known:
                 )
             return self.motion  # type: ignore[no-any-return]
         if representation.from_joints is None:
-            raise ValueError(f"joints: expected motion, {representation.name} does not follow from joints")
+            raise ValueError(
+                f"joints: expected motion, as {representation.name} does not follow from joints, got joints"
+            )
         count = representation.skeleton.num_joints
         if self.joints.shape[1] != count:
             raise ValueError(f"joints: expected {count} joints, got {self.joints.shape[1]}")

@@ -63,7 +63,7 @@ class Target:
         if not frames:
             raise ValueError("frames: expected at least one, got none")
         if (self.positions is None) == (self.to is None):
-            raise ValueError("positions, to: expected one of the two")
+            raise ValueError("positions, to: expected one of the two, got both or neither")
         if not 0 <= self.distance <= LARGEST:
             raise ValueError(f"distance: expected metres from 0 to {LARGEST:g}, got {self.distance}")
         if self.to is not None:

@@ -62,9 +62,9 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: no such file, but a {MOTION} beside it: {_AGAIN}")
     index = read_json(path)
     if not isinstance(index, dict) or "version" not in index:
-        raise ValueError(f"{path}: not the index of a cache: {_AGAIN}")
+        raise ValueError(f"{path}: expected the index of a cache, got another file: {_AGAIN}")
     if index["version"] != VERSION:
-        raise ValueError(f"{folder}: cache of version {index['version']}, needed is {VERSION}: {_AGAIN}")
+        raise ValueError(f"{folder}: expected a cache of version {VERSION}, got {index['version']}: {_AGAIN}")
     if index.pop("hash", None) != _hash_of(index):
         raise ValueError(f"{path}: not as it was written: {_AGAIN}")
     return index
@@ -242,7 +242,7 @@ class CachedClips:
         self._opened_with = (data_set, folder, split)
         index = read_index(folder)
         if index["kind"] != data_set.name:
-            raise ValueError(f"{folder}: a cache of {index['kind']}, expected {data_set.name}")
+            raise ValueError(f"{folder}: expected a cache of {data_set.name}, got one of {index['kind']}")
         if split not in index["splits"]:
             raise FileNotFoundError(f"{folder}: no split {split!r} in this cache, only {', '.join(index['splits'])}")
         part, clips = index["splits"][split], index["clips"]

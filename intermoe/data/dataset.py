@@ -161,13 +161,13 @@ class MotionDataset(Dataset[MotionItem]):
         min_frames = data_set.representation.min_frames if min_frames is None else min_frames
         max_frames = data_set.representation.max_frames if max_frames is None else max_frames
         if not 1 <= min_frames <= max_frames:
-            raise ValueError(f"min_frames: must be in [1, max_frames={max_frames}], got {min_frames}")
+            raise ValueError(f"min_frames: expected a value in [1, max_frames={max_frames}], got {min_frames}")
         if seed < 0:
-            raise ValueError(f"seed: must be >= 0, got {seed}")
+            raise ValueError(f"seed: expected >= 0, got {seed}")
         if mirror and data_set.mirror is None:
-            raise ValueError(f"mirror: {data_set.name} has no mirroring")
+            raise ValueError(f"mirror: expected false for {data_set.name}, which has no mirroring, got true")
         if swap_persons and not data_set.swappable:
-            raise ValueError(f"swap_persons: {data_set.name} has one person")
+            raise ValueError(f"swap_persons: expected false for {data_set.name}, which has one person, got true")
         self.data_set = data_set
         self.root = Path(root)
         self.split = split
@@ -203,7 +203,7 @@ class MotionDataset(Dataset[MotionItem]):
     def choose(self, index: int, epoch: int) -> tuple[MotionChoice, str]:
         """What ``draw`` makes the motion from, and its caption; costs next to nothing."""
         if not 0 <= index < len(self):
-            raise IndexError(f"index: must be in [0, {len(self)}), got {index}")
+            raise IndexError(f"index: expected a value in [0, {len(self)}), got {index}")
         draw_caption, draw_start, draw_mirror, draw_swap = self._numbers(epoch)[index].tolist()
         spare = self._clips.frames[self._indices[index]] - self._taken(index)
         start = int(draw_start * (spare + 1)) if self.training else 0
@@ -256,7 +256,7 @@ class MotionDataset(Dataset[MotionItem]):
     def set_epoch(self, epoch: int) -> None:
         """Choose what is drawn next; running workers see it from their next item on."""
         if epoch < 0:
-            raise ValueError(f"epoch: must be >= 0, got {epoch}")
+            raise ValueError(f"epoch: expected >= 0, got {epoch}")
         self._epoch.fill_(epoch)
 
     def _taken(self, index: int) -> int:
@@ -278,6 +278,6 @@ class MotionDataset(Dataset[MotionItem]):
         if self.report.count and (self.strict or not self.names):
             raise ValueError(told)
         if not self.names:
-            raise ValueError(f"{self.root}: split {self.split!r} names no item")
+            raise ValueError(f"{self.root}: expected items in split {self.split!r}, got none")
         if self.report.count:
             warnings.warn(told, stacklevel=4)

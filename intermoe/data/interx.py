@@ -45,7 +45,7 @@ class InterXReader:
     def __init__(self, root: Path, *, skeleton: Array | Path | None = None, source_fps: int | None = None) -> None:
         source_fps = FPS if source_fps is None else source_fps
         if source_fps < FPS or source_fps % FPS:
-            raise ValueError(f"source_fps: must be a multiple of {FPS}, got {source_fps}")
+            raise ValueError(f"source_fps: expected a multiple of {FPS}, got {source_fps}")
         self.root, self.keep_every = root, source_fps // FPS
         self.skeleton = load_skeleton(skeleton) if isinstance(skeleton, Path) else skeleton
         rest = None if self.skeleton is None else self.skeleton.tolist()
@@ -112,7 +112,7 @@ class InterXReader:
             # opened for each array: an open file can neither be pickled nor shared with a loader's workers
             file = h5py.File(path, "r")
         except Exception as error:  # of broken bytes the library raises whatever it stumbles over
-            raise ValueError(f"{path}: not a readable HDF5 file of motion: {first_line(error)}") from error
+            raise ValueError(f"{path}: expected a readable HDF5 file of motion: {first_line(error)}") from error
         with file:
             try:
                 return _read_entry(file, name, f"{name}: {path.name}")
@@ -147,16 +147,16 @@ def load_skeleton(path: Path) -> Array:
     Raises:
         ValueError: another shape, or a file without ``J_regressor`` and ``v_template``. OSError: no such file.
     """
-    expected = f"{path}: expected (55, 3) joint positions (.npy), or J_regressor and v_template (.npz)"
+    wanted = "(55, 3) joint positions (.npy), or J_regressor and v_template (.npz)"
     if path.suffix == ".npz":
         regressor, vertices = read_npz(path, "J_regressor", "v_template")
         if regressor.ndim != 2 or vertices.shape != (regressor.shape[1], 3):
-            raise ValueError(f"{expected}, got shapes {regressor.shape} and {vertices.shape}")
+            raise ValueError(f"{path}: expected {wanted}, got shapes {regressor.shape} and {vertices.shape}")
         skeleton = regressor @ vertices
     else:
         skeleton = read_npy(path)
     if skeleton.shape != (NUM_JOINTS, 3) or not np.abs(skeleton).max() < LARGEST:
-        raise ValueError(f"{expected}, in metres, got shape {skeleton.shape}")
+        raise ValueError(f"{path}: expected {wanted}, in metres, got shape {skeleton.shape}")
     return skeleton.astype(np.float32)
 
 

@@ -41,7 +41,7 @@ def compute_statistics(
             end. It belongs to one data set: whoever gives the file sees to that.
     """
     if passes < 1:
-        raise ValueError(f"passes: must be >= 1, got {passes}")
+        raise ValueError(f"passes: expected >= 1, got {passes}")
     pieces = [
         (epoch, start, min(start + PIECE, len(dataset)))
         for epoch in range(passes)

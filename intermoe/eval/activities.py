@@ -45,7 +45,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         if self.captions < 1:
-            raise ValueError(f"captions: must be >= 1, got {self.captions}")
+            raise ValueError(f"captions: expected >= 1, got {self.captions}")
 
     def prompts(self, train: Sequence[InterHumanDataset], val: Sequence[InterHumanDataset]) -> dict[str, Captions]:
         """Captions by activity, by row of the report. Raises ``ValueError`` as ``check_paraphrases``."""
@@ -134,7 +134,7 @@ def evaluate_activities(
             model refuses.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size: must be >= 1, got {batch_size}")
+        raise ValueError(f"batch_size: expected >= 1, got {batch_size}")
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds: expected at least one, none twice, got {tuple(seeds)}")
     asked = asked or Asked()

@@ -75,7 +75,7 @@ class ComparisonSettings(Config):
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**32, "seed", "in [0, 2**32)", self.seed)
+        _require(0 <= self.seed < 2**32, "seed", "a value in [0, 2**32)", self.seed)
         _require(self.steps is None or self.steps >= 1, "steps", ">= 1", self.steps)
         ok = self.guidance is None or 1.0 <= self.guidance < math.inf
         _require(ok, "guidance", ">= 1 and finite", self.guidance)

@@ -115,7 +115,7 @@ def evaluate_identity(
         ValueError: as ``evaluate_kinematics``, or a clip that is too short.
     """
     if dataset.training or dataset.mirror or dataset.swap_persons:
-        raise ValueError("dataset: expected training=False and no augmentation")
+        raise ValueError("dataset: expected training=False and no augmentation, got a random one")
     if pipeline is not None:
         check_generation(pipeline, dataset, seeds, batch_size)
     motions = [dataset[index]["motion"] for index in range(len(dataset))]

@@ -85,7 +85,9 @@ def evaluate_kinematics(
         ValueError: a data set whose items are random, or as ``generate_clips``; before anything is measured.
     """
     if dataset.training or dataset.mirror or dataset.swap_persons:
-        raise ValueError("dataset: expected training=False and no augmentation: captions must fit the motion measured")
+        raise ValueError(
+            "dataset: expected training=False and no augmentation, as captions have to fit the motion, got random items"
+        )
     check_generation(pipeline, dataset, seeds, batch_size)
     truth = real_clips(dataset)
     reconstruction = reconstructed(pipeline, dataset)
@@ -169,7 +171,7 @@ def check_generation(
     if not 0 <= min(seeds) <= max(seeds) < 2**63 // total - 1:  # each is multiplied by the number of captions
         raise ValueError(f"seeds: expected numbers in [0, {2**63 // total - 1}), got {tuple(seeds)}")
     if batch_size < 1:
-        raise ValueError(f"batch_size: must be >= 1, got {batch_size}")
+        raise ValueError(f"batch_size: expected >= 1, got {batch_size}")
     for index, name in enumerate(dataset.names):
         try:
             pipeline.check(dataset.captions(index), dataset.num_frames(index))

@@ -74,7 +74,7 @@ def evaluate_routing(
         ValueError: a model without InterMoE blocks or without a denoiser, or what the pipeline refuses.
     """
     if limit < 1:
-        raise ValueError(f"limit: must be >= 1, got {limit}")
+        raise ValueError(f"limit: expected >= 1, got {limit}")
     denoiser = pipeline.modules.get("denoiser")
     if denoiser is None:
         raise ValueError(f"pipeline: expected a system with a denoiser of experts, got {pipeline.config.system}")

@@ -67,9 +67,13 @@ class EvaluationSettings(Config):
     generation_batch: int = 64
 
     def __post_init__(self) -> None:
-        _require(2 <= self.batch_size <= self.items, "batch_size", f"in [2, {self.items} items]", self.batch_size)
+        _require(
+            2 <= self.batch_size <= self.items, "batch_size", f"a value in [2, {self.items} items]", self.batch_size
+        )
         _require(self.seed >= 0, "seed", ">= 0", self.seed)
-        _require(0 <= self.mm_captions <= self.items, "mm_captions", f"in [0, {self.items} items]", self.mm_captions)
+        _require(
+            0 <= self.mm_captions <= self.items, "mm_captions", f"a value in [0, {self.items} items]", self.mm_captions
+        )
         _require(self.mm_samples >= 2, "mm_samples", ">= 2", self.mm_samples)
         _require(self.num_inference_steps >= 1, "num_inference_steps", ">= 1", self.num_inference_steps)
         _require(1.0 <= self.guidance_scale < math.inf, "guidance_scale", ">= 1 and finite", self.guidance_scale)
@@ -136,9 +140,9 @@ class Evaluation:
     ) -> None:
         for name, own in (("evaluator", evaluator.representation), ("model", pipeline.representation.name)):
             if own != dataset.data_set.name:
-                raise ValueError(f"{name}: is for {own}, the data is {dataset.data_set.name}")
+                raise ValueError(f"{name}: expected one for {dataset.data_set.name}, the data, got one for {own}")
         if evaluator.reads_tokens and texts is None:
-            raise ValueError("texts: the evaluator reads words with their part of speech, got none")
+            raise ValueError("texts: expected words with their part of speech, which the evaluator reads, got none")
         self.pipeline, self.evaluator, self.dataset = pipeline, evaluator, dataset
         self.protocol, self.settings, self.folder = protocol, settings, folder
         self.texts, self.keep_motions = texts, keep_motions
@@ -151,7 +155,9 @@ class Evaluation:
             before = _read(path)
             changed = [f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in now if before.get(key) != now[key]]
             if changed:
-                raise ValueError(f"{self.folder}: holds an evaluation with other settings: {', '.join(changed)}")
+                raise ValueError(
+                    f"{self.folder}: expected an evaluation with the same settings, got others: {', '.join(changed)}"
+                )
         else:
             write_json(path, now)
         for unfinished in (self.folder / "pieces").glob("*/.*.npz"):
@@ -292,7 +298,9 @@ class Evaluation:
         if not self.evaluator.reads_tokens or self.texts is None:
             return caption
         if caption not in self.texts:
-            raise ValueError(f"texts: no words with their part of speech for the caption {caption!r}")
+            raise ValueError(
+                f"texts: expected words with their part of speech for every caption, got none for {caption!r}"
+            )
         return self.texts[caption]
 
     def _gather(self, replication: int, kind: str) -> dict[str, npt.NDArray[np.floating]]:
@@ -305,7 +313,7 @@ class Evaluation:
                 draws += [tuple(draw) for draw in arrays["draws"].tolist()]
                 found.append({key: value for key, value in arrays.items() if key.endswith("_embedding")})
             except (OSError, ValueError, KeyError) as error:
-                raise ValueError(f"{file}: not a whole piece, remove it and go on: {error}") from error
+                raise ValueError(f"{file}: expected a whole piece (remove it and go on): {error}") from error
         order = sorted(range(len(draws)), key=draws.__getitem__)
         return {key: np.concatenate([part[key] for part in found])[order] for key in (found[0] if found else ())}
 
@@ -323,7 +331,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return read_sealed(path)
     except ValueError as error:
-        raise ValueError(f"{path}: not a file of this evaluation, remove it and go on: {error}") from error
+        raise ValueError(f"{path}: expected a file of this evaluation (remove it and go on): {error}") from error
 
 
 def _pairs(

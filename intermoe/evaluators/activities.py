@@ -108,7 +108,7 @@ def train_judge(
         ValueError: a clip whose activity is not known, fewer than two activities, or fewer than one step.
     """
     if steps < 1:
-        raise ValueError(f"steps: must be >= 1, got {steps}")
+        raise ValueError(f"steps: expected >= 1, got {steps}")
     by_name: dict[str, list[Tensor]] = {}
     for clip in clips:
         if clip.activity is None:

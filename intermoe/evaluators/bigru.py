@@ -96,10 +96,12 @@ class BiGRUEvaluator(Evaluator):
         except (ValueError, RecursionError) as error:
             raise ValueError(f"words: expected a JSON list of words: {error}") from error
         if not isinstance(listed, list) or not all(isinstance(word, str) for word in listed):
-            raise ValueError("words: expected a JSON list of words")
+            raise ValueError("words: expected a JSON list of words, got something else")
         if len(set(listed)) != config.vocab_size or not {START, END, UNKNOWN} <= set(listed):
             known = f"{START}, {END} and {UNKNOWN}"
-            raise ValueError(f"words: expected vocab_size={config.vocab_size} different words with {known}")
+            raise ValueError(
+                f"words: expected vocab_size={config.vocab_size} different words with {known}, got {len(set(listed))}"
+            )
         self.config = config
         self.representation = config.representation
         self.tokenizer_json = words
@@ -118,7 +120,7 @@ class BiGRUEvaluator(Evaluator):
         """See ``Evaluator.embed_motion``. Raises ``ValueError`` for motion of less than 4 frames."""
         units = lengths.to(motion.device).clamp(max=self.config.max_frames) // UNIT
         if int(units.min()) < 1:
-            raise ValueError(f"lengths: must be >= {UNIT}, got {int(lengths.min())}")
+            raise ValueError(f"lengths: expected >= {UNIT}, got {int(lengths.min())}")
         columns = (self._columns(motion)[:, : self.config.max_frames] - self.mean) / self.std
         valid = torch.arange(columns.shape[1], device=motion.device) < UNIT * units[:, None]
         columns = columns.masked_fill(~valid[..., None], 0.0)

@@ -106,7 +106,7 @@ def load_evaluator(folder: str | Path, *, device: str | torch.device = "cpu") ->
     tokenizer = folder / TOKENIZER_FILE
     content = read_text(tokenizer) if tokenizer.exists() else None
     if not isinstance(kind, str) or kind not in EVALUATORS:
-        raise ValueError(f"{path}: kind must be one of {tuple(EVALUATORS)}, got {kind!r}")
+        raise ValueError(f"{path}: kind: expected one of {tuple(EVALUATORS)}, got {kind!r}")
     build: Any = EVALUATORS[kind]
     try:
         with to_be_filled(folder / WEIGHTS_FILE):

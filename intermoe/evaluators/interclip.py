@@ -58,8 +58,8 @@ class InterClipConfig(Config):
         check_sizes(self, sizes)
         _require(self.num_layers <= MAX_LAYERS, "num_layers", f"<= {MAX_LAYERS}", self.num_layers)
         _require(self.width % self.num_heads == 0, "width", f"a multiple of num_heads={self.num_heads}", self.width)
-        _require(self.width % 2 == 0, "width", "even (sinusoidal positions)", self.width)
-        _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
+        _require(self.width % 2 == 0, "width", "an even number (sinusoidal positions)", self.width)
+        _require(0.0 <= self.dropout < 1.0, "dropout", "a value in [0, 1)", self.dropout)
         _require(self.scale > 0.0, "scale", "> 0", self.scale)
         expected = f"embedding_dim={self.embedding_dim}"
         _require(self.text.output_dim == self.embedding_dim, "text.output_dim", expected, self.text.output_dim)

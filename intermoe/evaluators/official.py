@@ -114,7 +114,9 @@ def _read_motion_encoder(reader: StrictReader, prefix: str, encoder: InterClipMo
     key = f"{prefix}sequence_pos_encoder.pe"
     table = reader.take(key, reader.peek(key, 2))
     if not torch.allclose(table.float(), sinusoid(torch.arange(len(table)), encoder.config.width), atol=1e-4):
-        raise ValueError(f"state_dict: {key!r} is not the sinusoidal table that the model is defined with")
+        raise ValueError(
+            f"state_dict: {key!r}: expected the sinusoidal table that the model is defined with, got another"
+        )
 
 
 def load_bigru(
@@ -135,11 +137,12 @@ def load_bigru(
     """
     path = Path(path)
     if representation not in _BIGRU:
-        raise ValueError(f"representation: must be one of {tuple(_BIGRU)}, got {representation!r}")
+        raise ValueError(f"representation: expected one of {tuple(_BIGRU)}, got {representation!r}")
     sizes, prefix = _BIGRU[representation]
     if (stats is None) == (prefix == "our_vab"):
         raise ValueError(
-            f"stats: {'needed' if stats is None else 'there are none'} for the evaluator of {representation}"
+            f"stats: expected {'some' if stats is None else 'none'} for the evaluator of {representation}, got "
+            f"{'none' if stats is None else 'some'}"
         )
     listed, vectors = read_word_vectors(Path(words), prefix)
     loaded = load_tensors(path)
@@ -205,7 +208,7 @@ def _read_interclip(path: Path, files: Files) -> InterClip:
 
 def _read_bigru(path: Path, files: Files) -> BiGRUEvaluator:
     if files.layout is None or files.words is None:
-        raise ValueError(f"--layout, --words: needed, {path} holds {LAYOUT_OF_BIGRU.title}")
+        raise ValueError(f"--layout, --words: expected both for {path}, {LAYOUT_OF_BIGRU.title}, got one or none")
     return load_bigru(path, files.layout, files.words, files.stats)
 
 

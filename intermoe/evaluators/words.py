@@ -73,7 +73,9 @@ def read_word_vectors(folder: Path, prefix: str) -> tuple[list[str], npt.NDArray
         )
     missing = [word for word in (START, END, UNKNOWN) if word not in words]
     if missing or len(set(words)) != len(words):
-        raise ValueError(f"{paths[1]}: expected different words with {START}, {END} and {UNKNOWN}, missing {missing}")
+        raise ValueError(
+            f"{paths[1]}: expected different words with {START}, {END} and {UNKNOWN}, got none of {missing}"
+        )
     return words, vectors.astype(np.float32)
 
 
@@ -83,7 +85,7 @@ def _strings(path: Path) -> list[str]:
     try:
         for opcode, argument, _ in pickletools.genops(path.read_bytes()):
             if opcode.name not in harmless and "PUT" not in opcode.name:
-                raise ValueError(f"instruction {opcode.name}")
+                raise ValueError(f"expected strings alone, got the instruction {opcode.name}")
             if opcode.name in _STRINGS:
                 strings.append(str(argument))
     except Exception as error:  # of broken bytes the parser raises whatever it stumbles over
@@ -105,7 +107,7 @@ def read_texts(folder: Path) -> dict[str, str]:
         for number, line in numbered_lines(path):
             parts = line.split("#")
             if len(parts) < 2 or "/" not in parts[1]:
-                expected = "expected 'caption#word/POS word/POS ...#start#end'"
-                raise ValueError(f"{path}: line {number}: {expected}, got {line[:80]!r}")
+                form = "caption#word/POS word/POS ...#start#end"
+                raise ValueError(f"{path}: line {number}: expected {form!r}, got {line[:80]!r}")
             texts[parts[0].strip()] = parts[1].strip()
     return texts

@@ -35,7 +35,7 @@ class Mask:
 
     def __post_init__(self) -> None:
         if self.true_means not in MASK_MEANINGS:
-            raise ValueError(f"true_means: must be one of {MASK_MEANINGS}, got {self.true_means!r}")
+            raise ValueError(f"true_means: expected one of {MASK_MEANINGS}, got {self.true_means!r}")
 
     def valid(self, arguments: Mapping[str, Any], shape: tuple[int, int]) -> Tensor | None:
         """(B, T) bool, True = valid, from the arguments of a call on (B, T) tokens; ``None`` without a mask."""
@@ -236,6 +236,6 @@ def check_condition_source(block: nn.Module, condition: Condition) -> None:
     names = tuple(inspect.signature(block.forward).parameters)
     if condition.source not in names and condition.source not in dict(block.named_modules()):
         raise ValueError(
-            f"condition: {condition.source!r} is neither an argument of {type(block).__name__}.forward {names} "
-            "nor one of its submodules"
+            f"condition: expected an argument of {type(block).__name__}.forward {names} or one of its submodules, "
+            f"got {condition.source!r}"
         )

@@ -117,7 +117,7 @@ class MoEFeedForward(nn.Module):
             )
         if value.shape != (batch, width):
             raise ValueError(
-                f"{self.name}: condition {source!r} must be ({batch}, {width}), got {tuple(value.shape)}; "
+                f"{self.name}: condition {source!r}: expected ({batch}, {width}), got {tuple(value.shape)}; "
                 "describe it with a BlockAdapter, or route on tokens alone with condition=None"
             )
         return value

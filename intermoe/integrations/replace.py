@@ -105,10 +105,10 @@ def replace_feed_forward(
             range; the model is unchanged then.
     """
     if init not in INITS:
-        raise ValueError(f"init: must be one of {INITS}, got {init!r}")
+        raise ValueError(f"init: expected one of {INITS}, got {init!r}")
     for name in options:
         if name not in BLOCK_OPTIONS:
-            raise ValueError(f"{name}: unknown, options of InterMoEBlock are {BLOCK_OPTIONS}")
+            raise ValueError(f"{name}: expected an option of InterMoEBlock, {BLOCK_OPTIONS}, got another")
     spec = {"num_experts": num_experts, "expert_dim": expert_dim, "capacity": capacity, **options}
     if init == "upcycle":
         spec.setdefault("bias_init", -BIAS_MARGIN)
@@ -133,7 +133,7 @@ def restore_feed_forward(model: nn.Module) -> None:
         if isinstance(network, MoEFeedForward)
     ]
     if not found:
-        raise ValueError("model: holds no replaced feed-forward network")
+        raise ValueError("model: expected replaced feed-forward networks, got none")
     restored = [_restored(network) for _, _, network in found]
     for (block, attribute, network), dense in zip(found, restored, strict=True):
         network.unwatch()
@@ -157,7 +157,7 @@ def find_slots(model: nn.Module, adapters: Sequence[BlockAdapter]) -> list[Slot]
     blocks = find_blocks(model, adapters)
     if not blocks:
         raise ValueError(
-            f"model: {type(model).__name__} holds no known transformer block ({HOSTS}); "
+            f"model: expected a known transformer block ({HOSTS}), got none in {type(model).__name__}; "
             f"describe its block with adapters=[{_suggestion(model)}]"
         )
     slots, replaced = [], 0
@@ -169,10 +169,14 @@ def find_slots(model: nn.Module, adapters: Sequence[BlockAdapter]) -> list[Slot]
             else:
                 slots.append(Slot(index, block, attribute, name, adapter))
     if not slots and replaced:
-        raise ValueError("model: all its feed-forward networks are replaced already; restore_feed_forward undoes it")
+        raise ValueError(
+            "model: expected dense feed-forward networks, got replaced ones alone; restore_feed_forward undoes it"
+        )
     if not slots:
         found = sorted({type(block).__name__ for _, block, _ in blocks})
-        raise ValueError(f"model: its blocks {found} have none of the feed-forward networks that the adapters name")
+        raise ValueError(
+            f"model: expected feed-forward networks that the adapters name, got none in its blocks {found}"
+        )
     return slots
 
 
@@ -192,7 +196,7 @@ def make_feed_forward(slot: Slot, condition: str | None, init: str, spec: Mappin
     dense = slot.adapter.take(slot.block, slot.attribute)
     dim = token_width(dense)
     if dim is None:
-        raise ValueError(f"{slot.name}: {type(dense).__name__} does not map tokens (..., D) to (..., D)")
+        raise ValueError(f"{slot.name}: expected a map of tokens (..., D) to (..., D), got {type(dense).__name__}")
     name, chosen = _choose_condition(slot, condition)
     weight = next(dense.parameters())
     moe = InterMoEBlock(dim=dim, cond_dim=None if chosen is None else chosen.width, norm="none", **spec)
@@ -259,8 +263,8 @@ def _choose(slots: list[Slot], layers: Sequence[int | str] | None) -> list[Slot]
     for which in layers:
         if not any(_is_chosen(slot, [which]) for slot in slots):
             raise ValueError(
-                f"layers: {which!r} matches nothing; there are blocks {sorted({slot.index for slot in slots})} "
-                f"with networks {[slot.name for slot in slots]}"
+                f"layers: expected some of the blocks {sorted({slot.index for slot in slots})} with networks "
+                f"{[slot.name for slot in slots]}, got {which!r}"
             )
     return [slot for slot in slots if _is_chosen(slot, layers)]
 
@@ -273,7 +277,7 @@ def _choose_condition(slot: Slot, wanted: str | None) -> tuple[str | None, Condi
         return None, None
     if wanted not in offered:
         raise ValueError(
-            f"condition: {slot.name} offers {list(offered) or 'none'}, got {wanted!r}; "
+            f"condition: expected what {slot.name} offers, {list(offered) or 'none'}, got {wanted!r}; "
             "use 'auto', or None to route on tokens alone"
         )
     check_condition_source(slot.block, offered[wanted])
@@ -285,16 +289,16 @@ def _upcycle(name: str, moe: InterMoEBlock, dense: nn.Module, *, sparse: bool) -
     weights = swiglu_weights(dense)
     if weights is None or not is_swiglu(dense):
         raise ValueError(
-            f"init: upcycling needs SwiGLU networks without biases, and {name} is another ({type(dense).__name__}); "
+            f"init: expected SwiGLU networks without biases to upcycle, got {type(dense).__name__} in {name}; "
             "init='residual' keeps what any network computes"
         )
     width = weights.gate.shape[0]
     if moe.expert_dim != width:
-        raise ValueError(f"expert_dim: upcycling {name} needs its width {width}, got {moe.expert_dim}")
+        raise ValueError(f"expert_dim: expected the width {width} of {name} to upcycle it, got {moe.expert_dim}")
     if not sparse and moe.routing != "dynamic":
         raise ValueError(
-            f"init: 'upcycle' sends every token to every expert at first, which routing={moe.routing!r} does not; "
-            "use init='upcycle_sparse'"
+            f"init: expected 'upcycle_sparse' with routing={moe.routing!r}, got 'upcycle', which sends every token to "
+            "every expert at first"
         )
     per_token = moe.num_experts if not sparse else moe.top_k or moe.capacity
     moe.w_gate_up.copy_(torch.cat([weights.gate, weights.up]))
@@ -304,21 +308,25 @@ def _upcycle(name: str, moe: InterMoEBlock, dense: nn.Module, *, sparse: bool) -
 def _restored(network: MoEFeedForward) -> nn.Module:
     moe = network.moe
     if not isinstance(moe, InterMoEBlock):
-        raise ValueError(f"{network.name}: {type(moe).__name__} wraps its experts; unload or merge that first")
+        raise ValueError(
+            f"{network.name}: expected plain experts, got {type(moe).__name__} around them; unload or merge that first"
+        )
     if network.dense is not None:
         if moe.w_down.any() or moe.num_shared_experts:
-            raise ValueError(f"{network.name}: its experts add to the dense network by now, which would lose them")
+            raise ValueError(
+                f"{network.name}: expected experts that add nothing to the dense network yet, got others, to be lost"
+            )
         return network.dense
     skeleton = network.skeleton[0]
     if moe.num_experts != 1 or moe.num_shared_experts or skeleton is None:
         raise ValueError(
-            f"{network.name}: only a single expert in a host with SwiGLU networks can become dense again, "
+            f"{network.name}: expected a single expert in a host with SwiGLU networks to become dense again, "
             f"got num_experts={moe.num_experts}, num_shared_experts={moe.num_shared_experts}"
         )
     dense = copy.deepcopy(skeleton).to_empty(device=moe.w_down.device).to(moe.w_down.dtype).train(network.training)
     weights = swiglu_weights(dense)
     if weights is None or weights.gate.shape[0] != moe.expert_dim:
-        raise ValueError(f"{network.name}: expert_dim={moe.expert_dim} is not the width of the host's network")
+        raise ValueError(f"{network.name}: expected the width of the host's network, got expert_dim={moe.expert_dim}")
     with torch.no_grad():
         gate, up = moe.w_gate_up[0].chunk(2)
         for target, value in ((weights.gate, gate), (weights.up, up), (weights.down, moe.w_down[0])):

@@ -30,7 +30,7 @@ def reapply_replacement(
     slots = {slot.name: slot for slot in find_slots(model, adapters)}
     missing = sorted(set(config["feed_forward"]) - set(slots))
     if missing:
-        raise ValueError(f"config: replaces {missing}, which this model does not have; it has {sorted(slots)}")
+        raise ValueError(f"config: expected some of the networks {sorted(slots)} of this model, got {missing}")
     made = []
     for name, saved in config["feed_forward"].items():
         spec = dict(saved)
@@ -69,7 +69,8 @@ def load_pretrained(
         )
     if values.get(CONFIG_KEY) is None:
         raise ValueError(
-            f"folder: {folder} holds {found} without replaced networks; use {model_class.__name__}.from_pretrained"
+            f"folder: expected replaced networks in {folder}, got {found} without; "
+            f"use {model_class.__name__}.from_pretrained"
         )
     if model_class.__name__ != found:
         raise ValueError(f"model_class: expected {found}, which {folder} holds, got {model_class.__name__}")
@@ -141,5 +142,5 @@ def _shards(index: Path) -> list[str]:
     listed = values.get("weight_map") if isinstance(values, dict) else None
     names = list(listed.values()) if isinstance(listed, dict) else []
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise ValueError(f"{index}: expected a weight_map of tensors to names of files beside it")
+        raise ValueError(f"{index}: expected a weight_map of tensors to names of files beside it, got another")
     return sorted(set(names))

@@ -35,7 +35,7 @@ class ExpertsConfig(InterGenConfig):
         super().__post_init__()
         for name in ("num_experts", "expert_dim"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
-        bound = f"in (0, num_experts={self.num_experts}]"
+        bound = f"a value in (0, num_experts={self.num_experts}]"
         _require(0.0 < self.capacity <= self.num_experts, "capacity", bound, self.capacity)
         _require(self.bias_rate >= 0.0, "bias_rate", ">= 0", self.bias_rate)
 

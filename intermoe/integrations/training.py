@@ -133,14 +133,17 @@ def _set_bias(
 
 def _check(optimizer: Optimizer, blocks: list[InterMoEBlock]) -> None:
     if not blocks:
-        raise ValueError("model: holds no InterMoEBlock; call replace_feed_forward first")
+        raise ValueError("model: expected an InterMoEBlock, got none; call replace_feed_forward first")
     if any(counts_steps(block) for block in blocks):
-        raise ValueError("model: its selection biases are updated already; attach them to one optimiser, once")
+        raise ValueError(
+            "model: expected selection biases that no optimiser updates, got attached ones; attach them once"
+        )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     learning = [p for block in blocks for p in block.parameters() if p.requires_grad]
     if learning and not any(id(p) in held for p in learning):
         raise ValueError(
-            "optimizer: holds none of the parameters of the model's InterMoEBlocks; build it after replace_feed_forward"
+            "optimizer: expected the parameters of the model's InterMoEBlocks, got none; "
+            "build it after replace_feed_forward"
         )
 
 

@@ -73,7 +73,7 @@ def _splice(before: Floats, after: Floats, blend: int) -> Floats:
     _check(before)
     frames = before.shape[1]
     if not 0 <= blend <= frames:
-        raise ValueError(f"blend: must be in [0, {frames}] frames, got {blend}")
+        raise ValueError(f"blend: expected a value in [0, {frames}] frames, got {blend}")
     ahead = np.arange(frames) - frames // 2
     weight = (ahead >= 0).astype(np.float64) if blend == 0 else np.clip((ahead + 0.5) / blend + 0.5, 0, 1)
     weight = weight[None, :, None, None]

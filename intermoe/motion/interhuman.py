@@ -110,7 +110,7 @@ def _facing(x: npt.NDArray[np.float64], z: npt.NDArray[np.float64]) -> tuple[flo
     forward_x, forward_z = z[RIGHT_HIP] - z[LEFT_HIP], x[LEFT_HIP] - x[RIGHT_HIP]
     length = np.hypot(forward_x, forward_z)
     if length < _HIPS_APART:
-        raise ValueError("raw1: the hips of frame 0 lie above each other, so it has no facing direction")
+        raise ValueError("raw1: expected a facing direction in frame 0, got hips that lie above each other")
     return float(forward_x / length), float(forward_z / length)
 
 
@@ -143,7 +143,7 @@ _MIRRORED_SIGNS = np.concatenate(
 def joints(motion: ArrayOrTensor) -> ArrayOrTensor:
     """Joint positions (..., 22, 3) in metres, Y up, of un-normalised motion (..., 262)."""
     if motion.shape[-1] != MOTION_WIDTH:
-        raise ValueError(f"motion: last dimension must be {MOTION_WIDTH}, got {tuple(motion.shape)}")
+        raise ValueError(f"motion: expected last dimension {MOTION_WIDTH}, got {tuple(motion.shape)}")
     return motion[..., : 3 * NUM_JOINTS].reshape(*motion.shape[:-1], NUM_JOINTS, 3)
 
 

@@ -73,7 +73,7 @@ class Statistics:
 
     def _like(self, x: ArrayOrTensor) -> tuple[Any, Any]:
         if x.shape[-1] != self.mean.shape[0]:
-            raise ValueError(f"x: last dimension must be {self.mean.shape[0]}, got {tuple(x.shape)}")
+            raise ValueError(f"x: expected last dimension {self.mean.shape[0]}, got {tuple(x.shape)}")
         if isinstance(x, torch.Tensor):
             return torch.tensor(self.mean).to(x), torch.tensor(self.std).to(x)
         return self.mean, self.std
@@ -109,12 +109,12 @@ class Statistics:
         else:
             values = read_json(path)
             if not isinstance(values, dict) or not {"mean", "std"} <= values.keys():
-                raise ValueError(f"{path}: not a file of motion statistics: expected mean and std")
+                raise ValueError(f"{path}: expected motion statistics, mean and std, got neither or one")
             mean, std, saved = values["mean"], values["std"], values.get("hash")
         try:
             statistics = cls(mean, std)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: not a file of motion statistics: {error}") from error
+            raise ValueError(f"{path}: expected motion statistics: {error}") from error
         if saved not in (None, statistics.digest()):
             raise ValueError(f"{path}: not as it was saved: its numbers do not fit its hash")
         return statistics

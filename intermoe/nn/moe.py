@@ -94,15 +94,15 @@ class InterMoEBlock(nn.Module):
         super().__init__()
         for name, value in (("dim", dim), ("num_experts", num_experts), ("expert_dim", expert_dim)):
             if value < 1:
-                raise ValueError(f"{name}: must be >= 1, got {value}")
+                raise ValueError(f"{name}: expected >= 1, got {value}")
         if max_pairs is not None and max_pairs < 1:
             raise ValueError(f"max_pairs: expected >= 1 or None, got {max_pairs}")
         if cond_dim is not None and cond_dim < 1:
-            raise ValueError(f"cond_dim: must be >= 1 or None, got {cond_dim}")
+            raise ValueError(f"cond_dim: expected >= 1 or None, got {cond_dim}")
         if norm not in NORMS:
-            raise ValueError(f"norm: must be one of {NORMS}, got {norm!r}")
+            raise ValueError(f"norm: expected one of {NORMS}, got {norm!r}")
         if fusion == "learned" and not 0.0 < alpha < 1.0:
-            raise ValueError(f"alpha: must be inside (0, 1) for fusion='learned', got {alpha}")
+            raise ValueError(f"alpha: expected a value inside (0, 1) for fusion='learned', got {alpha}")
         self.dim, self.num_experts, self.expert_dim, self.cond_dim = dim, num_experts, expert_dim, cond_dim
         self.capacity, self.fusion, self.alpha, self.num_shared_experts = capacity, fusion, alpha, num_shared_experts
         self.bias_rate, self.bias_init = bias_rate, bias_init

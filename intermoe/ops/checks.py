@@ -29,7 +29,7 @@ def check_same_device(**tensors: Tensor | None) -> None:
     present = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
     if len(set(present.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in present.items())
-        raise ValueError(f"{next(iter(present))}: all tensors must be on one device, got {listed}")
+        raise ValueError(f"{next(iter(present))}: expected all tensors on one device, got {listed}")
 
 
 def is_transformed() -> bool:

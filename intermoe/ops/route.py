@@ -44,7 +44,7 @@ def check_route(
     size = check_tensor("hidden", hidden, ("S", "D"))
     num_experts = check_tensor("router_weight", router_weight, ("E", size["D"]))["E"]
     if (scale is None) != (shift is None):
-        raise ValueError("scale: scale and shift must be given together, got only one of them")
+        raise ValueError("scale: expected scale and shift together, got only one of them")
     rows: dict[str, int] = {}
     if router_offset is not None:
         rows["router_offset"] = check_tensor("router_offset", router_offset, ("R", num_experts))["R"]
@@ -53,7 +53,9 @@ def check_route(
         rows["shift"] = check_tensor("shift", shift, ("R", size["D"]))["R"]
     for name, count in rows.items():
         if (count == 0 and size["S"] > 0) or (count > 0 and size["S"] % count != 0):
-            raise ValueError(f"{name}: its number of rows must divide the number of tokens {size['S']}, got {count}")
+            raise ValueError(
+                f"{name}: expected a number of rows that divides the number of tokens {size['S']}, got {count}"
+            )
     check_same_device(hidden=hidden, router_weight=router_weight, router_offset=router_offset, scale=scale, shift=shift)
 
 

@@ -280,11 +280,11 @@ class MotionPipeline(ABC):
             if not isinstance(prompt, str):
                 raise TypeError(f"prompts: expected text, got {prompt!r}")
             if not prompt.strip():
-                raise ValueError(f"prompts: a prompt must not be empty, got {prompt!r}")
+                raise ValueError(f"prompts: expected words in every prompt, got {prompt!r}")
         check_prompts(prompts)
         low, high = self.config.min_frames, self.config.max_frames
         if not low <= num_frames <= high:
-            raise ValueError(f"num_frames: must be in [{low}, {high}] for this model, got {num_frames}")
+            raise ValueError(f"num_frames: expected a value in [{low}, {high}] for this model, got {num_frames}")
 
     def check_control(self, control: Control, num_frames: int) -> None:
         """Raise ``ValueError`` for a control that ``__call__`` would refuse, before any work."""

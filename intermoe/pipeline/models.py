@@ -49,7 +49,7 @@ class ModelConfig(Config):
         _require(
             4 <= self.min_frames <= self.max_frames,
             "min_frames",
-            f"in [4, max_frames={self.max_frames}]",
+            f"a value in [4, max_frames={self.max_frames}]",
             self.min_frames,
         )
 
@@ -76,8 +76,10 @@ class ModelConfig(Config):
     def check_steps(self, steps: int) -> None:
         """Raise ``ValueError`` for a number of solver steps that the model does not have."""
         if steps < self.min_steps or (self.max_steps is not None and steps > self.max_steps):
-            bound = f">= {self.min_steps}" if self.max_steps is None else f"in [{self.min_steps}, {self.max_steps}]"
-            raise ValueError(f"num_inference_steps: must be {bound} for {self.system}, got {steps}")
+            bound = (
+                f">= {self.min_steps}" if self.max_steps is None else f"a value in [{self.min_steps}, {self.max_steps}]"
+            )
+            raise ValueError(f"num_inference_steps: expected {bound} for {self.system}, got {steps}")
 
 
 def model_config(path_or_name: str | Path) -> ModelConfig:

@@ -3,63 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from intermoe.files import replacing
 from intermoe.routing.trace import RoutingTrace
-from intermoe.viz.drawing import INK, PAPER, Colour, Drawing, mixed
+from intermoe.viz.colours import INK, PAPER, Colour
 from intermoe.viz.figures import PERSON_COLOURS, Scene
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PALE: Colour = (226, 229, 236)
 _GREY: Colour = (120, 126, 138)
 _BAR: Colour = (168, 174, 187)
-_EXPERT_HEIGHT = 10
-_GAP = 34
-_TOP, _SIDE = 74, 64
+_INCH = 100
+"""Units of a page to an inch, which are pixels of an SVG and half a pixel of a PNG."""
+_EXPERT_HEIGHT, _GAP, _TOP = 10, 34, 74
 _LETTER = 6
 """Width of a layer's name per letter."""
 _MAP_WIDTH, _LOAD_WIDTH, _STEPS_WIDTH = 300, 130, 190
 
 
-def draw_routing(trace: RoutingTrace) -> Drawing:
+class RoutingPage:
+    """A drawn page; ``figure`` is matplotlib's."""
+
+    def __init__(self, figure: Figure) -> None:
+        self.figure = figure
+
+    def save(self, path: str | Path) -> None:
+        """Write ``.png`` or ``.svg``, whole or not at all. Raises ``ValueError`` at another suffix."""
+        suffix = Path(path).suffix.lower()
+        if suffix not in (".png", ".svg"):
+            raise ValueError(f"path: expected a .png or .svg file, got {path}")
+        import matplotlib
+
+        # words stay words in an SVG, and a page of the same numbers is the same file
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "routing"}), replacing(path) as temporary:
+            self.figure.savefig(temporary, dpi=2 * _INCH, metadata={"Date": None} if suffix == ".svg" else None)
+
+
+def draw_routing(trace: RoutingTrace) -> RoutingPage:
     """One row for every layer: heat maps of experts over time for each person, expert load, experts per token.
 
     A cell is the darker, the larger the share of calls (denoising steps) in which the expert took that frame. Load is
     the share of all tokens that an expert took. The curve shows experts per token from the first call to the last.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is absent; says how to install it.
     """
-    _, layers, persons, tokens, experts = trace.chosen.shape
-    height = experts * _EXPERT_HEIGHT
-    several = len(trace.chosen) > 1
+    calls, layers, persons, tokens, experts = trace.chosen.shape
     labels = _labels(trace.layers)
-    side = max(_SIDE, 28 + _LETTER * max(map(len, labels)))
-    width = side + persons * (_MAP_WIDTH + _GAP) + _LOAD_WIDTH + _GAP + (several * (_STEPS_WIDTH + _GAP))
-    drawing = Drawing(width, _TOP + layers * (height + _GAP) + 12)
-    drawing.text(16, 24, _shortened(trace.title, width // 8), size=15)
-    left = side
-    for person in range(persons):
-        label = f"person {person + 1}: experts over time" if persons > 1 else "experts over tokens"
-        drawing.text(left, _TOP - 14, label, size=12)
-        for layer in range(layers):
-            top = _TOP + layer * (height + _GAP)
-            _heat_map(drawing, trace.share[layer, person], left, top, _MAP_WIDTH, height, _colour(person))
-            _time_axis(drawing, trace, left, top + height, tokens)
-        left += _MAP_WIDTH + _GAP
+    widths = [*[_MAP_WIDTH] * persons, _LOAD_WIDTH, *([_STEPS_WIDTH] if calls > 1 else [])]
+    titles = [
+        f"person {person + 1}: experts over time" if persons > 1 else "experts over tokens" for person in range(persons)
+    ]
+    titles += ["load: share of tokens", "experts per token over the steps"]
+    row, side = experts * _EXPERT_HEIGHT, max(64, 28 + _LETTER * max(map(len, labels)))
+    width, height = side + sum(widths) + _GAP * len(widths), _TOP + layers * (row + _GAP) + 12
+    figure = _figure(width, height)
+    _write(figure, 16, 24, _shortened(trace.title, width // 8), 15)
+    most = max(1.0, float(np.ceil(trace.experts_per_token.max())))
     for layer, label in enumerate(labels):
-        top = _TOP + layer * (height + _GAP)
-        drawing.text(side - 22, top + height / 2 + 4, label, size=11, anchor="end")
-        for expert in range(experts):
-            baseline = top + (expert + 0.85) * _EXPERT_HEIGHT
-            drawing.text(side - 5, baseline, str(expert + 1), size=8, anchor="end", colour=_GREY)
-        _load_bars(drawing, trace.load[layer], left, top)
-    drawing.text(left, _TOP - 14, "load: share of tokens", size=12)
-    if several:
-        left += _LOAD_WIDTH + _GAP
-        drawing.text(left, _TOP - 14, "experts per token over the steps", size=12)
-        ends = ("noise", "motion") if trace.joints is not None else ("first call", "last")
-        _step_curves(drawing, trace.experts_per_token, left, height, ends)
-    return drawing
+        left, top = float(side), float(_TOP + layer * (row + _GAP))
+        _write(figure, side - 22, top + row / 2 + 4, label, 11, ha="right")
+        for number, (title, across) in enumerate(zip(titles, widths, strict=False)):
+            axes = _axes(figure, left, top, across, row)
+            if layer == 0:
+                _write(figure, left, _TOP - 14, title, 12)
+            if number < persons:
+                _heat_map(axes, trace.share[layer, number], number)
+                _time_axis(axes, trace, tokens)
+                axes.set_yticks(range(experts) if number == 0 else [], range(1, experts + 1) if number == 0 else [])
+            elif number == persons:
+                _load_bars(axes, trace.load[layer])
+            else:
+                _step_curve(axes, trace.experts_per_token[:, layer], most)
+                _ends(axes, (0, calls - 1), ("noise", "motion") if trace.joints is not None else ("first call", "last"))
+            left += across + _GAP
+    return RoutingPage(figure)
 
 
 class RoutingScene:
@@ -69,12 +94,12 @@ class RoutingScene:
         trace: with ``joints`` of 22 joints. size: width and height in pixels of the figures' part, even.
 
     Raises:
-        ValueError: a trace without motion, or as ``Scene``.
+        ValueError: a trace without motion, or as ``Scene``. ModuleNotFoundError: matplotlib is absent.
     """
 
     def __init__(self, trace: RoutingTrace, *, size: tuple[int, int] = (640, 640)) -> None:
         if trace.joints is None:
-            raise ValueError("trace: has no joints to draw")
+            raise ValueError("trace: expected joints to draw, got none")
         self._figures = Scene(trace.joints, trace.title, fps=trace.fps, size=size)
         self._num_frames = trace.joints.shape[1]
         self.fps = trace.fps
@@ -84,17 +109,17 @@ class RoutingScene:
         height = 22 + layers * row + layers * row % 2
         self.size = (size[0], size[1] + height)
         labels = _labels(trace.layers)
-        self._left = max(58, 14 + _LETTER * max(map(len, labels)))
-        self._map_width = (size[0] - self._left - 16 * persons) / persons
-        self._starts = [self._left + person * (self._map_width + 16) for person in range(persons)]
-        drawing = Drawing(size[0], height)
+        left = max(58, 14 + _LETTER * max(map(len, labels)))
+        self._map_width = (size[0] - left - 16 * persons) / persons
+        self._starts = [left + person * (self._map_width + 16) for person in range(persons)]
+        figure = _figure(size[0], height)
         for layer, label in enumerate(labels):
             top = 14 + layer * row
-            drawing.text(self._left - 8, top + experts * cell / 2 + 4, label, size=11, anchor="end")
+            _write(figure, left - 8, top + experts * cell / 2 + 4, label, 11, ha="right")
             for person, start in enumerate(self._starts):
-                share = trace.share[layer, person]
-                _heat_map(drawing, share, start, top, self._map_width, experts * cell, _colour(person))
-        self._panel = np.asarray(drawing.image(scale=1))
+                axes = _axes(figure, start, top, self._map_width, experts * cell)
+                _heat_map(axes, trace.share[layer, person], person)
+        self._panel = _pixels(figure)
 
     def __len__(self) -> int:
         return self._num_frames
@@ -112,73 +137,90 @@ class RoutingScene:
         return np.concatenate([self._figures.frame(index), panel])
 
 
-def _heat_map(
-    drawing: Drawing,
-    share: npt.NDArray[np.float64],
-    left: float,
-    top: float,
-    width: float,
-    height: float,
-    colour: Colour,
-) -> None:
-    """Share (T, E) as T columns and E rows; neighbouring cells of one shade are drawn as one."""
-    tokens, experts = share.shape
-    drawing.rect(left, top, width, height, _PALE)
-    levels = np.rint(share * 32).astype(int)
-    for expert in range(experts):
-        edges = [0, *(np.flatnonzero(np.diff(levels[:, expert])) + 1).tolist(), tokens]
-        for start, stop in pairwise(edges):
-            if levels[start, expert]:
-                shade = mixed(_PALE, colour, levels[start, expert] / 32)
-                x, y = left + start / tokens * width, top + expert / experts * height
-                drawing.rect(x, y, (stop - start) / tokens * width, height / experts, shade)
-    for expert in range(1, experts):
-        y = top + expert / experts * height
-        drawing.line([(left, y), (left + width, y)], PAPER, 0.5)
+def _figure(width: int, height: int) -> Figure:
+    """An empty page of so many units."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "matplotlib is needed for pictures of routing: pip install 'intermoe[viz]'"
+        ) from error
+    return Figure((width / _INCH, height / _INCH), dpi=_INCH, facecolor=_hex(PAPER))
 
 
-def _time_axis(drawing: Drawing, trace: RoutingTrace, left: float, bottom: float, tokens: int) -> None:
+def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Any:
+    """Axes without a frame at a place in units, y down."""
+    across, down = figure.get_size_inches() * _INCH
+    axes = figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+    axes.set(facecolor=_hex(_PALE), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, pad=2, labelsize=9 * 72 / _INCH, labelcolor=_hex(_GREY))
+    return axes
+
+
+def _write(figure: Figure, x: float, y: float, text: str, size: float, ha: str = "left") -> None:
+    """A line of text whose baseline is at y; no dollars are taken for mathematics."""
+    across, down = figure.get_size_inches() * _INCH
+    figure.text(x / across, 1 - y / down, text, size=size * 72 / _INCH, ha=ha, color=_hex(INK), parse_math=False)
+
+
+def _pixels(figure: Figure) -> npt.NDArray[np.uint8]:
+    """The page as (height, width, 3) uint8, a pixel a unit."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _heat_map(axes: Any, share: npt.NDArray[np.float64], person: int) -> None:
+    """Share (T, E) as T columns and E rows."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colour = PERSON_COLOURS[person % len(PERSON_COLOURS)]
+    shades = LinearSegmentedColormap.from_list("share", [_hex(_PALE), _hex(colour)])
+    axes.imshow(share.T, shades, aspect="auto", interpolation="nearest", vmin=0, vmax=1)
+    axes.hlines(np.arange(1, share.shape[1]) - 0.5, -0.5, len(share) - 0.5, color=_hex(PAPER), linewidth=0.4)
+
+
+def _ends(axes: Any, places: tuple[float, float], words: tuple[str, str]) -> None:
+    """What the two ends of an axis are, under the axes."""
+    axes.set_xticks(places, words)
+    for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
+        label.set_ha(side)
+
+
+def _time_axis(axes: Any, trace: RoutingTrace, tokens: int) -> None:
     if trace.joints is None:
-        drawing.text(left, bottom + 12, "1", size=9, colour=_GREY)
-        drawing.text(left + _MAP_WIDTH, bottom + 12, f"{tokens} tokens", size=9, anchor="end", colour=_GREY)
+        _ends(axes, (-0.5, tokens - 0.5), ("1", f"{tokens} tokens"))
         return
     seconds = trace.joints.shape[1] / trace.fps
     step = next((s for s in (0.5, 1, 2, 5) if seconds / s <= 8), 10)
-    for number in range(int(seconds / step) + 1):
-        x = left + number * step / seconds * _MAP_WIDTH
-        drawing.line([(x, bottom), (x, bottom + 3)], _GREY)
-        drawing.text(x, bottom + 12, f"{number * step:g} s", size=9, anchor="middle", colour=_GREY)
+    ticks = np.arange(int(seconds / step) + 1) * step
+    axes.set_xticks(ticks / seconds * tokens - 0.5, [f"{tick:g} s" for tick in ticks])
 
 
-def _load_bars(drawing: Drawing, load: npt.NDArray[np.float64], left: float, top: float) -> None:
+def _load_bars(axes: Any, load: npt.NDArray[np.float64]) -> None:
     """Bars from 0 to a whole; the mean of a layer is its capacity divided by the number of experts."""
-    for expert, share in enumerate(load):
-        y = top + expert * _EXPERT_HEIGHT
-        drawing.rect(left, y, _LOAD_WIDTH, _EXPERT_HEIGHT - 1, _PALE)
-        drawing.rect(left, y, float(share) * _LOAD_WIDTH, _EXPERT_HEIGHT - 1, _BAR)
-        label = f"{100 * share:.0f} %"
-        drawing.text(left + _LOAD_WIDTH - 3, y + 0.85 * _EXPERT_HEIGHT, label, size=8, anchor="end")
+    bars = axes.barh(np.arange(len(load)), load, height=0.9, color=_hex(_BAR))
+    axes.set(xlim=(0, 1), ylim=(len(load) - 0.5, -0.5))
+    for bar, share in zip(bars, load, strict=True):
+        place = (0.98, bar.get_y() + 0.5 * bar.get_height())
+        axes.text(
+            *place, f"{100 * share:.0f} %", ha="right", va="center_baseline", size=8 * 72 / _INCH, color=_hex(INK)
+        )
 
 
-def _step_curves(
-    drawing: Drawing, values: npt.NDArray[np.float64], left: float, height: float, ends: tuple[str, str]
-) -> None:
-    """A curve (N, L) of each layer from 0 to the largest value of all, on one scale."""
-    most = max(1.0, float(np.ceil(values.max())))
-    for layer in range(values.shape[1]):
-        top = _TOP + layer * (height + _GAP)
-        drawing.rect(left, top, _STEPS_WIDTH, height, _PALE)
-        x = left + np.linspace(0, _STEPS_WIDTH, len(values))
-        y = top + height * (1 - values[:, layer] / most)
-        drawing.line(list(zip(x.tolist(), y.tolist(), strict=True)), INK, 1.5)
-        for value, line in ((most, top + 8), (0.0, top + height)):
-            drawing.text(left + _STEPS_WIDTH + 4, line, f"{value:g}", size=9, colour=_GREY)
-        drawing.text(left, top + height + 12, ends[0], size=9, colour=_GREY)
-        drawing.text(left + _STEPS_WIDTH, top + height + 12, ends[1], size=9, anchor="end", colour=_GREY)
+def _step_curve(axes: Any, values: npt.NDArray[np.float64], most: float) -> None:
+    """A layer's curve (N,) from 0 to ``most``, on one scale for all."""
+    axes.plot(values, color=_hex(INK), linewidth=1.1)
+    axes.set(xlim=(0, len(values) - 1), ylim=(0, most))
+    axes.yaxis.tick_right()
+    axes.set_yticks([0, most], ["0", f"{most:g}"])
 
 
-def _colour(person: int) -> Colour:
-    return PERSON_COLOURS[person % len(PERSON_COLOURS)]
+def _hex(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def _labels(layers: Sequence[str]) -> list[str]:

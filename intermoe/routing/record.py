@@ -38,12 +38,12 @@ class RoutingRecord:
         shapes = {name: [call.shape for call in self.calls[name]] for name in names}
         first = shapes[names[0]]
         if not first:
-            raise ValueError("record: no block was called while it was recorded")
+            raise ValueError("record: expected a block that is called while it is recorded, got none")
         for name, own in shapes.items():
             if own != first or len(set(own)) != 1:
                 raise ValueError(
-                    f"record: calls must be alike to be stacked, {name!r} was called with {own} and {names[0]!r} with "
-                    f"{first}; choose blocks that are alike with layers='PATTERN'"
+                    f"record: expected calls that are alike, to be stacked, got {own} of {name!r} and {first} of "
+                    f"{names[0]!r}; choose blocks that are alike with layers='PATTERN'"
                 )
         return np.stack([np.stack(self.calls[name]) for name in names], axis=1)
 
@@ -51,7 +51,7 @@ class RoutingRecord:
         """Names of the blocks that match. Raises ``ValueError`` if none does."""
         names = [name for name in self.calls if fnmatchcase(name, layers)]
         if not names:
-            raise ValueError(f"layers: {layers!r} matches none of {list(self.calls)}")
+            raise ValueError(f"layers: expected a pattern of {list(self.calls)}, got {layers!r}")
         return names
 
 
@@ -68,7 +68,7 @@ def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
         >>> record.calls["blocks.0.moe"][0]  # (B, T, E) bool
 
     Raises:
-        ValueError: ``model`` holds no InterMoEBlock.
+        ValueError: ``model`` expected an InterMoEBlock, got none.
     """
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, InterMoEBlock)}
     if not blocks:

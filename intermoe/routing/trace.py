@@ -97,9 +97,9 @@ def trace_record(
     names, chosen = record.names(layers), record.stacked(layers)
     calls, depth, batch, tokens, experts = chosen.shape
     if not 0 <= row < batch:
-        raise ValueError(f"row: must be in [0, {batch}), got {row}")
+        raise ValueError(f"row: expected a value in [0, {batch}), got {row}")
     if tokens % persons:
-        raise ValueError(f"persons: must divide the {tokens} tokens of a row, got {persons}")
+        raise ValueError(f"persons: expected a divisor of the {tokens} tokens of a row, got {persons}")
     own = chosen[:, :, row].reshape(calls, depth, persons, tokens // persons, experts)
     return RoutingTrace(own, np.zeros(calls, dtype=np.int64), tuple(names), title=title)
 
@@ -150,7 +150,7 @@ def trace_motion(
     """
     group = pipeline.frame_multiple
     if not 0 <= level < 1:
-        raise ValueError(f"level: must be in [0, 1), got {level}")
+        raise ValueError(f"level: expected a value in [0, 1), got {level}")
     if motion.ndim < 3 or motion.shape[1] < group:
         raise ValueError(f"motion: expected shape (P, T >= {group}, width), got {tuple(motion.shape)}")
     motion = motion[:, : motion.shape[1] // group * group]

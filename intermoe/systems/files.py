@@ -65,7 +65,7 @@ def to_be_filled(path: Path) -> Iterator[None]:
         with safe_open(path, "pt") as file:
             shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  # not a mapping
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
+        raise ValueError(f"{path}: expected a readable safetensors file: {error}") from error
     count, size, thread = len(shapes), sum(map(math.prod, shapes)), threading.get_ident()
     refusal = f"{path}: expected as many weights as the configuration says, got {size} in {count} tensors"
     room = [2 * count, 2 * size]

@@ -121,4 +121,6 @@ def check_sinusoids(reader: StrictReader, key: str, dim: int) -> None:
     """Raise ``ValueError`` unless the table ``key`` holds the sinusoids (positions, dim) of ``intermoe.nn.layers``."""
     table = reader.take(key, (reader.peek(key, 2)[0], dim))
     if not torch.allclose(table, sinusoid(torch.arange(len(table)), dim), atol=1e-4):
-        raise ValueError(f"state_dict: {key!r} is not the sinusoidal table that the model is defined with")
+        raise ValueError(
+            f"state_dict: {key!r}: expected the sinusoidal table that the model is defined with, got another"
+        )

@@ -36,7 +36,9 @@ def build_text_encoder(config: TextConfig, tokenizer_json: str | None) -> TextEn
         return OWN[config.kind](config, tokenizer_json)
     if config.kind == "huggingface":
         if tokenizer_json is not None:
-            raise ValueError("tokenizer_json: expected None, since kind='huggingface' brings its own tokenizer")
+            raise ValueError(
+                "tokenizer_json: expected None with kind='huggingface', which brings its own tokenizer, got one"
+            )
         return HuggingFaceTextEncoder(config)
     kind = ClipPooledEncoder if config.kind == "clip_pooled" else ClipTextEncoder
     return kind(config, tokenizer_json)

@@ -202,7 +202,7 @@ def _load_tokenizer_json(name_or_path: str) -> str:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"name_or_path: cannot load CLIP's tokenizer from {name_or_path!r}; give a folder with its tokenizer.json "
+            f"name_or_path: expected CLIP's tokenizer in {name_or_path!r}; give a folder with its tokenizer.json "
             f"or its vocab.json and merges.txt: {error}"
         ) from error
     content: str = tokenizer.backend_tokenizer.to_str()

@@ -83,7 +83,7 @@ def load_frozen(name_or_path: str) -> Any:
     try:
         model = AutoModel.from_pretrained(_place(name_or_path), trust_remote_code=False, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"name_or_path: cannot load a text encoder from {name_or_path!r}: {error}") from error
+        raise ValueError(f"name_or_path: expected a text encoder in {name_or_path!r}: {error}") from error
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     if not hasattr(model.config, "hidden_size"):
@@ -101,7 +101,7 @@ def load_tokenizer(name_or_path: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(_place(name_or_path), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"name_or_path: cannot load a tokenizer from {name_or_path!r}: {error}") from error
+        raise ValueError(f"name_or_path: expected a tokenizer in {name_or_path!r}: {error}") from error
 
 
 def _place(name_or_path: str) -> str:

@@ -58,7 +58,7 @@ class TextConfig(Config):
         for name in ("num_layers", "clip_layers", "sentence_layers"):
             _require(getattr(self, name) <= MAX_LAYERS, name, f"<= {MAX_LAYERS}", getattr(self, name))
         _require(self.width % self.num_heads == 0, "width", f"a multiple of num_heads={self.num_heads}", self.width)
-        _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
+        _require(0.0 <= self.dropout < 1.0, "dropout", "a value in [0, 1)", self.dropout)
         if self.kind in ("huggingface", "sentence"):
             _require(bool(self.name_or_path), "name_or_path", "a model name or folder", self.name_or_path)
 
@@ -144,7 +144,7 @@ def parse_tokenizer(tokenizer_json: str) -> Tokenizer:
     try:
         return Tokenizer.from_str(tokenizer_json)
     except Exception as error:  # the library raises a bare Exception for malformed JSON
-        raise ValueError(f"tokenizer_json: not a tokenizer of the tokenizers library: {error}") from error
+        raise ValueError(f"tokenizer_json: expected a tokenizer of the tokenizers library: {error}") from error
 
 
 def pad_token_ids(rows: Sequence[Sequence[int]], device: torch.device, padding: int = 0) -> tuple[Tensor, Tensor]:

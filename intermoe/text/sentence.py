@@ -253,7 +253,9 @@ def sentence_encoder_tokenizer(name_or_path: str) -> str:
     """The content of the ``tokenizer.json`` of a sentence encoder. Raises ``ValueError`` if there is none."""
     tokenizer = load_tokenizer(name_or_path)
     if not tokenizer.is_fast:
-        raise ValueError(f"name_or_path: expected a tokenizer of the tokenizers library in {name_or_path!r}")
+        raise ValueError(
+            f"name_or_path: expected a tokenizer of the tokenizers library in {name_or_path!r}, got another"
+        )
     return str(tokenizer.backend_tokenizer.to_str())
 
 

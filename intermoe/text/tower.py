@@ -37,7 +37,7 @@ def _configuration(source: str) -> Any:
     try:
         return CLIPTextConfig.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"text.name_or_path: cannot load CLIP's text tower from {source!r}: {error}") from error
+        raise ValueError(f"text.name_or_path: expected CLIP's text tower in {source!r}: {error}") from error
 
 
 def load_tower(encoder: ClipTower) -> None:
@@ -56,17 +56,17 @@ def load_tower(encoder: ClipTower) -> None:
         kind = CLIPTextModelWithProjection if isinstance(encoder, ClipPooledEncoder) else CLIPTextModel
         model = kind.from_pretrained(source, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"text.name_or_path: cannot load CLIP's text tower from {source!r}: {error}") from error
+        raise ValueError(f"text.name_or_path: expected CLIP's text tower in {source!r}: {error}") from error
     theirs = {key.removeprefix("text_model."): value for key, value in model.state_dict().items()}
     try:
         with torch.no_grad():
             for own, value in zip(_tower_parameters(encoder), _tower_values(encoder, theirs), strict=True):
                 if own.shape != value.shape:
-                    raise ValueError(f"a tensor of shape {tuple(value.shape)} where {tuple(own.shape)} is needed")
+                    raise ValueError(f"expected a tensor of shape {tuple(own.shape)}, got {tuple(value.shape)}")
                 own.copy_(value)
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"text.name_or_path: the tower of {source!r} does not fit the configuration: {error}"
+            f"text.name_or_path: expected the tower of {source!r} to fit the configuration: {error}"
         ) from error
 
 

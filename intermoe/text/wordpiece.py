@@ -105,8 +105,8 @@ class WordPieceTextEncoder(PieceTextEncoder):
         required = [PAD, UNKNOWN, END, *words, *continuations, *beginnings]
         if len(required) > vocab_size:
             raise ValueError(
-                f"vocab_size: the captions' {len(words)} words and {len(characters)} characters need at least "
-                f"{len(required)}, got {vocab_size}"
+                f"vocab_size: expected at least {len(required)} for the captions' {len(words)} words and "
+                f"{len(characters)} characters, got {vocab_size}"
             )
         known = set(required)
         extra = [piece for piece in pieces if piece not in known][: vocab_size - len(required)]

@@ -64,7 +64,7 @@ class Variant(Config):
 
     def __post_init__(self) -> None:
         ok = bool(self.name) and Path(self.name).name == self.name
-        _require(ok, "name", "usable as a folder's name", self.name)
+        _require(ok, "name", "a name usable for a folder", self.name)
         for key in self.published:
             _require(key in _PUBLISHED, "published", f"a mapping of {tuple(_PUBLISHED)}", key)
 
@@ -170,7 +170,7 @@ def check_names(configs: Collection[str], only: Sequence[str]) -> None:
     """Raise ``ValueError`` unless all of ``only`` are names of variants."""
     unknown = [name for name in only if name not in configs]
     if unknown:
-        raise ValueError(f"only: no variants {unknown}, there are {', '.join(configs)}")
+        raise ValueError(f"only: expected some of the variants {', '.join(configs)}, got {unknown}")
 
 
 def run_ablation(
@@ -220,7 +220,9 @@ def run_ablation(
     for own in configs.values():
         highest = own.diffusion.num_train_timesteps
         if settings.num_inference_steps > highest:
-            raise ValueError(f"num_inference_steps: must be in [1, {highest}], got {settings.num_inference_steps}")
+            raise ValueError(
+                f"num_inference_steps: expected a value in [1, {highest}], got {settings.num_inference_steps}"
+            )
     if model is not None and not Path(vae).is_dir():
         save_autoencoder(model, Path(vae))
     made_from = {

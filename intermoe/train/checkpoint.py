@@ -109,7 +109,7 @@ def read_optimizer(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu")
     except Exception as error:  # of broken bytes the unpickler raises whatever it stumbles over
-        raise ValueError(f"{path / OPTIMIZER}: not an optimiser's state: {first_line(error)}") from error
+        raise ValueError(f"{path / OPTIMIZER}: expected an optimiser's state: {first_line(error)}") from error
     if _contents(path).get(OPTIMIZER) not in (None, _digest(state)):
         raise ValueError(_edited(path / OPTIMIZER))
     return state
@@ -126,7 +126,7 @@ def read_state(path: Path) -> dict[str, Any]:
             raise ValueError(_edited(path / name))
     state = read_json(path / STATE)
     if not isinstance(state, dict) or "step" not in state:
-        raise ValueError(f"{path / STATE}: not the counters of a checkpoint")
+        raise ValueError(f"{path / STATE}: expected the counters of a checkpoint, got other values")
     return state
 
 

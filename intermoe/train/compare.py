@@ -50,12 +50,12 @@ class ComparedSystem(Config):
 
     def __post_init__(self) -> None:
         ok = bool(self.name) and Path(self.name).name == self.name
-        _require(ok, "name", "usable as a folder's name", self.name)
+        _require(ok, "name", "a name usable for a folder", self.name)
         _require(bool(self.stages), "stages", "at least one recipe", self.stages)
         ok = not self.shares or len(self.shares) == len(self.stages)
         _require(ok, "shares", f"as many as stages, {len(self.stages)}", self.shares)
         ok = not self.shares or (min(self.shares) > 0 and math.isclose(sum(self.shares), 1.0))
-        _require(ok, "shares", "positive, with the sum 1", self.shares)
+        _require(ok, "shares", "positive shares with the sum 1", self.shares)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def check_names(config: ComparisonConfig, names: Collection[str], argument: str)
     there = [system.name for system in config.systems]
     unknown = [name for name in names if name not in there]
     if unknown:
-        raise ValueError(f"{argument}: no systems {unknown}, there are {', '.join(there)}")
+        raise ValueError(f"{argument}: expected some of the systems {', '.join(there)}, got {unknown}")
 
 
 class Comparison:
@@ -171,10 +171,10 @@ class Comparison:
         last, asked = found[-1][2], self.settings.steps
         diffusion = getattr(last, "diffusion", None)
         if asked is not None and asked < last.MIN_STEPS:
-            raise ValueError(f"steps: must be >= {last.MIN_STEPS} for {system.name}, got {asked}")
+            raise ValueError(f"steps: expected >= {last.MIN_STEPS} for {system.name}, got {asked}")
         if diffusion is not None and asked is not None and asked > diffusion.num_train_timesteps:
-            bound = f"in [1, {diffusion.num_train_timesteps}], the schedule of {system.name}"
-            raise ValueError(f"steps: must be {bound}, got {asked}")
+            bound = f"a value in [1, {diffusion.num_train_timesteps}], the schedule of {system.name}"
+            raise ValueError(f"steps: expected {bound}, got {asked}")
         return found
 
     def _recipe(self, recipe: str, where: str) -> tuple[type[TrainConfig], dict[str, Any]]:
@@ -184,7 +184,7 @@ class Comparison:
             kind = TRAINERS[trainer_of(path)].config
             kind.load(path)
         except FileNotFoundError as error:
-            raise ValueError(f"{where}: no such recipe: {error}") from error
+            raise ValueError(f"{where}: expected a recipe: {error}") from error
         values = self.config.recipe(path)
         kind.from_dict(values, where=f"{path}, changed")
         return kind, values

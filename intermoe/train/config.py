@@ -51,7 +51,7 @@ class DataConfig(Config):
         _require(
             4 <= self.min_frames <= self.max_frames,
             "min_frames",
-            f"in [4, max_frames={self.max_frames}]",
+            f"a value in [4, max_frames={self.max_frames}]",
             self.min_frames,
         )
         _require(self.num_workers >= 0, "num_workers", ">= 0", self.num_workers)
@@ -89,26 +89,28 @@ class OptimConfig(Config):
         _require(self.steps >= 1, "steps", ">= 1", self.steps)
         _require(self.epochs is None or self.epochs >= 1, "epochs", ">= 1", self.epochs)
         ok = self.warmup_epochs is None or (self.epochs is not None and 0 <= self.warmup_epochs < self.epochs)
-        _require(ok, "warmup_epochs", f"in [0, epochs={self.epochs})", self.warmup_epochs)
+        _require(ok, "warmup_epochs", f"a value in [0, epochs={self.epochs})", self.warmup_epochs)
         _require(self.learning_rate > 0.0, "learning_rate", "> 0", self.learning_rate)
         _require(self.weight_decay >= 0.0, "weight_decay", ">= 0", self.weight_decay)
         ok = len(self.betas) == 2 and all(0.0 <= beta < 1.0 for beta in self.betas)
         _require(ok, "betas", "two values in [0, 1)", self.betas)
         _require(self.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}", self.schedule)
-        _require(0.0 < self.decay < 1.0, "decay", "in (0, 1)", self.decay)
+        _require(0.0 < self.decay < 1.0, "decay", "a value in (0, 1)", self.decay)
         _require(
             bool(self.decay_at) == (self.schedule == "steps"), "decay_at", "shares for 'steps' alone", self.decay_at
         )
         ok = all(0.0 < share < 1.0 for share in self.decay_at)
-        _require(ok and list(self.decay_at) == sorted(self.decay_at), "decay_at", "rising, in (0, 1)", self.decay_at)
+        _require(
+            ok and list(self.decay_at) == sorted(self.decay_at), "decay_at", "rising values in (0, 1)", self.decay_at
+        )
         ok = self.warmup_steps >= 0 and (self.warmup_steps < self.steps or self.epochs is not None)
-        _require(ok, "warmup_steps", f"in [0, steps={self.steps})", self.warmup_steps)
+        _require(ok, "warmup_steps", f"a value in [0, steps={self.steps})", self.warmup_steps)
         _require(self.clip in CLIPS, "clip", f"one of {CLIPS}", self.clip)
         _require(self.clip_limit > 0.0, "clip_limit", "> 0", self.clip_limit)
         _require(self.accumulation_steps >= 1, "accumulation_steps", ">= 1", self.accumulation_steps)
         ok = self.mixed_precision in PRECISIONS
         _require(ok, "mixed_precision", f"one of {PRECISIONS}", self.mixed_precision)
-        _require(0.0 <= self.ema_decay < 1.0, "ema_decay", "in [0, 1)", self.ema_decay)
+        _require(0.0 <= self.ema_decay < 1.0, "ema_decay", "a value in [0, 1)", self.ema_decay)
 
     def in_steps(self, items: int, items_per_step: int) -> OptimConfig:
         """The same with epochs of ``items`` counted in steps."""
@@ -168,7 +170,7 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         own = type(self).trainer  # of the class, which is the default
         _require(self.trainer == own, "trainer", repr(own), self.trainer)
-        _require(0 <= self.seed < 2**32, "seed", "in [0, 2**32)", self.seed)
+        _require(0 <= self.seed < 2**32, "seed", "a value in [0, 2**32)", self.seed)
 
 
 @dataclass(frozen=True)

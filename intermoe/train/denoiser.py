@@ -224,7 +224,7 @@ def run_denoiser(
     width = loaded.latent_joints * loaded.config.latent_dim
     if config.denoiser.input_dim != width:
         raise ValueError(
-            f"denoiser.input_dim: must be {width} for this VAE ({loaded.latent_joints} joints x latent_dim "
+            f"denoiser.input_dim: expected {width} for this VAE ({loaded.latent_joints} joints x latent_dim "
             f"{loaded.config.latent_dim}), got {config.denoiser.input_dim}"
         )
     own, data = loaded.config.representation, config.data.representation
@@ -266,11 +266,11 @@ def _vae_of_run(source: Path | None, output_dir: Path, *, resume: bool) -> Path:
     copy = output_dir / "vae"
     if not (resume and copy.is_dir()):
         if source is None:
-            raise ValueError("vae: the folder of a trained VAE is needed to start a run, got None")
+            raise ValueError("vae: expected the folder of a trained VAE to start a run, got None")
         return source
     weights = "model.safetensors"
     if source is not None and not filecmp.cmp(source / weights, copy / weights, shallow=False):
-        raise ValueError(f"vae: {source} holds other weights than {copy}, with which the run was started")
+        raise ValueError(f"vae: expected the weights of {copy}, with which the run was started, got others in {source}")
     return copy
 
 

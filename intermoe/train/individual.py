@@ -39,7 +39,9 @@ class IndividualTexts(MotionDataset):
                 self.report.add(error)
         kept = [place for place, name in enumerate(self.names) if name in self.individual]
         if not kept:
-            raise ValueError(f"{self.root}: split {self.split!r}: no item has descriptions in {FOLDER}")
+            raise ValueError(
+                f"{self.root}: split {self.split!r}: expected items with descriptions in {FOLDER}, got none"
+            )
         self._indices, self.names = [self._indices[place] for place in kept], [self.names[place] for place in kept]
 
     def captions(self, index: int) -> tuple[str, ...]:

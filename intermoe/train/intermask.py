@@ -81,7 +81,7 @@ class InterMaskTrainConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("person_share", "condition_dropout"):
-            _require(0.0 <= getattr(self, name) <= 1.0, name, "in [0, 1]", getattr(self, name))
+            _require(0.0 <= getattr(self, name) <= 1.0, name, "a value in [0, 1]", getattr(self, name))
         _require_interhuman(self.data.representation, "data.representation")
         _require(self.data.num_workers == 0, "data.num_workers", "0 (codes are kept)", self.data.num_workers)
         expected = f"model.text_dim={self.model.text_dim}"
@@ -317,10 +317,12 @@ def run_intermask(
     motion_tokenizer, statistics = load_tokenizer_folder(source)
     sizes = motion_tokenizer.config.num_codes
     if config.model.num_codes != sizes:
-        raise ValueError(f"model.num_codes: must be {sizes} for this tokeniser, got {config.model.num_codes}")
+        raise ValueError(f"model.num_codes: expected {sizes} for this tokeniser, got {config.model.num_codes}")
     copy, weights, folder = output_dir / "tokenizer", "model.safetensors", output_dir / "model"
     if resume and copy.exists() and not filecmp.cmp(source / weights, copy / weights, shallow=False):
-        raise ValueError(f"tokenizer: {source} holds other weights than {copy}, with which the run was started")
+        raise ValueError(
+            f"tokenizer: expected the weights of {copy}, with which the run was started, got others in {source}"
+        )
     train = run.open_split(config, "train", min_frames=config.data.min_frames)
     validation = run.open_split(config, "val", min_frames=config.data.min_frames)
     text = prepare_text(config, config.text, train, output_dir, resume=resume)

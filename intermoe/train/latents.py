@@ -119,7 +119,7 @@ def error_metric(latents: Tensor, std_floor: float) -> Tensor:
         ValueError: a floor that is not positive.
     """
     if not std_floor > 0:
-        raise ValueError(f"std_floor: must be > 0, got {std_floor}")
+        raise ValueError(f"std_floor: expected > 0, got {std_floor}")
     centred = latents.double() - latents.double().mean(dim=0)
     variances, directions = torch.linalg.eigh(centred.T @ centred / len(latents))
     variances = variances.clamp(min=0)

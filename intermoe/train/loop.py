@@ -102,13 +102,15 @@ class Trainer:
         output_dir: Path,
     ) -> None:
         if len(train) == 0:
-            raise ValueError("data: the training split holds no usable item")
+            raise ValueError("data: expected usable items in the training split, got none")
         self.global_batch = config.data.batch_size * config.optim.accumulation_steps * accelerator.num_processes
         self.optim = config.optim.in_steps(len(train), self.global_batch)
         self.config, self.folder = config, output_dir / "checkpoints"
         self.accelerator, self.train, self.validation = accelerator, train, validation
         if config.run.fid_clips and not objective.generates:
-            raise ValueError(f"run.fid_clips: must be 0 for a model that generates nothing, got {config.run.fid_clips}")
+            raise ValueError(
+                f"run.fid_clips: expected 0 for a model that generates nothing, got {config.run.fid_clips}"
+            )
         if config.run.compile is not None:
             for part in objective.repeated_parts():
                 # Lengths differ from batch to batch. Whole graphs: only in those does torch trace operators whose
@@ -354,8 +356,8 @@ class Trainer:
         state = checkpoint.read_state(path)
         if state["global_batch"] != self.global_batch:
             raise ValueError(
-                f"resume: {path} was written with {state['global_batch']} items per step over all processes, "
-                f"this run has {self.global_batch}"
+                f"resume: expected {state['global_batch']} items per step over all processes, as {path} was written "
+                f"with, got {self.global_batch}"
             )
         model, average = checkpoint.read_weights(path)
         self._set_weights(average, path)
@@ -368,7 +370,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         if self.step > self.optim.steps:
-            raise ValueError(f"resume: {path} is beyond the run's end, optim.steps={self.optim.steps}")
+            raise ValueError(f"resume: expected a checkpoint of at most optim.steps={self.optim.steps}, got {path}")
 
     def _weights(self) -> dict[str, Tensor]:
         """A copy of all weights and buffers on the CPU; empty on other ranks where the model is sharded."""
@@ -378,7 +380,9 @@ class Trainer:
     def _set_weights(self, weights: dict[str, Tensor], path: Path) -> None:
         expected = get_model_state_dict(self.model).keys()
         if weights.keys() != expected:
-            raise ValueError(f"resume: {path} holds other weights than this model: {sorted(weights.keys() ^ expected)}")
+            raise ValueError(
+                f"resume: expected the weights of this model in {path}, got others: {sorted(weights.keys() ^ expected)}"
+            )
         set_model_state_dict(self.model, dict[str, Any](weights), options=FULL_STATE)
 
 

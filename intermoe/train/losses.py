@@ -48,7 +48,7 @@ def vae_losses(
     frame = representation.frame_shape
     if output.shape != target.shape or target.shape[2:] != frame or target.shape[1] < 2:
         got = f"{tuple(output.shape)} and {tuple(target.shape)}"
-        raise ValueError(f"output, target: must both be (N, T >= 2, {', '.join(map(str, frame))}), got {got}")
+        raise ValueError(f"output, target: expected both of (N, T >= 2, {', '.join(map(str, frame))}), got {got}")
     bones = representation.skeleton.bones
     found, expected = (representation.positions(motion * std + mean) for motion in (output, target))
     metres = found - expected

@@ -35,9 +35,9 @@ def with_data(config: TrainConfigT, root: str | Path | None) -> TrainConfigT:
     """``config`` reading ``root`` (``None``: as configured). Raises ``ValueError`` if there is no such folder."""
     chosen = str(root) if root is not None else config.data.root
     if chosen is None:
-        raise ValueError("data.root: no folder given, neither in the configuration nor as data")
+        raise ValueError("data.root: expected a folder in the configuration or as data, got neither")
     if not Path(chosen).is_dir():
-        raise ValueError(f"data.root: not a folder: {chosen}")
+        raise ValueError(f"data.root: expected a folder, got {chosen}")
     return dataclasses.replace(config, data=dataclasses.replace(config.data, root=chosen))
 
 
@@ -118,8 +118,8 @@ def _begin(config: TrainConfig, output_dir: Path, *, resume: bool, digests: dict
         changed = [name for name, digest in digests.items() if saved.get(name) != digest]
         if changed:
             raise ValueError(
-                f"resume: {config.data.root} holds other data of {', '.join(changed)} than those that {output_dir} was "
-                "started with"
+                f"resume: expected the data that {output_dir} was started with, got other data of "
+                f"{', '.join(changed)} in {config.data.root}"
             )
     write_config(path, config)
     write_sealed(data, digests)
@@ -202,7 +202,7 @@ def require_same(saved: TrainConfig, config: TrainConfig, path: Path, *, free: t
     changed = [key for key in now if now[key] != before[key] and not key.startswith(free)]
     if changed:
         listed = ", ".join(f"{key} was {before[key]!r}, is {now[key]!r}" for key in changed)
-        raise ValueError(f"resume: {path} was started with another configuration: {listed}")
+        raise ValueError(f"resume: expected the configuration that {path} was started with, got another: {listed}")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

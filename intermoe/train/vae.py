@@ -132,9 +132,9 @@ def run_vae(
     output_dir = Path(output_dir)
     start = load_vae_folder(init) if init is not None else None
     if config.decoder_only and start is None:
-        raise ValueError("init: decoder_only needs the folder of a trained VAE, got None")
+        raise ValueError("init: expected the folder of a trained VAE for decoder_only, got None")
     if start is not None and start[0].config != config.model:
-        raise ValueError(f"init: {init} has another configuration than model: {start[0].config}")
+        raise ValueError(f"init: expected the configuration of model, got another in {init}: {start[0].config}")
     train = run.open_split(config, "train", min_frames=max(config.window, config.data.min_frames))
     validation = run.open_split(config, "val", min_frames=config.data.min_frames)
     folder, splits = output_dir / "model", {"train": train, "val": validation}

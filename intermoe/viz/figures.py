@@ -15,7 +15,7 @@ import numpy.typing as npt
 from intermoe.motion.skeleton import NUM_JOINTS
 from intermoe.viz.body import LEFT, RIGHT, SKIN, build_body
 from intermoe.viz.camera import SIZE_STEP, Array, View, centre_path, frame_motion
-from intermoe.viz.drawing import INK, PAPER, Colour, mixed
+from intermoe.viz.colours import INK, PAPER, Colour, mixed
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from intermoe.motion.rotations import shortest_arc, to_quaternions, unit
 from intermoe.viz.body import Body, build_body
 from intermoe.viz.camera import BODY_MARGIN, Array, frame_motion
-from intermoe.viz.drawing import PAPER
+from intermoe.viz.colours import PAPER
 from intermoe.viz.figures import TILE_METRES, TILES, tinted
 from intermoe.viz.guard import guarded
 from intermoe.viz.mesh import capsule

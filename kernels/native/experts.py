@@ -187,7 +187,7 @@ class Problem:
         self.num_pairs, self.dim, self.width = token_idx.numel(), dim, width
         offsets: list[int] = expert_offsets.tolist() if numbers is None else numbers
         if offsets[0] != 0 or offsets[-1] != self.num_pairs or offsets != sorted(offsets):
-            raise ValueError(f"expert_offsets: must rise from 0 to the {self.num_pairs} pairs, got {offsets}")
+            raise ValueError(f"expert_offsets: expected a rise from 0 to the {self.num_pairs} pairs, got {offsets}")
         self.ranges: list[Range] = list(itertools.pairwise(offsets))
         self.segment_rows, self.merged_rows = SEGMENT_ROWS, min(MERGED_ROWS, SEGMENT_ROWS)
         if on_cuda(tokens):

@@ -35,7 +35,9 @@ def expect_rows(name: str, tensor: Tensor | None, num_tokens: int, width: int) -
 def expect_divisor(name: str, rows: int, num_tokens: int) -> None:
     """Raise ``ValueError`` where each of so many rows does not stand for equally many tokens; no tokens have any."""
     if num_tokens > 0 and (rows < 1 or num_tokens % rows):
-        raise ValueError(f"{name}: its number of rows must divide the number of tokens {num_tokens}, got {rows}")
+        raise ValueError(
+            f"{name}: expected a number of rows that divides the number of tokens {num_tokens}, got {rows}"
+        )
 
 
 def expect_experts(

@@ -42,7 +42,7 @@ class Tile:
             least = 16 if field.name.startswith("block") else 1
             if not isinstance(value, int) or value < least or (field.name != "num_stages" and value & (value - 1)):
                 kind = "a number" if field.name == "num_stages" else "a power of two"
-                raise ValueError(f"{field.name}: must be {kind} >= {least}, got {value!r}")
+                raise ValueError(f"{field.name}: expected {kind} >= {least}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Key:
     def __post_init__(self) -> None:
         for name, known in (("kernel", KERNELS), ("precision", PRECISIONS), ("size", SIZES)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}: must be one of {known}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name}: expected one of {known}, got {getattr(self, name)!r}")
 
 
 # kernel: (small, medium, large). "up" computes two products at once, so its block_n counts twice. Each compiles without
@@ -176,7 +176,7 @@ def read_table(path: str | Path) -> dict[Key, Tile]:
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+        raise ValueError(f"{path}: expected valid JSON: {error}") from error
     if not isinstance(entries, list):
         raise ValueError(f"{path}: expected a list of entries, got {type(entries).__name__}")
     table: dict[Key, Tile] = {}

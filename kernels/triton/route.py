@@ -127,7 +127,7 @@ def route_forward(
     expect("router_weight", router_weight, num_experts, dim)
     expect_rows("router_offset", router_offset, num_tokens, num_experts)
     if (scale is None) != (shift is None):
-        raise ValueError("scale: scale and shift must be given together, got only one of them")
+        raise ValueError("scale: expected scale and shift together, got only one of them")
     if scale is not None and shift is not None:
         expect_rows("scale", scale, num_tokens, dim)
         expect("shift", shift, *scale.shape)

@@ -239,7 +239,7 @@ def allocate_and_fill(
     num_tokens, num_experts = logits.shape
     _check_size(num_tokens, num_experts)
     if max_pairs is not None and not 0 <= max_pairs < 2**31:
-        raise ValueError(f"max_pairs: must be >= 0 and < 2**31, got {max_pairs}")
+        raise ValueError(f"max_pairs: expected >= 0 and < 2**31, got {max_pairs}")
     if selection_bias is None and (valid is None or valid.shape != logits.shape):
         found = None if valid is None else tuple(valid.shape)
         raise ValueError(f"valid: expected the choice {tuple(logits.shape)} where there is no bias, got {found}")
@@ -307,6 +307,6 @@ def selection_constants(num_experts: int) -> dict[str, int]:
 
 def _check_size(num_tokens: int, num_experts: int) -> None:
     if not 1 <= num_experts <= MAX_EXPERTS:
-        raise ValueError(f"logits: the number of experts must be in 1..{MAX_EXPERTS}, got {num_experts}")
+        raise ValueError(f"logits: expected 1 to {MAX_EXPERTS} experts, got {num_experts}")
     if num_tokens * num_experts >= 2**31:
-        raise ValueError(f"logits: tokens * experts must be < 2**31, got {num_tokens} * {num_experts}")
+        raise ValueError(f"logits: expected tokens * experts < 2**31, got {num_tokens} * {num_experts}")

@@ -112,5 +112,5 @@ def test_a_missing_package_skips_the_case() -> None:
 
 
 def test_unknown_level() -> None:
-    with pytest.raises(ValueError, match="level: must be one of"):
+    with pytest.raises(ValueError, match="level: expected one of"):
         Scope(torch.device("cpu"), "slow")

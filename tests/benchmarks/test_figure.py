@@ -35,6 +35,6 @@ def test_only_what_the_roofline_can_show(make_report: Callable[..., Report], mak
 
 
 def test_nothing_to_draw(tmp_path: Path, make_report: Callable[..., Report], make_row: Callable[..., Row]) -> None:
-    with pytest.raises(ValueError, match="nothing to draw"):
+    with pytest.raises(ValueError, match="expected rows of the step 'moe' to draw"):
         figure.roofline(make_report(make_row(step="vae")), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())

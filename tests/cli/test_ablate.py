@@ -52,11 +52,11 @@ def test_settings_and_autoencoder_reach_the_library(
     ("options", "message"),
     [
         (("nobody",), "matrix: 'nobody' is neither a file nor a shipped matrix (salsa)"),
-        (("--train-steps", 0), "steps: must be >= 1, got 0"),
+        (("--train-steps", 0), "steps: expected >= 1, got 0"),
         (("--seeds", "a"), "--seeds: expected numbers"),
         (("--evaluator", "none"), "evaluator: none holds no config.json"),
         (("--data", "none"), "--data: not a folder: none"),
-        (("--only", "nobody"), "only: no variants ['nobody']"),
+        (("--only", "nobody"), "got ['nobody']"),
         ((), "split/val.txt: no such file"),
     ],
 )

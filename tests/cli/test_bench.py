@@ -76,10 +76,13 @@ def test_profile(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--full", "--quick"), "--quick: cannot be combined"),
-        (("--only", "nothing"), "--only: must be one of moe"),
-        (("--only", "vae", "--match", "S=1", "--match", "B=2"), "--match: no case of this run holds 'S=1' and 'B=2'"),
-        (("--device", "toaster"), "--device: cannot use 'toaster'"),
+        (("--full", "--quick"), "--quick: expected without --full"),
+        (("--only", "nothing"), "--only: expected one of moe"),
+        (
+            ("--only", "vae", "--match", "S=1", "--match", "B=2"),
+            "of this run, got 'S=1' and 'B=2'",
+        ),
+        (("--device", "toaster"), "--device: expected a device of this machine, got 'toaster'"),
         (("--compare", "absent.json", "absent.json"), "absent.json"),
     ],
 )

@@ -74,8 +74,8 @@ def test_interclip_becomes_an_evaluator(interclip: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--stats", "."), "--stats: interclip.ckpt has no use for it, it holds InterCLIP"),
-        (("--layout", "interx"), "--layout: interclip.ckpt has no use for it"),
+        (("--stats", "."), "--stats: expected a checkpoint that has a use for it, got InterCLIP"),
+        (("--layout", "interx"), "--layout: expected a checkpoint that has a use for it"),
         (("--tokenizer", "absent"), "--tokenizer: not a folder: absent"),
     ],
 )
@@ -101,7 +101,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"movement_encoder": {}}, tmp_path / "finest.tar")
     recurrent = run(tmp_path / "finest.tar", "--out", tmp_path / "out")
     assert recurrent.exit_code == 2
-    assert "--layout, --words: needed" in recurrent.stderr
+    assert "--layout, --words: expected both" in recurrent.stderr
 
 
 def test_two_at_once_do_not_mix(interclip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def test_prepare_reports_by_name_and_is_done_once(few: Path, tmp_path: Path) -> 
     assert len(InterHumanDataset(cache, "val", strict=True)) == 1
     strict = run("prepare", "interhuman", few, "--out", cache, "--strict")
     assert strict.exit_code == 2
-    assert "1 items cannot be used (--strict)" in strict.stderr
+    assert "1 items that cannot be used" in strict.stderr
 
 
 @pytest.mark.parametrize(

@@ -53,17 +53,17 @@ def test_a_recorded_motion(run: Any, model: Path, tmp_path: Path) -> None:
         assert archive["timesteps"].tolist() == [500]
     result = run(*options, "--item", 8)
     assert result.exit_code == 2
-    assert "--item: '8' is not in split 'val'" in result.stderr
+    assert "--item: expected one of split 'val'" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ((), "prompt: expected a description"),
-        (("bow", "--item", "7"), "--item: --data and --item belong together"),
-        (("bow", "--level", 1), "--level: must be in [0, 1)"),
-        (("bow", "--steps", 0), "--steps: must be >= 1"),
-        (("bow", "--frames", 1000), "--frames: must be in [8, 40]"),
+        (("bow", "--item", "7"), "--item: expected --data and --item together"),
+        (("bow", "--level", 1), "--level: expected a value in [0, 1)"),
+        (("bow", "--steps", 0), "--steps: expected >= 1"),
+        (("bow", "--frames", 1000), "--frames: expected a value in [8, 40]"),
     ],
 )
 def test_refusals(run: Any, model: Path, options: tuple[Any, ...], message: str) -> None:

@@ -28,9 +28,17 @@ def test_the_models_own_numbers_where_nobody_asks(config: Any, expected: tuple[i
 @pytest.mark.parametrize(
     ("config", "steps", "message"),
     [
-        (InterMaskModelConfig(), 1, "--steps: must be >= 2 for model 'there', got 1"),
-        (InterGenModelConfig(), 1001, r"--steps: must be in \[1, 1000\], the schedule of model 'there', got 1001"),
-        (ComMDMModelConfig(), 1001, r"--steps: must be in \[1, 1000\], the schedule of model 'there', got 1001"),
+        (InterMaskModelConfig(), 1, "--steps: expected >= 2 for model 'there', got 1"),
+        (
+            InterGenModelConfig(),
+            1001,
+            r"--steps: expected a value in \[1, 1000\], the schedule of model 'there', got 1001",
+        ),
+        (
+            ComMDMModelConfig(),
+            1001,
+            r"--steps: expected a value in \[1, 1000\], the schedule of model 'there', got 1001",
+        ),
     ],
 )
 def test_steps_that_a_model_does_not_have_are_refused_before_its_weights_are_read(
@@ -58,12 +66,12 @@ def test_what_no_model_takes() -> None:
 def test_a_scene_counts_on_from_its_seed() -> None:
     check_sampling(None, None, 2**62, scene=True)
     check_sampling(None, None, 2**63 - 1)
-    with pytest.raises(ValueError, match=r"--seed: must be in \[0, 2\*\*62\] for a scene"):
+    with pytest.raises(ValueError, match=r"--seed: expected a value in \[0, 2\*\*62\] for a scene"):
         check_sampling(None, None, 2**62 + 1, scene=True)
 
 
 def test_a_device_without_numbers_is_refused() -> None:
     assert usable_device("cpu").type == "cpu"
     for name in ("meta", "nothing", "hpu"):
-        with pytest.raises(ValueError, match=rf"--device: cannot use '{name}'"):
+        with pytest.raises(ValueError, match=rf"--device: expected a device of this machine, got '{name}'"):
             usable_device(name)

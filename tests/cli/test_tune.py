@@ -29,10 +29,10 @@ def test_it_needs_a_gpu(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tokens", "0"], "--tokens: must be >= 1, got 0"),
+        (["--tokens", "0"], "--tokens: expected >= 1, got 0"),
         (["--tokens", "300", "--tokens", "301"], "one value for each size class, got 300 is small, 301 is small"),
-        (["--experts", "65"], "--experts: must be in 1..64, got 65"),
-        (["--capacity", "9"], r"--capacity: must be in (0, 8], got 9"),
+        (["--experts", "65"], "--experts: expected a value in 1..64, got 65"),
+        (["--capacity", "9"], r"--capacity: expected a value in (0, 8], got 9"),
     ],
 )
 def test_bad_sizes_are_named(tmp_path, options, message: str) -> None:

@@ -287,14 +287,14 @@ NAN = torch.full((4, 262), 0.0).index_fill(0, torch.tensor(2), float("nan"))
             {"joints": torch.full((4, 22, 3), 2e4)},
             r"^joints: expected finite numbers up to 10000, got others in frame 0",
         ),
-        ({}, r"^joints, motion: expected one of the two"),
+        ({}, r"^joints, motion: expected one of the two, got both or neither"),
         ({"joints": torch.zeros(4, 22, 3), "motion": torch.zeros(4, 262)}, r"^joints, motion: expected one"),
         ({"joints": torch.zeros(4, 66)}, r"^joints: expected shape \(t, J, 3\), got \(4, 66\)"),
         ({"motion": torch.zeros(0, 262)}, r"^motion: expected frames in the first dimension"),
         ({"motion": torch.zeros(4, 262), "frames": slice(0, 5)}, r"^frames: expected 4 frames, .*got \[0, 5\)"),
         ({"motion": torch.zeros(4, 262), "frames": slice(0, 8, 2)}, r"^frames: expected a run of frames, got step 2"),
-        ({"motion": torch.zeros(4, 262), "frames": slice(-4, None)}, r"^frames: start: must be in \[0, "),
-        ({"motion": torch.zeros(4, 262), "person": -1}, r"^person: must be in \[0, "),
+        ({"motion": torch.zeros(4, 262), "frames": slice(-4, None)}, r"^frames: start: expected a value in \[0, "),
+        ({"motion": torch.zeros(4, 262), "person": -1}, r"^person: expected a value in \[0, "),
     ],
 )
 def test_what_cannot_be_given_is_refused(arguments: dict[str, Any], message: str) -> None:
@@ -309,7 +309,7 @@ def test_values_of_another_kind_are_refused() -> None:
         Known("first", motion=torch.zeros(4, 262))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^known, targets: expected at least one, got none"):
         Control()
-    with pytest.raises(ValueError, match=r"^blend: must be in \[0, "):
+    with pytest.raises(ValueError, match=r"^blend: expected a value in \[0, "):
         Control([Known(0, motion=torch.zeros(4, 262))], blend=-1)
 
 
@@ -342,7 +342,7 @@ def test_what_does_not_fit_the_motion_is_refused(tiny_pipeline: Any, known: Know
 
 def test_joints_are_refused_where_motion_does_not_follow_from_them() -> None:
     for representation in (INTERX, HUMANML3D):
-        with pytest.raises(ValueError, match=rf"joints: expected motion, {representation.name} does not follow"):
+        with pytest.raises(ValueError, match=rf"joints: expected motion, as {representation.name} does not follow"):
             Control([Known(0, joints=torch.zeros(4, 22, 3))]).place(representation, 8, 1)
 
 

@@ -168,7 +168,7 @@ def test_live_changes_its_prompt(tiny_pipeline: Any) -> None:
     first, second = next(live), next(same)
     assert first.shape == (2, 20, 22, 3)
     assert not torch.equal(first, second)
-    with pytest.raises(ValueError, match=r"^prompts: a prompt must not be empty"):
+    with pytest.raises(ValueError, match=r"^prompts: expected words in every prompt, got"):
         live.send(" ")
     assert live.prompt == "one of them turns"
 
@@ -194,13 +194,13 @@ def test_prompts_longer_than_a_window_are_cut_into_equal_ones() -> None:
         ([], r"^segments: expected pairs"),
         ("two people bow", r"^segments: expected pairs"),
         (["two people bow"], r"^segments\[0\]: expected a prompt and a number of frames"),
-        ([("two people bow", 30), ("they turn", 0)], r"^segments\[1\]: frames: must be in \[1"),
-        ([("two people bow", 7)], r"^num_frames: must be in \[8, 40\]"),
+        ([("two people bow", 30), ("they turn", 0)], r"^segments\[1\]: frames: expected a value in \[1"),
+        ([("two people bow", 7)], r"^num_frames: expected a value in \[8, 40\]"),
         (
             [("two people bow", 30), ("they turn", 10**6)],
             r"^segments: expected at most 1000000 frames in all, got 1000030",
         ),
-        ([("two people bow", 30), (" ", 20)], r"^prompts: a prompt must not be empty"),
+        ([("two people bow", 30), (" ", 20)], r"^prompts: expected words in every prompt, got"),
     ],
 )
 def test_segments_that_are_none(tiny_pipeline: Any, segments: Any, message: str) -> None:
@@ -209,7 +209,7 @@ def test_segments_that_are_none(tiny_pipeline: Any, segments: Any, message: str)
 
 
 def test_what_cannot_go_on_is_refused(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"^chunk: must be in \[8, 20\], got 4"):
+    with pytest.raises(ValueError, match=r"^chunk: expected a value in \[8, 20\], got 4"):
         tiny_pipeline.live("two people bow", chunk=4)
     with pytest.raises(ValueError, match=r"^representation: expected one whose motion can be moved, got humanml3d"):
         Scene(HUMANML3D, lambda *_: torch.zeros(0), seed=0, resampling=1, min_frames=8, max_frames=60)

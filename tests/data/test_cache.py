@@ -110,7 +110,7 @@ def test_a_failed_preparation_leaves_what_was_there(
 def test_what_is_not_a_fitting_cache_is_refused(folder: Path, cache: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no split 'test' in this cache, only train, val"):
         InterHumanDataset(cache, "test")
-    with pytest.raises(ValueError, match="a cache of interhuman, expected humanml3d"):
+    with pytest.raises(ValueError, match="expected a cache of humanml3d, got one of interhuman"):
         MotionDataset(DATA_SETS["humanml3d"], cache, "train")
     with pytest.raises(FileExistsError, match="exists and is not a cache"):
         prepare(INTERHUMAN, folder, folder)
@@ -129,8 +129,12 @@ def test_what_is_not_a_fitting_cache_is_refused(folder: Path, cache: Path, tmp_p
         ("motion.f32", lambda path: path.unlink(), r"motion\.f32: expected \d+ bytes, got 0: run"),
         ("motion.f32", lambda path: edit(path, 5), r"motion\.f32: 1 is not as it was written: run"),
         ("index.json", lambda path: path.unlink(), r"index\.json: no such file, but a motion\.f32 beside it: run"),
-        ("index.json", lambda path: path.write_text(""), r"index\.json: not valid JSON"),
-        ("index.json", lambda path: path.write_text("[]"), r"index\.json: not the index of a cache: run"),
+        ("index.json", lambda path: path.write_text(""), r"index\.json: expected valid JSON"),
+        (
+            "index.json",
+            lambda path: path.write_text("[]"),
+            r"index\.json: expected the index of a cache, got another file: run",
+        ),
         (
             "index.json",
             lambda path: path.write_bytes(b"\xff\xfe{"),
@@ -144,12 +148,12 @@ def test_what_is_not_a_fitting_cache_is_refused(folder: Path, cache: Path, tmp_p
         (
             "index.json",
             lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), "version": 0})),
-            "cache of version 0, needed is 2: run intermoe prepare again",
+            "expected a cache of version 2, got 0: run intermoe prepare again",
         ),
         (
             "index.json",
             lambda path: path.write_text(json.dumps({**json.loads(path.read_text()), "version": 3})),
-            "cache of version 3, needed is 2: run intermoe prepare again",
+            "expected a cache of version 2, got 3: run intermoe prepare again",
         ),
         ("statistics.json", lambda path: path.unlink(), r"statistics\.json: no such file: run"),
         (

@@ -92,7 +92,7 @@ def test_a_broken_folder_is_reported_by_name(humanml3d_folder) -> None:
         "no frame": ["e"],
         "shorter than 40 frames": ["f"],
     }
-    with pytest.raises(ValueError, match="swap_persons: humanml3d has one person"):
+    with pytest.raises(ValueError, match="swap_persons: expected false for humanml3d"):
         MotionDataset(HUMANML3D, root, "train", swap_persons=True)
     with pytest.raises(FileNotFoundError, match=r"test\.txt: no such file \(expected HumanML3D's layout\)"):
         MotionDataset(HUMANML3D, root, "test")

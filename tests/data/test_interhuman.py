@@ -184,7 +184,7 @@ def test_problems_are_reported_by_name(make_set):
     assert "no caption: 2 (a5: no text in annots/a5.txt, and 1 more)" in dataset.report.summary(names=1)
     for label in (
         "a1: no file person2/a1.npy",
-        "a2: .*person1/a2.npy: not a ",
+        "a2: .*person1/a2.npy: expected a ",
         "a3: person1/a3.npy: ",
         "a10: no file ",
     ):
@@ -311,10 +311,10 @@ def test_sets_beyond_the_memory_limit_are_read_again(make_set, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_frames": 0}, "min_frames: must be in"),
-        ({"min_frames": 400}, "min_frames: must be in"),
-        ({"min_frames": 16, "max_frames": 15}, r"min_frames: must be in \[1, max_frames=15\], got 16"),
-        ({"seed": -1}, "seed: must be >= 0"),
+        ({"min_frames": 0}, "min_frames: expected a value in"),
+        ({"min_frames": 400}, "min_frames: expected a value in"),
+        ({"min_frames": 16, "max_frames": 15}, r"min_frames: expected a value in \[1, max_frames=15\], got 16"),
+        ({"seed": -1}, "seed: expected >= 0"),
         ({"min_frames": 100}, "3 of 3 items cannot be used"),
     ],
 )
@@ -328,7 +328,7 @@ def test_missing_split_empty_split_and_bad_index(make_set):
     with pytest.raises(FileNotFoundError, match=r"test\.txt"):
         InterHumanDataset(root, "test")
     (root / "split" / "empty.txt").write_text("\n")
-    with pytest.raises(ValueError, match="names no item"):
+    with pytest.raises(ValueError, match="expected items in split 'empty', got none"):
         InterHumanDataset(root, "empty")
     dataset = InterHumanDataset(root, "train")
     with pytest.raises(IndexError, match="index"):

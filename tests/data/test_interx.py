@@ -91,7 +91,7 @@ def test_recordings_at_120_keep_every_fourth_frame(rng: np.random.Generator, int
     fast = InterXReader(root, skeleton=rest, source_fps=120).read("train", "G1")[0].source
     root = interx_folder({"train": {"G1": raw[::4]}})
     np.testing.assert_array_equal(fast, InterXReader(root, skeleton=rest).read("train", "G1")[0].source)
-    with pytest.raises(ValueError, match="source_fps: must be a multiple of 30, got 100"):
+    with pytest.raises(ValueError, match="source_fps: expected a multiple of 30, got 100"):
         InterXReader(root, source_fps=100)
 
 
@@ -114,7 +114,7 @@ def test_dataset_of_a_prepared_folder(rng: np.random.Generator, interx_folder, t
     for item, is_swapped in zip(items, swapped, strict=True):
         assert is_swapped or torch.equal(item["motion"], plain)
         assert ("second" in item["caption"]) is (is_swapped and "person" in item["caption"])
-    with pytest.raises(ValueError, match="mirror: interx has no mirroring"):
+    with pytest.raises(ValueError, match="mirror: expected false for interx"):
         MotionDataset(INTERX, tmp_path / "cache", "train", mirror=True)
 
 
@@ -200,7 +200,7 @@ def test_files_that_are_no_hdf5_and_absent_ones(interx_folder, rng: np.random.Ge
     root = interx_folder({"train": {"G1": _raw(rng, 30)}}, texts="texts")
     assert InterXReader(root, skeleton=_rest(rng)).read("train", "G1")[0].captions[1] == "they hug"
     (root / "motions" / "train.h5").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"train\.h5: not a readable HDF5 file"):
+    with pytest.raises(ValueError, match=r"train\.h5: expected a readable HDF5 file"):
         MotionDataset(INTERX, root, "train")
     with pytest.raises(FileNotFoundError, match=r"val\.txt: no such file \(expected Inter-X's layout\)"):
         MotionDataset(INTERX, root, "val")
@@ -225,7 +225,7 @@ def test_skeleton_files(tmp_path, rng: np.random.Generator) -> None:
     for name, message in (
         ("short.npy", r"expected \(55, 3\) joint positions .*, got shape \(22, 3\)"),
         ("nowhere.npy", r"expected \(55, 3\) joint positions .*, in metres, got shape \(55, 3\)"),
-        ("other.npz", "not a readable archive of the arrays .'J_regressor', 'v_template'."),
+        ("other.npz", "expected a readable archive of the arrays .'J_regressor', 'v_template'."),
         ("thin.npz", r"expected \(55, 3\) joint positions .*, got shapes \(55, 100\) and \(9, 3\)"),
     ):
         with pytest.raises(ValueError, match=f"{name}: {message}"):

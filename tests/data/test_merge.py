@@ -315,7 +315,7 @@ def test_names_with_folders_are_merged_and_such_that_lead_out_are_not(
         ('[{"name": "a"}, {"x": 1}]', "entry 1"),
         ('[{"name": [1]}]', "entry 0"),
         ('[{"name": "a", "x": NaN}]', "finite"),
-        ("[{", "not valid JSON"),
+        ("[{", "expected valid JSON"),
     ],
 )
 def test_items_that_are_malformed_are_told_by_file_before_any_work(

@@ -175,9 +175,9 @@ def test_places_by_hand() -> None:
 def test_bad_arguments(folders: list[Path]) -> None:
     sets = opened(folders, "train"), opened(folders, "val")
     pipeline: Any = Playback(folders)
-    with pytest.raises(ValueError, match="captions: must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="captions: expected >= 1, got 0"):
         Asked(captions=0)
-    with pytest.raises(ValueError, match="batch_size: must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size: expected >= 1, got 0"):
         evaluate_activities(pipeline, *sets, batch_size=0)
     with pytest.raises(ValueError, match=r"seeds: expected at least one, none twice, got \(1, 1\)"):
         evaluate_activities(pipeline, *sets, seeds=(1, 1))

@@ -64,12 +64,12 @@ def test_interhuman(run: Run, bowing: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--evaluator": "model"}, "config.json: kind must be one of"),
+        ({"--evaluator": "model"}, "config.json: kind: expected one of"),
         ({"--evaluator": "absent"}, "evaluator: absent holds no config.json"),
-        ({"--batch-size": 96}, "--batch-size: must be in [2, 7], got 96; split 'test' of"),
-        ({"--replications": 0}, "--replications: must be >= 1"),
+        ({"--batch-size": 96}, "--batch-size: expected a value in [2, 7], got 96; split 'test' of"),
+        ({"--replications": 0}, "--replications: expected >= 1"),
         ({"--split": "train"}, "train.txt"),
-        ({"--scheduler": "euler"}, "--scheduler: must be one of"),
+        ({"--scheduler": "euler"}, "--scheduler: expected one of"),
         ({"--model": "nonsense"}, "model: 'nonsense'"),
     ],
 )
@@ -90,7 +90,7 @@ def test_data_and_evaluator_must_fit(run: Run, tmp_path: Path, bowing: Path) -> 
     options = ("--evaluator", "evaluator", "--model", "model", "--out", "out", *SMALL)
     result = run("humanml3d", "--data", folder, *options)
     assert result.exit_code == 2
-    assert "evaluator: is for interhuman, the data is humanml3d" in result.stderr
+    assert "evaluator: expected one for humanml3d, the data, got one for interhuman" in result.stderr
 
 
 def test_two_processes_give_the_same_numbers(

@@ -150,7 +150,7 @@ def test_real_ground_truth(salsa):
     [
         ({"seeds": ()}, "seeds: expected at least one"),
         ({"seeds": (1, 1)}, "seeds: expected at least one, none twice"),
-        ({"batch_size": 0}, "batch_size: must be >= 1"),
+        ({"batch_size": 0}, "batch_size: expected >= 1"),
     ],
 )
 def test_bad_arguments(dataset, options, message):

@@ -258,7 +258,7 @@ def test_every_setting_belongs_to_the_folder(make: Any) -> None:
     assert CHANGED.keys() == {field.name for field in dataclasses.fields(EvaluationSettings)}
     make().open_folder()
     for name, value in CHANGED.items():
-        with pytest.raises(ValueError, match=f"other settings: {name} was .* is {value!r}"):
+        with pytest.raises(ValueError, match=f"got others: {name} was .* is {value!r}"):
             make(**{name: value}).open_folder()
 
 

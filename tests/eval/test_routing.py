@@ -58,7 +58,7 @@ def test_a_model(tiny_pipeline: Any, bowing: Path, tmp_path: Path) -> None:
     assert rows["selection bias of layer 1"][1] == pytest.approx(bias.min().item())
     report.save(tmp_path / "routing.json")
     assert json.loads((tmp_path / "routing.json").read_text(encoding="utf-8"))["settings"]["prompts"] == 3
-    with pytest.raises(ValueError, match="limit: must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="limit: expected >= 1, got 0"):
         evaluate_routing(tiny_pipeline, dataset, limit=0)
 
 

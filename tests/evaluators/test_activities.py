@@ -78,7 +78,7 @@ def test_what_cannot_be_learned_is_refused() -> None:
         train_judge([Clip(pair(30, 1.0), activity="bow")])
     with pytest.raises(ValueError, match="clips: expected an activity of each, got None"):
         train_judge([Clip(pair(30, 1.0))])
-    with pytest.raises(ValueError, match="steps: must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="steps: expected >= 1, got 0"):
         train_judge([], steps=0)
 
 

@@ -46,9 +46,9 @@ def test_motion_encoder_is_strict(encoder_state: Any) -> None:
         official.load_evaluator_motion_encoder({k: v for k, v in state.items() if k != "out_ln.bias"}, config)
     with pytest.raises(ValueError, match=r"unexpected keys .*surplus"):
         official.load_evaluator_motion_encoder({**state, "surplus": torch.zeros(1)}, config)
-    with pytest.raises(ValueError, match="not the sinusoidal table"):
+    with pytest.raises(ValueError, match="expected the sinusoidal table"):
         official.load_evaluator_motion_encoder({**state, "sequence_pos_encoder.pe": torch.zeros(2000, 32)}, config)
-    with pytest.raises(ValueError, match="ACTIVATION must be 'gelu'"):
+    with pytest.raises(ValueError, match="ACTIVATION: expected 'gelu'"):
         official.load_evaluator_motion_encoder(state, {**config, "ACTIVATION": "relu"})
 
 
@@ -184,7 +184,7 @@ def test_recurrent_evaluators_round_trip(bigru_files: Path, layout: str) -> None
     texts = evaluator.embed_text(["a/DET person/NOUN walk/VERB", "walk/NOUN"])
     torch.testing.assert_close(texts[1:], evaluator.embed_text(["walk/VERB"]))  # words of movement are their own kind
     assert not torch.equal(texts[0], texts[1])
-    with pytest.raises(ValueError, match="lengths: must be >= 4"):
+    with pytest.raises(ValueError, match="lengths: expected >= 4"):
         evaluator.embed_motion(motion, torch.tensor([21, 3]))
     with pytest.raises(ValueError, match="motion: expected"):
         evaluator.embed_motion(torch.randn(2, 2, 21, 262), lengths)
@@ -222,11 +222,11 @@ def test_recurrent_evaluator_equals_its_parts(bigru_files: Path, relative_error:
 
 def test_recurrent_evaluators_are_strict(bigru_files: Path) -> None:
     path = bigru_files / "interx.tar"
-    with pytest.raises(ValueError, match="stats: needed"):
+    with pytest.raises(ValueError, match="stats: expected some"):
         official.load_bigru(bigru_files / "humanml3d.tar", "humanml3d", bigru_files)
-    with pytest.raises(ValueError, match="stats: there are none"):
+    with pytest.raises(ValueError, match="stats: expected none"):
         official.load_bigru(path, "interx", bigru_files, bigru_files)
-    with pytest.raises(ValueError, match="representation: must be one of"):
+    with pytest.raises(ValueError, match="representation: expected one of"):
         official.load_bigru(path, "interhuman", bigru_files)
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["text_encoder"]["gru.bias_hh_l0_reverse"]
@@ -257,7 +257,7 @@ def test_folders_that_hold_no_evaluator(tmp_path: Path) -> None:
         load_evaluator(tmp_path)
     (tmp_path / "config.json").write_text('{"kind": "other"}', encoding="utf-8")
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ValueError, match="kind must be one of"):
+    with pytest.raises(ValueError, match="kind: expected one of"):
         load_evaluator(tmp_path)
 
 
@@ -279,27 +279,30 @@ def test_a_broken_evaluator_is_told_by_file_and_key(bigru_files: Path) -> None:
     words.write_text(whole)
     tensors = load_file(weights)
     for key, value, message in (
-        ("vectors", tensors["vectors"] * torch.nan, "is not finite"),
-        ("vectors", tensors["vectors"].int(), "must be float16 or"),
-        ("vectors", tensors["vectors"][:2], "must have shape"),
+        ("vectors", tensors["vectors"] * torch.nan, "expected finite numbers"),
+        ("vectors", tensors["vectors"].int(), "expected float16 or"),
+        ("vectors", tensors["vectors"][:2], "expected shape"),
     ):
         save_file({**tensors, key: value}, weights)
-        with pytest.raises(ValueError, match=rf"model\.safetensors: '{key}' {message}"):
+        with pytest.raises(ValueError, match=rf"model\.safetensors: '{key}': {message}"):
             load_evaluator(folder)
     weights.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"model\.safetensors: not a readable safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: expected a readable safetensors file"):
         load_evaluator(folder)
 
 
 def test_a_checkpoint_that_is_not_finite_is_told_by_key(bigru_files: Path) -> None:
     path = bigru_files / "interx.tar"
     checkpoint = torch.load(path, weights_only=True)
-    for value, message in ((torch.nan, r"is not finite at \[0, 0\]"), (1, "must be float16 or .*, got int64")):
+    for value, message in (
+        (torch.nan, r"expected finite numbers, got another at \[0, 0\]"),
+        (1, "expected float16 or .*, got int64"),
+    ):
         weight = torch.full_like(
             checkpoint["motion_encoder"]["input_emb.weight"], value, dtype=torch.tensor(value).dtype
         )
         torch.save({**checkpoint, "motion_encoder": {**checkpoint["motion_encoder"], "input_emb.weight": weight}}, path)
-        with pytest.raises(ValueError, match=f"motion_encoder: 'input_emb.weight' {message}"):
+        with pytest.raises(ValueError, match=f"motion_encoder: 'input_emb.weight': {message}"):
             official.load_bigru(path, "interx", bigru_files)
 
 

@@ -29,7 +29,7 @@ def test_an_item_is_both_persons(duets: Path) -> None:
         (np.zeros((1, 492)), r"expected floats \(T >= 2, 492\)"),
         (np.full((5, 492), np.nan), "expected finite values"),
         (np.zeros((5, 492)), "no facing direction"),
-        (np.array([object()]), "not a readable array of numbers"),
+        (np.array([object()]), "expected a readable array of numbers"),
     ],
 )
 def test_other_arrays_are_named(tmp_path: Path, array: np.ndarray, told: str) -> None:

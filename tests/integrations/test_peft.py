@@ -73,5 +73,5 @@ def test_lora_on_the_experts_themselves(hosts: dict[str, Any]) -> None:
     assert any("moe" in name and "lora_B" in name for name in moved)
     assert all("lora_" in name for name in moved)
     assert not any(change.any() for change in biases.values())
-    with pytest.raises(ValueError, match="wraps its experts; unload or merge that first"):
+    with pytest.raises(ValueError, match="around them; unload or merge that first"):
         restore_feed_forward(model)

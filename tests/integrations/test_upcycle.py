@@ -132,7 +132,7 @@ def test_sparse_upcycling_preserves_the_function_times_each_tokens_gates() -> No
 def test_other_networks_are_refused_with_the_way_out(network: Any) -> None:
     torch.manual_seed(0)
     block = Block(network())
-    with pytest.raises(ValueError, match=r"needs SwiGLU networks without biases, .* init='residual'"):
+    with pytest.raises(ValueError, match=r"expected SwiGLU networks without biases .* init='residual'"):
         replace(block, init="upcycle")
 
 
@@ -159,18 +159,18 @@ def test_one_expert_becomes_the_dense_network_again(name: str, relative_error: A
 def test_what_cannot_be_dense_again_is_refused() -> None:
     block, _, _ = draw("intermoe")
     network = replace(block)
-    with pytest.raises(ValueError, match=r"only a single expert .* got num_experts=4"):
+    with pytest.raises(ValueError, match=r"expected a single expert .* got num_experts=4"):
         restore_feed_forward(block)
     assert block.network is network
     block, _, _ = draw("intermoe")
     nn.init.ones_(replace(block, init="residual").moe.w_down)
-    with pytest.raises(ValueError, match="experts add to the dense network by now"):
+    with pytest.raises(ValueError, match="expected experts that add nothing to the dense network yet"):
         restore_feed_forward(block)
     block, _, _ = draw("intermoe")
     replace(block, num_experts=1, expert_dim=8)
-    with pytest.raises(ValueError, match="expert_dim=8 is not the width"):
+    with pytest.raises(ValueError, match="got expert_dim=8"):
         restore_feed_forward(block)
-    with pytest.raises(ValueError, match="holds no replaced feed-forward network"):
+    with pytest.raises(ValueError, match="expected replaced feed-forward networks, got none"):
         restore_feed_forward(draw("intermoe")[0])
 
 

@@ -204,7 +204,7 @@ def test_other_bones_keep_directions_and_the_other_person(pair):
     [
         (lambda pair: measure_identity(pair[:1]), r"joints: expected shape \(2, T >= 4, 22, 3\), got \(1, 60, 22, 3\)"),
         (lambda pair: style_spectra(pair[:, : min_frames() - 1]), "joints: expected at least 42 frames, got 41"),
-        (lambda pair: corruptions.swap_midway(pair, blend=61), r"blend: must be in \[0, 60\] frames, got 61"),
+        (lambda pair: corruptions.swap_midway(pair, blend=61), r"blend: expected a value in \[0, 60\] frames, got 61"),
         (lambda pair: corruptions.scale_skeleton(pair, [1.0] * 21), "factors: expected 22 positive numbers"),
         (lambda pair: corruptions.average(pair[0]), "joints: expected shape"),
     ],
@@ -215,7 +215,7 @@ def test_bad_input(pair, call, message):
 
 
 def test_random_items_are_refused(salsa):
-    with pytest.raises(ValueError, match="dataset: expected training=False and no augmentation"):
+    with pytest.raises(ValueError, match="dataset: expected training=False and no augmentation, got a random one"):
         evaluate_identity(InterHumanDataset(salsa, "val", training=True))
 
 

@@ -49,5 +49,5 @@ def test_joints_in_one_place_and_single_frames_do_no_harm() -> None:
 
 
 def test_another_width_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"motion: last dimension must be 262, got \(4, 263\)"):
+    with pytest.raises(ValueError, match=r"motion: expected last dimension 262, got \(4, 263\)"):
         with_rigid_bones(torch.zeros(4, 263))

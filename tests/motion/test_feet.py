@@ -98,7 +98,7 @@ def test_feet_that_never_stand_and_joints_in_one_place_do_no_harm(clip: torch.Te
 
 
 def test_another_width_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"motion: last dimension must be 262, got \(4, 263\)"):
+    with pytest.raises(ValueError, match=r"motion: expected last dimension 262, got \(4, 263\)"):
         with_planted_feet(torch.zeros(4, 263))
     with pytest.raises(ValueError, match=r"motion: expected shape \(\.\.\., T, 262\), got \(262,\)"):
         with_positions(torch.zeros(262), torch.zeros(22, 3))

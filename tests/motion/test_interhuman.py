@@ -116,7 +116,7 @@ def test_joints_of_numpy_and_torch():
     motion = np.arange(2 * 262, dtype=np.float32).reshape(2, 262)
     assert joints(motion).shape == (2, 22, 3)
     np.testing.assert_array_equal(joints(torch.from_numpy(motion)).numpy(), joints(motion))
-    with pytest.raises(ValueError, match="motion: last dimension must be 262"):
+    with pytest.raises(ValueError, match="motion: expected last dimension 262"):
         joints(motion[:, :-1])
 
 

@@ -80,8 +80,8 @@ def test_bad_arguments(steps) -> None:
     [
         ([0, 1, 4], [0, 1, 3], r"token_idx\[\d\] = 4 is outside 0 .. 4"),
         ([0, 1, -1], [0, 1, 3], r"token_idx\[\d\] = -1 is outside"),
-        ([0, 1, 2], [0, 4, 3], "expert_offsets: must rise from 0"),
-        ([0, 1, 2], [0, 1, 9], "expert_offsets: must rise from 0"),
+        ([0, 1, 2], [0, 4, 3], "expert_offsets: expected a rise from 0"),
+        ([0, 1, 2], [0, 1, 9], "expert_offsets: expected a rise from 0"),
     ],
 )
 def test_native_never_indexes_outside(idx: list[int], offsets: list[int], message: str) -> None:

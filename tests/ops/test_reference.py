@@ -240,7 +240,7 @@ HIDDEN, WEIGHT = torch.zeros(6, 4), torch.zeros(3, 4)
         (
             lambda: route_reference(HIDDEN, WEIGHT[:0].new_empty(3, 4, device="meta"), None, None, None),
             ValueError,
-            "hidden: all tensors must be on one device, got hidden on cpu, router_weight on meta",
+            "hidden: expected all tensors on one device, got hidden on cpu, router_weight on meta",
         ),
         (
             lambda: combine_reference(HIDDEN, torch.zeros(5), torch.zeros(2, 2).long()),

@@ -288,15 +288,18 @@ def test_recomputation_and_compilation_change_nothing(routing: str, relative_err
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"routing": "random"}, r"routing: must be one of .*'random'"),
-        ({"pool": "person"}, "pool: must be one of"),
-        ({"unit": "second"}, "unit: must be one of"),
-        ({"routing": "token_choice"}, r"top_k: must be in \[1, num_experts=\d+\] for routing='token_choice', got None"),
+        ({"routing": "random"}, r"routing: expected one of .*'random'"),
+        ({"pool": "person"}, "pool: expected one of"),
+        ({"unit": "second"}, "unit: expected one of"),
+        (
+            {"routing": "token_choice"},
+            r"top_k: expected a value in \[1, num_experts=\d+\] for routing='token_choice', got None",
+        ),
         ({"routing": "token_choice", "top_k": 5}, "top_k: .* got 5"),
-        ({"top_k": 2}, "top_k: must be None for routing='dynamic', got 2"),
+        ({"top_k": 2}, "top_k: expected None for routing='dynamic', got 2"),
         (
             {"routing": "expert_choice", "pool": "sample", "unit": "sequence"},
-            "unit: must be 'frame' with expert_choice",
+            "unit: expected 'frame' with expert_choice",
         ),
         ({"max_pairs": 0}, "max_pairs: expected >= 1 or None, got 0"),
     ],

@@ -154,7 +154,7 @@ def test_schedules(schedule: str, expected: list[float]) -> None:
 
 def test_every_schedule_is_known() -> None:
     assert set(SCHEDULES) == {"exponential", "inverse_exponential", "linear", "constant"}
-    with pytest.raises(ValueError, match=r"schedule: must be one of .*, got 'steep'"):
+    with pytest.raises(ValueError, match=r"schedule: expected one of .*, got 'steep'"):
         DualMDMConfig(schedule="steep")
 
 

@@ -117,7 +117,7 @@ def test_bad_call_is_named(arguments: tuple[Tensor, ...], error: type[Exception]
 def test_configuration() -> None:
     config = InterGenConfig(dim=32)
     assert InterGenConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(ValueError, match="num_heads: must be a divisor of 32, got 5"):
+    with pytest.raises(ValueError, match="num_heads: expected a divisor of 32, got 5"):
         InterGenConfig(dim=32, num_heads=5)
 
 
@@ -134,10 +134,10 @@ def test_reader_is_strict(golden: Golden) -> None:
         official.load_network("intergen", state, {**config, "num_layers": layers - 1})
     with pytest.raises(ValueError, match="config: missing key 'ff_size'"):
         official.load_network("intergen", state, {k: v for k, v in config.items() if k != "ff_size"})
-    with pytest.raises(ValueError, match="config: activation must be 'gelu', got 'relu'"):
+    with pytest.raises(ValueError, match="config: activation: expected 'gelu', got 'relu'"):
         official.load_network("intergen", state, {**config, "activation": "relu"})
     table = torch.zeros(7, config["latent_dim"])
-    with pytest.raises(ValueError, match=r"'sequence_pos_encoder\.pe' is not the sinusoidal table"):
+    with pytest.raises(ValueError, match=r"'sequence_pos_encoder\.pe': expected the sinusoidal table"):
         official.load_network("intergen", {**state, "sequence_pos_encoder.pe": table}, config)
     with pytest.raises(ValueError, match=r"system: expected one of intergen, .*, got 'intergone'"):
         official.load_network("intergone", state, config)
@@ -325,5 +325,5 @@ def test_losses_refuse_what_does_not_fit() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             motion_losses(*arguments, STATISTICS, MotionLossConfig())
-    with pytest.raises(ValueError, match="velocity: must be >= 0"):
+    with pytest.raises(ValueError, match="velocity: expected >= 0"):
         MotionLossConfig(velocity=-1.0)

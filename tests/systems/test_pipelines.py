@@ -143,7 +143,7 @@ def test_every_sampler_of_a_system_works_and_no_other(pipeline: MotionPipeline) 
         assert pipeline(PROMPTS[0], num_frames=8, num_inference_steps=2, scheduler=name).joints.isfinite().all()
     first = pipeline(PROMPTS[0], num_frames=8, num_inference_steps=2, scheduler=pipeline.schedulers[0]).motion
     assert torch.equal(pipeline(PROMPTS[0], num_frames=8, num_inference_steps=2).motion, first)
-    with pytest.raises(ValueError, match="scheduler: must be one of"):
+    with pytest.raises(ValueError, match="scheduler: expected one of"):
         pipeline(PROMPTS[0], num_frames=8, num_inference_steps=2, scheduler="euler")
 
 
@@ -174,9 +174,9 @@ def test_steps_beyond_the_schedule_are_refused_before_any_work(
         raise RuntimeError("work began")
 
     monkeypatch.setattr(pipeline, "sample", fail)
-    wrong, bound = ((1,), ">= 2") if pipeline.config.system == "intermask" else ((0, 1001), r"in \[1, 1000\]")
+    wrong, bound = ((1,), ">= 2") if pipeline.config.system == "intermask" else ((0, 1001), r"a value in \[1, 1000\]")
     for steps in wrong:
-        expected = f"num_inference_steps: must be {bound} for {pipeline.config.system}, got {steps}"
+        expected = f"num_inference_steps: expected {bound} for {pipeline.config.system}, got {steps}"
         with pytest.raises(ValueError, match=expected):
             pipeline(PROMPTS[0], num_frames=16, num_inference_steps=steps)
 
@@ -188,7 +188,7 @@ def test_guidance_changes_a_motion(pipeline: MotionPipeline) -> None:
     assert not torch.allclose(motions[0], motions[1])
     assert not torch.allclose(motions[1], motions[2])
     for wrong in (0.5, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="guidance_scale: must be >= 1 and finite"):
+        with pytest.raises(ValueError, match="guidance_scale: expected >= 1 and finite"):
             pipeline(PROMPTS[0], num_frames=16, num_inference_steps=2, guidance_scale=wrong)
 
 
@@ -220,9 +220,9 @@ def test_what_is_saved_comes_back_bit_for_bit(pipeline: MotionPipeline, tmp_path
 def test_refusals_come_before_any_work(pipeline: MotionPipeline) -> None:
     for prompts, frames, message in (
         ([], 16, "prompts: expected at least one"),
-        (["two people bow", " "], 16, "prompts: a prompt must not be empty"),
+        (["two people bow", " "], 16, "prompts: expected words in every prompt, got ' '"),
         (["bow " * 200], 16, "prompts: "),
-        (PROMPTS, 41, r"num_frames: must be in \[8, 40\]"),
+        (PROMPTS, 41, r"num_frames: expected a value in \[8, 40\]"),
     ):
         with pytest.raises(ValueError, match=message):
             pipeline.check(prompts, frames)
@@ -263,10 +263,13 @@ def test_codes_of_intermask_are_its_tokenizers(tmp_path: Path) -> None:
 def test_intermask_refuses_parts_that_do_not_fit(tmp_path: Path) -> None:
     tokenizer = PARTS["intermask"]["tokenizer"]
     for changes, message in (
-        ({"tokenizer": {**tokenizer, "num_codes": 9}}, "network.num_codes: must be tokenizer.num_codes=9, got 12"),
-        ({"tokenizer": {**tokenizer, "messages": "first_frame_of_batch"}}, "tokenizer.messages: must be 'first_frame'"),
-        ({"keep_share": 0.0}, "keep_share: must be in"),
-        ({"text": {**TEXT, "output_dim": 9}}, "text.output_dim: must be network.text_dim=8, got 9"),
+        ({"tokenizer": {**tokenizer, "num_codes": 9}}, "network.num_codes: expected tokenizer.num_codes=9, got 12"),
+        (
+            {"tokenizer": {**tokenizer, "messages": "first_frame_of_batch"}},
+            "tokenizer.messages: expected 'first_frame'",
+        ),
+        ({"keep_share": 0.0}, "keep_share: expected a value in"),
+        ({"text": {**TEXT, "output_dim": 9}}, "text.output_dim: expected network.text_dim=8, got 9"),
     ):
         with pytest.raises(ValueError, match=message):
             write(tmp_path, "intermask", **changes)
@@ -300,9 +303,9 @@ def test_mdm_of_another_representation(tmp_path: Path) -> None:
     pipeline = MotionPipeline.from_pretrained(write(tmp_path, "mdm", **parts))
     result = pipeline(PROMPTS[0], num_frames=12, num_inference_steps=2)
     assert (result.motion.shape, result.joints.shape, result.fps) == ((1, 1, 12, 263), (1, 1, 12, 22, 3), 20)
-    with pytest.raises(ValueError, match="representation: must be one of"):
+    with pytest.raises(ValueError, match="representation: expected one of"):
         write(tmp_path, "mdm", representation="interx")
-    with pytest.raises(ValueError, match=r"network\.input_dim: must be 263 for humanml3d, got 262"):
+    with pytest.raises(ValueError, match=r"network\.input_dim: expected 263 for humanml3d, got 262"):
         write(tmp_path, "mdm", representation="humanml3d")
 
 
@@ -436,6 +439,6 @@ def test_a_model_file_with_sizes_that_nobody_has_is_refused(
     values[section][key] = value
     (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(
-        ValueError, match=rf"model\.safetensors: expected as many weights as|text\.{key}: must be (<= |in )"
+        ValueError, match=rf"model\.safetensors: expected as many weights as|text\.{key}: expected (<= |a value in )"
     ):
         MotionPipeline.from_pretrained(tmp_path)

@@ -123,7 +123,7 @@ def test_configuration() -> None:
     config = TIMotionConfig(local_patterns=False)
     assert TIMotionConfig.from_dict(config.to_dict()) == config
     assert TIMotionConfig(dim=6, num_heads=4).attention_width == 12
-    with pytest.raises(ValueError, match="dilation_rate: must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="dilation_rate: expected >= 1, got 0"):
         TIMotionConfig(dilation_rate=0)
 
 
@@ -143,7 +143,7 @@ def test_reader_is_strict(golden: Golden, archive: str) -> None:
     other = {**config, "cfg": {**config["cfg"], "LPA": not config["cfg"]["LPA"]}}
     with pytest.raises(ValueError, match=r"missing key 'blocks\.0\.linear|unexpected keys .*blocks\.0\.conv"):
         official.load_network("timotion", state, other)
-    with pytest.raises(ValueError, match="config: norm must be 'AdaLN', got 'LN'"):
+    with pytest.raises(ValueError, match="config: norm: expected 'AdaLN', got 'LN'"):
         official.load_network("timotion", state, {**config, "cfg": {**config["cfg"], "norm": "LN"}})
 
 

@@ -209,7 +209,7 @@ def test_nothing_is_made_before_all_is_checked(matrix: Path, pairs: Path, tiny_p
     with pytest.raises(FileNotFoundError, match=r"split/val\.txt: no such file"):
         run_ablation(matrix, out, data=tmp_path / "model", settings=SETTINGS, **options)
     late = dataclasses.replace(SETTINGS, num_inference_steps=2000)
-    with pytest.raises(ValueError, match=r"num_inference_steps: must be in \[1, 1000\], got 2000"):
+    with pytest.raises(ValueError, match=r"num_inference_steps: expected a value in \[1, 1000\], got 2000"):
         run_ablation(matrix, out, data=pairs, settings=late, **options)
     assert not out.exists()
 
@@ -231,7 +231,7 @@ def test_rows_of_other_data_are_not_read(
     shutil.copytree(pairs, tmp_path / "pairs")
     (tmp_path / "pairs" / "annots" / "1.txt").write_text("two people dance\n", encoding="utf-8")
     options = {"data": tmp_path / "pairs", "vae": trained_vae / "model", "evaluator": StubEvaluator()}
-    with pytest.raises(ValueError, match=r"holds other data of train than those that .* was started with"):
+    with pytest.raises(ValueError, match=r"expected the data that .* was started with, got other data of train"):
         run_ablation(matrix, ablation.folder, settings=SETTINGS, **options)
 
 
@@ -254,13 +254,16 @@ def test_the_autoencoder_of_a_pipeline(tiny_pipeline: Any, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("variants", "message"),
     [
-        ([], "variants: must be at least one, no name twice"),
-        ([VARIANTS[0], VARIANTS[0]], "variants: must be at least one, no name twice"),
-        ([{"name": "a/b", "title": ""}], "name: must be usable as a folder's name, got 'a/b'"),
+        ([], "variants: expected at least one, no name twice"),
+        ([VARIANTS[0], VARIANTS[0]], "variants: expected at least one, no name twice"),
+        ([{"name": "a/b", "title": ""}], "name: expected a name usable for a folder, got 'a/b'"),
         ([{"name": "a", "title": "", "changes": {"denoiser.heads": 2}}], "a.denoiser: unknown key 'heads'"),
         ([{"name": "a", "title": "", "changes": {"nn.heads": 2}}], "a: unknown key 'nn.heads'"),
-        ([{"name": "a", "title": "", "changes": {"denoiser.alpha": 2.0}}], r"alpha: must be in \[0, 1\], got 2.0"),
-        ([{"name": "a", "title": "", "published": {"kid": 1}}], "published: must be a mapping of"),
+        (
+            [{"name": "a", "title": "", "changes": {"denoiser.alpha": 2.0}}],
+            r"alpha: expected a value in \[0, 1\], got 2.0",
+        ),
+        ([{"name": "a", "title": "", "published": {"kid": 1}}], "published: expected a mapping of"),
     ],
 )
 def test_bad_matrices(write_config: Any, tmp_path: Path, variants: list[Any], message: str) -> None:
@@ -271,6 +274,6 @@ def test_bad_matrices(write_config: Any, tmp_path: Path, variants: list[Any], me
 
 
 def test_unknown_names(matrix: Path, pairs: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"only: no variants \['nobody'\], there are full, pool, top"):
+    with pytest.raises(ValueError, match=r"only: expected some of the variants full, pool, top, got \['nobody'\]"):
         run_ablation(matrix, tmp_path / "out", data=pairs, vae=tmp_path, settings=SETTINGS, only=["nobody"])
     assert not (tmp_path / "out").exists()

@@ -71,7 +71,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 def test_a_pickle_in_place_of_the_optimizer_is_refused(tmp_path: Path) -> None:
     path = _write(tmp_path, 1)
     torch.save({"code": Path}, path / checkpoint.OPTIMIZER)
-    with pytest.raises(ValueError, match=r"optimizer\.pt: not an optimiser's state: Weights only load failed"):
+    with pytest.raises(ValueError, match=r"optimizer\.pt: expected an optimiser's state: Weights only load failed"):
         checkpoint.read_optimizer(path)
 
 

@@ -98,7 +98,7 @@ def test_width_of_the_latents_must_fit(
     trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     config = write_config("denoiser", **{"denoiser.input_dim": 30})
-    with pytest.raises(ValueError, match=r"denoiser\.input_dim: must be 28 for this VAE"):
+    with pytest.raises(ValueError, match=r"denoiser\.input_dim: expected 28 for this VAE"):
         run_denoiser(config, tmp_path / "run", vae=trained_vae / "model", data=pairs)
     assert not (tmp_path / "run").exists()
 
@@ -115,12 +115,12 @@ def test_the_loss_takes_its_metric_from_the_training_latents(
         biases[floor] = load_file(output / "model" / "model.safetensors")["denoiser.out.bias"]
     assert load_file(tmp_path / "0.5" / "metric.safetensors")["metric"].shape == (28, 28)
     assert not torch.equal(biases[0.0], biases[0.5])
-    with pytest.raises(ValueError, match=r"loss_std_floor: must be >= 0"):
+    with pytest.raises(ValueError, match=r"loss_std_floor: expected >= 0"):
         run_denoiser(write_config("denoiser", **{"diffusion.loss_std_floor": -1.0}), tmp_path / "c", data=pairs)
 
 
 def test_a_vae_is_needed(pairs: Path, write_config: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="vae: the folder of a trained VAE is needed"):
+    with pytest.raises(ValueError, match="vae: expected the folder of a trained VAE"):
         run_denoiser(write_config("denoiser"), tmp_path / "run", data=pairs)
     with pytest.raises(FileNotFoundError, match=r"vae: .*absent holds no config\.json"):
         run_denoiser(write_config("denoiser"), tmp_path / "run", vae=tmp_path / "absent", data=pairs)
@@ -134,5 +134,5 @@ def test_resuming_with_another_vae_is_refused(
     content = bytearray((other / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (other / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match="holds other weights than"):
+    with pytest.raises(ValueError, match="expected the weights of"):
         run_denoiser(write_config("denoiser"), trained_denoiser, vae=other, resume=True, data=pairs)

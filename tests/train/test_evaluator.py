@@ -93,11 +93,11 @@ def test_equal_descriptions_and_clips_are_not_told_apart(pairs: Path, tmp_path: 
 
 def test_bad_configurations_are_named() -> None:
     values: dict[str, Any] = {"model": CONFIG["model"]}
-    with pytest.raises(ValueError, match=r"data\.batch_size: must be >= 2"):
+    with pytest.raises(ValueError, match=r"data\.batch_size: expected >= 2"):
         EvaluatorTrainConfig.from_dict({**values, "data": {"batch_size": 1}})
-    with pytest.raises(ValueError, match=r"model\.representation: must be data\.representation='interhuman'"):
+    with pytest.raises(ValueError, match=r"model\.representation: expected data\.representation='interhuman'"):
         EvaluatorTrainConfig.from_dict({"model": {**CONFIG["model"], "layout": "interx"}})
-    with pytest.raises(ValueError, match=r"model\.text\.kind: must be wordpiece or huggingface"):
+    with pytest.raises(ValueError, match=r"model\.text\.kind: expected wordpiece or huggingface"):
         EvaluatorTrainConfig.from_dict({})
 
 

@@ -66,7 +66,7 @@ def test_data_are_told_apart_by_their_descriptions(described: Path, pairs: Path)
     second = IndividualTexts(DATA_SET, described, "val", min_frames=16).digest()
     assert len({plain.digest(), first, second}) == 3
     shutil.rmtree(described / FOLDER / "person2")
-    with pytest.raises(ValueError, match="split 'val': no item has descriptions in annots_individual"):
+    with pytest.raises(ValueError, match="split 'val': expected items with descriptions in annots_individual"):
         IndividualTexts(DATA_SET, described, "val", min_frames=16)
 
 

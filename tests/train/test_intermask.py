@@ -136,7 +136,7 @@ def test_a_folder_that_is_no_tokenizer_is_named(trained: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match=rf"model\.safetensors: .*{name}"):
         load_tokenizer_folder(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((trained / "model" / "model.safetensors").read_bytes()[:-50])
-    with pytest.raises(ValueError, match=r"model\.safetensors: not a readable safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: expected a readable safetensors file"):
         load_tokenizer_folder(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((trained / "model" / "model.safetensors").read_bytes())
     Statistics(np.zeros(5), np.ones(5)).save(tmp_path / "statistics.json")
@@ -226,10 +226,10 @@ def test_the_second_stage_runs_on_the_first_and_resumes(trained: Path, pairs: Pa
     shutil.copytree(trained / "model", other)
     weights = load_file(other / "model.safetensors")
     save_file({**weights, "codebook.counts": weights["codebook.counts"] + 1}, other / "model.safetensors")
-    with pytest.raises(ValueError, match=r"holds other weights than .*, with which the run was started"):
+    with pytest.raises(ValueError, match=r"expected the weights of .*, with which the run was started"):
         run_intermask(tmp_path / "config.json", tmp_path / "two", other, data=pairs, resume=True)
     write_config(tmp_path / "config.json", dataclasses.replace(config, model=dataclasses.replace(model, num_codes=9)))
-    with pytest.raises(ValueError, match=r"model.num_codes: must be 12 for this tokeniser, got 9"):
+    with pytest.raises(ValueError, match=r"model.num_codes: expected 12 for this tokeniser, got 9"):
         run_intermask(tmp_path / "config.json", tmp_path / "three", trained / "model", data=pairs)
 
 
@@ -259,15 +259,15 @@ def _chosen(objective: UnmaskingObjective, batch: Any, draws: ItemDraws) -> int:
 @pytest.mark.parametrize(
     ("config", "changes", "message"),
     [
-        (TokenizerTrainConfig, {"window": 30}, "window: must be a multiple of 4 frames"),
+        (TokenizerTrainConfig, {"window": 30}, "window: expected a multiple of 4 frames"),
         (
             TokenizerTrainConfig,
             {"data": DataConfig(representation="interx", mirror=False)},
-            "data.representation: must be interhuman",
+            "data.representation: expected interhuman",
         ),
-        (InterMaskTrainConfig, {"data": DataConfig(num_workers=2)}, r"data.num_workers: must be 0"),
-        (InterMaskTrainConfig, {"person_share": 1.5}, r"person_share: must be in \[0, 1\]"),
-        (InterMaskTrainConfig, {"text": TextConfig(output_dim=8)}, "text.output_dim: must be model.text_dim=768"),
+        (InterMaskTrainConfig, {"data": DataConfig(num_workers=2)}, r"data.num_workers: expected 0"),
+        (InterMaskTrainConfig, {"person_share": 1.5}, r"person_share: expected a value in \[0, 1\]"),
+        (InterMaskTrainConfig, {"text": TextConfig(output_dim=8)}, "text.output_dim: expected model.text_dim=768"),
     ],
 )
 def test_wrong_configurations_are_refused(config: Any, changes: dict[str, Any], message: str) -> None:

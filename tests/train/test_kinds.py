@@ -97,9 +97,9 @@ def test_the_vae_must_be_of_the_same_kind(
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"representation": "dance"}, "representation: must be one of"),
-        ({"representation": "interx"}, "mirror: must be false for interx"),
-        ({"kind": "humanml3d", "mirror": False}, "swap_persons: must be false for humanml3d"),
+        ({"representation": "dance"}, "representation: expected one of"),
+        ({"representation": "interx"}, "mirror: expected false for interx"),
+        ({"kind": "humanml3d", "mirror": False}, "swap_persons: expected false for humanml3d"),
     ],
 )
 def test_augmentation_that_a_kind_lacks_is_refused(values: dict[str, object], named: str) -> None:
@@ -138,5 +138,5 @@ def test_losses_compare_the_columns_of_the_representation(kind: str) -> None:
     moved = (moved - mean) / std
     share = 21 / 22 if kind == "humanml3d" else 1  # the root is the centre there
     torch.testing.assert_close(terms(moved)["position"], torch.tensor(10.0 * share), rtol=1e-4, atol=0)
-    with pytest.raises(ValueError, match="must both be"):
+    with pytest.raises(ValueError, match="expected both of"):
         vae_losses(target[:, :1], target[:, :1], posterior, mean, std, VAELossConfig(), own)

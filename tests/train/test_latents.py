@@ -81,5 +81,5 @@ def test_errors_weigh_by_the_root_of_what_latents_vary_by() -> None:
     torch.testing.assert_close(size / size[0], expected / expected[0], rtol=2e-2, atol=0)
     centred = latents - latents.mean(dim=0)
     torch.testing.assert_close((centred @ metric).square().mean(), centred.square().mean(), rtol=1e-3, atol=0)
-    with pytest.raises(ValueError, match="std_floor: must be > 0, got 0"):
+    with pytest.raises(ValueError, match="std_floor: expected > 0, got 0"):
         error_metric(latents, 0)

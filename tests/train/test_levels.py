@@ -89,8 +89,8 @@ def test_levels_are_validated() -> None:
         ({"one_level": 1.5, "person": -0.5}, "person"),
         ({"run": 0}, "run"),
     ):
-        with pytest.raises(ConfigError, match=rf"^{name}: must be"):
+        with pytest.raises(ConfigError, match=rf"^{name}: expected"):
             LevelMixConfig(**values)
     data = {"representation": "humanml3d", "mirror": False, "swap_persons": False}
-    with pytest.raises(ConfigError, match=r"levels\.person: must be 0 for humanml3d"):
+    with pytest.raises(ConfigError, match=r"levels\.person: expected 0 for humanml3d"):
         DenoiserTrainConfig.from_dict({"data": data, "levels": {"one_level": 0.5, "person": 0.5}})

@@ -157,14 +157,14 @@ def test_both_stages_run_one_after_the_other_and_resume(pairs: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("config", "changes", "message"),
     [
-        (MDMTrainConfig, {}, "model.input_dim: must be 262 for interhuman, got 263"),
-        (MDMTrainConfig, {"data": DataConfig("interx", mirror=False)}, "data.representation: must be one of"),
+        (MDMTrainConfig, {}, "model.input_dim: expected 262 for interhuman, got 263"),
+        (MDMTrainConfig, {"data": DataConfig("interx", mirror=False)}, "data.representation: expected one of"),
         (
             ComMDMTrainConfig,
             {"data": DataConfig("humanml3d", mirror=False, swap_persons=False)},
-            "data.representation: must be",
+            "data.representation: expected",
         ),
-        (MDMTrainConfig, {"model": MDMConfig(262, text_dim=8)}, "text.output_dim: must be model.text_dim=8, got 512"),
+        (MDMTrainConfig, {"model": MDMConfig(262, text_dim=8)}, "text.output_dim: expected model.text_dim=8, got 512"),
     ],
 )
 def test_wrong_configurations_are_refused(config: Any, changes: dict[str, Any], message: str) -> None:

@@ -124,16 +124,16 @@ def test_a_run_resumes_bit_for_bit_and_its_model_is_a_pipeline(pairs: Path, tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"system": "intergone"}, r"system: must be one of \('intergen', 'timotion', 'in2in'.*\), got 'intergone'"),
-        ({"network": {"text_dim": 9}}, r"text\.output_dim: must be network\.text_dim=9, got 8"),
+        ({"system": "intergone"}, r"system: expected one of \('intergen', 'timotion', 'in2in'.*\), got 'intergone'"),
+        ({"network": {"text_dim": 9}}, r"text\.output_dim: expected network\.text_dim=9, got 8"),
         ({"network": {"width": 9}}, r"network: unknown key 'width'"),
         (
             {"diffusion": {"latent_scale": 0.5}},
-            r"diffusion\.latent_scale: must be 1\.0 where there are no latents, got 0\.5",
+            r"diffusion\.latent_scale: expected 1\.0 where there are no latents, got 0\.5",
         ),
         (
             {"data": {"representation": "humanml3d", "mirror": False, "swap_persons": False}},
-            r"data\.representation: must be 'interhuman'",
+            r"data\.representation: expected 'interhuman'",
         ),
     ],
 )

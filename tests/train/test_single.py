@@ -63,7 +63,7 @@ def test_a_person_alone_is_the_first_of_a_pair(alone: Path, pairs: Path) -> None
 
 
 def test_persons_cannot_change_places_alone(alone: Path) -> None:
-    with pytest.raises(ValueError, match="swap_persons: solo has one person"):
+    with pytest.raises(ValueError, match="swap_persons: expected false for solo"):
         MotionDataset(DATA_SETS["solo"], alone, "train", min_frames=16, swap_persons=True)
 
 

@@ -103,7 +103,7 @@ def test_a_recipe_is_of_its_trainer_alone(tmp_path: Path, pairs: Path) -> None:
         path.write_text(json.dumps(content), encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             train(path, tmp_path / "run", data=pairs)
-    with pytest.raises(ValueError, match="trainer: must be 'motion', got 'mdm'"):
+    with pytest.raises(ValueError, match="trainer: expected 'motion', got 'mdm'"):
         TRAINERS["motion"].config.from_dict({"trainer": "mdm"})
     with pytest.raises(ValueError, match=r"start: expected none, motion starts from nothing, got 'x'"):
         train(CONFIGS / "salsa_intergen.yaml", tmp_path / "run", data=pairs, start="x")
@@ -119,7 +119,7 @@ def test_one_more_trainer_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
     TRAINERS.add("again", "intermoe.train.motion:TRAINER")
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps({"trainer": "again"}), encoding="utf-8")
-    with pytest.raises(ValueError, match="trainer: must be 'motion', got 'again'"):  # it reached the trainer
+    with pytest.raises(ValueError, match="trainer: expected 'motion', got 'again'"):  # it reached the trainer
         train(path, tmp_path / "run", data=pairs)
 
 

@@ -16,10 +16,7 @@ from intermoe.cli.common import (
     SeedsOption,
     StepsOption,
     StrictOption,
-    check_new_file,
-    check_sampling,
-    load_pipeline,
-    own_sampling,
+    open_model,
     parse_seeds,
     progress,
     reported,
@@ -53,16 +50,13 @@ def evaluate_activities(
     """
     with reported():
         chosen = parse_seeds(seeds)
-        check_sampling(steps, guidance, min(chosen))
-        check_new_file(out)
         from intermoe.data import InterHumanDataset
         from intermoe.data.activities import read_wordings
         from intermoe.eval.activities import Asked, evaluate_activities
 
         words = None if paraphrases is None else read_wordings(_paraphrases(paraphrases))
         asked = Asked(captions, words, frames)
-        pipeline = load_pipeline(model, device, frames=frames, steps=steps)
-        num_steps, scale = own_sampling(pipeline, steps, guidance)
+        pipeline, options = open_model(model, device, out, (steps, guidance), min(chosen), frames)
         longest = pipeline.config.max_frames
         train, val = (
             [InterHumanDataset(folder, split, max_frames=longest, training=False, strict=strict) for folder in data]
@@ -75,8 +69,7 @@ def evaluate_activities(
                 val,
                 asked,
                 seeds=chosen,
-                num_inference_steps=num_steps,
-                guidance_scale=scale,
+                **options,
                 judge_steps=judge_steps,
                 progress=told,
             )

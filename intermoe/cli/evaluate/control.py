@@ -17,10 +17,7 @@ from intermoe.cli.common import (
     SplitOption,
     StepsOption,
     StrictOption,
-    check_new_file,
-    check_sampling,
-    load_pipeline,
-    own_sampling,
+    open_model,
     progress,
     reported,
     save_report,
@@ -42,10 +39,7 @@ def evaluate_control(
 ) -> None:
     """Reactions, gaps, targets, a scene of six prompts and live motion, beside the data and baselines."""
     with reported():
-        check_sampling(steps, guidance, seed)
-        check_new_file(out)
-        pipeline = load_pipeline(model, device, steps=steps)
-        num_steps, scale = own_sampling(pipeline, steps, guidance)
+        pipeline, options = open_model(model, device, out, (steps, guidance), seed)
         from intermoe.data import InterHumanDataset
         from intermoe.eval.control import evaluate_control
 
@@ -60,8 +54,7 @@ def evaluate_control(
                 limit=limit,
                 best_of=best_of,
                 seed=seed,
-                num_inference_steps=num_steps,
-                guidance_scale=scale,
+                **options,
                 progress=told,
             )
     save_report(report, out, report.table())

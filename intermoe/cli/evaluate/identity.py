@@ -56,7 +56,9 @@ def evaluate_identity(
 
         longest = MAX_FRAMES if pipeline is None else pipeline.config.max_frames
         if longest < min_frames():
-            raise ValueError(f"--model: {model!r} makes {longest} frames at most, the metrics need {min_frames()}")
+            raise ValueError(
+                f"--model: expected {min_frames()} frames, which the metrics need, got {longest} at most of {model!r}"
+            )
         dataset = InterHumanDataset(
             data, split, min_frames=min_frames(), max_frames=longest, training=False, strict=strict
         )

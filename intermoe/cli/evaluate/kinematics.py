@@ -15,10 +15,7 @@ from intermoe.cli.common import (
     SplitOption,
     StepsOption,
     StrictOption,
-    check_new_file,
-    check_sampling,
-    load_pipeline,
-    own_sampling,
+    open_model,
     parse_seeds,
     progress,
     reported,
@@ -40,10 +37,7 @@ def evaluate_kinematics(
     """Ground truth, reconstruction and generation side by side: a table, and all numbers as JSON."""
     with reported():
         chosen = parse_seeds(seeds)
-        check_sampling(steps, guidance, min(chosen))
-        check_new_file(out)
-        pipeline = load_pipeline(model, device, steps=steps)
-        num_steps, scale = own_sampling(pipeline, steps, guidance)
+        pipeline, options = open_model(model, device, out, (steps, guidance), min(chosen))
         from intermoe.data import InterHumanDataset
         from intermoe.eval import kinematics
 
@@ -57,8 +51,7 @@ def evaluate_kinematics(
                 pipeline,
                 dataset,
                 seeds=chosen,
-                num_inference_steps=num_steps,
-                guidance_scale=scale,
+                **options,
                 progress=told,
             )
     save_report(report, out, report.table())

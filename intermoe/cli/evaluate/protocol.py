@@ -63,7 +63,7 @@ def evaluate_protocol(
         check_folder(out)
         check_sampling(steps, guidance, seed)
         if replications < 1:
-            raise ValueError(f"--replications: must be >= 1, got {replications}")
+            raise ValueError(f"--replications: expected >= 1, got {replications}")
         from intermoe.eval.estimate import estimate
         from intermoe.eval.protocol import PROTOCOLS
         from intermoe.eval.report import EvaluationReport
@@ -83,7 +83,7 @@ def evaluate_protocol(
         compared = protocol.batch_size if batch_size is None else batch_size
         if not 2 <= compared <= len(dataset):
             told = f"split {split!r} of {data} has {len(dataset)} items"
-            raise ValueError(f"--batch-size: must be in [2, {len(dataset)}], got {compared}; {told}")
+            raise ValueError(f"--batch-size: expected a value in [2, {len(dataset)}], got {compared}; {told}")
         settings = EvaluationSettings(
             data=protocol.data,
             split=split,

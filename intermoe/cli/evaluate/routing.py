@@ -17,10 +17,7 @@ from intermoe.cli.common import (
     SplitOption,
     StepsOption,
     StrictOption,
-    check_new_file,
-    check_sampling,
-    load_pipeline,
-    own_sampling,
+    open_model,
     progress,
     reported,
     save_report,
@@ -42,10 +39,7 @@ def evaluate_routing(
 ) -> None:
     """Experts a token by noise level, layer and person, in frames of contact and fast ones, and selection biases."""
     with reported():
-        check_sampling(steps, guidance, seed)
-        check_new_file(out)
-        pipeline = load_pipeline(model, device, frames=frames, steps=steps)
-        num_steps, scale = own_sampling(pipeline, steps, guidance)
+        pipeline, options = open_model(model, device, out, (steps, guidance), seed, frames)
         from intermoe.data import InterHumanDataset
         from intermoe.eval.routing import evaluate_routing
 
@@ -57,8 +51,7 @@ def evaluate_routing(
                 limit=limit,
                 num_frames=frames,
                 seed=seed,
-                num_inference_steps=num_steps,
-                guidance_scale=scale,
+                **options,
                 progress=told,
             )
     save_report(report, out, report.table())

@@ -48,7 +48,7 @@ class In2INPipeline(RawMotionPipeline):
     ) -> list[Tensor]:
         """See ``MotionPipeline.sample``; ``guidance_scale`` is the weight of the pass with every text."""
         if not 1 <= guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale: must be >= 1 and finite, got {guidance_scale}")
+            raise ValueError(f"guidance_scale: expected >= 1 and finite, got {guidance_scale}")
         weights = dataclasses.replace(self.config.guidance, everything=guidance_scale)
         denoiser = FourPasses(self.network, weights) if guidance_scale > 1 else self.network
         return self._sample(denoiser, prompts, lengths, seeds, num_inference_steps, 1.0, scheduler, control, progress)

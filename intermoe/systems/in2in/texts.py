@@ -17,8 +17,8 @@ def split_texts(prompt: str, persons: int) -> list[str]:
     if len(texts) == 1:
         return texts * (1 + persons)
     if len(texts) != 1 + persons or not all(texts):
-        expected = f"expected one text, or {1 + persons} with {SEPARATOR!r} between them"
-        raise ValueError(f"prompts: {expected}, got {prompt!r}")
+        count = 1 + persons
+        raise ValueError(f"prompts: expected one text, or {count} with {SEPARATOR!r} between them, got {prompt!r}")
     return texts
 
 

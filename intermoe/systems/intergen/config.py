@@ -37,7 +37,7 @@ class InterGenConfig(Config):
         _require(self.dim >= 2 and self.dim % 2 == 0, "dim", "even and >= 2 (sinusoids)", self.dim)
         width = self.attention_width
         _require(width % self.num_heads == 0, "num_heads", f"a divisor of {width}", self.num_heads)
-        _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
+        _require(0.0 <= self.dropout < 1.0, "dropout", "a value in [0, 1)", self.dropout)
 
     @property
     def attention_width(self) -> int:

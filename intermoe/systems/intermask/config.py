@@ -44,10 +44,10 @@ class TokenizerConfig(Config):
         )
         for name in ("num_codes", "code_dim", "width", "num_blocks", "dilation_growth"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
-        _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
+        _require(0.0 <= self.dropout < 1.0, "dropout", "a value in [0, 1)", self.dropout)
         _require(self.messages in MESSAGES, "messages", f"one of {MESSAGES}", self.messages)
         _require(self.temperature > 0.0, "temperature", "> 0", self.temperature)
-        _require(0.0 <= self.codebook_decay < 1.0, "codebook_decay", "in [0, 1)", self.codebook_decay)
+        _require(0.0 <= self.codebook_decay < 1.0, "codebook_decay", "a value in [0, 1)", self.codebook_decay)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class InterMaskConfig(Config):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         _require(self.num_parts >= 1, "num_parts", ">= 1", self.num_parts)
         _require(self.dim % self.num_heads == 0, "dim", f"a multiple of num_heads={self.num_heads}", self.dim)
-        _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
+        _require(0.0 <= self.dropout < 1.0, "dropout", "a value in [0, 1)", self.dropout)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class UnmaskingConfig(Config):
         enough = self.num_inference_steps >= MIN_STEPS
         _require(enough, "num_inference_steps", f">= {MIN_STEPS}", self.num_inference_steps)
         _require(1.0 <= self.guidance_scale < math.inf, "guidance_scale", ">= 1 and finite", self.guidance_scale)
-        _require(0.0 < self.keep_share <= 1.0, "keep_share", "in (0, 1]", self.keep_share)
+        _require(0.0 < self.keep_share <= 1.0, "keep_share", "a value in (0, 1]", self.keep_share)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class InterMaskModelConfig(ModelConfig):
         _require(self.text.output_dim == network.text_dim, "text.output_dim", expected, self.text.output_dim)
         alone = tokenizer.messages != "first_frame_of_batch"
         _require(alone, "tokenizer.messages", "'first_frame', or another that knows no batch", tokenizer.messages)
-        _require(0.0 < self.keep_share <= 1.0, "keep_share", "in (0, 1]", self.keep_share)
+        _require(0.0 < self.keep_share <= 1.0, "keep_share", "a value in (0, 1]", self.keep_share)
 
     @property
     def min_steps(self) -> int:

@@ -46,10 +46,10 @@ def load_tokenizer(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) 
     for key, supported in (("num_quantizers", 1), ("down_t", 2), ("stride_t", 2), ("activation", "relu")):
         require_setting(options, key, supported, supported)
     if options.get("norm") not in (None, "None"):
-        raise ValueError(f"config: norm must be None, got {options['norm']!r}")
+        raise ValueError(f"config: norm: expected None, got {options['norm']!r}")
     joints = setting(options, "joints_num")
     if joints not in _JOINTS:
-        raise ValueError(f"config: joints_num must be one of {tuple(_JOINTS)}, got {joints!r}")
+        raise ValueError(f"config: joints_num: expected one of {tuple(_JOINTS)}, got {joints!r}")
     reader = StrictReader(state_dict)
     num_codes, code_dim = reader.peek("quantizer.layers.0.codebook", 2)
     tokenizer_config = TokenizerConfig(
@@ -140,7 +140,7 @@ def _check_frequencies(reader: StrictReader, dim: int) -> None:
     width = 2 * math.ceil(dim / 4)
     expected = 10000.0 ** (-torch.arange(0, width, 2) / width)
     if not torch.allclose(reader.take(key, tuple(expected.shape)).to(expected), expected, rtol=1e-4):
-        raise ValueError(f"state_dict: {key!r} holds other frequencies than the model is defined with")
+        raise ValueError(f"state_dict: {key!r}: expected the frequencies that the model is defined with, got others")
 
 
 def load_adapter(state_dict: Mapping[str, Tensor], encoder: ClipTextEncoder) -> None:
@@ -200,7 +200,7 @@ def _read_model(path: Path, files: Files) -> InterMaskPipeline:
     parts = _parts(path, *([] if files.part is None else [files.part]))
     for part, key in (("tokenizer", "vq_model"), ("network", "t2m_transformer")):
         if part not in parts:
-            raise ValueError(f"--part: needed, {path} holds no {key}: it is in a file of its own")
+            raise ValueError(f"--part: expected the file of {key}, got none and none in {path}")
     if not any(key.startswith("encoder.gcn_layer1.") for key in parts["tokenizer"]):
         raise ValueError("vq_model: expected the tokeniser of InterHuman, got one without graph layers, as of Inter-X")
     tokenizer = load_tokenizer(parts["tokenizer"], {"joints_num": 22, "messages": "first_frame"})

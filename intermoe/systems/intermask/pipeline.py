@@ -88,7 +88,7 @@ class InterMaskPipeline(MotionPipeline):
         if control is not None:
             self.check_control(control, max(lengths))
         if scheduler is not None and scheduler not in self.schedulers:
-            raise ValueError(f"scheduler: must be one of {self.schedulers}, got {scheduler!r}")
+            raise ValueError(f"scheduler: expected one of {self.schedulers}, got {scheduler!r}")
         steps = [-(-length // DOWNSAMPLING) for length in lengths]
         codes = unmask(
             self.network,

@@ -29,8 +29,8 @@ class VAEConfig(Config):
         _require(known, "representation", f"one of {tuple(REPRESENTATIONS)}", self.representation)
         _require(self.latent_dim >= 1, "latent_dim", ">= 1", self.latent_dim)
         _require(self.num_blocks >= 1, "num_blocks", ">= 1", self.num_blocks)
-        _require(self.kernel_size >= 1 and self.kernel_size % 2 == 1, "kernel_size", "odd", self.kernel_size)
-        _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
+        _require(self.kernel_size >= 1 and self.kernel_size % 2 == 1, "kernel_size", "an odd number", self.kernel_size)
+        _require(0.0 <= self.dropout < 1.0, "dropout", "a value in [0, 1)", self.dropout)
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class DenoiserConfig(Config):
         for name in ("input_dim", "text_dim", "dim", "num_layers", "num_heads", "num_experts", "expert_dim"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         _require(self.dim % self.num_heads == 0, "dim", f"a multiple of num_heads={self.num_heads}", self.dim)
-        _require(self.dim % 2 == 0, "dim", "even (sinusoidal positions)", self.dim)
-        _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
+        _require(self.dim % 2 == 0, "dim", "an even number (sinusoidal positions)", self.dim)
+        _require(0.0 <= self.dropout < 1.0, "dropout", "a value in [0, 1)", self.dropout)
         check_moe(self)
 
 

@@ -136,7 +136,7 @@ class Denoiser(nn.Module):
                 raise ValueError(f"timesteps: expected (B, P, K) with K dividing T'={x.shape[2]}, got K={runs}")
         check_tensor("text", text, (size["B"], self.config.text_dim))
         if size["P"] < 1 or size["T'"] < 1:
-            raise ValueError(f"x: needs at least one person and one frame, got {tuple(x.shape)}")
+            raise ValueError(f"x: expected at least one person and one frame, got {tuple(x.shape)}")
         if mask is not None:
             check_tensor("mask", mask, (size["B"], size["T'"]))
             if mask.dtype != torch.bool:

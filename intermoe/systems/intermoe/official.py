@@ -40,7 +40,7 @@ def load_vae(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Cau
     """
     dataset = setting(config, "dataset_name")
     if dataset not in _REPRESENTATIONS:
-        raise ValueError(f"config: dataset_name must be one of {tuple(_REPRESENTATIONS)}, got {dataset!r}")
+        raise ValueError(f"config: dataset_name: expected one of {tuple(_REPRESENTATIONS)}, got {dataset!r}")
     contacts = [] if REPRESENTATIONS[_REPRESENTATIONS[dataset]].contacts is None else list(FOOT_JOINTS)
     for key, supported in (("activation", "silu"), ("norm", "none"), ("n_layers", 2), ("contact_joints", contacts)):
         require_setting(config, key, supported, supported)
@@ -96,11 +96,11 @@ def _read_graphs(reader: StrictReader, vae: CausalSkeletalVAE) -> None:
         reader.copy(pool, f"conv_enc.layers.{level}.{blocks}.skeleton_pool")
         for key in keys[1:]:
             if not torch.equal(reader.take(key, tuple(adjacency.shape)).to(adjacency), adjacency):
-                raise ValueError(f"state_dict: {key!r} differs from {keys[0]!r}")
+                raise ValueError(f"state_dict: {key!r}: expected the numbers of {keys[0]!r}, got others")
         key = f"conv_dec.layers.{1 - level}.0.skeleton_unpool"
         members = (pool > 0).to(pool.dtype).t()
         if not torch.equal(reader.take(key, tuple(members.shape)).to(members), members):
-            raise ValueError(f"state_dict: {key!r} has other groups than the pooling of that level")
+            raise ValueError(f"state_dict: {key!r}: expected the groups of the pooling of that level, got others")
 
 
 def _read_block(reader: StrictReader, prefix: str, block: nn.Module) -> None:

@@ -196,7 +196,7 @@ class InterMoEPipeline(MotionPipeline):
         super().check(prompts, num_frames)
         width, got = self.vae.latent_joints * self.config.vae.latent_dim, self.config.denoiser.input_dim
         if got != width:
-            raise ValueError(f"denoiser.input_dim: must be {width} for this vae, got {got}")
+            raise ValueError(f"denoiser.input_dim: expected {width} for this vae, got {got}")
         self.text_encoder.check(prompts)
 
     def unknown_words(self, prompt: str) -> list[str]:

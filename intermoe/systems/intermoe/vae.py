@@ -283,7 +283,7 @@ class CausalSkeletalVAE(nn.Module):
         """Motion with 4T' frames from ``latents`` (B, T', 7, latent_dim). Raises ``ValueError`` for another shape."""
         expected = (self.latent_joints, self.config.latent_dim)
         if latents.dim() != 4 or latents.shape[2:] != expected or 0 in latents.shape:
-            raise ValueError(f"latents: must be (B, T', {expected[0]}, {expected[1]}), got {tuple(latents.shape)}")
+            raise ValueError(f"latents: expected (B, T', {expected[0]}, {expected[1]}), got {tuple(latents.shape)}")
         return self._decode(latents, History())
 
     def streaming_decoder(self) -> StreamingDecoder:
@@ -303,10 +303,10 @@ class CausalSkeletalVAE(nn.Module):
         if motion.shape[2:] != frame or 0 in motion.shape:
             wanted = ", ".join(map(str, frame))
             raise ValueError(
-                f"motion: must be (B, T, {wanted}) for {self.representation.name}, got {tuple(motion.shape)}"
+                f"motion: expected (B, T, {wanted}) for {self.representation.name}, got {tuple(motion.shape)}"
             )
         if motion.shape[1] % self.downsampling:
-            raise ValueError(f"motion: frames must be a multiple of {self.downsampling}, got {motion.shape[1]}")
+            raise ValueError(f"motion: expected a multiple of {self.downsampling} frames, got {motion.shape[1]}")
 
 
 class StreamingDecoder:
@@ -337,10 +337,10 @@ class StreamingDecoder:
             raise RuntimeError("streaming decoder: call eval() on the autoencoder first, it is in training mode")
         expected = (vae.latent_joints, vae.config.latent_dim)
         if latent.dim() != 3 or latent.shape[1:] != expected or 0 in latent.shape:
-            raise ValueError(f"latent: must be (B, {expected[0]}, {expected[1]}), got {tuple(latent.shape)}")
+            raise ValueError(f"latent: expected (B, {expected[0]}, {expected[1]}), got {tuple(latent.shape)}")
         if self._batch not in (None, latent.shape[0]):
             raise ValueError(
-                f"latent: batch size of this stream is {self._batch}, got {latent.shape[0]}; reset() first"
+                f"latent: expected the batch size {self._batch} of this stream, got {latent.shape[0]}; reset() first"
             )
         self._batch = latent.shape[0]
         self._history.start_chunk()

@@ -31,7 +31,7 @@ class MDMConfig(Config):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         ok = self.dim % 2 == 0 and self.dim % self.num_heads == 0
         _require(ok, "dim", f"an even multiple of num_heads={self.num_heads}", self.dim)
-        _require(0.0 <= self.dropout < 1.0, "dropout", "in [0, 1)", self.dropout)
+        _require(0.0 <= self.dropout < 1.0, "dropout", "a value in [0, 1)", self.dropout)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ComMDMConfig(Config):
 
     def __post_init__(self) -> None:
         layers = self.backbone.num_layers
-        _require(0 <= self.split <= layers, "split", f"in [0, backbone.num_layers={layers}]", self.split)
+        _require(0 <= self.split <= layers, "split", f"a value in [0, backbone.num_layers={layers}]", self.split)
         for name in ("num_layers", "num_heads", "feedforward_dim"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         dim = self.backbone.dim

@@ -110,7 +110,9 @@ def _read_backbone(reader: StrictReader, network: MDM, layer_names: list[str]) -
 def _check_table(reader: StrictReader, key: str, dim: int) -> None:
     table = reader.take(key, (reader.peek(key, 3)[0], 1, dim))[:, 0]
     if not torch.allclose(table, sinusoid(torch.arange(len(table)), dim), atol=1e-4):
-        raise ValueError(f"state_dict: {key!r} is not the sinusoidal table that the model is defined with")
+        raise ValueError(
+            f"state_dict: {key!r}: expected the sinusoidal table that the model is defined with, got another"
+        )
 
 
 TEXT = "openai/clip-vit-base-patch32"

@@ -59,9 +59,9 @@ def test_a_users_table_replaces_single_entries(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kernel": "sideways"}, r"entry 0: kernel: must be one of"),
-        ({"block_m": 48}, r"entry 0: block_m: must be a power of two >= 16, got 48"),
-        ({"num_stages": 0}, r"entry 0: num_stages: must be a number >= 1, got 0"),
+        ({"kernel": "sideways"}, r"entry 0: kernel: expected one of"),
+        ({"block_m": 48}, r"entry 0: block_m: expected a power of two >= 16, got 48"),
+        ({"num_stages": 0}, r"entry 0: num_stages: expected a number >= 1, got 0"),
         ({"speed": 3}, r"entry 0: .*speed"),
     ],
 )

@@ -107,12 +107,12 @@ def test_the_network_names_missing_misshapen_and_unexpected_keys(unmasking: Any,
     state, config = unmasking.state, unmasking.config
     with pytest.raises(ValueError, match=f"missing key '{key}'"):
         official.load_network({name: value for name, value in state.items() if name != key}, config)
-    with pytest.raises(ValueError, match=f"'{key}' must have"):
+    with pytest.raises(ValueError, match=f"'{key}': expected"):
         official.load_network({**state, key: torch.zeros(3, 1, 1)}, config)
     with pytest.raises(ValueError, match=r"unexpected keys \['extra'\]"):
         official.load_network({**state, "extra": torch.zeros(1)}, config)
     frequencies = "position_enc.positional_encoding.inv_freq"
-    with pytest.raises(ValueError, match="other frequencies"):
+    with pytest.raises(ValueError, match="expected the frequencies"):
         official.load_network({**state, frequencies: 2 * state[frequencies]}, config)
 
 
@@ -166,7 +166,7 @@ def test_the_network_refuses_what_does_not_fit() -> None:
         network(codes, text[:1])
     with pytest.raises(TypeError, match=r"mask: expected dtype torch.bool"):
         network(codes, text, torch.ones(2, 3))
-    with pytest.raises(ValueError, match="dim: must be a multiple of num_heads=6"):
+    with pytest.raises(ValueError, match="dim: expected a multiple of num_heads=6"):
         InterMaskConfig(dim=20)
 
 

@@ -109,7 +109,7 @@ def test_the_tokenizer_names_missing_misshapen_and_unexpected_keys(representatio
     state, config = tokens(representation).state, tokens(representation).config
     with pytest.raises(ValueError, match=f"missing key '{key}'"):
         official.load_tokenizer({name: value for name, value in state.items() if name != key}, config)
-    with pytest.raises(ValueError, match=f"'{key}' must have"):
+    with pytest.raises(ValueError, match=f"'{key}': expected"):
         official.load_tokenizer({**state, key: torch.zeros(3, 1, 1)}, config)
     with pytest.raises(ValueError, match=r"unexpected keys \['extra'\]"):
         official.load_tokenizer({**state, "extra": torch.zeros(1)}, config)
@@ -118,9 +118,9 @@ def test_the_tokenizer_names_missing_misshapen_and_unexpected_keys(representatio
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_quantizers": 6}, "config: num_quantizers must be 1, got 6"),
-        ({"norm": "BN"}, "config: norm must be None, got 'BN'"),
-        ({"joints_num": 21}, r"config: joints_num must be one of \(22, 56\), got 21"),
+        ({"num_quantizers": 6}, "config: num_quantizers: expected 1, got 6"),
+        ({"norm": "BN"}, "config: norm: expected None, got 'BN'"),
+        ({"joints_num": 21}, r"config: joints_num: expected one of \(22, 56\), got 21"),
     ],
 )
 def test_unsupported_tokenizers_are_refused(change: dict[str, Any], message: str) -> None:

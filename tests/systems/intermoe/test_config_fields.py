@@ -200,7 +200,9 @@ def test_rate_and_length_of_generated_motion(changed: Any) -> None:
         assert result.fps == 12
         assert result.motion.shape[2] == frames
     for frames in (8, 12):
-        with pytest.raises(ValueError, match=rf"num_frames: must be in \[9, 11\] for this model, got {frames}"):
+        with pytest.raises(
+            ValueError, match=rf"num_frames: expected a value in \[9, 11\] for this model, got {frames}"
+        ):
             pipeline("they bow", num_frames=frames)
 
 

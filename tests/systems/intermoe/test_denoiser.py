@@ -181,7 +181,7 @@ def test_sinusoid_is_interleaved() -> None:
         ((torch.zeros(1, 2, 4, 7), torch.zeros(1), torch.zeros(1, 5)), ValueError, "x: expected shape .* 6"),
         ((torch.zeros(1, 2, 4, 6), torch.zeros(2), torch.zeros(1, 5)), ValueError, "timesteps: expected shape"),
         ((torch.zeros(1, 2, 4, 6), torch.zeros(1), torch.zeros(1, 4)), ValueError, "text: expected shape"),
-        ((torch.zeros(1, 2, 0, 6), torch.zeros(1), torch.zeros(1, 5)), ValueError, "x: needs at least one"),
+        ((torch.zeros(1, 2, 0, 6), torch.zeros(1), torch.zeros(1, 5)), ValueError, "x: expected at least one"),
         (
             (torch.zeros(1, 2, 4, 6), torch.zeros(1), torch.zeros(1, 5), torch.ones(1, 4)),
             TypeError,
@@ -205,7 +205,7 @@ def test_official_denoiser_is_strict(golden) -> None:
     with pytest.raises(ValueError, match="sinusoidal"):
         official.load_denoiser({**state, "sequence_pos_encoder.pe": torch.zeros(5000, 32)}, config)
     state["out.linear.bias"] = state["out.linear.bias"][:3]
-    with pytest.raises(ValueError, match=r"'out.linear.bias' must have shape \(42,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"'out.linear.bias': expected shape \(42,\), got \(3,\)"):
         official.load_denoiser(state, config)
 
 

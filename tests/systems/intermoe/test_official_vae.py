@@ -82,7 +82,7 @@ def test_missing_and_misshapen_keys_are_named(golden: Golden, key: str) -> None:
     state, config, _ = read_release(golden, "interhuman")
     with pytest.raises(ValueError, match=f"missing key '{key}'"):
         load_vae({name: value for name, value in state.items() if name != key}, config)
-    with pytest.raises(ValueError, match=f"'{key}' must have shape"):
+    with pytest.raises(ValueError, match=f"'{key}': expected shape"):
         load_vae({**state, key: torch.zeros(3)}, config)
 
 
@@ -102,11 +102,11 @@ def test_contradicting_graphs_are_refused(golden: Golden, key: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"activation": "gelu"}, "config: activation must be 'silu', got 'gelu'"),
+        ({"activation": "gelu"}, "config: activation: expected 'silu', got 'gelu'"),
         ({"norm": "layer"}, "config: norm"),
         ({"n_layers": 3}, "config: n_layers"),
         ({"contact_joints": [1]}, "config: contact_joints"),
-        ({"dataset_name": "kit"}, "config: dataset_name must be one of .* got 'kit'"),
+        ({"dataset_name": "kit"}, "config: dataset_name: expected one of .* got 'kit'"),
     ],
 )
 def test_unsupported_configurations_are_refused(change: dict[str, Any], message: str) -> None:

@@ -201,9 +201,9 @@ def test_streaming_refuses_dropout_and_changed_batch() -> None:
     vae = make_vae()
     stream = vae.streaming_decoder()
     stream.step(torch.zeros(2, 7, 6))
-    with pytest.raises(ValueError, match="batch size of this stream is 2, got 3"):
+    with pytest.raises(ValueError, match="expected the batch size 2 of this stream, got 3"):
         stream.step(torch.zeros(3, 7, 6))
-    with pytest.raises(ValueError, match=r"latent: must be \(B, 7, 6\), got \(2, 6, 7\)"):
+    with pytest.raises(ValueError, match=r"latent: expected \(B, 7, 6\), got \(2, 6, 7\)"):
         stream.step(torch.zeros(2, 6, 7))
     with pytest.raises(RuntimeError, match="eval"):
         vae.train().streaming_decoder().step(torch.zeros(2, 7, 6))
@@ -212,12 +212,12 @@ def test_streaming_refuses_dropout_and_changed_batch() -> None:
 @pytest.mark.parametrize(
     ("layout", "shape", "message"),
     [
-        ("interhuman", (1, 6, 262), "motion: frames must be a multiple of 4, got 6"),
-        ("interhuman", (1, 8, 263), r"motion: must be \(B, T, 262\) for interhuman, got \(1, 8, 263\)"),
+        ("interhuman", (1, 6, 262), "motion: expected a multiple of 4 frames, got 6"),
+        ("interhuman", (1, 8, 263), r"motion: expected \(B, T, 262\) for interhuman, got \(1, 8, 263\)"),
         ("interhuman", (8, 262), r"got \(8, 262\)"),
         ("interhuman", (1, 0, 262), r"got \(1, 0, 262\)"),
-        ("interx", (1, 8, 660), r"motion: must be \(B, T, 55, 12\) for interx, got \(1, 8, 660\)"),
-        ("humanml3d", (1, 8, 262), r"motion: must be \(B, T, 263\) for humanml3d"),
+        ("interx", (1, 8, 660), r"motion: expected \(B, T, 55, 12\) for interx, got \(1, 8, 660\)"),
+        ("humanml3d", (1, 8, 262), r"motion: expected \(B, T, 263\) for humanml3d"),
     ],
 )
 def test_bad_motion_is_refused(layout: str, shape: tuple[int, ...], message: str) -> None:
@@ -227,12 +227,12 @@ def test_bad_motion_is_refused(layout: str, shape: tuple[int, ...], message: str
 
 @pytest.mark.parametrize("shape", [(2, 7, 6), (2, 3, 6, 7), (2, 0, 7, 6)])
 def test_bad_latents_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"latents: must be \(B, T', 7, 6\), got"):
+    with pytest.raises(ValueError, match=r"latents: expected \(B, T', 7, 6\), got"):
         make_vae().decode(torch.zeros(shape))
 
 
 def test_unknown_representation_is_refused() -> None:
-    with pytest.raises(ValueError, match="representation: must be one of"):
+    with pytest.raises(ValueError, match="representation: expected one of"):
         VAEConfig(representation="kit")
 
 

@@ -171,12 +171,12 @@ def test_missing_misshapen_and_unexpected_keys_are_named(arrays: Arrays, key: st
     state, config = arrays.state, arrays.config
     with pytest.raises(ValueError, match=f"missing key '{key}'"):
         official.load_commdm({name: value for name, value in state.items() if name != key}, config)
-    with pytest.raises(ValueError, match=f"'{key}' must have"):
+    with pytest.raises(ValueError, match=f"'{key}': expected"):
         official.load_commdm({**state, key: torch.zeros(3, 1, 1)}, config)
     with pytest.raises(ValueError, match=r"unexpected keys \['extra'\]"):
         official.load_commdm({**state, "extra": torch.zeros(1)}, config)
     table = torch.zeros(9, 1, len(state["embed_text.weight"]))
-    with pytest.raises(ValueError, match="is not the sinusoidal table"):
+    with pytest.raises(ValueError, match="expected the sinusoidal table"):
         official.load_commdm({**state, "sequence_pos_encoder.pe": table}, config)
     with pytest.raises(ValueError, match=r"missing key 'seqTransEncoder.layers"):
         official.load_mdm(state, config)
@@ -185,10 +185,10 @@ def test_missing_misshapen_and_unexpected_keys_are_named(arrays: Arrays, key: st
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"multi_func": "direct"}, "config: multi_func must be 'in_both_out_cur', got 'direct'"),
-        ({"predict_6dof": False}, "config: predict_6dof must be True, got False"),
-        ({"multi_backbone_split": 7}, "config: multi_backbone_split must be .*, got 7"),
-        ({"arch": "gru"}, "config: arch must be 'trans_enc', got 'gru'"),
+        ({"multi_func": "direct"}, "config: multi_func: expected 'in_both_out_cur', got 'direct'"),
+        ({"predict_6dof": False}, "config: predict_6dof: expected True, got False"),
+        ({"multi_backbone_split": 7}, "config: multi_backbone_split: expected .*, got 7"),
+        ({"arch": "gru"}, "config: arch: expected 'trans_enc', got 'gru'"),
     ],
 )
 def test_unsupported_variants_are_refused(arrays: Arrays, change: dict[str, Any], message: str) -> None:
@@ -291,9 +291,9 @@ def test_the_networks_refuse_what_does_not_fit() -> None:
         network(x, timesteps[:1], text)
     with pytest.raises(TypeError, match=r"mask: expected dtype torch.bool"):
         network(x, timesteps, text, torch.ones(2, 6))
-    with pytest.raises(ValueError, match=r"split: must be in \[0, backbone.num_layers=8\], got 9"):
+    with pytest.raises(ValueError, match=r"split: expected a value in \[0, backbone.num_layers=8\], got 9"):
         ComMDMConfig(split=9)
-    with pytest.raises(ValueError, match="dim: must be an even multiple of num_heads=4, got 10"):
+    with pytest.raises(ValueError, match="dim: expected an even multiple of num_heads=4, got 10"):
         MDMConfig(dim=10)
 
 

@@ -256,7 +256,7 @@ def test_rounding(first_program) -> None:
 
 def test_selections_that_32_bits_do_not_count_are_refused() -> None:
     logits = torch.zeros(1, 1).expand(2**25, 64)
-    with pytest.raises(ValueError, match=r"tokens \* experts must be < 2\*\*31, got 33554432 \* 64"):
+    with pytest.raises(ValueError, match=r"expected tokens \* experts < 2\*\*31, got 33554432 \* 64"):
         select(logits, torch.zeros(64))
-    with pytest.raises(ValueError, match=r"tokens \* experts must be < 2\*\*31"):
+    with pytest.raises(ValueError, match=r"expected tokens \* experts < 2\*\*31"):
         select_backward(torch.zeros(1), logits, torch.zeros(1, 1, dtype=torch.int64).expand(2**25, 64))
