@@ -10,6 +10,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from intermoe.data import InterHumanDataset
 from intermoe.files import locked
 from intermoe.train import run_denoiser, run_evaluator, run_vae
 from intermoe.train import vae as vae_module
+from intermoe.train.run import check_captions
 
 Write = Callable[..., Path]
 
@@ -179,3 +182,22 @@ def test_numbers_too_small_for_float32_are_zero_in_training(write_config: Write,
         assert torch.tensor([1e-39]) * 1 == 0
     finally:
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize(
+    ("mirror", "swap_persons", "more"),
+    [
+        (False, False, set()),
+        (True, False, {"the first turns right"}),
+        (False, True, {"the second turns left"}),
+        (True, True, {"the first turns right", "the second turns left", "the second turns right"}),
+    ],
+)
+def test_captions_are_checked_as_training_can_show_them(mirror: bool, swap_persons: bool, more: set[str]) -> None:
+    checked: list[str] = []
+    text: Any = SimpleNamespace(check=checked.extend)
+    split: Any = SimpleNamespace(
+        names=["1"], captions=lambda index: ["the first turns left"], mirror=mirror, swap_persons=swap_persons
+    )
+    check_captions(text, split)
+    assert set(checked) == {"the first turns left"} | more
