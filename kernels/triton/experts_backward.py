@@ -217,11 +217,11 @@ def experts_backward(
     h = h.contiguous()
     grad_h, weighted, grad_gates = launch_grad_hidden(shared, grad_out, token_idx, expert_offsets, gates, w_down, h)
     grad_pairs = grad_w_gate_up = grad_w_down = None
+    if needed[2]:  # first, so that the largest arrays are read no more when the pairs' gradients are written
+        grad_w_down = launch_grad_weight(shared, grad_out, weighted, token_idx, expert_offsets, True)
+    if needed[1]:
+        grad_w_gate_up = launch_grad_weight(shared, grad_h, tokens, token_idx, expert_offsets, False)
     if needed[0]:
         grad_pairs = tokens.new_empty(num_pairs, shared.dim)
         launch_product(shared, "grad_pairs", grad_h, expert_offsets, w_gate_up, grad_pairs, True)
-    if needed[1]:
-        grad_w_gate_up = launch_grad_weight(shared, grad_h, tokens, token_idx, expert_offsets, False)
-    if needed[2]:
-        grad_w_down = launch_grad_weight(shared, grad_out, weighted, token_idx, expert_offsets, True)
     return grad_pairs, grad_gates, grad_w_gate_up, grad_w_down

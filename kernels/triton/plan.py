@@ -3,7 +3,8 @@
 The Python code of the steps is what defines a call. Its first run for a set of shapes, dtypes, devices, alignments and
 options is recorded: which kernels it started on which grids, and of every argument whether it was an input, a result,
 memory in between, or a number. From then on the same launches are made of that record. Results are allocated one by
-one, as they live on their own; all memory in between is one allocation.
+one, as they live on their own; all memory in between is one allocation, in which what is written later takes the place
+of what is read no more: launches of a stream run one after the other.
 
 A run that did anything else than allocate and launch (a copy into dense memory, a cast, a read) is not repeated so:
 such calls take the Python code each time.
@@ -15,7 +16,7 @@ import functools
 import threading
 from collections.abc import Callable, Hashable
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,6 +126,41 @@ def _can_repeat(inputs: tuple[Tensor | None, ...], results: Results, recorder: R
     return not recorder.others
 
 
+class Between(NamedTuple):
+    """Memory in between: its bytes, and the numbers of the first and last launch that use it."""
+
+    size: int
+    first: int
+    last: int
+
+
+def _uses(recorder: Recorder) -> dict[int, tuple[int, int]]:
+    """The first and last launch that use each storage."""
+    found: dict[int, tuple[int, int]] = {}
+    for number, (_, arguments) in enumerate(recorder.launches):
+        for tensor in arguments:
+            if isinstance(tensor, Tensor) and tensor.numel():
+                storage = _storage(tensor)
+                found[storage] = found.get(storage, (number, number))[0], number
+    return found
+
+
+def placed(between: list[Between]) -> tuple[list[int], int]:
+    """Offsets, and the bytes of all: the largest first, each where nothing lies that is in use in its time."""
+    offsets = [0] * len(between)
+    lying: list[tuple[int, int, Between]] = []
+    for number in sorted(range(len(between)), key=lambda n: -between[n].size):
+        one, start = between[number], 0
+        for low, high, other in sorted(lying):
+            if one.first <= other.last and other.first <= one.last:
+                if start + one.size <= low:
+                    break
+                start = max(start, high)
+        offsets[number] = start
+        lying.append((start, start + -(-one.size // ALIGNMENT) * ALIGNMENT, one))
+    return offsets, max((high for _, high, _ in lying), default=0)
+
+
 class Plan:
     """The launches of one kind of call."""
 
@@ -141,13 +177,14 @@ class Plan:
             self.results.append(_pattern(result))
             starts[_storage(result)] = made
             made += 1
-        self.offsets: list[int] = []
-        self.arena = 0
+        between: list[Between] = []
+        uses = _uses(recorder)
         for buffer in recorder.buffers:
-            if buffer.numel() and _storage(buffer) not in starts:
-                starts[_storage(buffer)] = made + len(self.offsets)
-                self.offsets.append(self.arena)
-                self.arena += -(-buffer.untyped_storage().nbytes() // ALIGNMENT) * ALIGNMENT
+            storage = _storage(buffer)
+            if storage in uses and storage not in starts:
+                starts[storage] = made + len(between)
+                between.append(Between(buffer.untyped_storage().nbytes(), *uses[storage]))
+        self.offsets, self.arena = placed(between)
         device = next(t.device for t in inputs if t is not None)
         self.memory = _pattern(torch.empty(self.arena, dtype=torch.uint8, device=device))
         first_number = made + len(self.offsets)
