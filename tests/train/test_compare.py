@@ -168,6 +168,12 @@ def test_values_of_a_stage_by_hand() -> None:
     assert stage_values({}, 40, 0)["optim"]["warmup_steps"] == 4
 
 
+def test_stages_share_the_steps_as_their_system_says(matrix: Path, pairs: Path, tmp_path: Path) -> None:
+    made = Comparison(matrix, tmp_path, data=pairs, budget=10, settings=SETTINGS)
+    steps = {name: [own.optim.steps for _, _, own in stages] for name, stages in made.stages.items()}
+    assert steps == {"dense": [10], "experts": [10], "two": [2, 8], "one": [10]}  # a quarter of 10, and the rest
+
+
 def test_changes_are_of_what_a_recipe_has(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"optim": {"steps": 3}, "seed": 1}))
     config = ComparisonConfig.from_dict(
