@@ -116,11 +116,9 @@ def moe_backward(
 
 
 @planned
-def _gradients(
-    grad_out: Tensor, grad_logits: Tensor | None, hidden: Tensor, router_weight: Tensor, scale: Tensor | None,
-    w_gate_up: Tensor, w_down: Tensor, *kept: Any, rows: int, normalise: bool, recompute: bool, needs: Needs,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """In the order of ``Needs``; ``kept``: the tensors of ``Saved``."""
+def _gradients(*tensors: Any, rows: int, normalise: bool, recompute: bool, needs: Needs) -> tuple[Tensor | None, ...]:
+    """In the order of ``Needs``, of what ``moe_backward`` is given; the last tensors are those of ``Saved``."""
+    grad_out, grad_logits, hidden, router_weight, scale, w_gate_up, w_down, *kept = tensors
     saved = Saved(*kept)
     tokens = saved.tokens if saved.tokens.shape[0] else hidden
     h = None if recompute else saved.h
@@ -132,6 +130,6 @@ def _gradients(
     grad_tokens = None if grad_pairs is None else combine(grad_pairs, None, saved.slots)
     grad_logits = select_backward(grad_gates, saved.logits, saved.slots, grad_logits)
     statistics = (saved.mean, saved.rstd, router_weight, scale)
-    options = (normalise, rows, needs.router_weight, needs.router_offset)
+    options = (normalise, rows, (needs.router_weight, needs.router_offset))
     found = (*route_backward(grad_tokens, grad_logits, hidden, *statistics, *options), *weights)
     return tuple(grad if need else None for grad, need in zip(found, needs, strict=True))

@@ -238,16 +238,15 @@ def route_backward(
     scale: Tensor | None,
     normalise: bool,
     rows: int,
-    weight_needed: bool = True,
-    offset_needed: bool = True,
+    needed: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``route_forward``.
 
     Args:
         grad_tokens: (S, D); ``None`` where nothing but the router gets a gradient. grad_logits: (S, E) float32. Others
             as ``route_forward`` took or gave them.
-        rows: R, the number of rows of ``router_offset``. weight_needed, offset_needed: whether ``router_weight`` and
-            ``router_offset`` get a gradient.
+        rows: R, the number of rows of ``router_offset``. needed: whether ``router_weight`` and ``router_offset`` get
+            a gradient.
 
     Returns:
         ``grad_hidden`` (S, D) in the dtype of ``hidden``; in float32 ``grad_router_weight`` (E, D),
@@ -255,6 +254,7 @@ def route_backward(
     """
     num_tokens, dim = hidden.shape
     num_experts = router_weight.shape[0]
+    weight_needed, offset_needed = needed
     expect("hidden", hidden, num_tokens, dim)
     expect("grad_tokens", grad_tokens, num_tokens, dim)
     expect("grad_logits", grad_logits, num_tokens, num_experts)

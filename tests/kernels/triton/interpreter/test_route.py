@@ -56,10 +56,10 @@ def test_a_gradient_of_the_router_alone_is_the_same():
     assert grad_hidden is None
     assert torch.equal(grad_weight, wanted_weight)
     assert torch.equal(grad_offset, wanted_offset)
-    assert route_backward(None, *arguments, False, True)[1] is None
-    assert torch.equal(route_backward(None, *arguments, False, True)[2], wanted_offset)
-    assert route_backward(None, *arguments, True, False)[2] is None
-    assert torch.equal(route_backward(None, *arguments, True, False)[1], wanted_weight)
+    assert route_backward(None, *arguments, (False, True))[1] is None
+    assert torch.equal(route_backward(None, *arguments, (False, True))[2], wanted_offset)
+    assert route_backward(None, *arguments, (True, False))[2] is None
+    assert torch.equal(route_backward(None, *arguments, (True, False))[1], wanted_weight)
 
 
 @pytest.mark.parametrize("left_out", [None, "OFFSET", "SCALE", "WEIGHT"])
