@@ -253,5 +253,7 @@ def test_a_size_is_read_from_a_tensor_of_its_dimensions_alone(shape: tuple[int, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
 def test_a_tensor_without_data_is_told_by_key(dtype: torch.dtype) -> None:
     reader = StrictReader({"table": torch.empty(2, 3, dtype=dtype, device="meta")}, "file")
-    with pytest.raises(ValueError, match="file: 'table' has no data: it is on the meta device"):
+    with pytest.raises(
+        ValueError, match="file: 'table': expected numbers, got a tensor without data, on the meta device"
+    ):
         reader.take("table", (2, 3))
