@@ -220,16 +220,14 @@ class MotionDataset(Dataset[MotionItem]):
         """The motion (P, T, ...) that was chosen, converted; of it ``frames`` (start and stop) alone."""
         source = self._clips[self._indices[choice.index]]
         source = source[choice.start : choice.start + self._taken(choice.index)]
-        if choice.mirrored and self.data_set.mirror is not None:
-            source = self.data_set.mirror(source)
         if choice.swapped:
             source = source[:, ::-1]
-        if frames is None:
-            motion = self.data_set.convert(source)
-        elif self.data_set.convert_part is not None:
-            motion = self.data_set.convert_part(source, frames)
+        if frames is not None and self.data_set.convert_part is not None:
+            motion = self.data_set.convert_part(source, frames, choice.mirrored)
         else:
-            motion = self.data_set.convert(source)[frames]
+            if choice.mirrored and self.data_set.mirror is not None:
+                source = self.data_set.mirror(source)
+            motion = self.data_set.convert(source)[frames or slice(None)]
         return torch.from_numpy(np.ascontiguousarray(rearrange(motion, "t p ... -> p t ...")))
 
     def num_frames(self, index: int) -> int:

@@ -88,8 +88,8 @@ def usable_columns(raw: Array, label: str) -> Array:
     return raw
 
 
-def _convert(source: Array, frames: slice | None = None) -> Array:
-    return rearrange(process_persons(source, frames), "p t x -> t p x")
+def _convert(source: Array, frames: slice | None = None, mirrored: bool = False) -> Array:
+    return rearrange(process_persons(source, frames, mirrored=mirrored), "p t x -> t p x")
 
 
 def _mirror(source: Array) -> Array:

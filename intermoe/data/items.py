@@ -119,8 +119,9 @@ class DataSet:
         mirror: mirrors a source, or ``None`` where the data has no such augmentation of its own.
         known_missing: sequences that are missing in every copy of the data.
         options: names of what its reader takes beside the folder.
-        convert_part: called with a source and a slice of frames of the converted motion: ``convert(source)[frames]``
-            for the price of these frames; ``None`` where that is no cheaper.
+        convert_part: called with a source, a slice of frames of the converted motion, and whether it is mirrored:
+            ``convert(source)[frames]``, or that of ``mirror(source)``, for the price of these frames; ``None`` where
+            that is no cheaper.
     """
 
     representation: Representation
@@ -131,7 +132,7 @@ class DataSet:
     mirror: Callable[[Array], Array] | None = None
     known_missing: frozenset[str] = frozenset()
     options: tuple[str, ...] = ()
-    convert_part: Callable[[Array, slice], Array] | None = None
+    convert_part: Callable[[Array, slice, bool], Array] | None = None
 
     @property
     def name(self) -> str:

@@ -47,9 +47,9 @@ class SinglePersonReader:
         return absent(self.root, f"split/{split}.txt")
 
 
-def _convert(source: Array, frames: slice | None = None) -> Array:
+def _convert(source: Array, frames: slice | None = None, mirrored: bool = False) -> Array:
     """Everyone starts at the origin, facing Z+, as person 1 of a pair does."""
-    return rearrange(process_persons(source, frames), "p t x -> t p x")
+    return rearrange(process_persons(source, frames, mirrored=mirrored), "p t x -> t p x")
 
 
 def _mirror(source: Array) -> Array:

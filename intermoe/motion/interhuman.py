@@ -8,7 +8,6 @@ A rot6D holds the first two columns of a local rotation row by row: r00 r01 r10 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +28,10 @@ CONTACT_COLUMNS = slice(258, 262)
 # Height under which each joint of FOOT_JOINTS may count as standing.
 CONTACT_HEIGHTS = (0.12, 0.05, 0.12, 0.05)
 CONTACT_SQUARED_SPEED = 0.001
+
+# The columns of all joints from the first foot to the last, and where among these joints FOOT_JOINTS are.
+_FEET = slice(3 * min(FOOT_JOINTS), 3 * max(FOOT_JOINTS) + 3)
+_FOOT_PLACES = [joint - min(FOOT_JOINTS) for joint in FOOT_JOINTS]
 
 # Horizontal distance of the hips, in metres, below which a pose faces nowhere.
 _HIPS_APART = 1e-8
@@ -60,41 +63,50 @@ def process_pair(raw1: npt.NDArray[np.floating], raw2: npt.NDArray[np.floating])
     return first, second
 
 
-def process_persons(source: npt.NDArray[np.floating], frames: slice | None = None) -> Array:
+def process_persons(source: npt.NDArray[np.floating], frames: slice | None = None, *, mirrored: bool = False) -> Array:
     """``process_pair`` for any number of persons, (T, P, 192) with T >= 2, in the first one's starting frame.
 
     Args:
         frames: those of the result that are wanted, with start and stop in [0, T - 1]; they cost what they are.
+        mirrored: of the mirror image, ``mirror_raw``, instead.
 
     Returns:
         (P, T - 1, 262) float32.
     """
     frames = slice(0, len(source) - 1) if frames is None else frames
     width = 3 * NUM_JOINTS
-    taken = rearrange(source[frames.start : frames.stop + 1], "t p x -> p t x")  # one more, for the velocities
-    x, forth, height = (taken[..., axis:width:3].astype(np.float64) for axis in range(3))
-    height -= source[..., :width].min(axis=0)[:, 2::3].min(axis=-1)[:, None, None]
-    start = source[0, 0, :width].reshape(NUM_JOINTS, 3).astype(np.float64)
+    lowest = source[..., :width].min(axis=0)[:, 2::3].min(axis=-1)  # a mirror image is as high
+    first, taken = source[:1], source[frames.start : frames.stop + 1]  # one more, for the velocities
+    if mirrored:
+        first, taken = (mirror_raw(part.reshape(-1, RAW_WIDTH)).reshape(part.shape) for part in (first, taken))
+    start = first[0, 0, :width].reshape(NUM_JOINTS, 3).astype(np.float64)
     sin, cos = _facing(start[:, 0], -start[:, 1])
-    x -= start[0, 0]
-    z = start[0, 1] - forth  # Y up: z is what was -y
-    return _assemble((x * cos - z * sin, height, x * sin + z * cos), taken[:, :-1, width:])
+    persons = rearrange(taken, "t p x -> p t x")
+    places = persons[..., :width].astype(np.float64, order="C").reshape(*persons.shape[:2], NUM_JOINTS, 3)
+    x, depth = places[..., 0] - start[0, 0], places[..., 1] - start[0, 1]
+    height = places[..., 2] - lowest[:, None, None]
+    # Y up: z is minus the depth
+    np.add(x * cos, depth * sin, out=places[..., 0])
+    places[..., 1] = height
+    np.subtract(x * sin, depth * cos, out=places[..., 2])
+    return _assemble(places, persons[:, :-1, width:])
 
 
-def _assemble(places: Sequence[npt.NDArray[np.float64]], rotations: npt.NDArray[np.floating]) -> Array:
-    """The 262 columns of x, y and z, each (..., T + 1, 22), and rot6D (..., T, 126)."""
-    # Coordinate by coordinate: most of the time goes to memory, and this touches least of it.
+def _assemble(places: npt.NDArray[np.float64], rotations: npt.NDArray[np.floating]) -> Array:
+    """The 262 columns of joints (..., T + 1, 22, 3), Y up, and rot6D (..., T, 126)."""
+    # Rows of neighbouring numbers, each read and written once: nearly all of the time goes to memory.
     motion = np.empty((*rotations.shape[:-1], MOTION_WIDTH), dtype=np.float32)
     width, feet = 3 * NUM_JOINTS, list(FOOT_JOINTS)
-    squared = np.zeros((*rotations.shape[:-1], len(feet)))
-    for axis, place in enumerate(places):
-        velocity = np.diff(place, axis=-2)
-        motion[..., axis:width:3] = place[..., :-1, :]
-        motion[..., width + axis : 2 * width : 3] = velocity
-        squared += velocity[..., feet] ** 2
+    positions = places.reshape(*places.shape[:-2], width)
+    now = positions[..., :-1, :]
+    velocity = positions[..., 1:, :] - now
+    motion[..., :width] = now
+    motion[..., width : 2 * width] = velocity
     motion[..., 2 * width : CONTACT_COLUMNS.start] = rotations
-    low = places[1][..., :-1, feet] < CONTACT_HEIGHTS
-    motion[..., CONTACT_COLUMNS] = (squared < CONTACT_SQUARED_SPEED) & low
+    squared = velocity[..., _FEET] ** 2
+    speed = squared[..., 0::3] + squared[..., 1::3] + squared[..., 2::3]
+    slow = (speed < CONTACT_SQUARED_SPEED)[..., _FOOT_PLACES]
+    motion[..., CONTACT_COLUMNS] = slow & (places[..., :-1, feet, 1] < CONTACT_HEIGHTS)
     return motion
 
 
@@ -170,8 +182,7 @@ def from_joints(positions: Tensor) -> Tensor:
     joints = positions.numpy().astype(np.float64)
     following = 2 * joints[-1:] - joints[-2:-1] if len(joints) > 1 else joints[-1:]
     rotations = fit_rig(joints[None]).rotations[0, :, 1:, :, :2].reshape(len(joints), -1)
-    places = rearrange(np.concatenate([joints, following]), "t j c -> c t j")
-    return torch.from_numpy(_assemble(tuple(places), rotations))
+    return torch.from_numpy(_assemble(np.concatenate([joints, following]), rotations))
 
 
 def facing_forward(pose: Tensor) -> tuple[Tensor, Tensor]:
