@@ -128,13 +128,12 @@ def _inference_fake(*flat: Any) -> tuple[Tensor, Tensor]:
 def _backward_fake(grad_out: Tensor, grad_logits: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
     inputs, needs = flat[:_INPUTS], flat[-2]
     hidden, *router, w_gate_up, w_down = inputs
-    kinds = [
-        (hidden, hidden.dtype),
-        *((t, torch.float32) for t in router),
-        *((t, t.dtype) for t in (w_gate_up, w_down)),
-    ]
+    kinds = [(t, t.dtype) for t in (hidden, w_gate_up, w_down)]
+    kinds[1:1] = [(t, torch.float32) for t in router]
     return tuple(
-        torch.empty_like(t, dtype=dtype, memory_format=torch.contiguous_format) if need else hidden.new_empty(0)
+        torch.empty_like(t, dtype=dtype, memory_format=torch.contiguous_format)
+        if need and t is not None
+        else hidden.new_empty(0)
         for (t, dtype), need in zip(kinds, needs, strict=True)
     )
 
