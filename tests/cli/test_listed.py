@@ -149,7 +149,7 @@ def test_what_does_not_belong_together_is_refused(generate: Callable[..., Any], 
     }.items():
         refused = generate("--resume", "--out", "one", *options)
         assert refused.exit_code == 2
-        assert f"expected motion of the same settings in {message}\n" in refused.stderr
+        assert f"expected motion of the same settings in one, got others: {message}\n" in refused.stderr
     Path("prompts.txt").write_text("\n".join([*PROMPTS[:-1], "they jump"]), encoding="utf-8")
     assert "got others: content was" in generate("--resume", "--out", "one").stderr
     Path("one/settings.json").write_text(json.dumps([1]), encoding="utf-8")

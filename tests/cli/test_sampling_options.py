@@ -73,5 +73,5 @@ def test_a_scene_counts_on_from_its_seed() -> None:
 def test_a_device_without_numbers_is_refused() -> None:
     assert usable_device("cpu").type == "cpu"
     for name in ("meta", "nothing", "hpu"):
-        with pytest.raises(ValueError, match=rf"--device: expected a device of this machine, got '{name}'"):
+        with pytest.raises(ValueError, match=rf"--device: expected a device .*, got '{name}'"):
             usable_device(name)
