@@ -126,7 +126,7 @@ def test_joints_of_numpy_and_torch():
         (np.zeros((5, 262)), np.zeros((5, 192)), "raw1: expected shape"),
         (np.zeros((5, 192)), np.zeros((1, 192)), "raw2: expected shape"),
         (np.zeros((5, 192)), np.zeros((6, 192)), "raw2: expected as many frames as raw1"),
-        (np.zeros((5, 192)), np.zeros((5, 192)), "no facing direction"),
+        (np.zeros((5, 192)), np.zeros((5, 192)), "expected a facing direction in frame 0"),
     ],
 )
 def test_bad_input(raw1, raw2, message):
