@@ -277,8 +277,8 @@ def write_sealed(path: str | Path, content: Mapping[str, Any]) -> None:
     write_json(path, {**content, "hash": _seal(content)})
 
 
-def read_sealed(path: str | Path) -> dict[str, Any]:
-    """What ``write_sealed`` wrote, without its hash; a file that never had one is taken as it is.
+def read_sealed(path: str | Path, *, required: bool = False) -> dict[str, Any]:
+    """What ``write_sealed`` wrote, without its hash; a file that never had one is taken as it is, unless ``required``.
 
     Raises:
         ValueError: malformed, or edited since; names the file. OSError: no such file.
@@ -286,7 +286,8 @@ def read_sealed(path: str | Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping, got {type(content).__name__}")
-    if content.pop("hash", None) not in (None, _seal(content)):
+    found = content.pop("hash", None)
+    if found != _seal(content) and (required or found is not None):
         raise ValueError(f"{path}: not as it was written: its content does not fit its hash")
     return content
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.workers import in_order
-from intermoe.files import write_text
+from intermoe.files import read_sealed, write_sealed
 from intermoe.motion.statistics import STD_FLOOR, Statistics
 
 PIECE = 128
@@ -53,7 +53,7 @@ def compute_statistics(
         count, total, squares = count + sums[0], total + sums[1], squares + sums[2]
         if unfinished is not None and number % _SAVED_EVERY == 0:
             kept = {"of": len(pieces), "done": number, "count": count}
-            write_text(unfinished, json.dumps({**kept, "total": total.tolist(), "squares": squares.tolist()}))
+            write_sealed(unfinished, {**kept, "total": total.tolist(), "squares": squares.tolist()})
     if unfinished is not None:
         unfinished.unlink(missing_ok=True)
     mean = total / count
@@ -77,9 +77,10 @@ def _sums(dataset: Any, piece: tuple[int, int, int]) -> Sums:
 
 
 def _taken_up(unfinished: Path | None, pieces: int) -> tuple[int, Sums]:
-    """Sums of the pieces that are done, and their number."""
+    """Sums of the pieces that are done, and their number; none where the file is not as it was written."""
     if unfinished is not None and unfinished.is_file():
-        kept = json.loads(unfinished.read_text(encoding="utf-8"))
-        if kept["of"] == pieces:
-            return kept["done"], (kept["count"], np.array(kept["total"]), np.array(kept["squares"]))
+        with suppress(ValueError):
+            kept = read_sealed(unfinished, required=True)
+            if kept["of"] == pieces:
+                return kept["done"], (kept["count"], np.array(kept["total"]), np.array(kept["squares"]))
     return 0, (0, np.zeros(1), np.zeros(1))

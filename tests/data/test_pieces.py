@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -100,6 +101,38 @@ def test_interrupted_statistics_go_on_too(folder: Path, tmp_path: Path, monkeypa
     prepare(INTERHUMAN, folder, tmp_path / "cache")
     assert content(tmp_path / "cache") == wanted
     assert len(done) == len(set(done)) == 4 * 3
+
+
+@pytest.mark.parametrize("hurt", ["edited", "cut", "other words", "no hash"])
+def test_sums_that_are_not_as_they_were_written_are_taken_anew(
+    hurt: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = InterHumanDataset(prepare(INTERHUMAN, folder, tmp_path / "cache").folder, "train")
+    wanted = compute_statistics(dataset, passes=2)
+    file, sums, done = tmp_path / "sums.json", statistics._sums, []
+
+    def limited(dataset: object, piece: tuple[int, int, int]) -> statistics.Sums:
+        done.append(piece)
+        if len(done) == 4:
+            raise Stop
+        return sums(dataset, piece)
+
+    monkeypatch.setattr(statistics, "_sums", limited)
+    with pytest.raises(Stop):
+        compute_statistics(dataset, passes=2, unfinished=file)
+    text = file.read_text()
+    edited = re.sub(r'"count": (\d+)', r'"count": 1\1', text)
+    file.write_text(
+        {
+            "edited": edited,
+            "cut": text[: len(text) // 2],
+            "other words": '{"of": 6}',
+            "no hash": re.sub(r',\s*"hash": "\w+"', "", edited),
+        }[hurt]
+    )
+    found = compute_statistics(dataset, passes=2, unfinished=file)
+    np.testing.assert_array_equal(found.mean, wanted.mean)
+    np.testing.assert_array_equal(found.std, wanted.std)
 
 
 @pytest.mark.parametrize("hurt", ["motion.f32", "journal.jsonl", "cut journal", "source", "shorter source"])
