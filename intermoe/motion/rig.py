@@ -9,6 +9,7 @@ kinematics gives the joints back.
   model's own rotation of the joint where it is known, which then says the twist about the bone; else that of the
   parent, which means no twist of the joint's own.
 - Joints without a bone (head, wrists, toes) have the model's own rotation, or the parent's.
+- None of them flips where bones leave it open for a moment: see ``intermoe.motion.steady``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from intermoe.motion.rotations import (
     unit,
 )
 from intermoe.motion.skeleton import NUM_JOINTS, PARENTS
+from intermoe.motion.steady import steady_turns, steady_twists
 
 REST_POSE: Array = np.array(
     [
@@ -100,14 +102,15 @@ def fit_rig(joints: Array, own: Array | None = None) -> Rig:
     turns: list[Array] = []
     for joint, children in enumerate(CHILDREN):
         towards = ways[:, :, list(children)]
+        known = own[:, :, joint - 1] if own is not None and joint > 0 else None
         if joint == 0:
             guess = best_rotation(rest[:, None, list(children)], towards)
             if own is not None:
                 guess = guess @ _own_frame(guess, own, ways)[:, None]
         else:
             guess = turns[PARENTS[joint]]
-            if own is not None:
-                guess = guess @ own[:, :, joint - 1]
+            if known is not None:
+                guess = guess @ known
         if own is None and len(children) > 1:
             guess = best_rotation(rest[:, None, list(children)], towards)
         if own is not None or len(children) > 1:
@@ -124,9 +127,11 @@ def fit_rig(joints: Array, own: Array | None = None) -> Rig:
         elif len(children) > 1:
             guess = best_rotation(rest[:, None, list(children)], towards)
         elif children:
-            bone = ways[:, :, children[0]]
             lying = (guess @ rest[:, None, children[0], :, None])[..., 0]
-            guess = np.where(_has_direction(bone)[..., None], shortest_arc(lying, bone) @ guess, guess)
+            towards = np.where(_has_direction(ways[:, :, children[0]]), ways[:, :, children[0]], lying)[:, :, None]
+            guess = shortest_arc(lying, towards[:, :, 0]) @ guess
+        if children:
+            guess = _steady(turns[PARENTS[joint]] if joint else None, guess, towards, known, rest[:, children[0]])
         turns.append(guess)
     rest *= lengths[..., None]
     turned = np.stack(turns, axis=2)
@@ -142,6 +147,21 @@ def fit_rig(joints: Array, own: Array | None = None) -> Rig:
     slides = np.linalg.norm(offsets - resting, axis=-1).max((0, 1)) > SLIDING
     offsets[:, :, ~slides] = resting[:, :, ~slides]
     return Rig(rest, offsets, rotations, tuple(np.flatnonzero(slides).tolist()), own is None)
+
+
+def _steady(parent: Array | None, turned: Array, towards: Array, known: Array | None, axis: Array) -> Array:
+    """``turned`` (P, T, 3, 3) without flips, whose bones point ``towards`` (P, T, K, 3), as seen from ``parent``."""
+    inverse = None if parent is None else np.swapaxes(parent, -1, -2)
+    fitted, bones = turned, towards
+    if inverse is not None:
+        fitted, bones = inverse @ turned, np.einsum("ptij,ptkj->ptki", inverse, towards)
+    if bones.shape[2] == 1:
+        steady = steady_twists(fitted, bones[:, :, 0], known, axis)
+    else:
+        steady = steady_turns(fitted, bones, known)
+    if steady is fitted:
+        return turned
+    return steady if parent is None else parent @ steady
 
 
 def _own_frame(pelvis: Array, own: Array, ways: Array) -> Array:

@@ -15,7 +15,7 @@ from intermoe.motion.rotations import about_axis, rotation_matrices
 
 DRAWN = (
     *(f"yaw {degrees}" for degrees in range(0, 360, 45)), "facing each other", "lying", "handstand", "jumping",
-    "one frame", "300 frames",
+    "arms in circles", "one frame", "300 frames",
 )  # fmt: skip
 MADE = ("salsa", "duets", "generated")
 
@@ -28,8 +28,11 @@ class Motion(NamedTuple):
     motion: np.ndarray | None = None
 
 
-def figure(root: np.ndarray, height: np.ndarray, seed: int) -> np.ndarray:
-    """Joints (T, 22, 3) of somebody who moves all limbs smoothly, turned by ``root`` (3, 3) or (T, 3, 3)."""
+def figure(root: np.ndarray, height: np.ndarray, seed: int, circling: bool = False) -> np.ndarray:
+    """Joints (T, 22, 3) of somebody who moves all limbs smoothly, turned by ``root`` (3, 3) or (T, 3, 3).
+
+    Arms that are ``circling`` come by where they point away from their rest.
+    """
     rng = np.random.default_rng(seed)
     time = np.arange(len(height))
     phases, speeds = rng.uniform(0, 2 * np.pi, (22, 3)), rng.uniform(0.5, 1, (22, 3))
@@ -38,6 +41,8 @@ def figure(root: np.ndarray, height: np.ndarray, seed: int) -> np.ndarray:
     vectors[:, 17, 2] += 1.1
     vectors[:, 4:6, 0] = 0.6 + 0.5 * np.sin(time / 12)[:, None]
     rotations = rotation_matrices(vectors)
+    if circling:
+        rotations[:, [16, 17]] = (about_axis(2, np.array(0.03)) @ about_axis(1, time / 6))[:, None]
     rotations[:, 0] = root @ rotations[:, 0]
     offsets = np.tile(REST_POSE * rng.uniform(0.9, 1.1, (22, 3)), (len(time), 1, 1))
     offsets[:, 0] = np.stack([0.01 * time, height, 0 * time], axis=-1)
@@ -58,7 +63,8 @@ def drawn(case: str) -> np.ndarray:
     elif case == "jumping":
         height = 0.95 + 0.4 * np.abs(np.sin(np.arange(frames) / 5))
         first = about_axis(1, np.arange(frames) / 8)
-    people = [figure(first, height, 0), figure(second, height, 1) + np.array([0, 0, 1.2])]
+    circling = case == "arms in circles"
+    people = [figure(first, height, 0, circling), figure(second, height, 1, circling) + np.array([0, 0, 1.2])]
     return np.stack(people).astype(np.float32)
 
 

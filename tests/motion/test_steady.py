@@ -1,0 +1,86 @@
+"""Rotations do not flip where bones leave them open, and are those of the fit everywhere else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from intermoe.motion.rig import fit_rig, forward_kinematics
+from intermoe.motion.rotations import about_axis, best_rotation, rotation_matrices, shortest_arc, to_rotation_vectors
+from intermoe.motion.steady import MOST_TURN, steady_turns, steady_twists
+
+ALONG = np.array([1.0, 0.0, 0.0])
+ROUNDING = 1e-6
+
+
+def steps(rotations: np.ndarray) -> np.ndarray:
+    """Radians (P, T - 1) by which rotations turn a frame."""
+    return np.linalg.norm(to_rotation_vectors(np.swapaxes(rotations[:, :-1], -1, -2) @ rotations[:, 1:]), axis=-1)
+
+
+def circle(near: float, frames: int = 120) -> np.ndarray:
+    """Unit vectors (1, T, 3) once around, which come by the opposite of ``ALONG`` at ``near`` radians."""
+    angles = np.linspace(0, 2 * np.pi, frames)
+    flat = np.stack([np.cos(angles), 0 * angles, np.sin(angles)], axis=-1)
+    return (about_axis(2, near * np.sin(angles / 2)) @ flat[..., None])[None, ..., 0]
+
+
+@pytest.mark.parametrize("near", [0.03, -0.03, 0.05])
+def test_a_bone_that_comes_by_its_opposite_does_not_flip(near: float) -> None:
+    bones = circle(near)
+    fitted = shortest_arc(ALONG, bones)
+    assert np.degrees(steps(fitted).max()) > 40  # the shortest arc does flip
+    steady = steady_twists(fitted, bones, None, ALONG[None])
+    moved = np.arccos((bones[:, 1:] * bones[:, :-1]).sum(-1))
+    assert (steps(steady) <= moved + MOST_TURN + ROUNDING).all()
+    np.testing.assert_allclose((steady @ ALONG), bones, atol=1e-12)
+    np.testing.assert_array_equal(steady[:, :50], fitted[:, :50])
+    np.testing.assert_allclose(steady[:, 90:], fitted[:, 90:], atol=1e-12)  # and comes back to it
+
+
+def test_sound_motion_is_the_fit_to_the_bit() -> None:
+    bones = circle(0.0)[:, :45]
+    fitted = shortest_arc(ALONG, bones)
+    assert steady_twists(fitted, bones, None, ALONG[None]) is fitted
+    three = np.stack([fitted @ np.eye(3)[k] for k in range(3)], axis=2)
+    assert steady_turns(fitted, three, None) is fitted
+
+
+def test_a_twist_that_is_known_is_followed_however_fast() -> None:
+    twist = rotation_matrices(np.arange(20)[None, :, None] * np.radians(50) * ALONG)
+    known = shortest_arc(ALONG, circle(0.3)[:, :20]) @ twist
+    bones = known @ ALONG
+    np.testing.assert_allclose(steady_twists(known, bones, known, ALONG[None]), known, atol=1e-12)
+
+
+def test_known_rotations_that_contradict_the_bone_do_not_flip_it() -> None:
+    """The model says that the bone rests; its place says that it swings through the opposite."""
+    bones = circle(0.001)
+    known = rotation_matrices(0.1 * np.sin(np.arange(120)[None, :, None] / 9) * ALONG)
+    fitted = shortest_arc((known @ ALONG), bones) @ known
+    steady = steady_twists(fitted, bones, known, ALONG[None])
+    moved = np.arccos((bones[:, 1:] * bones[:, :-1]).sum(-1))
+    assert (steps(steady) <= moved + steps(known) + MOST_TURN + ROUNDING).all()
+    np.testing.assert_allclose((steady @ ALONG), bones, atol=1e-12)
+
+
+def test_bones_that_fall_onto_one_line_do_not_flip_the_chest() -> None:
+    """Three bones close to a line, a little to one side of it and then to the other: a fit turns over."""
+    rest = np.array([[0.0, 1.0, 0.02], [0.0, 1.0, -0.02], [0.02, -1.0, 0.0]])
+    side = np.linspace(1, -1, 41)[:, None, None]
+    bones = rest * np.array([1.0, 0.0, 1.0]) * side + rest * np.array([0.0, 1.0, 0.0])
+    bones = bones[None] / np.linalg.norm(bones[None], axis=-1, keepdims=True)
+    fitted = best_rotation(np.broadcast_to(rest, bones.shape), bones)
+    moved = np.arccos((bones[:, 1:] * bones[:, :-1]).sum(-1).clip(-1, 1)).max(-1)
+    allowed = MOST_TURN + 2 * moved
+    assert (steps(fitted) > allowed).any()
+    steady = steady_turns(fitted, bones, None)
+    assert (steps(steady) <= allowed + ROUNDING).all()
+    np.testing.assert_allclose(steady[:, -1], fitted[:, -1], atol=1e-9)
+
+
+def test_joints_stay_where_they_are() -> None:
+    """Whatever noise does to rotations: 60 frames of bones that point anywhere."""
+    joints = np.random.default_rng(0).normal(size=(2, 60, 22, 3))
+    rig = fit_rig(joints)
+    np.testing.assert_allclose(forward_kinematics(rig.offsets, rig.rotations), joints, atol=1e-3)
