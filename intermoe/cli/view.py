@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from intermoe.cli.common import CameraOption, reported
 
+if TYPE_CHECKING:
+    from intermoe.viz.panel import Panel
+
+_PANEL_WIDTH = 640
+
 
 def view(
     files: Annotated[
-        list[Path], typer.Argument(help="Motions, side by side: .npz, .bvh, AMASS's .npz, InterHuman's .npy.")
+        list[Path],
+        typer.Argument(
+            help="Motions, side by side: .npz, .bvh, AMASS's .npz, InterHuman's .npy. "
+            "The .npz of `intermoe routing` has its experts over time under the figures."
+        ),
     ],
     port: Annotated[
         int, typer.Option(help="Of the page on this machine; another one is taken if it is not free.")
@@ -30,7 +39,7 @@ def view(
         check_port(port)
         takes = [load(file) for file in files]
         shown = [
-            Shown(file.name.partition(".")[0], take.body, take.fps, take.names)
+            Shown(file.name.partition(".")[0], take.body, take.fps, take.names, _experts(file))
             for file, take in zip(files, takes, strict=True)
         ]
         with serving(port) as server:
@@ -40,3 +49,14 @@ def view(
                 viewer.run()
             except KeyboardInterrupt:
                 typer.echo("")
+
+
+def _experts(file: Path) -> Panel | None:
+    """The experts over time of a file that tells of them."""
+    if file.suffix.lower() != ".npz" or not file.is_file():
+        return None
+    from intermoe.routing import read_trace
+    from intermoe.routing.picture import routing_panel
+
+    trace = read_trace(file)
+    return None if trace is None else routing_panel(trace, _PANEL_WIDTH, scale=2)

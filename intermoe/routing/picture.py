@@ -13,6 +13,7 @@ from intermoe.files import replacing
 from intermoe.routing.trace import RoutingTrace
 from intermoe.viz.colours import INK, PAPER, Colour
 from intermoe.viz.figures import PERSON_COLOURS, Scene
+from intermoe.viz.panel import Panel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,6 +88,25 @@ def draw_routing(trace: RoutingTrace) -> RoutingPage:
     return RoutingPage(figure)
 
 
+def routing_panel(trace: RoutingTrace, width: int, *, scale: int = 1) -> Panel:
+    """Each layer's heat maps of experts over time, the persons beside each other: ``scale * width`` pixels wide."""
+    _, layers, persons, _, experts = trace.chosen.shape
+    cell = max(2, min(6, 320 // (layers * experts)))
+    row = experts * cell + 8
+    labels = _labels(trace.layers)
+    left = max(58, 14 + _LETTER * max(map(len, labels)))
+    map_width = (width - left - 16 * persons) / persons
+    starts = [left + person * (map_width + 16) for person in range(persons)]
+    figure = _figure(width, 22 + layers * row + layers * row % 2)
+    for layer, label in enumerate(labels):
+        top = 14 + layer * row
+        _write(figure, left - 8, top + experts * cell / 2 + 4, label, 11, ha="right")
+        for person, start in enumerate(starts):
+            axes = _axes(figure, start, top, map_width, experts * cell)
+            _heat_map(axes, trace.share[layer, person], person)
+    return Panel(_pixels(figure, scale), [scale * start for start in starts], scale * map_width)
+
+
 class RoutingScene:
     """Moving figures with each layer's heat maps under them and a line at the present moment; drawn like a ``Scene``.
 
@@ -103,23 +123,8 @@ class RoutingScene:
         self._figures = Scene(trace.joints, trace.title, fps=trace.fps, size=size)
         self._num_frames = trace.joints.shape[1]
         self.fps = trace.fps
-        _, layers, persons, _, experts = trace.chosen.shape
-        cell = max(2, min(6, 320 // (layers * experts)))
-        row = experts * cell + 8
-        height = 22 + layers * row + layers * row % 2
-        self.size = (size[0], size[1] + height)
-        labels = _labels(trace.layers)
-        left = max(58, 14 + _LETTER * max(map(len, labels)))
-        self._map_width = (size[0] - left - 16 * persons) / persons
-        self._starts = [left + person * (self._map_width + 16) for person in range(persons)]
-        figure = _figure(size[0], height)
-        for layer, label in enumerate(labels):
-            top = 14 + layer * row
-            _write(figure, left - 8, top + experts * cell / 2 + 4, label, 11, ha="right")
-            for person, start in enumerate(self._starts):
-                axes = _axes(figure, start, top, self._map_width, experts * cell)
-                _heat_map(axes, trace.share[layer, person], person)
-        self._panel = _pixels(figure)
+        self._panel = routing_panel(trace, size[0])
+        self.size = (size[0], size[1] + len(self._panel.image))
 
     def __len__(self) -> int:
         return self._num_frames
@@ -130,10 +135,9 @@ class RoutingScene:
 
     def frame(self, index: int) -> npt.NDArray[np.uint8]:
         """Frame ``index``: (height, width, 3) uint8."""
-        panel = self._panel.copy()
-        for start in self._starts:
-            now = round(start + (index + 0.5) / len(self) * self._map_width)
-            panel[8:-4, now - 1 : now + 1] = INK
+        panel = self._panel.image.copy()
+        for moment in self._panel.moments((index + 0.5) / len(self)):
+            panel[8:-4, round(moment) - 1 : round(moment) + 1] = INK
         return np.concatenate([self._figures.frame(index), panel])
 
 
@@ -164,10 +168,11 @@ def _write(figure: Figure, x: float, y: float, text: str, size: float, ha: str =
     figure.text(x / across, 1 - y / down, text, size=size * 72 / _INCH, ha=ha, color=_hex(INK), parse_math=False)
 
 
-def _pixels(figure: Figure) -> npt.NDArray[np.uint8]:
-    """The page as (height, width, 3) uint8, a pixel a unit."""
+def _pixels(figure: Figure, scale: int = 1) -> npt.NDArray[np.uint8]:
+    """The page as (height, width, 3) uint8, ``scale`` pixels a unit."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    figure.set_dpi(scale * _INCH)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

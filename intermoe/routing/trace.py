@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from intermoe.files import write_arrays
+from intermoe.reading import read_archive
 from intermoe.routing.record import Bools, RoutingRecord, record_routing
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class RoutingTrace:
         return self.chosen.mean(axis=(0, 2, 3))
 
     def save_npz(self, path: str | Path) -> None:
-        """Write everything and the three summaries; ``np.load`` reads it without pickle."""
+        """Write everything and the three summaries; ``np.load`` and ``read_trace`` read it without pickle."""
         optional: dict[str, Any] = {} if self.joints is None else {"joints": self.joints}
         arrays = {
             "chosen": self.chosen,
@@ -82,6 +83,28 @@ class RoutingTrace:
             "load": self.load.astype(np.float32),
         }
         write_arrays(path, arrays | optional)
+
+
+def read_trace(path: str | Path) -> RoutingTrace | None:
+    """What ``RoutingTrace.save_npz`` wrote, or ``None`` for a file of something else.
+
+    Raises:
+        ValueError: a broken file, or a trace whose parts do not fit each other; names the file. OSError: no such file.
+    """
+    entries = read_archive(path)
+    if not {"chosen", "timesteps", "layers"} <= entries.keys():
+        return None
+    try:
+        return RoutingTrace(
+            entries["chosen"],
+            entries["timesteps"],
+            tuple(str(name) for name in entries["layers"].ravel()),
+            entries.get("joints"),
+            str(entries.get("title", "")),
+            int(entries.get("fps", 30)),
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def trace_record(

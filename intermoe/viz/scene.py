@@ -216,12 +216,23 @@ def serving(port: int = 0) -> Iterator[viser.ViserServer]:
                 server.stop()
 
 
-def set_stage(server: viser.ViserServer, joints: npt.NDArray[np.floating], camera: str = "side") -> None:
-    """The floor of a scene, its light, and the first look at ``joints`` (P, T, 22, 3), from where ``camera`` says."""
+def looked_along(joints: npt.NDArray[np.floating], camera: str) -> Array:
+    """Axes right, up, forward (3, 3) of the first look at ``joints`` (P, T, 22, 3) from where ``camera`` says."""
+    return frame_motion(joints.astype(np.float64), (0.0, 0.0, 1.0, 1.0), camera).axes
+
+
+def set_stage(
+    server: viser.ViserServer, joints: npt.NDArray[np.floating], camera: str = "side", beside: Array | None = None
+) -> None:
+    """The floor of a scene, its light, and the first look at ``joints`` (P, T, 22, 3), from where ``camera`` says.
+
+    Places ``beside`` them (N, 3) are to be seen as well.
+    """
     scene = server.scene
     scene.set_up_direction("+y")
-    axes = frame_motion(joints.astype(np.float64), (0.0, 0.0, 1.0, 1.0), camera).axes
-    seen = joints.reshape(-1, 3).astype(np.float64) @ axes.T
+    axes = looked_along(joints, camera)
+    points = joints.reshape(-1, 3).astype(np.float64)
+    seen = (points if beside is None else np.concatenate([points, beside])) @ axes.T
     low, high = seen.min(0) - BODY_MARGIN, seen.max(0) + BODY_MARGIN
     half_width, half_height, half_depth = (high - low) / 2
     distance = half_depth + max(half_height / HALF_HEIGHT, half_width / HALF_WIDTH)

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from intermoe.motion.skeleton import FOOT_JOINTS, NUM_JOINTS, PARENTS
 from intermoe.viz.figures import PERSON_COLOURS
-from intermoe.viz.scene import Figures, set_stage
+from intermoe.viz.panel import Lectern, Panel, PanelOnStage
+from intermoe.viz.scene import Figures, looked_along, set_stage
 
 if TYPE_CHECKING:
     import viser
@@ -21,15 +22,17 @@ STANDING_HEIGHT, STANDING_SPEED = 0.12, 0.3
 _BONES = [(PARENTS[joint], joint) for joint in range(1, NUM_JOINTS)]
 _TRAIL = (0, 20, 21)  # pelvis and wrists
 _RED = (214, 40, 40)
+_BONE, _LINE = 0.02, 0.006  # metres
 
 
 class Shown(NamedTuple):
-    """A motion to show: ``joints`` (P, T, 22, 3) in metres, Y up, ``names`` of its P persons."""
+    """A motion to show: ``joints`` (P, T, 22, 3) in metres, Y up, ``names`` of its P persons, a ``panel`` before it."""
 
     title: str
     joints: npt.NDArray[np.floating]
     fps: float
     names: Sequence[str]
+    panel: Panel | None = None
 
 
 class Viewer:
@@ -43,11 +46,27 @@ class Viewer:
         self._server = server
         placed = _side_by_side(motions)
         self.length = max(motion.joints.shape[1] / motion.fps for motion in motions)
-        set_stage(server, np.concatenate([joints.reshape(1, -1, NUM_JOINTS, 3) for joints in placed], axis=1), camera)
+        everybody = np.concatenate([joints.reshape(1, -1, NUM_JOINTS, 3) for joints in placed], axis=1)
+        axes = looked_along(everybody, camera)
+        lecterns = [
+            None if motion.panel is None else Lectern.before(joints, axes, motion.panel)
+            for motion, joints in zip(motions, placed, strict=True)
+        ]
+        corners = [
+            lectern.corners(motion.panel)
+            for motion, lectern in zip(motions, lecterns, strict=True)
+            if motion.panel is not None and lectern is not None
+        ]
+        set_stage(server, everybody, camera, np.concatenate([np.zeros((0, 3)), *corners]))
         roots = [f"/{number} {motion.title.replace('/', ' ')}" for number, motion in enumerate(motions, start=1)]
         self._casts = [
             _Cast(server.scene, motion, joints, root if len(motions) > 1 else "")
             for motion, joints, root in zip(motions, placed, roots, strict=True)
+        ]
+        self._panels = [
+            (PanelOnStage(server.scene, motion.panel, lectern, f"{root} experts"), motion)
+            for motion, lectern, root in zip(motions, lecterns, roots, strict=True)
+            if motion.panel is not None and lectern is not None
         ]
         self._time = 0.0
         self._build_controls()
@@ -59,6 +78,9 @@ class Viewer:
         with self._server.atomic():
             for cast in self._casts:
                 cast.show(seconds, self._bodies.value, self._skeletons.value, self._trails.value, self._contacts.value)
+            for panel, motion in self._panels:
+                count = motion.joints.shape[1]
+                panel.show((frame_at(seconds, motion.fps, count) + 0.5) / count, self._experts.value)
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Play, as the controls say, until ``stop`` does."""
@@ -81,10 +103,13 @@ class Viewer:
         self._skeletons = gui.add_checkbox("skeletons", False)
         self._trails = gui.add_checkbox("trails", False)
         self._contacts = gui.add_checkbox("feet that stand", False)
+        self._experts = gui.add_checkbox("experts", True, visible=bool(self._panels))
         people = [(handle, person) for cast in self._casts for handle, person in cast.people]
         for handle, label in people:
             self._add_switch(gui.add_checkbox(label, True), handle)
-        for control in (self._slider, self._bodies, self._skeletons, self._trails, self._contacts):
+        for control in (
+            self._slider, self._bodies, self._skeletons, self._trails, self._contacts, self._experts
+        ):  # fmt: skip
             control.on_update(lambda _: self.show(float(self._slider.value)))
 
     @staticmethod
@@ -112,16 +137,16 @@ class _Cast:
         for person, handle in enumerate(self._figures.people):
             colour = PERSON_COLOURS[person % len(PERSON_COLOURS)]
             lines = self._bones(person, 0)
-            self._skeletons.append(scene.add_line_segments(f"{handle.name}/skeleton", lines, colour, thickness=4.0))
+            self._skeletons.append(scene.add_line_segments(f"{handle.name}/skeleton", lines, colour, thickness=_BONE))
             path = joints[person][:, list(_TRAIL)]
             trails = np.stack([path[:-1], path[1:]], axis=2).reshape(-1, 2, 3)
             trails = trails if len(trails) else np.zeros((1, 2, 3))
-            self._trails.append(scene.add_line_segments(f"{handle.name}/trails", trails, colour, thickness=1.5))
+            self._trails.append(scene.add_line_segments(f"{handle.name}/trails", trails, colour, thickness=_LINE))
             feet = self._feet[person, 0]
             self._marks.append(scene.add_point_cloud(f"{handle.name}/feet", feet, _RED, point_size=0.05))
 
     def show(self, seconds: float, bodies: bool, skeletons: bool, trails: bool, contacts: bool) -> None:
-        frame = min(int(seconds * self.fps + 1e-6), self._joints.shape[1] - 1)
+        frame = frame_at(seconds, self.fps, self._joints.shape[1])
         self._figures.set_visible(bodies)
         if bodies:
             self._figures.show(frame)
@@ -135,6 +160,11 @@ class _Cast:
 
     def _bones(self, person: int, frame: int) -> npt.NDArray[np.float32]:
         return self._joints[person, frame][np.array(_BONES)].astype(np.float32)
+
+
+def frame_at(seconds: float, fps: float, count: int) -> int:
+    """The one of ``count`` frames that is seen at a moment: the last one from then on."""
+    return min(int(seconds * fps + 1e-6), count - 1)
 
 
 def _side_by_side(motions: Sequence[Shown]) -> list[npt.NDArray[np.float64]]:

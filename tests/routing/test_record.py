@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from intermoe import InterMoEBlock
-from intermoe.routing.picture import RoutingScene, draw_routing
+from intermoe.routing.picture import RoutingScene, draw_routing, routing_panel
 from intermoe.routing.record import record_routing
-from intermoe.routing.trace import RoutingTrace, trace_generation, trace_motion, trace_record
+from intermoe.routing.trace import RoutingTrace, read_trace, trace_generation, trace_motion, trace_record
 
 KINDS: list[dict[str, Any]] = [
     {},
@@ -244,6 +244,34 @@ def test_scene_moves_the_line(trace: RoutingTrace) -> None:
     assert columns[1].min() - columns[0].min() > 50
     with pytest.raises(ValueError, match="trace: expected joints"):
         RoutingScene(RoutingTrace(trace.chosen, trace.timesteps, trace.layers))
+
+
+def test_a_panel_tells_where_time_runs(trace: RoutingTrace) -> None:
+    """Everything at twice the size is everything at once; the first and the last moment are the maps' edges."""
+    pytest.importorskip("matplotlib")
+    once, twice = routing_panel(trace, 320), routing_panel(trace, 320, scale=2)
+    assert twice.image.shape == (2 * once.image.shape[0], 640, 3)
+    np.testing.assert_allclose(twice.moments(0.25), 2 * np.array(once.moments(0.25)))
+    first, last = twice.moments(0.0), twice.moments(1.0)
+    for start, stop in zip(first, last, strict=True):
+        inside = twice.image[30, round(start) + 1 : round(stop) - 1]
+        assert (inside < 250).any(-1).all()  # no paper between
+        assert (twice.image[30, [round(start) - 4, round(stop) + 4]] >= 250).all()
+
+
+def test_a_trace_is_read_as_it_was_written(trace: RoutingTrace, tmp_path: Path) -> None:
+    trace.save_npz(tmp_path / "trace.npz")
+    found = read_trace(tmp_path / "trace.npz")
+    assert found is not None
+    for field in dataclasses.fields(RoutingTrace):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(trace, field.name))
+    np.savez(tmp_path / "other.npz", joints=trace.joints)
+    assert read_trace(tmp_path / "other.npz") is None
+    entries = dict(np.load(tmp_path / "trace.npz"))
+    for hurt in ({"chosen": entries["chosen"][0]}, {"layers": entries["layers"][:1]}, {"fps": np.zeros(3)}):
+        np.savez(tmp_path / "hurt.npz", **{**entries, **hurt})
+        with pytest.raises(ValueError, match=r"hurt\.npz: "):
+            read_trace(tmp_path / "hurt.npz")
 
 
 def test_a_model_without_persons_or_steps_is_drawn(trace: RoutingTrace, tmp_path: Path) -> None:

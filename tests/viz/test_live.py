@@ -229,6 +229,62 @@ def _read_on(connection: Any) -> None:
         connection.recv(timeout=20)
 
 
+def pixel_of(point: np.ndarray, camera: Any, width: int, height: int) -> np.ndarray:
+    """Where a point is on the canvas of a page that looks as it did at first."""
+    position, look_at = np.asarray(camera.position), np.asarray(camera.look_at)
+    forward = (look_at - position) / np.linalg.norm(look_at - position)
+    right = np.cross(forward, (0, 1, 0))
+    right /= np.linalg.norm(right)
+    seen = np.stack([right, np.cross(right, forward), forward]) @ (point - position)
+    return np.array([width, height]) / 2 + height / 2 / np.tan(camera.fov / 2) / seen[2] * seen[:2] * (1, -1)
+
+
+def test_a_mouse_drags_a_joint() -> None:
+    """The button gives the joint a handle, the mouse takes it by its upward arrow, and the motion is told the place."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium is installed: apt-get install chromium")
+    with serving() as server, playwright.sync_playwright() as running:
+        motion = Steps()
+        page = page_of(server, motion)
+        run(page, lambda: len(page._seen) >= CHUNK)
+        browser = running.chromium.launch(executable_path=chromium, args=list(SOFTWARE))
+        tab = browser.new_page(viewport={"width": 900, "height": 600})
+        tab.set_default_timeout(120_000)
+        tab.goto(f"http://127.0.0.1:{server.get_port()}")
+        tab.get_by_text("lead a joint with the mouse").click()
+        tab.get_by_role("button", name="lead it").click()
+        wait_for(lambda: bool(motion.leads))
+        ((person, joint, start),) = motion.leads
+        assert (person, joint) == (0, "right_wrist")
+        (handle,) = page._handles.values()
+        up = np.array([0.0, 0.2, 0.0])
+        start = np.asarray(start)
+        base, tip = (pixel_of(start + way, server.initial_camera, 900, 600) for way in (up, 2 * up))
+
+        def drag() -> bool:
+            """Once the handle has been drawn, which takes a browser without a GPU a while."""
+            tab.mouse.move(*base)
+            tab.mouse.down()
+            tab.mouse.move(*((base + tip) / 2), steps=4)
+            tab.mouse.move(*tip, steps=4)
+            tab.mouse.up()
+            return handle.position[1] > start[1] + 0.1
+
+        wait_for(drag)
+        browser.close()
+        np.testing.assert_allclose(handle.position, start + up, atol=0.05)
+        np.testing.assert_allclose(motion.leads[0][2], handle.position)
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def test_two_browsers_see_it_and_either_changes_the_words() -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -12,6 +12,7 @@ from intermoe.motion.rotations import about_axis, from_quaternions
 from intermoe.viz.body import build_body
 
 pytest.importorskip("viser", reason="scenes are viser's")
+from intermoe.viz.panel import Panel
 from intermoe.viz.scene import Figures, serving
 from intermoe.viz.viewer import Shown, Viewer
 
@@ -76,8 +77,38 @@ def test_controls_show_people_skeletons_trails_and_feet() -> None:
         assert first._skeletons[0].visible
         bones = first._skeletons[0].points
         np.testing.assert_allclose(bones[0, 1], first._joints[0, 10, 1], atol=1e-4)
+        assert 0.001 < first._skeletons[0].thickness < 0.05  # metres
         assert not first._trails[0].visible
         assert first._marks[0].visible
+
+
+def test_a_panel_leans_before_its_figures_and_its_line_moves() -> None:
+    """The line is in the picture where time is; the picture before the feet, upright, and the whole of it in view."""
+    panel = Panel(np.full((100, 300, 3), 200, dtype=np.uint8), [30.0, 170.0], 100.0)
+    motions = [Shown("a", people(), 30, ("Ann", "Bo"), panel), Shown("b", people(50), 30, ("Ann", "Bo"))]
+    with serving() as server:
+        viewer = Viewer(server, motions)
+        assert len(viewer._panels) == 1
+        stage = viewer._panels[0][0]
+        joints = viewer._casts[0]._joints
+        turn, middle = from_quaternions(np.asarray(stage._image.wxyz, dtype=float)), np.asarray(stage._image.position)
+        eye = np.asarray(server.initial_camera.position)
+        assert turn[1, 1] < 0 < middle[1]  # the picture's rows run down
+        assert np.linalg.norm(eye - middle) < np.linalg.norm(eye - joints.reshape(-1, 3), axis=-1).min()
+        viewer.show(0.0)
+        first = stage._lines.points.copy()
+        viewer.show(19.2 / 30)
+        last = stage._lines.points
+        pixel = stage._image.render_width / 300
+        np.testing.assert_allclose(np.linalg.norm(last - first, axis=-1), 19 / 20 * 100 * pixel, rtol=1e-5)
+        places = (last - middle) @ turn  # in the picture: right, down, away
+        np.testing.assert_allclose(places[:, 0, 0], (np.array([30, 170]) + 97.5 - 150) * pixel, atol=1e-5)
+        assert (places[:, :, 2] < 0).all()  # before the picture, not in it
+        np.testing.assert_allclose(places[:, :, 1], [[-50 * pixel, 50 * pixel]] * 2, atol=1e-5)
+        viewer._experts.value = False
+        viewer.show(0.0)
+        assert not stage._image.visible
+        assert not stage._lines.visible
 
 
 def test_it_plays_in_real_time_until_it_is_stopped() -> None:
