@@ -225,6 +225,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
 
 def load_tensors(path: Path) -> dict[str, Any]:
     """What ``torch.load(weights_only=True)`` reads with inert stand-ins; see the module. Memory-mapped if possible."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: expected a checkpoint's file, got a folder")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -232,8 +234,10 @@ def load_tensors(path: Path) -> dict[str, Any]:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
-        if named is None:
-            raise ValueError(f"{path}: expected a checkpoint of torch.save: {first_line(error)}") from error
+        if named is None:  # torch advises to unpickle it, which must not be passed on
+            raise ValueError(
+                f"{path}: expected a checkpoint of torch.save, whose weights can be read alone, got another file"
+            ) from error
         raise ValueError(
             f"{path}: expected tensors alone, got an object of {named.group(1)}, which could run code; if you trust "
             "the file, save its weights alone: torch.save({'state_dict': checkpoint['state_dict']}, new_file)"

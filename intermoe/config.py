@@ -67,7 +67,7 @@ def _number(value: Any) -> int | float:
 
 
 def check_integer(value: Any, name: str, *, low: int | None = None, high: int | None = None) -> int:
-    """``value`` as an ``int``, whatever integer it is (numpy's too).
+    """``value`` as an ``int``, whatever integer it is (numpy's too); a truth value is none.
 
     Raises:
         TypeError: no integer. ValueError: outside [low, high].
@@ -75,9 +75,12 @@ def check_integer(value: Any, name: str, *, low: int | None = None, high: int | 
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
     if (low is not None and number < low) or (high is not None and number > high):
-        raise ValueError(f"{name}: expected a value in [{low}, {high}], got {number}")
+        bounds = f">= {low}" if high is None else f"<= {high}" if low is None else f"in [{low}, {high}]"
+        raise ValueError(f"{name}: expected a value {bounds}, got {number}")
     return number
 
 

@@ -57,6 +57,17 @@ def _stop(number: int, _: object) -> None:
 
 
 @contextmanager
+def named(path: Path) -> Iterator[None]:
+    """The system's errors that name no file, as that the disk is full, name ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]:
     """A temporary name beside ``path`` and with its suffix, renamed to ``path`` on success and removed on failure.
 
@@ -76,7 +87,8 @@ def replacing(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]:
     temporary.unlink()
     with stopped_cleanly():
         try:
-            yield temporary
+            with named(path):
+                yield temporary
             temporary.chmod(mode)
             if exclusive:
                 _create(temporary, path)
@@ -126,7 +138,8 @@ def replacing_folder(folder: Path, *, exclusive: bool = False) -> Iterator[Path]
             with ExitStack() as stack:
                 with suppress(OSError):  # a file system without locks of folders
                     stack.enter_context(_held(temporary))
-                yield temporary
+                with named(folder):
+                    yield temporary
                 if exclusive:
                     refuse_existing(folder)
                     _put_new(temporary, folder)
@@ -154,7 +167,8 @@ def finishing_folder(folder: Path) -> Iterator[Path]:
         except OSError:  # a file system without locks of folders
             pass
         stack.enter_context(stopped_cleanly())
-        yield unfinished
+        with named(folder):
+            yield unfinished
         _put(unfinished, folder)
 
 
@@ -223,6 +237,7 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
                 if os.path.samestat(held, path.stat()):
                     break
             stack.close()  # who held it before has removed this file since it was opened
+        stack.enter_context(stopped_cleanly())
         try:
             yield
         finally:
@@ -309,11 +324,18 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], *, metadata: 
     """Write a safetensors file.
 
     Raises:
-        FloatingPointError: a tensor holds a number that is not finite; names it. OSError: the disk is full or the like.
+        FloatingPointError: a tensor holds a number that is not finite; names it. ValueError: a distributed tensor, of
+            which a process has a part; names it. OSError: the disk is full or the like.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    for name, value in tensors.items():
+        if hasattr(value, "full_tensor"):
+            raise ValueError(
+                f"{path}: expected whole tensors, got a part of the distributed {name!r}; gather the weights first, as "
+                "torch.distributed.checkpoint.state_dict.get_model_state_dict does with full_state_dict"
+            )
     require_finite(path, tensors)
     with replacing(path) as temporary:
         try:

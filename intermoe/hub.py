@@ -91,19 +91,28 @@ def upload(
     ``card`` becomes its README.md where it has none.
 
     Raises:
-        ModuleNotFoundError: huggingface_hub is absent. ValueError: no id of a repository.
+        ModuleNotFoundError, ValueError: as ``check_upload``. OSError: the Hub cannot be reached or refuses; names the
+            repository. A commit is whole or not there.
     """
-    hub = _huggingface_hub()
+    check_upload(repo_id)
+    api = _huggingface_hub().HfApi(token=token, library_name="intermoe")
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        if not api.file_exists(repo_id, "README.md", revision=revision):
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message)
+    except Exception as error:  # whatever its HTTP library raises
+        raise OSError(f"repo_id: {repo_id!r} could not be written to: {' '.join(str(error).split())}") from error
+    return str(commit.commit_url)
+
+
+def check_upload(repo_id: str) -> None:
+    """Raise ``ValueError`` for no id of a repository, ``ModuleNotFoundError`` where huggingface_hub is absent."""
+    _huggingface_hub()
     if not is_hub_id(repo_id):
         raise ValueError(f"repo_id: expected owner/name, got {repo_id!r}")
-    api = hub.HfApi(token=token, library_name="intermoe")
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    if not api.file_exists(repo_id, "README.md", revision=revision):
-        (folder / "README.md").write_text(card, encoding="utf-8")
-    commit = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message)
-    return str(commit.commit_url)
 
 
 def _huggingface_hub() -> ModuleType:

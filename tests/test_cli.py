@@ -108,7 +108,7 @@ def test_generate_reacts_and_keeps_what_a_file_says(run: Run, model: Path, tmp_p
     refused(run("generate", "they wave", "--resample", *options), "error: --resample: expected with --react-to")
     refused(
         run("generate", "they turn", "--control", "control.json", "--frames", 20, *options),
-        "error: known[0].frames: expected within [0, 20), got [4, 24)",
+        "error: --control: control.json: known[0].frames: expected within [0, 20), got [4, 24)",
     )
 
 

@@ -200,12 +200,16 @@ def test_numbers_of_numpy_are_numbers() -> None:
             Sample.from_dict(bad)
 
 
-@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), True])
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
 def test_integers_of_any_kind(value) -> None:
     number = check_integer(value, "seed", low=0, high=5)
     assert type(number) is int
-    for bad in (3.0, np.float32(3), "3", None):
+    for bad in (3.0, np.float32(3), "3", None, True, np.True_):
         with pytest.raises(TypeError, match="seed: expected an integer, got"):
             check_integer(bad, "seed")
-    with pytest.raises(ValueError, match=r"seed: expected a value in \[4, None\], got"):
+    with pytest.raises(ValueError, match=r"seed: expected a value >= 4, got 3"):
         check_integer(value, "seed", low=4)
+    with pytest.raises(ValueError, match=r"seed: expected a value <= 2, got 3"):
+        check_integer(value, "seed", high=2)
+    with pytest.raises(ValueError, match=r"seed: expected a value in \[4, 9\], got 3"):
+        check_integer(value, "seed", low=4, high=9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from intermoe.files import (
     WRITING,
     claimed_stem,
+    finishing_folder,
     locked,
     read_sealed,
     replacing,
@@ -215,6 +217,37 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_error_of_the_system_that_names_no_file_names_what_was_written(tmp_path: Path) -> None:
+    """As a write to a full disk raises it; one that names a file, or says more, stays as it is."""
+    for writing in (replacing, replacing_folder, finishing_folder):
+        with pytest.raises(OSError, match=r"No space left on device: '.*/result'"), writing(tmp_path / "result"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with pytest.raises(OSError, match="No space left on device: 'other'"), writing(tmp_path / "result"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "other")
+        with pytest.raises(OSError, match=r"^in words$"), writing(tmp_path / "result"):
+            raise OSError("in words")
+
+
+LOCKED = """
+import sys, time
+from pathlib import Path
+from intermoe.files import claimed_stem, locked
+with locked(Path(sys.argv[1]) / ".lock", ""), claimed_stem(Path(sys.argv[1]) / "bow", [".npz"]):
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_program_that_is_ended_leaves_no_locks(tmp_path: Path) -> None:
+    process = start(LOCKED, tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bow.lock", ".lock"]
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
 STOPPED = """
 import sys, time
 from intermoe.files import replacing, replacing_folder
@@ -328,6 +361,8 @@ def test_sealed_files_are_as_they_were_written(tmp_path: Path) -> None:
             read_sealed(path)
     path.write_text('{"a": 1}')  # one that never had a hash
     assert read_sealed(path) == {"a": 1}
+    with pytest.raises(ValueError, match=r"result\.json: not as it was written"):
+        read_sealed(path, required=True)
 
 
 def test_arrays_of_any_name_are_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import HfHubHTTPError
 
 from intermoe import InterMoEPipeline
 from intermoe.cli.common import load_pipeline
@@ -150,9 +152,34 @@ def test_a_card_that_is_there_stays(client: type[Client], tiny_pipeline: InterMo
     assert [name for name, _ in client.calls] == ["client", "repo", "exists", "upload"]
 
 
-def test_a_name_that_is_none_is_refused_before_anything_is_asked(
-    client: type[Client], tiny_pipeline: InterMoEPipeline
+@pytest.mark.parametrize("step", ["create_repo", "create_branch", "file_exists", "upload_folder"])
+@pytest.mark.parametrize("error", [HfHubHTTPError, ConnectionError, RuntimeError])
+def test_an_upload_that_fails_names_the_repository(
+    step: str, error: type[Exception], client: type[Client], tiny_pipeline: InterMoEPipeline
 ) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        if issubclass(error, HfHubHTTPError):
+            raise error("401: who\nare you", response=SimpleNamespace(headers={}, request=None))
+        raise error("401: who\nare you")
+
+    setattr(client, step, fail)
+    with pytest.raises(OSError, match=rf"^repo_id: '{REPO}' could not be written to: 401: who are you"):
+        tiny_pipeline.push_to_hub(REPO, revision="trial")
+    assert not client.uploaded
+
+
+def test_weights_that_are_not_finite_are_not_sent(client: type[Client], tiny_pipeline: InterMoEPipeline) -> None:
+    broken = copy.deepcopy(tiny_pipeline)
+    next(iter(broken.modules["denoiser"].parameters())).data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="expected finite numbers"):
+        broken.push_to_hub(REPO)
+    assert not client.calls
+
+
+def test_a_name_that_is_none_is_refused_before_anything_is_asked(
+    client: type[Client], tiny_pipeline: InterMoEPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(tiny_pipeline), "save_pretrained", lambda *_, **__: pytest.fail("written in vain"))
     with pytest.raises(ValueError, match=r"^repo_id: expected owner/name, got 'mine'"):
         tiny_pipeline.push_to_hub("mine")
     assert not client.calls

@@ -115,7 +115,7 @@ def generate(
         num_frames = frames or min(first, pipeline.config.max_frames)
         _check_prompts(pipeline, chosen, num_frames, prompts_file)
         if kept is not None:
-            pipeline.check_control(kept, num_frames)
+            _check_control(pipeline, kept, num_frames, control, react_to)
         if persons is not None:
             _check_persons(pipeline, persons)
         details: dict[str, str | int | float] = {
@@ -279,6 +279,17 @@ def _read_control(
         return reaction_to(react_to, pipeline.representation, resample=resample, max_frames=longest)
     except (OSError, ValueError) as error:
         raise ValueError(f"{'--react-to' if control is None else '--control'}: {error}") from error
+
+
+def _check_control(
+    pipeline: MotionPipeline, kept: Control, num_frames: int, control: Path | None, react_to: Path | None
+) -> None:
+    """Refuse by its file what the model cannot keep."""
+    try:
+        pipeline.check_control(kept, num_frames)
+    except ValueError as error:
+        name = "--react-to" if control is None else "--control"
+        raise ValueError(f"{name}: {control or react_to}: {error}") from error
 
 
 def _default_frames(control: Control | None, react_to: Path | None) -> int:

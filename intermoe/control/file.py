@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +50,10 @@ class KnownEntry(Config):
     def read(self, folder: Path, representation: Representation) -> Known:
         """What the file holds. Raises ``ValueError`` that names the value at fault, ``OSError`` for no such file."""
         path = folder / self.file
-        take = _at_rate(path, representation, self.resample)
+        try:
+            take = _at_rate(path, representation, self.resample)
+        except ValueError as error:
+            raise ValueError(re.sub("^path: ", "file: ", str(error))) from error
         if self.of >= len(take.joints):
             raise ValueError(f"of: expected one of 0 to {len(take.joints) - 1}, the persons of {path}, got {self.of}")
         there = max(take.joints.shape[1] - self.start, 0)

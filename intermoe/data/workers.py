@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any, TypeVar
 
 import torch
@@ -73,6 +73,7 @@ def in_order(
     if workers <= 1:
         yield from (task(context, part) for part in parts)
         return
+    others = set(active_children())
     # spawned: a fork of a process with threads may stand still for ever
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (task, context))
     ahead: deque[Future[Any]] = deque()
@@ -85,6 +86,10 @@ def in_order(
             yield ahead.popleft().result()
     except BrokenProcessPool as error:
         raise ChildProcessError("workers: a process that reads data was killed") from error
+    except BaseException:  # nobody waits for what is not wanted any more
+        for child in set(active_children()) - others:
+            child.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

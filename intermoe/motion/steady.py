@@ -35,7 +35,7 @@ def steady_twists(fitted: Array, bones: Array, known: Array | None, axis: Array)
     if np.abs(drift).max(initial=0.0) <= MOST_TURN:
         return fitted
     off = np.zeros(bones.shape[:2])
-    for t in range(1, off.shape[1]):
+    for t in range(1, bones.shape[1]):
         twist = _within_half_a_turn(off[:, t - 1] + drift[:, t - 1])
         off[:, t] = twist - np.clip(twist, -MOST_TURN, MOST_TURN)
     return rotation_matrices(bones * off[..., None]) @ fitted

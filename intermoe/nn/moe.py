@@ -114,7 +114,7 @@ class InterMoEBlock(nn.Module):
 
         self.motion_router = nn.Parameter(torch.empty(num_experts, dim))
         self.text_router = nn.Parameter(torch.empty(num_experts, cond_dim)) if cond_dim is not None else None
-        self.fusion_logit = nn.Parameter(torch.empty(())) if fusion == "learned" and cond_dim is not None else None
+        self.fusion_logit = nn.Parameter(torch.empty(1)) if fusion == "learned" and cond_dim is not None else None
         self.norm: nn.Module | None = None
         if norm == "adaln":
             self.norm = nn.LayerNorm(dim, eps=AdaLN.eps) if cond_dim is None else AdaLN(dim, cond_dim)
@@ -200,6 +200,11 @@ class InterMoEBlock(nn.Module):
             raise RuntimeError(
                 "mesh: expected a block whose experts are whole, got one whose experts are spread already"
             )
+        if hasattr(self.w_down, "full_tensor"):
+            raise RuntimeError(
+                "mesh: expected a block whose experts are whole, got sharded ones; distribute first, and leave "
+                "w_gate_up and w_down to fully_shard's ignored_params"
+            )
         self.w_gate_up, self.w_down = spread(self.w_gate_up, mesh), spread(self.w_down, mesh)
         self.is_spread = True
         return self
@@ -276,7 +281,7 @@ class InterMoEBlock(nn.Module):
             if self.fusion == "weighted":
                 alpha = self.alpha
             elif self.fusion_logit is not None:
-                alpha = torch.sigmoid(whole(self.fusion_logit))
+                alpha = torch.sigmoid(whole(self.fusion_logit)).squeeze(0)
             return fuse(motion, text_logits, alpha)
 
     def _scale_shift(self, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -324,6 +329,8 @@ class InterMoEBlock(nn.Module):
 
     def _check(self, hidden: Tensor, condition: Tensor | None, mask: Tensor | None) -> None:
         size = check_tensor("hidden", hidden, ("B", "T", self.dim))
+        if not hidden.is_floating_point():
+            raise TypeError(f"hidden: expected a floating-point dtype, got {hidden.dtype}")
         if (condition is None) != (self.cond_dim is None):
             expected = "None (the block was built with cond_dim=None)" if self.cond_dim is None else "a tensor"
             raise ValueError(f"condition: expected {expected}, got {None if condition is None else 'a tensor'}")
@@ -351,8 +358,11 @@ class InterMoEBlock(nn.Module):
         self.expert_counts, self.token_count, self.sample_votes = map(fn, self.counters)
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        logit = state_dict.get(f"{prefix}fusion_logit")
+        if logit is not None and logit.dim() == 0:  # as it was before FSDP2, which takes no scalars
+            state_dict[f"{prefix}fusion_logit"] = logit.reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self.selection_bias.dtype != torch.float32:  # assign=True takes what the state holds
             self.selection_bias = self.selection_bias.float()
 

@@ -18,7 +18,7 @@ from intermoe.control.live import CHUNK, STEPS, Live
 from intermoe.control.persons import check_persons, count_groups, crowd
 from intermoe.control.scene import MAX_SEED, OVERLAP, Scene
 from intermoe.control.timeline import Segments, check_segments, count_windows, windows
-from intermoe.hub import CONFIG_FILE, model_card, model_folder, upload
+from intermoe.hub import CONFIG_FILE, check_upload, model_card, model_folder, upload
 from intermoe.motion.representation import Representation
 from intermoe.pipeline.models import ModelConfig, system_of
 from intermoe.pipeline.result import PipelineResult
@@ -118,7 +118,10 @@ class MotionPipeline(ABC):
 
         Raises:
             ModuleNotFoundError: huggingface_hub is absent. ValueError: ``repo_id`` is no such name.
+            FloatingPointError: a weight that is not finite; nothing is sent. OSError: the Hub cannot be reached or
+                refuses; names the repository.
         """
+        check_upload(repo_id)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             self.save_pretrained(folder, dtype=dtype)

@@ -47,8 +47,9 @@ class RoutingTrace:
         if self.chosen.ndim != 5 or self.chosen.dtype != np.bool_ or 0 in self.chosen.shape:
             raise ValueError(f"chosen: expected bool (N, L, P, T, E), got {self.chosen.dtype} {self.chosen.shape}")
         calls, layers, persons = self.chosen.shape[:3]
-        if self.timesteps.shape != (calls,):
-            raise ValueError(f"timesteps: expected shape ({calls},), got {self.timesteps.shape}")
+        if self.timesteps.shape != (calls,) or self.timesteps.dtype.kind not in "iu":
+            got = f"{self.timesteps.dtype} {self.timesteps.shape}"
+            raise ValueError(f"timesteps: expected integers of shape ({calls},), got {got}")
         if len(self.layers) != layers:
             raise ValueError(f"layers: expected {layers} names, got {len(self.layers)}")
         if self.joints is not None and (self.joints.ndim != 4 or self.joints.shape[0] != persons):

@@ -59,4 +59,9 @@ def train(
     if trainer.needs_start and start is None:
         raise ValueError(f"start: expected the model folder ({trainer.start}) that {name} is trained on, got none")
     given = {} if trainer.start is None or start is None else {trainer.start: start}
-    return trainer.run(config_path, output_dir, resume=resume, data=data, **given)
+    try:
+        return trainer.run(config_path, output_dir, resume=resume, data=data, **given)
+    except (ValueError, FileNotFoundError) as error:
+        if trainer.start is None or not str(error).startswith(f"{trainer.start}: "):
+            raise
+        raise type(error)(f"start: {error}") from error  # the word that was given here

@@ -123,7 +123,7 @@ def test_files_of_other_programs_are_read(tmp_path: Path, pair: Any) -> None:
         ({"file": "absent.bvh"}, r"control\.json: known\[0\]\.file: .*absent\.bvh"),
         ({"file": "folder.npz"}, r"control\.json: known\[0\]\.file: .*folder\.npz"),
         ({"file": "nan.npz"}, r"known\[0\]\..*nan\.npz: joints: expected finite values"),
-        ({"file": "pair.txt"}, r"known\[0\]\.path: expected a suffix"),
+        ({"file": "pair.txt"}, r"known\[0\]\.file: expected a suffix"),
     ],
 )
 def test_what_a_file_cannot_say(tmp_path: Path, pair: Any, entry: dict[str, Any], message: str) -> None:

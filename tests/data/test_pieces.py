@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -181,6 +182,25 @@ def test_a_worker_that_is_killed_is_told(folder: Path, tmp_path: Path) -> None:
     assert [next(results), next(results)] == [(0, 1, True), (1, 1, True)]
     with pytest.raises(ChildProcessError, match="a process that reads data was killed"):
         list(results)
+
+
+@pytest.mark.parametrize("ending", ["error", "left"])
+def test_nobody_waits_for_work_that_is_not_wanted_any_more(ending: str) -> None:
+    """After Ctrl+C and errors: a worker may be in the middle of a long piece."""
+    results = in_order(_sleep, None, [0, 0, 600, 600], workers=2)
+    assert next(results) == 0
+    begun = time.monotonic()
+    if ending == "error":
+        with pytest.raises(KeyboardInterrupt):
+            results.throw(KeyboardInterrupt())
+    else:
+        results.close()
+    assert time.monotonic() - begun < 60
+
+
+def _sleep(_: None, seconds: int) -> int:
+    time.sleep(seconds)
+    return seconds
 
 
 def _die(_: None, part: int) -> tuple[int, int, bool]:

@@ -159,6 +159,10 @@ def test_the_command(folders: list[Path], tiny_pipeline: Any, tmp_path: Path, mo
     refused = CliRunner().invoke(cli.app, [*command, "--paraphrases", "duets"])
     assert refused.exit_code == 2
     assert "paraphrases: expected activities of bow, wave, got 'handshake'" in refused.stderr
+    refused = CliRunner().invoke(cli.app, [*command, "--paraphrases", "absent.tsv"])
+    assert refused.exit_code == 2
+    assert "error: --paraphrases: " in refused.stderr
+    del command[command.index("--frames") : command.index("--frames") + 2]  # what the model can, 40, not 90
     result = CliRunner().invoke(cli.app, [*command, "--steps", "1", "--judge-steps", "1", "--seeds", "1"])
     assert result.exit_code == 0, result.output
     assert "activity recognised (%)" in result.stdout

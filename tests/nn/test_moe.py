@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from intermoe import InterMoEBlock, backends, official
+from intermoe.files import write_tensors
 from intermoe.nn.attention import Attention
 from intermoe.nn.moe import BIAS_MARGIN
 
@@ -258,6 +259,14 @@ def test_state_round_trip() -> None:
     assert torch.equal(block(hidden, condition), other(hidden, condition))
 
 
+def test_a_scalar_of_learned_fusion_is_read_too() -> None:
+    block = small(fusion="learned", alpha=0.3)
+    state = block.state_dict()
+    other = small(fusion="learned", alpha=0.7)
+    other.load_state_dict({**state, "fusion_logit": state["fusion_logit"].squeeze(0)})
+    assert torch.equal(other.fusion_logit, block.fusion_logit)
+
+
 def test_a_block_built_without_memory_is_filled_rightly() -> None:
     with torch.device("meta"):
         block = InterMoEBlock(16, 4, 12, 8, bias_init=-0.3, fusion="learned", alpha=0.3)
@@ -271,7 +280,7 @@ def test_a_block_built_without_memory_is_filled_rightly() -> None:
     assert all((counter == 0).all() for counter in block.counters)
     assert (block.norm.modulation.weight == 0).all()
     assert block.w_down.abs().max() <= 12**-0.5
-    torch.testing.assert_close(torch.sigmoid(block.fusion_logit), torch.tensor(0.3))
+    torch.testing.assert_close(torch.sigmoid(block.fusion_logit), torch.tensor([0.3]))
 
 
 @pytest.mark.parametrize("assign", [False, True])
@@ -352,6 +361,17 @@ def _sharded(rank: int, folder: str) -> None:
     state = {key: p.full_tensor().detach() for key, p in block.named_parameters()}
     torch.save({**state, "selection_bias": block.selection_bias}, f"{folder}/{rank}.pt")
 
+    with pytest.raises(RuntimeError, match="mesh: expected a block whose experts are whole, got sharded ones"):
+        block.distribute(mesh)
+    with pytest.raises(ValueError, match=r"model\.safetensors: expected whole tensors, got a part of .*'w_down'"):
+        write_tensors(f"{folder}/model.safetensors", {"w_down": block.w_down})
+    learned = small(fusion="learned")
+    alone = learned(hidden, condition)
+    fully_shard(learned, mesh=mesh)
+    torch.testing.assert_close(learned(hidden, condition), alone)
+    learned(hidden, condition).sum().backward()
+    assert learned.fusion_logit.grad.full_tensor().isfinite().all()
+
     with torch.device("meta"):
         block = InterMoEBlock(16, 4, 12, 8)
     fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
@@ -430,6 +450,8 @@ def test_bad_construction_is_named(changes, message) -> None:
             ValueError,
             r"hidden: expected shape \(B, T, 16\), got \(2, 5, 15\)",
         ),
+        ((torch.zeros(2, 5, 16).long(), torch.zeros(2, 8)), TypeError, "hidden: expected a floating-point dtype, got"),
+        ((torch.zeros(2, 5, 16) + 0j, torch.zeros(2, 8)), TypeError, "hidden: expected a floating-point dtype, got"),
         ((torch.zeros(2, 5, 16),), ValueError, "condition: expected a tensor"),
         ((torch.zeros(2, 5, 16), torch.zeros(3, 8)), ValueError, r"condition: expected shape \(2, 8\)"),
         ((torch.zeros(2, 5, 16), torch.zeros(2, 2, 8)), ValueError, r"condition: .* K dividing T=5, got K=2"),
@@ -440,8 +462,9 @@ def test_bad_construction_is_named(changes, message) -> None:
     ],
 )
 def test_bad_call_is_named(arguments, error, message) -> None:
-    with pytest.raises(error, match=message):
-        small()(*arguments)
+    for backend in ("reference", None):
+        with pytest.raises(error, match=message):
+            small(backend=backend)(*arguments)
 
 
 def test_condition_without_a_place_for_it_is_refused() -> None:

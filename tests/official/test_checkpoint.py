@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import pickle
 import sys
 import types
 from collections.abc import Callable
@@ -215,6 +216,14 @@ def test_settings_that_are_not_implemented_are_named(small: Any, stats: Path, tm
 
 def test_files_that_are_no_checkpoint(small: Any, stats: Path, tmp_path: Path) -> None:
     (tmp_path / "noise.ckpt").write_bytes(b"noise" * 100)
+    (tmp_path / "pickled.ckpt").write_bytes(pickle.dumps(Path()))
+    with pytest.raises(
+        ValueError,
+        match=r"pickled\.ckpt: expected a checkpoint of torch\.save, whose weights .* alone, got another file$",
+    ):
+        official.load_checkpoint(tmp_path / "pickled.ckpt")
+    with pytest.raises(IsADirectoryError, match="expected a checkpoint's file, got a folder"):
+        official.load_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=r"noise\.ckpt: expected a checkpoint"):
         layout_of(tmp_path / "noise.ckpt")
     with pytest.raises(FileNotFoundError, match=r"absent\.ckpt"):

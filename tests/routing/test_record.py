@@ -293,7 +293,7 @@ def test_a_model_without_persons_or_steps_is_drawn(trace: RoutingTrace, tmp_path
     ("changes", "message"),
     [
         ({"chosen": np.zeros((2, 2, 2, 5, 3))}, "chosen: expected bool"),
-        ({"timesteps": np.zeros(3, dtype=np.int64)}, r"timesteps: expected shape \(2,\)"),
+        ({"timesteps": np.zeros(3, dtype=np.int64)}, r"timesteps: expected integers of shape \(2,\)"),
         ({"layers": ("one",)}, "layers: expected 2 names, got 1"),
         ({"joints": np.zeros((1, 10, 22, 3), dtype=np.float32)}, r"joints: expected shape \(2, frames, 22, 3\)"),
     ],

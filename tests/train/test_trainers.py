@@ -111,6 +111,9 @@ def test_a_recipe_is_of_its_trainer_alone(tmp_path: Path, pairs: Path) -> None:
         ValueError, match=r"start: expected the model folder \(mdm\) that commdm is trained on, got none"
     ):
         train(CONFIGS / "salsa_commdm.yaml", tmp_path / "run", data=pairs)
+    for start in (None, tmp_path / "absent"):  # the trainer's own word for it is another
+        with pytest.raises((ValueError, FileNotFoundError), match=r"^start: vae: "):
+            train(CONFIGS / "salsa_denoiser.yaml", tmp_path / "run", data=pairs, start=start)
     assert not (tmp_path / "run").exists()
 
 

@@ -35,7 +35,9 @@ def evaluate_activities(
         typer.Option(help="File of an activity, a tabulator and a caption a line; duets for those of the duets data."),
     ] = None,
     captions: Annotated[int, typer.Option(help="Captions of each activity that are generated.")] = 2,
-    frames: Annotated[int, typer.Option(help="Length of each motion.")] = 90,
+    frames: Annotated[
+        int | None, typer.Option(help="Length of each motion. Default: 90, or what the model can.")
+    ] = None,
     seeds: SeedsOption = "0",
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
@@ -53,11 +55,15 @@ def evaluate_activities(
         from intermoe.data import InterHumanDataset
         from intermoe.data.activities import read_wordings
         from intermoe.eval.activities import Asked, evaluate_activities
+        from intermoe.pipeline import model_config
 
-        words = None if paraphrases is None else read_wordings(_paraphrases(paraphrases))
-        asked = Asked(captions, words, frames)
+        try:
+            words = None if paraphrases is None else read_wordings(_paraphrases(paraphrases))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--paraphrases: {error}") from error
+        longest = model_config(model).max_frames
+        asked = Asked(captions, words, min(90, longest) if frames is None else frames)
         pipeline, options = open_model(model, device, out, (steps, guidance), min(chosen), frames)
-        longest = pipeline.config.max_frames
         train, val = (
             [InterHumanDataset(folder, split, max_frames=longest, training=False, strict=strict) for folder in data]
             for split in ("train", "val")

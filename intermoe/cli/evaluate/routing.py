@@ -29,7 +29,9 @@ def evaluate_routing(
     model: ModelOption = DEFAULT_MODEL,
     split: SplitOption = "train",
     limit: Annotated[int, typer.Option(help="Items whose first caption is generated.")] = 12,
-    frames: Annotated[int, typer.Option(help="Length of each motion.")] = 96,
+    frames: Annotated[
+        int | None, typer.Option(help="Length of each motion. Default: 96, or what the model can.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
@@ -49,7 +51,7 @@ def evaluate_routing(
                 pipeline,
                 dataset,
                 limit=limit,
-                num_frames=frames,
+                num_frames=frames or min(96, pipeline.config.max_frames),
                 seed=seed,
                 **options,
                 progress=told,
