@@ -45,7 +45,7 @@ def test_as_many_steps_as_the_schedule_has_and_no_more(monkeypatch: pytest.Monke
     most = model_config("duets").max_steps
     assert most is not None
     load_pipeline("duets", "cpu", steps=most)
-    with pytest.raises(ValueError, match=rf"--steps: must be in \[1, {most}\], the schedule of model 'duets'"):
+    with pytest.raises(ValueError, match=rf"--steps: expected a value in \[1, {most}\], the schedule of model 'duets'"):
         load_pipeline("duets", "cpu", steps=most + 1)
 
 

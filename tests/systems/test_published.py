@@ -41,7 +41,7 @@ def test_a_table_that_is_nearly_sinusoidal_is_not_the_models() -> None:
     table = sinusoid(torch.arange(9), 8)
     check_sinusoids(StrictReader({"pe": table + 1e-6}), "pe", 8)
     for other in (table + 0.01, table.flip(0), table[:, torch.arange(8) ^ 1]):
-        with pytest.raises(ValueError, match="'pe' is not the sinusoidal table"):
+        with pytest.raises(ValueError, match="'pe': expected the sinusoidal table"):
             check_sinusoids(StrictReader({"pe": other}), "pe", 8)
 
 
