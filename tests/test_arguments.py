@@ -14,8 +14,6 @@ EXEMPT = {
     "intermoe/nn/moe.py: InterMoEBlock.__init__",
     # The arrays of one kernel, handed over from one place.
     "kernels/native/route.py: route_backward",
-    "kernels/triton/route_backward.py: route_backward",
-    "kernels/triton/moe.py: _gradients",
 }
 
 
