@@ -160,7 +160,7 @@ def test_room_is_for_the_most_shared_pieces_then_by_the_alphabet() -> None:
     assert pieces(required) == set()
     assert pieces(required + 1) == {"##ab"}
     assert pieces(required + 2) == {"##ab", "##cd"}
-    with pytest.raises(ValueError, match="7 words and 13 characters need at least 36, got 35"):
+    with pytest.raises(ValueError, match="expected at least 36 for the captions' 7 words and 13 characters, got 35"):
         pieces(required - 1)
 
 
