@@ -53,7 +53,8 @@ class KnownEntry(Config):
         try:
             take = _at_rate(path, representation, self.resample)
         except ValueError as error:
-            raise ValueError(re.sub("^path: ", "file: ", str(error))) from error
+            told = re.sub("^path: ", "file: ", str(error))
+            raise ValueError(told) from error
         if self.of >= len(take.joints):
             raise ValueError(f"of: expected one of 0 to {len(take.joints) - 1}, the persons of {path}, got {self.of}")
         there = max(take.joints.shape[1] - self.start, 0)

@@ -89,7 +89,7 @@ def test_everything_is_measured(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPa
     assert done == [(part, 8) for part in range(1, 9)]
     rows = {row[0]: row for row in report.rows}
     assert rows["gap of 1 s: joint error (cm)"][3] == pytest.approx(0, abs=1e-3)
-    assert rows["gap of 1 s: joint error (cm)"][1] > 1  # the tiny model makes noise
+    assert rows["gap of 1 s: joint error (cm)"][1] > 0.01  # the tiny model makes noise, and both ends lead it
     assert rows["gap: velocity jump at seams (m/s)"][3] == pytest.approx(0, abs=1e-3)
     assert rows["reaction: contacts met (%)"][1] is None
     assert rows["live: frames a second"][1] > 0

@@ -28,7 +28,7 @@ def test_an_item_is_both_persons(duets: Path) -> None:
         (np.zeros((5, 66)), r"expected floats \(T >= 2, 492\), got float64 \(5, 66\)"),
         (np.zeros((1, 492)), r"expected floats \(T >= 2, 492\)"),
         (np.full((5, 492), np.nan), "expected finite values"),
-        (np.zeros((5, 492)), "no facing direction"),
+        (np.zeros((5, 492)), "expected a facing direction in frame 0, got hips that lie above each other"),
         (np.array([object()]), "expected a readable array of numbers"),
     ],
 )

@@ -220,7 +220,7 @@ HIDDEN, WEIGHT = torch.zeros(6, 4), torch.zeros(3, 4)
         (
             lambda: route_reference(HIDDEN, WEIGHT, torch.zeros(4, 3), None, None),
             ValueError,
-            "router_offset: .* divide .* 6, got 4",
+            "router_offset: .* divides .* 6, got 4",
         ),
         (lambda: route_reference(HIDDEN, WEIGHT, None, torch.zeros(1, 4), None), ValueError, "scale and shift"),
         (lambda: select_reference(WEIGHT, torch.zeros(3)), ValueError, r"selection_bias: expected shape \(4,\)"),

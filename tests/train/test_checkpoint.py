@@ -92,7 +92,7 @@ def test_a_file_that_is_not_as_it_was_written_is_named(name: str, how: str, tmp_
     elif how == "edited":
         content[len(content) // 2] ^= 1
     (path / name).write_bytes(content[: {"cut": len(content) - 20, "empty": 0}.get(how, len(content))])
-    with pytest.raises(ValueError, match=rf"step-00000007/{name}: not "):
+    with pytest.raises(ValueError, match=rf"step-00000007/{name}: (expected|not as it was written)"):
         (checkpoint.read_optimizer if name == checkpoint.OPTIMIZER else checkpoint.read_state)(path)
 
 

@@ -218,8 +218,8 @@ def test_fid_is_that_of_the_features(
         patch.setattr(
             denoiser_training,
             "sample",
-            lambda *parts, num_inference_steps, **options: (
-                steps.append(num_inference_steps) or make(*parts, num_inference_steps=num_inference_steps, **options)
+            lambda denoiser, condition, shape, sampler, **options: (
+                steps.append(sampler.num_inference_steps) or make(denoiser, condition, shape, sampler, **options)
             ),
         )
         config = write_config(
