@@ -176,7 +176,14 @@ def test_a_killed_process_leaves_what_the_next_goes_on_with(folder: Path, tmp_pa
     assert content(tmp_path / "cache") == content(prepare(INTERHUMAN, folder, tmp_path / "whole").folder)
 
 
-def test_a_worker_that_is_killed_is_told(folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are started anew find this module by its name."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+
+
+@pytest.mark.usefixtures("importable")
+def test_a_worker_that_is_killed_is_told() -> None:
     results = in_order(_die, None, range(5), workers=2)
     # as many processes as cores need no threads as well, and Ctrl+C is the parent's business
     assert [next(results), next(results)] == [(0, 1, True), (1, 1, True)]
@@ -184,6 +191,7 @@ def test_a_worker_that_is_killed_is_told(folder: Path, tmp_path: Path) -> None:
         list(results)
 
 
+@pytest.mark.usefixtures("importable")
 @pytest.mark.parametrize("ending", ["error", "left"])
 def test_nobody_waits_for_work_that_is_not_wanted_any_more(ending: str) -> None:
     """After Ctrl+C and errors: a worker may be in the middle of a long piece."""

@@ -49,6 +49,10 @@ DRAWN = """() => new Promise(done => {
 """Five frames later: what has been asked for by then is in the picture."""
 
 
+STEADY = 1000.0
+"""Milliseconds."""
+
+
 class Page:
     """A page that is open, and what it asked for and complained of."""
 
@@ -73,13 +77,14 @@ class Page:
         self.clock.fill(f"{seconds}")  # which also pauses
         for button in self.tab.query_selector_all(".mantine-Notification-closeButton"):
             button.click()  # that WebGL has no GPU
-        before, same = None, 0  # on a busy machine a frame may be late: three pictures alike are the moment's
+        before, same = None, 0  # on a busy machine a frame may be late: what stays for a second is the moment's
         for _ in range(60):
             self.tab.evaluate(DRAWN)
+            self.tab.wait_for_timeout(STEADY / 4)
             picture = self._picture()
             alike = before is not None and np.array_equal(picture, before) and _coloured(picture).any()
             same = same + 1 if alike else 0
-            if same == 2:
+            if same == 4:
                 break
             before = picture
         return picture

@@ -79,7 +79,14 @@ def done(matrix: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return made, report
 
 
-def test_rows_and_their_measures(done: Any, pairs: Path) -> None:
+@pytest.fixture(scope="module")
+def dense(done: Any) -> Path:
+    """The folder of its one dense row, found before other tests add rows of other settings."""
+    (folder,) = (done[0].folder / "dense").iterdir()
+    return folder
+
+
+def test_rows_and_their_measures(done: Any, dense: Path, pairs: Path) -> None:
     rows = done[1].rows
     assert list(rows) == ["ground truth", "Dense", "With experts", "In two stages", "One person"]
     dataset = InterHumanDataset(pairs, "val", min_frames=16)
@@ -103,13 +110,12 @@ def test_rows_and_their_measures(done: Any, pairs: Path) -> None:
     assert rows["In two stages"]["parameters"] > rows["One person"]["parameters"]
 
 
-def test_parameters_are_those_without_the_text_encoder(done: Any) -> None:
-    comparison, report = done
-    (folder,) = (comparison.folder / "dense").iterdir()
-    pipeline: Any = MotionPipeline.from_pretrained(folder / "dense" / "run" / "model")
+def test_parameters_are_those_without_the_text_encoder(done: Any, dense: Path) -> None:
+    _, report = done
+    pipeline: Any = MotionPipeline.from_pretrained(dense / "dense" / "run" / "model")
     own = sum(parameter.numel() for parameter in pipeline.network.parameters())
     assert report.rows["Dense"]["parameters"] == own / 1e6
-    assert json.loads((folder / "dense" / "run" / "config.json").read_text())["optim"]["warmup_steps"] == 0
+    assert json.loads((dense / "dense" / "run" / "config.json").read_text())["optim"]["warmup_steps"] == 0
     assert pipeline.config.text.vocab_size == 70  # as the comparison changes it
 
 
@@ -208,11 +214,10 @@ def test_a_row_that_was_begun_is_gone_on_with(
     assert begun.run(only=["dense"]).rows["Dense"]["train_seconds"] is None
 
 
-def test_a_loaded_model_stands_in_its_row(done: Any, matrix: Path, pairs: Path, tmp_path: Path) -> None:
+def test_a_loaded_model_stands_in_its_row(done: Any, dense: Path, matrix: Path, pairs: Path, tmp_path: Path) -> None:
     comparison, report = done
-    (folder,) = (comparison.folder / "dense").iterdir()
     arguments: dict[str, Any] = {"data": pairs, "budget": 4, "settings": SETTINGS}
-    model = folder / "dense" / "run" / "model"
+    model = dense / "dense" / "run" / "model"
     (judge,) = (comparison.folder / "evaluator").glob("*/run/model")
     loaded = Comparison(matrix, tmp_path, models={"dense": model}, evaluator=judge, **arguments).run(only=["dense"])
     apart = ("train_steps", "train_seconds", "seconds")
