@@ -42,23 +42,26 @@ static void forward_rows(const RouteForward& a, int64_t first, int64_t last) {
     const float mean = sum(total) / static_cast<float>(D);
     const Vec center = splat(mean);
     total = splat(0.0f);
+    Vec off = splat(0.0f);
     int64_t d = 0;
     for (; d + kWidth <= D; d += kWidth) {
       const Vec x = load(row + d) - center;
       total = fma(x, x, total);
+      off = off + x;
     }
-    float squares = sum(total);
+    float squares = sum(total), missed = sum(off);
     if (d < D) {
       float rest[kWidth];
       store(rest, load_part(row + d, D - d) - center);
-      for (int64_t i = 0; i < D - d; ++i) squares += rest[i] * rest[i];
+      for (int64_t i = 0; i < D - d; ++i) squares += rest[i] * rest[i], missed += rest[i];
     }
-    const float rstd = 1.0f / sqrtf(squares / static_cast<float>(D) + a.eps);
-    a.mean[s] = mean;
+    missed /= static_cast<float>(D);  // what a sum of large numbers left of the mean
+    const float rstd = 1.0f / sqrtf(squares / static_cast<float>(D) - missed * missed + a.eps);
+    a.mean[s] = mean + missed;
     a.rstd[s] = rstd;
     T* out = (T*)a.tokens + s * D;
     for (d = 0; d < D; d += kWidth) {
-      Vec x = (load_at(row, d, D - d) - center) * splat(rstd);
+      Vec x = (load_at(row, d, D - d) - center - splat(missed)) * splat(rstd);
       if (a.scale != nullptr)
         x = modulate(x, load_at(a.scale + r * D, d, D - d), load_at(a.shift + r * D, d, D - d), splat(1.0f));
       store_at(out, d, D - d, x);

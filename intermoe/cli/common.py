@@ -53,6 +53,15 @@ def reported() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+@contextmanager
+def naming(option: str) -> Iterator[None]:
+    """What is wrong with what an option gave names the option."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{option}: {error}") from error
+
+
 @dataclass(frozen=True)
 class Process:
     """Which of how many processes this is, on what device, and how it waits for the others."""

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intermoe.cli.common import DataOption, SplitOption, StrictOption, check_folder, check_new_file, progress, reported
+from intermoe.cli.common import (
+    DataOption,
+    SplitOption,
+    StrictOption,
+    check_folder,
+    check_new_file,
+    naming,
+    progress,
+    reported,
+)
 
 if TYPE_CHECKING:
     from intermoe.data import DatasetReport
@@ -134,7 +143,8 @@ def merge(
         from intermoe.data.activities import read_wordings
         from intermoe.data.merge import merge as merge_folders
 
-        words = None if wordings is None else read_wordings(wordings)
+        with naming("--wordings"):
+            words = None if wordings is None else read_wordings(wordings)
         merged = merge_folders(folders, out, times=_times(times or []), wordings=words, seed=seed, strict=strict)
         for reason in merged.left_out:
             typer.echo(f"left out: {reason}", err=True)

@@ -25,6 +25,7 @@ from intermoe.cli.common import (
     check_sampling,
     launched,
     load_pipeline,
+    naming,
     own_sampling,
     parse_view,
     progress_bar,
@@ -285,11 +286,8 @@ def _check_control(
     pipeline: MotionPipeline, kept: Control, num_frames: int, control: Path | None, react_to: Path | None
 ) -> None:
     """Refuse by its file what the model cannot keep."""
-    try:
+    with naming(f"--react-to: {react_to}" if control is None else f"--control: {control}"):
         pipeline.check_control(kept, num_frames)
-    except ValueError as error:
-        name = "--react-to" if control is None else "--control"
-        raise ValueError(f"{name}: {control or react_to}: {error}") from error
 
 
 def _default_frames(control: Control | None, react_to: Path | None) -> int:

@@ -18,12 +18,12 @@ from intermoe.control.targets import Aims, Target
 from intermoe.data.items import LARGEST
 from intermoe.diffusion import KnownLatents
 from intermoe.motion.representation import Representation
+from intermoe.motion.smooth import least_jerk
 
 BLEND = 16
 WHOLE_GAP = 60
 """Frames between given ones up to which a gap is led from both its ends as a whole."""
 RESAMPLING = 3
-_ORDER = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +224,7 @@ class Given:
             eased = _eased(row, where, self.blend)
             if self.representation.contacts is not None:
                 eased[..., self.representation.contacts] = row[..., self.representation.contacts]
-            row.copy_(eased)
+            row[:] = eased
             if not self.representation.root_centred:
                 self._follow(row, moved)
                 row[where] = given[where]
@@ -286,25 +286,13 @@ def _distances(where: Tensor) -> Tensor:
 
 
 def _eased(row: Tensor, where: Tensor, blend: int) -> Tensor:
-    """Frames x (T, ...) with those y at a distance d of 1 to ``blend`` from given ones that minimise
-
-        sum_t |third difference of y at t|^2 + sum (d_t / (blend + 1))^4 |y_t - x_t|^2
-
-    with all others as they are: beside what is given the path of least jerk, further away what was decoded.
+    """Frames x (T, ...) with those at a distance d of 1 to ``blend`` from given ones by ``least_jerk``, pulled to x by
+    (d / (blend + 1))^4: beside what is given the path of least jerk, further away what was decoded.
     """
     distance = _distances(where)
-    near = (distance > 0) & (distance <= blend)
-    if not near.any() or len(row) <= _ORDER:
-        return row.clone()
-    free, fixed = near.nonzero()[:, 0], (~near).nonzero()[:, 0]
-    differences = torch.eye(len(row), dtype=torch.float64).diff(n=_ORDER, dim=0)
-    weight = (distance[free] / (blend + 1)).double() ** 4
-    frames = row.double().flatten(1)
-    system = differences[:, free].T @ differences[:, free] + weight.diag()
-    wanted = weight[:, None] * frames[free] - differences[:, free].T @ (differences[:, fixed] @ frames[fixed])
-    result = row.clone()
-    result[free] = torch.linalg.solve(system, wanted).to(row).view(-1, *row.shape[1:])
-    return result
+    pull = (distance / (blend + 1)).double() ** 4
+    pull[(distance == 0) | (distance > blend)] = math.inf
+    return least_jerk(row.flatten(1), pull).view_as(row)
 
 
 def known_latents(

@@ -27,11 +27,28 @@ def with_smooth_joints(motion: Tensor) -> Tensor:
     frames = positions.shape[-3]
     if frames <= _ORDER:
         return motion
-    identity = torch.eye(frames, dtype=torch.float64, device=motion.device)
-    differences = identity.diff(n=_ORDER, dim=0)
-    smooth = torch.linalg.inv(identity + WEIGHT * differences.T @ differences)
-    moved = torch.einsum("st,...tjx->...sjx", smooth, positions.double()).to(positions)
-    turned = torch.einsum("st,...tc->...sc", smooth, motion[..., INTERHUMAN.rotation].double()).to(motion)
-    made = with_positions(motion, moved).clone()
-    made[..., INTERHUMAN.rotation] = turned
+    pull = torch.full((frames,), 1 / WEIGHT, dtype=torch.float64, device=motion.device)
+    made = with_positions(motion, least_jerk(positions.flatten(-2), pull).unflatten(-1, positions.shape[-2:])).clone()
+    made[..., INTERHUMAN.rotation] = least_jerk(motion[..., INTERHUMAN.rotation], pull)
     return made
+
+
+def least_jerk(values: Tensor, pull: Tensor) -> Tensor:
+    """The y (..., T, C) that minimise sum_t |third difference of y at t|^2 + sum_t pull_t |y_t - x_t|^2.
+
+    Args:
+        values: x, (..., T, C). pull: (T,) float64, positive; where it is infinite y is x, to the bit.
+
+    Returns:
+        In the dtype of ``values``; these themselves where there are 3 frames or fewer, or none is free.
+    """
+    free = pull.isfinite()
+    if len(pull) <= _ORDER or not free.any():
+        return values
+    differences = torch.eye(len(pull), dtype=torch.float64, device=values.device).diff(n=_ORDER, dim=0)
+    moving, fixed = differences[:, free], differences[:, ~free]
+    x, weight = values.double(), pull[free]
+    wanted = weight[:, None] * x[..., free, :] - moving.T @ (fixed @ x[..., ~free, :])
+    result = values.clone()
+    result[..., free, :] = torch.linalg.solve(moving.T @ moving + weight.diag(), wanted).to(values)
+    return result

@@ -68,7 +68,7 @@ def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
         >>> record.calls["blocks.0.moe"][0]  # (B, T, E) bool
 
     Raises:
-        ValueError: ``model`` expected an InterMoEBlock, got none.
+        ValueError: ``model`` holds no InterMoEBlock.
     """
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, InterMoEBlock)}
     if not blocks:

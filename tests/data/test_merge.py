@@ -211,7 +211,11 @@ def test_the_command_says_what_it_made(solo_folder: Callable[..., Path], tmp_pat
     (tmp_path / "words.tsv").write_text("wave: hello", encoding="utf-8")
     unread = run(solo, "--out", tmp_path / "more", "--wordings", tmp_path / "words.tsv")
     assert unread.exit_code == 2
+    assert "error: --wordings: " in unread.stderr
     assert "words.tsv: line 1: expected an activity, a tabulator" in unread.stderr
+    absent = run(solo, "--out", tmp_path / "more", "--wordings", tmp_path / "none.tsv")
+    assert absent.exit_code == 2
+    assert "error: --wordings: " in absent.stderr
     wrong = run(solo, "--out", tmp_path / "more", "--times", "solo")
     assert wrong.exit_code == 2
     assert "--times: expected FOLDER=NUMBER, got 'solo'" in wrong.stderr

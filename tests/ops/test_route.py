@@ -35,14 +35,11 @@ def test_route(steps, case, dtype, kind: str, relative_error, tolerance) -> None
 
 
 def test_statistics_of_a_large_mean(steps, relative_error) -> None:
-    """Two passes: the variance of x + 1000 is that of x, but for a mean in float32, whose last bit is 6e-5 there."""
-    torch.manual_seed(0)
+    """Two passes, and what the first left of the mean: the tokens of x + 1000 are those of x."""
     hidden = torch.randn(5, 300) + 1000
     tokens, *_ = steps.route_forward(hidden, torch.zeros(2, 300), None, None, None, EPS, True)
     exact = torch.nn.functional.layer_norm(hidden.double(), (300,), eps=EPS)
-    assert (
-        relative_error(tokens, exact) < 4 * 2**-14
-    )  # four such bits, of sums of 3e5; in one pass nothing would be left
+    assert relative_error(tokens, exact) < 1e-4
 
 
 def test_non_contiguous(steps, relative_error) -> None:

@@ -16,6 +16,7 @@ from intermoe.cli.common import (
     SeedsOption,
     StepsOption,
     StrictOption,
+    naming,
     open_model,
     parse_seeds,
     progress,
@@ -57,10 +58,8 @@ def evaluate_activities(
         from intermoe.eval.activities import Asked, evaluate_activities
         from intermoe.pipeline import model_config
 
-        try:
+        with naming("--paraphrases"):
             words = None if paraphrases is None else read_wordings(_paraphrases(paraphrases))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--paraphrases: {error}") from error
         longest = model_config(model).max_frames
         asked = Asked(captions, words, min(90, longest) if frames is None else frames)
         pipeline, options = open_model(model, device, out, (steps, guidance), min(chosen), frames)
