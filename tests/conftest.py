@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -76,6 +77,16 @@ def two_people() -> Callable[..., Path]:
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def dancers(two_people: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two people in InterHuman's layout, for what works on any: salsa where it is, else swaying bodies."""
+    path = SHARED / "data" / "salsa"
+    if path.exists():
+        return path
+    splits = {"train": {str(i): 100 + i for i in range(24)}, "val": {str(i): 100 + i for i in range(24, 28)}}
+    return two_people(tmp_path_factory.mktemp("dancers") / "two", splits, "two people sway\nthe first turns left")
 
 
 @pytest.fixture(scope="session")
@@ -157,6 +168,39 @@ def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def published_file() -> Callable[..., dict[str, torch.Tensor]]:
+    """``published_file(load, known)``: a state dict under every name that ``load`` asks a published file for.
+
+    For what holds of a reader whatever the names are; whether they are right is known from reference arrays alone. What
+    is ``known``, tensors or shapes, is what sizes are read off; the rest is drawn in the shapes that are asked for, but
+    graphs and groups, of which a file holds copies, are ones.
+    """
+    from intermoe.checkpoints import StrictReader
+
+    def make(load: Callable[[dict[str, torch.Tensor]], Any], known: dict[str, Any]) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(shape: tuple[int, ...]) -> torch.Tensor:
+            return -0.9 * torch.rand(shape, generator=generator) - 0.05  # a bias of the selection lies in (-1, 0)
+
+        state = {k: v if isinstance(v, torch.Tensor) else draw(v) for k, v in known.items()}
+        take = StrictReader.take
+
+        def inventing(reader: StrictReader, key: str, shape: tuple[int, ...]) -> torch.Tensor:
+            if key not in state:
+                copied = key.endswith(("adj_matrix", "skeleton_pool", "skeleton_unpool"))
+                state[key] = torch.ones(shape) if copied else draw(shape)
+            reader._state = state
+            return take(reader, key, shape)
+
+        with mock.patch.object(StrictReader, "take", inventing):
+            load(dict(state))
+        return state
+
+    return make
 
 
 def relative_error(actual: Any, expected: Any) -> float:

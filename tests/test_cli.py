@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from intermoe import backends, cli
+from intermoe.data import InterHumanDataset
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 
@@ -301,21 +303,23 @@ def test_train_calls_the_trainers(run: Run, tmp_path: Path, monkeypatch: pytest.
     assert calls[1][2:] == (Path("b"), {"vae": Path("a/model"), "data": None, "resume": True})
 
 
-def test_stats_of_real_motion(run: Run, salsa: Path, tmp_path: Path) -> None:
-    result = run("stats", "--data", salsa, "--split", "val", "--out", "new/stats.json", "--no-augment")
-    assert result.exit_code == 0, result.output
-    statistics = Statistics.load(tmp_path / "new" / "stats.json")
-    assert statistics.mean.shape == (262,)
-    assert 0.7 < statistics.mean[1] < 1.1  # height of the pelvis in metres
+def test_stats_are_of_the_split_as_it_is_asked_for(run: Run, two_people: Callable[..., Path], tmp_path: Path) -> None:
+    data = two_people(tmp_path / "data", {"train": {"1": 30}, "val": {"2": 40, "3": 50}}, "two people sway")
+    means = {}
+    for name, augment in (("plain", "--no-augment"), ("drawn", "--augment")):
+        result = run("stats", "--data", data, "--split", "val", "--out", f"new/{name}.json", augment)
+        assert result.exit_code == 0, result.output
+        means[name] = Statistics.load(tmp_path / "new" / f"{name}.json").mean
+    items = InterHumanDataset(data, "val")
+    frames = torch.cat([items[i]["motion"].flatten(0, 1) for i in range(2)]).double()
+    np.testing.assert_allclose(means["plain"], frames.mean(dim=0), rtol=1e-4, atol=1e-6)
+    assert not np.allclose(means["drawn"], means["plain"], atol=1e-3), "mirrored and exchanged persons are others"
 
 
-def test_evaluate_kinematics_of_real_motion(run: Run, model: Path, salsa: Path, tmp_path: Path) -> None:
-    split = tmp_path / "data"
-    split.mkdir()
-    for name in ("motions_processed", "annots"):
-        (split / name).symlink_to(salsa / name)
-    (split / "split").mkdir()
-    (split / "split" / "val.txt").write_text("105\n", encoding="utf-8")
+def test_evaluate_kinematics_of_a_folder(
+    run: Run, model: Path, two_people: Callable[..., Path], tmp_path: Path
+) -> None:
+    split = two_people(tmp_path / "data", {"val": {"105": 40}}, "two people sway")
     options = ("--model", model, "--seeds", "0,7", "--steps", 1, "--out", "numbers.json")
     result = run("evaluate", "kinematics", "--data", split, *options)
     assert result.exit_code == 0, result.output

@@ -21,6 +21,8 @@ from intermoe.diffusion import (
     shifted_timesteps,
     training_loss,
 )
+from intermoe.systems.intermoe.config import DenoiserConfig
+from intermoe.systems.intermoe.denoiser import Denoiser
 
 CONFIG = DiffusionConfig()
 
@@ -103,10 +105,19 @@ def test_every_scheduler_ends_at_the_guided_estimate(name: str, steps: int) -> N
     assert done == [(i + 1, steps) for i in range(steps)]
 
 
+@pytest.fixture
+def drawn() -> Denoiser:
+    torch.manual_seed(0)
+    sizes = {"input_dim": 6, "text_dim": 5, "dim": 16, "num_layers": 1, "num_heads": 2, "expert_dim": 8}
+    denoiser = Denoiser(DenoiserConfig(**sizes)).eval()
+    torch.nn.init.normal_(denoiser.out.weight, std=0.3)
+    return denoiser
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_a_sample_depends_on_its_own_seed_only(name: str, reference) -> None:
-    denoiser, condition, _, _ = reference
-    shape = (3, 4, 2, 42)
+def test_a_sample_depends_on_its_own_seed_only(name: str, drawn: Denoiser) -> None:
+    denoiser, condition = drawn, torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    shape = (3, 4, 2, 6)
     sampler = Sampler(CONFIG, name, 4)
 
     def run(index, generators):
@@ -239,9 +250,11 @@ def test_condition_is_dropped_by_whole_rows_with_the_given_probability() -> None
         assert (rows == 0).all(1).float().mean() == pytest.approx(probability, abs=0.06)
 
 
-def test_the_generator_decides_the_loss(reference) -> None:
-    denoiser, condition, mask, archive = reference
-    x0, scheduler = persons(archive["x0"]), build_scheduler("ddim", CONFIG)
+def test_the_generator_decides_the_loss(drawn: Denoiser) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x0, condition = torch.randn(3, 2, 4, 6, generator=generator), torch.randn(3, 5, generator=generator)
+    mask, scheduler = torch.arange(4) < torch.tensor([[4], [2], [3]]), build_scheduler("ddim", CONFIG)
+    denoiser = drawn
     half = DiffusionConfig(condition_dropout=0.5)
     losses = [
         training_loss(denoiser, x0, condition, mask, scheduler=scheduler, diffusion=half, generator=g).item()

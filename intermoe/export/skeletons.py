@@ -35,9 +35,9 @@ _FAMILIES: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
-# Both legs, spine, neck and head: what a grown-up of 1.7 m has 1.4 m of, in whatever pose.
+# A leg, spine, neck and head: what a grown-up of 1.7 m has 1.4 m of, in whatever pose; the least, that, the most.
 _CHAIN = ((1, 4), (4, 7), (0, 3), (3, 6), (6, 9), (9, 12), (12, 15))
-_CHAIN_METRES = (0.6, 2.4)
+_CHAIN_METRES = (0.6, 1.4, 2.4)
 _UNITS = {"metres": 1.0, "centimetres": 0.01, "inches": 0.0254, "millimetres": 0.001}
 
 
@@ -60,14 +60,18 @@ def body_joints(names: Sequence[str]) -> list[int]:
 
 
 def metres_per_unit(joints: Array) -> float:
-    """The unit of joints (22, 3), in metres, from the size of the body. Raises ``ValueError`` where no unit fits."""
+    """The unit of joints (22, 3), in metres, that makes the body most like a grown-up's.
+
+    Raises ``ValueError`` where it is like none in any unit.
+    """
     size = sum(float(np.linalg.norm(joints[a] - joints[b])) for a, b in _CHAIN)
-    fitting = [unit for unit, metres in _UNITS.items() if _CHAIN_METRES[0] <= size * metres <= _CHAIN_METRES[1]]
+    fitting = {unit: size * metres for unit, metres in _UNITS.items()}
+    fitting = {unit: metres for unit, metres in fitting.items() if _CHAIN_METRES[0] <= metres <= _CHAIN_METRES[2]}
     if not fitting:
         raise ValueError(
             f"units: expected a body in {', '.join(_UNITS)}, got one whose leg, spine and neck are {size:g}"
         )
-    return _UNITS[fitting[0]]
+    return _UNITS[min(fitting, key=lambda unit: abs(np.log(fitting[unit] / _CHAIN_METRES[1])))]
 
 
 def unequal(paths: Sequence[Path], lengths: Sequence[int], rates: Sequence[float]) -> str:

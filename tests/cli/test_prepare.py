@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,11 @@ def run(*arguments: object) -> Any:
 
 
 @pytest.fixture
-def few(salsa: Path, tmp_path: Path) -> Path:
-    """Three real sequences, and three names without files: one of them known to be missing everywhere."""
-    root = tmp_path / "few"
-    (root / "split").mkdir(parents=True)
-    for name in ("motions_processed", "annots"):
-        (root / name).symlink_to(salsa / name)
+def few(two_people: Callable[..., Path], tmp_path: Path) -> Path:
+    """Three sequences, and two names without files: one of them known to be missing everywhere."""
+    splits = {"train": {"100": 40, "103": 50}, "val": {"105": 60}}
+    root = two_people(tmp_path / "few", splits, "two people sway")
     (root / "split" / "train.txt").write_text("100\n3945\n103\n99999\n", encoding="utf-8")
-    (root / "split" / "val.txt").write_text("105\n", encoding="utf-8")
     return root
 
 

@@ -40,8 +40,10 @@ def test_motion_encoder_equals_the_published_one(encoder_state: Any, relative_er
     assert relative_error(embedded, archive["motion_emb"]) < 1e-5
 
 
-def test_motion_encoder_is_strict(encoder_state: Any) -> None:
-    _, state, config = encoder_state
+def test_motion_encoder_is_strict(published_file: Any) -> None:
+    config = {"INPUT_DIM": 10, "LATENT_DIM": 32, "FF_SIZE": 12, "NUM_LAYERS": 1, "NUM_HEADS": 2, "ACTIVATION": "gelu"}
+    known = {"sequence_pos_encoder.pe": sinusoid(torch.arange(9), 32), "out.weight": (16, 32)}
+    state = published_file(lambda state: official.load_evaluator_motion_encoder(state, config), known)
     with pytest.raises(ValueError, match=r"missing key 'out_ln\.bias'"):
         official.load_evaluator_motion_encoder({k: v for k, v in state.items() if k != "out_ln.bias"}, config)
     with pytest.raises(ValueError, match=r"unexpected keys .*surplus"):

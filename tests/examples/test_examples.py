@@ -39,8 +39,8 @@ def test_motion_transformer() -> None:
     assert set(losses(run("motion_transformer.py"))) == {"dense", "InterMoE"}
 
 
-def test_two_person_upcycling(salsa: Path) -> None:
-    output = run("two_person_upcycling.py", str(salsa))
+def test_two_person_upcycling(dancers: Path) -> None:
+    output = run("two_person_upcycling.py", str(dancers))
     assert set(losses(output)) == {"dense", "dense, trained on", "InterMoE, trained on"}
     dense, upcycled = re.findall(r"(?:dense|every expert) ([0-9.]{6,})", output)
     assert float(upcycled) == pytest.approx(float(dense), rel=1e-5)

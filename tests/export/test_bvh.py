@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from intermoe import export
+from intermoe.export.skeletons import metres_per_unit
 from intermoe.motion.rotations import from_rot6d, to_rotation_vectors
 from intermoe.motion.skeleton import JOINT_NAMES, PARENTS
 
@@ -161,6 +162,15 @@ def test_broken_files_are_named(two_people: np.ndarray, tmp_path: Path, change: 
     path.write_text(text.replace(*change, 1))
     with pytest.raises(ValueError, match=rf"one\.bvh: .*{told}" if "|" not in told else told):
         export.load(path)
+
+
+@pytest.mark.parametrize("metres", [1.0, 0.01, 0.0254, 0.001])
+@pytest.mark.parametrize("height", [0.75, 1.0, 1.25])  # of the drawn bodies: a child, a grown-up, somebody very tall
+def test_every_unit_is_told_by_the_size_of_the_body(two_people: np.ndarray, metres: float, height: float) -> None:
+    body = two_people[0, 0]
+    leg, spine = ((1, 4), (4, 7)), ((0, 3), (3, 6), (6, 9), (9, 12), (12, 15))
+    chain = sum(np.linalg.norm(body[a] - body[b]) for a, b in leg + spine)
+    assert metres_per_unit(body * height * 1.4 / chain / metres) == metres
 
 
 def test_a_body_of_no_unit_is_refused(two_people: np.ndarray, tmp_path: Path) -> None:

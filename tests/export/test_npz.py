@@ -187,6 +187,11 @@ def test_another_rate_is_interpolated(two_people: np.ndarray, tmp_path: Path) ->
     np.testing.assert_allclose(export.load(tmp_path / "tape.npz", fps=29.97).joints, two_people[:, :23:2], atol=1e-6)
     export.save(tmp_path / "b.npz", two_people[:, :1], fps=60)
     np.testing.assert_array_equal(export.load(tmp_path / "b.npz", fps=30).joints, two_people[:, :1])
+    turns = np.broadcast_to(np.eye(3), (*two_people.shape[:2], 21, 3, 3))
+    export.save_take(tmp_path / "c.amass.npz", export.Take(two_people, 60, rotations=turns))
+    files = sorted(tmp_path.glob("c.*"))
+    assert export.load(files).rotations is not None
+    assert export.load(files, fps=30).rotations is None, "rotations are not interpolated"
 
 
 @pytest.mark.parametrize(

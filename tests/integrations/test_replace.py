@@ -83,6 +83,14 @@ def test_saved_and_loaded_gives_the_same_output_bit_for_bit(host: Any, tmp_path:
     assert replacement_config(loaded) == replacement_config(model)
 
 
+def test_a_backend_is_not_noted(own_host: Any) -> None:
+    """What is saved is read on other machines, which choose their own."""
+    model = replaced(own_host, backend="reference")
+    assert all(m.moe.backend == "reference" for m in model.modules() if isinstance(m, MoEFeedForward))
+    assert replacement_config(model) == replacement_config(replaced(own_host))
+    assert "reference" not in json.dumps(replacement_config(model))
+
+
 def test_a_copy_is_a_model_of_its_own(host: Any) -> None:
     model = replaced(host)
     expected = host.call(model)

@@ -136,6 +136,23 @@ def test_other_networks_are_refused_with_the_way_out(network: Any) -> None:
         replace(block, init="upcycle")
 
 
+def test_biases_too_small_to_be_heard_are_refused_too() -> None:
+    """They would be lost all the same, and with them what a host learns of them later; biases of 0 are none."""
+    torch.manual_seed(0)
+    block = Block(diffusers_network(bias=True))
+    for name, parameter in block.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    expected = block(torch.ones(1, 2, 16), torch.ones(1, 6))
+    with torch.no_grad():
+        block.network.net[2].bias[3] = 1e-9
+    with pytest.raises(ValueError, match="without biases"):
+        replace(block, init="upcycle")
+    nn.init.zeros_(block.network.net[2].bias)
+    replace(block, init="upcycle")
+    torch.testing.assert_close(block(torch.ones(1, 2, 16), torch.ones(1, 6)), expected)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_one_expert_becomes_the_dense_network_again(name: str, relative_error: Any) -> None:
     block, x, emb = draw(name)

@@ -214,9 +214,10 @@ def test_bad_input(pair, call, message):
         call(pair)
 
 
-def test_random_items_are_refused(salsa):
+def test_random_items_are_refused(two_people, tmp_path):
+    pairs = two_people(tmp_path / "pairs", {"val": {"1": 60}}, "two people sway")
     with pytest.raises(ValueError, match="dataset: expected training=False and no augmentation, got a random one"):
-        evaluate_identity(InterHumanDataset(salsa, "val", training=True))
+        evaluate_identity(InterHumanDataset(pairs, "val", training=True))
 
 
 def test_a_collapsed_and_a_random_model_are_found(pair):

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from intermoe.data import InterHumanDataset
 from intermoe.motion.bones import hold_bone_lengths, with_rigid_bones
 from intermoe.motion.interhuman import joints
 from intermoe.motion.skeleton import PARENTS
@@ -13,12 +10,6 @@ from intermoe.motion.skeleton import PARENTS
 
 def lengths(positions: torch.Tensor) -> torch.Tensor:
     return (positions[..., 1:, :] - positions[..., list(PARENTS[1:]), :]).norm(dim=-1)
-
-
-@pytest.fixture
-def clip(salsa: Path) -> torch.Tensor:
-    """Real motion of two persons (2, T, 262); its bones are rigid."""
-    return torch.as_tensor(InterHumanDataset(salsa, "val", training=False)[1]["motion"])
 
 
 def test_rigid_motion_stays_as_it_is(clip: torch.Tensor) -> None:

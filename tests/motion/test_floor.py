@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from intermoe.data import InterHumanDataset
 from intermoe.motion.floor import REACH, STANDING, with_persons_on_floor
 from intermoe.motion.interhuman import joints, with_positions
 
@@ -63,8 +62,7 @@ def test_velocities_are_those_of_the_new_positions() -> None:
     torch.testing.assert_close(made[:-1, 66:132], steps, rtol=0, atol=1e-6)
 
 
-def test_real_motion_hardly_moves(salsa: Path) -> None:
-    dataset = InterHumanDataset(salsa, "val")
-    for index in range(len(dataset)):
-        motion = dataset[index]["motion"]
+@pytest.mark.parametrize("kind", ["made up", "real"])
+def test_people_on_the_floor_hardly_move(items: Callable[[str], list[torch.Tensor]], kind: str) -> None:
+    for motion in items(kind):
         assert (joints(with_persons_on_floor(motion)) - joints(motion)).abs().mean() < 0.005

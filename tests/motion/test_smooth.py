@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from intermoe.data import InterHumanDataset
 from intermoe.motion.interhuman import INTERHUMAN, joints, with_positions
 from intermoe.motion.smooth import WEIGHT, with_smooth_joints
 
@@ -47,9 +46,8 @@ def test_velocities_are_those_of_the_new_positions_and_persons_are_alone() -> No
     torch.testing.assert_close(made[1], with_smooth_joints(two[1]))
 
 
-def test_real_motion_moves_by_millimetres(salsa: Path) -> None:
-    dataset = InterHumanDataset(salsa, "val")
-    for index in range(len(dataset)):
-        motion = dataset[index]["motion"]
+@pytest.mark.parametrize("kind", ["made up", "real"])
+def test_people_who_walk_and_dance_move_by_millimetres(items: Callable[[str], list[torch.Tensor]], kind: str) -> None:
+    for motion in items(kind):
         moved = torch.linalg.vector_norm(joints(with_smooth_joints(motion)) - joints(motion), dim=-1)
         assert moved.mean() < 0.006

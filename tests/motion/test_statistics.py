@@ -28,8 +28,14 @@ def test_mean_and_deviation_over_frames_of_both_persons():
         compute_statistics(items(), passes=0)
 
 
-def test_normalising_real_motion(salsa):
-    dataset = InterHumanDataset(salsa, "train", mirror=True, swap_persons=True)
+@pytest.mark.parametrize("kind", ["made up", "real"])
+def test_normalising_motion_that_is_drawn(kind, request, two_people, tmp_path):
+    folder = tmp_path / "pairs"
+    if kind == "made up":
+        two_people(folder, {"train": {str(i): 40 + i for i in range(4)}}, "the first turns left")
+    else:
+        folder = request.getfixturevalue("salsa")
+    dataset = InterHumanDataset(folder, "train", mirror=True, swap_persons=True)
     dataset.set_epoch(5)
     statistics = compute_statistics(dataset, passes=2)
     motion = dataset[3]["motion"]

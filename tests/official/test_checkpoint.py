@@ -62,10 +62,34 @@ def small(golden: Golden) -> dict[str, Any]:
     return {"state_dict": state, "hyper_parameters": config, "epoch": 3, "optimizer_states": [{"lr": np.float64(0.1)}]}
 
 
+@pytest.fixture(scope="module")
+def alike(published_file: Callable[..., dict[str, Tensor]]) -> dict[str, Any]:
+    """A checkpoint as the published one, of drawn weights."""
+    denoiser = {"input_feats": 42, "latent_dim": 16, "ff_size": 12, "num_layers": 2, "num_heads": 2}
+    config = {**SMALL, "LATENT_DIM": 16, "FF_SIZE": 12, "NUM_HEADS": 2, "CFG_WEIGHT": 3.5}
+    denoiser |= {"MoE_config": config["MoE_config"]}
+    config["vae"] = {"latent_dim": 6, "dataset_name": "interhuman"}
+    tables = {f"{name}sequence_pos_encoder.pe": sinusoid(torch.arange(9), 16) for name in ("", "embed_timestep.")}
+    text = {"token_embedding.weight": (9, 24), "positional_embedding": (6, 24)}
+    text["clipTransEncoder.layers.0.linear1.weight"] = (12, 24)
+    parts = {
+        "model.vae.": published_file(lambda state: official.load_vae(state, config["vae"]), {}),
+        "model.denoiser.net.": published_file(
+            lambda state: official.load_denoiser(state, denoiser), {"text_embed.weight": (16, 24), **tables}
+        ),
+        "model.": published_file(lambda state: official.load_text_encoder(state, {"clip_layers": 2}), text),
+    }
+    state = {f"{prefix}{key}": value for prefix, part in parts.items() for key, value in part.items()}
+    return {"state_dict": state, "hyper_parameters": config, "epoch": 3, "optimizer_states": [{"lr": np.float64(0.1)}]}
+
+
 @pytest.fixture
-def stats(golden: Golden, shared_folder: Path) -> Path:
-    golden("denoiser.npz")
-    return shared_folder / "golden" / "stats"
+def stats(tmp_path: Path) -> Path:
+    folder = tmp_path / "stats"
+    folder.mkdir()
+    np.save(folder / "global_mean.npy", np.linspace(-1, 1, 262))
+    np.save(folder / "global_std.npy", np.linspace(0.1, 2, 262))
+    return folder
 
 
 def save(path: Path, checkpoint: Any) -> Path:
@@ -140,11 +164,11 @@ def test_full_size_round_trip(full_size: dict[str, Tensor], stats: Path, tmp_pat
     assert pipeline.config.denoiser.num_layers == 8
 
 
-def test_keys_are_strict(small: Any, stats: Path, tmp_path: Path) -> None:
-    state = small["state_dict"]
+def test_keys_are_strict(alike: Any, stats: Path, tmp_path: Path) -> None:
+    state = alike["state_dict"]
     for prefix, key in (("vae.", "dist.bias"), ("denoiser.net.", "blocks.1.ffn.aux_bias"), ("", "clip_ln.weight")):
         without = {name: value for name, value in state.items() if name != f"model.{prefix}{key}"}
-        path = save(tmp_path / "missing.ckpt", {**small, "state_dict": without})
+        path = save(tmp_path / "missing.ckpt", {**alike, "state_dict": without})
         with pytest.raises(ValueError, match=f"missing key '{key}'"):
             official.load_checkpoint(path, stats)
     for key in (
@@ -154,17 +178,34 @@ def test_keys_are_strict(small: Any, stats: Path, tmp_path: Path) -> None:
         "model.denoiser.surplus",
         "surplus",
     ):
-        path = save(tmp_path / "surplus.ckpt", {**small, "state_dict": {**state, key: torch.zeros(1)}})
+        path = save(tmp_path / "surplus.ckpt", {**alike, "state_dict": {**state, key: torch.zeros(1)}})
         with pytest.raises(ValueError, match=r"unexpected keys \[.*surplus"):
             official.load_checkpoint(path, stats)
+
+
+def test_settings_of_the_file_reach_the_model(alike: Any, stats: Path, tmp_path: Path) -> None:
+    experts = {"num_experts": 4, "capacity": 2, "n_shared_experts": 0}
+    settings = {"MoE_config": experts, "DIFFUSION_STEPS": 400, "DROPOUT": 0.3}
+    config = {**alike["hyper_parameters"], **settings}
+    path = save(tmp_path / "other.ckpt", {**alike, "hyper_parameters": config})
+    pipeline: Any = official.load_checkpoint(path, stats)
+    assert {block.capacity for block in pipeline.denoiser.moe_blocks()} == {2.0}
+    assert pipeline.config.diffusion.num_train_timesteps == 400
+    sizes = pipeline.config.denoiser
+    assert (sizes.dropout, sizes.num_layers, sizes.num_heads, sizes.expert_dim) == (0.3, 2, 2, 12)
+    assert (pipeline.config.vae.latent_dim, pipeline.config.text.clip_layers) == (6, 2)
+    without = {key: value for key, value in config.items() if key not in settings or key == "MoE_config"}
+    pipeline = official.load_checkpoint(save(path, {**alike, "hyper_parameters": without}), stats)
+    published = (PUBLISHED["DIFFUSION_STEPS"], PUBLISHED["DROPOUT"])
+    assert (pipeline.config.diffusion.num_train_timesteps, pipeline.config.denoiser.dropout) == published
 
 
 class Surprise:
     """What a checkpoint should not hold."""
 
 
-def test_other_objects_are_refused_by_name(small: Any, stats: Path, tmp_path: Path) -> None:
-    path = save(tmp_path / "surprise.ckpt", {**small, "callbacks": Surprise()})
+def test_other_objects_are_refused_by_name(alike: Any, stats: Path, tmp_path: Path) -> None:
+    path = save(tmp_path / "surprise.ckpt", {**alike, "callbacks": Surprise()})
     with pytest.raises(ValueError, match=r"Surprise, which could run code.*torch\.save"):
         official.load_checkpoint(path, stats)
     with pytest.raises(ValueError, match="which could run code"):
@@ -172,7 +213,7 @@ def test_other_objects_are_refused_by_name(small: Any, stats: Path, tmp_path: Pa
 
 
 def test_a_configuration_of_objects_is_read_without_their_library(
-    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alike: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Lightning stores OmegaConf's objects: containers with ``_content``, values with ``_val``."""
     modules = {"omegaconf.dictconfig": "DictConfig", "omegaconf.listconfig": "ListConfig", "omegaconf.nodes": "AnyNode"}
@@ -195,26 +236,26 @@ def test_a_configuration_of_objects_is_read_without_their_library(
         node.__dict__["_content"] = content
         return node
 
-    config = small["hyper_parameters"]
+    config = alike["hyper_parameters"]
     path = save(tmp_path / "objects.ckpt", {"state_dict": {}, "hyper_parameters": stored(config)})
     monkeypatch.undo()
     assert read_checkpoint(path) == ({}, config)
 
 
-def test_settings_that_are_not_implemented_are_named(small: Any, stats: Path, tmp_path: Path) -> None:
+def test_settings_that_are_not_implemented_are_named(alike: Any, stats: Path, tmp_path: Path) -> None:
     for changed, message in (
         ({"BETA_SCHEDULER": "linear"}, "BETA_SCHEDULER: expected 'cosine', got 'linear'"),
         ({"use_moe": "other"}, "use_moe"),
         ({"vae": {**PUBLISHED["vae"], "dataset_name": "interx"}}, "dataset_name"),
         ({"MoE_config": {"num_experts": 4, "capacity": 1, "n_shared_experts": 1}}, "n_shared_experts"),
     ):
-        config = {**small["hyper_parameters"], **changed}
-        path = save(tmp_path / "other.ckpt", {**small, "hyper_parameters": config})
+        config = {**alike["hyper_parameters"], **changed}
+        path = save(tmp_path / "other.ckpt", {**alike, "hyper_parameters": config})
         with pytest.raises(ValueError, match=message):
             official.load_checkpoint(path, stats)
 
 
-def test_files_that_are_no_checkpoint(small: Any, stats: Path, tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoint(alike: Any, stats: Path, tmp_path: Path) -> None:
     (tmp_path / "noise.ckpt").write_bytes(b"noise" * 100)
     (tmp_path / "pickled.ckpt").write_bytes(pickle.dumps(Path()))
     with pytest.raises(
@@ -232,13 +273,13 @@ def test_files_that_are_no_checkpoint(small: Any, stats: Path, tmp_path: Path) -
         read_checkpoint(save(tmp_path / "list.ckpt", [1]))
     with pytest.raises(ValueError, match="expected a state dict"):
         read_checkpoint(save(tmp_path / "numbers.ckpt", {"state_dict": {"a": 1}}))
-    vae = {key: value for key, value in small["state_dict"].items() if key.startswith("model.vae.")}
+    vae = {key: value for key, value in alike["state_dict"].items() if key.startswith("model.vae.")}
     with pytest.raises(ValueError, match=r"expected a published checkpoint of InterMoE, InterGen"):
         official.load_checkpoint(save(tmp_path / "vae.ckpt", {"state_dict": vae}), stats)
 
 
-def test_statistics_are_checked(small: Any, stats: Path, tmp_path: Path) -> None:
-    path = save(tmp_path / "small.ckpt", small)
+def test_statistics_are_checked(alike: Any, stats: Path, tmp_path: Path) -> None:
+    path = save(tmp_path / "small.ckpt", alike)
     with pytest.raises(FileNotFoundError, match=r"holds no global_mean\.npy"):
         official.load_checkpoint(path)
     for name in ("global_mean.npy", "global_std.npy"):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from intermoe.kernels.contract import Experts
+from intermoe.nn.distributed import clip_grad_norm_
+from intermoe.ops import exchange
 from intermoe.ops.exchange import plan_exchange
 
 RANKS = Path(__file__).parent / "exchange_ranks.py"
@@ -41,6 +45,53 @@ def test_a_plan_by_hand() -> None:
     assert static.filled.tolist() == [True] * 3 + [False] + [True] * 2 + [False] * 2
     assert static.order.tolist()[:5] == [0, 1, 2, 4, 5]
     assert static.offsets.tolist() == [0, 2, 5]
+    full = plan_exchange(chosen, counts, 2, 2, 2)  # one pair more than there is room for is nobody's
+    assert full.slots.tolist() == [[0, -1, 2], [-1, -1, -1], [1, -1, 3]]
+    assert full.filled.all()
+
+
+def test_a_weights_gradient_is_the_mean_over_ranks_of_all_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange.dist, "all_reduce", lambda grad, group: grad.mul_(10 if group == "both" else 0))
+    for replicas, expected in ((None, 0.75), ("both", 7.5)):
+        weight = torch.ones(2, requires_grad=True)
+        (3 * exchange.Mean.apply(weight, 4, replicas)).sum().backward()
+        assert weight.grad is not None
+        assert weight.grad.tolist() == [expected, expected]
+
+
+def test_a_rank_without_experts_meets_the_others_in_the_backward() -> None:
+    """Nothing is sent there; without a gradient of its weights it would leave the others waiting for it."""
+    up, down = torch.empty(0, 6, 4, requires_grad=True), torch.empty(0, 4, 3, requires_grad=True)
+    rows = torch.empty(0, 4, requires_grad=True)
+    out = exchange._run_experts(rows, Any, Experts(up, down), None, None)  # type: ignore[arg-type]
+    assert out.shape == (0, 4)
+    out.sum().backward()
+    assert [tensor.grad is not None for tensor in (rows, up, down)] == [True, True, True]
+
+
+@pytest.mark.parametrize(("room", "fits"), [(4, False), (5, True), (6, True)])
+def test_as_many_pairs_as_there_is_room_for_are_not_too_many(
+    room: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange.dist, "all_reduce", lambda most, op, group: most)
+    monkeypatch.setattr(exchange, "_limits", {})
+    chosen = torch.tensor([[True, True, False], [True, True, False], [True, False, True]])  # 5 to the first of two
+    peers = exchange.Peers(None, 2)  # type: ignore[arg-type]
+    if fits:
+        assert exchange._check_static(chosen, peers, room).tolist() == [False]
+        exchange.raise_on_overflow(None, wait=True)
+    else:
+        with pytest.raises(RuntimeError, match=r"expected at most 4 .* got 5"):
+            exchange._check_static(chosen, peers, room)
+
+
+def test_gradients_within_the_norm_stay_and_longer_ones_are_cut_to_it() -> None:
+    for limit, expected in ((10.0, [3.0, 4.0]), (1.0, [0.6, 0.8])):
+        parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+        for parameter, grad in zip(parameters, (3.0, 4.0), strict=True):
+            parameter.grad = torch.full((1,), grad)
+        assert clip_grad_norm_([*parameters, torch.nn.Parameter(torch.zeros(1))], limit).item() == pytest.approx(5.0)
+        assert [p.grad.item() for p in parameters if p.grad is not None] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_mesh_of_three_dimensions_is_refused() -> None:

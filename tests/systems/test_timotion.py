@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -127,15 +126,19 @@ def test_configuration() -> None:
         TIMotionConfig(dilation_rate=0)
 
 
-def read(golden: Golden, archive: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    arrays = golden(f"peers/{archive}.npz")
-    state = {key[6:]: torch.tensor(arrays[key]) for key in arrays.files if key.startswith("state/")}
-    return state, json.loads(str(arrays["config"]))
+def read(
+    published_file: Callable[..., dict[str, Tensor]], local_patterns: bool
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A file as the published network's, and its configuration."""
+    config = {"input_feats": 10, "latent_dim": 8, "ff_size": 12, "num_layers": 2, "num_heads": 2}
+    config = {**config, "cfg": {"LPA": local_patterns, "conv_layers": 2, "dilation_rate": 1}}
+    load = lambda state: official.load_network("timotion", state, config)  # noqa: E731
+    return published_file(load, {"text_embed.weight": (8, 5)}), config
 
 
-@pytest.mark.parametrize("archive", ARCHIVES)
-def test_reader_is_strict(golden: Golden, archive: str) -> None:
-    state, config = read(golden, archive)
+@pytest.mark.parametrize("local_patterns", [True, False])
+def test_reader_is_strict(published_file: Callable[..., dict[str, Tensor]], local_patterns: bool) -> None:
+    state, config = read(published_file, local_patterns)
     assert official.load_network("timotion", state, config).config.mask_padding is False
     for key in state:
         with pytest.raises(ValueError, match=f"missing key '{key}'"):
@@ -147,9 +150,9 @@ def test_reader_is_strict(golden: Golden, archive: str) -> None:
         official.load_network("timotion", state, {**config, "cfg": {**config["cfg"], "norm": "LN"}})
 
 
-@pytest.mark.parametrize("archive", ARCHIVES)
-def test_every_weight_is_copied(golden: Golden, archive: str) -> None:
+@pytest.mark.parametrize("local_patterns", [True, False])
+def test_every_weight_is_copied(published_file: Callable[..., dict[str, Tensor]], local_patterns: bool) -> None:
     """No parameter keeps its initial value: a number everywhere in the file is it everywhere in the model."""
-    state, config = read(golden, archive)
+    state, config = read(published_file, local_patterns)
     model = official.load_network("timotion", {k: torch.full_like(v, 7.25) for k, v in state.items()}, config)
     assert [name for name, parameter in model.named_parameters() if not (parameter == 7.25).all()] == []

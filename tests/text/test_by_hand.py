@@ -125,6 +125,14 @@ def test_pieces_are_the_most_shared_first_and_words_are_spelled_by_the_longest()
     assert not {"turning", "##urning"} & (set(names.values()) - set(encoder._words))  # of a single word only
 
 
+def test_every_word_of_the_captions_is_known_and_no_special_token_is() -> None:
+    captions = ["able people bow", "they zigzag"]  # the first of the alphabet and the last
+    config = TextConfig(output_dim=6, width=8, num_layers=1, num_heads=2, feedforward_dim=8, vocab_size=60)
+    encoder = WordPieceTextEncoder(config, WordPieceTextEncoder.train_tokenizer(captions, 60))
+    assert encoder.unknown_words("able people bow they zigzag") == []
+    assert encoder._words == {"able", "people", "bow", "they", "zigzag"}
+
+
 @pytest.mark.parametrize("prompt", ["bow\0", "bow \ud83d"])
 def test_what_is_no_text_is_refused(prompt: str) -> None:
     with pytest.raises(ValueError, match="prompts: expected UTF-8 text"):

@@ -4,7 +4,9 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +20,7 @@ from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.train import load_vae_folder, run_denoiser
 from intermoe.train.condition import training_captions
 from intermoe.train.config import DenoiserTrainConfig
-from intermoe.train.denoiser import DenoiserObjective
+from intermoe.train.denoiser import DenoiserObjective, _fit_metric
 from intermoe.train.draws import ItemDraws
 from intermoe.train.latents import LatentEncoder
 
@@ -117,6 +119,53 @@ def test_the_loss_takes_its_metric_from_the_training_latents(
     assert not torch.equal(biases[0.0], biases[0.5])
     with pytest.raises(ValueError, match=r"loss_std_floor: expected >= 0"):
         run_denoiser(write_config("denoiser", **{"diffusion.loss_std_floor": -1.0}), tmp_path / "c", data=pairs)
+
+
+def test_the_metric_is_of_what_the_first_four_epochs_draw(tmp_path: Path) -> None:
+    """Each different draw once, however often it comes: item 0 has a window an epoch, item 1 has one for all."""
+    rng = np.random.default_rng(0)
+    windows = torch.tensor(rng.normal(size=(6, 5, 3)) * [1.0, 2.0, 4.0], dtype=torch.float32)
+
+    class Items:
+        def __len__(self) -> int:
+            return 2
+
+        def choose(self, index: int, epoch: int) -> tuple[int, str]:
+            return (5 if index else epoch), f"caption of epoch {epoch}"
+
+        def motion(self, choice: int) -> torch.Tensor:
+            return windows[choice][None, None]
+
+    encoder = SimpleNamespace(posterior=lambda motion: SimpleNamespace(mean=motion))
+    config = SimpleNamespace(diffusion=SimpleNamespace(loss_std_floor=0.1))
+    _fit_metric(config, Items(), encoder, tmp_path / "metric.safetensors")  # type: ignore[arg-type]
+    metric = load_file(tmp_path / "metric.safetensors")["metric"]
+    drawn = windows[[0, 1, 2, 3, 5]].flatten(0, 1).double()
+    variances, axes = np.linalg.eigh(np.cov(drawn.numpy().T, bias=True))
+    weighed = axes / np.sqrt(variances) @ axes.T  # M M^T, up to its scale: every floor is below these deviations
+    weighed *= np.trace(np.cov(drawn.numpy().T, bias=True)) / np.sqrt(variances).sum()
+    np.testing.assert_allclose(metric @ metric.T, weighed, rtol=1e-4, atol=1e-5)
+
+
+def test_a_judge_of_motion_is_told_frames_not_latent_frames() -> None:
+    """What is judged is decoded motion, of as many frames as four times the valid latent ones; padding is zero."""
+    seen: dict[str, torch.Tensor] = {}
+
+    class Judge:
+        def to(self, device: torch.device) -> Judge:
+            return self
+
+        def embed_motion(self, motion: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+            seen.update(motion=motion, lengths=lengths)
+            return lengths[:, None].float()
+
+    codec = SimpleNamespace(decode=lambda latents: latents.repeat_interleave(4, dim=2))
+    objective = SimpleNamespace(evaluator=[Judge()], encoder=SimpleNamespace(codec=codec, downsampling=4))
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    features = DenoiserObjective._features(objective, torch.ones(2, 2, 3, 5), mask)  # type: ignore[arg-type]
+    assert seen["lengths"].tolist() == [12, 4]
+    assert seen["motion"].sum(dim=(1, 2, 3)).tolist() == [2 * 12 * 5, 2 * 4 * 5]
+    assert features.tolist() == [[12.0], [4.0]]
 
 
 def test_a_vae_is_needed(pairs: Path, write_config: Callable[..., Path], tmp_path: Path) -> None:

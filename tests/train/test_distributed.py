@@ -135,14 +135,14 @@ def test_two_processes_train_as_one_and_resume(
 
 
 def test_the_smoke_recipe_gives_the_same_curve_on_two_processes(
-    launch: Callable[..., list[float]], salsa: Path, trained_vae: Path, tmp_path: Path
+    launch: Callable[..., list[float]], dancers: Path, trained_vae: Path, tmp_path: Path
 ) -> None:
     few = tmp_path / "salsa"
     (few / "split").mkdir(parents=True)
     for name in ("motions_processed", "annots"):
-        (few / name).symlink_to(salsa / name)
+        (few / name).symlink_to(dancers / name)
     for split, count in (("train", 12), ("val", 2)):
-        names = (salsa / "split" / f"{split}.txt").read_text().split()[:count]
+        names = (dancers / "split" / f"{split}.txt").read_text().split()[:count]
         (few / "split" / f"{split}.txt").write_text("\n".join(names))
     recipe = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
     recipe["denoiser"]["input_dim"] = 28  # of the tests' small VAE

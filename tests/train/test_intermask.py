@@ -18,6 +18,7 @@ from intermoe.motion.statistics import Statistics
 from intermoe.pipeline import MotionPipeline
 from intermoe.systems.intermask.config import InterMaskConfig, TokenizerConfig
 from intermoe.systems.intermask.losses import MaskDraws, mask_codes
+from intermoe.systems.intermask.tokenizer import MotionTokenizer
 from intermoe.text.protocol import TextConfig
 from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train.config import DataConfig, OptimConfig, RunConfig
@@ -28,6 +29,7 @@ from intermoe.train.intermask import (
     TokenizerObjective,
     TokenizerTrainConfig,
     UnmaskingObjective,
+    _save_pipeline,
     load_tokenizer_folder,
     run_intermask,
     run_tokenizer,
@@ -231,6 +233,17 @@ def test_the_second_stage_runs_on_the_first_and_resumes(trained: Path, pairs: Pa
     write_config(tmp_path / "config.json", dataclasses.replace(config, model=dataclasses.replace(model, num_codes=9)))
     with pytest.raises(ValueError, match=r"model.num_codes: expected 12 for this tokeniser, got 9"):
         run_intermask(tmp_path / "config.json", tmp_path / "three", trained / "model", data=pairs)
+
+
+def test_a_saved_model_hears_of_no_batch(tmp_path: Path) -> None:
+    """A tokeniser that was trained on messages in the batch's first motion is saved as one of every motion's first."""
+    objective = unmasking_objective()
+    tokenizer = MotionTokenizer(dataclasses.replace(TOKENIZER, code_dim=8, messages="first_frame_of_batch"))
+    config = InterMaskTrainConfig(model=objective.network.config, text=objective.text.config)
+    _save_pipeline(tmp_path / "model", config, objective, tokenizer, statistics())
+    saved: Any = MotionPipeline.from_pretrained(tmp_path / "model")
+    assert saved.config.tokenizer.messages == "first_frame"
+    assert dataclasses.replace(saved.config.tokenizer, messages="first_frame_of_batch") == tokenizer.config
 
 
 @torch.no_grad()

@@ -301,6 +301,23 @@ def test_numbers_of_an_item_depend_on_seed_step_and_place_in_the_step(tmp_path: 
     assert parts.names != other.names
 
 
+def test_a_step_is_of_the_items_of_all_ranks(tmp_path: Path) -> None:
+    """Two ranks of two micro-steps of two items each: 8 a step, which is what epochs are counted in."""
+    settings = config(2, accumulation_steps=2, epochs=3, warmup_epochs=1.0)
+    ranks = []
+    for rank in range(2):
+        objective = Drawing()
+        trainer = Trainer(Rank(rank), objective, settings, Constants(40), None, tmp_path)  # type: ignore[arg-type]
+        assert trainer.global_batch == 8
+        assert (trainer.optim.steps, trainer.optim.warmup_steps) == (15, 5)
+        trainer._optimise(trainer._batches())
+        ranks.append(objective)
+    whole = drawn(tmp_path / "whole", batch_size=8, micro_steps=1)
+    first, second = (sorted(zip(rank.names, rank.items, strict=True)) for rank in ranks)
+    assert sorted(first + second) == sorted(zip(whole.names[:8], whole.items[:8], strict=True))
+    assert len({*ranks[0].dropout, *ranks[1].dropout}) == 4, "dropout of every rank and micro-step is its own"
+
+
 def test_accumulated_losses_weigh_every_frame_alike(tmp_path: Path) -> None:
     """Two micro-batches of 18 and 4 frames whose mean losses have slopes of their own."""
 

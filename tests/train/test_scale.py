@@ -179,7 +179,7 @@ def _scalars(folder: Path) -> dict[str, list[float]]:
     return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_smoke_recipe_on_real_motion(salsa: Path, tmp_path: Path) -> None:
+def test_smoke_recipe(dancers: Path, tmp_path: Path) -> None:
     """The shipped files with fewer steps: losses fall, FID is there, the result generates."""
     paths = {}
     for name in ("salsa_smoke_vae", "salsa_smoke_denoiser"):
@@ -188,8 +188,8 @@ def test_smoke_recipe_on_real_motion(salsa: Path, tmp_path: Path) -> None:
         values["run"] |= {"log_every": 1, "validate_every": 6, "checkpoint_every": 6}
         paths[name] = tmp_path / f"{name}.json"
         paths[name].write_text(json.dumps(values), encoding="utf-8")
-    vae = run_vae(paths["salsa_smoke_vae"], tmp_path / "vae", data=salsa)
-    model = run_denoiser(paths["salsa_smoke_denoiser"], tmp_path / "denoiser", vae=vae, data=salsa)
+    vae = run_vae(paths["salsa_smoke_vae"], tmp_path / "vae", data=dancers)
+    model = run_denoiser(paths["salsa_smoke_denoiser"], tmp_path / "denoiser", vae=vae, data=dancers)
     losses = _scalars(tmp_path / "vae")["train/reconstruction"]
     assert losses[-1] < losses[0]
     found = _scalars(tmp_path / "denoiser")

@@ -103,8 +103,14 @@ def test_masking_and_losses_equal_the_release(unmasking: Any, relative_error: Re
 
 
 @pytest.mark.parametrize("key", ["token_emb.weight", "Transformer.blocks.1.ffn_split.model.3.bias"])
-def test_the_network_names_missing_misshapen_and_unexpected_keys(unmasking: Any, key: str) -> None:
-    state, config = unmasking.state, unmasking.config
+def test_the_network_names_missing_misshapen_and_unexpected_keys(
+    published_file: Callable[..., dict[str, Tensor]], key: str
+) -> None:
+    config = {"num_heads": 2}
+    known: dict[str, Any] = {f"Transformer.blocks.{i}.ffn_combined.model.0.weight": (12, 8) for i in range(2)}
+    known |= {"input_process.poseEmbedding.weight": (8, 6), "output_process.poseFinal.weight": (9, 8)}
+    known |= {"cond_emb.weight": (8, 5), "position_enc.positional_encoding.inv_freq": torch.tensor([1.0, 0.01])}
+    state = published_file(lambda state: official.load_network(state, config), known)
     with pytest.raises(ValueError, match=f"missing key '{key}'"):
         official.load_network({name: value for name, value in state.items() if name != key}, config)
     with pytest.raises(ValueError, match=f"'{key}': expected"):

@@ -194,10 +194,13 @@ def test_bad_call_is_named(arguments, error, message) -> None:
         tiny()(*arguments)
 
 
-def test_official_denoiser_is_strict(golden) -> None:
-    archive = golden("denoiser.npz")
-    config = json.loads(str(archive["config"]))
-    state = {k.removeprefix("state/"): torch.tensor(archive[k]) for k in archive.files if k.startswith("state/")}
+def test_official_denoiser_is_strict(published_file) -> None:
+    experts = {"num_experts": 3, "capacity": 1, "n_shared_experts": 0}
+    sizes = {"input_feats": 42, "latent_dim": 32, "ff_size": 8, "num_layers": 2, "num_heads": 4}
+    config = {**sizes, "MoE_config": experts}
+    tables = {f"{name}sequence_pos_encoder.pe": sinusoid(torch.arange(9), 32) for name in ("", "embed_timestep.")}
+    known = {"text_embed.weight": (32, 5), **tables}
+    state = published_file(lambda state: official.load_denoiser(state, config), known)
     with pytest.raises(ValueError, match=r"unexpected keys .*blocks\.1\."):
         official.load_denoiser(state, {**config, "num_layers": 1})
     with pytest.raises(ValueError, match="config: missing key 'ff_size'"):

@@ -60,7 +60,8 @@ def moe(state: dict[str, Tensor], prefix: str, hidden: Tensor, condition: Tensor
 def test_the_block_is_its_published_formula() -> None:
     torch.manual_seed(0)
     state, hidden, condition = block_state(), torch.randn(2, 6, DIM), torch.randn(2, COND)
-    block = official.load_moe_block(state, num_experts=EXPERTS, capacity=1.0)
+    block = official.load_moe_block(state, num_experts=EXPERTS, capacity=2.5)
+    assert (block.capacity, block.fusion) == (2.5, "sum")
     expected = torch.stack([moe(state, "", h, c) for h, c in zip(hidden, condition, strict=True)])
     assert (expected.abs().sum(dim=-1) > 0).any()
     torch.testing.assert_close(block(hidden, condition), expected, rtol=1e-4, atol=1e-5)
@@ -97,9 +98,10 @@ def test_a_layer_of_the_denoiser_is_its_published_formula() -> None:
     state |= block_state("blocks.0.ffn.", cond=DIM)
     config = {
         "input_feats": 4, "latent_dim": DIM, "ff_size": WIDTH, "num_layers": 1, "num_heads": HEADS,
-        "MoE_config": {"num_experts": EXPERTS, "capacity": 1.0},
+        "MoE_config": {"num_experts": EXPERTS, "capacity": 2},
     }  # fmt: skip
     denoiser = official.load_denoiser(state, config)
+    assert [(block.capacity, block.fusion) for block in denoiser.moe_blocks()] == [(2.0, "sum")]
     x, timesteps, text = torch.randn(1, 2, 5, 4), torch.tensor([7]), torch.randn(1, COND)
 
     def linear(name: str, value: Tensor) -> Tensor:

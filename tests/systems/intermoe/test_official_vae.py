@@ -24,6 +24,14 @@ def read_release(golden: Golden, dataset: str) -> tuple[dict[str, Tensor], dict[
     return state, json.loads(str(arrays["config"])), {name: torch.from_numpy(arrays[name]) for name in names}
 
 
+CONFIG = {"latent_dim": 6, "dataset_name": "interhuman"}
+
+
+@pytest.fixture
+def state(published_file: Callable[..., dict[str, Tensor]]) -> dict[str, Tensor]:
+    return published_file(lambda state: load_vae(state, CONFIG), {})
+
+
 @pytest.mark.parametrize("dataset", ["interhuman", "interx"])
 def test_equals_the_release(golden: Golden, relative_error: Callable[..., float], dataset: str) -> None:
     state, config, expected = read_release(golden, dataset)
@@ -58,12 +66,11 @@ def test_full_size_state_dict_is_read_whole(golden: Golden) -> None:
     assert sum(parameter.numel() for parameter in vae.parameters()) + fixed == 1_006_948
 
 
-def test_every_weight_is_copied(golden: Golden) -> None:
+def test_every_weight_is_copied(state: dict[str, Tensor]) -> None:
     """No parameter keeps its initial value: a number everywhere in the file is it everywhere in the model."""
-    state, config, _ = read_release(golden, "interhuman")
     graphs = ("adj_matrix", "skeleton_pool", "skeleton_unpool")
     poisoned = {key: value if key.endswith(graphs) else torch.full_like(value, 1234.5) for key, value in state.items()}
-    vae = load_vae(poisoned, config)
+    vae = load_vae(poisoned, CONFIG)
     assert [name for name, parameter in vae.named_parameters() if not (parameter == 1234.5).all()] == []
 
 
@@ -78,25 +85,22 @@ def test_every_weight_is_copied(golden: Golden) -> None:
         "conv_dec.layers.0.0.skeleton_unpool",
     ],
 )
-def test_missing_and_misshapen_keys_are_named(golden: Golden, key: str) -> None:
-    state, config, _ = read_release(golden, "interhuman")
+def test_missing_and_misshapen_keys_are_named(state: dict[str, Tensor], key: str) -> None:
     with pytest.raises(ValueError, match=f"missing key '{key}'"):
-        load_vae({name: value for name, value in state.items() if name != key}, config)
+        load_vae({name: value for name, value in state.items() if name != key}, CONFIG)
     with pytest.raises(ValueError, match=f"'{key}': expected shape"):
-        load_vae({**state, key: torch.zeros(3)}, config)
+        load_vae({**state, key: torch.zeros(3)}, CONFIG)
 
 
-def test_unexpected_key_is_named(golden: Golden) -> None:
-    state, config, _ = read_release(golden, "interhuman")
+def test_unexpected_key_is_named(state: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match=r"unexpected keys \['extra.weight'\]"):
-        load_vae({**state, "extra.weight": torch.zeros(1)}, config)
+        load_vae({**state, "extra.weight": torch.zeros(1)}, CONFIG)
 
 
 @pytest.mark.parametrize("key", ["conv_dec.layers.1.1.layers.2.adj_matrix", "conv_dec.layers.1.0.skeleton_unpool"])
-def test_contradicting_graphs_are_refused(golden: Golden, key: str) -> None:
-    state, config, _ = read_release(golden, "interhuman")
+def test_contradicting_graphs_are_refused(state: dict[str, Tensor], key: str) -> None:
     with pytest.raises(ValueError, match=key):
-        load_vae({**state, key: 1 - state[key]}, config)
+        load_vae({**state, key: 1 - state[key]}, CONFIG)
 
 
 @pytest.mark.parametrize(

@@ -166,9 +166,20 @@ def _content(tensors: Any) -> list[tuple[int, float]]:
     return sorted((tensor.numel(), tensor.double().sum().item()) for tensor in tensors)
 
 
+@pytest.fixture
+def state(published_file: Callable[..., dict[str, Tensor]]) -> dict[str, Tensor]:
+    """A file as the published network's, of 1 + 2 layers and a block of two."""
+    layers = ("seqTransEncoder_start.layers.0", "seqTransEncoder_end.layers.0", "seqTransEncoder_end.layers.1")
+    layers += ("multi_person.model.layers.0", "multi_person.model.layers.1")
+    known: dict[str, Any] = {f"{layer}.linear1.weight": (12, 8) for layer in layers}
+    known |= {"input_process.poseEmbedding.weight": (8, CANONICAL_WIDTH + 3), "embed_text.weight": (8, 5)}
+    known |= {"sequence_pos_encoder.pe": sinusoid(torch.arange(7), 8)[:, None]}
+    return published_file(lambda state: official.load_commdm(state, {}), known)
+
+
 @pytest.mark.parametrize("key", ["embed_text.weight", "multi_person.model.layers.1.norm2.bias"])
-def test_missing_misshapen_and_unexpected_keys_are_named(arrays: Arrays, key: str) -> None:
-    state, config = arrays.state, arrays.config
+def test_missing_misshapen_and_unexpected_keys_are_named(state: dict[str, Tensor], key: str) -> None:
+    config: dict[str, Any] = {}
     with pytest.raises(ValueError, match=f"missing key '{key}'"):
         official.load_commdm({name: value for name, value in state.items() if name != key}, config)
     with pytest.raises(ValueError, match=f"'{key}': expected"):
@@ -191,9 +202,10 @@ def test_missing_misshapen_and_unexpected_keys_are_named(arrays: Arrays, key: st
         ({"arch": "gru"}, "config: arch: expected 'trans_enc', got 'gru'"),
     ],
 )
-def test_unsupported_variants_are_refused(arrays: Arrays, change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        official.load_commdm(arrays.state, {**arrays.config, "args": {**arrays.config["args"], **change}})
+def test_unsupported_variants_are_refused(state: dict[str, Tensor], change: dict[str, Any], message: str) -> None:
+    for config in (change, {"args": change}):
+        with pytest.raises(ValueError, match=message):
+            official.load_commdm(state, config)
 
 
 # the networks
