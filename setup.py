@@ -162,8 +162,8 @@ setup(
     package_dir={"intermoe.kernels": "kernels", "intermoe.benchmarks": "benchmarks"},
     package_data={
         "intermoe": ["py.typed", "models/duets/*"],
-        "intermoe.eval": ["published.json", "*_paraphrases.tsv"],
-        "intermoe.data": ["*_wordings.tsv"],
+        "intermoe.eval": ["published.json"],
+        "intermoe.data": ["*.tsv"],
         "intermoe.train": [
             "configs/*.yaml",
             "configs/accelerate/*.yaml",

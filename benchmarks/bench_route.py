@@ -28,7 +28,7 @@ def backward(steps: ModuleType, sample: Sample) -> Ready:
     rstd = (wide.var(-1, correction=0) + EPS).rsqrt()
     grads = (sample.grad_out, torch.ones_like(sample.logits))
     rows = x.router_offset.shape[0]
-    arguments = (*grads, x.hidden, wide.mean(-1), rstd, x.router_weight, x.scale, True, rows)
+    arguments = (*grads, x.hidden, (wide.mean(-1), rstd), x.router_weight, x.scale, True, rows)
     return lambda: tuple(steps.route_backward(*arguments))
 
 

@@ -12,8 +12,6 @@ MOST = 10
 EXEMPT = {
     # The options of the block are public names, of which a caller gives the few that he changes, as of torch's modules.
     "intermoe/nn/moe.py: InterMoEBlock.__init__",
-    # The arrays of one kernel, handed over from one place.
-    "kernels/native/route.py: route_backward",
 }
 
 

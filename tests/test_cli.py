@@ -105,7 +105,7 @@ def test_generate_reacts_and_keeps_what_a_file_says(run: Run, model: Path, tmp_p
     np.testing.assert_allclose(np.diff(made[0], axis=0)[..., 1], np.diff(given[0], axis=0)[..., 1], atol=1e-4)
     reacting = ("generate", "they wave", "--react-to", "results/they-bow.npz", *options)
     refused(run(*reacting, "--control", "control.json"), "error: --control, --react-to: expected one of the two")
-    refused(run("generate", "they wave", "--react-to", "absent.npz", *options), "error: --react-to: path: no such file")
+    refused(run("generate", "they wave", "--react-to", "absent.npz", *options), "error: --react-to: no such file")
     refused(run("generate", "they wave", "--control", "absent.json", *options), "error: --control: ")
     refused(run("generate", "they wave", "--resample", *options), "error: --resample: expected with --react-to")
     refused(

@@ -62,6 +62,14 @@ def naming(option: str) -> Iterator[None]:
         raise ValueError(f"{option}: {error}") from error
 
 
+def captions_by_activity(option: str, name: str | None) -> dict[str, list[str]] | None:
+    """What ``--wordings`` or ``--paraphrases`` gave: a file, or the name of data that one ships for."""
+    from intermoe.data.activities import read_wordings, shipped_wordings
+
+    with naming(option):
+        return None if name is None else read_wordings(shipped_wordings(name, option.removeprefix("--")))
+
+
 @dataclass(frozen=True)
 class Process:
     """Which of how many processes this is, on what device, and how it waits for the others."""

@@ -11,9 +11,9 @@ from intermoe.cli.common import (
     DataOption,
     SplitOption,
     StrictOption,
+    captions_by_activity,
     check_folder,
     check_new_file,
-    naming,
     progress,
     reported,
 )
@@ -128,10 +128,10 @@ def merge(
         ),
     ] = None,
     wordings: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="File of an activity, a tabulator and a caption a line: more captions for the training clips that "
-            "items.json tags with the activity, drawn about as often as their own."
+            help="File of an activity, a tabulator and a caption a line; duets for those of the duets data: more "
+            "captions for the training clips that items.json tags with the activity, drawn about as often as their own."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of partners, places and chance.")] = 0,
@@ -140,11 +140,9 @@ def merge(
     """Make one folder of several; clips of single persons become pairs that stand apart, with joined captions."""
     with reported():
         check_folder(out.parent)
-        from intermoe.data.activities import read_wordings
         from intermoe.data.merge import merge as merge_folders
 
-        with naming("--wordings"):
-            words = None if wordings is None else read_wordings(wordings)
+        words = captions_by_activity("--wordings", wordings)
         merged = merge_folders(folders, out, times=_times(times or []), wordings=words, seed=seed, strict=strict)
         for reason in merged.left_out:
             typer.echo(f"left out: {reason}", err=True)

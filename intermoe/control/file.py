@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,11 +49,7 @@ class KnownEntry(Config):
     def read(self, folder: Path, representation: Representation) -> Known:
         """What the file holds. Raises ``ValueError`` that names the value at fault, ``OSError`` for no such file."""
         path = folder / self.file
-        try:
-            take = _at_rate(path, representation, self.resample)
-        except ValueError as error:
-            told = re.sub("^path: ", "file: ", str(error))
-            raise ValueError(told) from error
+        take = _at_rate(path, representation, self.resample, "file")
         if self.of >= len(take.joints):
             raise ValueError(f"of: expected one of 0 to {len(take.joints) - 1}, the persons of {path}, got {self.of}")
         there = max(take.joints.shape[1] - self.start, 0)
@@ -148,8 +143,8 @@ def reaction_to(path: str | Path, representation: Representation, *, resample: b
     return Control([_known(take, 0, 0, slice(0, min(max_frames, take.joints.shape[1])), 0, True, representation)])
 
 
-def _at_rate(path: Path, representation: Representation, resample: bool) -> Take:
-    take = load(path)
+def _at_rate(path: Path, representation: Representation, resample: bool, name: str = "path") -> Take:
+    take = load(path, name=name)
     if take.fps == representation.fps:
         return take
     if not resample:

@@ -35,6 +35,12 @@ def activities(root: Path, names: Sequence[str]) -> list[str]:
     return [tagged_activity(entries.get(name)) or str(entries.get(name, {}).get("source", folder)) for name in names]
 
 
+def shipped_wordings(name: str, purpose: str) -> Path:
+    """The file of this name, or the one that ships for data of this name and this purpose, wordings or paraphrases."""
+    by_name = Path(__file__).parent / f"{name}_{purpose}.tsv"
+    return by_name if by_name.is_file() and not Path(name).is_file() else Path(name)
+
+
 def read_wordings(path: str | Path) -> dict[str, list[str]]:
     """Captions by activity from lines of an activity, a tabulator and a caption; a line that begins with # is none.
 

@@ -62,12 +62,11 @@ def _all() -> list[Format]:
     return [FORMATS[name] for name in FORMATS]
 
 
-def format_of(path: str | Path) -> Format:
-    """The format that a path's suffix names. Raises ``ValueError`` that lists them."""
-    name = Path(path).name.lower()
-    fitting = [each for each in _all() if name.endswith(each.suffix)]
+def format_of(path: str | Path, name: str = "path") -> Format:
+    """The format that a path's suffix names. Raises ``ValueError`` that lists them; ``name`` is the path's in it."""
+    fitting = [each for each in _all() if Path(path).name.lower().endswith(each.suffix)]
     if not fitting:
-        raise ValueError(f"path: expected a suffix of {', '.join(each.suffix for each in _all())}, got {path}")
+        raise ValueError(f"{name}: expected a suffix of {', '.join(each.suffix for each in _all())}, got {path}")
     return max(fitting, key=lambda each: len(each.suffix))
 
 
@@ -138,13 +137,14 @@ def suffixes_of(chosen: Format, persons: int) -> list[str]:
     return [f".person{number}{chosen.suffix}" for number in range(1, persons + 1)]
 
 
-def load(path: str | Path | Sequence[str | Path], fps: float | None = None) -> Take:
+def load(path: str | Path | Sequence[str | Path], fps: float | None = None, *, name: str = "path") -> Take:
     """Read motion that ``save`` wrote, or that another program did.
 
     Args:
         path: an .npz, or .bvh or AMASS's .npz files, one per person. ``bow.bvh`` stands for ``bow.person1.bvh``,
             ``bow.person2.bvh`` and so on where there is no such file.
         fps: the rate wanted, if not the file's; joints are interpolated.
+        name: what errors call the path: the option or the key that it was given by.
 
     Returns:
         Joints (P, T, 22, 3) in metres with Y up, their rate, and what else the files tell.
@@ -157,27 +157,27 @@ def load(path: str | Path | Sequence[str | Path], fps: float | None = None) -> T
         raise ValueError(f"fps: expected a positive number, got {fps}")
     given = [Path(path)] if isinstance(path, (str, Path)) else [Path(each) for each in path]
     if not given:
-        raise ValueError("path: expected at least one file, got none")
-    formats = [_format_to_read(each) for each in given]
+        raise ValueError(f"{name}: expected at least one file, got none")
+    formats = [_format_to_read(each, name) for each in given]
     chosen = formats[0]
     if chosen.read is None or any(each is not chosen for each in formats):
-        raise ValueError(f"path: expected files of one format, got {', '.join(map(str, given))}")
+        raise ValueError(f"{name}: expected files of one format, got {', '.join(map(str, given))}")
     if len(given) > 1 and not chosen.per_person:
-        raise ValueError(f"path: expected one {chosen.suffix} file, which holds all persons, got {len(given)}")
+        raise ValueError(f"{name}: expected one {chosen.suffix} file, which holds all persons, got {len(given)}")
     if len(set(given)) < len(given):
-        raise ValueError(f"path: expected different files, one per person, got {', '.join(map(str, given))}")
+        raise ValueError(f"{name}: expected different files, one per person, got {', '.join(map(str, given))}")
     paths = list(dict.fromkeys(file for each in given for file in _files(each, chosen)))
     take = chosen.read(paths)
     return take if fps is None or fps == take.fps else _resampled(take, fps)
 
 
-def _format_to_read(path: Path) -> Format:
-    chosen = format_of(path)
+def _format_to_read(path: Path, name: str) -> Format:
+    chosen = format_of(path, name)
     if chosen is FORMATS["npz"] and path.is_file() and amass.is_amass(path):
         chosen = FORMATS["amass"]
     if chosen.read is None:
         readable = ", ".join(each.suffix for each in _all() if each.read)
-        raise ValueError(f"path: expected a file to read of {readable}, got {path}")
+        raise ValueError(f"{name}: expected a file to read of {readable}, got {path}")
     return chosen
 
 
@@ -190,7 +190,7 @@ def _files(path: Path, chosen: Format) -> list[Path]:
         files.append(file)
         number += 1
     if not files or not chosen.per_person:
-        raise FileNotFoundError(f"path: no such file: {path}")
+        raise FileNotFoundError(f"no such file: {path}")
     return files
 
 

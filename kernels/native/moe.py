@@ -143,10 +143,9 @@ def moe_backward(
     if needs.tokens or needs.logits:
         through_gates = select_backward(backward.grad_gates, saved.logits, saved.slots)
         grad_logits = through_gates if grad_logits is None else through_gates + grad_logits
-        statistics = (saved.mean, saved.rstd, route.router_weight, route.scale)
+        given = (hidden, (saved.mean, saved.rstd), route.router_weight, route.scale, normalise, route.rows)
         grad_tokens = grad_tokens.to(hidden.dtype)
-        options = (normalise, route.rows, needs.router_weight)
-        grads = list(route_backward(grad_tokens, grad_logits, hidden, *statistics, *options, in_place=True))
+        grads = list(route_backward(grad_tokens, grad_logits, *given, needs.router_weight, in_place=True))
     found = (*grads, *backward.finish())
     return [grad if need else None for grad, need in zip(found, needs, strict=True)]
 

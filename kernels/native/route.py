@@ -52,8 +52,7 @@ def route_backward(
     grad_tokens: Tensor,
     grad_logits: Tensor,
     hidden: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: tuple[Tensor, Tensor],
     router_weight: Tensor,
     scale: Tensor | None,
     normalise: bool,
@@ -63,8 +62,8 @@ def route_backward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]:
     """Gradients of hidden (in its dtype), router_weight (E, D), router_offset (R, E), scale and shift (R, D), float32.
 
-    The last two are ``None`` where there was no scale, the second unless ``weight_needed``. ``in_place`` writes the
-    gradient of hidden over ``grad_tokens``.
+    ``statistics``: mean and rstd, as the forward gave them. The last two gradients are ``None`` where there was no
+    scale, the second unless ``weight_needed``. ``in_place`` writes the gradient of hidden over ``grad_tokens``.
     """
     (num_tokens, dim), num_experts = hidden.shape, router_weight.shape[0]
     code = storage_code("hidden", hidden)
@@ -78,12 +77,10 @@ def route_backward(
     grad_logits = dense("grad_logits", grad_logits, device, torch.float32, num_tokens, num_experts)
     weight = _wide("router_weight", router_weight, device, num_experts, dim)
     scale = _wide("scale", scale, device, rows, dim) if modulated else None
-    statistics: tuple[Tensor | None, Tensor | None] = (None, None)
-    if normalise:
-        statistics = (
-            dense("mean", mean, device, torch.float32, num_tokens),
-            dense("rstd", rstd, device, torch.float32, num_tokens),
-        )
+    mean, rstd = (
+        dense(name, each, device, torch.float32, num_tokens) if normalise else None
+        for name, each in zip(("mean", "rstd"), statistics, strict=True)
+    )
     new = grad_logits.new_empty
     grad_weight = new(num_experts, dim) if weight_needed else None
     grad_offset = new(rows, num_experts)
@@ -95,7 +92,7 @@ def route_backward(
     scratch: tuple[Tensor, ...] = ()
     if on_cuda(hidden):
         scratch = (new(library.load().intermoe_route_scratch_cuda(*sizes)),)
-    inputs = (grad_tokens, grad_logits, hidden, *statistics, weight, scale)
+    inputs = (grad_tokens, grad_logits, hidden, mean, rstd, weight, scale)
     grads = (grad_hidden, grad_weight, grad_offset, grad_scale, grad_shift)
     call("route_backward", *inputs, *grads, *scratch, *sizes, code)
     return grads

@@ -129,7 +129,7 @@ def _gradients(*tensors: Any, rows: int, normalise: bool, recompute: bool, needs
         return None, None, None, None, None, *weights
     grad_tokens = None if grad_pairs is None else combine(grad_pairs, None, saved.slots)
     grad_logits = select_backward(grad_gates, saved.logits, saved.slots, grad_logits)
-    statistics = (saved.mean, saved.rstd, router_weight, scale)
-    options = (normalise, rows, (needs.router_weight, needs.router_offset))
-    found = (*route_backward(grad_tokens, grad_logits, hidden, *statistics, *options), *weights)
+    given = (hidden, (saved.mean, saved.rstd), router_weight, scale, normalise, rows)
+    needed = (needs.router_weight, needs.router_offset)
+    found = (*route_backward(grad_tokens, grad_logits, *given, needed), *weights)
     return tuple(grad if need else None for grad, need in zip(found, needs, strict=True))

@@ -232,8 +232,7 @@ def route_backward(
     grad_tokens: Tensor | None,
     grad_logits: Tensor,
     hidden: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: tuple[Tensor, Tensor],
     router_weight: Tensor,
     scale: Tensor | None,
     normalise: bool,
@@ -243,8 +242,8 @@ def route_backward(
     """Gradients of ``route_forward``.
 
     Args:
-        grad_tokens: (S, D); ``None`` where nothing but the router gets a gradient. grad_logits: (S, E) float32. Others
-            as ``route_forward`` took or gave them.
+        grad_tokens: (S, D); ``None`` where nothing but the router gets a gradient. grad_logits: (S, E) float32.
+            statistics: mean and rstd. Others as ``route_forward`` took or gave them.
         rows: R, the number of rows of ``router_offset``. needed: whether ``router_weight`` and ``router_offset`` get
             a gradient.
 
@@ -254,7 +253,7 @@ def route_backward(
     """
     num_tokens, dim = hidden.shape
     num_experts = router_weight.shape[0]
-    weight_needed, offset_needed = needed
+    (mean, rstd), (weight_needed, offset_needed) = statistics, needed
     expect("hidden", hidden, num_tokens, dim)
     expect("grad_tokens", grad_tokens, num_tokens, dim)
     expect("grad_logits", grad_logits, num_tokens, num_experts)

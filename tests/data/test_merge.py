@@ -216,6 +216,8 @@ def test_the_command_says_what_it_made(solo_folder: Callable[..., Path], tmp_pat
     absent = run(solo, "--out", tmp_path / "more", "--wordings", tmp_path / "none.tsv")
     assert absent.exit_code == 2
     assert "error: --wordings: " in absent.stderr
+    shipped = run(solo, "--out", tmp_path / "more", "--wordings", "duets")
+    assert "wordings: expected activities that training clips are tagged with, got" in shipped.stderr
     wrong = run(solo, "--out", tmp_path / "more", "--times", "solo")
     assert wrong.exit_code == 2
     assert "--times: expected FOLDER=NUMBER, got 'solo'" in wrong.stderr

@@ -13,11 +13,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import intermoe.data
-import intermoe.eval
 from intermoe import cli
 from intermoe.data import InterHumanDataset
-from intermoe.data.activities import read_wordings
+from intermoe.data.activities import read_wordings, shipped_wordings
 from intermoe.eval import activities as evaluation
 from intermoe.eval.activities import (
     Asked,
@@ -133,14 +131,14 @@ def test_paraphrases_are_read_and_compared_with_captions(folders: list[Path], tm
 
 
 def test_the_shipped_paraphrases_are_no_wordings_of_training() -> None:
-    shipped = read_wordings(Path(intermoe.eval.__file__).with_name("duets_paraphrases.tsv"))
-    wordings = read_wordings(Path(intermoe.data.__file__).with_name("duets_wordings.tsv"))
+    shipped = read_wordings(shipped_wordings("duets", "paraphrases"))
+    wordings = read_wordings(shipped_wordings("duets", "wordings"))
     assert {*shipped} - {*wordings} == {"salsa"}
     check_paraphrases(shipped, {"salsa": [], **wordings})
 
 
 def test_the_shipped_paraphrases_are_of_the_data_and_no_captions(shared_folder: Path) -> None:
-    shipped = read_wordings(Path(intermoe.eval.__file__).with_name("duets_paraphrases.tsv"))
+    shipped = read_wordings(shipped_wordings("duets", "paraphrases"))
     assert {len(each) for each in shipped.values()} == {2}
     folders = [shared_folder / "data" / name for name in ("duets", "salsa")]
     if not all(folder.exists() for folder in folders):

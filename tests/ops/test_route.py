@@ -27,7 +27,7 @@ def test_route(steps, case, dtype, kind: str, relative_error, tolerance) -> None
     leaves = [t for t in (hidden, weight, offset, scale, shift) if t is not None]
     wanted = torch.autograd.grad((tokens, logits), leaves, (grad_tokens, grad_logits))
     found = steps.route_backward(
-        grad_tokens, grad_logits, constants[0], mean, rstd, constants[1], constants[3], normalise, len(offset)
+        grad_tokens, grad_logits, constants[0], (mean, rstd), constants[1], constants[3], normalise, len(offset)
     )
     names = ("hidden", "router_weight", "router_offset", "scale", "shift")
     for name, actual, expected in zip(names, found, wanted, strict=False):

@@ -16,7 +16,7 @@ from intermoe.cli.common import (
     SeedsOption,
     StepsOption,
     StrictOption,
-    naming,
+    captions_by_activity,
     open_model,
     parse_seeds,
     progress,
@@ -54,12 +54,10 @@ def evaluate_activities(
     with reported():
         chosen = parse_seeds(seeds)
         from intermoe.data import InterHumanDataset
-        from intermoe.data.activities import read_wordings
         from intermoe.eval.activities import Asked, evaluate_activities
         from intermoe.pipeline import model_config
 
-        with naming("--paraphrases"):
-            words = None if paraphrases is None else read_wordings(_paraphrases(paraphrases))
+        words = captions_by_activity("--paraphrases", paraphrases)
         longest = model_config(model).max_frames
         asked = Asked(captions, words, min(90, longest) if frames is None else frames)
         pipeline, options = open_model(model, device, out, (steps, guidance), min(chosen), frames)
@@ -79,14 +77,3 @@ def evaluate_activities(
                 progress=told,
             )
     save_report(report, out, report.table(), report.activity_table())
-
-
-def _paraphrases(path_or_name: str) -> Path:
-    """A file, or the one that ships under this name."""
-    import intermoe.eval
-
-    shipped = Path(intermoe.eval.__file__).parent
-    by_name = shipped / f"{path_or_name}_paraphrases.tsv"
-    if Path(path_or_name).is_file() or not by_name.is_file():
-        return Path(path_or_name)
-    return by_name

@@ -37,7 +37,7 @@ def test_forward_and_every_gradient(tokens, experts, dim, offset_rows, scale_row
     grads = torch.randn(tokens, dim).to(dtype), torch.randn(tokens, experts)
     torch.autograd.backward(expected, tuple(g.double() for g in grads))
     rows = offset_rows or 1
-    results = route_backward(*grads, hidden, *found[2:], weight, scale, True, rows)
+    results = route_backward(*grads, hidden, found[2:], weight, scale, True, rows)
     for name, result, given in zip(("hidden", "weight", "offset", "scale", "shift"), results, inputs, strict=True):
         if given is not None:
             assert result.shape == given.shape
@@ -50,7 +50,7 @@ def test_a_gradient_of_the_router_alone_is_the_same():
     hidden, weight = torch.randn(33, 40), torch.randn(7, 40)
     grad_tokens, grad_logits = torch.randn(33, 40), torch.randn(33, 7)
     _, _, mean, rstd = route_forward(hidden, weight, None, None, None)
-    arguments = (grad_logits, hidden, mean, rstd, weight, None, True, 11)
+    arguments = (grad_logits, hidden, (mean, rstd), weight, None, True, 11)
     _, wanted_weight, wanted_offset, *_ = route_backward(grad_tokens, *arguments)
     grad_hidden, grad_weight, grad_offset, *_ = route_backward(None, *arguments)
     assert grad_hidden is None
