@@ -20,6 +20,7 @@ from intermoe.diffusion import KnownLatents
 from intermoe.motion.representation import Representation
 from intermoe.motion.smooth import least_jerk
 
+# What other numbers do to given motion and to what is made beside it: `intermoe evaluate control --data DATA`.
 BLEND = 16
 WHOLE_GAP = 60
 """Frames between given ones up to which a gap is led from both its ends as a whole."""

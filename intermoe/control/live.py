@@ -9,6 +9,7 @@ from torch import Tensor
 from intermoe.control.scene import Lead, Scene
 from intermoe.control.targets import Target
 
+# How many frames a second that makes: `intermoe evaluate control --data DATA`.
 CHUNK = 20
 """Frames that are decided together."""
 STEPS = 4

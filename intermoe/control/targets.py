@@ -20,6 +20,7 @@ from intermoe.data.items import LARGEST
 from intermoe.motion.capsules import overlaps
 from intermoe.motion.skeleton import FOOT_JOINTS, JOINT_NAMES
 
+# What other numbers do, to the targets and to feet: `intermoe evaluate control --data DATA`.
 REFINE_STEPS = 60
 _RATE = 0.05
 _SMOOTH, _STAND = 0.3, 0.5

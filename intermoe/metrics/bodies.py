@@ -20,11 +20,13 @@ from intermoe.motion.skeleton import JOINT_NAMES, NUM_JOINTS
 Floats = npt.NDArray[np.floating]
 
 FLOATING = 0.08
-"""Metres: who has no joint below this is off the floor; the lowest joint of one who stands, a toe, is at 2 to 3 cm."""
+"""Metres: who has no joint below this is off the floor; the lowest joint of one who stands, a toe, is at 2 to 3 cm
+(``lowest_joint_cm`` of the ground truth, `intermoe evaluate kinematics --data DATA`)."""
 NEAR = 0.6
 """Metres between pelvises below which it counts how deep bodies are in each other."""
 TOUCH = 0.2
-"""Metres between wrists of hands that hold each other, at most; those of recorded handshakes are 17 and 19 cm apart."""
+"""Metres between wrists of hands that hold each other, at most; those of recorded handshakes are 17 and 19 cm apart
+(``hands_distance_cm``, by the same command)."""
 HANDS_MEET = ("handshake", "pull_up", "hold_hands_walk", "ring_around_the_rosie")
 """Activities in which a hand of each takes one of the other."""
 

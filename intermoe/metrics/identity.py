@@ -41,7 +41,8 @@ WINDOW_SECONDS = 16 / 15
 HOP_SECONDS = 4 / 15
 # Added to power before the logarithm, (m/s)^2/Hz or (m/s^2)^2/Hz: below it a limb is at rest.
 _REST = 1e-4
-# Both lie between what 85 clips of salsa reach, at most -2.7 and at least 0.19 m, and what their broken copies do.
+# Both lie between what 85 clips of salsa reach, at most -2.7 and at least 0.19 m, and what their broken copies do:
+# `intermoe evaluate identity --data DATA` counts both beside each other.
 SWAP_THRESHOLD = -2.0
 MERGE_DISTANCE = 0.15
 

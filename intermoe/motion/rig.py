@@ -56,7 +56,7 @@ _TRUST = 0.5
 """Length of the axes of a known rotation beside bones of length 1, where several bones fit a rotation."""
 _CALIBRATION_STEPS = 5
 _FRAMES_ALIKE = 10
-_USUAL_TURN = 0.06  # radians: that of the motion capture which the tests read
+_USUAL_TURN = 0.06  # radians: the angle of C (see _own_frame) in the motion capture which the tests read
 
 
 @dataclass(frozen=True)

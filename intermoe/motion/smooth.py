@@ -7,6 +7,7 @@ from torch import Tensor
 
 from intermoe.motion.interhuman import INTERHUMAN, joints, with_positions
 
+# What another weight does to jitter: `intermoe evaluate kinematics --data DATA --model MODEL`.
 WEIGHT = 0.3
 """Of the third differences: what moves to and fro at a fifth of the frame rate, 6 times a second at 30, is halved."""
 _ORDER = 3

@@ -23,6 +23,7 @@ KERNELS = ("up", "down", "grad_hidden", "grad_pairs", "grad_weight")
 PRECISIONS = ("half", "tf32", "ieee")
 SIZES = ("small", "medium", "large")
 SMALL_ROWS, MEDIUM_ROWS = 48, 192
+"""Most rows of an expert: one and a half times the lowest and the highest tile of the tables below."""
 """Average rows per expert up to which a call is "small" or "medium"."""
 
 
@@ -61,7 +62,7 @@ class Key:
 
 
 # kernel: (small, medium, large). "up" computes two products at once, so its block_n counts twice. Each compiles without
-# spilling. Hopper's were chosen by time on an H100, the others were not timed yet.
+# spilling. Hopper's were chosen by time on an H100, the others were not timed yet; `intermoe tune` times them.
 _Table = dict[str, tuple[Tile, Tile, Tile]]
 _GEFORCE_HALF: _Table = {  # 100 KB of shared memory per multiprocessor
     "up": (Tile(32, 64, 64, 4, 3), Tile(64, 64, 64, 4, 3), Tile(128, 64, 64, 8, 3)),
