@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, WrongResult
 from intermoe.data import DATA_SETS, DataSet, MotionDataset, collate
 from intermoe.data.cache import write_cache
-from intermoe.data.items import Clip
+from intermoe.data.items import RawClip
 from intermoe.train.stream import DrawnDataset, Draws, StreamSampler
 from intermoe.train.vae import Windows
 
@@ -41,9 +41,9 @@ class RandomClips:
     def names(self, split: str) -> tuple[list[str], int]:
         return [str(number) for number in range(self.count)], 0
 
-    def read(self, split: str, name: str) -> list[Clip]:
+    def read(self, split: str, name: str) -> list[RawClip]:
         source = np.random.default_rng(int(name)).normal(size=self.shape).astype(np.float32)
-        return [Clip(name, ("two people bow", "one of them turns to the left", "they walk"), source)]
+        return [RawClip(name, ("two people bow", "one of them turns to the left", "they walk"), source)]
 
     def files(self) -> list[Path]:
         return []

@@ -84,34 +84,36 @@ def check_integer(value: Any, name: str, *, low: int | None = None, high: int | 
     return number
 
 
-def _coerce(kind: Any, value: Any, name: str) -> Any:
-    """``value`` as the annotated ``kind``; JSON and YAML know no tuples and write 1.0 as 1."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        if value is None and type(None) in typing.get_args(kind):
+def _coerce(annotation: Any, value: Any, name: str) -> Any:
+    """``value`` as its field is annotated; JSON and YAML know no tuples and write 1.0 as 1."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        if value is None and type(None) in typing.get_args(annotation):
             return None
-        kind = next(arg for arg in typing.get_args(kind) if arg is not type(None))
-    if isinstance(kind, type) and issubclass(kind, Config):
-        return kind._build(value, name)
-    origin = typing.get_origin(kind)
+        annotation = next(arg for arg in typing.get_args(annotation) if arg is not type(None))
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return annotation._build(value, name)
+    origin = typing.get_origin(annotation)
     if origin is tuple:
         _require(isinstance(value, (list, tuple)), name, "a list", value)
-        element = typing.get_args(kind)[0]
+        element = typing.get_args(annotation)[0]
         return tuple(_coerce(element, item, f"{name}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         _require(isinstance(value, dict), name, "a mapping", value)
         return dict(value)
-    if kind is float:
+    if annotation is float:
         # a number as 1e-3 is a string to YAML 1.1
         if isinstance(value, str) and _NUMBER.fullmatch(value):
             value = float(value)
         number = _as_float(value)
         _require(math.isfinite(number), name, "a finite number", value)
         return number
-    if kind is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+    if annotation is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)
-    if kind in (bool, int, str):
-        _require(isinstance(value, kind), name, f"a value of type {kind.__name__}", value)
-        _require(kind is bool or not isinstance(value, bool), name, f"a value of type {kind.__name__}", value)
+    if annotation in (bool, int, str):
+        _require(isinstance(value, annotation), name, f"a value of type {annotation.__name__}", value)
+        _require(
+            annotation is bool or not isinstance(value, bool), name, f"a value of type {annotation.__name__}", value
+        )
     return value
 
 

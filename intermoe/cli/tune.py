@@ -52,7 +52,7 @@ def tune(
 
         from intermoe.files import replacing
         from intermoe.kernels.triton import configs, unusable_reason
-        from intermoe.kernels.triton.tune import Problem
+        from intermoe.kernels.triton.tune import Workload
         from intermoe.kernels.triton.tune import tune as search
 
         device = torch.device("cuda")
@@ -71,10 +71,10 @@ def tune(
         with progress_bar() as progress:
             task = progress.add_task("measuring", total=len(sizes) * len(configs.KERNELS))
             for size in sizes:
-                problem = Problem(size, experts, dim, expert_dim, stored, device, capacity)
+                workload = Workload(size, experts, dim, expert_dim, stored, device, capacity)
                 for kernel in configs.KERNELS:
                     progress.update(task, description=f"{kernel}, {size} tokens")
-                    found = search(problem, kernel)
+                    found = search(workload, kernel)
                     table[found.key] = found.tile
                     with replacing(out) as temporary:
                         temporary.write_text(json.dumps(configs.table_json(table), indent=1), encoding="utf-8")

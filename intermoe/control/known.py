@@ -233,10 +233,10 @@ class Given:
 
     def _follow(self, row: Tensor, moved: Tensor) -> None:
         """Velocities of frames (T,) that were moved, and of those before them, are differences to the next frame."""
-        steps = self.representation.positions(row).diff(dim=0)
+        moves = self.representation.positions(row).diff(dim=0)
         changed = (moved[:-1] | moved[1:]).nonzero()[:, 0]
         columns = row[..., self.representation.velocity]
-        columns[changed] = steps[changed].reshape(columns[changed].shape)
+        columns[changed] = moves[changed].reshape(columns[changed].shape)
 
 
 def _interpolated(motion: Tensor, where: Tensor) -> Tensor:

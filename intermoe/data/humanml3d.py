@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from intermoe.data.items import Clip, DataSet, ItemError, absent, check_values, read_captions, read_lines, read_motion
+from intermoe.data.items import (
+    DataSet,
+    ItemError,
+    RawClip,
+    absent,
+    check_values,
+    read_captions,
+    read_lines,
+    read_motion,
+)
 from intermoe.motion.arrays import Array
 from intermoe.motion.humanml3d import FPS, HUMANML3D, WIDTH
 
@@ -38,7 +47,7 @@ class HumanML3DReader:
         """Names of a split; HumanML3D has no ignore list."""
         return read_lines(self.root / f"{split}.txt", "HumanML3D"), 0
 
-    def read(self, split: str, name: str) -> list[Clip]:
+    def read(self, split: str, name: str) -> list[RawClip]:
         """The sequence and the parts that captions describe, each (T, 1, 263)."""
         path = self.root / "new_joint_vecs" / f"{name}.npy"
         if not path.is_file():
@@ -58,7 +67,7 @@ class HumanML3DReader:
             part = motion if whole else motion[min(int(start * FPS), len(motion)) : int(end * FPS)]
             if len(part):
                 title = name if whole else f"{name}@{start:g}-{end:g}"
-                clips.append(Clip(title, tuple(captions), part[:, None]))
+                clips.append(RawClip(title, tuple(captions), part[:, None]))
         if not clips:
             raise ItemError("no frame", f"{name}: every caption's part lies outside of {len(motion)} frames")
         return clips

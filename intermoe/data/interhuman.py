@@ -9,7 +9,16 @@ import numpy as np
 from einops import rearrange
 
 from intermoe.data.dataset import MotionDataset
-from intermoe.data.items import Clip, DataSet, ItemError, absent, check_values, read_captions, read_lines, read_motion
+from intermoe.data.items import (
+    DataSet,
+    ItemError,
+    RawClip,
+    absent,
+    check_values,
+    read_captions,
+    read_lines,
+    read_motion,
+)
 from intermoe.motion.arrays import Array
 from intermoe.motion.interhuman import INTERHUMAN, RAW_WIDTH, has_direction, mirror_raw, process_persons
 from intermoe.motion.rotations import row_major_rot6d
@@ -44,7 +53,7 @@ class InterHumanReader:
         wanted = [name for name in names if name not in ignored]
         return wanted, len(names) - len(wanted)
 
-    def read(self, split: str, name: str) -> list[Clip]:
+    def read(self, split: str, name: str) -> list[RawClip]:
         """One clip of both persons' source columns, (F, 2, 192)."""
         captions = tuple(read_captions(self.root / "annots", name))
         paths = [self.root / "motions_processed" / person / f"{name}.npy" for person in PERSONS]
@@ -55,7 +64,7 @@ class InterHumanReader:
         raw1, raw2 = (_read_raw(path, name) for path in paths)
         if len(raw1) != len(raw2):
             raise ItemError("persons of different length", f"{name}: {len(raw1)} and {len(raw2)} frames")
-        return [Clip(name, captions, np.stack([raw1, raw2], axis=1))]
+        return [RawClip(name, captions, np.stack([raw1, raw2], axis=1))]
 
     def files(self) -> list[Path]:
         """Motion, captions, splits and ignore list."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from intermoe.data.items import LARGEST, Clip, DataSet, ItemError, absent, check_values, read_captions, read_lines
+from intermoe.data.items import LARGEST, DataSet, ItemError, RawClip, absent, check_values, read_captions, read_lines
 from intermoe.motion.arrays import Array
 from intermoe.motion.interx import FPS, INTERX, JOINT_WIDTH, NUM_JOINTS, raw_motion
 from intermoe.motion.rotations import rotation_matrices, rows_rot6d
@@ -60,7 +60,7 @@ class InterXReader:
         """Names of a split; Inter-X has no ignore list."""
         return read_lines(self.root / "splits" / f"{split}.txt", "Inter-X"), 0
 
-    def read(self, split: str, name: str) -> list[Clip]:
+    def read(self, split: str, name: str) -> list[RawClip]:
         """One clip (T, 2, 55, 12)."""
         texts = self._texts()
         written = (line.split("#")[0].strip() for line in read_captions(texts, name))
@@ -69,7 +69,7 @@ class InterXReader:
             raise ItemError(
                 "no caption", f"{name}: no line of {texts.name}/{name}.txt has a caption before its first #"
             )
-        return [Clip(name, captions, self._motion(self._array(split, name), f"{name}: {self._path(split).name}"))]
+        return [RawClip(name, captions, self._motion(self._array(split, name), f"{name}: {self._path(split).name}"))]
 
     def files(self) -> list[Path]:
         """Motion, captions and splits."""

@@ -29,7 +29,7 @@ class MotionItem(TypedDict):
 
 
 @dataclass(frozen=True)
-class Clip:
+class RawClip:
     """One sequence as it is read: ``source`` is float32 (F, P, ...), what ``DataSet.convert`` takes."""
 
     name: str
@@ -94,7 +94,7 @@ class Reader(Protocol):
         """
         ...
 
-    def read(self, split: str, name: str) -> list[Clip]:
+    def read(self, split: str, name: str) -> list[RawClip]:
         """The clips of a sequence, one or more. Raises ``ItemError`` for a sequence that cannot be used."""
         ...
 
@@ -145,7 +145,7 @@ class DataSet:
         return self.representation.persons > 1
 
 
-def read_sequence(reader: Reader, split: str, name: str) -> list[Clip]:
+def read_sequence(reader: Reader, split: str, name: str) -> list[RawClip]:
     """The clips of a sequence of ``reader``.
 
     Raises:

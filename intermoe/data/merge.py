@@ -96,7 +96,7 @@ def merge(
 
 
 @dataclass(frozen=True)
-class _Clip:
+class _Pair:
     """One clip to be written: of two persons' files, each a file to copy or its columns."""
 
     split: str
@@ -120,7 +120,7 @@ class _Merging:
         self,
         source: str,
         root: Path,
-        clips: Iterator[_Clip | ItemError],
+        clips: Iterator[_Pair | ItemError],
         out: Path,
         entries: Mapping[str, Any],
         times: float | None,
@@ -162,7 +162,7 @@ class _Merging:
             (out / SPLITS / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         (out / ITEMS).write_text(json.dumps(self.items, indent=0), encoding="utf-8")
 
-    def _write(self, clip: _Clip, out: Path, activity: str | None) -> None:
+    def _write(self, clip: _Pair, out: Path, activity: str | None) -> None:
         for person, motion in zip(PERSONS, clip.motion, strict=True):
             path = out / MOTIONS / person / f"{clip.name}.npy"
             path.parent.mkdir(parents=True, exist_ok=True)  # a name may have folders
@@ -210,7 +210,7 @@ def _listings(names: Sequence[str], entries: Mapping[str, Any], times: float, rn
     return [max(1, round(each / sizes[activity])) if each else 0 for activity in activities]
 
 
-def _pairs(root: Path) -> Iterator[_Clip | ItemError]:
+def _pairs(root: Path) -> Iterator[_Pair | ItemError]:
     reader = InterHumanReader(root)
     for split in reader.splits():
         for name in reader.names(split)[0]:
@@ -220,10 +220,10 @@ def _pairs(root: Path) -> Iterator[_Clip | ItemError]:
                 yield error
                 continue
             first, second = (root / MOTIONS / person / f"{name}.npy" for person in PERSONS)
-            yield _Clip(split, name, (first, second), root / CAPTIONS / f"{name}.txt")
+            yield _Pair(split, name, (first, second), root / CAPTIONS / f"{name}.txt")
 
 
-def _solo_pairs(root: Path, rng: np.random.Generator) -> Iterator[_Clip | ItemError]:
+def _solo_pairs(root: Path, rng: np.random.Generator) -> Iterator[_Pair | ItemError]:
     reader = SoloReader(root)
     for split in reader.splits():
         clips = []
@@ -243,4 +243,4 @@ def _solo_pairs(root: Path, rng: np.random.Generator) -> Iterator[_Clip | ItemEr
                 columns[:, :66], columns[:, 186:312] = positions, clip.rotations[: len(positions)]
                 files.append(columns)
             captions = tuple(join_captions(a, b) for a, b in zip(first.captions, second.captions, strict=False))
-            yield _Clip(split, f"{first.name}+{second.name}", (files[0], files[1]), captions)
+            yield _Pair(split, f"{first.name}+{second.name}", (files[0], files[1]), captions)

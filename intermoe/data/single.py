@@ -9,7 +9,7 @@ import numpy as np
 from einops import rearrange
 
 from intermoe.data.interhuman import usable_columns
-from intermoe.data.items import Clip, DataSet, absent
+from intermoe.data.items import DataSet, RawClip, absent
 from intermoe.data.solo import SoloReader
 from intermoe.motion.arrays import Array
 from intermoe.motion.interhuman import RAW_WIDTH, SOLO, mirror_raw, process_persons
@@ -32,11 +32,11 @@ class SinglePersonReader:
         """Names of a split; the data ignore none."""
         return self.clips.names(split), 0
 
-    def read(self, split: str, name: str) -> list[Clip]:
+    def read(self, split: str, name: str) -> list[RawClip]:
         """One clip of source columns, (F, 1, 192)."""
         clip = self.clips.read(name)
         raw = np.concatenate([clip.positions, clip.rotations], axis=1)
-        return [Clip(name, clip.captions, usable_columns(raw, f"{name}: motions/{name}.npz")[:, None])]
+        return [RawClip(name, clip.captions, usable_columns(raw, f"{name}: motions/{name}.npz")[:, None])]
 
     def files(self) -> list[Path]:
         """Motion, captions and splits."""

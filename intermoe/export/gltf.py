@@ -126,9 +126,9 @@ class _Document:
         self._chunks: list[bytes] = []
         self._length = 0
 
-    def add(self, kind: str, item: dict[str, Any]) -> int:
-        """Add ``item`` to the list ``kind`` and say at which place."""
-        items: list[dict[str, Any]] = self.root.setdefault(kind, [])
+    def add(self, name: str, item: dict[str, Any]) -> int:
+        """Add ``item`` to the list of this name and say at which place."""
+        items: list[dict[str, Any]] = self.root.setdefault(name, [])
         items.append(item)
         return len(items) - 1
 

@@ -199,8 +199,8 @@ def measure_identity(joints: Floats, *, fps: float = FPS) -> IdentityMetrics:
 
 def _bridge(positions: Floats) -> tuple[Floats, Floats]:
     """Both sides' guess of the moment between the frames t - 1 and t, each (2, T - 3, N, 3), for t from 2 to T - 2."""
-    steps = np.diff(positions, axis=1) / 2
-    return positions[:, 1:-2] + steps[:, :-2], positions[:, 2:-1] - steps[:, 2:]
+    halves = np.diff(positions, axis=1) / 2
+    return positions[:, 1:-2] + halves[:, :-2], positions[:, 2:-1] - halves[:, 2:]
 
 
 def _distance(one: Floats, other: Floats) -> Floats:

@@ -45,14 +45,14 @@ def with_planted_feet(motion: Tensor) -> Tensor:
 
 
 def _offsets(ball: Tensor, stands: Tensor) -> Tensor:
-    """The minimiser o (..., T, 3) for positions (..., T, 3) and steps (..., T - 1, 1); its height is 0."""
+    """The minimiser o (..., T, 3) for positions (..., T, 3) and moves (..., T - 1, 1); its height is 0."""
     frames = ball.shape[-2]
     identity = torch.eye(frames, dtype=torch.float64, device=ball.device)
-    steps = identity.diff(dim=0)
+    moves = identity.diff(dim=0)
     unwanted = ball.double().diff(dim=-2) * stands
     unwanted[..., 1] = 0
-    system = identity / REACH**2 + steps.T @ steps
-    return -torch.linalg.solve(system, steps.T @ unwanted).to(ball.dtype)
+    system = identity / REACH**2 + moves.T @ moves
+    return -torch.linalg.solve(system, moves.T @ unwanted).to(ball.dtype)
 
 
 def _bend(hip: Tensor, knee: Tensor, ankle: Tensor, ball: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

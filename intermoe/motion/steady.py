@@ -53,8 +53,8 @@ def steady_turns(fitted: Array, bones: Array, known: Array | None) -> Array:
     most = MOST_TURN + 2 * np.arccos(cosine).max(-1)
     if known is not None:
         most += np.linalg.norm(to_rotation_vectors(np.swapaxes(known[:, :-1], -1, -2) @ known[:, 1:]), axis=-1)
-    steps = np.linalg.norm(to_rotation_vectors(np.swapaxes(fitted[:, :-1], -1, -2) @ fitted[:, 1:]), axis=-1)
-    if (steps <= most).all():
+    turns = np.linalg.norm(to_rotation_vectors(np.swapaxes(fitted[:, :-1], -1, -2) @ fitted[:, 1:]), axis=-1)
+    if (turns <= most).all():
         return fitted
     turned = fitted.copy()
     for t in range(1, fitted.shape[1]):

@@ -109,11 +109,11 @@ def read_adaln(reader: StrictReader, prefix: str, norm: AdaLN) -> None:
 def read_attention(reader: StrictReader, prefix: str, attention: Attention) -> None:
     """Query, key and value lie in one matrix, as torch's ``nn.MultiheadAttention`` has them."""
     dim = attention.out.in_features
-    for kind, shape in (("weight", (3 * dim, dim)), ("bias", (3 * dim,))):
-        query, key_value = reader.take(f"{prefix}.in_proj_{kind}", shape).split([dim, 2 * dim])
+    for part, shape in (("weight", (3 * dim, dim)), ("bias", (3 * dim,))):
+        query, key_value = reader.take(f"{prefix}.in_proj_{part}", shape).split([dim, 2 * dim])
         with torch.no_grad():
-            attention.query.get_parameter(kind).copy_(query)
-            attention.key_value.get_parameter(kind).copy_(key_value)
+            attention.query.get_parameter(part).copy_(query)
+            attention.key_value.get_parameter(part).copy_(key_value)
     read_parameters(reader, f"{prefix}.out_proj", attention.out)
 
 

@@ -40,5 +40,5 @@ def build_text_encoder(config: TextConfig, tokenizer_json: str | None) -> TextEn
                 "tokenizer_json: expected None with kind='huggingface', which brings its own tokenizer, got one"
             )
         return HuggingFaceTextEncoder(config)
-    kind = ClipPooledEncoder if config.kind == "clip_pooled" else ClipTextEncoder
-    return kind(config, tokenizer_json)
+    encoder_type = ClipPooledEncoder if config.kind == "clip_pooled" else ClipTextEncoder
+    return encoder_type(config, tokenizer_json)

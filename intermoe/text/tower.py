@@ -53,8 +53,8 @@ def load_tower(encoder: ClipTower) -> None:
     source = encoder.config.name_or_path or TOKENIZER
     encoder.load_tokenizer(source)
     try:
-        kind = CLIPTextModelWithProjection if isinstance(encoder, ClipPooledEncoder) else CLIPTextModel
-        model = kind.from_pretrained(source, use_safetensors=True)
+        model_type = CLIPTextModelWithProjection if isinstance(encoder, ClipPooledEncoder) else CLIPTextModel
+        model = model_type.from_pretrained(source, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"text.name_or_path: expected CLIP's text tower in {source!r}: {error}") from error
     theirs = {key.removeprefix("text_model."): value for key, value in model.state_dict().items()}
@@ -83,9 +83,9 @@ def _tower_values(encoder: ClipTower, theirs: dict[str, Tensor]) -> list[Tensor]
         values[1] = values[1][: encoder.config.max_tokens]  # a shorter text uses the first positions
     for index in range(encoder.config.clip_layers):
         layer = f"encoder.layers.{index}"
-        for kind in ("weight", "bias"):
-            values.append(torch.cat([theirs[f"{layer}.self_attn.{name}_proj.{kind}"] for name in "qkv"]))
+        for part in ("weight", "bias"):
+            values.append(torch.cat([theirs[f"{layer}.self_attn.{name}_proj.{part}"] for name in "qkv"]))
         for name in ("self_attn.out_proj", "mlp.fc1", "mlp.fc2", "layer_norm1", "layer_norm2"):
-            values += [theirs[f"{layer}.{name}.{kind}"] for kind in ("weight", "bias")]
-    values += [theirs[f"final_layer_norm.{kind}"] for kind in ("weight", "bias")]
+            values += [theirs[f"{layer}.{name}.{part}"] for part in ("weight", "bias")]
+    values += [theirs[f"final_layer_norm.{part}"] for part in ("weight", "bias")]
     return [*values, theirs["text_projection.weight"]] if isinstance(encoder, ClipPooledEncoder) else values

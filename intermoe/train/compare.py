@@ -164,9 +164,9 @@ class Comparison:
         shares = system.shares or [1 / len(system.stages)] * len(system.stages)
         found = []
         for recipe, share in zip(system.stages, shares, strict=True):
-            kind, values = self._recipe(recipe, f"{system.name}: stages")
+            config_type, values = self._recipe(recipe, f"{system.name}: stages")
             values = stage_values(values, max(round(share * self.budget), 1), self.settings.seed)
-            own = kind.from_dict(values, where=system.name)
+            own = config_type.from_dict(values, where=system.name)
             found.append((Path(recipe).stem, values, run.with_data(own, self.data)))
         last, asked = found[-1][2], self.settings.steps
         diffusion = getattr(last, "diffusion", None)
@@ -181,13 +181,13 @@ class Comparison:
         """A recipe's configuration class and its values, changed. Raises ``ValueError`` that names the file."""
         path = self.recipes / recipe
         try:
-            kind = TRAINERS[trainer_of(path)].config
-            kind.load(path)
+            config_type = TRAINERS[trainer_of(path)].config
+            config_type.load(path)
         except FileNotFoundError as error:
             raise ValueError(f"{where}: expected a recipe: {error}") from error
         values = self.config.recipe(path)
-        kind.from_dict(values, where=f"{path}, changed")
-        return kind, values
+        config_type.from_dict(values, where=f"{path}, changed")
+        return config_type, values
 
     def run(
         self, *, only: Sequence[str] = (), progress: Callable[[str, int, int], None] | None = None

@@ -31,13 +31,13 @@ def mixed_timesteps(
     Args:
         timesteps: (B,), each sample's one level. frames: latent frames of each sample, T' being the most.
     """
-    kind, which = draws.uniform(2)[:, :, None, None].unbind(1)
+    mode, which = draws.uniform(2)[:, :, None, None].unbind(1)
     levels, given = rearrange(draws.uniform_over(frames, persons, 2), "b t p n -> n b p t")
     time = torch.arange(levels.shape[2], device=levels.device)
     starts = time // mix.run * mix.run
     independent = shifted_timesteps(levels[:, :, starts], diffusion.num_train_timesteps, diffusion.timestep_shift)
     bounds = torch.tensor(mix.shares[:-1], dtype=torch.float64, device=levels.device).cumsum(0)
-    choice = torch.bucketize(kind.double(), bounds, right=True)
+    choice = torch.bucketize(mode.double(), bounds, right=True)
     person = torch.arange(persons, device=levels.device)[:, None] == (which * persons).long()
     lengths = torch.tensor(frames, device=levels.device)[:, None, None]
     prefix = time < (which * lengths).long()

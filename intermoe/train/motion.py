@@ -65,10 +65,10 @@ class MotionTrainConfig(TrainConfig):
 
     def network_config(self) -> InterGenConfig:
         """The configuration of ``system`` with the values of ``network``."""
-        kind = _network_type(self.system)
-        if kind is None:
+        config_type = _network_type(self.system)
+        if config_type is None:
             raise ValueError(f"system: expected one of {trainable()}, got {self.system!r}")
-        return kind.from_dict(self.network, where="network")
+        return config_type.from_dict(self.network, where="network")
 
     def pipeline_type(self) -> Any:
         """The class of the models of ``system``."""
@@ -151,9 +151,10 @@ def run_motion(
     """
     config = run.with_data(MotionTrainConfig.load(config_path), data)
     output_dir = Path(output_dir)
-    kind = IndividualTexts if config.pipeline_type().tells_persons else MotionDataset
+    dataset_type = IndividualTexts if config.pipeline_type().tells_persons else MotionDataset
     train, validation = (
-        run.open_split(config, split, min_frames=config.data.min_frames, kind=kind) for split in ("train", "val")
+        run.open_split(config, split, min_frames=config.data.min_frames, dataset_type=dataset_type)
+        for split in ("train", "val")
     )
     text = prepare_text(config, config.text, train, output_dir, resume=resume)
     persons = train.data_set.representation.persons

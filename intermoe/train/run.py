@@ -125,9 +125,9 @@ def _begin(config: TrainConfig, output_dir: Path, *, resume: bool, digests: dict
     write_sealed(data, digests)
 
 
-def _is_run(kind: type[TrainConfig], path: Path) -> bool:
+def _is_run(config_type: type[TrainConfig], path: Path) -> bool:
     try:
-        kind.load(path)
+        config_type.load(path)
     except ValueError:
         return False
     return True
@@ -139,11 +139,11 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def open_split(
-    config: TrainConfig, split: str, *, min_frames: int, kind: type[MotionDataset] = MotionDataset
+    config: TrainConfig, split: str, *, min_frames: int, dataset_type: type[MotionDataset] = MotionDataset
 ) -> MotionDataset:
-    """The training split with, any other split without augmentation, as a data set of ``kind``."""
+    """The training split with, any other split without augmentation, as a ``dataset_type``."""
     augment = split == "train"
-    return kind(
+    return dataset_type(
         DATA_SETS[config.data.representation],
         str(config.data.root),
         split,

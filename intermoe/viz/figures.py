@@ -150,8 +150,8 @@ class Scene:
         limits = np.array(self.size)
         middles, margin = capsules[..., :2] / OVERSAMPLING, capsules[..., 2:] / OVERSAMPLING + 6 * SHADOW_SHRINK
         low = np.clip((middles - margin).min((0, 1)), 0, limits - SHADOW_SHRINK) // SHADOW_SHRINK
-        steps = np.ceil(((middles + margin).max((0, 1)) - low * SHADOW_SHRINK) / SHADOW_SHRINK)
-        high = np.minimum(low + np.maximum(steps, 1), limits // SHADOW_SHRINK)
+        cells = np.ceil(((middles + margin).max((0, 1)) - low * SHADOW_SHRINK) / SHADOW_SHRINK)
+        high = np.minimum(low + np.maximum(cells, 1), limits // SHADOW_SHRINK)
         left, top, right, bottom = (int(edge) * SHADOW_SHRINK for edge in (*low, *high))
         return left, top, right, bottom
 

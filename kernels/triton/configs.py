@@ -42,8 +42,8 @@ class Tile:
             value = getattr(self, field.name)
             least = 16 if field.name.startswith("block") else 1
             if not isinstance(value, int) or value < least or (field.name != "num_stages" and value & (value - 1)):
-                kind = "a number" if field.name == "num_stages" else "a power of two"
-                raise ValueError(f"{field.name}: expected {kind} >= {least}, got {value!r}")
+                number = "a number" if field.name == "num_stages" else "a power of two"
+                raise ValueError(f"{field.name}: expected {number} >= {least}, got {value!r}")
 
 
 @dataclass(frozen=True)

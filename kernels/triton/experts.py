@@ -63,15 +63,15 @@ def up_kernel(
         return
     rows = first_row + tl.arange(0, BLOCK_M)
     cols = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
-    steps = tl.arange(0, BLOCK_K)
+    lanes = tl.arange(0, BLOCK_K)
     # rows and columns past the end repeat valid ones and are never stored: the loop needs no mask for them
     token = tl.load(token_idx_ptr + tl.minimum(rows, end_row - 1))
     safe_cols = cols % EXPERT_DIM
 
-    x_ptrs = tokens_ptr + token[:, None] * DIM + steps[None, :]
+    x_ptrs = tokens_ptr + token[:, None] * DIM + lanes[None, :]
     gate_rows = expert.to(tl.int64) * 2 * EXPERT_DIM + safe_cols
-    gate_ptrs = w_gate_up_ptr + gate_rows[None, :] * DIM + steps[:, None]
-    up_ptrs = w_gate_up_ptr + (gate_rows + EXPERT_DIM)[None, :] * DIM + steps[:, None]
+    gate_ptrs = w_gate_up_ptr + gate_rows[None, :] * DIM + lanes[:, None]
+    up_ptrs = w_gate_up_ptr + (gate_rows + EXPERT_DIM)[None, :] * DIM + lanes[:, None]
     gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(0, DIM, BLOCK_K):
@@ -80,7 +80,7 @@ def up_kernel(
             w_gate = tl.load(gate_ptrs)
             w_up = tl.load(up_ptrs)
         else:
-            inside = k + steps < DIM
+            inside = k + lanes < DIM
             x = tl.load(x_ptrs, mask=inside[None, :], other=0.0)
             w_gate = tl.load(gate_ptrs, mask=inside[:, None], other=0.0)
             w_up = tl.load(up_ptrs, mask=inside[:, None], other=0.0)
@@ -140,25 +140,25 @@ def grouped_product_kernel(
         return
     rows = first_row + tl.arange(0, BLOCK_M)
     cols = (pid % blocks_n) * BLOCK_N + tl.arange(0, BLOCK_N)
-    steps = tl.arange(0, BLOCK_K)
+    lanes = tl.arange(0, BLOCK_K)
     safe_rows = tl.minimum(rows, end_row - 1).to(tl.int64)
     if GATHER:
         safe_rows = tl.load(token_idx_ptr + safe_rows)
     safe_cols = cols % OUTER
 
-    x_ptrs = x_ptr + safe_rows[:, None] * INNER + steps[None, :]
+    x_ptrs = x_ptr + safe_rows[:, None] * INNER + lanes[None, :]
     weight_ptr += expert.to(tl.int64) * INNER * OUTER
     if TRANSPOSED:
-        w_ptrs = weight_ptr + steps.to(tl.int64)[:, None] * OUTER + safe_cols[None, :]
+        w_ptrs = weight_ptr + lanes.to(tl.int64)[:, None] * OUTER + safe_cols[None, :]
     else:
-        w_ptrs = weight_ptr + safe_cols.to(tl.int64)[None, :] * INNER + steps[:, None]
+        w_ptrs = weight_ptr + safe_cols.to(tl.int64)[None, :] * INNER + lanes[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for k in range(0, INNER, BLOCK_K):
         if INNER % BLOCK_K == 0:
             x = tl.load(x_ptrs)
             w = tl.load(w_ptrs)
         else:
-            inside = k + steps < INNER
+            inside = k + lanes < INNER
             x = tl.load(x_ptrs, mask=inside[None, :], other=0.0)
             w = tl.load(w_ptrs, mask=inside[:, None], other=0.0)
         if HALF_SUMS:

@@ -130,6 +130,6 @@ def _gradients(*tensors: Any, rows: int, normalise: bool, recompute: bool, needs
     grad_tokens = None if grad_pairs is None else combine(grad_pairs, None, saved.slots)
     grad_logits = select_backward(grad_gates, saved.logits, saved.slots, grad_logits)
     given = (hidden, (saved.mean, saved.rstd), router_weight, scale, normalise, rows)
-    needed = (needs.router_weight, needs.router_offset)
-    found = (*route_backward(grad_tokens, grad_logits, *given, needed), *weights)
+    router = (needs.router_weight, needs.router_offset)
+    found = (*route_backward(grad_tokens, grad_logits, *given, router), *weights)
     return tuple(grad if need else None for grad, need in zip(found, needs, strict=True))

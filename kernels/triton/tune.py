@@ -44,7 +44,7 @@ def device_clock(call: Callable[[], object]) -> float:
     return 1e3 * triton.testing.do_bench(call, warmup=10, rep=40, return_mode="median")
 
 
-class Problem:
+class Workload:
     """Inputs of every grouped product: a pool of tokens of which each expert takes its share, at random.
 
     Args:
@@ -102,20 +102,20 @@ class Problem:
         )
 
 
-def tune(problem: Problem, kernel: str, clock: Clock = device_clock) -> Found:
-    """The fastest tile found for this kernel on this problem."""
-    key = problem.key(kernel)
+def tune(workload: Workload, kernel: str, clock: Clock = device_clock) -> Found:
+    """The fastest tile found for this kernel on this workload."""
+    key = workload.key(kernel)
     shipped = configs.shipped(key.architecture)[key]
     times: dict[Tile, float] = {}
     with configs.overridden(key, shipped):
-        expected = problem.run(kernel)
+        expected = workload.run(kernel)
 
     def measure(tile: Tile) -> float:
         if tile not in times:
             times[tile] = float("inf")
             with configs.overridden(key, tile):
-                if _fits(lambda: problem.run(kernel), expected):
-                    times[tile] = clock(lambda: problem.run(kernel))
+                if _fits(lambda: workload.run(kernel), expected):
+                    times[tile] = clock(lambda: workload.run(kernel))
         return times[tile]
 
     best, bound = shipped, measure(shipped)

@@ -47,15 +47,15 @@ def test_it_writes_a_table_and_keeps_other_entries(tmp_path, monkeypatch: pytest
     path.write_text(json.dumps(configs.table_json(other)))
     mine = configs.Tile(64, 32, 32, 4, 2)
 
-    class Problem:
+    class Workload:
         def __init__(self, tokens: int, *arguments: object) -> None:
             self.size = configs.size_class(tokens, 8)
 
-    def found(problem: Problem, kernel: str) -> search.Found:
-        key = configs.Key(86, kernel, "half", problem.size)
+    def found(workload: Workload, kernel: str) -> search.Found:
+        key = configs.Key(86, kernel, "half", workload.size)
         return search.Found(key, mine, 10.0, configs.shipped(86)[key], 12.5, 9)
 
-    monkeypatch.setattr(search, "Problem", Problem)
+    monkeypatch.setattr(search, "Workload", Workload)
     monkeypatch.setattr(search, "tune", found)
     monkeypatch.setattr("intermoe.kernels.triton.unusable_reason", lambda device, dtype: None)
     result = run(app, ["tune", "--out", str(path), "--tokens", "300", "--tokens", "9600"])

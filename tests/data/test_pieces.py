@@ -21,7 +21,7 @@ from intermoe.data import DATA_SETS, InterHumanDataset, pieces, prepare, statist
 from intermoe.data import workers as workers_of
 from intermoe.data.cache import CachedClips
 from intermoe.data.interhuman import InterHumanReader
-from intermoe.data.items import Clip
+from intermoe.data.items import RawClip
 from intermoe.data.statistics import compute_statistics
 from intermoe.data.workers import in_order
 
@@ -67,7 +67,7 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(
     names: list[str] = []
     plain = InterHumanReader.read
 
-    def limited(reader: InterHumanReader, split: str, name: str) -> list[Clip]:
+    def limited(reader: InterHumanReader, split: str, name: str) -> list[RawClip]:
         if len(names) == read:
             raise Stop
         names.append(name)
@@ -273,7 +273,7 @@ def test_two_interruptions_are_two_parts_of_one_preparation(
     """What a first one wrote beyond the last whole piece stands nowhere between the pieces of the second."""
     plain, read = InterHumanReader.read, []
 
-    def limited(reader: InterHumanReader, split: str, name: str) -> list[Clip]:
+    def limited(reader: InterHumanReader, split: str, name: str) -> list[RawClip]:
         if len(read) == 5:
             raise Stop
         read.append(name)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from intermoe.data.items import Clip, DataSet
+from intermoe.data.items import DataSet, RawClip
 from intermoe.motion.representation import Representation, columns
 from intermoe.motion.skeleton import Skeleton
 
@@ -43,11 +43,11 @@ class _Reader:
     def names(self, split: str) -> tuple[list[str], int]:
         return (self.root / f"{split}.txt").read_text(encoding="utf-8").split(), 0
 
-    def read(self, split: str, name: str) -> list[Clip]:
+    def read(self, split: str, name: str) -> list[RawClip]:
         walk = np.zeros((int(name), 1, 6), np.float32)
         walk[..., 0] = walk[..., 3] = np.arange(int(name))[:, None]
         walk[..., 4] = 1.0
-        return [Clip(name, (f"a walk of {name} frames",), walk)]
+        return [RawClip(name, (f"a walk of {name} frames",), walk)]
 
     def files(self) -> list[Path]:
         return sorted(self.root.glob("*.txt"))

@@ -59,16 +59,16 @@ def motion_losses(
         estimate, target = (x.masked_fill(~mask[:, None, :, None], 0.0) for x in (estimate, target))
     found, expected = (joints(statistics.denormalise(x)) for x in (estimate, target))
     judged = timesteps <= config.last_timestep
-    steps = mask[:, :-1] if config.step_into_padding else mask[:, :-1] & mask[:, 1:]
+    moves = mask[:, :-1] if config.step_into_padding else mask[:, :-1] & mask[:, 1:]
 
     def of_persons(error: Tensor, frames: Tensor) -> Tensor:
         return _mean(error.sum(dim=1), frames, judged)
 
     terms = {
         "simple": config.simple * _mean_over_frames((estimate - target).square().mean(dim=(1, 3)), mask),
-        "velocity": config.velocity * of_persons(velocity_error(found, expected), steps),
+        "velocity": config.velocity * of_persons(velocity_error(found, expected), moves),
         "bones": config.bones * of_persons(bone_error(found, expected), mask),
-        "feet": config.feet * of_persons(standing_foot_error(found), steps),
+        "feet": config.feet * of_persons(standing_foot_error(found), moves),
     }
     pairs = dict.fromkeys(("distances", "touch", "orientation"), estimate.new_zeros(()))
     for a, b in combinations(range(size["P"]), 2):

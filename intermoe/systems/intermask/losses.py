@@ -81,11 +81,11 @@ def _bone_lengths(positions: Tensor) -> Tensor:
 def _sliding(found: Tensor, expected: Tensor) -> Tensor:
     """Smooth L1 of the found feet's velocity while the expected feet stand; positions (N, T, 22, 3) in metres."""
     feet = list(FOOT_JOINTS)
-    steps, target_steps = (positions[:, :, feet].diff(dim=1) for positions in (found, expected))
-    still = target_steps.square().sum(dim=-1) < CONTACT_SQUARED_SPEED
+    moves, target_moves = (positions[:, :, feet].diff(dim=1) for positions in (found, expected))
+    still = target_moves.square().sum(dim=-1) < CONTACT_SQUARED_SPEED
     low = expected[:, :-1, feet, 1] < expected.new_tensor(CONTACT_HEIGHTS)
     stands = (still & low)[..., None]
-    error = F.smooth_l1_loss(steps * stands, torch.zeros_like(steps), reduction="sum")
+    error = F.smooth_l1_loss(moves * stands, torch.zeros_like(moves), reduction="sum")
     return error / (3 * stands.sum()).clamp(min=1)
 
 
@@ -139,7 +139,7 @@ def mask_codes(network: InterMask, codes: Tensor, mask: Tensor, draws: MaskDraws
     """
     ratio, whole_person, which = draws.sample.unbind(dim=1)
     order = draws.points[..., 0]
-    kind, replace, number = draws.points[..., : codes.shape[-1], 1:].unbind(dim=-1)
+    way, replace, number = draws.points[..., : codes.shape[-1], 1:].unbind(dim=-1)
     points = order[0].numel()
     count = (torch.cos(ratio * (math.pi / 2)) * points).round().clamp(min=1)
     ranks = order.flatten(1).argsort(dim=1).argsort(dim=1).view(order.shape)[..., : codes.shape[-1]]
@@ -148,7 +148,7 @@ def mask_codes(network: InterMask, codes: Tensor, mask: Tensor, draws: MaskDraws
     one_person = persons[:, :, None, None].expand(codes.shape)
     chosen = torch.where((whole_person < person_share)[:, None, None, None], one_person, scattered)
     chosen = chosen & mask[:, None, None]
-    random = chosen & (kind < _RANDOM_SHARE)
+    random = chosen & (way < _RANDOM_SHARE)
     hidden = chosen & ~random & (replace < _MASK_SHARE)
     inputs = torch.where(random, (number * network.config.num_codes).long(), codes)
     return MaskedCodes(inputs.masked_fill(hidden, network.mask_id), chosen, points)

@@ -20,11 +20,11 @@ PERSONS = 2
 NORM_EPS = 1e-6
 
 
-def grid_encoding(num_parts: int, steps: int, dim: int) -> Tensor:
-    """Sinusoids of a grid's row, then of its column, cut to ``dim`` channels: (num_parts, steps, dim)."""
+def grid_encoding(num_parts: int, length: int, dim: int) -> Tensor:
+    """Sinusoids of a grid's row, then of its column, cut to ``dim`` channels: (num_parts, length, dim)."""
     half = 2 * math.ceil(dim / 4)
-    rows = sinusoid(torch.arange(num_parts), half)[:, None].expand(-1, steps, -1)
-    columns = sinusoid(torch.arange(steps), half)[None].expand(num_parts, -1, -1)
+    rows = sinusoid(torch.arange(num_parts), half)[:, None].expand(-1, length, -1)
+    columns = sinusoid(torch.arange(length), half)[None].expand(num_parts, -1, -1)
     return torch.cat([rows, columns], dim=-1)[..., :dim]
 
 
@@ -107,10 +107,10 @@ class InterMaskLayer(nn.Module):
         return hidden + ff_gate * self.apart_feed_forward(modulated(hidden, ff_shift, ff_scale))
 
     def _spatial(self, normed: Tensor) -> Tensor:
-        steps = normed.unflatten(1, (self.num_parts, -1)).transpose(1, 2)
-        rows = steps.flatten(0, 1)
+        by_time = normed.unflatten(1, (self.num_parts, -1)).transpose(1, 2)
+        rows = by_time.flatten(0, 1)
         attended = self.spatial_attention(rows, rows)
-        return attended.unflatten(0, steps.shape[:2]).transpose(1, 2).flatten(1, 2)
+        return attended.unflatten(0, by_time.shape[:2]).transpose(1, 2).flatten(1, 2)
 
     def _temporal(self, normed: Tensor, mask: Tensor | None) -> Tensor:
         rows = normed.unflatten(1, (self.num_parts, -1)).flatten(0, 1)

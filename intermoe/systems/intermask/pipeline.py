@@ -89,17 +89,17 @@ class InterMaskPipeline(MotionPipeline):
             self.check_control(control, max(lengths))
         if scheduler is not None and scheduler not in self.schedulers:
             raise ValueError(f"scheduler: expected one of {self.schedulers}, got {scheduler!r}")
-        steps = [-(-length // DOWNSAMPLING) for length in lengths]
+        counts = [-(-length // DOWNSAMPLING) for length in lengths]
         codes = unmask(
             self.network,
             self.text_encoder(prompts).to(self.dtype),
-            (torch.arange(max(steps)) < torch.tensor(steps)[:, None]).to(self.device),
+            (torch.arange(max(counts)) < torch.tensor(counts)[:, None]).to(self.device),
             UnmaskingConfig(num_inference_steps, guidance_scale, self.config.keep_share),
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],
             callback=progress,
         ).transpose(-1, -2)
         # each alone: the decoder would see the codes of padding
-        motions = (self.decode(row[None, :, :count])[0] for row, count in zip(codes, steps, strict=True))
+        motions = (self.decode(row[None, :, :count])[0] for row, count in zip(codes, counts, strict=True))
         return [motion[:, :length].clone() for motion, length in zip(motions, lengths, strict=True)]
 
     @torch.no_grad()

@@ -110,9 +110,9 @@ def _read_block(reader: StrictReader, prefix: str, block: nn.Module) -> None:
             ("graph_conv.linear2", "neighbours"),
             ("temp_conv", "temporal"),
         ):
-            for kind in ("weight", "bias"):
-                key = f"{prefix}.layers.{position}.{theirs}.{kind}"
-                reader.copy(block.get_parameter(f"{conv}.{ours}.{kind}"), key)
+            for part in ("weight", "bias"):
+                key = f"{prefix}.layers.{position}.{theirs}.{part}"
+                reader.copy(block.get_parameter(f"{conv}.{ours}.{part}"), key)
 
 
 def load_moe_block(state_dict: Mapping[str, Tensor], *, num_experts: int, capacity: float) -> InterMoEBlock:

@@ -216,10 +216,10 @@ def test_half_sums_agree_with_float64(relative_error) -> None:
 
 
 def test_tune_finds_a_tile_that_runs() -> None:
-    from intermoe.kernels.triton.tune import Problem, tune
+    from intermoe.kernels.triton.tune import Workload, tune
 
-    problem = Problem(300, 8, 256, 256, torch.bfloat16, torch.device("cuda"))
-    found = tune(problem, "down")
+    workload = Workload(300, 8, 256, 256, torch.bfloat16, torch.device("cuda"))
+    found = tune(workload, "down")
     assert found.time <= found.shipped_time
 
 
