@@ -11,6 +11,8 @@ import torch
 import yaml
 from torch import Tensor
 
+import intermoe
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -21,6 +23,17 @@ def run(page: str) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "docs"}
     exec("\n".join(blocks), names)
     return names
+
+
+def test_every_public_name_has_an_entry() -> None:
+    entries = [
+        line.removeprefix("::: ")
+        for page in (DOCS / "api").glob("*.md")
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line.startswith("::: ")
+    ]
+    for name in set(intermoe.__all__) - {"__version__"}:
+        assert any(entry.split(".")[-1] == name for entry in entries), name
 
 
 def test_replace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
