@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import itertools
 from typing import Any
 
@@ -213,6 +215,14 @@ def test_what_cannot_go_on_is_refused(tiny_pipeline: Any, monkeypatch: pytest.Mo
         tiny_pipeline.live("two people bow", chunk=4)
     with pytest.raises(ValueError, match=r"^representation: expected one whose motion can be moved, got humanml3d"):
         Scene(HUMANML3D, lambda *_: torch.zeros(0), seed=0, resampling=1, min_frames=8, max_frames=60)
+    short = copy.copy(tiny_pipeline)  # windows of which half at least would be of the one before
+    short.config = dataclasses.replace(tiny_pipeline.config, max_frames=2 * OVERLAP - 1)
+    with pytest.raises(
+        ValueError, match=f"^scene: expected max_frames >= {2 * OVERLAP} of the model, got {2 * OVERLAP - 1}"
+    ):
+        short._scene(0, 1, 1.0, None, None, 1)
+    short.config = dataclasses.replace(tiny_pipeline.config, max_frames=2 * OVERLAP)
+    short._scene(0, 1, 1.0, None, None, 1)
     monkeypatch.setattr(type(tiny_pipeline), "controls", ())
     with pytest.raises(ValueError, match=r"^scene: expected a system that goes on from given frames, got intermoe"):
         tiny_pipeline.timeline(SCENE)

@@ -64,6 +64,7 @@ def test_real_captions_come_back(salsa):
         "arms bent at right angles, right at the wall",
         "they sit right next to each other, right behind the third",
         "it happens right as they meet, at the right moment",
+        "the right moment, the right rhythm and the right way",
         "one walks right up to the other",
     ],
 )
@@ -85,6 +86,7 @@ def test_what_is_no_side_stays(caption):
         "to the left the woman waves",
         "from left to right, 90 degrees left",
         "raises left arm behind the back",
+        "steps right as he bows, jumps right when she kneels",
     ],
 )
 def test_sides_change_however_they_are_said(caption):

@@ -100,6 +100,65 @@ def test_a_pair_keeps_each_persons_motion_and_stays_apart(solo_folder: Callable[
         assert np.linalg.norm(gap, axis=-1).min() >= APART - 1e-5
 
 
+def test_a_second_person_is_turned_any_way_and_stands_as_near_as_may_be(solo_folder: Callable[..., Path]) -> None:
+    reader = SoloReader(solo_folder({"train": {"a": 41, "b": 70}}))
+    first, second = reader.read("a"), reader.read("b")
+    headings, bearings = [], []
+    for seed in range(60):
+        own, other = (each.reshape(41, 22, 3) for each in compose(first, second, np.random.default_rng(seed)))
+        walked, gap = (other[-1, 0] - other[0, 0])[:2], (other[:, 0] - own[:, 0])[:, :2]
+        headings.append(np.arctan2(walked[1], walked[0]))
+        bearings.append(np.arctan2(*gap[0, ::-1]))
+        nearest = np.linalg.norm(gap, axis=-1).min()
+        assert APART - 1e-5 <= nearest <= APART + 0.25 + 1e-5, "it comes nearer by steps of a quarter of a metre"
+    for angles in (headings, bearings):
+        quarters = np.histogram(angles, bins=4, range=(-np.pi, np.pi))[0]
+        assert quarters.min() >= 5, "each quarter of 60 has some 15"
+
+
+def test_clips_as_long_as_others_are_partnered_at_random() -> None:
+    chosen = partners([40] * 200, np.random.default_rng(0))
+    earlier = sum(other < index for index, other in enumerate(chosen))
+    assert 60 < earlier < 140, "about half have one that comes before them in the list"
+
+
+def test_pairs_are_cut_to_the_shorter_from_their_start_and_a_clip_without_a_partner_is_told(
+    solo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    solo = solo_folder({"train": {"a": 41, "b": 70}, "val": {"c": 50}})
+    arrays = dict(np.load(solo / "motions" / "b.npz"))
+    arrays["rot6d"] = (np.arange(70)[:, None, None] + np.zeros((70, 21, 6))).astype(np.int16)  # says the frame
+    np.savez(solo / "motions" / "b.npz", **arrays)
+    merged = merge([solo], tmp_path / "all")
+    motion = np.load(tmp_path / "all" / "motions_processed" / "person2" / "a+b.npy")
+    np.testing.assert_allclose(motion[:, 186:312], np.arange(41)[:, None] / 8192 + np.zeros(126), atol=1e-7)
+    assert merged.left_out == ["solo: no partner: split val: 1 clips"]
+    assert merged.listed == {"train": {"solo": 2}}
+
+
+def test_every_clip_of_an_activity_is_listed_at_least_once(solo_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """21 clips 0.1 times are 2.1 listings, 1.05 an activity: of the 20 that wave each would be listed 0.05 times."""
+    solo = solo_folder({"train": {f"w{i}": 41 for i in range(20)} | {"bow": 41}})
+    pairs = merge([solo], tmp_path / "pairs").folder
+    items = json.loads((pairs / "items.json").read_text())
+    for item in items:
+        item["tags"] = {"activity": "bow" if item["name"].startswith("bow") else "wave"}
+    (pairs / "items.json").write_text(json.dumps(items))
+    merge([pairs], tmp_path / "all", times={"pairs": 0.1})
+    listed = Counter(lines(tmp_path / "all" / "split" / "train.txt"))
+    assert sorted(listed.values()) == [1] * 21
+
+
+def test_folders_are_paired_by_draws_of_their_own(solo_folder: Callable[..., Path], tmp_path: Path) -> None:
+    """Two folders of clips of the same lengths: the number of a clip's partner is not the same in both."""
+    folders = [solo_folder({"train": {f"{name}{i}": 41 for i in range(9)}}, name) for name in ("x", "y")]
+    merge(folders, tmp_path / "all")
+    names = lines(tmp_path / "all" / "split" / "train.txt")
+    partner = {source: [name.split("+")[1][1:] for name in names if name[0] == source] for source in ("x", "y")}
+    assert len(partner["x"]) == len(partner["y"]) == 9
+    assert partner["x"] != partner["y"]
+
+
 def test_partners_are_others_as_long_or_longer() -> None:
     lengths = [50, 41, 300, 41, 120, 300]
     for seed in range(20):

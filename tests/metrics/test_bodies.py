@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from intermoe.metrics import bodies
 from intermoe.metrics.clips import Clip, measure
-from intermoe.motion.capsules import CAPSULES
+from intermoe.motion.capsules import CAPSULES, deepest
 from intermoe.motion.skeleton import JOINT_NAMES
 
 Floats = npt.NDArray[np.float64]
@@ -57,6 +58,9 @@ def test_depth_is_that_of_the_thickest_capsules_in_each_other() -> None:
     found = bodies.penetration(reaching)
     assert (found.inside, found.near, found.depth) == (1, 0, 0.0)
     assert bodies.penetration(posts(0)) == bodies.Penetration()
+    between = torch.as_tensor(posts(0, 5, 0.1))  # the first and the last are in each other
+    torch.testing.assert_close(deepest(between), torch.full((4,), 2 * thickest - 0.1).double())
+    assert deepest(between[:1]).tolist() == [0.0] * 4
 
 
 def test_hands_count_where_the_activity_asks_for_them() -> None:

@@ -103,6 +103,18 @@ def test_spectra_keep_the_power_of_a_sine(pair):
     assert spectra.velocity[1].max() == pytest.approx(0, abs=1e-20)
 
 
+def test_no_frame_of_a_window_is_lost(pair):
+    """A step between the first two frames is in the first window alone, at whose end the weight is small but not 0."""
+    still = np.repeat(pair[:, :1], 60, axis=1)
+    still[0, 1:, 0, 1] += 0.3
+    spectra = style_spectra(still)
+    width = 32  # of a window, in frames; sin^2 with zeros just outside of it
+    weights = np.sin(np.pi * np.arange(1, width + 1) / (width + 1)) ** 2
+    expected = (weights[0] * 0.3 * 30) ** 2 * 2 / (30 * (weights**2).sum())
+    np.testing.assert_allclose(spectra.velocity[0, 0, 0], expected, rtol=1e-6)
+    assert spectra.velocity[0, 1:, 0].max() == 0
+
+
 def test_style_overlap_of_different_and_of_exchanged_persons(pair):
     assert style_overlap(pair) < -0.5
     assert style_overlap(corruptions.average(pair)) > 0
@@ -115,7 +127,9 @@ def test_the_moment_of_a_break_is_found(pair):
         found = score(corruptions.swap_midway(pair))
         assert found.score > 0
         assert found.frame == 30
-    assert role_break(corruptions.mirror_midway(pair)).frame == 30
+    mirrored = role_break(corruptions.mirror_midway(pair))
+    assert mirrored.frame == 30
+    assert mirrored.score > 2, "the view goes on as its mirror image; as the partner's it would be near 0"
 
 
 def test_separation(pair):
@@ -123,6 +137,10 @@ def test_separation(pair):
     near[1, 40] = near[0, 40] + (0.03, 0, 0.04)
     assert separation(near) == (pytest.approx(0.05), 40)
     assert separation(pair).distance > MERGE_DISTANCE
+    touching = np.tile(pair[:1, :1], (2, 60, 1, 1))
+    touching[1] += (0, 0, 1.1)
+    touching[1, :, 20] -= (0, 0, 1.1)  # a hand in the same place, 21 joints 1.1 m apart
+    assert separation(touching).distance == pytest.approx(1.1 * 21 / 22)
 
 
 def test_nobody_moving_is_consistent(pair):
@@ -151,6 +169,25 @@ def test_body_frames(pair):
     axes = body_frames(pair)
     np.testing.assert_allclose(axes @ axes.swapaxes(-1, -2), np.broadcast_to(np.eye(3), axes.shape), atol=1e-12)
     np.testing.assert_allclose(np.cross(axes[..., 0, :], axes[..., 1, :]), axes[..., 2, :], atol=1e-12)
+    twisted = np.zeros((22, 3))
+    twisted[[1, 2]] = [[0.1, 0.9, 0], [-0.1, 0.9, 0]]  # hips that face Z, shoulders a quarter turn from it
+    twisted[[16, 17]] = [[0, 1.4, -0.3], [0, 1.4, 0.3]]
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(body_frames(twisted), [[half, 0, -half], [0, 1, 0], [half, 0, half]], atol=1e-12)
+
+
+def test_persons_in_one_place_are_mirrored_across_x(pair):
+    """Nothing says how the vertical plane through both lies: it is that of Y and Z."""
+    pair = pair.copy()
+    pair[1] += (pair[0, 30, 0] - pair[1, 30, 0]) * (1, 0, 1)
+    mirrored = corruptions.mirror_midway(pair)
+    exchanged = [0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20]
+    place = pair[0, 30, 0, 0]
+    expected = (pair[:, 30:] - (place, 0, 0)) * (-1, 1, 1) + (place, 0, 0)
+    np.testing.assert_allclose(mirrored[:, 30:], expected[:, :, exchanged], atol=1e-12)
+    apart = np.stack([pair[0], pair[1] + (0, 0, 1e-3)])
+    turned = corruptions.mirror_midway(apart)  # a millimetre says it: along Z, mirrored across X too
+    np.testing.assert_allclose(turned[0, 30:, 0, 0], 2 * place - pair[0, 30:, 0, 0], atol=1e-9)
 
 
 def test_swap_and_its_blend(pair):

@@ -46,6 +46,25 @@ def test_a_jump_stays_and_a_person_who_floats_on_and_on_does_not() -> None:
     assert made.min() > -1e-6
 
 
+@pytest.mark.parametrize(("airborne", "stays"), [(19, True), (20, True), (21, False), (25, False)])
+def test_who_leaves_the_floor_for_more_than_twice_ten_frames_comes_down(airborne: int, stays: bool) -> None:
+    heights = torch.zeros(80)
+    heights[30 : 30 + airborne] = 0.3
+    made = lowest(with_persons_on_floor(person(heights)))
+    assert torch.equal(made, heights) == stays
+
+
+def test_what_is_taken_off_goes_over_by_twenty_one_frames() -> None:
+    """Half a metre above the floor from frame 60 on: what is 10 frames from there is wrong, its mean over 21 goes."""
+    heights = torch.where(torch.arange(140) < 60, 0.0, 0.5)
+    wrong = torch.where(torch.arange(140) < 70, 0.0, 0.5 - STANDING)
+    expected = heights.clone()
+    for frame in range(30, 110):
+        expected[frame] -= wrong[frame - 10 : frame + 11].mean()
+    made = lowest(with_persons_on_floor(person(heights)))
+    torch.testing.assert_close(made[30:110], expected[30:110])
+
+
 def test_persons_and_clips_are_treated_alone_and_short_ones_too() -> None:
     two = torch.stack([person(torch.full((5,), 0.3)), person(torch.zeros(5))])
     together = with_persons_on_floor(torch.stack([two, two.flip(0)]))

@@ -79,6 +79,21 @@ def test_bones_that_fall_onto_one_line_do_not_flip_the_chest() -> None:
     np.testing.assert_allclose(steady[:, -1], fitted[:, -1], atol=1e-9)
 
 
+def test_turns_are_slowed_to_ten_degrees_and_twice_what_the_bones_move() -> None:
+    """Bones that rest while the fit turns by 90 degrees: nine frames of ten follow it. Bones that move, twice that."""
+    frames = 30
+    fitted = about_axis(0, np.where(np.arange(frames) < 5, 0.0, np.pi / 2))[None]
+    still = np.tile(np.eye(3)[:2], (1, frames, 1, 1))
+    np.testing.assert_allclose(
+        np.degrees(steps(steady_turns(fitted, still, None)))[0, 4:15], [10] * 9 + [0, 0], atol=1e-6
+    )
+    for share, same in ((1.9, True), (2.1, False)):  # of what the bone that is most across moves, beside the 10 degrees
+        moved = np.radians(12)
+        bones = (about_axis(0, moved * np.arange(frames)) @ np.array([0.0, 1.0, 0.0]))[None, :, None]
+        turns = about_axis(0, (np.radians(10) + share * moved) * np.arange(frames))[None]
+        assert np.array_equal(steady_turns(turns, bones, None), turns) == same
+
+
 def test_joints_stay_where_they_are() -> None:
     """Whatever noise does to rotations: 60 frames of bones that point anywhere."""
     joints = np.random.default_rng(0).normal(size=(2, 60, 22, 3))

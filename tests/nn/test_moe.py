@@ -237,14 +237,16 @@ def test_bias_keeps_float32_through_a_change_of_dtype() -> None:
 
 def test_autocast_runs_experts_in_half_and_routes_in_float32() -> None:
     block = small()
-    hidden, condition = torch.randn(4, 8, 16), torch.randn(4, 8)
-    exact = block(hidden, condition)
+    torch.nn.init.normal_(block.text_router)
+    hidden, condition = torch.randn(64, 16, 16), torch.randn(64, 8)  # so many that some are within rounding of a tie
+    exact, logits = block(hidden, condition), block.routing_logits(hidden, condition)
     counts = block.expert_counts.clone()
     block.update_selection_bias()
     block.selection_bias.fill_(-0.5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = block(hidden, condition)
         linear = torch.nn.functional.linear(hidden, torch.eye(16))
+        torch.testing.assert_close(block.routing_logits(hidden, condition), logits)
     assert torch.equal(block.expert_counts, counts)
     assert out.dtype == linear.dtype == torch.bfloat16
     error = ((out - exact).norm() / exact.norm()).item()

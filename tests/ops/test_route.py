@@ -42,6 +42,17 @@ def test_statistics_of_a_large_mean(steps, relative_error) -> None:
     assert relative_error(tokens, exact) < 1e-4
 
 
+@pytest.mark.parametrize(("mean", "spread"), [(1e4, 10.0), (1e6, 1.0)])
+def test_statistics_of_a_mean_that_a_sum_loses(steps, mean: float, spread: float) -> None:
+    """A sum of so many numbers of that size is off: the mean that is saved is right to its last bit all the same."""
+    hidden = spread * torch.randn(5, 3001, generator=torch.Generator().manual_seed(0)) + mean
+    exact, ulp = hidden.double(), mean * 2.0**-23
+    found, rstd = steps.route_forward(hidden, torch.zeros(2, 3001), None, None, None, EPS, True)[2:]
+    assert (found.double().view(-1) - exact.mean(1)).abs().max() <= ulp
+    wanted = (exact.var(1, unbiased=False) + EPS).rsqrt()
+    torch.testing.assert_close(rstd.double().view(-1), wanted, rtol=2e-5, atol=0)
+
+
 def test_non_contiguous(steps, relative_error) -> None:
     wide = torch.randn(12, 40)
     weight = torch.randn(20, 3).T

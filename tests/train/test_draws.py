@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from intermoe.train.draws import ItemDraws
@@ -15,10 +16,32 @@ def test_an_item_draws_the_same_in_any_batch_and_padding() -> None:
     assert torch.equal(padded[1, :5], exact[0])
     assert not padded[1, 5:].any()
     padded, exact = together.uniform_over([9, 5, 7], 2, 3), alone.uniform_over([5], 2, 3)
+    assert padded.shape == (3, 9, 2, 3)
+    assert padded[1, :5].unique().numel() == 30, "each is drawn"
     assert torch.equal(padded[1, :5], exact[0])
     assert not padded[1, 5:].any()
     assert torch.equal(together.uniform(2)[1], alone.uniform(2)[0])
     assert not torch.equal(ItemDraws((3, 2), [5], CPU).uniform(), ItemDraws((3, 1), [5], CPU).uniform())
+
+
+def test_lengths_are_of_as_many_items() -> None:
+    draws = ItemDraws((3, 1), [4, 5], CPU)
+    for draw in (draws.uniform_over, draws.normal):
+        for frames in ([9], [9, 5, 7]):
+            with pytest.raises(ValueError, match="argument"):
+                draw(frames, 2)
+
+
+def test_on_the_host_the_same_numbers_go_on() -> None:
+    """The numbers of one source, whichever of both is asked; the place of the tensors alone is another."""
+    plain, both = ItemDraws((3, 1), [4, 5], CPU), ItemDraws((3, 1), [4, 5], CPU)
+    both.device = torch.device("meta")  # stands in for one that is not the host
+    host = both.on_host()
+    assert (host.device, both.device.type) == (CPU, "meta")
+    assert torch.equal(host.uniform(2), plain.uniform(2))
+    assert both.uniform(2).is_meta
+    plain.uniform(2)
+    assert torch.equal(host.normal(3, 2), plain.normal(3, 2))
 
 
 def test_numbers_are_distributed_as_they_should_be() -> None:

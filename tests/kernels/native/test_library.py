@@ -1,0 +1,76 @@
+"""What the library refuses, and that chunks of tokens change nothing: calls as other parts of the package make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from intermoe import backends
+from intermoe.kernels.native import experts, library, moe
+from intermoe.kernels.native.registry import CODES, call
+from intermoe.ops.experts import experts_reference
+
+
+@pytest.fixture(autouse=True)
+def native() -> Any:
+    status = backends.available()["native"]
+    if not status.usable:
+        pytest.skip(f"native backend: {status.reason}")
+    return library.load()
+
+
+@pytest.mark.parametrize("level", [-1, 3])
+def test_an_instruction_set_that_there_is_not_is_refused(native: Any, level: int) -> None:
+    own = library.instruction_set()
+    assert native.intermoe_use_instruction_set(level) != 0
+    assert f"got {level}" in native.intermoe_last_error().decode()
+    assert library.instruction_set() == own
+
+
+@pytest.mark.parametrize("ranges", [[[-1, 2], [2, 3]], [[0, 2], [2, 1]], [[0, 2], [2, 4]]])
+def test_ranges_of_pairs_that_there_are_not_are_refused(native: Any, ranges: list[list[int]]) -> None:
+    tokens, index, made = torch.randn(4, 8), torch.tensor([0, 1, 3]), torch.tensor(ranges)
+    weights, out = (torch.randn(2, 10, 8), torch.randn(2, 8, 5)), torch.empty(3, 8)
+    scratch = torch.empty(native.intermoe_experts_scratch(3, 8, 5))
+    with pytest.raises(RuntimeError, match=r"pairs .* of expert . are not within the 3 pairs"):
+        call("experts_forward", tokens, index, made, *weights, None, out, scratch, 3, 4, 8, 2, 5, 0, CODES[out.dtype])
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_outputs_come_by_ranges_of_pairs(own: bool, relative_error: Callable[..., float], monkeypatch: Any) -> None:
+    """Of each expert some pairs, as a chunk of tokens has them: their outputs are the first rows, in order."""
+    monkeypatch.setattr(experts, "own_products", lambda *_, **__: own)
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    tokens, weights = draw(9, 12), (draw(3, 14, 12), draw(3, 12, 7))
+    index, offsets = torch.tensor([0, 2, 5, 8, 1, 2, 7, 0, 4, 6, 8]), torch.tensor([0, 4, 7, 11])
+    expected = experts_reference(tokens.double(), index, offsets, *(weight.double() for weight in weights))
+    forward = experts.Forward(experts.Problem(tokens, index, offsets, *weights), save_h=True)
+    out = torch.full((11, 12), torch.nan)
+    for ranges, pairs in (
+        ([(0, 2), (4, 4), (7, 9)], [0, 1, 7, 8]),
+        ([(2, 4), (4, 7), (9, 11)], [2, 3, 4, 5, 6, 9, 10]),
+    ):
+        forward.run(ranges, out)
+        assert relative_error(out[: len(pairs)], expected[pairs]) < 1e-6
+        assert out[7:].isnan().all(), "nothing is written beyond them"
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_chunks_of_tokens_change_nothing(own: bool, relative_error: Callable[..., float], monkeypatch: Any) -> None:
+    from intermoe.kernels.contract import Experts, Route, Select
+
+    monkeypatch.setattr(experts, "own_products", lambda *_, **__: own)
+    monkeypatch.setattr(moe, "own_products", lambda *_, **__: False)
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    route, select = Route(draw(50, 12), draw(3, 12)), Select(torch.full((3,), -0.5))
+    weights = Experts(draw(3, 14, 12), draw(3, 12, 7))
+    whole = moe.moe_inference(route, select, weights)[0]
+    for tokens in (1, 7, 49):  # of a chunk: one, some with a rest, all but one
+        bytes_per_token = int(moe.moe_forward(route, select, weights)[1].sum()) * 12 * 4 / 50
+        monkeypatch.setattr(moe, "CHUNK_BYTES", int(tokens * bytes_per_token + 1))
+        assert relative_error(moe.moe_inference(route, select, weights)[0], whole) < 1e-6
