@@ -176,6 +176,32 @@ def test_body_frames(pair):
     np.testing.assert_allclose(body_frames(twisted), [[half, 0, -half], [0, 1, 0], [half, 0, half]], atol=1e-12)
 
 
+BROKEN = {**CORRUPTIONS, "taller": lambda joints: corruptions.scale_skeleton(joints, [1.1] * 22, person=0)}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_copies_are_of_the_type_and_shape_of_what_they_are_of(pair, name):
+    exact, rounded = BROKEN[name](pair), BROKEN[name](pair.astype(np.float32))
+    assert (exact.dtype, rounded.dtype) == (np.float64, np.float32)
+    np.testing.assert_allclose(rounded, exact, atol=1e-5)
+    assert BROKEN[name](pair[:, :10]).shape == (2, 10, 22, 3)
+    for wrong in (pair[0], pair[:1], pair[:, :1], pair[:, :, :21], pair[..., :2], np.stack([pair, pair])):
+        with pytest.raises(ValueError, match=r"joints: expected shape \(2, T >= 2, 22, 3\)"):
+            BROKEN[name](wrong)
+
+
+def test_the_middle_of_an_odd_number_is_rounded_down_and_all_may_be_blended(pair):
+    odd = pair[:, :7]
+    np.testing.assert_array_equal(corruptions.swap_midway(odd)[0], [*pair[0, :3], *pair[1, 3:7]])
+    whole = corruptions.swap_midway(odd, blend=7)
+    weights = (np.arange(7) - 3 + 0.5) / 7 + 0.5
+    np.testing.assert_allclose(whole[0], odd[0] + weights[:, None, None] * (odd[1] - odd[0]))
+    two = corruptions.swap_midway(pair[:, :2])
+    np.testing.assert_array_equal(two[0], [pair[0, 0], pair[1, 1]])
+    with pytest.raises(ValueError, match="factors: expected 22 positive numbers"):
+        corruptions.scale_skeleton(pair, [1.0] * 21 + [0.0])
+
+
 def test_persons_in_one_place_are_mirrored_across_x(pair):
     """Nothing says how the vertical plane through both lies: it is that of Y and Z."""
     pair = pair.copy()

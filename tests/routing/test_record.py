@@ -128,6 +128,14 @@ def test_a_generation_is_the_same_when_traced(tiny_pipeline: Any) -> None:
     assert trace.chosen.shape == (3, 1, 2, 4, 3)  # steps, layers, persons, latent frames, experts
     np.testing.assert_array_equal(trace.timesteps, [666, 333, 0])
     assert trace.title == "Two people bow."
+    # of the guided calls the half that hears the prompt: at the first step that is a call without guidance
+    with record_routing(tiny_pipeline.modules["denoiser"]) as record:
+        tiny_pipeline("Two people bow.", **options)
+    first, without_text = next(iter(record.calls.values()))[0]
+    assert not np.array_equal(first, without_text)
+    plain = trace_generation(tiny_pipeline, "Two people bow.", guidance_scale=1.0, **options)
+    np.testing.assert_array_equal(trace.chosen[0], plain.chosen[0])
+    np.testing.assert_array_equal(trace.chosen[0].ravel(), first.ravel())
 
 
 def test_a_generation_that_is_guided_in_part(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,9 +27,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
-    for step in (1, 2, 10, 100_000_000):
+    for step in (1, 2, 99_999_999, 100_000_000):  # by number: by name the last would come first
         _write(tmp_path, step)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000010", "step-100000000"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-100000000", "step-99999999"]
     assert checkpoint.latest_checkpoint(tmp_path) == tmp_path / "step-100000000"
 
 
@@ -44,6 +44,12 @@ def test_unfinished_checkpoints_are_neither_found_nor_kept(tmp_path: Path, monke
     assert checkpoint.latest_checkpoint(tmp_path) == first
     _write(tmp_path, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def test_numbers_alike_in_another_shape_or_type_are_another_state() -> None:
+    states = [torch.zeros(2, 3), torch.zeros(3, 2), torch.zeros(2, 3, dtype=torch.int32), torch.zeros(6)]
+    assert len({checkpoint._digest({"step": state}) for state in states}) == 4
+    assert checkpoint._digest({"step": states[0]}) == checkpoint._digest({"step": torch.zeros(2, 3)})
 
 
 def test_a_step_is_written_anew(tmp_path: Path) -> None:

@@ -91,6 +91,42 @@ def test_equal_descriptions_and_clips_are_not_told_apart(pairs: Path, tmp_path: 
     assert torch.isfinite(objective(other, draws)["loss"])
 
 
+@pytest.mark.parametrize(
+    ("names", "captions", "apart"),
+    [
+        (("a", "b", "c"), ("x", "y", "z"), [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]),
+        (("a", "a", "c"), ("x", "y", "z"), [(0, 2), (1, 2), (2, 0), (2, 1)]),  # another cut of the same clip
+        (("a", "b", "c"), ("x", "y", "x"), [(0, 1), (1, 0), (1, 2), (2, 1)]),  # the same words
+    ],
+)
+def test_the_loss_by_hand(names: tuple[str, ...], captions: tuple[str, ...], apart: list[tuple[int, int]]) -> None:
+    """The mean of both directions, of -log of the share that the own one has of e^(t . m), among those told apart."""
+    generator = torch.Generator().manual_seed(0)
+    text, motion = torch.randn(3, 4, generator=generator), torch.randn(3, 4, generator=generator)
+
+    class Stub(torch.nn.Module):
+        def embed_text(self, captions: list[str]) -> torch.Tensor:
+            return text
+
+        def embed_motion(self, motions: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+            return motion
+
+    batch = {"names": list(names), "captions": list(captions), "motion": motion, "lengths": torch.ones(3)}
+    objective = EvaluatorObjective(Stub())  # type: ignore[arg-type]
+    values = objective(batch, ItemDraws((0,), range(3), torch.device("cpu")), validating=True)
+    scores = (text @ motion.T).exp()
+    terms = []
+    for own in range(3):
+        for others in ([scores[own, b] for a, b in apart if a == own], [scores[b, own] for a, b in apart if a == own]):
+            terms.append(-(scores[own, own] / (scores[own, own] + sum(others))).log())
+    torch.testing.assert_close(values["loss"], torch.stack(terms).mean())
+    nearest = [all(scores[own, own] > scores[own, b] for a, b in apart if a == own) for own in range(3)]
+    assert values["r_precision_1"].item() == pytest.approx(sum(nearest) / 3)
+    motion[:] = motion[0]  # all alike: nobody is found, unless there is nobody else
+    values = objective(batch, ItemDraws((0,), range(3), torch.device("cpu")), validating=True)
+    assert values["r_precision_1"].item() == 0
+
+
 def test_bad_configurations_are_named() -> None:
     values: dict[str, Any] = {"model": CONFIG["model"]}
     with pytest.raises(ValueError, match=r"data\.batch_size: expected >= 2"):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from intermoe.data.sets import DATA_SETS
@@ -14,7 +16,7 @@ from intermoe.text.protocol import TextConfig
 from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train import run_denoiser
 from intermoe.train.config import TextPretrainingConfig
-from intermoe.train.text import SEGMENTS, latent_summary, pretrain_text, turn_summary
+from intermoe.train.text import SEGMENTS, _rate, latent_summary, pretrain_text, turn_summary
 
 
 def turning_person(degrees: float, frames: int = 81) -> torch.Tensor:
@@ -103,6 +105,39 @@ def test_sides_are_told_apart_whatever_else_the_caption_says() -> None:
     between = (first[0] - first[1]).norm(dim=1).mean()
     within = torch.cdist(first[0], first[0]).mean()
     assert between > 2 * within
+
+
+def test_the_rate_rises_over_a_hundred_steps_and_falls_as_a_cosine() -> None:
+    rates = [_rate(step, 1000) for step in (0, 49, 99, 250, 500, 750, 999)]
+    falls = [0.5 * (1 + math.cos(math.pi * step / 1000)) for step in (0, 49, 99, 250, 500, 750, 999)]
+    assert rates == pytest.approx([0.01 * falls[0], 0.5 * falls[1], *falls[2:]])
+    assert falls[4] == pytest.approx(0.5)
+    assert rates[-1] < 1e-5
+
+
+def test_targets_have_mean_square_one_and_every_step_draws_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latents without their mean, turns as they are; a caption is that of the epoch with the step's number."""
+    seen: list[torch.Tensor] = []
+    drawn: list[tuple[int, int]] = []
+    error = F.mse_loss
+    monkeypatch.setattr(F, "mse_loss", lambda guess, wanted: seen.append(wanted) or error(guess, wanted))
+
+    class Watched(Turners):
+        def choose(self, index: int, epoch: int) -> tuple[str, str]:
+            drawn.append((index, epoch))
+            side = "left" if index % 2 else "right"  # as many of each
+            return side, self.captions[index].format(side)
+
+    dataset = Watched()
+    config = TextPretrainingConfig(steps=60, batch_size=4)
+    pretrain_text(build(dataset), dataset, lambda motion: 50 * encode(motion) + 7, config, seed=0)  # type: ignore[arg-type]
+    latents, turned = torch.cat(seen[::2]), torch.cat(seen[1::2])
+    assert latents.square().mean().item() == pytest.approx(1, rel=1e-3)
+    second = turned.view(-1, 2, 8 + 4)[:, 1]  # of eight stretches of time; the first person never turns
+    assert second[:, :8].square().mean().item() == pytest.approx(1, rel=0.05)
+    steps = [drawn[len(dataset) + 4 * step :][:4] for step in range(60)]
+    assert all({epoch for _, epoch in step} == {number} for number, step in enumerate(steps))
+    assert len({tuple(index for index, _ in step) for step in steps}) > 30
 
 
 def test_what_is_drawn_afterwards_does_not_depend_on_it() -> None:
