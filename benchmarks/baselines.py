@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from intermoe.ops.select import Selection
+
 HAS_GROUPED_MM = hasattr(torch.nn.functional, "grouped_mm")
 
 
@@ -44,43 +46,36 @@ def authors_form(tokens: Tensor, mask: Tensor, probabilities: Tensor, weights: W
     return buffer.view(num_experts, num_tokens, dim).sum(dim=0)
 
 
-def expert_loop(
-    tokens: Tensor, token_idx: Tensor, expert_offsets: Tensor, slots: Tensor, gates: Tensor, weights: Weights
-) -> Tensor:
-    """One product per expert on rows sorted by expert, after a single host read of the counts."""
-    groups = tokens[token_idx].split(expert_offsets.diff().tolist())
-    outputs = []
-    for group, w_gate_up, w_down in zip(groups, weights.w_gate_up, weights.w_down, strict=True):
-        gate, up = (group @ w_gate_up.T).chunk(2, dim=-1)
-        outputs.append((silu(gate) * up) @ w_down.T)
-    weighted = torch.cat(outputs) * gates[:, None].to(tokens.dtype)
-    return torch.zeros_like(tokens).index_add(0, token_idx, weighted)
-
-
 def swiglu(hidden: Tensor) -> Tensor:
     """silu(gate) * up of hidden = gate | up."""
     gate, up = hidden.chunk(2, dim=-1)
     return silu(gate) * up
 
 
+def expert_loop(tokens: Tensor, selection: Selection, weights: Weights) -> Tensor:
+    """One product per expert on rows sorted by expert, after a single host read of the counts."""
+    groups = tokens[selection.token_idx].split(selection.expert_offsets.diff().tolist())
+    outputs = [swiglu(group @ up.T) @ down.T for group, up, down in zip(groups, *weights, strict=True)]
+    return _weighted(torch.cat(outputs), selection, tokens)
+
+
 def grouped_mm(
-    tokens: Tensor,
-    token_idx: Tensor,
-    expert_offsets: Tensor,
-    gates: Tensor,
-    weights: Weights,
-    activation: Callable[[Tensor], Tensor] = swiglu,
+    tokens: Tensor, selection: Selection, weights: Weights, activation: Callable[[Tensor], Tensor] = swiglu
 ) -> Tensor:
     """torch's own grouped product on rows sorted by expert; ``activation`` may be a compiled ``swiglu``."""
-    ends = expert_offsets[1:].to(torch.int32)
+    ends = selection.expert_offsets[1:].to(torch.int32)
     product = torch.nn.functional.grouped_mm
-    hidden = product(tokens[token_idx], weights.w_gate_up.transpose(-2, -1), offs=ends)
+    hidden = product(tokens[selection.token_idx], weights.w_gate_up.transpose(-2, -1), offs=ends)
     outputs = product(activation(hidden), weights.w_down.transpose(-2, -1), offs=ends)
-    weighted = outputs * gates[:, None].to(tokens.dtype)
-    return torch.zeros_like(tokens).index_add(0, token_idx, weighted)
+    return _weighted(outputs, selection, tokens)
+
+
+def _weighted(outputs: Tensor, selection: Selection, tokens: Tensor) -> Tensor:
+    """Each token's sum of the rows of its pairs, by their gates."""
+    weighted = outputs * selection.gates[:, None].to(tokens.dtype)
+    return torch.zeros_like(tokens).index_add(0, selection.token_idx, weighted)
 
 
 def dense_ffn(tokens: Tensor, weights: Weights) -> Tensor:
     """One expert on all tokens: the FLOPs of a block with one expert per token, without any routing."""
-    gate, up = (tokens @ weights.w_gate_up[0].T).chunk(2, dim=-1)
-    return (silu(gate) * up) @ weights.w_down[0].T
+    return swiglu(tokens @ weights.w_gate_up[0].T) @ weights.w_down[0].T

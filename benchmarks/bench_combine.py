@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
-
-from torch import Tensor
 
 from intermoe.benchmarks.grid import Ready, Sample, step_cases
 from intermoe.benchmarks.harness import work
@@ -13,35 +12,24 @@ from intermoe.benchmarks.harness.case import Case, Scope
 from intermoe.ops.combine import combine_reference
 
 
-def pairs(sample: Sample) -> Tensor:
-    """Rows of the size of the experts' outputs."""
-    return sample.grad_out[sample.selection.token_idx]
+def kernel(steps: ModuleType, sample: Sample, gated: bool) -> Ready:
+    """On rows of the size of the experts' outputs."""
+    s = sample.selection
+    rows, gates = sample.grad_out[s.token_idx], s.gates if gated else None
+    return lambda: (steps.combine(rows, gates, s.slots),)
 
 
-def forward(steps: ModuleType, sample: Sample) -> Ready:
-    rows, s = pairs(sample), sample.selection
-    return lambda: (steps.combine(rows, s.gates, s.slots),)
-
-
-def forward_reference(sample: Sample) -> Ready:
-    rows, s = pairs(sample), sample.selection
-    return lambda: (combine_reference(rows, s.gates, s.slots),)
-
-
-def backward(steps: ModuleType, sample: Sample) -> Ready:
-    rows, s = pairs(sample), sample.selection
-    return lambda: (steps.combine(rows, None, s.slots),)
-
-
-def backward_reference(sample: Sample) -> Ready:
-    rows, s = pairs(sample), sample.selection
-    return lambda: (combine_reference(rows, None, s.slots),)
+def reference(sample: Sample, gated: bool) -> Ready:
+    s = sample.selection
+    rows, gates = sample.grad_out[s.token_idx], s.gates if gated else None
+    return lambda: (combine_reference(rows, gates, s.slots),)
 
 
 def cases(scope: Scope) -> Iterator[Case]:
+    calls = {"forward": True, "backward": False}
     parts = {
-        "forward": (forward, forward_reference, work.combine),
-        "backward": (backward, backward_reference, work.combine),
+        call: (partial(kernel, gated=gated), partial(reference, gated=gated), work.combine)
+        for call, gated in calls.items()
     }
     return step_cases(scope, "combine", parts)
 

@@ -9,7 +9,6 @@ from functools import partial
 
 import torch
 
-from intermoe import backends
 from intermoe.benchmarks import models
 from intermoe.benchmarks.bench_denoiser import chaotic
 from intermoe.benchmarks.forms import PERSONS, usable_backends
@@ -27,16 +26,12 @@ PROMPT = "Two people dance salsa together."
 def shipped(scope: Scope, frames: int, steps: int) -> Contest:
     pipeline = InterMoEPipeline.from_pretrained("duets", device=scope.device)
 
-    def call(backend: str) -> Callable[[int], Outputs]:
-        def run(_: int) -> Outputs:
-            with backends.use(backend):
-                return (pipeline([PROMPT], num_frames=frames, num_inference_steps=steps, seed=0).joints,)
-
-        return run
+    def run() -> Outputs:
+        return (pipeline([PROMPT], num_frames=frames, num_inference_steps=steps, seed=0).joints,)
 
     names, skipped = usable_backends(scope.device, torch.float32)
-    entries = {name: call(name) for name in (names if scope.all_backends else names[:1])}
-    reference = call("reference")
+    entries = {name: models.on(name, run) for name in (names if scope.all_backends else names[:1])}
+    reference = models.on("reference", run)
     return Contest(
         entries, lambda: reference(0), 10 * chaotic(torch.float32), skipped=skipped, seconds_of_motion=frames / FPS
     )
@@ -52,18 +47,15 @@ def published(scope: Scope, frames: int, steps: int) -> Contest:
     sampler = Sampler(num_inference_steps=steps)
     baseline = models.with_published_blocks(denoiser)
 
-    def call(network: Denoiser, backend: str) -> Callable[[int], Outputs]:
-        def run() -> Outputs:
-            latents = sample(network, text, shape, sampler, generators=[torch.Generator().manual_seed(0)])
-            parts = latents.flatten(0, 1).unflatten(-1, (vae.latent_joints, -1))
-            return (vae.decode(parts),)
-
-        return models.on(backend, run)
+    def run(network: Denoiser) -> Outputs:
+        latents = sample(network, text, shape, sampler, generators=[torch.Generator().manual_seed(0)])
+        parts = latents.flatten(0, 1).unflatten(-1, (vae.latent_joints, -1))
+        return (vae.decode(parts),)
 
     names, skipped = usable_backends(scope.device, torch.float32)
-    entries = {names[0]: call(denoiser, names[0])}
+    entries = {names[0]: models.on(names[0], partial(run, denoiser))}
     if scope.all_backends:
-        entries["authors' block"] = call(baseline, "reference")
+        entries["authors' block"] = models.on("reference", partial(run, baseline))
     return Contest(entries, None, 0.0, skipped=skipped, seconds_of_motion=frames / FPS)
 
 

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from intermoe import backends
-from intermoe.benchmarks.forms import Form, competitors, draw, forward, notes, training
+from intermoe.benchmarks.forms import competitors, draw, forward, ours, training
 from intermoe.benchmarks.grid import affordable, dimensions, sets_for, shapes
 from intermoe.benchmarks.harness import work
 from intermoe.benchmarks.harness.case import Case, Contest, Scope, tolerance
@@ -25,9 +25,8 @@ DENSE = ("dense network", "dense network, graph")
 def contest(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool, load: str = "even") -> Contest:
     """All forms of the operation on one shape."""
     sets = [draw(shape, dtype, scope.device, seed, load) for seed in range(sets_for(shape, scope.device))]
-    forms = competitors(shape, sets[0], everything=scope.all_backends)
-    usable, skipped = dict(forms.usable), dict(forms.skipped)
-    reference = Form(lambda x: moe(*x.steps(), backend="reference").out)
+    usable, skipped = competitors(shape, sets[0], everything=scope.all_backends)
+    reference = ours("reference")
     graphs = frozenset[str]()
     if "triton" in usable and scope.device.type == "cuda":
         usable |= {"triton, graph": usable["triton, static"], DENSE[1]: usable[DENSE[0]]}
@@ -48,7 +47,7 @@ def contest(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool,
         tolerance=tolerance(dtype),
         work=work.moe(shape, dtype.itemsize, with_backward),
         tokens=shape.tokens,
-        others=notes(usable),
+        others={name: form.note for name, form in usable.items() if form.note},
         other_work=dict.fromkeys(DENSE, work.dense(shape, dtype.itemsize, with_backward)),
         skipped=skipped,
         graphs=graphs,

@@ -13,7 +13,7 @@ import torch
 
 from intermoe.benchmarks import bench_denoiser
 from intermoe.benchmarks.bench_moe import contest
-from intermoe.benchmarks.forms import LOADS, Form, Inputs, draw, forward, training, usable_backends
+from intermoe.benchmarks.forms import LOADS, Inputs, draw, forward, ours, training, usable_backends
 from intermoe.benchmarks.grid import SMALL, dimensions, sets_for
 from intermoe.benchmarks.harness import work
 from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, tolerance
@@ -28,7 +28,7 @@ def pool(scope: Scope, shape: Shape, dtype: torch.dtype, with_backward: bool) ->
     """The default backend on one row of the condition, so that pieces of the pool are pools too."""
     sets = [draw(shape, dtype, scope.device, seed) for seed in range(sets_for(shape, scope.device))]
     names, skipped = usable_backends(scope.device, dtype)
-    form = Form(lambda x: moe(*x.steps(), backend=names[0]).out)
+    form = ours(names[0])
 
     def expected() -> Outputs:
         with torch.no_grad():

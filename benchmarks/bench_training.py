@@ -6,6 +6,7 @@ Dropout is off, so that every entry computes the same loss; each entry trains it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class Trainee:
 
 def denoiser(scope: Scope, layers: int, batch: int) -> Contest:
     """Diffusion loss on unpadded latents; the selection stays settled, so that every step is as much work."""
-    config = models.TINY if scope.quick else models.layers(models.PUBLISHED, layers)
+    config = models.TINY if scope.quick else replace(models.PUBLISHED, num_layers=layers)
     built = models.build_denoiser(config, torch.float32, scope.device).train()
     latents, _, text = models.denoiser_inputs(config, batch, PERSONS, models.FRAMES, torch.float32, scope.device)
     timesteps = torch.linspace(0, 999, batch).long().to(scope.device)

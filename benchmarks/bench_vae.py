@@ -34,13 +34,13 @@ def decoding(scope: Scope, frames: int) -> Contest:
     latents = torch.randn(1, frames // vae.downsampling, vae.latent_joints, vae.config.latent_dim, generator=generator)
     latents = latents.to(scope.device)
 
+    @torch.no_grad()
     def whole(_: int) -> Outputs:
-        with torch.no_grad():
-            return (vae.decode(latents),)
+        return (vae.decode(latents),)
 
+    @torch.no_grad()
     def streamed(_: int) -> Outputs:
-        with torch.no_grad():
-            return (stream(vae, latents),)
+        return (stream(vae, latents),)
 
     with torch.no_grad():
         work = models.counted(lambda: vae.decode(latents), vae)
@@ -59,14 +59,14 @@ def encoding(scope: Scope, frames: int) -> Contest:
     motion = torch.randn(1, frames, 262, generator=torch.Generator().manual_seed(0)).to(scope.device)
     half = frames // 2 // vae.downsampling * vae.downsampling
 
+    @torch.no_grad()
     def whole(_: int) -> Outputs:
-        with torch.no_grad():
-            return (vae.encode(motion).mean,)
+        return (vae.encode(motion).mean,)
 
+    @torch.no_grad()
     def expected() -> Outputs:
-        with torch.no_grad():
-            rest = whole(0)[0][:, half // vae.downsampling :]
-            return (torch.cat([vae.encode(motion[:, :half]).mean, rest], dim=1),)
+        rest = whole(0)[0][:, half // vae.downsampling :]
+        return (torch.cat([vae.encode(motion[:, :half]).mean, rest], dim=1),)
 
     with torch.no_grad():
         work = models.counted(lambda: vae.encode(motion), vae)

@@ -10,8 +10,8 @@ import torch
 
 from intermoe.benchmarks.harness import report as reports
 from intermoe.benchmarks.harness import suite
-from intermoe.benchmarks.harness.case import Case, Scope, checked, left_out, reason_to_skip, rows
-from intermoe.benchmarks.harness.timing import Ceilings, ceilings, synchronise, take_turns
+from intermoe.benchmarks.harness.case import Case, Scope, checked, left_out, reason_to_skip, timed
+from intermoe.benchmarks.harness.timing import Ceilings, ceilings, synchronise
 
 Found = tuple[list[reports.Row], list[reports.Skipped], Ceilings]
 FOUND = pytest.StashKey[Found]()
@@ -69,8 +69,7 @@ def measured(benchmark: Any, scope: Scope, found: Found) -> Iterator[Callable[[C
             pytest.skip(reason)
         found[1].extend(left_out(case, contest))
         if calls and benchmark.enabled:  # with --benchmark-disable everything is checked and nothing timed
-            times = take_turns(calls, scope.device, scope.budget, contest.sets)
-            made = rows(case, contest, times, differences, found[2], scope.device)
+            made = timed(case, contest, calls, differences, found[2], scope)
             found[0].extend(made)
             benchmark.extra_info.update({row.entry: row.to_dict() for row in made})
             first = next(iter(calls.values()))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -144,14 +143,6 @@ class Form:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Forms:
-    """All that can run here, ours first, and why the others cannot."""
-
-    usable: dict[str, Form]
-    skipped: dict[str, str] = field(default_factory=dict)
-
-
 def usable_backends(device: torch.device, dtype: torch.dtype) -> tuple[list[str], dict[str, str]]:
     """Backends that serve tensors of this kind, the default first; and the reason of each that does not."""
     best = backends.resolve(device, dtype)
@@ -166,27 +157,29 @@ def usable_backends(device: torch.device, dtype: torch.dtype) -> tuple[list[str]
     return names, reasons
 
 
-def competitors(shape: Shape, inputs: Inputs, *, everything: bool = True) -> Forms:
-    """The default backend and the baselines; with ``everything`` also the other backends and ways to save memory."""
+def competitors(shape: Shape, inputs: Inputs, *, everything: bool = True) -> tuple[dict[str, Form], dict[str, str]]:
+    """All that can run here, ours first, and why the others cannot.
+
+    The default backend and the baselines; with ``everything`` also the other backends and ways to save memory.
+    """
     device, dtype = inputs.hidden.device, inputs.hidden.dtype
     names, skipped = usable_backends(device, dtype)
     timed = names if everything else names[:1]
-    forms = {name: _ours(backend=name) for name in timed}
+    forms = {name: ours(backend=name) for name in timed}
     if everything and names[0] != "reference":
-        forms[f"{names[0]}, recompute"] = _ours(backend=names[0], recompute=True)
+        forms[f"{names[0]}, recompute"] = ours(backend=names[0], recompute=True)
     if "triton" in names:
         room = round(1.25 * shape.pairs) + shape.experts
-        forms["triton, static"] = _ours(backend="triton", max_pairs=room)
+        forms["triton, static"] = ours(backend="triton", max_pairs=room)
         if dtype == torch.float16:
-            forms["triton, half sums"] = _ours(backend="triton", half_sums=True)
+            forms["triton, half sums"] = ours(backend="triton", half_sums=True)
     forms["authors' form"] = Form(published)
-    forms["expert loop"] = Form(loop)
+    forms["expert loop"] = on_sorted_rows(baselines.expert_loop)
     if baselines.HAS_GROUPED_MM:
-        forms["grouped_mm"] = Form(grouped)
-        if everything and device.type == "cuda":
-            forms["grouped_mm, compiled"] = Form(
-                partial(grouped, activation=torch.compile(baselines.swiglu, dynamic=True))
-            )
+        forms["grouped_mm"] = on_sorted_rows(baselines.grouped_mm)
+        if everything and device.type == "cuda":  # the way torchtitan runs its experts
+            compiled = torch.compile(baselines.swiglu, dynamic=True)
+            forms["grouped_mm, compiled"] = on_sorted_rows(baselines.grouped_mm, activation=compiled)
     else:
         skipped["grouped_mm"] = f"torch {torch.__version__} has no torch.nn.functional.grouped_mm"
     forms["dense network"] = Form(lambda x: baselines.dense_ffn(x.hidden, x.weights), note="no routing")
@@ -197,10 +190,11 @@ def competitors(shape: Shape, inputs: Inputs, *, everything: bool = True) -> For
             skipped[name] = " ".join(str(error).split()) or type(error).__name__
         else:
             forms[name] = Form(call, parameters, note="own weights")
-    return Forms(forms, skipped)
+    return forms, skipped
 
 
-def _ours(backend: str, **options: Any) -> Form:
+def ours(backend: str, **options: Any) -> Form:
+    """The block's operation on a backend; the options are those of ``Inputs.steps``."""
     return Form(lambda x: moe(*x.steps(**options), backend=backend).out)
 
 
@@ -215,18 +209,14 @@ def published(x: Inputs) -> Tensor:
     return torch.cat(calls)
 
 
-def loop(x: Inputs) -> Tensor:
-    """One product per expert on sorted rows, behind plain routing."""
-    tokens, logits = route_reference(*x[:5])
-    s = select_reference(logits, x.selection_bias)
-    return baselines.expert_loop(tokens, s.token_idx, s.expert_offsets, s.slots, s.gates, x.weights)
+def on_sorted_rows(experts: Callable[..., Tensor], **options: Any) -> Form:
+    """A baseline that takes rows sorted by expert, behind plain routing."""
 
+    def call(x: Inputs) -> Tensor:
+        tokens, logits = route_reference(*x[:5])
+        return experts(tokens, select_reference(logits, x.selection_bias), x.weights, **options)
 
-def grouped(x: Inputs, activation: Callable[[Tensor], Tensor] = baselines.swiglu) -> Tensor:
-    """torch's grouped product on sorted rows, behind plain routing; with a compiled SwiGLU as torchtitan uses it."""
-    tokens, logits = route_reference(*x[:5])
-    s = select_reference(logits, x.selection_bias)
-    return baselines.grouped_mm(tokens, s.token_idx, s.expert_offsets, s.gates, x.weights, activation)
+    return Form(call)
 
 
 def forward(form: Form, sets: list[Inputs]) -> Callable[[int], Outputs]:
@@ -251,7 +241,3 @@ def training(form: Form, sets: list[Inputs], grads: list[Tensor]) -> Callable[[i
         return (out.detach(), *(grad for grad in found if grad is not None))
 
     return call
-
-
-def notes(forms: Mapping[str, Form]) -> dict[str, str]:
-    return {name: form.note for name, form in forms.items() if form.note}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -125,7 +124,3 @@ def counted(call: Callable[[], object], *modules: nn.Module) -> list[Work]:
         call()
     size = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
     return [Work(float(counter.get_total_flops()), float(size))]
-
-
-def layers(config: DenoiserConfig, number: int) -> DenoiserConfig:
-    return replace(config, num_layers=number)

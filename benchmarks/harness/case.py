@@ -183,16 +183,19 @@ def _difference(contest: Contest, name: str, found: Outputs, expected: Outputs |
     return worst
 
 
-def rows(
+def timed(
     case: Case,
     contest: Contest,
-    times: Mapping[str, list[float]],
+    calls: Mapping[str, Call],
     differences: Mapping[str, float],
     ceilings: Ceilings,
-    device: torch.device,
+    scope: Scope,
 ) -> list[Row]:
-    """What was timed, with memory and host reads of one more call each."""
-    first = next(iter(contest.entries))
+    """Times of what was checked, with memory and host reads of one more call each."""
+    if not calls:
+        return []
+    device, first = scope.device, next(iter(contest.entries))
+    times = take_turns(calls, device, scope.budget, contest.sets)
     # Half types can be computed with in float32: where products of theirs are slower, those of float32 are the bound.
     rate = max(ceilings.product[name] for name in {name_of(case.dtype), "float32"})
     made = []
@@ -251,9 +254,7 @@ def run(case: Case, scope: Scope, ceilings: Ceilings) -> tuple[list[Row], list[S
     try:
         contest = case.prepare()
         calls, differences = checked(contest)
-        times = take_turns(calls, scope.device, scope.budget, contest.sets) if calls else {}
-        made = rows(case, contest, times, differences, ceilings, scope.device) if calls else []
-        found = made, left_out(case, contest)
+        found = timed(case, contest, calls, differences, ceilings, scope), left_out(case, contest)
     except Exception as error:  # whatever a case meets is no reason to lose the others
         reason = reason_to_skip(error)
         said = reason or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

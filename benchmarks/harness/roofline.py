@@ -20,11 +20,12 @@ import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from intermoe.files import write_json
 from intermoe.kernels.triton import aot, configs
-from intermoe.kernels.triton.aot import DIM, EXPERT_DIM, NUM_EXPERTS, Resources, Specimen
+from intermoe.kernels.triton.aot import DIM, EXPERT_DIM, NUM_EXPERTS, Resources
 
 LAUNCH = 1.5e-6
 """Seconds between two kernels of a captured graph."""
@@ -59,21 +60,25 @@ CARDS = (
 )
 
 
+Product = tuple[str, int, str, int]
+"""What a grouped product is compiled for: its name, the architecture, precision and tokens."""
+
+
 @dataclass(frozen=True)
-class Work:
-    """One launch: FLOPs useful and done on padded tiles, device-memory bytes, L2 bytes, and its programs."""
+class Launch:
+    """One launch: FLOPs useful and done on padded tiles, device-memory bytes, L2 bytes, programs, what to compile."""
 
     name: str
     flops: float
     padded_flops: float
     bytes: float
     l2_bytes: float
-    programs: int
-    specimen: Specimen | None
+    programs: int = 0
+    product: Product | None = None
 
 
 @dataclass(frozen=True)
-class Row:
+class Line:
     """One line of the report; times in microseconds."""
 
     card: str
@@ -88,22 +93,21 @@ class Row:
     predicted: float
 
 
-def grouped(kernel: str, name: str, architecture: int, precision: str, tokens: int) -> Work:
-    """A grouped product with as many pairs as tokens, spread evenly over the experts."""
-    size = configs.size_class(tokens, NUM_EXPERTS)
-    tile = configs.tile(architecture, kernel, precision, size)
-    specimen = next(s for s in aot.grouped_specimens(kernel, precision, tile) if s.name == name)
+def grouped(name: str, architecture: int, precision: str, tokens: int) -> Launch:
+    """A grouped product, its kernel the first word, with as many pairs as tokens, spread evenly over the experts."""
+    product = (name, architecture, precision, tokens)
+    kernel, tile = _tile(product)
     element = 2 if precision == "half" else 4
     pairs, rows = tokens, tokens / NUM_EXPERTS
     weights = NUM_EXPERTS * DIM * EXPERT_DIM * element
     if kernel == "grad_weight":
         height, width = (2 * EXPERT_DIM, DIM) if name.endswith("up") else (DIM, EXPERT_DIM)
-        steps = math.ceil(rows / tile.block_k) * tile.block_k
+        padded = math.ceil(rows / tile.block_k) * tile.block_k
         programs = NUM_EXPERTS * math.ceil(height / tile.block_m) * math.ceil(width / tile.block_n)
         moved = (pairs * (height + width) + NUM_EXPERTS * height * width) * element
-        loaded = programs * steps * (tile.block_m + tile.block_n) * element
+        loaded = programs * padded * (tile.block_m + tile.block_n) * element
         flops = 2 * pairs * height * width
-        return Work(name, flops, flops * steps / rows, moved, loaded, programs, specimen)
+        return Launch(name, flops, flops * padded / rows, moved, loaded, programs, product)
     inner, outer, products = {
         "up": (DIM, EXPERT_DIM, 2),
         "down": (EXPERT_DIM, DIM, 1),
@@ -121,138 +125,121 @@ def grouped(kernel: str, name: str, architecture: int, precision: str, tokens: i
     }[kernel]
     moved = (pairs * inner + extra) * element + weights * (2 if kernel in ("up", "grad_pairs") else 1)
     loaded = programs * inner * (tile.block_m + products * tile.block_n) * element
-    return Work(name, flops, flops * row_tiles * tile.block_m / pairs, moved, loaded, programs, specimen)
+    return Launch(name, flops, flops * row_tiles * tile.block_m / pairs, moved, loaded, programs, product)
 
 
-def streaming(name: str, tensors: float, precision: str, tokens: int, width: int = DIM) -> Work:
+def streaming(name: str, tensors: float, precision: str, tokens: int, width: int = DIM) -> Launch:
     """A pass over ``tensors`` arrays of tokens x width."""
     moved = tensors * tokens * width * (2 if precision == "half" else 4)
-    return Work(name, 0.0, 0.0, moved, moved, 0, None)
+    return Launch(name, 0.0, 0.0, moved, moved)
 
 
-def steps(direction: str, architecture: int, precision: str, tokens: int) -> list[Work]:
-    """The launches of one call, in order."""
-    work = {kernel: (kernel, kernel, architecture, precision, tokens) for kernel in configs.KERNELS}
-    weights_read = 3 * NUM_EXPERTS * EXPERT_DIM
-    rounded = (
-        [
-            streaming("round tokens", 2, precision, tokens),
-            streaming("round weights", 2, precision, weights_read),
-        ]
-        if precision == "tf32"
-        else []
-    )
-    selection = Work("select", 0.0, 0.0, tokens * NUM_EXPERTS * 20.0, 0.0, 0, None)
+def launches(direction: str, architecture: int, precision: str, tokens: int) -> list[Launch]:
+    """Those of one call, in order."""
+    product = partial(grouped, architecture=architecture, precision=precision, tokens=tokens)
+    rounded = [
+        streaming("round tokens", 2, precision, tokens),
+        streaming("round weights", 2, precision, 3 * NUM_EXPERTS * EXPERT_DIM),
+    ]
+    if precision != "tf32":
+        rounded.clear()
+    selection = Launch("select", 0.0, 0.0, tokens * NUM_EXPERTS * 20.0, 0.0)
+    combine = streaming("combine", 2, precision, tokens)
     if direction == "backward":
-        weights = [
-            grouped("grad_weight", f"grad_weight {part}", architecture, precision, tokens) for part in ("up", "down")
-        ]
         return [
             *rounded,
             *rounded[:1],
-            grouped(*work["grad_hidden"]),
+            product("grad_hidden"),
             streaming("swiglu_backward", 6, precision, tokens, EXPERT_DIM),
-            grouped(*work["grad_pairs"]),
-            *weights,
-            streaming("combine", 2, precision, tokens),
+            product("grad_pairs"),
+            product("grad_weight up"),
+            product("grad_weight down"),
+            combine,
             selection,
             streaming("route grad_input", 3, precision, tokens),
             streaming("route grad_router", 1, precision, tokens),
         ]
-    up = "up" if direction == "forward" else "up inference"
+    up = product("up" if direction == "forward" else "up inference")
     return [
-        streaming("route", 2, precision, tokens),
-        selection,
-        selection,
-        *rounded,
-        grouped("up", up, architecture, precision, tokens),
-        grouped(*work["down"]),
-        streaming("combine", 2, precision, tokens),
-    ]
+        streaming("route", 2, precision, tokens), selection, selection, *rounded, up, product("down"), combine
+    ]  # fmt: skip
 
 
-def predict(work: Work, card: Card, precision: str, resources: Resources | None) -> Row:
-    """Bound and prediction of one launch."""
-    peak = card.peak(precision)
-    memory = work.bytes / card.bandwidth
-    seconds = max(memory, work.l2_bytes / card.l2_bandwidth)
-    blocks = None
+def predict(
+    launch: Launch, resources: Resources | None, card: Card, tokens: int, precision: str, direction: str
+) -> Line:
+    """Bound and prediction of one launch of a call."""
+    memory = launch.bytes / card.bandwidth
+    seconds, used = max(memory, launch.l2_bytes / card.l2_bandwidth), (None, None, None)
     if resources is not None:
         blocks = resources.blocks_per_multiprocessor(card.shared, card.threads)
         if blocks == 0:
-            raise RuntimeError(f"{work.name}: does not fit a multiprocessor of the {card.name}: {resources}")
-        seconds = max(seconds, _waves(work, card, peak, blocks, resources.threads // 32))
-    return Row(
-        card.name, 0, precision, "", work.name,
-        resources.registers if resources else None, resources.shared if resources else None, blocks,
-        1e6 * max(work.flops / peak, memory), 1e6 * (seconds + LAUNCH),
-    )  # fmt: skip
+            raise RuntimeError(f"{launch.name}: does not fit a multiprocessor of the {card.name}: {resources}")
+        seconds = max(seconds, _waves(launch, card, card.peak(precision), blocks, resources.threads // 32))
+        used = resources.registers, resources.shared, blocks
+    bound = max(launch.flops / card.peak(precision), memory)
+    return Line(card.name, tokens, precision, direction, launch.name, *used, 1e6 * bound, 1e6 * (seconds + LAUNCH))
 
 
-def _waves(work: Work, card: Card, peak: float, blocks: int, warps: int) -> float:
+def _waves(launch: Launch, card: Card, peak: float, blocks: int, warps: int) -> float:
     """Time of the tiles: full waves of all resident blocks, then the rest, which may leave matrix units idle."""
-    per_tile = work.padded_flops / work.programs / (peak / card.multiprocessors * card.sustained)
+    per_tile = launch.padded_flops / launch.programs / (peak / card.multiprocessors * card.sustained)
 
     def wave(resident: int) -> float:
         return resident * per_tile / min(1.0, resident * warps / WARPS_TO_SATURATE)
 
-    full, rest = divmod(work.programs, card.multiprocessors * blocks)
+    full, rest = divmod(launch.programs, card.multiprocessors * blocks)
     return full * wave(blocks) + (wave(math.ceil(rest / card.multiprocessors)) if rest else 0.0)
 
 
-def _compile(job: tuple[str, str, str, int, int]) -> Resources:
-    kernel, name, precision, architecture, tokens = job
-    specimen = grouped(kernel, name, architecture, precision, tokens).specimen
-    if specimen is None:
-        raise RuntimeError(f"{name}: nothing to compile")
-    return aot.compile_specimen(specimen, architecture)
+def _tile(product: Product) -> tuple[str, configs.Tile]:
+    name, architecture, precision, tokens = product
+    kernel = name.split()[0]
+    return kernel, configs.tile(architecture, kernel, precision, configs.size_class(tokens, NUM_EXPERTS))
 
 
-def report(cards: tuple[Card, ...] = CARDS) -> list[Row]:
-    """Every launch of every case on every card, and the sums (kernel "total")."""
-    cases = [
+def _compile(product: Product) -> Resources:
+    (kernel, tile), (name, architecture, precision, _) = _tile(product), product
+    specimens = {specimen.name: specimen for specimen in aot.grouped_specimens(kernel, precision, tile)}
+    return aot.compile_specimen(specimens[name], architecture)
+
+
+def report(cards: tuple[Card, ...] = CARDS) -> list[Line]:
+    """Every launch of every call on every card, and the sums (kernel "total")."""
+    calls = [
         (card, tokens, precision, direction)
         for card in cards
         for precision, tokens in (("half", 9600), ("half", 300), ("tf32", 9600))
         for direction in ("forward", "backward", "inference")
     ]
-    launches = [(case, work) for case in cases for work in steps(case[3], case[0].architecture, case[2], case[1])]
-    jobs = {
-        (work.name.split()[0], work.name, case[2], case[0].architecture, case[1])
-        for case, work in launches
-        if work.specimen
-    }
-    ordered = sorted(jobs)
+    chains = [launches(direction, card.architecture, precision, tokens) for card, tokens, precision, direction in calls]
+    products = sorted({launch.product for chain in chains for launch in chain if launch.product})
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        compiled = dict(zip(ordered, pool.map(_compile, ordered, chunksize=4), strict=True))
-    rows: list[Row] = []
-    for case in cases:
-        card, tokens, precision, direction = case
-        mine = []
-        for work in steps(direction, card.architecture, precision, tokens):
-            job = (work.name.split()[0], work.name, precision, card.architecture, tokens)
-            row = predict(work, card, precision, compiled.get(job))
-            mine.append(Row(**{**asdict(row), "tokens": tokens, "direction": direction}))
-        sums = [sum(getattr(row, name) for row in mine) for name in ("bound", "predicted")]
-        rows += [*mine, Row(card.name, tokens, precision, direction, "total", None, None, None, *sums)]
-    return rows
+        compiled = dict(zip(products, pool.map(_compile, products, chunksize=4), strict=True))
+    lines: list[Line] = []
+    for (card, tokens, precision, direction), chain in zip(calls, chains, strict=True):
+        used = [compiled[each.product] if each.product else None for each in chain]
+        found = [predict(*pair, card, tokens, precision, direction) for pair in zip(chain, used, strict=True)]
+        bound, predicted = sum(line.bound for line in found), sum(line.predicted for line in found)
+        lines += [*found, Line(card.name, tokens, precision, direction, "total", None, None, None, bound, predicted)]
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path, help="also write every line to this file")
     chosen = parser.parse_args()
-    rows = report()
+    lines = report()
     print("Predicted, not measured. D=768, F=1024, E=8, one expert per token. Times in microseconds.")
     print(f"{'card':9} {'S':>5} {'type':5} {'call':9} {'kernel':17} {'regs':>5} {'shared':>7} {'blocks':>6}"
           f" {'bound':>8} {'predicted':>9} {'reached':>7}")  # fmt: skip
-    for row in rows:
+    for line in lines:
         resources = "".join(f" {'' if v is None else v:>{w}}" for v, w in
-                            ((row.registers, 5), (row.shared, 7), (row.blocks, 6)))  # fmt: skip
-        print(f"{row.card:9} {row.tokens:5} {row.precision:5} {row.direction:9} {row.kernel:17}{resources}"
-              f" {row.bound:8.1f} {row.predicted:9.1f} {row.bound / row.predicted:7.0%}")  # fmt: skip
+                            ((line.registers, 5), (line.shared, 7), (line.blocks, 6)))  # fmt: skip
+        print(f"{line.card:9} {line.tokens:5} {line.precision:5} {line.direction:9} {line.kernel:17}{resources}"
+              f" {line.bound:8.1f} {line.predicted:9.1f} {line.bound / line.predicted:7.0%}")  # fmt: skip
     if chosen.json:
-        write_json(chosen.json, [asdict(row) for row in rows])
+        write_json(chosen.json, [asdict(line) for line in lines])
 
 
 if __name__ == "__main__":

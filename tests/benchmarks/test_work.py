@@ -24,7 +24,7 @@ def test_counts_are_those_of_the_roofline(tokens: int, direction: str) -> None:
     from intermoe.benchmarks.harness import roofline
 
     shape = Shape(tokens)
-    launches = roofline.steps(direction, 86, "half", tokens)
+    launches = roofline.launches(direction, 86, "half", tokens)
     theirs = [w for w in launches if w.flops]
     ours = work.experts(shape, 2, True) if direction == "forward" else work.experts_backward(shape, 2)
     assert [w.flops for w in theirs] == [w.flop for w in ours]
