@@ -13,6 +13,7 @@ from intermoe.cli.common import (
     SeedsOption,
     check_folder,
     check_sampling,
+    file_or_shipped,
     parse_seeds,
     print_table,
     reported,
@@ -42,7 +43,7 @@ def ablate(
     Run the same command again to go on: finished variants are not done twice.
     """
     with reported():
-        path = matrix_path(matrix)
+        path = file_or_shipped(matrix, "matrix", "ablations", "matrix")
         chosen = parse_seeds(seeds)
         check_sampling(steps, guidance, min(chosen))
         check_folder(out)
@@ -72,15 +73,3 @@ def ablate(
         )
     print_table(report.table())
     typer.echo(out / "ablation.md")
-
-
-def matrix_path(matrix: Path) -> Path:
-    """A matrix file, given by path or by the name of a shipped one."""
-    shipped = Path(__file__).parents[1] / "train" / "configs" / "ablations"
-    if matrix.is_file():
-        return matrix
-    by_name = shipped / f"{matrix}.yaml"
-    if matrix.parent == Path() and by_name.is_file():
-        return by_name
-    names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
-    raise FileNotFoundError(f"matrix: {str(matrix)!r} is neither a file nor a shipped matrix ({names})")

@@ -62,6 +62,22 @@ def naming(option: str) -> Iterator[None]:
         raise ValueError(f"{option}: {error}") from error
 
 
+def file_or_shipped(name: Path, argument: str, folder: str, what: str) -> Path:
+    """A file, or the recipe that ships under this name in ``folder`` of the recipes.
+
+    Raises:
+        FileNotFoundError: neither; lists the names.
+    """
+    shipped = Path(__file__).parents[1] / "train" / "configs" / folder
+    by_name = shipped / f"{name}.yaml"
+    if name.is_file():
+        return name
+    if name.parent == Path() and by_name.is_file():
+        return by_name
+    names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
+    raise FileNotFoundError(f"{argument}: {str(name)!r} is neither a file nor a shipped {what} ({names})")
+
+
 def captions_by_activity(option: str, name: str | None) -> dict[str, list[str]] | None:
     """What ``--wordings`` or ``--paraphrases`` gave: a file, or the name of data that one ships for."""
     from intermoe.data.activities import read_wordings, shipped_wordings

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from intermoe.cli.common import DataOption, check_folder, print_table, reported
+from intermoe.cli.common import DataOption, check_folder, file_or_shipped, print_table, reported
 
 
 def compare(
@@ -37,7 +37,7 @@ def compare(
     Run the same command again to go on: finished systems are not done twice.
     """
     with reported():
-        path = comparison_path(matrix)
+        path = file_or_shipped(matrix, "matrix", "comparisons", "comparison")
         check_folder(out)
         if not data.is_dir():
             raise NotADirectoryError(f"--data: not a folder: {data}")
@@ -60,18 +60,6 @@ def compare(
     for note in report.notes:
         typer.echo(note)
     typer.echo(out / "comparison.md")
-
-
-def comparison_path(matrix: Path) -> Path:
-    """A comparison's file, given by path or by the name of a shipped one."""
-    shipped = Path(__file__).parents[1] / "train" / "configs" / "comparisons"
-    if matrix.is_file():
-        return matrix
-    by_name = shipped / f"{matrix}.yaml"
-    if matrix.parent == Path() and by_name.is_file():
-        return by_name
-    names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
-    raise FileNotFoundError(f"matrix: {str(matrix)!r} is neither a file nor a shipped comparison ({names})")
 
 
 def _named(option: str) -> tuple[str, str]:

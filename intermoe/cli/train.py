@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from intermoe.cli.common import check_folder, reported
+from intermoe.cli.common import check_folder, file_or_shipped, reported
 
 BY_RECIPE = "recipe"
 
@@ -49,8 +49,7 @@ def train_recipe(
 ) -> None:
     """Train what the recipe says by its trainer key; the word itself can be left out: intermoe train CONFIG."""
     with reported():
-        path = config_path(config)
-        check_folder(out)
+        path = _recipe(config, out)
         from intermoe.train.trainers import train
 
         typer.echo(train(path, out, start=start, resume=resume, data=data))
@@ -66,8 +65,7 @@ def train_vae(
 ) -> None:
     """Train the autoencoder; the folder's model/ is what the denoiser's training needs."""
     with reported():
-        path = config_path(config)
-        check_folder(out)
+        path = _recipe(config, out)
         from intermoe.train import run_vae
 
         typer.echo(run_vae(path, out, resume=resume, data=data, init=init))
@@ -85,8 +83,7 @@ def train_denoiser(
 ) -> None:
     """Train denoiser and text encoder; the folder's model/ is what generate --model takes."""
     with reported():
-        path = config_path(config)
-        check_folder(out)
+        path = _recipe(config, out)
         from intermoe.train import run_denoiser
 
         typer.echo(run_denoiser(path, out, vae=vae, resume=resume, data=data))
@@ -98,19 +95,13 @@ def train_evaluator(
 ) -> None:
     """Train an evaluator on one's own data; the folder's model/ is what evaluate --evaluator takes."""
     with reported():
-        path = config_path(config)
-        check_folder(out)
+        path = _recipe(config, out)
         from intermoe.train import run_evaluator
 
         typer.echo(run_evaluator(path, out, resume=resume, data=data))
 
 
-def config_path(config: Path) -> Path:
-    shipped = Path(__file__).parents[1] / "train" / "configs"
-    if config.is_file():
-        return config
-    by_name = shipped / f"{config}.yaml"
-    if config.parent == Path() and by_name.is_file():
-        return by_name
-    names = ", ".join(sorted(path.stem for path in shipped.glob("*.yaml")))
-    raise FileNotFoundError(f"config: {str(config)!r} is neither a file nor a shipped configuration ({names})")
+def _recipe(config: Path, out: Path) -> Path:
+    path = file_or_shipped(config, "config", "", "configuration")
+    check_folder(out)
+    return path

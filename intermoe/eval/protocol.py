@@ -81,22 +81,16 @@ PROTOCOLS = {
         crops=False,
         published=_published("interhuman"),
     ),
-    "interx": Protocol(
-        "interx",
-        batch_size=32,
-        scale=1.0,
-        divide_by=1.0,
-        swaps_persons=False,
-        crops=True,
-        published=_published("interx"),
-    ),
-    "humanml3d": Protocol(
-        "humanml3d",
-        batch_size=32,
-        scale=1.0,
-        divide_by=1.0,
-        swaps_persons=False,
-        crops=True,
-        published=_published("humanml3d"),
-    ),
+    **{
+        name: Protocol(
+            name,
+            batch_size=32,
+            scale=1.0,
+            divide_by=1.0,
+            swaps_persons=False,
+            crops=True,
+            published=_published(name),
+        )
+        for name in ("interx", "humanml3d")
+    },
 }

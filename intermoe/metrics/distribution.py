@@ -67,15 +67,13 @@ def frechet_distance(embeddings: Floats, reference: Floats, *, scale: float = 1.
 def diversity(
     embeddings: Floats, first: Indices, second: Indices, *, scale: float = 1.0, divide_by: float = 1.0
 ) -> float:
-    """Mean distance of the pairs (first[i], second[i]) of rows, times scale / divide_by.
+    """Mean distance of the pairs (first[i], second[i]) of rows (N, E), times scale / divide_by.
 
     Raises:
         ValueError: no pair, or numbers that are not finite.
     """
     _require_finite(embeddings=embeddings)
-    _require_pairs(first, second)
-    difference = embeddings[first].astype(np.float64) - embeddings[second]
-    return float(np.linalg.norm(difference, axis=-1).mean() * scale / divide_by)
+    return multimodality(embeddings[None], first, second, scale=scale, divide_by=divide_by)
 
 
 def multimodality(

@@ -15,15 +15,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from intermoe.checkpoints import load_module, load_safetensors
 from intermoe.config import _require
 from intermoe.data.dataset import MotionChoice, MotionDataset
 from intermoe.data.sets import DATA_SETS, train_statistics
-from intermoe.files import replacing_folder, write_tensors
+from intermoe.files import replacing_folder
 from intermoe.motion.interhuman import joints
-from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
-from intermoe.systems.files import to_be_filled, write_model
+from intermoe.systems.files import write_model
 from intermoe.systems.intermask.config import (
     MIN_STEPS,
     InterMaskConfig,
@@ -39,8 +37,9 @@ from intermoe.train import run
 from intermoe.train.condition import keep_tokenizer, prepare_text
 from intermoe.train.config import TrainConfig
 from intermoe.train.draws import ItemDraws
+from intermoe.train.folders import load_trained, save_trained
 from intermoe.train.loop import Batch, Objective, fit
-from intermoe.train.vae import Windows, load_run_statistics
+from intermoe.train.vae import Windows
 
 
 @dataclass(frozen=True)
@@ -171,12 +170,7 @@ def run_tokenizer(
         windows = Windows(train, config.window, config.window_stride)
         state = fit(accelerator, objective, config, windows, validation, output_dir, resume=resume)
         if state is not None:
-            with replacing_folder(folder) as temporary:
-                run.write_config(temporary / "config.json", config.model)
-                run.write_config(temporary / "training.json", run.without_paths(config))
-                statistics.save(temporary / "statistics.json")
-                weights = {key.removeprefix("tokenizer."): value for key, value in state.items()}
-                write_tensors(temporary / "model.safetensors", weights)
+            save_trained(folder, "tokenizer", config, state, statistics)
     return folder
 
 
@@ -190,16 +184,7 @@ def load_tokenizer_folder(folder: str | Path) -> tuple[MotionTokenizer, Statisti
     Raises:
         FileNotFoundError: a file is missing. ValueError: a file does not fit the configuration; names the key.
     """
-    folder = Path(folder)
-    for name in ("config.json", "model.safetensors", "statistics.json"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"tokenizer: {folder} holds no {name}")
-    config, weights = TokenizerConfig.load(folder / "config.json"), folder / "model.safetensors"
-    with to_be_filled(weights):
-        tokenizer = MotionTokenizer(config)
-    load_module(tokenizer, load_safetensors(weights), weights)
-    columns = REPRESENTATIONS[config.representation].frame_shape[-1]
-    return tokenizer.eval().requires_grad_(False), load_run_statistics(folder, columns)
+    return load_trained(folder, "tokenizer", TokenizerConfig, MotionTokenizer)
 
 
 class CodeItem(TypedDict):

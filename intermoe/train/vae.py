@@ -8,19 +8,17 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from intermoe.checkpoints import load_module, load_safetensors
 from intermoe.data.dataset import EpochNumbers, MotionDataset
 from intermoe.data.items import MotionItem
 from intermoe.data.sets import train_statistics
-from intermoe.files import replacing_folder, write_tensors
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
-from intermoe.systems.files import to_be_filled
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.train import run
 from intermoe.train.config import VAETrainConfig
 from intermoe.train.draws import ItemDraws
+from intermoe.train.folders import load_trained, save_trained
 from intermoe.train.loop import Batch, Objective, fit
 from intermoe.train.losses import vae_losses
 
@@ -154,18 +152,8 @@ def run_vae(
         windows = Windows(train, config.window, config.window_stride)
         state = fit(accelerator, objective, config, windows, validation, output_dir, resume=resume)
         if state is not None:
-            weights = {key.removeprefix("vae."): value for key, value in state.items()}
-            save_vae_folder(folder, config, weights, statistics)
+            save_trained(folder, "vae", config, state, statistics)
     return folder
-
-
-def save_vae_folder(folder: Path, config: VAETrainConfig, weights: dict[str, Tensor], statistics: Statistics) -> None:
-    """Write config.json (``VAEConfig``), model.safetensors, statistics.json and training.json (how it was trained)."""
-    with replacing_folder(folder) as temporary:
-        run.write_config(temporary / "config.json", config.model)
-        run.write_config(temporary / "training.json", run.without_paths(config))
-        statistics.save(temporary / "statistics.json")
-        write_tensors(temporary / "model.safetensors", weights)
 
 
 def load_vae_folder(folder: str | Path) -> tuple[CausalSkeletalVAE, Statistics]:
@@ -174,23 +162,7 @@ def load_vae_folder(folder: str | Path) -> tuple[CausalSkeletalVAE, Statistics]:
     Raises:
         FileNotFoundError: a file is missing. ValueError: a file does not fit the configuration; names the key.
     """
-    folder = Path(folder)
-    for name in ("config.json", "model.safetensors", "statistics.json"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"vae: {folder} holds no {name}")
-    config, weights = VAEConfig.load(folder / "config.json"), folder / "model.safetensors"
-    with to_be_filled(weights):
-        vae = CausalSkeletalVAE(config)
-    load_module(vae, load_safetensors(weights), weights)
-    return vae.eval().requires_grad_(False), load_run_statistics(folder, vae.representation.frame_shape[-1])
-
-
-def load_run_statistics(folder: Path, columns: int) -> Statistics:
-    """The statistics in a run's model folder. Raises ``ValueError`` for another number of columns."""
-    statistics = Statistics.load(folder / "statistics.json")
-    if len(statistics.mean) != columns:
-        raise ValueError(f"{folder / 'statistics.json'}: expected {columns} columns, got {len(statistics.mean)}")
-    return statistics
+    return load_trained(folder, "vae", VAEConfig, CausalSkeletalVAE)
 
 
 TRAINER = run.Trainer(VAETrainConfig, run_vae, start="init")
