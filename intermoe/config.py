@@ -33,6 +33,8 @@ MAX_LAYERS = 1000
 MAX_SIZE = 10**6
 """Of the layers and of a size of any network here; a foreign file may ask for more than memory holds."""
 
+WHOLE_NUMBER = "a whole number of 64 bits"
+
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.I)
 
 
@@ -70,7 +72,7 @@ def check_integer(value: Any, name: str, *, low: int | None = None, high: int | 
     """``value`` as an ``int``, whatever integer it is (numpy's too); a truth value is none.
 
     Raises:
-        TypeError: no integer. ValueError: outside [low, high].
+        TypeError: no integer. ValueError: outside [low, high], or of more than 64 bits.
     """
     try:
         number = operator.index(value)
@@ -81,7 +83,27 @@ def check_integer(value: Any, name: str, *, low: int | None = None, high: int | 
     if (low is not None and number < low) or (high is not None and number > high):
         bounds = f">= {low}" if high is None else f"<= {high}" if low is None else f"in [{low}, {high}]"
         raise ValueError(f"{name}: expected a value {bounds}, got {number}")
+    if not _fits(number):
+        raise ValueError(f"{name}: expected {WHOLE_NUMBER}, got {number}")
     return number
+
+
+def check_number(value: Any, name: str) -> float:
+    """``value`` as a ``float``, whatever real number it is. Raises ``ConfigError`` for what is none or not finite."""
+    number = _as_float(value)
+    _require(math.isfinite(number), name, "a finite number", value)
+    return number
+
+
+def check_flag(value: Any, name: str) -> bool:
+    """``value``, a truth value. Raises ``TypeError`` for anything else, which Python would take for one."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return value
+
+
+def _fits(number: int) -> bool:
+    return -(2**63) <= number < 2**63
 
 
 def _coerce(annotation: Any, value: Any, name: str) -> Any:
@@ -90,6 +112,8 @@ def _coerce(annotation: Any, value: Any, name: str) -> Any:
         if value is None and type(None) in typing.get_args(annotation):
             return None
         annotation = next(arg for arg in typing.get_args(annotation) if arg is not type(None))
+    if isinstance(value, Config):
+        return value
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return annotation._build(value, name)
     origin = typing.get_origin(annotation)
@@ -104,10 +128,9 @@ def _coerce(annotation: Any, value: Any, name: str) -> Any:
         # a number as 1e-3 is a string to YAML 1.1
         if isinstance(value, str) and _NUMBER.fullmatch(value):
             value = float(value)
-        number = _as_float(value)
-        _require(math.isfinite(number), name, "a finite number", value)
-        return number
+        return check_number(value, name)
     if annotation is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        _require(_fits(int(value)), name, WHOLE_NUMBER, value)
         return int(value)
     if annotation in (bool, int, str):
         _require(isinstance(value, annotation), name, f"a value of type {annotation.__name__}", value)
@@ -126,6 +149,22 @@ class Config:
 
     RENAMED: ClassVar[dict[str, str]] = {}
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Values are of their fields' types before a class compares them, wherever they come from."""
+        super().__init_subclass__(**options)
+        if (check := cls.__dict__.get("__post_init__")) is None:
+            return
+
+        def checked(self: Config) -> None:
+            Config.__post_init__(self)
+            check(self)
+
+        cls.__post_init__ = checked  # type: ignore[method-assign]
+
+    def __post_init__(self) -> None:
+        for name, annotation in _annotations(type(self)).items():
+            object.__setattr__(self, name, _coerce(annotation, getattr(self, name), name))
+
     @classmethod
     def from_dict(cls: type[ConfigT], values: Any, *, where: str = "config") -> ConfigT:
         """Build from a mapping. Raises ``ValueError`` that names an unknown key, a wrong type or a bad value."""
@@ -139,7 +178,7 @@ class Config:
             if old in values and new in values:
                 raise ConfigError(section, f"key {new!r} is there twice, once by its earlier name {old!r}")
         values = {cls.RENAMED.get(key, key): value for key, value in values.items()}
-        hints = typing.get_type_hints(cls)
+        hints = _annotations(cls)
         fields = dataclasses.fields(cls)
         names = [f.name for f in fields]
         for key in values:
@@ -179,6 +218,12 @@ class Config:
             return cls._build(values, "")
         except ConfigError as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+def _annotations(cls: type[Config]) -> dict[str, Any]:
+    """The types of a configuration's fields."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _defaults_in(error: ConfigError, values: dict[str, Any], names: set[str]) -> list[str]:

@@ -14,6 +14,7 @@ MODELS = Path(__file__).parent / "models"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+ANSWER_SECONDS = 10
 
 CARD = """---
 library_name: intermoe
@@ -74,6 +75,23 @@ def download(repo_id: str, files: list[str], revision: str | None = None) -> Pat
         raise FileNotFoundError(
             f"model: {repo_id!r}{at} is not in the local cache and could not be read from the Hub: {error}"
         ) from error
+
+
+def is_local(name: str) -> bool:
+    """Whether a model has to be had from this machine: ``name`` is a path, or the Hub does not answer within seconds.
+
+    One short question in place of those that libraries ask again and again, for minutes, before they give up.
+    """
+    if Path(name).exists():
+        return True
+    hub = _huggingface_hub()
+    try:
+        hub.HfApi(library_name="intermoe").model_info(name, timeout=ANSWER_SECONDS)
+    except hub.errors.HfHubHTTPError:
+        return False  # an answer, which the download tells better
+    except Exception:  # whatever its HTTP library raises
+        return True
+    return False
 
 
 def upload(

@@ -378,7 +378,7 @@ main()
     assert words in ended.stderr
 
 
-@pytest.mark.parametrize(("ending", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize(("ending", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 def test_a_signal_leaves_nothing_half_written(tmp_path: Path, ending: str, status: int) -> None:
     script = f"""
 import os, signal, sys, time

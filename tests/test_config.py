@@ -200,6 +200,31 @@ def test_numbers_of_numpy_are_numbers() -> None:
             Sample.from_dict(bad)
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (DenoiserConfig, {"dim": "16"}, "dim: expected a value of type int, got '16'"),
+        (DenoiserConfig, {"num_layers": None}, "num_layers: expected a value of type int, got None"),
+        (DenoiserConfig, {"capacity": float("inf")}, "capacity: expected a finite number, got inf"),
+        (PipelineConfig, {"vae": 3}, "vae: expected a mapping, got int"),
+        (Sample, {"count": 2**63}, "count: expected a whole number of 64 bits, got 9223372036854775808"),
+        (Sample, {"rates": 0.5}, "rates: expected a list, got 0.5"),
+        (Sample, {"strict": "yes"}, "strict: expected a value of type bool, got 'yes'"),
+    ],
+)
+def test_values_given_to_a_class_are_as_those_of_a_file(kind, values, message) -> None:
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        kind(**values)
+
+
+def test_a_class_takes_what_a_file_may_hold() -> None:
+    assert Sample(rates=[1, np.float32(0.5)], count=np.int8(2)) == Sample(rates=(1.0, 0.5), count=2)
+    inner = DenoiserConfig(capacity=2, num_experts=np.int64(4))
+    assert (type(inner.capacity), type(inner.num_experts)) == (float, int)
+    assert PipelineConfig(denoiser=inner).denoiser is inner
+    assert PipelineConfig(denoiser=inner.to_dict()).denoiser == inner
+
+
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
 def test_integers_of_any_kind(value) -> None:
     number = check_integer(value, "seed", low=0, high=5)
@@ -213,3 +238,5 @@ def test_integers_of_any_kind(value) -> None:
         check_integer(value, "seed", high=2)
     with pytest.raises(ValueError, match=r"seed: expected a value in \[4, 9\], got 3"):
         check_integer(value, "seed", low=4, high=9)
+    with pytest.raises(ValueError, match="seed: expected a whole number of 64 bits, got"):
+        check_integer(2**64, "seed", low=0)

@@ -21,6 +21,7 @@ import yaml
 from typer.testing import CliRunner
 
 import intermoe
+from intermoe.data.solo import METRES
 from intermoe.motion.rig import REST_POSE, at_rest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +38,13 @@ NOT_RUN = {
     "accelerate launch": "starts processes; tests/cli and tests/eval run two of each command",
     "python examples/": "takes minutes; tests/examples runs each for a few steps",
 }
-SHORTER = {"intermoe evaluate interhuman": ["--dry-run"], "intermoe evaluate activities": ["--judge-steps", "2"]}
+SHORTER = {
+    "intermoe evaluate interhuman": ["--dry-run"],
+    "intermoe evaluate activities": ["--judge-steps", "2"],
+    "intermoe evaluate control": ["--limit", "2", "--best-of", "1", "--steps", "2"],
+    "intermoe compare small": ["--budget", "2", "--steps", "1", "--only", "intergen", "--evaluator", "EVALUATOR"],
+    "intermoe compare single": ["--budget", "2", "--steps", "1", "--only", "mdm"],
+}
 """Commands whose numbers are worth something take long: with these options they do everything else."""
 SNIPPETS = {"README.md", "export.md", "identity.md"}
 """Pages whose snippets are run here; test_docs.py runs those of the others but gpu.md, whose table needs a GPU."""
@@ -137,6 +144,11 @@ def place(
     recipe("salsa_evaluator", optim=small, model=judge, data={"batch_size": 2})
     run("intermoe train evaluator salsa_evaluator --data DATA --out made")
     Path("made", "model").rename("EVALUATOR")
+    single_persons(tmp_path / "SOLO")
+    sizes = {"dim": 16, "num_layers": 1, "num_heads": 2, "expert_dim": 8, "text_dim": 8}
+    recipe("solo_vae", optim=small, data={"batch_size": 2})
+    recipe("solo_denoiser", optim=small, denoiser=sizes, text=text, text_pretraining={"steps": 2})
+    recipe("solo_mdm", optim=small, data={"batch_size": 2})
     for name in ("salsa_intergen", "salsa_mdm", "salsa_commdm", "salsa_tokenizer", "salsa_intermask"):
         recipe(name, optim=small, data={"batch_size": 2})
     matrix = yaml.safe_load((CONFIGS / "ablations" / "salsa.yaml").read_text(encoding="utf-8"))
@@ -160,6 +172,21 @@ def recipe(name: str, **changes: dict[str, Any]) -> None:
     for section, own in changes.items():
         values[section] = {**values.get(section, {}), **own}
     Path(name).write_text(json.dumps(values), encoding="utf-8")
+
+
+def single_persons(root: Path) -> None:
+    """Two clips a split of one person who walks along, in the layout of ``intermoe.data.solo``."""
+    for part in ("motions", "annots", "split"):
+        (root / part).mkdir(parents=True)
+    for split in ("train", "val"):
+        names = [f"{split}{number}" for number in (1, 2)]
+        (root / "split" / f"{split}.txt").write_text("\n".join(names), encoding="utf-8")
+        for number, name in enumerate(names):
+            joints = at_rest(REST_POSE) + np.linspace(0, 1 + number, 90)[:, None, None] * (0, 0, 1) + (0, 0.95, 0)
+            positions = np.round(joints[..., [0, 2, 1]] / METRES).astype(np.int16)
+            turns = np.tile([8192, 0, 0, 0, 8192, 0], (90, 21, 1)).astype(np.int16)
+            np.savez_compressed(root / "motions" / f"{name}.npz", pos=positions, rot6d=turns)
+            (root / "annots" / f"{name}.txt").write_text("A person walks.\n", encoding="utf-8")
 
 
 def snippets(page: Path, names: dict[str, Any]) -> None:

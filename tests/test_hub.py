@@ -212,3 +212,36 @@ def test_all_files_of_a_model_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp
         "v1",
         ["config.json", "model.safetensors", "tokenizer.json"],
     )
+
+
+def test_who_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Libraries ask again for minutes: whether anybody is there is asked first, and then they are told."""
+    transformers = pytest.importorskip("transformers")
+    from intermoe.text.huggingface import load_frozen, load_tokenizer
+
+    local, asked = [], []
+
+    def load(place: str, *, local_files_only: bool, **_: Any) -> None:
+        local.append(local_files_only)
+        raise OSError(f"no {place}")
+
+    def silence(api: Any, name: str, *, timeout: float) -> None:
+        asked.append((name, timeout))
+        raise ConnectionError("Name or service not known")
+
+    def refusal(api: Any, name: str, **_: Any) -> None:
+        raise HfHubHTTPError("401", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", load)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load)
+    for answer, expected in ((silence, True), (refusal, False), (lambda *_, **__: None, False)):
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", answer)
+        for read in (load_frozen, load_tokenizer):
+            with pytest.raises(ValueError, match=r"name_or_path: expected a .* in 'owner/name': no owner/name"):
+                read("owner/name")
+            assert local.pop() is expected
+    assert [name for name, _ in asked] == ["owner/name"] * 2
+    assert all(seconds <= 10 for _, seconds in asked)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: pytest.fail("a folder is not asked for"))
+    with pytest.raises(ValueError, match="expected a text encoder"):
+        load_frozen(str(tmp_path))

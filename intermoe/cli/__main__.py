@@ -13,6 +13,9 @@ import typer
 
 from intermoe import cli
 
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code of what Ctrl+C ended, typer's too."""
+
 
 def main() -> None:
     """Entry point of the ``intermoe`` command."""
@@ -38,9 +41,13 @@ def main() -> None:
     try:
         cli.app()
         status = 0
+    except KeyboardInterrupt:  # before there is a command
+        status = INTERRUPTED
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
-        raise
+    if status == INTERRUPTED:
+        typer.echo(f"error: stopped by {signal.SIGINT.name}", err=True)
+    raise SystemExit(status)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from intermoe.config import Config, _require
-from intermoe.control.known import BLEND, RESAMPLING, Control, Known
+from intermoe.control.known import BLEND, MOST_BLEND, MOST_RESAMPLING, RESAMPLING, Control, Known
 from intermoe.control.targets import Target
 from intermoe.export import Take, load
 from intermoe.motion.interhuman import facing_forward
@@ -57,7 +57,10 @@ class KnownEntry(Config):
         if not 1 <= stop - start <= there:
             raise ValueError(f"frames: expected 1 to {there}, what {path} has from {self.start} on, got {stop - start}")
         used = slice(self.start, self.start + stop - start)
-        return _known(take, self.person, self.of, used, start, self.align, representation)
+        try:
+            return _known(take, self.person, self.of, used, start, self.align, representation)
+        except ValueError as error:
+            raise ValueError(f"file: {path}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ class ControlFile(Config):
     def __post_init__(self) -> None:
         some = bool(self.known or self.targets or self.bodies_apart)
         _require(some, "known", "at least one entry, or targets, or bodies_apart", [])
-        _require(self.blend >= 0, "blend", ">= 0", self.blend)
-        _require(self.resampling >= 1, "resampling", ">= 1", self.resampling)
+        for name, low, high in (("blend", 0, MOST_BLEND), ("resampling", 1, MOST_RESAMPLING)):
+            _require(low <= getattr(self, name) <= high, name, f"a value in [{low}, {high}]", getattr(self, name))
 
 
 def read_control(path: str | Path, representation: Representation) -> Control:
@@ -140,7 +143,11 @@ def reaction_to(path: str | Path, representation: Representation, *, resample: b
         ValueError: a broken file, or one of another rate; names it. OSError: no such file.
     """
     take = _at_rate(Path(path), representation, resample)
-    return Control([_known(take, 0, 0, slice(0, min(max_frames, take.joints.shape[1])), 0, True, representation)])
+    used = slice(0, min(max_frames, take.joints.shape[1]))
+    try:
+        return Control([_known(take, 0, 0, used, 0, True, representation)])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _at_rate(path: Path, representation: Representation, resample: bool, name: str = "path") -> Take:

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from intermoe.config import check_integer
 from intermoe.control.targets import Aims, Target
-from intermoe.data.items import LARGEST
 from intermoe.diffusion import KnownLatents
+from intermoe.motion.arrays import LARGEST
 from intermoe.motion.representation import Representation
 from intermoe.motion.smooth import least_jerk
 
 # What other numbers do to given motion and to what is made beside it: `intermoe evaluate control --data DATA`.
-BLEND = 16
+BLEND, MOST_BLEND = 16, 1000
 WHOLE_GAP = 60
 """Frames between given ones up to which a gap is led from both its ends as a whole."""
-RESAMPLING = 3
+RESAMPLING, MOST_RESAMPLING = 3, 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +113,11 @@ def _run(frames: slice | None, count: int) -> slice:
     return slice(start, stop)
 
 
+def check_resampling(value: Any) -> int:
+    """``value`` as an ``int``. Raises ``ValueError`` outside [1, ``MOST_RESAMPLING``]."""
+    return check_integer(value, "resampling", low=1, high=MOST_RESAMPLING)
+
+
 @dataclass(frozen=True)
 class Control:
     """What a generated motion has to keep.
@@ -137,8 +142,8 @@ class Control:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "known", tuple(self.known))
-        object.__setattr__(self, "blend", check_integer(self.blend, "blend", low=0))
-        object.__setattr__(self, "resampling", check_integer(self.resampling, "resampling", low=1))
+        object.__setattr__(self, "blend", check_integer(self.blend, "blend", low=0, high=MOST_BLEND))
+        object.__setattr__(self, "resampling", check_resampling(self.resampling))
         for known in self.known:
             if not isinstance(known, Known):
                 raise TypeError(f"known: expected Known, got {known!r}")

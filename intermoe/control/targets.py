@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from intermoe.config import check_integer
-from intermoe.data.items import LARGEST
+from intermoe.motion.arrays import LARGEST
 from intermoe.motion.capsules import overlaps
 from intermoe.motion.skeleton import FOOT_JOINTS, JOINT_NAMES
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from intermoe.data.items import LARGEST, DataSet, ItemError, RawClip, absent, check_values, read_captions, read_lines
-from intermoe.motion.arrays import Array
+from intermoe.data.items import DataSet, ItemError, RawClip, absent, check_values, read_captions, read_lines
+from intermoe.motion.arrays import LARGEST, Array
 from intermoe.motion.interx import FPS, INTERX, JOINT_WIDTH, NUM_JOINTS, raw_motion
 from intermoe.motion.rotations import rotation_matrices, rows_rot6d
 from intermoe.reading import first_line, read_npy, read_npz

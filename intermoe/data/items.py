@@ -10,14 +10,11 @@ from typing import Any, Protocol, TypedDict, TypeVar
 import numpy as np
 import torch
 
-from intermoe.motion.arrays import Array
+from intermoe.motion.arrays import LARGEST, Array
 from intermoe.motion.representation import Representation
 from intermoe.reading import numbered_lines, read_npy
 
 T = TypeVar("T")
-
-# In metres and radians nothing that people do comes near: beyond it a number is broken, and the next sum infinite.
-LARGEST = 1e4
 
 
 class MotionItem(TypedDict):

@@ -168,7 +168,12 @@ def load(path: str | Path | Sequence[str | Path], fps: float | None = None, *, n
         raise ValueError(f"{name}: expected different files, one per person, got {', '.join(map(str, given))}")
     paths = list(dict.fromkeys(file for each in given for file in _files(each, chosen)))
     take = chosen.read(paths)
-    return take if fps is None or fps == take.fps else _resampled(take, fps)
+    if fps is None or fps == take.fps:
+        return take
+    try:
+        return _resampled(take, fps)
+    except ValueError as error:
+        raise ValueError(f"{', '.join(map(str, paths))}: {error}") from error
 
 
 def _format_to_read(path: Path, name: str) -> Format:

@@ -73,7 +73,8 @@ def read(paths: list[Path]) -> Take:
     for path in paths:
         entries = read_archive(path)
         try:
-            joints, own, fps = _read_person(entries)
+            with np.errstate(all="ignore"):  # what is not finite then is refused
+                joints, own, fps = _read_person(entries)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         persons.append(joints)

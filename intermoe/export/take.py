@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from intermoe.motion.arrays import LARGEST
 from intermoe.motion.rig import Rig, fit_rig
 from intermoe.motion.rotations import from_rot6d
 from intermoe.motion.skeleton import NUM_JOINTS
@@ -19,7 +20,8 @@ from intermoe.viz.camera import View
 Array = npt.NDArray[np.float32]
 
 _MOTION_WIDTH = 262
-_ROTATIONS = slice(132, 258)
+_PLACES, _ROTATIONS = slice(0, 66), slice(132, 258)
+_SAME = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +31,15 @@ class Take:
     Args:
         joints: (P, T, J, 3) metres, Y up; the first 22 of J are SMPL's body joints. Kept as float32.
         fps: frames a second. names: of the persons, all different; "person 1", ... if empty. prompt: what is done.
-        motion: (P, T, ...) the same in a model's representation. rotations: (P, T, 21, 3, 3) of joints 1..21 relative
-            to their parents, as SMPL has them; where they are not given they are those of ``motion`` in InterHuman's
-            262 columns, if it is. details: further numbers and words that an .npz keeps (seed, model, ...).
+        motion: (P, T, ...) the same in a model's representation; in InterHuman's its places are those of ``joints``.
+        rotations: (P, T, 21, 3, 3) of joints 1..21 relative to their parents, as SMPL has them; where they are not
+            given they are those of ``motion`` in InterHuman's 262 columns, if it is.
+        details: further numbers and words that an .npz keeps (seed, model, ...).
         view: how videos and pages look at it.
 
     Raises:
-        ValueError: a wrong shape, a value that is not finite, a rate that is not positive, names that are not P.
+        ValueError: a wrong shape, a value that is not finite or beyond ``LARGEST`` metres, a motion of other joints, a
+            rate that is not positive, names that are not P.
     """
 
     joints: Array
@@ -58,13 +62,21 @@ class Take:
         if len(names) != shape[0] or len(set(names)) != shape[0] or not all(map(_is_name, names)):
             raise ValueError(f"names: expected {shape[0]} names, all different, got {list(names)}")
         motion = None if self.motion is None else _float32(self.motion, "motion")
-        if motion is not None and motion.shape[:2] != shape[:2]:
+        if motion is not None and (motion.ndim < 3 or motion.shape[:2] != shape[:2]):
             raise ValueError(f"motion: expected shape {shape[:2]} + (width,), got {motion.shape}")
         if self.rotations is not None and self.rotations.shape != (*shape[:2], NUM_JOINTS - 1, 3, 3):
             raise ValueError(f"rotations: expected shape {(*shape[:2], 21, 3, 3)}, got {self.rotations.shape}")
         for part, values in (("joints", joints), ("motion", motion), ("rotations", self.rotations)):
             if values is not None and not np.isfinite(values).all():
                 raise ValueError(f"{part}: expected finite values, got NaN or infinity")
+        if (largest := np.abs(joints).max()) > LARGEST:
+            raise ValueError(f"joints: expected metres up to {LARGEST:g}, got {largest:g}")
+        if motion is not None and motion.shape[2:] == (_MOTION_WIDTH,):
+            apart = np.abs(motion[..., _PLACES] - joints[:, :, :NUM_JOINTS].reshape(*shape[:2], -1)).max()
+            if apart > _SAME:
+                raise ValueError(
+                    f"motion: expected that of joints, got another one: places are up to {apart:.3g} m apart"
+                )
         object.__setattr__(self, "joints", joints)
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "motion", motion)
@@ -91,7 +103,8 @@ def _float32(values: Any, name: str) -> Array:
     array = np.asarray(values)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name}: expected real numbers, got {array.dtype}")
-    return array.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what is infinite then is refused
+        return array.astype(np.float32, copy=False)
 
 
 def _is_name(name: Any) -> bool:

@@ -38,7 +38,9 @@ def local(weight: Any) -> Tensor:
 
 
 def check_mesh(mesh: DeviceMesh) -> None:
-    """Raise ``ValueError`` unless experts can be spread over it."""
+    """Raise ``ValueError`` unless experts can be spread over it, ``TypeError`` for what is no mesh."""
+    if not hasattr(mesh, "get_group"):
+        raise TypeError(f"mesh: expected a DeviceMesh, got {mesh!r}")
     if mesh.ndim not in (1, 2):
         raise ValueError(f"mesh: expected one dimension, or two (replicas, experts), got {mesh.ndim}")
 

@@ -11,11 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from intermoe import backends
-from intermoe.config import NORMS, check_moe
+from intermoe.config import MAX_SIZE, NORMS, check_flag, check_integer, check_moe, check_number
 from intermoe.nn.distributed import check_mesh, local, peers_of, spread
 from intermoe.nn.layers import AdaLN, SwiGLU, whole
 from intermoe.ops.checks import check_tensor, is_transformed, unwrapped
-from intermoe.ops.moe import Experts, Result, Route, Select, moe, raise_on_overflow, without_autocast
+from intermoe.ops.moe import Experts, Result, Route, Select, is_autocast, moe, raise_on_overflow, without_autocast
 from intermoe.ops.route import fuse, logits_reference
 from intermoe.ops.routing import Rule, excess, load_balance_loss
 
@@ -61,7 +61,8 @@ class InterMoEBlock(nn.Module):
             not saved, and no buffers, because DistributedDataParallel overwrites those with the first rank's.
 
     Raises:
-        ValueError: for a value outside its range, naming it. RuntimeError: for a ``backend`` that is not usable here.
+        ValueError: for a value outside its range, naming it. TypeError: for one of another kind. RuntimeError: for a
+            ``backend`` that is not usable here.
     """
 
     selection_bias: Tensor
@@ -92,13 +93,17 @@ class InterMoEBlock(nn.Module):
         half_sums: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("num_experts", num_experts), ("expert_dim", expert_dim)):
-            if value < 1:
-                raise ValueError(f"{name}: expected >= 1, got {value}")
-        if max_pairs is not None and max_pairs < 1:
-            raise ValueError(f"max_pairs: expected >= 1 or None, got {max_pairs}")
-        if cond_dim is not None and cond_dim < 1:
-            raise ValueError(f"cond_dim: expected >= 1 or None, got {cond_dim}")
+        dim, num_experts, expert_dim = (
+            check_integer(value, name, low=1, high=MAX_SIZE)
+            for name, value in (("dim", dim), ("num_experts", num_experts), ("expert_dim", expert_dim))
+        )
+        num_shared_experts = check_integer(num_shared_experts, "num_shared_experts")
+        cond_dim = None if cond_dim is None else check_integer(cond_dim, "cond_dim", low=1, high=MAX_SIZE)
+        top_k = None if top_k is None else check_integer(top_k, "top_k")
+        max_pairs = None if max_pairs is None else check_integer(max_pairs, "max_pairs", low=1)
+        capacity, alpha = check_number(capacity, "capacity"), check_number(alpha, "alpha")
+        bias_rate, bias_init = check_number(bias_rate, "bias_rate"), check_number(bias_init, "bias_init")
+        recompute, half_sums = check_flag(recompute, "recompute"), check_flag(half_sums, "half_sums")
         if norm not in NORMS:
             raise ValueError(f"norm: expected one of {NORMS}, got {norm!r}")
         if fusion == "learned" and not 0.0 < alpha < 1.0:
@@ -172,7 +177,7 @@ class InterMoEBlock(nn.Module):
             self._count(result, hidden, mask)
         out = result.out.view(hidden.shape)
         if self.shared_experts is not None:
-            shared = self.shared_experts(self._normalise(hidden, condition))
+            shared = self.shared_experts(self._normalise(hidden, condition)).to(out.dtype)
             out = out + (shared if mask is None else shared.masked_fill(~mask[..., None], 0.0))
         return (out, self._balance(result, hidden, mask)) if balance else out
 
@@ -286,14 +291,15 @@ class InterMoEBlock(nn.Module):
 
     def _scale_shift(self, rows: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         if isinstance(self.norm, AdaLN) and rows is not None:
-            return self.norm.scale_shift(rows)
+            return self.norm.scale_shift(_as_weights(rows, self.norm.modulation.weight))
         if isinstance(self.norm, nn.LayerNorm):
             return (whole(self.norm.weight) - 1)[None], whole(self.norm.bias)[None]
         return None, None
 
     def _normalise(self, hidden: Tensor, condition: Tensor | None) -> Tensor:
+        hidden = _as_weights(hidden, self.w_down)
         if isinstance(self.norm, AdaLN) and condition is not None:
-            return self.norm(hidden, condition)
+            return self.norm(hidden, _as_weights(condition, self.norm.modulation.weight))
         return hidden if self.norm is None else self.norm(hidden)
 
     def _rule(self, hidden: Tensor) -> Rule | None:
@@ -335,19 +341,29 @@ class InterMoEBlock(nn.Module):
             expected = "None (the block was built with cond_dim=None)" if self.cond_dim is None else "a tensor"
             raise ValueError(f"condition: expected {expected}, got {None if condition is None else 'a tensor'}")
         if condition is not None and self.cond_dim is not None:
-            if condition.dim() != 3:
+            if not isinstance(condition, Tensor) or condition.dim() != 3:
                 check_tensor("condition", condition, (size["B"], self.cond_dim))
             elif (runs := check_tensor("condition", condition, (size["B"], "K", self.cond_dim))["K"]) < 1 or (
                 size["T"] % runs != 0
             ):
                 raise ValueError(f"condition: expected (B, K, C) with K dividing T={size['T']}, got K={runs}")
-        for name, tensor in (("hidden", hidden), ("condition", condition), ("mask", mask)):
-            if hasattr(tensor, "full_tensor"):
-                raise TypeError(f"{name}: expected a plain tensor, got a DTensor; hand over its to_local()")
+            if not condition.is_floating_point():
+                raise TypeError(f"condition: expected a floating-point dtype, got {condition.dtype}")
         if mask is not None:
             check_tensor("mask", mask, (size["B"], size["T"]))
             if mask.dtype != torch.bool:
                 raise TypeError(f"mask: expected dtype torch.bool (True = valid), got {mask.dtype}")
+        for name, tensor in (("hidden", hidden), ("condition", condition), ("mask", mask)):
+            if tensor is None:
+                continue
+            if hasattr(tensor, "full_tensor"):
+                raise TypeError(f"{name}: expected a plain tensor, got a DTensor; hand over its to_local()")
+            if tensor.layout is not torch.strided:
+                raise TypeError(f"{name}: expected a dense tensor, got one of {tensor.layout}")
+            if tensor.device != self.w_down.device:
+                raise ValueError(
+                    f"{name}: expected a tensor on {self.w_down.device}, where the block is, got one on {tensor.device}"
+                )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # the bias moves in steps of 0.001, which half types cannot hold: .to(dtype) must leave it in float32
@@ -362,9 +378,17 @@ class InterMoEBlock(nn.Module):
         logit = state_dict.get(f"{prefix}fusion_logit")
         if logit is not None and logit.dim() == 0:  # as it was before FSDP2, which takes no scalars
             state_dict[f"{prefix}fusion_logit"] = logit.reshape(1)
+        bias = state_dict.get(f"{prefix}selection_bias")
+        if isinstance(bias, Tensor) and not bias.is_meta and not (bias.is_floating_point() and bias.isfinite().all()):
+            args[-1].append(f"{prefix}selection_bias: expected finite floating-point numbers, got {bias}")
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self.selection_bias.dtype != torch.float32:  # assign=True takes what the state holds
             self.selection_bias = self.selection_bias.float()
+
+
+def _as_weights(tensor: Tensor, weight: Tensor) -> Tensor:
+    """In the dtype of the layer that takes it; autocast sees to that itself."""
+    return tensor if tensor.dtype == weight.dtype or is_autocast(tensor.device) else tensor.to(weight.dtype)
 
 
 def _flat(mask: Tensor | None) -> Tensor | None:

@@ -76,6 +76,8 @@ def moe(
     """
     device = route.hidden.device
     compiling = torch.compiler.is_compiling()
+    if not compiling and route.hidden.is_neg():  # what its memory holds is not its value
+        route = route._replace(hidden=route.hidden.resolve_neg())
     dtype = route.hidden.dtype
     autocast = is_autocast(device)
     if autocast:

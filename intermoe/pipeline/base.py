@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.config import check_integer
-from intermoe.control.known import RESAMPLING, Control
+from intermoe.control.known import RESAMPLING, Control, check_resampling
 from intermoe.control.live import CHUNK, STEPS, Live
 from intermoe.control.persons import check_persons, count_groups, crowd
 from intermoe.control.scene import MAX_SEED, OVERLAP, Scene
@@ -411,7 +411,7 @@ class MotionPipeline(ABC):
             self.representation,
             window,
             seed=check_integer(seed, "seed", low=0, high=MAX_SEED),
-            resampling=check_integer(resampling, "resampling", low=1),
+            resampling=check_resampling(resampling),
             min_frames=self.config.min_frames,
             max_frames=self.config.max_frames,
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from intermoe.hub import is_local
 from intermoe.text.protocol import TextConfig, TextEncoder, check_prompts, parse_tokenizer, transformer
 
 if TYPE_CHECKING:
@@ -199,7 +200,8 @@ def _load_tokenizer_json(name_or_path: str) -> str:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        local = is_local(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False, local_files_only=local)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"name_or_path: expected CLIP's tokenizer in {name_or_path!r}; give a folder with its tokenizer.json "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from intermoe.hub import is_local
 from intermoe.nn.layers import Linear
 from intermoe.text.protocol import TextConfig, TextEncoder, check_prompts, masked_mean, transformer
 
@@ -81,7 +82,10 @@ def load_frozen(name_or_path: str) -> Any:
     from transformers import AutoModel
 
     try:
-        model = AutoModel.from_pretrained(_place(name_or_path), trust_remote_code=False, use_safetensors=True)
+        place = _place(name_or_path)
+        model = AutoModel.from_pretrained(
+            place, trust_remote_code=False, use_safetensors=True, local_files_only=is_local(place)
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"name_or_path: expected a text encoder in {name_or_path!r}: {error}") from error
     if model.config.is_encoder_decoder:
@@ -99,7 +103,8 @@ def load_tokenizer(name_or_path: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(_place(name_or_path), trust_remote_code=False)
+        place = _place(name_or_path)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=is_local(place))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"name_or_path: expected a tokenizer in {name_or_path!r}: {error}") from error
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intermoe.hub import is_local
 from intermoe.text.clip import TOKENIZER, ClipPooledEncoder, ClipTower
 
 
@@ -35,7 +36,7 @@ def _configuration(source: str) -> Any:
     from transformers import CLIPTextConfig
 
     try:
-        return CLIPTextConfig.from_pretrained(source)
+        return CLIPTextConfig.from_pretrained(source, local_files_only=is_local(source))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"text.name_or_path: expected CLIP's text tower in {source!r}: {error}") from error
 
@@ -54,7 +55,7 @@ def load_tower(encoder: ClipTower) -> None:
     encoder.load_tokenizer(source)
     try:
         model_type = CLIPTextModelWithProjection if isinstance(encoder, ClipPooledEncoder) else CLIPTextModel
-        model = model_type.from_pretrained(source, use_safetensors=True)
+        model = model_type.from_pretrained(source, use_safetensors=True, local_files_only=is_local(source))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"text.name_or_path: expected CLIP's text tower in {source!r}: {error}") from error
     theirs = {key.removeprefix("text_model."): value for key, value in model.state_dict().items()}

@@ -27,7 +27,7 @@ def dense(name: str, tensor: Tensor, device: torch.device, dtype: torch.dtype, *
         raise TypeError(f"{name}: expected dtype {dtype}, got {tensor.dtype}")
     if tensor.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
-    return tensor if tensor.is_contiguous() else tensor.contiguous()
+    return (tensor if tensor.is_contiguous() else tensor.contiguous()).resolve_neg()
 
 
 def storage_code(name: str, tensor: Tensor) -> int:
@@ -67,4 +67,9 @@ def call(function: str, where: Tensor, *arguments: Any) -> None:
     values = [argument if type(argument) in _PLAIN else argument.data_ptr() for argument in arguments]
     last = stream_of(where) if cuda else (torch.get_num_threads(),)
     if _function(function, cuda)(where.data_ptr(), *values, *last) != 0:
+        if torch._C._get_tracing_state() is not None:
+            raise RuntimeError(
+                "native: expected a call that torch.jit.trace does not record, got one; use torch.export, or "
+                "backends.use('reference')"
+            )
         raise RuntimeError(f"native {function}: {library.load().intermoe_last_error().decode()}")

@@ -124,14 +124,25 @@ def test_files_of_other_programs_are_read(tmp_path: Path, pair: Any) -> None:
         ({"file": "folder.npz"}, r"control\.json: known\[0\]\.file: .*folder\.npz"),
         ({"file": "nan.npz"}, r"known\[0\]\..*nan\.npz: joints: expected finite values"),
         ({"file": "pair.txt"}, r"known\[0\]\.file: expected a suffix"),
+        (
+            {"file": "dot.npz", "align": True},
+            r"known\[0\]\.file: .*dot\.npz: joints: expected a pose that faces somewhere",
+        ),
     ],
 )
 def test_what_a_file_cannot_say(tmp_path: Path, pair: Any, entry: dict[str, Any], message: str) -> None:
     np.savez(tmp_path / "nan.npz", joints=np.where(np.arange(3) == 1, np.nan, pair))
+    np.savez(tmp_path / "dot.npz", joints=0 * pair)
     (tmp_path / "folder.npz").mkdir()
     path = written(tmp_path, {"person": 0, "file": "pair.npz", **entry})
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         read_control(path, INTERHUMAN)
+
+
+def test_what_is_wrong_with_somebody_reacted_to_is_told_by_the_file(tmp_path: Path, pair: Any) -> None:
+    np.savez(tmp_path / "dot.npz", joints=0 * pair)
+    with pytest.raises(ValueError, match=r"^.*/dot\.npz: joints: expected a pose that faces somewhere"):
+        reaction_to(tmp_path / "dot.npz", INTERHUMAN, resample=False, max_frames=60)
 
 
 def target(**values: Any) -> str:
@@ -165,6 +176,8 @@ def test_targets_are_what_they_say(tmp_path: Path) -> None:
             target(to_person=1, to_joint="head"),
             r"targets\[0\]\.positions, to: expected one of the two, got both or neither",
         ),
+        (target()[:-1] + ', "blend": 1001}', r"control\.json: blend: expected a value in \[0, 1000\], got 1001"),
+        (target()[:-1] + ', "resampling": 1000000}', r"resampling: expected a value in \[1, 100\], got 1000000"),
         ('{"known": [], "known": []}', r"control\.json: expected valid JSON: key 'known' is there twice"),
     ],
 )

@@ -19,6 +19,7 @@ from intermoe.motion.skeleton import JOINT_NAMES, PARENTS
 
 JOINTS = np.random.default_rng(0).normal(size=(2, 5, 22, 3)).astype(np.float32)
 MOTION = np.random.default_rng(1).normal(size=(2, 5, 262)).astype(np.float32)
+MOTION[..., :66] = JOINTS.reshape(2, 5, 66)
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,12 @@ def test_joints_in_another_order_are_put_right(two_people: np.ndarray, tmp_path:
         ({"joints": JOINTS, "up_axis": "Z"}, "up_axis: expected 'Y', got 'Z'"),
         ({"joints": JOINTS, "names": ["Ann"]}, "names: expected 2 names, all different, got"),
         ({"joints": JOINTS, "motion": MOTION[:, 1:]}, "motion: expected shape"),
+        ({"joints": JOINTS, "motion": MOTION[..., 0]}, "motion: expected shape"),
+        (
+            {"joints": JOINTS + 0.01, "motion": MOTION},
+            "motion: expected that of joints, got another one: places are up to",
+        ),
+        ({"joints": JOINTS * 1e6}, "joints: expected metres up to 10000, got"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, entries: dict[str, Any], told: str) -> None:
@@ -210,7 +217,7 @@ def test_values_of_other_kinds_are_refused(tmp_path: Path, joints: object, names
 
 def test_a_rate_that_would_fill_memory_is_refused(tmp_path: Path) -> None:
     export.save(tmp_path / "a.npz", np.repeat(JOINTS, 3, axis=1))
-    with pytest.raises(ValueError, match="fps: expected a rate of at most 1000000 frames"):
+    with pytest.raises(ValueError, match=r"a\.npz: fps: expected a rate of at most 1000000 frames"):
         export.load(tmp_path / "a.npz", fps=1e12)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -425,7 +426,7 @@ def test_sharded_over_two_processes(tmp_path: Path, relative_error) -> None:
     ("changes", "message"),
     [
         ({"backend": "fast"}, "backend: expected one of .*, got unknown backend 'fast'"),
-        ({"dim": 0}, "dim: expected >= 1, got 0"),
+        ({"dim": 0}, r"dim: expected a value in \[1, 1000000\], got 0"),
         ({"num_experts": 0}, "num_experts"),
         ({"cond_dim": 0}, "cond_dim"),
         ({"capacity": 5.0}, "capacity"),
@@ -437,11 +438,94 @@ def test_sharded_over_two_processes(tmp_path: Path, relative_error) -> None:
         ({"bias_init": 0.0}, "bias_init"),
         ({"bias_rate": -1.0}, "bias_rate"),
         ({"num_shared_experts": -1}, "num_shared_experts"),
+        ({"bias_rate": float("inf")}, "bias_rate: expected a finite number, got inf"),
+        ({"capacity": "1"}, "capacity: expected a finite number, got '1'"),
+        ({"alpha": None}, "alpha: expected a finite number, got None"),
+        ({"max_pairs": 2**70}, "max_pairs: expected a whole number of 64 bits"),
     ],
 )
 def test_bad_construction_is_named(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         small(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dim", 16.0),
+        ("dim", True),
+        ("num_experts", "4"),
+        ("expert_dim", None),
+        ("cond_dim", 8.0),
+        ("top_k", 1.0),
+        ("num_shared_experts", 1.5),
+        ("max_pairs", 1.5),
+        ("recompute", "yes"),
+        ("half_sums", 1),
+    ],
+)
+def test_values_of_another_kind_are_named(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"^{name}: expected (an integer|True or False), got {value!r}$"):
+        small(**{name: value})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    block = small(num_experts=np.int64(4), capacity=np.float32(1.5), bias_init=np.float64(-0.25), top_k=None)
+    assert type(block.num_experts) is int
+    assert (block.capacity, block.bias_init) == (1.5, -0.25)
+
+
+@pytest.mark.parametrize("shared", [0, 2])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float16, torch.float32)])
+def test_a_condition_of_another_dtype_than_the_weights(shared: int, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """The weights' dtype is what layers compute in; the output keeps that of the tokens."""
+    weights, condition_type = dtypes
+    hidden, condition = torch.randn(2, 5, 16), torch.randn(2, 8)
+    block = small(num_shared_experts=shared)
+    torch.nn.init.normal_(block.norm.modulation.weight, std=0.3)
+    expected = block(hidden, condition)
+    out = block.to(weights)(hidden, condition.to(condition_type))
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, expected, atol=1e-5 if weights == torch.float32 else 5e-3, rtol=0)
+    half = block.float()(hidden.half(), condition.half())
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), expected, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_memory_that_holds_the_negative_is_read_rightly(backend: str | None, gradients: bool) -> None:
+    """As the imaginary part of a conjugate is: its memory holds other numbers than it has."""
+    block, condition = small(backend=backend), torch.randn(2, 8)
+    hidden = torch.randn(2, 5, 16, dtype=torch.complex64).conj().imag.contiguous()
+    lazy = torch.complex(hidden, -hidden).conj().imag
+    assert lazy.is_neg()
+    with torch.set_grad_enabled(gradients):
+        assert torch.equal(block(torch._neg_view(-hidden), condition), block(hidden, condition))
+        torch.testing.assert_close(block(lazy, condition), block(hidden, condition))
+
+
+@pytest.mark.parametrize("bias", [torch.tensor([0.1, float("nan"), 0, 0]), torch.zeros(4, dtype=torch.int64)])
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_bias_that_is_none_is_not_loaded(bias: torch.Tensor, assign: bool) -> None:
+    block = small()
+    with pytest.raises(RuntimeError, match="selection_bias: expected finite floating-point numbers, got"):
+        block.load_state_dict({**block.state_dict(), "selection_bias": bias}, assign=assign)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_recording_of_calls_is_told() -> None:
+    if not backends.available()["native"].usable:
+        pytest.skip(f"native backend: {backends.available()['native'].reason}")
+    arguments = (torch.randn(2, 5, 16), torch.randn(2, 8))
+    block = small(backend="native").requires_grad_(False)
+    with pytest.raises(RuntimeError, match=r"native: expected a call that torch\.jit\.trace does not record, got one"):
+        torch.jit.trace(block, arguments)
+
+
+def test_experts_are_spread_over_a_mesh_alone() -> None:
+    with pytest.raises(TypeError, match="mesh: expected a DeviceMesh, got 'cpu'"):
+        small().distribute("cpu")
 
 
 @pytest.mark.parametrize(
@@ -455,6 +539,26 @@ def test_bad_construction_is_named(changes, message) -> None:
         ((torch.zeros(2, 5, 16).long(), torch.zeros(2, 8)), TypeError, "hidden: expected a floating-point dtype, got"),
         ((torch.zeros(2, 5, 16) + 0j, torch.zeros(2, 8)), TypeError, "hidden: expected a floating-point dtype, got"),
         ((torch.zeros(2, 5, 16),), ValueError, "condition: expected a tensor"),
+        (
+            (torch.zeros(2, 5, 16), np.zeros((2, 8))),
+            TypeError,
+            r"condition: expected a tensor of shape \(2, 8\), got nd",
+        ),
+        (
+            (torch.zeros(2, 5, 16), torch.zeros(2, 8).long()),
+            TypeError,
+            "condition: expected a floating-point dtype, got",
+        ),
+        (
+            (torch.zeros(2, 5, 16).to_sparse(), torch.zeros(2, 8)),
+            TypeError,
+            "hidden: expected a dense tensor, got one of",
+        ),
+        (
+            (torch.zeros(2, 5, 16), torch.zeros(2, 8, device="meta")),
+            ValueError,
+            "condition: expected a tensor on cpu, where the block is, got one on meta",
+        ),
         ((torch.zeros(2, 5, 16), torch.zeros(3, 8)), ValueError, r"condition: expected shape \(2, 8\)"),
         ((torch.zeros(2, 5, 16), torch.zeros(2, 2, 8)), ValueError, r"condition: .* K dividing T=5, got K=2"),
         ((torch.zeros(2, 5, 16), torch.zeros(2, 0, 8)), ValueError, r"condition: .* K dividing T=5, got K=0"),
