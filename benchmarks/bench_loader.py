@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from torch.utils.data import DataLoader
 
 from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, WrongResult
 from intermoe.data import DATA_SETS, DataSet, MotionDataset, collate
 from intermoe.data.cache import write_cache
 from intermoe.data.items import RawClip
-from intermoe.train.stream import DrawnDataset, Draws, StreamSampler
+from intermoe.train.loading import batches
+from intermoe.train.stream import DrawnDataset, StreamSampler
 from intermoe.train.vae import Windows
 
 FRAMES, WINDOW, BATCH, BATCHES = 150, 64, 64, 1_000_000
@@ -72,8 +72,7 @@ def loading(data_set: DataSet, windows: bool, count: int, workers: tuple[int, ..
     entries: dict[str, Callable[[int], Outputs]] = {}
     for number in workers:
         sampler = StreamSampler(lengths, BATCH, range(BATCHES), seed=0)
-        loader = DataLoader(Draws(drawn), batch_sampler=sampler, num_workers=number, collate_fn=collate)
-        entries[f"{number} workers"] = partial(entry, iter(loader), folder)
+        entries[f"{number} workers"] = partial(entry, batches(drawn, sampler, collate, number), folder)
     return Contest(entries, None, 0.0, tokens=BATCH)
 
 

@@ -72,8 +72,9 @@ def read_npy(path: str | Path) -> npt.NDArray[Any]:
     path = Path(path)
     with path.open("rb") as file:
         try:
-            _check_npy(file, path.stat().st_size)
-            values: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+            shape, transposed, dtype = _npy_header(file, path.stat().st_size)
+            numbers = np.fromfile(file, dtype, math.prod(shape))
+            values: npt.NDArray[Any] = numbers.reshape(shape[::-1]).T if transposed else numbers.reshape(shape)
         except Exception as error:  # of broken bytes numpy's parser raises whatever it stumbles over
             raise ValueError(f"{path}: expected a readable array of numbers: {first_line(error)}") from error
     return values
@@ -110,18 +111,21 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _check_npy(file: BinaryIO, size: int) -> None:
-    """Refuse what numpy would unpickle, or make room for without having read it."""
+def _npy_header(file: BinaryIO, size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether axes lie the other way round, and dtype; the numbers follow in ``file``, of ``size`` bytes.
+
+    Refuses what numpy would unpickle, or make room for without having read it.
+    """
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"expected format 1.0 or 2.0, got {version}")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(file)
+    shape, transposed, dtype = read_header(file)
     if dtype.kind not in "fiu":
         raise ValueError(f"expected numbers, got dtype {dtype}")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > size - file.tell():
         raise ValueError(f"expected {shape} values of {dtype}, got {size - file.tell()} bytes")
-    file.seek(0)
+    return shape, transposed, dtype
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

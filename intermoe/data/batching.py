@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
-from torch.utils.data import default_collate
 
 from intermoe.data.items import MotionItem
 
@@ -43,8 +42,8 @@ def pad_motion(motions: Sequence[torch.Tensor], *, multiple: int = 1) -> tuple[t
     """Motions (P, T_i, ...) zero-padded to the longest, rounded up to ``multiple``: (B, P, T, ...), lengths (B,)."""
     lengths = [motion.shape[1] for motion in motions]
     if len(set(lengths)) == 1 and lengths[0] % multiple == 0:
-        # nothing to pad; a loader's process writes straight to the memory that it shares
-        return default_collate(list(motions)), torch.tensor(lengths, dtype=torch.int64)
+        # nothing to pad
+        return torch.stack(list(motions)), torch.tensor(lengths, dtype=torch.int64)
     persons, _, *frame = motions[0].shape
     padded = motions[0].new_empty(len(motions), persons, -(-max(lengths) // multiple) * multiple, *frame)
     for row, motion in zip(padded, motions, strict=True):

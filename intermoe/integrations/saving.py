@@ -61,28 +61,44 @@ def load_pretrained(
     if not folder.is_dir():
         raise FileNotFoundError(f"folder: {folder} is no folder; download a model of a hub first (snapshot_download)")
     values = _read_config(folder)
-    found = values.get("_class_name") or " or ".join(values.get("architectures") or ["a model of unknown kind"])
+    found, loader = _kind(values, model_class)
+    replaced = values.get(CONFIG_KEY) is not None
     if not (hasattr(model_class, "load_config") or hasattr(model_class, "config_class")):
+        hint = f"{folder} holds a {found}"
+        if not replaced:
+            hint = "for others save replacement_config(model) beside the weights and use reapply_replacement"
         raise ValueError(
-            f"model_class: expected a model class of diffusers or transformers, got {model_class!r}; "
-            "for others save replacement_config(model) beside the weights and use reapply_replacement"
+            f"model_class: expected a model class of diffusers or transformers, got {model_class!r}; {hint}"
         )
-    if values.get(CONFIG_KEY) is None:
-        raise ValueError(
-            f"folder: expected replaced networks in {folder}, got {found} without; "
-            f"use {model_class.__name__}.from_pretrained"
-        )
+    if not replaced:
+        raise ValueError(f"folder: expected replaced networks in {folder}, got {found} without; use {loader}")
     if model_class.__name__ != found:
         raise ValueError(f"model_class: expected {found}, which {folder} holds, got {model_class.__name__}")
     load = _load_diffusers if hasattr(model_class, "load_config") else _load_transformers
     return load(model_class, folder, values[CONFIG_KEY], variant, adapters).eval()
 
 
+def _kind(config: Mapping[str, Any], model_class: Any) -> tuple[str, str]:
+    """What kind of model a config is of, and what loads one that has no replaced networks."""
+    if isinstance(config.get("system"), str):
+        return f"a motion model of the system {config['system']!r}", "intermoe.MotionPipeline.from_pretrained"
+    named = config.get("_class_name") or " or ".join(config.get("architectures") or [])
+    name = getattr(model_class, "__name__", model_class)
+    return (named, f"{name}.from_pretrained") if named else ("a model of unknown kind", "what wrote it")
+
+
+def _there(folder: Path) -> str:
+    """Some of the files of a folder, which may have very many."""
+    names = sorted(path.name for path in folder.iterdir())
+    return f"{names[:8]}" + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.exists():
-        there = sorted(path.name for path in folder.iterdir())
-        raise FileNotFoundError(f"folder: {file} not found, there are {there}; save_pretrained of the host writes it")
+        raise FileNotFoundError(
+            f"folder: {file} not found, there are {_there(folder)}; save_pretrained of the host writes it"
+        )
     values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError(f"{file}: expected a mapping, got {type(values).__name__}")
@@ -121,10 +137,9 @@ def _load_diffusers(
     state: dict[str, Any] = {}
     for file in files:
         if not file.exists():
-            there = sorted(path.name for path in folder.iterdir())
             raise FileNotFoundError(
-                f"folder: {file} not found, there are {there}; save_pretrained writes it with safe_serialization=True, "
-                "and with the variant in its name if it is given one"
+                f"folder: {file} not found, there are {_there(folder)}; save_pretrained writes it with "
+                "safe_serialization=True, and with the variant in its name if it is given one"
             )
         state |= load_safetensors(file)
     model = model_class.from_config(config)

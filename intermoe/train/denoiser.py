@@ -36,7 +36,8 @@ from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents, error_metric, without_padding
 from intermoe.train.levels import mixed_timesteps
-from intermoe.train.loop import Batch, Objective, fit
+from intermoe.train.loading import Batch
+from intermoe.train.loop import Objective, fit
 from intermoe.train.routing import RouterZ
 from intermoe.train.stream import DrawnDataset
 from intermoe.train.text import pretrain_text

@@ -18,7 +18,8 @@ from intermoe.train import run
 from intermoe.train.condition import train_word_pieces
 from intermoe.train.config import TrainConfig
 from intermoe.train.draws import ItemDraws
-from intermoe.train.loop import Batch, Objective, fit
+from intermoe.train.loading import Batch
+from intermoe.train.loop import Objective, fit
 
 
 @dataclass(frozen=True)

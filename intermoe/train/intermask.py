@@ -38,7 +38,8 @@ from intermoe.train.condition import keep_tokenizer, prepare_text
 from intermoe.train.config import TrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.folders import load_trained, save_trained
-from intermoe.train.loop import Batch, Objective, fit
+from intermoe.train.loading import Batch
+from intermoe.train.loop import Objective, fit
 from intermoe.train.vae import Windows
 
 

@@ -28,20 +28,18 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 
 from intermoe.data.batching import collate
-from intermoe.data.workers import end_with_parent, told_in_one_line
 from intermoe.files import require_finite
 from intermoe.train import checkpoint
 from intermoe.train.config import OptimConfig, TrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.ema import WeightAverage
+from intermoe.train.loading import Batch, batches
 from intermoe.train.progress import RunProgress
 from intermoe.train.routing import Routing
-from intermoe.train.stream import DrawnDataset, Draws, StreamSampler
+from intermoe.train.stream import DrawnDataset, StreamSampler
 
-Batch = Mapping[str, Any]
 FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -280,16 +278,9 @@ class Trainer:
         micro_batches = range(self.step * micro_steps * ranks + rank, self.optim.steps * micro_steps * ranks, ranks)
         lengths = [self.train.num_frames(i) for i in range(len(self.train))]
         sampler = StreamSampler(lengths, size, micro_batches, self.config.seed, parts=micro_steps * ranks)
-        workers = self.config.data.num_workers
-        loader = DataLoader(
-            Draws(self.train),
-            batch_sampler=sampler,
-            num_workers=workers,
-            collate_fn=self.collate,
-            worker_init_fn=end_with_parent,
-        )
-        batches = told_in_one_line(iter(loader))  # now: it draws a seed, which a step's dropout must not hear of
-        return ((self._on_device(batch), share) for batch, share in zip(batches, sampler.shares(), strict=True))
+        # now: it draws a seed, which a step's dropout must not hear of
+        loaded = batches(self.train, sampler, self.collate, self.config.data.num_workers)
+        return ((self._on_device(batch), share) for batch, share in zip(loaded, sampler.shares(), strict=True))
 
     def _on_device(self, batch: Batch) -> Batch:
         device = self.accelerator.device

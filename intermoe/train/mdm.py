@@ -33,7 +33,8 @@ from intermoe.train.condition import keep_tokenizer, prepare_text
 from intermoe.train.config import TrainConfig
 from intermoe.train.denoiser import VALIDATION_NOISE_LEVELS
 from intermoe.train.draws import ItemDraws
-from intermoe.train.loop import Batch, Objective, fit
+from intermoe.train.loading import Batch
+from intermoe.train.loop import Objective, fit
 
 
 @dataclass(frozen=True)

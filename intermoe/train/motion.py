@@ -29,7 +29,8 @@ from intermoe.train.config import TrainConfig
 from intermoe.train.denoiser import VALIDATION_NOISE_LEVELS
 from intermoe.train.draws import ItemDraws
 from intermoe.train.individual import IndividualTexts
-from intermoe.train.loop import Batch, Objective, fit
+from intermoe.train.loading import Batch
+from intermoe.train.loop import Objective, fit
 
 _OF_LATENTS = ("snr_gamma", "latent_scale", "loss_std_floor", "scale_input")
 

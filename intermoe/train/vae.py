@@ -19,7 +19,8 @@ from intermoe.train import run
 from intermoe.train.config import VAETrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.folders import load_trained, save_trained
-from intermoe.train.loop import Batch, Objective, fit
+from intermoe.train.loading import Batch
+from intermoe.train.loop import Objective, fit
 from intermoe.train.losses import vae_losses
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import intermoe
 from intermoe.integrations import (
     MoEFeedForward,
     load_pretrained,
@@ -96,10 +97,27 @@ def test_what_is_no_replaced_model_is_named(tmp_path: Path) -> None:
         ValueError, match=r"model_class: expected ViTForImageClassification, which .* got LlamaForCausal"
     ):
         load_pretrained(transformers.LlamaForCausalLM, tmp_path / "moe")
+    for other in (torch.nn.Linear, transformers.AutoModel):
+        with pytest.raises(
+            ValueError,
+            match=rf"model_class: expected a model class of diffusers or transformers, got .*{other.__name__}.*"
+            r"moe holds a ViTForImageClassification$",
+        ):
+            load_pretrained(other, tmp_path / "moe")
+    duets = Path(intermoe.__file__).parent / "models" / "duets"
     with pytest.raises(
-        ValueError, match=r"model_class: expected a model class of diffusers or transformers, got .*Linear"
+        ValueError, match=r"got a motion model of the system 'intermoe' without; use intermoe\.MotionPipeline\.from_pre"
     ):
-        load_pretrained(torch.nn.Linear, tmp_path / "moe")
+        load_pretrained(transformers.ViTModel, duets)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"got a model of unknown kind without; use what wrote it$"):
+        load_pretrained(transformers.ViTModel, tmp_path / "other")
+    (tmp_path / "many").mkdir()
+    for number in range(30):
+        (tmp_path / "many" / f"{number:02}").touch()
+    with pytest.raises(FileNotFoundError, match=r"there are \['00', .* '07'\] and 22 more; save_pretrained of"):
+        load_pretrained(transformers.ViTModel, tmp_path / "many")
 
 
 @torch.no_grad()

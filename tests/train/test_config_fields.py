@@ -119,10 +119,10 @@ def test_workers_are_as_many_as_configured(
 ) -> None:
     from accelerate import Accelerator
 
-    from intermoe.train import loop
+    from intermoe.train import loading, loop
 
     seen: list[int] = []
-    monkeypatch.setattr(loop, "DataLoader", lambda *_, num_workers, **__: seen.append(num_workers) or [])
+    monkeypatch.setattr(loading, "DataLoader", lambda *_, num_workers=0, **__: seen.append(num_workers) or [])
     for workers in (0, 3):
         run = started("vae", **{"data.num_workers": workers, "data.batch_size": 2})
         parts = (Accelerator(), run["objective"], run["config"], run["train"], None)
