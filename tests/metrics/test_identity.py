@@ -103,6 +103,19 @@ def test_spectra_keep_the_power_of_a_sine(pair):
     assert spectra.velocity[1].max() == pytest.approx(0, abs=1e-20)
 
 
+@pytest.mark.parametrize(("frames", "windows"), [(42, 2), (49, 2), (50, 3)])
+def test_windows_of_32_differences_come_every_8_frames(pair, frames, windows):
+    """Of second differences, of which there are two fewer than frames: as many windows as fit."""
+    assert style_spectra(pair[:, :frames]).velocity.shape[:2] == (2, windows)
+
+
+@pytest.mark.parametrize("metric", [bone_inconsistency, swap_score, role_break, separation])
+def test_four_frames_are_needed_and_enough(pair, metric):
+    metric(pair[:, :4])
+    with pytest.raises(ValueError, match=r"joints: expected shape \(2, T >= 4, 22, 3\), got \(2, 3, 22, 3\)"):
+        metric(pair[:, :3])
+
+
 def test_no_frame_of_a_window_is_lost(pair):
     """A step between the first two frames is in the first window alone, at whose end the weight is small but not 0."""
     still = np.repeat(pair[:, :1], 60, axis=1)

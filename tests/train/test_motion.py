@@ -60,7 +60,8 @@ def test_the_loss_falls(pairs: Path, system: str) -> None:
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
-        losses.append(made.eval()(batch, ItemDraws((1,), range(3), CPU), validating=True)["loss"].item())
+        if step in (0, 29):  # five forwards, with the same draws each time
+            losses.append(made.eval()(batch, ItemDraws((1,), range(3), CPU), validating=True)["loss"].item())
     assert losses[-1] < 0.6 * losses[0]
     assert all(parameter.grad is not None for parameter in made.network.parameters())
 

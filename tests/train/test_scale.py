@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,7 +25,6 @@ from intermoe.train import run_denoiser, run_vae
 from intermoe.train.config import OptimConfig, RunConfig, TrainConfig
 from intermoe.train.loop import Objective, Trainer
 from intermoe.train.routing import Routing
-from intermoe.train.stream import StreamSampler
 from intermoe.train.vae import Windows
 
 CONFIGS = Path(intermoe.train.__file__).parent / "configs"
@@ -155,22 +153,6 @@ def test_windows_at_every_stride(pairs: Path) -> None:
     whole = dataset.draw(0, 3)["motion"]
     for number in range((lengths[0] - 16) // 4 + 1):
         assert torch.equal(windows.draw(number, 3)["motion"], whole[:, 4 * number : 4 * number + 16])
-
-
-def test_shares_make_the_mean_over_all_frames_of_a_step() -> None:
-    lengths = [8, 40, 16, 24, 12, 60, 20]
-    values = np.random.default_rng(0).normal(size=len(lengths))  # of all frames of an item
-    sampler = StreamSampler(lengths, 2, range(3 * 40), seed=1, parts=3)
-    batches, shares = list(sampler), list(sampler.shares())
-    assert np.mean(shares) == pytest.approx(1)
-
-    def mean(draws: list[tuple[int, int]]) -> float:
-        return float(np.average([values[i] for i, _ in draws], weights=[lengths[i] // 4 for i, _ in draws]))
-
-    for step in range(0, len(batches), 3):
-        parts = slice(step, step + 3)
-        shared = np.mean([share * mean(batch) for batch, share in zip(batches[parts], shares[parts], strict=True)])
-        assert shared == pytest.approx(mean([draw for batch in batches[parts] for draw in batch]))
 
 
 def _scalars(folder: Path) -> dict[str, list[float]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from intermoe.train.stream import StreamSampler
+from intermoe.train.stream import Draws, StreamSampler
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,27 @@ def test_a_step_has_the_same_items_however_it_is_shared() -> None:
     whole = list(StreamSampler(lengths, 6, range(20), seed=4))
     parts = list(StreamSampler(lengths, 2, range(60), seed=4, parts=3))
     assert [a + b + c for a, b, c in zip(parts[::3], parts[1::3], parts[2::3], strict=True)] == whole
+
+
+def test_shares_make_the_mean_over_all_frames_of_a_step() -> None:
+    lengths = [8, 40, 16, 24, 12, 60, 20]
+    values = np.random.default_rng(0).normal(size=len(lengths))  # of all frames of an item
+    sampler = StreamSampler(lengths, 2, range(3 * 40), seed=1, parts=3)
+    batches, shares = list(sampler), list(sampler.shares())
+    assert np.mean(shares) == pytest.approx(1)
+
+    def mean(draws: list[tuple[int, int]]) -> float:
+        return float(np.average([values[i] for i, _ in draws], weights=[lengths[i] // 4 for i, _ in draws]))
+
+    for step in range(0, len(batches), 3):
+        parts = slice(step, step + 3)
+        shared = np.mean([share * mean(batch) for batch, share in zip(batches[parts], shares[parts], strict=True)])
+        assert shared == pytest.approx(mean([draw for batch in batches[parts] for draw in batch]))
+
+
+def test_a_dataset_is_drawn_by_index_and_epoch() -> None:
+    class Items:
+        def draw(self, index: int, epoch: int) -> dict[str, int]:
+            return {"index": index, "epoch": epoch}
+
+    assert Draws(Items())[3, 7] == {"index": 3, "epoch": 7}  # type: ignore[arg-type]

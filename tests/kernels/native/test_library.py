@@ -74,3 +74,35 @@ def test_chunks_of_tokens_change_nothing(own: bool, relative_error: Callable[...
         bytes_per_token = int(moe.moe_forward(route, select, weights)[1].sum()) * 12 * 4 / 50
         monkeypatch.setattr(moe, "CHUNK_BYTES", int(tokens * bytes_per_token + 1))
         assert relative_error(moe.moe_inference(route, select, weights)[0], whole) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_weights_gradient_is_summed_in_float32(dtype: torch.dtype) -> None:
+    """Of several segments: 1 is lost beside 2 / eps in the half type, seven of them are not."""
+    large = 2 / torch.finfo(dtype).eps
+    gradient = experts.WeightGradient(torch.zeros(2, 1, 1, dtype=dtype), single=False)
+    for value in (large, *[1.0] * 7):
+        gradient.add(0, torch.full((1, 1), value, dtype=dtype), torch.ones(1, 1, dtype=dtype))
+    assert gradient.finish().flatten().tolist() == [float(torch.tensor(large + 7).to(dtype)), 0.0]
+    assert gradient.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_loss_of_logits_and_output_has_the_gradient_of_both(
+    share: float, relative_error: Callable[..., float]
+) -> None:
+    """``share`` 0: of the logits alone, as a router's own loss has it."""
+    from intermoe.kernels.contract import Experts, Route, Select
+    from intermoe.ops.moe import moe as whole
+
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(shape, generator=generator) for shape in ((30, 12), (3, 12), (3, 14, 12), (3, 12, 7))]
+    found = []
+    for backend in ("reference", "native"):
+        hidden, router, up, down = (tensor.clone().requires_grad_() for tensor in drawn)
+        result = whole(Route(hidden, router), Select(torch.full((3,), -0.5)), Experts(up, down), backend=backend)
+        assert result.logits is not None
+        (share * result.out.square().mean() + result.logits.square().sum(dim=0)[1]).backward()
+        found.append([hidden.grad, router.grad, *((up.grad, down.grad) if share else ())])
+    for expected, actual in zip(*found, strict=True):
+        assert relative_error(actual, expected) < 1e-5
