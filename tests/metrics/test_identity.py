@@ -186,7 +186,14 @@ def test_body_frames(pair):
     twisted[[1, 2]] = [[0.1, 0.9, 0], [-0.1, 0.9, 0]]  # hips that face Z, shoulders a quarter turn from it
     twisted[[16, 17]] = [[0, 1.4, -0.3], [0, 1.4, 0.3]]
     half = np.sqrt(0.5)
-    np.testing.assert_allclose(body_frames(twisted), [[half, 0, -half], [0, 1, 0], [half, 0, half]], atol=1e-12)
+    expected = np.array([[half, 0, -half], [0, 1, 0], [half, 0, half]])
+    np.testing.assert_allclose(body_frames(twisted), expected, atol=1e-12)
+    wide = twisted.copy()
+    wide[[1, 2], 0] *= 20  # hips count no more for it, of this body and of the other
+    np.testing.assert_allclose(body_frames(np.stack([twisted, wide])), [expected, expected], atol=1e-12)
+    far = twisted.copy()
+    far[[16, 17]] = [[-0.3 * half, 1.4, -0.3 * half], [0.3 * half, 1.4, 0.3 * half]]  # three eighths of a turn
+    np.testing.assert_allclose(body_frames(far) @ body_frames(far).T, np.eye(3), atol=1e-12)
 
 
 BROKEN = {**CORRUPTIONS, "taller": lambda joints: corruptions.scale_skeleton(joints, [1.1] * 22, person=0)}

@@ -94,6 +94,24 @@ def test_turns_are_slowed_to_ten_degrees_and_twice_what_the_bones_move() -> None
         assert np.array_equal(steady_turns(turns, bones, None), turns) == same
 
 
+@pytest.mark.parametrize(("beyond", "same"), [(-0.1, True), (0.1, False)])
+def test_turns_as_fast_as_what_is_known_and_ten_degrees_more_stay(beyond: float, same: bool) -> None:
+    """Two persons whose known rotations turn by 25 and by 3 degrees a frame, on bones that rest."""
+    time = np.arange(12)
+    degrees = np.array([25.0, 3.0])
+    known = np.stack([about_axis(1, np.radians(rate) * time) for rate in degrees])
+    still = np.tile(np.eye(3)[:2] * (1 + 1e-9), (2, len(time), 1, 1))  # of a length that rounding has made
+    for person in range(2):
+        rates = np.array([degrees[0], degrees[1]])
+        rates[person] += 10 + beyond
+        fitted = np.stack([about_axis(1, np.radians(rate) * time) for rate in rates])
+        steady = steady_turns(fitted, still, known)
+        assert np.array_equal(steady[person], fitted[person]) == same
+        np.testing.assert_array_equal(steady[1 - person], fitted[1 - person])
+        if not same:
+            np.testing.assert_allclose(np.degrees(steps(steady))[person], degrees[person] + 10, atol=1e-6)
+
+
 def test_joints_stay_where_they_are() -> None:
     """Whatever noise does to rotations: 60 frames of bones that point anywhere."""
     joints = np.random.default_rng(0).normal(size=(2, 60, 22, 3))
