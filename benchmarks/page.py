@@ -55,8 +55,8 @@ def main() -> None:
 
 
 def walking(persons: int, frames: int) -> npt.NDArray[np.float64]:
-    """People beside each other who rise and walk on, (P, T, 22, 3)."""
-    pose, moments = at_rest(REST_POSE), np.arange(frames)[:, None, None]
+    """People beside each other who go on, (P, T, 22, 3)."""
+    pose, moments = at_rest(REST_POSE) + np.array([0.0, 0.95, 0.0]), np.arange(frames)[:, None, None]
     step = np.array([0.0, 0.0, 0.02])
     return np.stack([pose + moments * step + np.array([0.9 * person, 0, 0]) for person in range(persons)])
 

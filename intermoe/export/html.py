@@ -13,6 +13,7 @@ from intermoe.viz.figures import PERSON_COLOURS
 from intermoe.viz.scene import Figures, serving, set_stage
 
 _STYLE = """<style>
+canvas { opacity: 1 !important; }  /* viser fades it in once it has prepared surroundings, which are not used */
 #caption { position: fixed; z-index: 10; top: 0; left: 0; right: 0; padding: 0.6em 0.8em; pointer-events: none;
   font: 16px/1.35 system-ui, sans-serif; color: rgb(46, 50, 60); }
 #caption p { margin: 0 0 0.3em; max-height: 5.4em; overflow: hidden; }

@@ -2,7 +2,9 @@
 
 viser (``intermoe[view]``) draws and plays; here is what it is told: the capsules of the video, a floor, a camera that
 sees everybody. A capsule is two balls and a stump of a cone between them. All balls of a person are one object of the
-scene, and so are all stumps of one form: five messages a frame move a person, not one for every joint.
+scene, and so are all stumps of one form: five messages a frame move a person, not one for every joint. A machine that
+draws without a GPU shall keep up: balls within others are left out, stumps alone cast shadows, and light comes from
+lamps, not from a picture of surroundings, which took seconds to prepare and half the time of every frame.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from intermoe.motion.rig import REST_POSE, at_rest
 from intermoe.motion.rotations import shortest_arc, to_quaternions, unit
 from intermoe.viz.body import Body, build_body
 from intermoe.viz.camera import BODY_MARGIN, Array, frame_motion
@@ -35,6 +38,8 @@ HALF_WIDTH = 0.9 * HALF_HEIGHT
 TAPERS = (1.0, 0.73)
 """Radii of the far ends of stumps to those of the near ones; every bone takes the nearest."""
 SEGMENTS = 16
+_SKY, _GROUND, _GLOW = (255, 255, 255), (206, 206, 214), 2.0
+"""Light from above and below, and how strong, that brightens what the default lamps leave dark."""
 _STEPS = 2**12
 """Places are rounded to this part of a metre, quaternions to this part of 1: a file of them is half as large."""
 
@@ -43,12 +48,12 @@ _STEPS = 2**12
 class _Part:
     """Objects of one form, of one person: ``places`` (T, N, 3), and ``turns`` (T, N, 4) of what is no ball.
 
-    ``chosen`` are the capsules of the body that they belong to.
+    ``chosen`` are the capsules of the body that they belong to; of balls, the ends of capsules.
     """
 
     handle: viser.BatchedMeshHandle
     person: int
-    chosen: npt.NDArray[np.int64] | None
+    chosen: npt.NDArray[np.int64]
     places: npt.NDArray[np.float32]
     turns: npt.NDArray[np.float32] | None
 
@@ -75,6 +80,7 @@ class Figures:
         self.people = [scene.add_frame(f"{root}/{name.replace('/', ' ')}", show_axes=False) for name in names]
         tapers = np.abs(np.array(TAPERS) - (body.radii[:, 1:] / body.radii[:, :1])).argmin(-1)
         ball, stumps = _ball(), [_stump(taper) for taper in TAPERS]
+        seen = _seen_balls()
         for person, handle in enumerate(self.people):
             colours = np.array([tinted(person, tone) for tone in body.tones.tolist()], dtype=np.uint8)
             ends = body.ends[person]
@@ -82,11 +88,11 @@ class Figures:
                 scene,
                 f"{handle.name}/balls",
                 ball,
-                _pose(body, person, None),
+                (_balls(body, person, seen), None),
                 person,
-                None,
-                scales=np.repeat(body.radii.reshape(-1, 1), 3, axis=1),
-                colours=colours.repeat(2, axis=0),
+                seen,
+                scales=np.repeat(body.radii.reshape(-1, 1)[seen], 3, axis=1),
+                colours=colours.repeat(2, axis=0)[seen],
             )
             lengths = np.linalg.norm(ends[:, :, 1] - ends[:, :, 0], axis=-1).mean(0)
             for form, stump in enumerate(stumps):
@@ -95,7 +101,7 @@ class Figures:
                     scene,
                     f"{handle.name}/bones {form + 1}",
                     stump,
-                    _pose(body, person, chosen),
+                    _stumps(body, person, chosen),
                     person,
                     chosen,
                     scales=np.stack([body.radii[chosen, 0], lengths[chosen], body.radii[chosen, 0]], axis=-1),
@@ -118,7 +124,10 @@ class Figures:
         body = build_body(joints.astype(np.float64))
         self._frames = joints.shape[1]
         for part in self._parts:
-            part.places, part.turns = _pose(body, part.person, part.chosen)
+            if part.turns is None:
+                part.places = _balls(body, part.person, part.chosen)
+            else:
+                part.places, part.turns = _stumps(body, part.person, part.chosen)
 
     def set_visible(self, visible: bool) -> None:
         """Draw the bodies or not."""
@@ -132,7 +141,7 @@ class Figures:
         form: tuple[Array, npt.NDArray[np.int64]],
         pose: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None],
         person: int,
-        chosen: npt.NDArray[np.int64] | None,
+        chosen: npt.NDArray[np.int64],
         *,
         scales: Array,
         colours: npt.NDArray[np.uint8],
@@ -148,19 +157,34 @@ class Figures:
             batched_scales=scales.astype(np.float32),
             batched_colors=colours,
             lod="off",
+            cast_shadow=turns is not None,
         )
         self._parts.append(_Part(handle, person, chosen, places, turns))
 
 
-def _pose(
-    body: Body, person: int, chosen: npt.NDArray[np.int64] | None
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-    """Where the stumps of ``chosen`` capsules begin and how they are turned; of all balls, where they are."""
+def _balls(body: Body, person: int, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Where the ``chosen`` ends of capsules are, (T, N, 3)."""
     ends = body.ends[person]
-    if chosen is None:
-        return _rounded(ends.reshape(len(ends), -1, 3)), None
-    bones = ends[:, chosen, 1] - ends[:, chosen, 0]
-    return _rounded(ends[:, chosen, 0]), _rounded(to_quaternions(shortest_arc(np.array([0.0, 1.0, 0.0]), unit(bones))))
+    return _rounded(ends.reshape(len(ends), -1, 3)[:, chosen])
+
+
+def _stumps(
+    body: Body, person: int, chosen: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Where the stumps of ``chosen`` capsules begin (T, N, 3), and how they are turned (T, N, 4)."""
+    ends = body.ends[person][:, chosen]
+    bones = ends[:, :, 1] - ends[:, :, 0]
+    return _rounded(ends[:, :, 0]), _rounded(to_quaternions(shortest_arc(np.array([0.0, 1.0, 0.0]), unit(bones))))
+
+
+def _seen_balls() -> npt.NDArray[np.int64]:
+    """The ends of capsules that are seen: of those around one joint, the largest."""
+    body = build_body(at_rest(REST_POSE)[None, None])
+    centres, radii = body.ends[0, 0].reshape(-1, 3), body.radii.reshape(-1)
+    largest: dict[tuple[float, ...], int] = {}
+    for ball in np.argsort(-radii, kind="stable").tolist():
+        largest.setdefault(tuple(np.round(centres[ball], 6).tolist()), ball)
+    return np.array(sorted(largest.values()))
 
 
 def _rounded(values: Array) -> npt.NDArray[np.float32]:
@@ -251,7 +275,9 @@ def set_stage(
         fade_distance=3 * distance,
         shadow_opacity=0.3,
     )
+    scene.configure_environment_map(hdri=None)
     scene.configure_default_lights(enabled=True, cast_shadow=True)
+    scene.add_light_hemisphere("/sky", sky_color=_SKY, ground_color=_GROUND, intensity=_GLOW)
     server.initial_camera.look_at = tuple(middle.tolist())
     server.initial_camera.position = tuple((middle - distance * axes[2]).tolist())
     server.initial_camera.up = (0.0, 1.0, 0.0)
