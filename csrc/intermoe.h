@@ -18,7 +18,7 @@
 
 #include <stdint.h>
 
-#define INTERMOE_ABI_VERSION 5
+#define INTERMOE_ABI_VERSION 6
 
 #if defined(_WIN32)
 #define INTERMOE_API __declspec(dllexport)
@@ -131,6 +131,10 @@ INTERMOE_API int32_t intermoe_product_cpu(const void* a, int64_t a_row, int64_t 
 INTERMOE_API int64_t intermoe_packed_count(int64_t N, int64_t K, int32_t paired);
 INTERMOE_API int32_t intermoe_pack_cpu(const void* b, int64_t b_row, int64_t b_column, int64_t N, int64_t K,
                                        int32_t paired, void* packed, int32_t dtype, int32_t num_threads);
+/* Bytes of a large page of memory, 0 where they are not known; and the wish for such from `start` on, which lies on the
+ * boundary of one: where the system has none nothing changes. */
+INTERMOE_API int64_t intermoe_large_page(void);
+INTERMOE_API void intermoe_use_large_pages(void* start, int64_t bytes);
 
 /* experts with their products, in float32 whatever T is: for few pairs, and for types that the machine cannot multiply.
  *   tokens (S, D) T, token_idx (P,) int64, w_gate_up (E, 2F, D) T, w_down (E, D, F) T, h (P, 2F) T or NULL

@@ -1,5 +1,8 @@
 // Matrix products of any strides in float32, on any storage type, with the right factor packed before or while they run.
 #include <stdlib.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "product.h"
 
@@ -35,9 +38,12 @@ static void product_tasks(const Product& p, float* room, int64_t first, int64_t 
     const int64_t following = panels - panel - count < kGroup ? panels - panel - count : kGroup;
     const char* next = p.packed ? (const char*)((const T*)p.b + (panel + count) * K * kPanel) : nullptr;
     const int64_t next_bytes = p.packed ? following * K * kPanel * (int64_t)sizeof(T) : 0;
+    const auto place = [&](int64_t i, int64_t j) {
+      return (Out*)p.out + (row + i) * p.out_row + (panel + j) * kPanel;
+    };
     const auto body = [&](int64_t i, int64_t j, const float* sums) {
       const int64_t n = (panel + j) * kPanel;
-      Out* out = (Out*)p.out + (row + i) * p.out_row + n;
+      Out* out = place(i, j);
       for (int64_t d = 0; d < kPanel && d < p.N - n; d += kWidth) {
         Vec total = load(sums + d);
         if (p.bias != nullptr) total = total + load_at((const T*)p.bias + n, d, p.N - n - d);
@@ -46,7 +52,8 @@ static void product_tasks(const Product& p, float* room, int64_t first, int64_t 
       }
     };
     const float* x = p.x + (transposed ? row : row * p.stride);
-    multiply_group<transposed>(x, p.stride, rows, right.panels(panel, count, room), count, K, next, next_bytes, body);
+    multiply_group<transposed>(x, p.stride, rows, right.panels(panel, count, room), count, K, next, next_bytes,
+                               place, body);
   }
 }
 
@@ -151,6 +158,23 @@ using namespace intermoe;
 extern "C" {
 
 int64_t intermoe_packed_count(int64_t N, int64_t K, int32_t paired) { return INTERMOE_CALL(packed_count, N, K, paired != 0); }
+
+int64_t intermoe_large_page(void) {
+#if defined(__linux__)
+  return 2 << 20;
+#else
+  return 0;
+#endif
+}
+
+void intermoe_use_large_pages(void* start, int64_t bytes) {
+#if defined(__linux__)
+  const int64_t whole = bytes / intermoe_large_page() * intermoe_large_page();
+  if (whole > 0) madvise(start, static_cast<size_t>(whole), MADV_HUGEPAGE);  // where there are none all stays as it is
+#else
+  (void)start, (void)bytes;
+#endif
+}
 
 int32_t intermoe_pack_cpu(const void* b, int64_t b_row, int64_t b_column, int64_t N, int64_t K, int32_t paired,
                           void* packed, int32_t dtype, int32_t num_threads) {

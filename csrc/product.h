@@ -23,8 +23,13 @@ constexpr int kTile = 6;
 #else
 constexpr int kTile = 2;
 #endif
-constexpr int kGroup = 2;         // panels at a time
-constexpr int64_t kDepth = 384;  // steps of the sum at a time: a tile of x and a panel of so many stay in the first cache
+#if defined(INTERMOE_VARIANT_avx512)
+constexpr int kGroup = 1;        // panels at a time
+constexpr int64_t kDepth = 256;  // steps of the sum at a time: a tile of x and a panel of so many stay in the first cache
+#else
+constexpr int kGroup = 2;
+constexpr int64_t kDepth = 384;
+#endif
 
 // Rows at a time so that `count` rows are tiles of about one size, each at most kTile
 static inline int64_t tile_rows(int64_t count) {
@@ -35,6 +40,15 @@ static inline int64_t tile_rows(int64_t count) {
 static inline void prefetch(const char* p) {
 #if defined(INTERMOE_VARIANT_avx2) || defined(INTERMOE_VARIANT_avx512)
   _mm_prefetch(p, _MM_HINT_T1);
+#else
+  (void)p;
+#endif
+}
+
+// A panel's columns of one row, in float32
+static inline void prefetch_written(const void* p) {
+#if defined(INTERMOE_VARIANT_avx512)
+  for (int64_t i = 0; i < kPanel * (int64_t)sizeof(float); i += 64) _mm_prefetch((const char*)p + i, _MM_HINT_T0);
 #else
   (void)p;
 #endif
@@ -175,16 +189,20 @@ static inline void multiply(const float* x, int64_t stride, const float* panel, 
 }
 
 // Sums of x (rows, K) with `count` panels (K, kPanel), handed to body(row, panel, sums) a row and a panel at a time.
-// `next`: `next_bytes` that the following call will read, or NULL.
-template <bool transposed, class Body>
+// `next`: `next_bytes` that the following call will read, or NULL. place(row, panel) is where body will write the most:
+// these lines are fetched while the sums are made, as else each would be waited for.
+template <bool transposed, class Place, class Body>
 static inline void multiply_group(const float* x, int64_t stride, int64_t rows, const float* panels, int64_t count,
-                                  int64_t K, const char* next, int64_t next_bytes, const Body& body) {
+                                  int64_t K, const char* next, int64_t next_bytes, const Place& place,
+                                  const Body& body) {
   if (rows == 0) return;
   float sums[kGroup][kTile * kPanel];
   const int64_t step = tile_rows(rows);
   int64_t fetched = 0;
   for (int64_t first = 0; first < rows; first += step) {
     const int64_t tile = rows - first < step ? rows - first : step;
+    for (int64_t i = 0; i < tile; ++i)
+      for (int64_t j = 0; j < count; ++j) prefetch_written(place(first + i, j));
     for (int64_t k = 0; k < K; k += kDepth) {
       const int64_t depth = K - k < kDepth ? K - k : kDepth;
       for (int64_t j = 0; j < count; ++j) {

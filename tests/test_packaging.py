@@ -136,7 +136,7 @@ def test_abi_version_matches_the_header() -> None:
 def test_every_function_of_the_header_has_a_signature() -> None:
     header = (ROOT / "csrc" / "intermoe.h").read_text(encoding="utf-8")
     declarations = [text.split(";")[0] for text in header.split("\nINTERMOE_API ")[1:]]
-    kinds = {"int64_t": "l", "int32_t": "i", "float": "f"}
+    kinds = {"int64_t": "l", "int32_t": "i", "float": "f", "void": "v"}
     declared = {}
     for declaration in declarations:
         head, _, arguments = declaration.partition("(")

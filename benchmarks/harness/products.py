@@ -11,6 +11,7 @@ this machine's rows there. To measure another instruction set than the best one,
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from intermoe.benchmarks.harness.timing import machine, name_of
+from intermoe.benchmarks.harness.timing import machine, name_of, thread_clock
 from intermoe.files import write_text
 from intermoe.kernels.native import fastest, library, products
 from intermoe.kernels.native.registry import CODES, call
@@ -30,6 +31,9 @@ ROWS = (2, 8, 38, 300, 600)
 WEIGHTS = ((2048, 768), (768, 1024))
 """(N, K) of an expert's two; attention's lie between."""
 
+WEIGHTS_IN_TURN = 5
+"""Weights that take turns, as those of a network's layers do: one alone would stay in a cache near the core."""
+
 GAIN = 1.03
 """How much faster than torch another choice must be to take its place."""
 
@@ -38,8 +42,19 @@ Entry = Callable[[], object]
 
 def entries(kind: str, dtype: torch.dtype, rows: int, weight: tuple[int, int]) -> Iterator[tuple[str, Entry]]:
     """Each way of computing one product of ``kind``; names that are not in ``products.CHOICES`` only show a ceiling."""
-    outputs, depth = weight
-    w = torch.randn(outputs, depth).to(dtype)
+    weights = [torch.randn(weight).to(dtype) for _ in range(1 if kind == "sums" else WEIGHTS_IN_TURN)]
+    of_each = [dict(_entries_of(kind, dtype, rows, w)) for w in weights]
+    for name in of_each[0]:
+        yield name, _in_turn([found[name] for found in of_each])
+
+
+def _in_turn(calls: list[Entry]) -> Entry:
+    turns = itertools.cycle(calls)
+    return lambda: next(turns)()
+
+
+def _entries_of(kind: str, dtype: torch.dtype, rows: int, w: Tensor) -> Iterator[tuple[str, Entry]]:
+    outputs, depth = w.shape
     if kind == "sums":
         left, right = torch.randn(rows, outputs).to(dtype).T, torch.randn(rows, depth).to(dtype)
     elif kind == "columns":
@@ -77,8 +92,12 @@ def _own(left: Tensor, packed: Tensor, out: Tensor) -> Entry:
 
 def rates(kind: str, dtype: torch.dtype, rows: int, weight: tuple[int, int], seconds: float) -> dict[str, float]:
     """FLOP/s of each entry."""
-    found = dict(entries(kind, dtype, rows, weight))
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    return timed(dict(entries(kind, dtype, rows, weight)), rows, weight, seconds)
+
+
+def timed(found: dict[str, Entry], rows: int, weight: tuple[int, int], seconds: float) -> dict[str, float]:
+    """FLOP/s of entries that compute a product of these sizes, by the least time of each."""
+    clock = thread_clock()
     least = dict.fromkeys(found, float("inf"))
     for entry in found.values():
         entry()

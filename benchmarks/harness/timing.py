@@ -71,6 +71,11 @@ def clock(call: Call, device: torch.device, sets: int = 1, repeats: int = 1) -> 
     return start.elapsed_time(end) / 1e3 / (sets * repeats)
 
 
+def thread_clock() -> Callable[[], float]:
+    """Seconds of this thread's own time where torch has only one, which others do not lengthen; else by the wall."""
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def take_turns(
     calls: Mapping[str, Call], device: torch.device, budget: Budget, sets: int = 1
 ) -> dict[str, list[float]]:
@@ -158,6 +163,20 @@ def peak_memory(call: Call, device: torch.device) -> int:
         call(0)
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    held = peak = 0
+    for size in _allocations(call):
+        held += size
+        peak = max(peak, held)
+    return peak
+
+
+def largest_allocation(call: Call) -> int:
+    """Bytes of the largest tensor that a call allocates on the CPU. It must have run before."""
+    return max([0, *_allocations(call)])
+
+
+def _allocations(call: Call) -> list[int]:
+    """Bytes that a call takes from torch's allocator for the CPU and, below zero, gives back, in order."""
     activity = [torch.profiler.ProfilerActivity.CPU]
     with quiet(), torch.profiler.profile(activities=activity, profile_memory=True) as profile:
         call(0)
@@ -165,14 +184,8 @@ def peak_memory(call: Call, device: torch.device) -> int:
         trace = Path(folder, "trace.json")
         profile.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted(
-        (event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]"
-    )  # fmt: skip
-    held = peak = 0
-    for _, size in changes:
-        held += size
-        peak = max(peak, held)
-    return peak
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event.get("name") == "[memory]")
+    return [size for _, size in changes]
 
 
 @contextmanager

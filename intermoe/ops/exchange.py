@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from intermoe import backends
 from intermoe.kernels.contract import Experts
@@ -264,11 +263,7 @@ def _run_experts(rows: Tensor, plan: Plan, experts: Experts, package: Any, max_p
     if package is not None and len(order):
         out: Tensor = _Experts.apply(rows, order, plan.offsets, up, down, recompute, package)  # type: ignore[no-untyped-call]
         return out
-    arguments = (rows, order, plan.offsets, up, down)
-    if recompute and torch.is_grad_enabled():
-        expert_out: Tensor = checkpoint(experts_reference, *arguments, use_reentrant=False)
-    else:
-        expert_out = experts_reference(*arguments)
+    expert_out = experts_reference(rows, order, plan.offsets, up, down, recompute)
     return rows.new_zeros(rows.shape).index_copy(0, order, expert_out)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
+from torch.utils.checkpoint import checkpoint
 
 from intermoe.ops.checks import check_same_device, check_tensor
 
@@ -31,7 +32,12 @@ def check_experts(tokens: Tensor, token_idx: Tensor, expert_offsets: Tensor, w_g
 
 
 def experts_reference(
-    tokens: Tensor, token_idx: Tensor, expert_offsets: Tensor, w_gate_up: Tensor, w_down: Tensor
+    tokens: Tensor,
+    token_idx: Tensor,
+    expert_offsets: Tensor,
+    w_gate_up: Tensor,
+    w_down: Tensor,
+    recompute: bool = False,
 ) -> Tensor:
     """Outputs (P, D) of the selected pairs, not yet weighted by their gates.
 
@@ -39,11 +45,16 @@ def experts_reference(
         tokens: (S, D). token_idx: (P,) int64. expert_offsets: (E + 1,) int64.
         w_gate_up: (E, 2F, D), rows 0..F of each expert are W_gate, F..2F are W_up.
         w_down: (E, D, F).
+        recompute: keep no activations; the backward computes those of one expert at a time again.
     """
     check_experts(tokens, token_idx, expert_offsets, w_gate_up, w_down)
     groups = tokens[token_idx].split(expert_offsets.diff().tolist())
-    outputs = []
-    for group, up, down in zip(groups, w_gate_up, w_down, strict=True):
-        gate, linear = (group @ up.T).chunk(2, dim=-1)
-        outputs.append((silu(gate) * linear) @ down.T)
-    return torch.cat(outputs)
+    each = zip(groups, w_gate_up, w_down, strict=True)
+    if recompute and torch.is_grad_enabled():
+        return torch.cat([checkpoint(_expert, *one, use_reentrant=False, preserve_rng_state=False) for one in each])
+    return torch.cat([_expert(*one) for one in each])
+
+
+def _expert(x: Tensor, w_gate_up: Tensor, w_down: Tensor) -> Tensor:
+    gate, linear = (x @ w_gate_up.T).chunk(2, dim=-1)
+    return (silu(gate) * linear) @ w_down.T

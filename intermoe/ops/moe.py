@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from intermoe import backends
 from intermoe.kernels.contract import Experts, Kind, Route, Saved, Select, check_pairs, described
@@ -79,7 +78,8 @@ def moe(
     if not compiling and route.hidden.is_neg():  # what its memory holds is not its value
         route = route._replace(hidden=route.hidden.resolve_neg())
     dtype = route.hidden.dtype
-    autocast = is_autocast(device)
+    # whether it is in force anywhere is known in an eighth of the time
+    autocast = (compiling or torch._C._is_any_autocast_enabled()) and is_autocast(device)
     if autocast:
         dtype = torch.get_autocast_dtype(device.type)
         experts = experts._replace(w_gate_up=experts.w_gate_up.to(dtype), w_down=experts.w_down.to(dtype))
@@ -118,6 +118,9 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _run(route: Route, select: Select, experts: Experts, name: str, differentiable: bool, kind: Kind | None) -> _Made:
+    if kind is not None and not differentiable and name != backends.REFERENCE:
+        out, counts = backends.load(name).moe_inference(route, select, experts, kind)
+        return out, counts, None, None
     if name == backends.REFERENCE and not route.hidden.is_meta:
         return moe_reference(route, select, experts)[:4]
     if torch.compiler.is_compiling():
@@ -130,10 +133,7 @@ def _run(route: Route, select: Select, experts: Experts, name: str, differentiab
         return out, counts, None, None
     if differentiable:
         return differentiation.forward(route, select, experts, name, kind)
-    if kind is not None:
-        out, counts = backends.load(name).moe_inference(route, select, experts, kind)
-    else:
-        out, counts = differentiation.inference(route, select, experts, name)
+    out, counts = differentiation.inference(route, select, experts, name)
     return out, counts, None, None
 
 
@@ -157,11 +157,8 @@ def moe_reference(route: Route, select: Select, experts: Experts) -> Result:
     selection = select_reference(logits, *select.given(logits))
     if select.max_pairs is not None:
         check_pairs(len(selection.token_idx), select.max_pairs)
-    arguments = (tokens.to(experts.w_down.dtype), selection.token_idx, selection.expert_offsets, *experts[:2])
-    if experts.recompute and torch.is_grad_enabled():
-        expert_out: Tensor = checkpoint(experts_reference, *arguments, use_reentrant=False)
-    else:
-        expert_out = experts_reference(*arguments)
+    pairs = (tokens.to(experts.w_down.dtype), selection.token_idx, selection.expert_offsets)
+    expert_out = experts_reference(*pairs, experts.w_gate_up, experts.w_down, experts.recompute)
     out = combine_reference(expert_out, selection.gates, selection.slots)
     return Result(out, selection.counts, logits, selection.slots, False)
 
@@ -184,11 +181,12 @@ _MOST_KNOWN = 1024
 
 def _checked(route: Route, select: Select, experts: Experts) -> Kind | None:
     """Check the arguments; plain ones once for each kind, which is returned: a check takes longer than a look."""
-    if not operators.is_plain(route, select, experts):
+    (*inputs, normalise), (bias, valid, rule, max_pairs) = route, select
+    tensors = (*inputs, bias, valid, experts.w_gate_up, experts.w_down)
+    if not operators.is_plain(tensors):
         _check(route, select, experts)
         return None
-    inputs, (bias, valid, rule, max_pairs) = route[:5], select
-    key = (described((*inputs, bias, valid, *experts[:2])), route.normalise, rule is None, max_pairs)
+    key = (described(tensors), normalise, rule is None, max_pairs)
     kind = _kinds.get(key)
     if kind is None:
         _check(route, select, experts)

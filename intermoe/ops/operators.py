@@ -46,13 +46,13 @@ def unflatten(flat: Flat) -> tuple[Route, Select, Experts, str]:
     return Route(*inputs[:5], normalise), select, Experts(*inputs[5:], *options), flat[-1]
 
 
-def is_plain(route: Route, select: Select, experts: Experts) -> bool:
-    """Whether nothing traces, transforms or watches a call, so that a backend may be called without an operator."""
+def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether nothing traces, transforms or watches a call of these, hidden first, so that it needs no operator."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
         return False
-    if torch._C._are_functorch_transforms_active() or route.hidden.is_meta:
+    if torch._C._are_functorch_transforms_active() or tensors[0].is_meta:
         return False
-    return _PLAIN.issuperset(map(type, (*route[:5], *experts[:2], *select[:2])))
+    return _PLAIN.issuperset(map(type, tensors))
 
 
 def is_watched(tensors: tuple[Any, ...]) -> bool:

@@ -8,6 +8,7 @@ Work is done in segments of consecutive pairs of one expert, so the workspace is
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ MERGED_ROWS = 512
 
 CUDA_SEGMENT_ROWS = 16384
 """Both on CUDA, where launches cost more and the workspace (some 10 KB a row) is what bounds it."""
+
+PART_ROWS = 336
+"""Most pairs of an expert that the library multiplies with a packed weight at a time (``kPartRows`` there)."""
 
 FEW_OPERATIONS = 1 << 22
 """Most operations of the products that take less time than torch's calls for them, on any machine."""
@@ -117,7 +121,15 @@ def own_products(dtype: torch.dtype, num_pairs: int, weight: Tensor, packed: boo
     num_experts, dim, width = weight.shape
     if 6 * num_pairs * dim * width <= FEW_OPERATIONS:
         return True
-    return products.choice("packed" if packed else "rows", dtype, num_pairs // num_experts) == "own"
+    if packed:
+        return products.choice("packed", dtype, _rows_at_a_time(num_pairs, weight)) == "own"
+    return products.choice("rows", dtype, num_pairs // num_experts) == "own"
+
+
+def _rows_at_a_time(num_pairs: int, weight: Tensor) -> int:
+    """Rows that are multiplied at a time with a packed weight (E, ., .), were all experts to take as many pairs."""
+    rows = num_pairs // len(weight)
+    return math.ceil(rows / math.ceil(rows / PART_ROWS)) if rows else 0
 
 
 def product(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:
@@ -219,7 +231,7 @@ class Forward:
         cpu = not on_cuda(problem.tokens)
         packed: tuple[Tensor | None, ...] = (None, None)
         if cpu and keep:
-            rows = problem.num_pairs // len(problem.ranges)
+            rows = _rows_at_a_time(problem.num_pairs, problem.w_down)
             packed = tuple(
                 products.packed(weight, rows, paired=paired)
                 for weight, paired in ((problem.w_gate_up, True), (problem.w_down, False))

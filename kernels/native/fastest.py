@@ -12,13 +12,13 @@ Limits = tuple[tuple[int | None, str], ...]
 FASTEST: dict[str, dict[tuple[str, str], Limits]] = {
     "intel avx512": {
         ("float32", "packed"): (
-            (8, "torch"),
-            (38, "own"),
+            (2, "torch"),
+            (300, "own"),
             (None, "torch"),
         ),
         ("float32", "rows"): (
             (2, "torch"),
-            (8, "own"),
+            (38, "own"),
             (None, "torch"),
         ),
         ("float32", "columns"): ((None, "torch"),),

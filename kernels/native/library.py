@@ -7,11 +7,18 @@ import functools
 import sys
 from pathlib import Path
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 _FILE_NAMES = {"win32": "intermoe_native.dll", "darwin": "libintermoe_native.dylib"}
 
-_CODES = {"s": ctypes.c_char_p, "p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float}
+_CODES = {
+    "v": None,
+    "s": ctypes.c_char_p,
+    "p": ctypes.c_void_p,
+    "l": ctypes.c_int64,
+    "i": ctypes.c_int32,
+    "f": ctypes.c_float,
+}
 
 # Every function of csrc/intermoe.h: result, then arguments.
 SIGNATURES = {
@@ -37,6 +44,8 @@ SIGNATURES = {
     "intermoe_route_backward_cuda": "i:ppppppppppppplllliip",
     "intermoe_product_cpu": "i:pllpllipplllliiii",
     "intermoe_packed_count": "l:lli",
+    "intermoe_large_page": "l:",
+    "intermoe_use_large_pages": "v:pl",
     "intermoe_pack_cpu": "i:pllllipii",
     "intermoe_experts_scratch": "l:lll",
     "intermoe_experts_forward_cpu": "i:ppppppppllllliii",

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intermoe.benchmarks.harness.timing import Budget, machine, peak_memory, ratios, summarise, take_turns
+from intermoe.benchmarks.harness.timing import (
+    Budget,
+    largest_allocation,
+    machine,
+    peak_memory,
+    ratios,
+    summarise,
+    take_turns,
+)
 
 CPU = torch.device("cpu")
 
@@ -44,6 +52,11 @@ def test_peak_memory_counts_what_exists_at_the_same_time() -> None:
         return torch.empty(100, 1000) + second[:100]
 
     assert peak_memory(call, CPU) == 6_000_000
+
+
+def test_largest_allocation_is_that_of_one_tensor() -> None:
+    assert largest_allocation(lambda _: (torch.empty(1000, 1000), torch.empty(500, 1000))) == 4_000_000
+    assert largest_allocation(lambda _: None) == 0
 
 
 def test_machine() -> None:
