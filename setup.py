@@ -162,6 +162,7 @@ setup(
     package_dir={"intermoe.kernels": "kernels", "intermoe.benchmarks": "benchmarks"},
     package_data={
         "intermoe": ["py.typed", "models/duets/*"],
+        "intermoe.benchmarks.harness": ["standin.cpp"],
         "intermoe.eval": ["published.json"],
         "intermoe.data": ["*.tsv"],
         "intermoe.train": [

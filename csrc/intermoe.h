@@ -193,6 +193,18 @@ INTERMOE_API int32_t intermoe_moe_forward_cpu(const void* hidden, const float* r
                                               int64_t E, int64_t F, int64_t R, int64_t V, int32_t normalise, float eps,
                                               int32_t dtype, int32_t num_threads);
 
+/* launch: kernels that another compiler made and loaded, started through the CUDA driver, all those of a call at once.
+ * Little-endian machines.
+ *   driver   address of cuLaunchKernel in the library `name`, as opened here; 0 where there is none (see last_error)
+ *   program  int64 numbers: launches L, places N; N times (base, bytes): the pointer bases[base] + bytes; L times
+ *            (function, grid x, y, z, threads of a block, bytes of shared memory, parameters M, and M times a source:
+ *            the number of a place, or -i for the value in program[i], as many of its first bytes as the kernel takes)
+ *   bases    pointers of this call
+ * Fails with what the driver said where the first launch failed, so that nothing was started, and with -1 later.
+ */
+INTERMOE_API int64_t intermoe_open_driver(const char* name);
+INTERMOE_API int32_t intermoe_launch(int64_t driver, int64_t* program, const int64_t* bases, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -110,6 +110,23 @@ class Saved(NamedTuple):
     h: Tensor
     """(P, 2F) before the activation; 0 rows where it is computed again"""
 
+    def saved(self) -> Saved:
+        """Itself: see ``Kept``."""
+        return self
+
+
+class Kept(Protocol):
+    """What a forward of a known kind keeps: ``Saved``, or a named tuple of the backend's own with the logits first.
+
+    The logits and the slots are tensors; what else it holds is read by the backend alone.
+    """
+
+    logits: Any
+    slots: Any
+
+    def saved(self) -> Saved:
+        """The same as ``Saved``."""
+
 
 class Needs(NamedTuple):
     """Which inputs a backward is asked a gradient for; the others cost nothing."""
@@ -178,10 +195,10 @@ class Backend(Protocol):
 
     def moe_forward(
         self, route: Route, select: Select, experts: Experts, kind: Kind | None = None
-    ) -> tuple[Tensor, Tensor, Saved]:
+    ) -> tuple[Tensor, Tensor, Kept]:
         """``out`` (S, D) in the dtype of the weights, ``counts`` (E,) int64, and what is saved.
 
-        ``kind``: the one of these arguments, where it is known.
+        ``kind``: the one of these arguments, where it is known; without, what is saved is ``Saved``.
         """
 
     def moe_inference(
@@ -195,13 +212,15 @@ class Backend(Protocol):
         grad_logits: Tensor | None,
         route: Route,
         experts: Experts,
-        saved: Saved,
+        saved: Any,
         needs: Needs,
         kind: Kind | None = None,
+        spend: bool = False,
     ) -> Grads:
         """Gradients from those of ``out`` (S, D) and of the logits (S, E).
 
-        ``kind``: the one of the forward, where ``saved`` is as that made it.
+        ``saved``: ``Saved``, or with the forward's ``kind`` what that kept. ``spend``: nobody reads what was saved
+        after this, so that its memory, but for logits and slots, may be written over and be that of a gradient.
         """
 
     def raise_on_overflow(self, device: torch.device | None, wait: bool) -> None:

@@ -5,7 +5,11 @@
 The Triton rows run on a stand-in for the driver (``standin.py``): they have everything from the public operation down
 to the launch, and not Triton's own launcher. The native rows are a tiny call on this CPU, whose kernels take next to
 nothing. A time is the least of many repeats of this process's own CPU time, in one thread; ``over the backend`` is the
-public operation's less that of the backend's functions called directly, taken in turns.
+public operation's less that of the backend's functions called directly, taken in turns; ``torch alone`` is a function of
+autograd's with as many inputs, results and gradients, which does nothing.
+
+With the stand-in in the model's own size it also tells the memory of forward + backward: what is allocated at most at a
+time, results and gradients included, and how much of that is neither.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from torch import Tensor
 
 from intermoe import backends
 from intermoe.benchmarks.harness import standin
-from intermoe.benchmarks.harness.timing import machine
+from intermoe.benchmarks.harness.timing import machine, peak_memory
 from intermoe.files import replacing
 from intermoe.kernels.contract import Experts, Kind, Needs, Route, Select
 from intermoe.ops.moe import moe
@@ -34,6 +38,8 @@ TINY = (8, 16, 4, 16, 1, None)
 PROMPT = (300, 64, 8, 64, 4, None)
 TRAINING = (9600, 64, 8, 64, 64, None)
 STATIC = (9600, 64, 8, 64, 64, 9600)
+MODEL = {"S=9600": (9600, 768, 8, 1024, 64, None), "S=9600, static": (9600, 768, 8, 1024, 64, 9600)}
+"""of the default model in training, for its memory"""
 
 
 def least(calls: dict[str, Callable[[], object]], repeats: int = REPEATS, count: int = CALLS) -> dict[str, float]:
@@ -85,12 +91,57 @@ def calls(backend: str, shape: tuple[Any, ...], dtype: torch.dtype) -> dict[str,
         with torch.no_grad():
             return package.moe_inference(route, select, experts, kind)
 
+    nothing = _nothing(leaves, grad)
     return {
         "inference": inference,
         "inference, backend": direct_inference,
         "forward + backward": step,
         "forward + backward, backend": direct_step,
+        "forward + backward, torch alone": nothing,
     }
+
+
+def _nothing(leaves: list[Tensor], grad: Tensor) -> Callable[[], object]:
+    """The gradients of a function with these inputs that computes nothing and has its gradients at hand."""
+    found = [torch.zeros_like(leaf) for leaf in leaves]
+
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+            ctx.save_for_backward(*inputs)
+            ctx.set_materialize_grads(False)
+            return torch.empty_like(grad), torch.empty_like(grad)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, ...]:
+            return tuple(found) if ctx.saved_tensors else ()
+
+    def step() -> object:
+        out, _ = Nothing.apply(*leaves)  # type: ignore[no-untyped-call]
+        return torch.autograd.grad(out, leaves, grad)
+
+    return step
+
+
+def memory(shape: tuple[Any, ...]) -> dict[str, int]:
+    """Bytes of forward + backward in bfloat16, on the stand-in: at most at a time, and of results and gradients."""
+    with standin.stand_in(pairs=shape[0]) as driver:
+        driver.recording = False
+        route, select, experts = _arguments(shape, torch.bfloat16)
+        leaves = [t.requires_grad_() for t in (*route[:5], *experts[:2]) if t is not None]
+        grad = torch.zeros_like(route.hidden)
+        made: list[Tensor] = []
+
+        def step(_: int) -> None:
+            made.clear()
+            result = moe(route, select, experts, backend="triton")
+            made.extend((result.out, *torch.autograd.grad(result.out, leaves, grad)))
+
+        for _ in range(3):
+            step(0)
+        made.clear()
+        peak = peak_memory(step, torch.device("cpu"))
+        return {"peak": peak, "results and gradients": sum(t.nbytes for t in made)}
 
 
 def _row(name: str, times: dict[str, float]) -> dict[str, Any]:
@@ -132,6 +183,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     report = {"machine": machine(torch.device("cpu")).label, "torch": torch.__version__, "rows": measure()}
+    if not isinstance(backends._loaded.get("triton"), ImportError):
+        report["memory"] = {name: memory(shape) for name, shape in MODEL.items()}
     text = json.dumps(report, indent=2)
     print(text)
     if options.out is not None:

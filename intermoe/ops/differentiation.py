@@ -7,6 +7,7 @@ reverse mode: what would need others raises.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -34,7 +35,6 @@ class _Rest:
     recompute: bool
     half_sums: bool
     backend: str
-    kind: Kind | None
     wrapped: bool = False
     """whether a transform of ``torch.func`` has a hand in it"""
     kept: tuple[Tensor, ...] = ()
@@ -49,7 +49,12 @@ def forward(
     route: Route, select: Select, experts: Experts, backend: str, kind: Kind | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``out``, ``counts``, ``logits`` and ``slots``; the first and the third are differentiable."""
-    out, counts, logits, slots = _Forward.run(*_split(route, select, experts, backend, kind))
+    if kind is not None and torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+        call = _Call(select, backend, kind, route, experts)
+        out, logits = _apply(_Direct, call, *route[:5], experts.w_gate_up, experts.w_down)
+        (counts, slots), call.made = call.made, ()
+        return out, counts, logits, slots
+    out, counts, logits, slots = _Forward.run(*_split(route, select, experts, backend))
     return out, counts, logits, slots
 
 
@@ -63,11 +68,16 @@ def _is_wrapped(argument: Any) -> bool:
     return isinstance(argument, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(argument)
 
 
-def _split(route: Route, select: Select, experts: Experts, backend: str, kind: Kind | None = None) -> tuple[Any, ...]:
+def _split(route: Route, select: Select, experts: Experts, backend: str) -> tuple[Any, ...]:
     hidden, weight, offset, scale, shift, normalise = route
     w_gate_up, w_down, recompute, half_sums = experts
-    rest = _Rest(select, normalise, recompute, half_sums, backend, kind)
+    rest = _Rest(select, normalise, recompute, half_sums, backend)
     return rest, hidden, weight, offset, scale, shift, w_gate_up, w_down
+
+
+def _apply(function: type[Function], *arguments: Any) -> Any:
+    """``apply`` where nothing transforms the call, without its look for defaults, the most of its time."""
+    return super(Function, function).apply(*arguments)  # type: ignore[misc]
 
 
 class _Function(Function):
@@ -75,11 +85,11 @@ class _Function(Function):
 
     @classmethod
     def run(cls, rest: _Rest, *inputs: Any) -> tuple[Tensor, ...]:
-        """``apply``, and where nothing transforms the call without its look for defaults, the most of its time."""
+        """``apply``, and where nothing transforms the call the faster one."""
         if torch._C._are_functorch_transforms_active() or any(map(_is_wrapped, inputs)):
             rest.wrapped = True
             return cls.apply(rest, *inputs)  # type: ignore[no-any-return, no-untyped-call]
-        return super(Function, cls).apply(rest, *inputs)  # type: ignore[misc, no-any-return]
+        return _apply(cls, rest, *inputs)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -105,7 +115,8 @@ class _Forward(_Function):
             out, counts, *made = torch.ops.intermoe.moe_forward.default(*flat)
             saved = Saved(*made)
         else:
-            out, counts, saved = backends.load(rest.backend).moe_forward(route, rest.select, experts, rest.kind)
+            out, counts, kept = backends.load(rest.backend).moe_forward(route, rest.select, experts)
+            saved = kept.saved()
         rest.kept = (*saved[1:_SLOTS], *saved[_SLOTS + 1 :])
         return out, counts, saved.logits, saved.slots
 
@@ -116,9 +127,6 @@ class _Forward(_Function):
         if rest.wrapped:  # transforms come here once for each of them
             rest = replace(rest)
         ctx.rest, rest.kept = rest, ()
-        # what hooks hand back of saved tensors may lie otherwise than what they were given
-        if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
-            rest.kind = None
         ctx.mark_non_differentiable(output[1], output[3])
         ctx.set_materialize_grads(False)
 
@@ -153,7 +161,68 @@ def _gradients(
         return [grad if need else None for grad, need in zip(found, needs, strict=True)]
     route, experts = rest.join(tensors)
     backend = backends.load(rest.backend)
-    return backend.moe_backward(grad_out, grad_logits, route, experts, Saved(*tensors[_INPUTS:]), needs, rest.kind)
+    return backend.moe_backward(grad_out, grad_logits, route, experts, Saved(*tensors[_INPUTS:]), needs)
+
+
+@functools.cache
+def _needs(needed: tuple[bool, ...]) -> Needs:
+    """Of the arguments of a function of autograd's, the first of which gets no gradient."""
+    return Needs(*needed[1:])
+
+
+@dataclass(slots=True)
+class _Call:
+    """What one plain call takes beside the inputs that get gradients, and what it leaves."""
+
+    select: Select
+    backend: str
+    kind: Kind
+    route: Any
+    experts: Any
+    made: tuple[Tensor, ...] = ()
+    """counts and slots, which have no gradients and cost more as results of a function of autograd's"""
+    form: Any = None
+    kept: tuple[Any, ...] = ()
+    """what the backend keeps beside the logits, of this type; no one else reads it, so nothing watches over it"""
+
+
+class _Direct(Function):
+    """The operation of plain tensors where gradients may be asked for and no hooks see what is saved."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *inputs: Any) -> tuple[Tensor, Tensor]:
+        route, experts = call.route, call.experts
+        out, counts, kept = backends.load(call.backend).moe_forward(route, call.select, experts, call.kind)
+        logits, *others = kept
+        call.made, call.form, call.kept = (counts, kept.slots), type(kept), tuple(others)
+        # tensors that get gradients are autograd's to keep
+        call.route, call.experts, call.select = route.normalise, experts[2:], None
+        ctx.save_for_backward(*inputs, logits)
+        ctx.set_materialize_grads(False)
+        ctx.call = call
+        return out, logits
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, grad_logits: Tensor | None) -> tuple[Tensor | None, ...]:
+        needs = _needs(ctx.needs_input_grad)
+        if (grad_out is None and grad_logits is None) or not any(needs):
+            return (None,) * (1 + _INPUTS)
+        *inputs, logits = ctx.saved_tensors
+        call = ctx.call
+        saved = call.form(logits, *call.kept)
+        spent = not torch._C._autograd._get_current_graph_task_keep_graph()
+        if spent:
+            call.kept = ()
+        if grad_out is None:
+            grad_out = grad_of_out(tuple(inputs))
+        derived = torch.is_grad_enabled() or forward_ad._current_level >= 0
+        if derived or _is_wrapped(grad_out) or operators.is_watched((grad_out,)):
+            rest = _Rest(call.select, call.route, *call.experts, call.backend)
+            found = _Backward.apply(rest, needs, grad_out, grad_logits, *inputs, *saved.saved())
+            return None, *(grad if need else None for grad, need in zip(found, needs, strict=True))
+        route, experts = Route(*inputs[:5], call.route), Experts(*inputs[5:], *call.experts)
+        backend = backends.load(call.backend)
+        return None, *backend.moe_backward(grad_out, grad_logits, route, experts, saved, needs, call.kind, spent)
 
 
 class _Backward(_Function):

@@ -58,6 +58,8 @@ SIGNATURES = {
     "intermoe_combine_cpu": "i:pppppllllii",
     "intermoe_combine_cuda": "i:ppppplllliip",
     "intermoe_moe_forward_cpu": "i:pppppppppppllllllifii",
+    "intermoe_open_driver": "l:p",
+    "intermoe_launch": "i:lppp",
 }
 
 _REINSTALL = "install g++ or clang++ (Windows: Visual Studio Build Tools) and install intermoe again"

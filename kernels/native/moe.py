@@ -121,7 +121,7 @@ def _one_call(route: Route, select: Select, experts: Experts) -> tuple[Tensor, T
 
 def moe_backward(
     grad_out: Tensor, grad_logits: Tensor | None, route: Route, experts: Experts, saved: Saved, needs: Needs,
-    kind: Kind | None = None,
+    kind: Kind | None = None, spend: bool = False,
 ) -> Grads:  # fmt: skip
     """Gradients of the inputs that ``needs`` names, from that of out (S, D) and, where it has one, of the logits."""
     hidden, normalise = route.hidden, route.normalise

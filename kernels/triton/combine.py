@@ -64,18 +64,21 @@ def combine_constants(dim: int, num_experts: int) -> dict[str, int]:
 
 
 @on_its_device
-def combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -> Tensor:
+def combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor, out: Tensor | None = None) -> Tensor:
     """Per-token sums (S, D) in the dtype of ``expert_out``, accumulated in float32.
 
     Args:
         expert_out: (P, D). gates: (P,), or ``None`` for ones. slots: (S, E) int64, -1 where not selected.
+        out: memory for the result, or ``None`` for new memory.
     """
     num_tokens, num_experts = slots.shape
     dim = expert_out.shape[1]
     expect("expert_out", expert_out, len(expert_out), dim)
     expect("gates", gates, len(expert_out))
     expect("slots", slots, num_tokens, num_experts, dtypes=(torch.int64,))
-    out = torch.empty(num_tokens, dim, dtype=expert_out.dtype, device=expert_out.device)
+    if out is None:
+        out = torch.empty(num_tokens, dim, dtype=expert_out.dtype, device=expert_out.device)
+    expect("out", out, num_tokens, dim, dtypes=(expert_out.dtype,))
     expert_out, slots = expert_out.contiguous(), slots.contiguous()
     gates = None if gates is None else gates.float().contiguous()
     sizes = combine_constants(max(dim, 1), num_experts)

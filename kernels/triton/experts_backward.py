@@ -26,6 +26,7 @@ from .experts import Launch, launch_product, launch_up
 from .launch import blocks, cdiv, launch
 from .registry import on_its_device
 from .tiles import silu_and_gradient, stored
+from .together import Spare
 
 ELEMENTS, ELEMENTS_PER_WARP = 1024, 512
 
@@ -146,10 +147,11 @@ def launch_grad_hidden(
     gates: Tensor,
     w_down: Tensor,
     h: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``grad_h`` (P, 2F) and ``weighted`` (P, F), both as operands, and ``grad_gates`` (P,)."""
-    grad_h, grad_gates = torch.empty_like(h), torch.empty_like(gates)
-    weighted = h.new_empty(shared.num_pairs, shared.expert_dim)
+    grad_h: Tensor,
+    weighted: Tensor,
+) -> Tensor:
+    """``grad_gates`` (P,), and fill ``grad_h`` (P, 2F), which may be ``h``, and ``weighted`` (P, F), as operands."""
+    grad_gates = torch.empty_like(gates)
     launch_product(shared, "grad_hidden", grad_out, offsets, w_down, weighted, True, token_idx)
     sizes = swiglu_constants(shared.expert_dim, shared.num_experts)
     launch(
@@ -158,16 +160,15 @@ def launch_grad_hidden(
         (h, gates, offsets, grad_h, weighted, grad_gates),
         {**sizes, "ROUND": shared.rounds},
     )
-    return grad_h, weighted, grad_gates
+    return grad_gates
 
 
 def launch_grad_weight(
-    shared: Launch, left: Tensor, right: Tensor, token_idx: Tensor, offsets: Tensor, gather_left: bool
-) -> Tensor:
-    """(E, M, N), the sum over each expert's pairs of left^T right, one of them gathered through ``token_idx``."""
+    shared: Launch, left: Tensor, right: Tensor, token_idx: Tensor, offsets: Tensor, out: Tensor, gather_left: bool
+) -> None:
+    """out (E, M, N), the sum over each expert's pairs of left^T right, one of them gathered through ``token_idx``."""
     chosen = shared.tile("grad_weight")
     height, width = left.shape[1], right.shape[1]
-    out = left.new_empty(shared.num_experts, height, width)
     launch(
         grad_weight_kernel,
         (shared.num_experts * cdiv(height, chosen.block_m) * cdiv(width, chosen.block_n), 1, 1),
@@ -177,7 +178,6 @@ def launch_grad_weight(
             "GATHER_LEFT": gather_left, "GATHER_RIGHT": not gather_left,
         },
     )  # fmt: skip
-    return out
 
 
 @on_its_device
@@ -191,6 +191,8 @@ def experts_backward(
     w_gate_up: Tensor,
     w_down: Tensor,
     needed: tuple[bool, bool, bool] = (True, True, True),
+    spare: Spare | None = None,
+    spare_h: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
     """Gradients of ``experts_forward`` followed by ``combine``, before the sum over each token's experts.
 
@@ -198,6 +200,8 @@ def experts_backward(
         grad_out: (S, D) gradient of the combined output. tokens, token_idx, expert_offsets, w_gate_up, w_down: as in
             ``experts_forward``. gates: (P,). h: (P, 2F) as saved, or ``None`` to compute it again.
         needed: whether the pairs' tokens, w_gate_up and w_down get a gradient; what does not is ``None``.
+        spare: memory that may be written over once ``tokens`` is read no more, such as its own, for ``grad_pairs``.
+        spare_h: ``h`` where it may be written over, and then is.
 
     Returns:
         ``grad_pairs`` (P, D), to be combined with ``gates=None`` for the gradient of ``tokens``; ``grad_gates`` (P,)
@@ -212,16 +216,24 @@ def experts_backward(
     grad_out, gates = grad_out.to(tokens.dtype), gates.float().contiguous()
     grad_out, tokens, w_gate_up, w_down = map(shared.operand, (grad_out, tokens, w_gate_up, w_down))
     if h is None:
-        h = tokens.new_empty(num_pairs, 2 * shared.expert_dim)
+        h = spare_h = tokens.new_empty(num_pairs, 2 * shared.expert_dim)
         launch_up(shared, tokens, token_idx, expert_offsets, w_gate_up, h, None)
     h = h.contiguous()
-    grad_h, weighted, grad_gates = launch_grad_hidden(shared, grad_out, token_idx, expert_offsets, gates, w_down, h)
+    grad_h = h if h is spare_h else torch.empty_like(h)
     grad_pairs = grad_w_gate_up = grad_w_down = None
-    if needed[2]:  # first, so that the largest arrays are read no more when the pairs' gradients are written
-        grad_w_down = launch_grad_weight(shared, grad_out, weighted, token_idx, expert_offsets, True)
     if needed[1]:
-        grad_w_gate_up = launch_grad_weight(shared, grad_h, tokens, token_idx, expert_offsets, False)
+        grad_w_gate_up = torch.empty_like(w_gate_up)
+    # until it is written, the memory of the largest gradient holds what the other one is made of
+    weighted = Spare(grad_w_gate_up).new(h, num_pairs, shared.expert_dim)
+    grad_gates = launch_grad_hidden(
+        shared, grad_out, token_idx, expert_offsets, gates, w_down, h, grad_h, weighted
+    )  # fmt: skip
+    if needed[2]:
+        grad_w_down = torch.empty_like(w_down)
+        launch_grad_weight(shared, grad_out, weighted, token_idx, expert_offsets, grad_w_down, True)
+    if grad_w_gate_up is not None:
+        launch_grad_weight(shared, grad_h, tokens, token_idx, expert_offsets, grad_w_gate_up, False)
     if needed[0]:
-        grad_pairs = tokens.new_empty(num_pairs, shared.dim)
+        grad_pairs = (spare or Spare()).new(tokens, num_pairs, shared.dim)
         launch_product(shared, "grad_pairs", grad_h, expert_offsets, w_gate_up, grad_pairs, True)
     return grad_pairs, grad_gates, grad_w_gate_up, grad_w_down

@@ -13,7 +13,7 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from .plan import record
+from .plan import Started, record
 from .registry import INTERPRETED
 
 _TAKES_CONSTANTS = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
@@ -39,12 +39,11 @@ def launch(kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], 
         compiled = compile_and_start(kernel, grid, arguments, constants)
         names = kernel.arg_names[len(arguments) :] if _TAKES_CONSTANTS else ()
         found = _compiled[key] = compiled, tuple(constants[name] for name in names)
-        record(compiled[grid], (*arguments, *found[1]))
+        record(Started(compiled, grid, (*arguments, *found[1]), len(arguments)))
     else:
         compiled, constant_arguments = found
-        start = compiled[grid]
-        record(start, (*arguments, *constant_arguments))
-        start(*arguments, *constant_arguments)
+        record(Started(compiled, grid, (*arguments, *constant_arguments), len(arguments)))
+        compiled[grid](*arguments, *constant_arguments)
 
 
 def compile_and_start(

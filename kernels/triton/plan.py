@@ -2,9 +2,10 @@
 
 The Python code of the steps is what defines a call. Its first run for a set of shapes, dtypes, devices, alignments and
 options is recorded: which kernels it started on which grids, and of every argument whether it was an input, a result,
-memory in between, or a number. From then on the same launches are made of that record. Results are allocated one by
-one, as they live on their own; all memory in between is one allocation, in which what is written later takes the place
-of what is read no more: launches of a stream run one after the other.
+memory in between, or a number. From then on the same launches are made of that record, all in one call of the CUDA
+driver's library (``driver.py``) where that can be, and otherwise one by one. Results are allocated one by one, as they
+live on their own, but for those that are kept ``Together``; all memory in between is one allocation, in which what is
+written later takes the place of what is read no more: launches of a stream run one after the other.
 
 A run that did anything else than allocate and launch (a copy into dense memory, a cast, a read) is not repeated so:
 such calls take the Python code each time.
@@ -13,8 +14,9 @@ such calls take the Python code each time.
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -23,24 +25,34 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..contract import described
+from . import driver
 from .registry import INTERPRETED
+from .together import Layout, Together, aligned
 
 MOST_PLANS = 1024
 """More are made anew: pools of many lengths must not fill the memory."""
 
-ALIGNMENT = 256
-"""Of memory in between, as the allocator's own."""
-
 Results = tuple[Any, ...]
-"""Tensors, or ``None``."""
+"""Tensors, ``Together``, or ``None``."""
 
 Step = Callable[..., Results]
 
+_empty_like = torch.empty_like
 _aten = torch.ops.aten
 _ALLOCATIONS = {_aten.empty.memory_format, _aten.new_empty.default, _aten.empty_like.default}
-_VIEWS = {_aten.slice.Tensor, _aten.view.default, _aten.detach.default, _aten.alias.default}
+_VIEWS = {_aten.slice.Tensor, _aten.view.default, _aten.view.dtype, _aten.detach.default, _aten.alias.default}
 _plans: dict[tuple[Any, ...], Plan | None] = {}
 _active = threading.local()
+
+
+class Started(NamedTuple):
+    """A launch as it was made: the compiled kernel, its grid, and all that its launcher takes."""
+
+    compiled: Any
+    grid: tuple[int, int, int]
+    arguments: tuple[Any, ...]
+    given: int
+    """how many of the arguments are the kernel's own; the others are constants of its compilation"""
 
 
 class Recorder(TorchDispatchMode):
@@ -48,7 +60,7 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.launches: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+        self.launches: list[Started] = []
         self.buffers: list[Tensor] = []
         self.others: list[str] = []
 
@@ -61,11 +73,11 @@ class Recorder(TorchDispatchMode):
         return out
 
 
-def record(start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def record(started: Started) -> None:
     """Note a launch, where a run is recorded in this thread."""
     recorder: Recorder | None = getattr(_active, "recorder", None)
     if recorder is not None:
-        recorder.launches.append((start, arguments))
+        recorder.launches.append(started)
 
 
 def forget() -> None:
@@ -74,51 +86,70 @@ def forget() -> None:
 
 
 def planned(function: Step) -> Step:
-    """A function of tensors, or ``None``, and keywords that decide what is launched, as a plan from its second call on.
+    """A function of tensors, ``Together`` or ``None``, and keywords that decide what is launched, as a plan from its
+    second call on.
 
-    It returns tensors as it allocated them, inputs, or ``None``; where it views parts of either no plan is made. Calls
-    of one ``kind`` have tensors alike, which are not looked at then.
+    It returns tensors as it allocated them, inputs, ``Together`` of what it allocated, or ``None``; where it views
+    parts of either no plan is made. Calls of one ``kind`` have tensors alike, which are not looked at then.
     """
 
     @functools.wraps(function)
-    def call(*tensors: Tensor | None, kind: Hashable = None, **options: Any) -> Results:
+    def call(*inputs: Any, kind: Hashable = None, **options: Any) -> Results:
         if INTERPRETED or getattr(_active, "recorder", None) is not None:
-            return function(*tensors, **options)
-        alike = described(tensors) if kind is None else kind
+            return function(*inputs, **options)
+        alike = kind if kind is not None else described(flat(inputs))
         key = (function, torch.get_float32_matmul_precision(), alike, *options.values())
         try:
             plan = _plans[key]
         except KeyError:
-            results, _plans[key] = _recorded(function, tensors, options)
+            results, plan, known = _recorded(function, inputs, options, kind is not None)
+            if known:
+                _plans[key] = plan
             return results
-        return function(*tensors, **options) if plan is None else plan.run(tensors)
+        return function(*inputs, **options) if plan is None else plan.run(inputs)
 
     return call
 
 
+def flat(inputs: tuple[Any, ...]) -> Iterator[Tensor | None]:
+    """The tensors one by one."""
+    for one in inputs:
+        if isinstance(one, Together):
+            yield from one.tensors()
+        else:
+            yield one
+
+
 def _recorded(
-    function: Step, tensors: tuple[Tensor | None, ...], options: dict[str, Any]
-) -> tuple[Results, Plan | None]:
+    function: Step, inputs: tuple[Any, ...], options: dict[str, Any], merges: bool
+) -> tuple[Results, Plan | None, bool]:
+    """Results, the plan if there is one, and whether this holds for all calls alike."""
     if len(_plans) >= MOST_PLANS:
         _plans.clear()
     _active.recorder = recorder = Recorder()
     try:
         with recorder:
-            results = function(*tensors, **options)
+            results = function(*inputs, **options)
     finally:
         _active.recorder = None
-    return results, Plan(tensors, results, recorder) if _can_repeat(tensors, results, recorder) else None
+    ranges = sorted(_range(t) for t in flat(inputs) if t is not None and t.numel())
+    if any(one[1] > other[0] for one, other in itertools.pairwise(ranges)):
+        return results, None, False  # as one argument given twice: a pointer does not tell which of them is meant
+    plan = Plan(inputs, results, recorder, merges) if _can_repeat(inputs, results, recorder) else None
+    return results, plan, True
 
 
-def _can_repeat(inputs: tuple[Tensor | None, ...], results: Results, recorder: Recorder) -> bool:
+def _can_repeat(inputs: tuple[Any, ...], results: Results, recorder: Recorder) -> bool:
     """Whether all pointers of a run can be told from those of its inputs, results and memory in between."""
-    given = {id(t) for t in inputs}
-    foreign = {_storage(t) for t in inputs if t is not None and t.numel()}
-    launched = (argument for _, arguments in recorder.launches for argument in arguments)
+    given = {id(t) for t in inputs if isinstance(t, Tensor)}
+    known = [t for t in flat(inputs) if t is not None and t.numel()]
+    ranges, foreign = [_range(t) for t in known], {_storage(t) for t in known}
+    launched = (argument for one in recorder.launches for argument in one.arguments)
     for tensor in (argument for argument in launched if isinstance(argument, Tensor) and id(argument) not in given):
-        if _storage(tensor) in foreign or tensor.storage_offset():
+        within = any(start <= tensor.data_ptr() < end for start, end in ranges)
+        if not within and (_storage(tensor) in foreign or tensor.storage_offset()):
             return False
-    for result in results:
+    for result in flat(results):
         if result is not None and id(result) not in given:
             whole = result.is_contiguous() and result.nbytes == result.untyped_storage().nbytes()
             if _storage(result) in foreign or not whole:
@@ -137,8 +168,8 @@ class Between(NamedTuple):
 def _uses(recorder: Recorder) -> dict[int, tuple[int, int]]:
     """The first and last launch that use each storage."""
     found: dict[int, tuple[int, int]] = {}
-    for number, (_, arguments) in enumerate(recorder.launches):
-        for tensor in arguments:
+    for number, one in enumerate(recorder.launches):
+        for tensor in one.arguments:
             if isinstance(tensor, Tensor) and tensor.numel():
                 storage = _storage(tensor)
                 found[storage] = found.get(storage, (number, number))[0], number
@@ -157,69 +188,145 @@ def placed(between: list[Between]) -> tuple[list[int], int]:
                     break
                 start = max(start, high)
         offsets[number] = start
-        lying.append((start, start + -(-one.size // ALIGNMENT) * ALIGNMENT, one))
+        lying.append((start, start + aligned(one.size), one))
     return offsets, max((high for _, high, _ in lying), default=0)
 
 
 class Plan:
-    """The launches of one kind of call."""
+    """The launches of one kind of call.
 
-    def __init__(self, inputs: tuple[Tensor | None, ...], results: Results, recorder: Recorder) -> None:
-        self.results: list[int | Tensor | None] = []
-        """numbers of inputs, or what to allocate"""
-        places = {id(t): i for i, t in enumerate(inputs) if t is not None}
-        starts: dict[int, int] = {}
-        made = len(inputs)
-        for result in results:
-            if result is None or id(result) in places:
-                self.results.append(None if result is None else places[id(result)])
-                continue
-            self.results.append(_pattern(result))
-            starts[_storage(result)] = made
-            made += 1
-        between: list[Between] = []
+    ``bases`` are the pointers of a call's inputs, results and memory in between, in this order; ``places`` are what its
+    kernels take: a base's number, and bytes from there.
+    """
+
+    def __init__(self, inputs: tuple[Any, ...], results: Results, recorder: Recorder, merges: bool) -> None:
+        self.places: list[tuple[int, int]] = []
+        self._starts: dict[int, int] = {}
+        self._numbered = {id(t): number for number, t in enumerate(inputs) if t is not None}
+        self._bases = 0
+        self._ranges: list[tuple[int, int, int]] = []
+        """of the inputs: the first and the end address, and the number of the place"""
+        for one in inputs:
+            self._take(one)
+        self._apart = any(type(one) is Together and one.layout is None for one in inputs)
+        self._patterns: list[Tensor] = []
+        """of all memory that a call allocates: that of the results, and last that in between"""
+        self._results = [self._result(one, merges) for one in results]
+        self._plain = self._results == list(range(len(results)))
+        self._between(recorder)
+        launches = [(one, [self._source(a) for a in one.arguments]) for one in recorder.launches]
+        self.numbers: list[Any] = []
+        self.steps = []
+        for one, sources in launches:
+            taken = []
+            for is_number, value in sources:
+                taken.append(len(self.places) + len(self.numbers) if is_number else value)
+                self.numbers += [value] * is_number
+            self.steps.append((one.compiled[one.grid], itemgetter(*taken)))
+        device = next(t.device for t in flat(inputs) if t is not None)
+        self.program = driver.program(
+            [(one, sources[: one.given]) for one, sources in launches], self.places, self._bases, device
+        )
+
+    def _place(self, address: int, offset: int = 0) -> None:
+        self._starts[address] = len(self.places)
+        self.places.append((self._bases, offset))
+
+    def _take(self, one: Any) -> None:
+        """An input: a base, or several."""
+        if isinstance(one, Together):
+            tensors = one.tensors()
+            if one.layout is None:
+                for tensor in tensors:
+                    self._take(tensor)
+                return
+            for tensor, offset in zip(tensors, one.layout.offsets, strict=True):
+                self._lies(tensor, offset)
+        elif one is not None:
+            self._lies(one)
+        self._bases += 1
+
+    def _lies(self, tensor: Tensor, offset: int = 0) -> None:
+        """Part of an input's base."""
+        if tensor.numel():
+            self._ranges.append((*_range(tensor), len(self.places)))
+            self.places.append((self._bases, offset))
+
+    def _result(self, one: Any, merges: bool) -> Any:
+        """``None``, a pattern's number, -1 - an input's number, or how a ``Together`` is made and of which numbers."""
+        if one is None or id(one) in self._numbered:
+            return None if one is None else -1 - self._numbered[id(one)]
+        if isinstance(one, Together):
+            if not merges:
+                return Together, [self._result(tensor, merges) for tensor in one.tensors()]
+            layout = Layout(one.tensors())
+            for tensor, offset in zip(one.tensors(), layout.offsets, strict=True):
+                self._place(_storage(tensor), offset)
+            return layout, self._allocates(layout.memory)
+        self._place(_storage(one))
+        return self._allocates(_pattern(one))
+
+    def _allocates(self, pattern: Tensor) -> int:
+        """The number of a pattern, whose memory is one more base."""
+        self._bases += 1
+        self._patterns.append(pattern)
+        return len(self._patterns) - 1
+
+    def _between(self, recorder: Recorder) -> None:
+        between: list[tuple[int, Between]] = []
         uses = _uses(recorder)
         for buffer in recorder.buffers:
             storage = _storage(buffer)
-            if storage in uses and storage not in starts:
-                starts[storage] = made + len(between)
-                between.append(Between(buffer.untyped_storage().nbytes(), *uses[storage]))
-        self.offsets, self.arena = placed(between)
-        device = next(t.device for t in inputs if t is not None)
-        self.memory = _pattern(torch.empty(self.arena, dtype=torch.uint8, device=device))
-        first_number = made + len(self.offsets)
-        self.numbers: list[Any] = []
-        self.steps = []
-        for start, arguments in recorder.launches:
-            taken = []
-            for argument in arguments:
-                place = places.get(id(argument))
-                if place is None and isinstance(argument, Tensor):
-                    place = starts.get(_storage(argument))
-                if place is None:  # a number, ``None``, or a tensor that lives longer than any call
-                    place = first_number + len(self.numbers)
-                    self.numbers.append(argument)
-                taken.append(place)
-            self.steps.append((start, itemgetter(*taken)))
+            if storage in uses and storage not in self._starts:
+                between.append((storage, Between(buffer.untyped_storage().nbytes(), *uses[storage])))
+                self._starts[storage] = -1
+        offsets, size = placed([one for _, one in between])
+        if size:
+            device = recorder.buffers[0].device
+            for (storage, _), offset in zip(between, offsets, strict=True):
+                self._place(storage, offset)
+            self._allocates(_pattern(torch.empty(size, dtype=torch.uint8, device=device)))
 
-    def run(self, inputs: tuple[Tensor | None, ...]) -> Results:
+    def _source(self, argument: Any) -> tuple[bool, Any]:
+        """Whether an argument is a number, ``None`` or a tensor that outlives all calls; and it, or else its place."""
+        if not isinstance(argument, Tensor) or not argument.numel():
+            return True, argument
+        address = argument.data_ptr()
+        for start, end, place in self._ranges:
+            if start <= address < end:
+                if address != start:  # within an input, at the same distance from its start in all calls
+                    base, offset = self.places[place]
+                    place = len(self.places)
+                    self.places.append((base, offset + address - start))
+                    self._ranges.insert(0, (address, address + 1, place))
+                return False, place
+        found = self._starts.get(_storage(argument))
+        return (True, argument) if found is None else (False, found)
+
+    def run(self, inputs: tuple[Any, ...]) -> Results:
         """Launch everything for other inputs of the same kind."""
-        results: list[Any] = []
-        values: list[Any] = [None if t is None else t.data_ptr() for t in inputs]
-        for result in self.results:
-            if result is None or isinstance(result, int):
-                results.append(None if result is None else inputs[result])
-            else:
-                results.append(made := torch.empty_like(result))
-                values.append(made.data_ptr())
-        if self.arena:
-            arena = torch.empty_like(self.memory)
-            base = arena.data_ptr()
-            values += [base + offset for offset in self.offsets]
-        values += self.numbers
-        for start, arguments in self.steps:
-            start(*arguments(values))
-        return tuple(results)
+        made = [_empty_like(pattern) for pattern in self._patterns]
+        given = flat(inputs) if self._apart else inputs
+        bases = [0 if one is None else one.data_ptr() for one in given]
+        bases += [one.data_ptr() for one in made]
+        if self.program is None or not self.program.run(bases):
+            values: list[Any] = [bases[base] + offset for base, offset in self.places]
+            values += self.numbers
+            for start, arguments in self.steps:
+                start(*arguments(values))
+        if self._plain:
+            return tuple(made[: len(self._results)])
+        return tuple([_joined(result, made, inputs) for result in self._results])
+
+
+def _joined(result: Any, made: list[Tensor], inputs: tuple[Any, ...]) -> Any:
+    """A result of the memory that was allocated, and of the inputs."""
+    if type(result) is int:
+        return made[result] if result >= 0 else inputs[-1 - result]
+    if result is None:
+        return None
+    how, numbers = result
+    return Together(*[made[n] for n in numbers]) if how is Together else Together.of(made[numbers], how)
 
 
 def _pattern(like: Tensor) -> Tensor:
@@ -227,6 +334,12 @@ def _pattern(like: Tensor) -> Tensor:
     pattern = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     pattern.untyped_storage().resize_(0)
     return pattern
+
+
+def _range(tensor: Tensor) -> tuple[int, int]:
+    """Addresses of the first byte, and of what lies behind the last one where the memory is dense."""
+    start = tensor.data_ptr()
+    return start, start + (tensor.nbytes if tensor.is_contiguous() else 1)
 
 
 def _storage(tensor: Tensor) -> int:

@@ -34,13 +34,14 @@ def on_its_device(function: Step) -> Step:
     @functools.wraps(function)
     def call(first: Any, *others: Any, **options: Any) -> Any:
         tensor: Tensor = first if isinstance(first, Tensor) else (others if first is None else first)[0]
+        device = tensor.device
         # the steps say themselves which dtypes each argument may have
-        reason = unusable_reason(tensor.device, torch.float32)
+        reason = unusable_reason(device, torch.float32)
         if reason is not None:
             raise RuntimeError(f"backend {NAME!r}: {reason}")
-        if tensor.device.type == "cpu" or tensor.get_device() == torch.cuda.current_device():
+        if not tensor.is_cuda or device.index == torch.cuda.current_device():
             return function(first, *others, **options)
-        with torch.cuda.device_of(tensor):
+        with torch.cuda.device(device):
             return function(first, *others, **options)
 
     return call  # type: ignore[return-value]
@@ -92,7 +93,11 @@ def allocated_pairs(num_tokens: int, num_experts: int, max_pairs: int | None) ->
     return num_tokens * num_experts if num_tokens * num_experts <= STATIC_PAIRS else None
 
 
-def room(num_pairs: int, most: int) -> int:
-    """How many pairs the exact mode makes room for, given P: a few more, so that plans and memory are used again."""
+def room(num_pairs: int, num_tokens: int, num_experts: int) -> int:
+    """How many pairs the exact mode makes room for, given P: a few more, so that plans and memory are used again.
+
+    No more than there are tokens, where these suffice: the gradients of the pairs then fit where the tokens were.
+    """
     step = max(16, 1 << max(num_pairs.bit_length() - 6, 0))  # at most a 32nd more
-    return min(-(-num_pairs // step) * step, most)
+    rounded = -(-num_pairs // step) * step
+    return num_tokens if num_pairs <= num_tokens < rounded else min(rounded, num_tokens * num_experts)

@@ -18,6 +18,7 @@ from torch import Tensor
 from .arguments import expect, expect_divisor, expect_rows
 from .launch import cdiv, launch, power_of_2, token_constants
 from .registry import on_its_device
+from .together import Spare
 
 ELEMENTS, ELEMENTS_PER_WARP = 1024, 256
 SUM_TOKENS = 16
@@ -238,6 +239,8 @@ def route_backward(
     normalise: bool,
     rows: int,
     needed: tuple[bool, bool] = (True, True),
+    into: Tensor | None = None,
+    spare: Spare | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``route_forward``.
 
@@ -246,6 +249,7 @@ def route_backward(
             statistics: mean and rstd. Others as ``route_forward`` took or gave them.
         rows: R, the number of rows of ``router_offset``. needed: whether ``router_weight`` and ``router_offset`` get
             a gradient.
+        into: memory for ``grad_hidden``, or ``None`` for new memory. spare: memory for the sums of chunks.
 
     Returns:
         ``grad_hidden`` (S, D) in the dtype of ``hidden``; in float32 ``grad_router_weight`` (E, D),
@@ -273,13 +277,19 @@ def route_backward(
     grad_weight = new(num_experts, dim) if weight_needed else None
     grad_offset = new(rows, num_experts) if offset_needed else None
     grad_scale, grad_shift = (None, None) if scale is None else (new(scale_rows, dim), new(scale_rows, dim))
-    grad_hidden = None if grad_tokens is None else torch.empty_like(hidden)
+    grad_hidden = None
+    if grad_tokens is not None:
+        expect("into", into, num_tokens, dim, dtypes=(hidden.dtype,))
+        grad_hidden = torch.empty_like(hidden) if into is None else into
     if num_tokens == 0:
         return grad_hidden, grad_weight, grad_offset, grad_scale, grad_shift
 
     tokens_per_row = num_tokens // max(scale_rows, 1)
     chunks_per_row = cdiv(tokens_per_row, SUM_TOKENS)
-    scale_chunks, shift_chunks = (None if scale is None else new(scale_rows, chunks_per_row, dim) for _ in range(2))
+    spare = Spare() if spare is None else spare
+    scale_chunks, shift_chunks = (
+        None if scale is None else spare.new(grad_logits, scale_rows, chunks_per_row, dim) for _ in range(2)
+    )
     if grad_tokens is not None:
         launch(
             grad_input_kernel,
@@ -290,7 +300,7 @@ def route_backward(
             ),
             {**grad_input_constants(dim, num_experts), "NORMALISE": normalise, "HAS_SCALE": scale is not None},
         )  # fmt: skip
-    weight_chunks = _grad_router_weight(grad_logits, hidden) if weight_needed else None
+    weight_chunks = _grad_router_weight(grad_logits, hidden, spare) if weight_needed else None
     flags = {"HAS_OFFSET": offset_needed, "HAS_SCALE": scale is not None, "HAS_WEIGHT": weight_needed}
     programs = (
         rows if offset_needed else 0,
@@ -310,14 +320,14 @@ def route_backward(
     return grad_hidden, grad_weight, grad_offset, grad_scale, grad_shift
 
 
-def _grad_router_weight(grad_logits: Tensor, hidden: Tensor) -> Tensor:
+def _grad_router_weight(grad_logits: Tensor, hidden: Tensor, spare: Spare) -> Tensor:
     """(C, E, D), the sum of each chunk of tokens."""
     (num_tokens, dim), num_experts = hidden.shape, grad_logits.shape[1]
     sizes = grad_router_constants(dim, num_experts)
     blocks = cdiv(num_tokens, sizes["BLOCK_S"])
     blocks_per_chunk = cdiv(blocks, WEIGHT_CHUNKS)
     chunks = cdiv(blocks, blocks_per_chunk)
-    weight_sums = grad_logits.new_empty(chunks, num_experts, dim)
+    weight_sums = spare.new(grad_logits, chunks, num_experts, dim)
     launch(
         grad_router_kernel,
         (chunks, cdiv(dim, sizes["BLOCK_D"]), 1),

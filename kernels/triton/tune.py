@@ -91,15 +91,17 @@ class Workload:
             launch_product(launch, kernel, self.activation, offsets, self.w_down, out, False)
             return (out,)
         if kernel == "grad_hidden":
-            return launch_grad_hidden(launch, self.grad_out, self.token_idx, offsets, self.gates, self.w_down, self.h)
+            grad_h, weighted = torch.empty_like(self.h), torch.empty_like(self.activation)
+            given = (self.grad_out, self.token_idx, offsets, self.gates, self.w_down, self.h)
+            return grad_h, weighted, launch_grad_hidden(launch, *given, grad_h, weighted)
         if kernel == "grad_pairs":
             out = self.tokens.new_empty(launch.num_pairs, launch.dim)
             launch_product(launch, kernel, self.h, offsets, self.w_gate_up, out, True)
             return (out,)
-        return (
-            launch_grad_weight(launch, self.grad_out, self.activation, self.token_idx, offsets, True),
-            launch_grad_weight(launch, self.h, self.tokens, self.token_idx, offsets, False),
-        )
+        made = torch.empty_like(self.w_down), torch.empty_like(self.w_gate_up)
+        launch_grad_weight(launch, self.grad_out, self.activation, self.token_idx, offsets, made[0], True)
+        launch_grad_weight(launch, self.h, self.tokens, self.token_idx, offsets, made[1], False)
+        return made
 
 
 def tune(workload: Workload, kernel: str, clock: Clock = device_clock) -> Found:

@@ -223,6 +223,38 @@ def test_tune_finds_a_tile_that_runs() -> None:
     assert found.time <= found.shipped_time
 
 
+@pytest.mark.parametrize("frames", [30, 300], ids=["small pool", "exact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_launches_through_the_drivers_library_give_the_bits_of_tritons_launcher(
+    frames: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from intermoe.kernels.triton import plan
+
+    made = block().to(dtype)
+    hidden, condition, mask = inputs(frames=frames)
+
+    def step() -> list[Tensor]:
+        made.zero_grad()
+        given = hidden.to(dtype).requires_grad_()
+        out = made(given, condition.to(dtype), mask)
+        out.float().square().sum().backward()
+        grads = [parameter.grad.clone() for parameter in made.parameters() if parameter.grad is not None]
+        return [out.detach(), given.grad, *grads]
+
+    plan.forget()
+    step()
+    step()
+    found = step()
+    made_plans = [one for one in plan._plans.values() if one is not None]
+    assert made_plans
+    assert all(one.program is not None for one in made_plans), "the log says why"
+    for one in made_plans:
+        monkeypatch.setattr(one, "program", None)
+    for grad, other in zip(found, step(), strict=True):
+        assert torch.equal(grad, other)
+    plan.forget()
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_another_device_than_the_current_one(relative_error) -> None:
     made, values = block(), inputs()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,8 @@ pytest.importorskip("triton")
 
 from intermoe.benchmarks.harness import host, standin
 from intermoe.kernels import triton as package
-from intermoe.kernels.contract import Needs, Route, Select
-from intermoe.kernels.triton import configs, plan, registry
+from intermoe.kernels.contract import Kind, Needs, Route, Select
+from intermoe.kernels.triton import configs, launch, plan, registry
 from intermoe.kernels.triton.registry import INTERPRETED
 from intermoe.ops.moe import moe
 
@@ -26,7 +27,7 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """No memory in between is used twice, so that a pointer tells what it points to."""
 
     def one_by_one(between: list[plan.Between]) -> tuple[list[int], int]:
-        ends = list(itertools.accumulate(-(-one.size // plan.ALIGNMENT) * plan.ALIGNMENT for one in between))
+        ends = list(itertools.accumulate(plan.aligned(one.size) for one in between))
         return [0, *ends][: len(between)], ends[-1] if ends else 0
 
     monkeypatch.setattr(plan, "placed", one_by_one)
@@ -39,7 +40,7 @@ ASKED = {
 }
 
 
-def meaning(launches: list[standin.Launch], known: dict[str, Any]) -> list[Any]:
+def meaning(launched: list[standin.Launch], known: dict[str, Any]) -> list[Any]:
     """Launches with every pointer by what it points to: a name, or a number for memory in between, by its first use."""
     names = {t.data_ptr(): name for name, t in known.items() if isinstance(t, Tensor) and t.numel()}
     between: dict[int, str] = {}
@@ -53,8 +54,8 @@ def meaning(launches: list[standin.Launch], known: dict[str, Any]) -> list[Any]:
         return names.get(pointer) or between.setdefault(pointer, f"between {len(between)}")
 
     return [
-        (one.name, one.grid, {key: told(key, value) for key, value in one.arguments.items()})
-        for one in launches
+        (one.name, one.grid, one.threads, one.shared, {key: told(key, value) for key, value in one.arguments.items()})
+        for one in launched
     ]  # fmt: skip
 
 
@@ -94,6 +95,7 @@ def both(shape: tuple[Any, ...], needs: Needs | None, pairs: int, monkeypatch: p
             for _ in range(2):  # in the exact mode the parts of a call have plans from its second run on
                 assert call(driver, other, needs) == wanted
         assert ran
+        assert all(one.together for one in driver.launches), "and all through one call of the driver's library"
 
 
 @pytest.mark.parametrize("shape", [host.PROMPT, host.TRAINING, host.STATIC], ids=["prompt", "exact", "static"])
@@ -189,8 +191,8 @@ def test_a_parameter_that_changed_after_the_forward_takes_no_plan() -> None:
     with standin.stand_in():
         route, select, experts = host._arguments(host.PROMPT, torch.bfloat16)
         experts.w_down.requires_grad_()
-        for _ in range(2):
-            moe(route, select, experts, backend="triton").out.backward(route.hidden)
+        for _ in range(3):
+            moe(route, select, experts, backend="triton").out.backward(torch.ones(300, 64, dtype=torch.bfloat16))
         out = moe(route, select, experts, backend="triton").out
         experts.w_down.data = experts.w_down.data.float()
         with pytest.raises(TypeError, match="w_down: expected the dtype of tokens"):
@@ -202,8 +204,8 @@ def test_what_hooks_hand_back_takes_no_plan() -> None:
     with standin.stand_in() as driver:
         route, select, experts = host._arguments(host.PROMPT, torch.bfloat16)
         experts.w_down.requires_grad_()
-        for _ in range(2):
-            moe(route, select, experts, backend="triton").out.backward(route.hidden)
+        for _ in range(3):
+            moe(route, select, experts, backend="triton").out.backward(torch.ones(300, 64, dtype=torch.bfloat16))
         turned: list[Tensor] = []
 
         def unpack(x: Tensor) -> Tensor:
@@ -231,6 +233,12 @@ def test_copies_are_not_left_out() -> None:
         assert found == {"_steps": False, "_choose": False, "_apply": True}, "the parts without a copy have plans"
 
 
+def started(tensor: Tensor) -> None:
+    """Of a kernel that takes this."""
+    kernel = SimpleNamespace(fn=SimpleNamespace(__name__="kernel"), arg_names=["x_ptr"])
+    launch.launch(kernel, (1, 1, 1), (tensor,), {})
+
+
 @pytest.mark.parametrize(
     ("function", "repeated"),
     [
@@ -239,8 +247,10 @@ def test_copies_are_not_left_out() -> None:
         (lambda x: (None, x.new_empty(3)), True),
         (lambda x: (x.view(-1),), False),  # an input under another name
         (lambda x: (x.new_empty(8)[:4],), False),  # not all that was allocated
-        (lambda x: (plan.record(print, (x.detach(),)), x)[1:], False),
-        (lambda x: (plan.record(print, (x.new_empty(8)[4:],)), x)[1:], False),
+        (lambda x: (started(x.detach()), x)[1:], True),
+        (lambda x: (started(x[1:]), x)[1:], True),  # at a distance from its start
+        (lambda x: (started(x.t()[1:]), x)[1:], False),
+        (lambda x: (started(x.new_empty(8)[4:]), x)[1:], False),
         (lambda x: (x + 1,), False),
     ],
 )
@@ -282,10 +292,49 @@ def test_an_overflow_is_found_by_a_planned_call_too() -> None:
 
 
 def test_room_for_pairs_is_a_little_more_and_takes_few_values() -> None:
-    for pairs in (0, 1, 15, 16, 17, 1000, 9600, 76799):
-        assert pairs <= registry.room(pairs, 76800) <= max(pairs * 33 / 32 + 1, pairs + 15)
-    assert registry.room(1000, 1003) == 1003
-    assert len({registry.room(pairs, 76800) for pairs in range(8192, 16384)}) <= 33
+    for pairs in (0, 1, 15, 16, 17, 1000, 9599, 9601, 76799):
+        assert pairs <= registry.room(pairs, 9600, 8) <= max(pairs * 33 / 32 + 1, pairs + 15)
+    assert registry.room(1000, 59, 17) == 1003
+    assert registry.room(9500, 9600, 8) == registry.room(9600, 9600, 8) == 9600
+    assert len({registry.room(pairs, 9600, 8) for pairs in range(8192, 16384)}) <= 34
+
+
+def test_a_tensor_given_twice_is_not_taken_for_either() -> None:
+    """A plan of such a call would read one of them in place of the other ever after."""
+    with standin.stand_in() as driver:
+        route, select, experts = host._arguments(host.PROMPT, torch.bfloat16)
+        experts.w_down.requires_grad_()
+        for grad in (route.hidden, route.hidden, *(torch.ones_like(route.hidden) for _ in range(4))):
+            driver.launches.clear()
+            moe(route, select, experts, backend="triton").out.backward(grad)
+            read = next(one.arguments["x_ptr"] for one in driver.launches if one.arguments.get("GATHER"))
+            assert (read.data_ptr() if isinstance(read, Tensor) else read) == grad.data_ptr()
+        assert driver.launches[-1].together
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("shape", [host.PROMPT, host.TRAINING, host.STATIC], ids=["prompt", "exact", "static"])
+def test_a_call_of_a_known_kind_starts_all_kernels_through_the_library(shape: tuple[Any, ...], trained: bool) -> None:
+    with standin.stand_in(pairs=1000) as driver:
+        calls = host.calls("triton", shape, torch.bfloat16)
+        for _ in range(4):
+            driver.launches.clear()
+            calls["forward + backward" if trained else "inference"]()
+        assert len(driver.launches) == (16 if trained else 6)
+        assert all(one.together for one in driver.launches)
+
+
+def test_what_is_kept_lies_together_and_is_what_was_saved() -> None:
+    with standin.stand_in(pairs=1000):
+        route, select, experts = host._arguments(host.TRAINING, torch.bfloat16)
+        kind = Kind()
+        plain = package.moe_forward(route, select, experts)[2]
+        for _ in range(3):
+            kept = package.moe_forward(route, select, experts, kind)[2]
+        for name, wanted, found in zip(plain._fields, plain, kept.saved(), strict=True):
+            assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype), name
+        memory = {t.untyped_storage().data_ptr() for t in (*kept.saved(), kept.h) if t.numel()}
+        assert len(memory) == 5, "logits, slots, tokens, h, and the others"
 
 
 def kinds(*calls: tuple[Any, ...]) -> int:

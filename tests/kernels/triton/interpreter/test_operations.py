@@ -167,3 +167,38 @@ def test_every_routing_kind(routing, pool, unit, relative_error):
     assert torch.equal(results[0][0], results[1][0])
     for expected, found in zip(*results, strict=True):
         assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.parametrize("max_pairs", [None, 36], ids=["exact", "static"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("normalise", [False, True])
+def test_memory_that_is_used_again_changes_no_bit(normalise, dtype, max_pairs):
+    """A backward that writes over what was saved gives what one of a graph that is kept gives, whichever is first."""
+    values = [None if i in (3, 4) and not normalise else v for i, v in enumerate(arguments(dtype))]
+    inputs = [v if v is None else v.requires_grad_(i != 5) for i, v in enumerate(values)]
+    leaves = [v for i, v in enumerate(inputs) if v is not None and i != 5]
+    call = steps(inputs, max_pairs=max_pairs, normalise=normalise)
+
+    def gradients(out, **options):
+        return torch.autograd.grad(out, leaves, torch.linspace(-1, 1, out.numel()).view_as(out).to(dtype), **options)
+
+    out = moe(*call, backend="triton").out
+    wanted = gradients(out, retain_graph=True)
+    for found in (gradients(out, retain_graph=True), gradients(out), gradients(moe(*call, backend="triton").out)):
+        for grad, other in zip(wanted, found, strict=True):
+            assert torch.equal(grad, other)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        gradients(out)
+
+
+def test_a_gradient_lies_where_the_tokens_were():
+    """And nothing of the size of the pre-activations is allocated."""
+    inputs = [v.requires_grad_(i != 5) for i, v in enumerate(arguments(tokens=64))]
+    saved = []
+    out = moe(*steps(inputs), backend="triton").out
+    call = out.grad_fn.call
+    saved += [call.kept[call.form._fields.index(name) - 1].data_ptr() for name in ("tokens", "h")]
+    del call
+    hidden, scale = torch.autograd.grad(out, (inputs[0], inputs[3]), torch.ones_like(out))
+    assert hidden.data_ptr() == saved[0]
+    assert scale.data_ptr() not in saved
