@@ -213,13 +213,17 @@ def library() -> Path | None:
     return path
 
 
-def opened() -> Any:
-    """The stand-in for the driver's library, with its results and what it answers declared."""
+def opened() -> ctypes.CDLL:
+    """The stand-in for the driver's library, with its results declared."""
     loaded = ctypes.CDLL(str(library()))
     loaded.standin_size.restype = ctypes.c_int64
     loaded.standin_log.restype = ctypes.POINTER(ctypes.c_int64)
-    loaded.standin_answer = ctypes.c_int.in_dll(loaded, "standin_answer")
     return loaded
+
+
+def answer(code: int) -> None:
+    """What the driver answers to launches from now on; 0 is success."""
+    ctypes.c_int.in_dll(opened(), "standin_answer").value = code
 
 
 @contextmanager

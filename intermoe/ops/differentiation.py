@@ -217,7 +217,8 @@ class _Direct(Function):
             grad_out = grad_of_out(tuple(inputs))
         derived = torch.is_grad_enabled() or forward_ad._current_level >= 0
         if derived or _is_wrapped(grad_out) or operators.is_watched((grad_out,)):
-            rest = _Rest(call.select, call.route, *call.experts, call.backend)
+            recompute, half_sums = call.experts
+            rest = _Rest(call.select, call.route, recompute, half_sums, call.backend)
             found = _Backward.apply(rest, needs, grad_out, grad_logits, *inputs, *saved.saved())
             return None, *(grad if need else None for grad, need in zip(found, needs, strict=True))
         route, experts = Route(*inputs[:5], call.route), Experts(*inputs[5:], *call.experts)

@@ -45,19 +45,18 @@ def test_without_the_library_kernels_start_one_by_one_and_the_log_says_so_once(t
 
 
 def test_a_thread_without_a_context_goes_through_the_launcher_that_makes_one() -> None:
-    library = standin.opened()
     with standin.stand_in() as recorded:
         inference = host.calls("triton", host.PROMPT, torch.bfloat16)["inference"]
         for answer, together in ((0, True), (driver.NO_CONTEXT, False), (0, True)):
             for _ in range(3):
                 recorded.launches.clear()
-                library.standin_answer.value = answer
+                standin.answer(answer)
                 inference()
             assert [one.together for one in recorded.launches] == [together] * 6
-        library.standin_answer.value = 1
+        standin.answer(1)
         with pytest.raises(RuntimeError, match="launch 1 of 6: the CUDA driver says 1"):
             inference()
-        library.standin_answer.value = 0
+        standin.answer(0)
 
 
 def compiled(**changes: Any) -> Any:
