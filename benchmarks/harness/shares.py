@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -71,9 +71,9 @@ class Case:
     flop: float = 0.0
     share: Goal | None = None
     """of the best product's rate"""
-    times: dict[str, Goal | None] = field(default_factory=dict)
+    times: Mapping[str, Goal | None] = field(default_factory=dict)
     """by entry: how many times as long as ours it takes"""
-    bytes: dict[str, tuple[float, Goal | None]] = field(default_factory=dict)
+    bytes: Mapping[str, tuple[float, Goal | None]] = field(default_factory=dict)
     """ratios of memory, which are counted"""
 
 
@@ -101,7 +101,7 @@ def block(shape: work.Shape, dtype: torch.dtype, training: bool, share: Goal, au
     if authors is not None:
         forms[AUTHORS] = published
     step = partial(_trained, x, grad) if training else partial(_inferred, x)
-    entries = {name: partial(step, form) for name, form in forms.items()}
+    entries: dict[str, Call] = {name: partial(step, form) for name, form in forms.items()}
     _agree(entries["ours"], partial(step, lambda x: moe(*x.steps(), backend="reference").out), dtype)
     flop = sum(step.flop for step in work.moe(shape, dtype.itemsize, training))
     name = f"{'forward + backward' if training else 'forward'} S={shape.tokens} {name_of(dtype)}"

@@ -46,7 +46,7 @@ def unflatten(flat: Flat) -> tuple[Route, Select, Experts, str]:
     return Route(*inputs[:5], normalise), select, Experts(*inputs[5:], *options), flat[-1]
 
 
-def is_plain(tensors: tuple[Tensor | None, ...]) -> bool:
+def is_plain(tensors: tuple[Any, ...]) -> bool:
     """Whether nothing traces, transforms or watches a call of these, hidden first, so that it needs no operator."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
         return False
