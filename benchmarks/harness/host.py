@@ -4,9 +4,10 @@
 
 The Triton rows run on a stand-in for the driver (``standin.py``): they have everything from the public operation down
 to the driver's own ``cuLaunchKernel``, or without a C++ compiler down to Triton's launcher. The native rows are a tiny
-call on this CPU, whose kernels take next to nothing. A time is the least of many repeats of this process's own CPU time,
-in one thread; ``over the backend`` is the public operation's less that of the backend's functions called directly, taken
-in turns; ``torch alone`` is a function of autograd's with as many inputs, results and gradients, which does nothing.
+call on this CPU, whose kernels take next to nothing. A time is the least of many repeats of this process's own CPU
+time, in one thread; ``over the backend`` is the public operation's less that of the backend's functions called
+directly, taken in turns; ``torch alone`` is a function of autograd's with as many inputs, results and gradients, which
+does nothing.
 
 With the stand-in in the model's own size it also tells the memory of forward + backward: what is allocated at most at a
 time, results and gradients included, and how much of that is neither.

@@ -281,6 +281,7 @@ class Plan:
                 between.append((storage, Between(buffer.untyped_storage().nbytes(), *uses[storage])))
                 self._starts[storage] = -1
         offsets, size = placed([one for _, one in between])
+        self.arena = size
         if size:
             device = recorder.buffers[0].device
             for (storage, _), offset in zip(between, offsets, strict=True):
