@@ -89,8 +89,9 @@ def moe(
         name = backends.resolve(device, experts.w_down.dtype, backend)
     else:
         name, select, kind = past.backend, Select(None, past.chosen, max_pairs=select.max_pairs), None
-    inputs = (*route[:5], experts.w_gate_up, experts.w_down)
-    differentiable = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    differentiable = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (*route[:5], experts.w_gate_up, experts.w_down)
+    )
     if experts.half_sums:
         _check_half_sums(name, experts.w_down.dtype, differentiable)
     with torch.autocast(device.type, enabled=False) if autocast else _NOTHING:
