@@ -62,6 +62,12 @@ def opened(browser: Any, page_file: Path) -> Iterator[Callable[[int, int], Page]
         page.tab.close()
 
 
+DRAWN = """() => new Promise(done => requestAnimationFrame(() => setTimeout(
+    () => done(document.querySelector("canvas[data-engine]").toDataURL())
+)))"""
+"""The canvas after the next frame: whoever reads it without a break leaves a slow page no time to draw."""
+
+
 class Page:
     """A page that is open, and what it asked for and complained of."""
 
@@ -81,7 +87,7 @@ class Page:
     def picture(self) -> np.ndarray:
         """What is drawn, (height, width, 3)."""
         image = pytest.importorskip("PIL.Image")
-        data = self.tab.evaluate("document.querySelector('canvas[data-engine]').toDataURL()").split(",")[1]
+        data = self.tab.evaluate(DRAWN).split(",")[1]
         drawn = image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA")
         return np.asarray(image.alpha_composite(image.new("RGBA", drawn.size, "white"), drawn))[..., :3].astype(int)
 
