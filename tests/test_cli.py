@@ -115,14 +115,18 @@ def test_generate_reacts_and_keeps_what_a_file_says(run: Run, model: Path, tmp_p
 
 
 @pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
-def test_generate_makes_one_scene_of_a_timeline(run: Run, model: Path, tmp_path: Path) -> None:
+def test_generate_makes_one_scene_of_a_timeline(
+    run: Run, model: Path, tmp_path: Path, tiny_pipeline: InterMoEPipeline
+) -> None:
     options = ("--model", model, "--steps", 1, "--format", "npz")
-    result = run("generate", "--timeline", "they bow:20", "--timeline", "they: turn:30", *options)
+    result = run("generate", "--timeline", "they bow:20", "--timeline", "they: turn:30", "--seed", 3, *options)
     assert result.exit_code == 0, result.output
     (path,) = (tmp_path / "results").iterdir()
     with np.load(path) as made:
         assert made["joints"].shape == (2, 50, 22, 3)
         assert str(made["prompt"]) == "they bow; they: turn"
+        scene = tiny_pipeline.timeline([("they bow", 20), ("they: turn", 30)], num_inference_steps=1, seed=3)
+        np.testing.assert_allclose(made["joints"], scene.joints[0], atol=1e-5)
     for wrong in ("they bow", "they bow:", ":20", "they bow:0", "they bow:x"):
         message = f"error: --timeline: expected PROMPT:FRAMES, as 'two people bow:90', got {wrong!r}"
         refused(run("generate", "--timeline", wrong, *options), message)
