@@ -67,7 +67,7 @@ class StrictReader:
             raise ValueError(f"{self._name}: unexpected keys {sorted(self._unread)}")
 
 
-_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def keeps_float32(key: str) -> bool:
@@ -140,7 +140,7 @@ def check_dtype(value: Tensor, target: Tensor, key: str, source: str | Path) -> 
     elif keeps_float32(key):
         expected = (torch.float32, torch.float64)
     else:
-        expected = _WEIGHT_DTYPES
+        expected = WEIGHT_DTYPES
     if value.dtype not in expected:
         listed = " or ".join(str(dtype).removeprefix("torch.") for dtype in expected)
         got = str(value.dtype).removeprefix("torch.")

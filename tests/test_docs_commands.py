@@ -42,8 +42,8 @@ SHORTER = {
     "intermoe evaluate interhuman": ["--dry-run"],
     "intermoe evaluate activities": ["--judge-steps", "2"],
     "intermoe evaluate control": ["--limit", "2", "--best-of", "1", "--steps", "2"],
-    "intermoe compare small": ["--budget", "2", "--steps", "1", "--only", "intergen", "--evaluator", "EVALUATOR"],
-    "intermoe compare single": ["--budget", "2", "--steps", "1", "--only", "mdm"],
+    "intermoe compare small": ["--budget", "2", "--steps", "2", "--only", "intergen", "--evaluator", "EVALUATOR"],
+    "intermoe compare single": ["--budget", "2", "--steps", "2", "--only", "mdm"],
 }
 """Commands whose numbers are worth something take long: with these options they do everything else."""
 SNIPPETS = {"README.md", "export.md", "identity.md"}

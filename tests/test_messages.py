@@ -31,7 +31,7 @@ def told_of(call: ast.Call) -> str:
     return "".join(parts)
 
 
-PLACES = re.compile(r"(\{\}|[\s:.,\[\]]|statistics|known|targets|split|item|entry|load|--\w+)*(\{error\}|\{\})")
+PLACES = re.compile(r"(\{\}|[\s:.,\[\]]|statistics|known|targets|file|split|item|entry|load|--\w+)*(\{error\}|\{\})")
 """What another error says, after the place at which it was said."""
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -326,3 +328,51 @@ def test_as_many_lengths_and_seeds_as_prompts(lengths: list[int], seeds: list[in
     check_batch(["bow", "turn"], [8, 9], [0, 1])
     with pytest.raises(ValueError, match=rf"expected 2 of each, got {len(lengths)} and {len(seeds)}"):
         check_batch(["bow", "turn"], lengths, seeds)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"prompts": None}, TypeError, "prompts: expected one text or several, got None"),
+        ({"prompts": {"bow": 1}}, TypeError, "prompts: expected one text or several, got {'bow': 1}"),
+        ({"prompts": [b"bow"]}, TypeError, "prompts: expected text, got b'bow'"),
+        ({"num_frames": "16"}, TypeError, "num_frames: expected an integer, got '16'"),
+        ({"num_frames": True}, TypeError, "num_frames: expected an integer, got True"),
+        ({"guidance_scale": "3"}, TypeError, "guidance_scale: expected a number, got '3'"),
+        ({"guidance_scale": True}, TypeError, "guidance_scale: expected a number, got True"),
+        ({"scheduler": ""}, ValueError, "scheduler: expected one of .*, got ''"),
+    ],
+)
+def test_values_of_another_kind_are_named(
+    tiny_pipeline: InterMoEPipeline, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments = {"prompts": "two people bow", "num_frames": 16, "num_inference_steps": 1, **change}
+    with pytest.raises(error, match=f"^{message}"):
+        tiny_pipeline(**arguments)
+
+
+def test_where_and_in_what_a_model_cannot_be(tiny_pipeline: InterMoEPipeline, tmp_path: Path) -> None:
+    for dtype in ("float16", torch.int8):
+        with pytest.raises(TypeError, match=f"torch_dtype: expected a floating-point dtype, got {dtype!r}"):
+            tiny_pipeline.to(dtype=dtype)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"^dtype: expected one of torch\.float16, .*, got"):
+            tiny_pipeline.save_pretrained(tmp_path / "model", dtype=dtype)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="device: expected a device of this machine, got 'nowhere'"):
+        tiny_pipeline.to("nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_motions_levels_and_latents_that_there_are_not(tiny_pipeline: InterMoEPipeline, tmp_path: Path) -> None:
+    result = tiny_pipeline("two people bow", num_frames=16, num_inference_steps=1)
+    for index in (1, -1):
+        with pytest.raises(ValueError, match=rf"index: expected a value in \[0, 0\], got {index}"):
+            result.save(tmp_path / "bow.npz", index)
+    assert list(tmp_path.iterdir()) == []
+    for level in (1.0, -0.1, float("nan"), "0"):
+        with pytest.raises(ValueError, match=r"^level: expected"):
+            tiny_pipeline.denoise_once(result.motion[0], level)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"latents: expected shape \(B, P, T, 28\), got \(1, 2, 2, 27\)"):
+        tiny_pipeline.decode(torch.zeros(1, 2, 2, 27))
+    for motion in (result.motion.long(), result.motion.numpy()):
+        with pytest.raises(TypeError, match="motion: expected a floating-point tensor, got"):
+            tiny_pipeline.encode(motion)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -56,11 +57,15 @@ class Take:
         shape = joints.shape
         if joints.ndim != 4 or 0 in shape or shape[2] < NUM_JOINTS or shape[3] != 3:
             raise ValueError(f"joints: expected shape (P >= 1, T >= 1, joints >= {NUM_JOINTS}, 3), got {shape}")
-        if not 0 < self.fps < np.inf:
+        if isinstance(self.fps, bool) or not isinstance(self.fps, numbers.Real) or not 0 < self.fps < np.inf:
             raise ValueError(f"fps: expected a positive number, got {self.fps}")
         names = tuple(self.names) or tuple(f"person {number}" for number in range(1, shape[0] + 1))
         if len(names) != shape[0] or len(set(names)) != shape[0] or not all(map(_is_name, names)):
             raise ValueError(f"names: expected {shape[0]} names, all different, got {list(names)}")
+        if not isinstance(self.prompt, str):
+            raise ValueError(f"prompt: expected text, got {self.prompt!r}")
+        if not isinstance(self.view, View):
+            raise ValueError(f"view: expected a View, got {self.view!r}")
         motion = None if self.motion is None else _float32(self.motion, "motion")
         if motion is not None and (motion.ndim < 3 or motion.shape[:2] != shape[:2]):
             raise ValueError(f"motion: expected shape {shape[:2]} + (width,), got {motion.shape}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from intermoe.config import check_integer
+from intermoe.config import check_integer, check_number
 from intermoe.control.known import RESAMPLING, Control, check_resampling
 from intermoe.control.live import CHUNK, STEPS, Live
 from intermoe.control.persons import check_persons, count_groups, crowd
@@ -232,6 +232,8 @@ class MotionPipeline(ABC):
         Warns:
             UserWarning: a prompt has words that training never showed, or what is known is kept by replacement.
         """
+        if not isinstance(prompts, Iterable) or isinstance(prompts, (bytes, Mapping)):
+            raise TypeError(f"prompts: expected one text or several, got {prompts!r}")
         prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
         self.check(prompts, num_frames)
         num_frames = check_integer(num_frames, "num_frames")
@@ -286,6 +288,7 @@ class MotionPipeline(ABC):
                 raise ValueError(f"prompts: expected words in every prompt, got {prompt!r}")
         check_prompts(prompts)
         low, high = self.config.min_frames, self.config.max_frames
+        num_frames = check_integer(num_frames, "num_frames")
         if not low <= num_frames <= high:
             raise ValueError(f"num_frames: expected a value in [{low}, {high}] for this model, got {num_frames}")
 
@@ -431,10 +434,14 @@ class MotionPipeline(ABC):
         returned in float32, and what must stay in float32 does.
 
         Raises:
-            TypeError: ``dtype`` is no floating-point dtype.
+            TypeError: ``dtype`` is no floating-point dtype. ValueError: ``device`` is none of this machine.
         """
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"torch_dtype: expected a floating-point dtype, got {dtype}")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"torch_dtype: expected a floating-point dtype, got {dtype!r}")
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ValueError(f"device: expected a device of this machine, got {device!r}: {error}") from error
         for module in self.modules.values():
             module.to(device=device, dtype=dtype)
         return self
@@ -453,6 +460,13 @@ class MotionPipeline(ABC):
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(parameter.device for module in self.modules.values() for parameter in module.parameters())
+
+
+def check_level(level: float) -> float:
+    """``level`` of a schedule as a ``float``. Raises ``ValueError`` for one that is not in [0, 1)."""
+    if not 0 <= (number := check_number(level, "level")) < 1:
+        raise ValueError(f"level: expected a value in [0, 1), got {level}")
+    return number
 
 
 def check_batch(prompts: Sequence[str], lengths: Sequence[int], seeds: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from intermoe.config import check_integer
 from intermoe.export import Take, View, save_take
 from intermoe.export.html import Page
 
@@ -27,7 +28,12 @@ class PipelineResult:
     def take(
         self, index: int = 0, *, details: Mapping[str, str | int | float] | None = None, view: View | None = None
     ) -> Take:
-        """Motion ``index`` with all that a file may tell of it: prompt, seed, ``details``, and how it is looked at."""
+        """Motion ``index`` with all that a file may tell of it: prompt, seed, ``details``, and how it is looked at.
+
+        Raises:
+            ValueError: there is no such motion. TypeError: ``index`` is no integer.
+        """
+        index = check_integer(index, "index", low=0, high=len(self.prompts) - 1)
         return Take(
             self.joints[index].numpy(),
             self.fps,

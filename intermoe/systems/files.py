@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from intermoe.checkpoints import keeps_float32, load_module, load_safetensors, load_statistics
+from intermoe.checkpoints import WEIGHT_DTYPES, keeps_float32, load_module, load_safetensors, load_statistics
 from intermoe.config import Config
 from intermoe.files import replacing, write_json, write_tensors
 from intermoe.hub import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
@@ -36,7 +36,12 @@ def write_model(
 
     Args:
         modules: the parts with weights by name. dtype: storage type of the weights; what must stay in float32 does.
+
+    Raises:
+        TypeError: a ``dtype`` that no weights are read in.
     """
+    if dtype is not None and dtype not in WEIGHT_DTYPES:
+        raise TypeError(f"dtype: expected one of {', '.join(map(str, WEIGHT_DTYPES))}, got {dtype!r}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"statistics.mean": torch.tensor(statistics.mean), "statistics.std": torch.tensor(statistics.std)}

@@ -215,6 +215,22 @@ def test_values_of_other_kinds_are_refused(tmp_path: Path, joints: object, names
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"fps": "30"}, "fps"),
+        ({"fps": None}, "fps"),
+        ({"fps": True}, "fps"),
+        ({"prompt": 5}, "prompt"),
+        ({"view": "side"}, "view"),
+    ],
+)
+def test_settings_of_other_kinds_are_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=f"^{told}: expected"):
+        export.save(tmp_path / "a.npz", JOINTS, **change)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_rate_that_would_fill_memory_is_refused(tmp_path: Path) -> None:
     export.save(tmp_path / "a.npz", np.repeat(JOINTS, 3, axis=1))
     with pytest.raises(ValueError, match=r"a\.npz: fps: expected a rate of at most 1000000 frames"):

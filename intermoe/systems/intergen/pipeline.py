@@ -16,6 +16,7 @@ from intermoe.hub import CONFIG_FILE, WEIGHTS_FILE
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.pipeline import MotionPipeline, Progress, check_batch
+from intermoe.pipeline.base import check_level
 from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intergen.config import InterGenConfig, InterGenModelConfig, RawMotionConfig
 from intermoe.systems.intergen.network import InterGen
@@ -120,7 +121,12 @@ class RawMotionPipeline(MotionPipeline):
             denoiser,
             self.condition(prompts),
             shape,
-            Sampler(self.config.diffusion, scheduler or self.schedulers[0], num_inference_steps, guidance_scale),
+            Sampler(
+                self.config.diffusion,
+                self.schedulers[0] if scheduler is None else scheduler,
+                num_inference_steps,
+                guidance_scale,
+            ),
             mask=None if valid.all() else valid.to(self.device),
             generators=generators,
             noise=noise,
@@ -173,7 +179,7 @@ class RawMotionPipeline(MotionPipeline):
         """See ``MotionPipeline.denoise_once``."""
         clean = self.from_motion(motion[None].to(self.device))
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
-        timestep = int(level * self.config.diffusion.num_train_timesteps)
+        timestep = int(check_level(level) * self.config.diffusion.num_train_timesteps)
         timesteps = torch.tensor([timestep], device=clean.device)
         noisy = build_scheduler("ddpm", self.config.diffusion).add_noise(clean, noise, timesteps)
         text = self.condition([prompt]) if prompt else torch.zeros(1, *self.text_shape).to(clean)

@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor
 
 from intermoe.motion.statistics import Statistics
+from intermoe.ops.checks import check_tensor
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE, LatentDistribution
 
 
@@ -26,8 +27,11 @@ class LatentCodec:
         """The posterior, float32 (B, P, T / 4, X) each, of motion (B, P, T, ...), not normalised.
 
         Raises:
+            TypeError: no floating-point tensor.
             ValueError: T is not a multiple of 4, or frames that are not those of the autoencoder's representation.
         """
+        if not isinstance(motion, Tensor) or not motion.is_floating_point():
+            raise TypeError(f"motion: expected a floating-point tensor, got {getattr(motion, 'dtype', motion)}")
         persons = motion.shape[1]
         self.vae.to(motion.device)
         normalised = self.statistics.normalise(motion).flatten(0, 1)
@@ -45,6 +49,7 @@ class LatentCodec:
 
     def decode_with_gradients(self, latents: Tensor) -> Tensor:
         """``decode`` through which latents can be steered."""
+        check_tensor("latents", latents, ("B", "P", "T", self.vae.latent_joints * self.vae.config.latent_dim))
         parts = rearrange(latents, "b p t (part x) -> (b p) t part x", part=self.vae.latent_joints)
         motion = self.statistics.denormalise(self.vae.decode(parts.to(next(self.vae.parameters()).dtype)).float())
         return motion.unflatten(0, latents.shape[:2])

@@ -20,6 +20,7 @@ from intermoe.motion.floor import with_persons_on_floor
 from intermoe.motion.smooth import with_smooth_joints
 from intermoe.motion.statistics import Statistics
 from intermoe.pipeline import MotionPipeline, Progress, check_batch
+from intermoe.pipeline.base import check_level
 from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
@@ -127,7 +128,12 @@ class InterMoEPipeline(MotionPipeline):
             self.denoiser,
             self.text_encoder(prompts).to(self.dtype),
             (len(prompts), persons, max(frames), width),
-            Sampler(self.config.diffusion, scheduler or self.schedulers[0], num_inference_steps, guidance_scale),
+            Sampler(
+                self.config.diffusion,
+                self.schedulers[0] if scheduler is None else scheduler,
+                num_inference_steps,
+                guidance_scale,
+            ),
             mask=None if valid.all() else valid.to(self.device),
             generators=generators,
             noise=rearrange(noise, "b t p x -> b p t x"),
@@ -180,7 +186,7 @@ class InterMoEPipeline(MotionPipeline):
         """See ``MotionPipeline.denoise_once``."""
         latents = self.encode(motion[None].to(self.device)).to(self.dtype)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
-        timestep = int(level * self.config.diffusion.num_train_timesteps)
+        timestep = int(check_level(level) * self.config.diffusion.num_train_timesteps)
         timesteps = torch.tensor([timestep], device=latents.device)
         scheduler = build_scheduler("ddpm", self.config.diffusion)
         scale = self.config.diffusion.latent_scale
