@@ -376,3 +376,19 @@ def test_motions_levels_and_latents_that_there_are_not(tiny_pipeline: InterMoEPi
     for motion in (result.motion.long(), result.motion.numpy()):
         with pytest.raises(TypeError, match="motion: expected a floating-point tensor, got"):
             tiny_pipeline.encode(motion)  # type: ignore[arg-type]
+
+
+def test_a_call_is_repeated_to_the_byte_and_a_prompt_beside_others_up_to_rounding(
+    tiny_pipeline: InterMoEPipeline,
+) -> None:
+    """What README promises, no less and no more: prompt i is drawn with seed + i."""
+    prompts = ["two people bow", "one of them turns to the left", "two people turn"]
+    together = tiny_pipeline(prompts, num_frames=16, num_inference_steps=3, seed=5)
+    again = tiny_pipeline(prompts, num_frames=16, num_inference_steps=3, seed=5)
+    assert together.joints.numpy().tobytes() == again.joints.numpy().tobytes()
+    assert together.seeds == (5, 6, 7)
+    for index, prompt in enumerate(prompts):
+        alone = tiny_pipeline(prompt, num_frames=16, num_inference_steps=3, seed=5 + index)
+        torch.testing.assert_close(alone.joints[0], together.joints[index], atol=1e-4, rtol=0)
+    other = tiny_pipeline(prompts[1], num_frames=16, num_inference_steps=3, seed=5)
+    assert (other.joints[0] - together.joints[1]).abs().max() > 1e-2
