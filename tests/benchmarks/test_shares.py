@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,17 @@ def test_ratios_of_rounds() -> None:
     assert (share.value, share.low, share.high, share.reached) == (0.25, 0.25, 0.25, False)
     assert (theirs.value, theirs.reached) == (3.0, True)
     assert (memory.value, memory.reached) == (0.5, True)
+
+
+def test_the_ceiling_counts_by_the_least_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, taken = [0.0], itertools.cycle([5.0, 1.0, 3.0])
+
+    def product() -> tuple[torch.Tensor, ...]:
+        now[0] += next(taken)
+        return ()
+
+    monkeypatch.setattr(shares, "thread_clock", lambda: lambda: now[0])
+    assert shares.take_turns({PRODUCT: product}, rounds=2) == {PRODUCT: [1.0, 1.0]}
 
 
 @pytest.mark.parametrize("training", [False, True])
