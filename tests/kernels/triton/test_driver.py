@@ -11,11 +11,18 @@ import torch
 
 pytest.importorskip("triton")
 
+from intermoe import backends
 from intermoe.benchmarks.harness import host, standin
 from intermoe.kernels.triton import aot, driver
 from intermoe.kernels.triton.registry import INTERPRETED
 
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter starts nothing")
+pytestmark = [
+    pytest.mark.skipif(INTERPRETED, reason="the interpreter starts nothing"),
+    pytest.mark.skipif(
+        not backends.available()["native"].usable or standin.library() is None,
+        reason="needs the native library, and a C++ compiler for the driver's stand-in",
+    ),
+]
 
 
 @pytest.fixture
