@@ -2,7 +2,8 @@
 
 Which one is read from ``fastest.FASTEST``, by machine, dtype, kind of product and rows; nothing is timed here.
 
-Weights that do not change are kept in the order in which a product reads them, from their second use on.
+Parameters are kept in the order in which a product reads them, from their first use on: were it the second, it would
+round in another way than the first.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class _Kept(NamedTuple):
     storage: Tensor
     """keeps the memory, so that no other weight comes to lie there"""
     probes: Tensor
-    packed: Tensor | None
+    packed: Tensor
 
 
 _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -151,7 +152,7 @@ _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
 def packed(weight: Tensor, rows: int, *, paired: bool) -> Tensor | None:
     """A parameter (N, K), or (E, N, K) of experts, in the library's order, for a product with so many rows.
 
-    ``None`` on first use, for other tensors, and where the table has something faster.
+    ``None`` for other tensors, and where the table has something faster.
 
     It is made anew when the parameter's version, memory or shape is another, or one of ``PROBES`` elements is, and is
     freed with the parameter. What is written past the version (through ``.data`` or NumPy) into few elements of a
@@ -161,14 +162,10 @@ def packed(weight: Tensor, rows: int, *, paired: bool) -> Tensor | None:
         return None
     kept: _Kept | None = _kept.get(weight)
     state = (weight._version, weight.data_ptr(), weight.shape, weight.stride(), paired, library.instruction_set())
-    if kept is not None and kept.state == state and torch.equal(_probes(kept.storage), kept.probes):
-        if kept.packed is None:
-            kept = kept._replace(packed=_pack(kept.storage, paired))
-            _kept[weight] = kept
-        return kept.packed
-    storage = weight.detach()
-    _kept[weight] = _Kept(state, storage, _probes(storage).clone(), None)
-    return None
+    if kept is None or kept.state != state or not torch.equal(_probes(kept.storage), kept.probes):
+        storage = weight.detach()
+        kept = _kept[weight] = _Kept(state, storage, _probes(storage).clone(), _pack(storage, paired))
+    return kept.packed
 
 
 def _probes(weight: Tensor) -> Tensor:

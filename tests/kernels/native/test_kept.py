@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from intermoe import backends
+from intermoe import InterMoEBlock, backends
 from intermoe.kernels.native import products
+from intermoe.routing.record import record_routing
 
 
 @pytest.fixture(autouse=True)
@@ -79,13 +81,31 @@ def test_a_changed_weight_is_never_stale(change: Callable[[nn.Parameter], None])
     assert not torch.equal(before, after)
 
 
-def test_packed_from_the_second_use_on() -> None:
+def test_packed_from_the_first_use_on() -> None:
     weight = nn.Parameter(torch.randn(8, 8))
-    assert products.packed(weight, 9, paired=False) is None
     first = products.packed(weight, 9, paired=False)
     assert first is not None
     assert products.packed(weight, 9, paired=False) is first
     assert products.packed(weight.detach(), 9, paired=False) is None, "a tensor of the moment is not kept"
+
+
+def test_the_first_call_rounds_as_those_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the machine's own table chooses, beside an expert that takes one token, whose product torch sums otherwise."""
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    block = InterMoEBlock(256, num_experts=4, expert_dim=128, cond_dim=32).eval()
+    x, condition = torch.randn(1, 400, 256), torch.randn(1, 32)
+    low, high, taken = -1.0, 0.0, 0
+    with torch.no_grad(), backends.use("native"):
+        while taken != 1:
+            block.selection_bias[0] = (low + high) / 2
+            with record_routing(block) as record:
+                block(x, condition)
+            taken = int(record.stacked()[..., 0].sum())
+            low, high = ((low + high) / 2, high) if taken < 1 else (low, (low + high) / 2)
+        fresh = copy.deepcopy(block)
+        first, *later = (fresh(x, condition) for _ in range(3))
+    assert all(torch.equal(first, each) for each in later)
 
 
 def test_freed_with_the_parameter() -> None:
