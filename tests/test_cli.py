@@ -390,6 +390,7 @@ from pathlib import Path
 from intermoe import cli
 from intermoe.cli.__main__ import main
 from intermoe.files import replacing, replacing_folder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
 def command():
     folder = Path(sys.argv[1])
     with replacing_folder(folder / "model") as model, replacing(folder / "numbers.json") as numbers:

@@ -90,6 +90,7 @@ def alpha_bar(share: float) -> float:
 
 def test_a_take_is_of_its_index() -> None:
     joints, motion = torch.randn(2, 2, 9, 22, 3), torch.randn(2, 2, 9, 262)
+    motion[..., :66] = joints.flatten(-2)
     result, view = PipelineResult(joints, motion, ("bow", "turn"), (4, 9), 12), View()
     for index in (0, 1):
         take = result.take(index, details={"model": "tiny"}, view=view)

@@ -45,9 +45,11 @@ def main() -> None:
         status = INTERRUPTED
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if status != INTERRUPTED:
+            raise
     if status == INTERRUPTED:
         typer.echo(f"error: stopped by {signal.SIGINT.name}", err=True)
-    raise SystemExit(status)
+        raise SystemExit(status)
 
 
 if __name__ == "__main__":

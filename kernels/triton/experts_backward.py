@@ -191,8 +191,7 @@ def experts_backward(
     w_gate_up: Tensor,
     w_down: Tensor,
     needed: tuple[bool, bool, bool] = (True, True, True),
-    spare: Spare | None = None,
-    spare_h: Tensor | None = None,
+    spare: tuple[Spare | None, Tensor | None] = (None, None),
 ) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
     """Gradients of ``experts_forward`` followed by ``combine``, before the sum over each token's experts.
 
@@ -200,8 +199,8 @@ def experts_backward(
         grad_out: (S, D) gradient of the combined output. tokens, token_idx, expert_offsets, w_gate_up, w_down: as in
             ``experts_forward``. gates: (P,). h: (P, 2F) as saved, or ``None`` to compute it again.
         needed: whether the pairs' tokens, w_gate_up and w_down get a gradient; what does not is ``None``.
-        spare: memory that may be written over once ``tokens`` is read no more, such as its own, for ``grad_pairs``.
-        spare_h: ``h`` where it may be written over, and then is.
+        spare: memory that may be written over once ``tokens`` is read no more, such as its own, for ``grad_pairs``; and
+            ``h`` where it may be written over, and then is.
 
     Returns:
         ``grad_pairs`` (P, D), to be combined with ``gates=None`` for the gradient of ``tokens``; ``grad_gates`` (P,)
@@ -212,6 +211,7 @@ def experts_backward(
     expect("grad_out", grad_out, *tokens.shape)
     expect("gates", gates, num_pairs)
     expect("h", h, num_pairs, w_gate_up.shape[1], dtypes=(tokens.dtype,))
+    spare_pairs, spare_h = spare
     shared = Launch(tokens, num_pairs, w_down)
     grad_out, gates = grad_out.to(tokens.dtype), gates.float().contiguous()
     grad_out, tokens, w_gate_up, w_down = map(shared.operand, (grad_out, tokens, w_gate_up, w_down))
@@ -234,6 +234,6 @@ def experts_backward(
     if grad_w_gate_up is not None:
         launch_grad_weight(shared, grad_h, tokens, token_idx, expert_offsets, grad_w_gate_up, False)
     if needed[0]:
-        grad_pairs = (spare or Spare()).new(tokens, num_pairs, shared.dim)
+        grad_pairs = (spare_pairs or Spare()).new(tokens, num_pairs, shared.dim)
         launch_product(shared, "grad_pairs", grad_h, expert_offsets, w_gate_up, grad_pairs, True)
     return grad_pairs, grad_gates, grad_w_gate_up, grad_w_down

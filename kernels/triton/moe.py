@@ -171,7 +171,7 @@ def _gradients(
     index = (token_idx, offsets, gates, None if recompute else h, w_gate_up, w_down)
     needed = (needs.tokens, needs.w_gate_up, needs.w_down)
     spent, spent_h = (kept, h) if spend else (None, None)
-    grad_pairs, grad_gates, *weights = experts_backward(grad_out, tokens, *index, needed, Spare(spent), spent_h)
+    grad_pairs, grad_gates, *weights = experts_backward(grad_out, tokens, *index, needed, (Spare(spent), spent_h))
     if not (needs.tokens or needs.logits):
         return None, None, None, None, None, *weights
     spare, grad_tokens = Spare(spent_h), None
@@ -181,5 +181,5 @@ def _gradients(
     given = (hidden, (mean, rstd), router_weight, scale, normalise, rows)
     router = (needs.router_weight, needs.router_offset)
     into = spent if spent is not None and (spent.shape, spent.dtype) == (hidden.shape, hidden.dtype) else None
-    found = route_backward(grad_tokens, grad_logits, *given, router, into, spare)
+    found = route_backward(grad_tokens, grad_logits, *given, router, (into, spare))
     return tuple(grad if need else None for grad, need in zip((*found, *weights), needs, strict=True))

@@ -66,6 +66,8 @@ def route_kernel(
     if NORMALISE:
         mean = tl.sum(x, axis=1) / DIM
         deviation = tl.where(real[None, :], x - mean[:, None], 0.0)
+        rest = tl.sum(deviation, axis=1) / DIM  # what a sum of large numbers leaves of the mean
+        mean, deviation = mean + rest, tl.where(real[None, :], deviation - rest[:, None], 0.0)
         rstd = 1 / tl.sqrt(tl.sum(deviation * deviation, axis=1) / DIM + eps)
         y = deviation * rstd[:, None]
         if HAS_SCALE:

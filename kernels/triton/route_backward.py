@@ -239,8 +239,7 @@ def route_backward(
     normalise: bool,
     rows: int,
     needed: tuple[bool, bool] = (True, True),
-    into: Tensor | None = None,
-    spare: Spare | None = None,
+    memory: tuple[Tensor | None, Spare | None] = (None, None),
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of ``route_forward``.
 
@@ -249,7 +248,7 @@ def route_backward(
             statistics: mean and rstd. Others as ``route_forward`` took or gave them.
         rows: R, the number of rows of ``router_offset``. needed: whether ``router_weight`` and ``router_offset`` get
             a gradient.
-        into: memory for ``grad_hidden``, or ``None`` for new memory. spare: memory for the sums of chunks.
+        memory: for ``grad_hidden``, and for the sums of chunks; ``None`` for new memory.
 
     Returns:
         ``grad_hidden`` (S, D) in the dtype of ``hidden``; in float32 ``grad_router_weight`` (E, D),
@@ -258,6 +257,7 @@ def route_backward(
     num_tokens, dim = hidden.shape
     num_experts = router_weight.shape[0]
     (mean, rstd), (weight_needed, offset_needed) = statistics, needed
+    into, spare = memory[0], memory[1] or Spare()
     expect("hidden", hidden, num_tokens, dim)
     expect("grad_tokens", grad_tokens, num_tokens, dim)
     expect("grad_logits", grad_logits, num_tokens, num_experts)
@@ -279,14 +279,13 @@ def route_backward(
     grad_scale, grad_shift = (None, None) if scale is None else (new(scale_rows, dim), new(scale_rows, dim))
     grad_hidden = None
     if grad_tokens is not None:
-        expect("into", into, num_tokens, dim, dtypes=(hidden.dtype,))
+        expect("memory", into, num_tokens, dim, dtypes=(hidden.dtype,))
         grad_hidden = torch.empty_like(hidden) if into is None else into
     if num_tokens == 0:
         return grad_hidden, grad_weight, grad_offset, grad_scale, grad_shift
 
     tokens_per_row = num_tokens // max(scale_rows, 1)
     chunks_per_row = cdiv(tokens_per_row, SUM_TOKENS)
-    spare = Spare() if spare is None else spare
     scale_chunks, shift_chunks = (
         None if scale is None else spare.new(grad_logits, scale_rows, chunks_per_row, dim) for _ in range(2)
     )

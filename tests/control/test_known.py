@@ -309,7 +309,7 @@ def test_values_of_another_kind_are_refused() -> None:
         Known("first", motion=torch.zeros(4, 262))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^known, targets: expected at least one, got none"):
         Control()
-    with pytest.raises(ValueError, match=r"^blend: expected a value >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"^blend: expected a value in \[0, 1000\], got -1"):
         Control([Known(0, motion=torch.zeros(4, 262))], blend=-1)
 
 

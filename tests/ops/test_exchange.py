@@ -100,5 +100,7 @@ def test_a_mesh_of_three_dimensions_is_refused() -> None:
     class Mesh:
         ndim = 3
 
+        def get_group(self) -> None: ...
+
     with pytest.raises(ValueError, match=r"mesh: expected one dimension, or two \(replicas, experts\), got 3"):
         check_mesh(Mesh())  # type: ignore[arg-type]

@@ -301,7 +301,7 @@ def test_recomputation_and_compilation_change_nothing(routing: str, relative_err
             {"routing": "expert_choice", "pool": "sample", "unit": "sequence"},
             "unit: expected 'frame' with expert_choice",
         ),
-        ({"max_pairs": 0}, "max_pairs: expected >= 1 or None, got 0"),
+        ({"max_pairs": 0}, "max_pairs: expected a value >= 1, got 0"),
     ],
 )
 def test_bad_choices_are_named(changes, message: str) -> None:

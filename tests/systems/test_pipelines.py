@@ -188,13 +188,13 @@ def test_guidance_changes_a_motion(pipeline: MotionPipeline) -> None:
     assert not torch.allclose(motions[0], motions[1])
     assert not torch.allclose(motions[1], motions[2])
     for wrong in (0.5, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="guidance_scale: expected >= 1 and finite"):
+        with pytest.raises(ValueError, match=r"guidance_scale: expected (>= 1 and finite|a finite number), got"):
             pipeline(PROMPTS[0], num_frames=16, num_inference_steps=2, guidance_scale=wrong)
 
 
 def test_values_of_other_kinds_are_named(pipeline: MotionPipeline) -> None:
     for prompts in ([3], b"they bow"):
-        with pytest.raises(TypeError, match=r"^prompts: expected text, got"):
+        with pytest.raises(TypeError, match=r"^prompts: expected (text|one text or several), got"):
             pipeline(prompts, num_frames=16, num_inference_steps=2)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^control: expected a Control, got 3"):
         pipeline(PROMPTS[0], num_frames=16, num_inference_steps=2, control=3)  # type: ignore[arg-type]
@@ -439,6 +439,7 @@ def test_a_model_file_with_sizes_that_nobody_has_is_refused(
     values[section][key] = value
     (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(
-        ValueError, match=rf"model\.safetensors: expected as many weights as|text\.{key}: expected (<= |a value in )"
+        ValueError,
+        match=rf"model\.safetensors: expected as many weights as|{key}: expected (<= |a value in |a whole number of 64 bits)",
     ):
         MotionPipeline.from_pretrained(tmp_path)
