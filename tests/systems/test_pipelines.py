@@ -438,8 +438,6 @@ def test_a_model_file_with_sizes_that_nobody_has_is_refused(
     values = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     values[section][key] = value
     (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(
-        ValueError,
-        match=rf"model\.safetensors: expected as many weights as|{key}: expected (<= |a value in |a whole number of 64 bits)",
-    ):
+    bound = "(<= |a value in |a whole number of 64 bits)"
+    with pytest.raises(ValueError, match=rf"model\.safetensors: expected as many weights as|{key}: expected {bound}"):
         MotionPipeline.from_pretrained(tmp_path)
