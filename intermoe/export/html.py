@@ -48,7 +48,7 @@ def page(take: Take) -> str:
     """The page as text."""
     with serving() as server, server.atomic():  # nobody is connected: nothing need be sent
         set_stage(server, take.body, take.view.camera)
-        figures = Figures(server.scene, take.body, take.names, apart=False)
+        figures = Figures(server.scene, take.body, take.names)
         recording = server.get_scene_serializer()
         for frame in range(len(figures)):
             figures.show(frame)

@@ -2,10 +2,9 @@
 
 viser (``intermoe[view]``) draws and plays; here is what it is told: the capsules of the video, a floor, a camera that
 sees everybody. A capsule is two balls and a stump of a cone between them. All balls of a person are one object of the
-scene, and so are all stumps of one form: five messages a frame move a person, not one for every joint, or everybody
-where nobody is to be hidden. A machine that draws without a GPU shall keep up: balls within others are left out, stumps
-alone cast shadows, and light comes from lamps, not from a picture of surroundings, which took seconds to prepare and
-half the time of every frame.
+scene, and so are all stumps of one form: five messages a frame move a person, not one for every joint. A machine that
+draws without a GPU shall keep up: balls within others are left out, stumps alone cast shadows, and light comes from
+lamps, not from a picture of surroundings, which took seconds to prepare and half the time of every frame.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from einops import rearrange
 
 from intermoe.motion.rig import REST_POSE, at_rest
 from intermoe.motion.rotations import shortest_arc, to_quaternions, unit
@@ -48,13 +46,13 @@ _STEPS = 2**12
 
 @dataclass
 class _Part:
-    """Objects of one form, of some persons: ``places`` (T, N, 3), and ``turns`` (T, N, 4) of what is no ball.
+    """Objects of one form, of one person: ``places`` (T, N, 3), and ``turns`` (T, N, 4) of what is no ball.
 
     ``chosen`` are the capsules of the body that they belong to; of balls, the ends of capsules.
     """
 
     handle: viser.BatchedMeshHandle
-    persons: list[int]
+    person: int
     chosen: npt.NDArray[np.int64]
     places: npt.NDArray[np.float32]
     turns: npt.NDArray[np.float32] | None
@@ -65,8 +63,7 @@ class Figures:
 
     Args:
         scene: a server's scene. joints: (P, T, 22, 3) metres, Y up. names: of the persons, and of their objects. root:
-            where in the scene's tree they are, such as "/generated". apart: persons are objects of their own, which can
-            be hidden; together they are drawn with fewer messages.
+            where in the scene's tree they are, such as "/generated".
     """
 
     def __init__(
@@ -76,42 +73,39 @@ class Figures:
         names: Sequence[str],
         *,
         root: str = "",
-        apart: bool = True,
     ) -> None:
         body = build_body(joints.astype(np.float64))
         self._frames = joints.shape[1]
         self._parts: list[_Part] = []
-        count, tones = len(joints), body.tones.tolist()
+        self.people = [scene.add_frame(f"{root}/{name.replace('/', ' ')}", show_axes=False) for name in names]
         tapers = np.abs(np.array(TAPERS) - (body.radii[:, 1:] / body.radii[:, :1])).argmin(-1)
-        lengths = np.linalg.norm(body.ends[:, :, :, 1] - body.ends[:, :, :, 0], axis=-1).mean(1)  # (P, N)
-        ball, stumps, seen = _ball(), [_stump(taper) for taper in TAPERS], _seen_balls()
-        self.people = []
-        for persons in [[person] for person in range(count)] if apart else [list(range(count))]:
-            name = names[persons[0]].replace("/", " ") if apart else "everybody"
-            self.people.append(scene.add_frame(f"{root}/{name}", show_axes=False))
-            colours = np.array([[tinted(person, tone) for tone in tones] for person in persons], dtype=np.uint8)
+        ball, stumps = _ball(), [_stump(taper) for taper in TAPERS]
+        seen = _seen_balls()
+        for person, handle in enumerate(self.people):
+            colours = np.array([tinted(person, tone) for tone in body.tones.tolist()], dtype=np.uint8)
+            ends = body.ends[person]
             self._add(
                 scene,
-                f"{root}/{name}/balls",
+                f"{handle.name}/balls",
                 ball,
-                (_balls(body, persons, seen), None),
-                persons,
+                (_balls(body, person, seen), None),
+                person,
                 seen,
-                scales=np.tile(np.repeat(body.radii.reshape(-1, 1)[seen], 3, axis=1), (len(persons), 1)),
-                colours=colours.repeat(2, axis=1)[:, seen].reshape(-1, 3),
+                scales=np.repeat(body.radii.reshape(-1, 1)[seen], 3, axis=1),
+                colours=colours.repeat(2, axis=0)[seen],
             )
+            lengths = np.linalg.norm(ends[:, :, 1] - ends[:, :, 0], axis=-1).mean(0)
             for form, stump in enumerate(stumps):
-                chosen = np.flatnonzero((tapers == form) & (lengths > 0).all(0))
-                around = np.tile(body.radii[chosen, 0], len(persons))
+                chosen = np.flatnonzero((tapers == form) & (lengths > 0))
                 self._add(
                     scene,
-                    f"{root}/{name}/bones {form + 1}",
+                    f"{handle.name}/bones {form + 1}",
                     stump,
-                    _stumps(body, persons, chosen),
-                    persons,
+                    _stumps(body, person, chosen),
+                    person,
                     chosen,
-                    scales=np.stack([around, lengths[persons][:, chosen].reshape(-1), around], axis=-1),
-                    colours=colours[:, chosen].reshape(-1, 3),
+                    scales=np.stack([body.radii[chosen, 0], lengths[chosen], body.radii[chosen, 0]], axis=-1),
+                    colours=colours[chosen],
                 )
 
     def __len__(self) -> int:
@@ -131,9 +125,9 @@ class Figures:
         self._frames = joints.shape[1]
         for part in self._parts:
             if part.turns is None:
-                part.places = _balls(body, part.persons, part.chosen)
+                part.places = _balls(body, part.person, part.chosen)
             else:
-                part.places, part.turns = _stumps(body, part.persons, part.chosen)
+                part.places, part.turns = _stumps(body, part.person, part.chosen)
 
     def set_visible(self, visible: bool) -> None:
         """Draw the bodies or not."""
@@ -146,7 +140,7 @@ class Figures:
         name: str,
         form: tuple[Array, npt.NDArray[np.int64]],
         pose: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None],
-        persons: list[int],
+        person: int,
         chosen: npt.NDArray[np.int64],
         *,
         scales: Array,
@@ -165,21 +159,20 @@ class Figures:
             lod="off",
             cast_shadow=turns is not None,
         )
-        self._parts.append(_Part(handle, persons, chosen, places, turns))
+        self._parts.append(_Part(handle, person, chosen, places, turns))
 
 
-def _balls(body: Body, persons: list[int], chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Where the ``chosen`` ends of capsules are, of one person after the other: (T, P N, 3)."""
-    return _rounded(
-        rearrange(rearrange(body.ends[persons], "p t n e x -> p t (n e) x")[:, :, chosen], "p t n x -> t (p n) x")
-    )
+def _balls(body: Body, person: int, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Where the ``chosen`` ends of capsules are, (T, N, 3)."""
+    ends = body.ends[person]
+    return _rounded(ends.reshape(len(ends), -1, 3)[:, chosen])
 
 
 def _stumps(
-    body: Body, persons: list[int], chosen: npt.NDArray[np.int64]
+    body: Body, person: int, chosen: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Where the stumps of ``chosen`` capsules begin (T, P N, 3), and how they are turned (T, P N, 4)."""
-    ends = rearrange(body.ends[persons][:, :, chosen], "p t n e x -> t (p n) e x")
+    """Where the stumps of ``chosen`` capsules begin (T, N, 3), and how they are turned (T, N, 4)."""
+    ends = body.ends[person][:, chosen]
     bones = ends[:, :, 1] - ends[:, :, 0]
     return _rounded(ends[:, :, 0]), _rounded(to_quaternions(shortest_arc(np.array([0.0, 1.0, 0.0]), unit(bones))))
 

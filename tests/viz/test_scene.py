@@ -56,26 +56,6 @@ def test_figures_are_the_capsules_of_the_video() -> None:
         np.testing.assert_array_equal(figures._parts[0].handle.batched_positions, last)
 
 
-def test_persons_together_are_those_who_are_apart() -> None:
-    joints = people()
-    with serving() as server:
-        apart = Figures(server.scene, joints, ("Ann", "Bo"), root="/apart")
-        together = Figures(server.scene, joints, ("Ann", "Bo"), root="/together", apart=False)
-        assert (len(apart._parts), len(together._parts), len(together.people)) == (6, 3, 1)
-        for figures in (apart, together):
-            figures.show(13)
-        for number, part in enumerate(together._parts):
-            for name in ("batched_positions", "batched_wxyzs", "batched_scales", "batched_colors"):
-                each = [np.asarray(getattr(apart._parts[3 * person + number].handle, name)) for person in range(2)]
-                np.testing.assert_array_equal(getattr(part.handle, name), np.concatenate(each))
-        together.load(joints[:, :, :, [2, 1, 0]])
-        together.show(4)
-        shown = np.asarray(together._parts[0].handle.batched_positions)
-        apart.load(joints[:, :, :, [2, 1, 0]])
-        apart.show(4)
-        np.testing.assert_array_equal(shown[27:], apart._parts[3].handle.batched_positions)
-
-
 def _tips(handle: object) -> np.ndarray:
     turns = from_quaternions(np.asarray(handle.batched_wxyzs, dtype=float))
     return handle.batched_positions + turns[:, :, 1] * handle.batched_scales[:, 1:2]
