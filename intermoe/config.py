@@ -220,7 +220,8 @@ class Config:
             raise ValueError(f"{path}: {error}") from None
 
 
-def _annotations(cls: type[Config]) -> dict[str, Any]:
+@functools.cache
+def _annotations(cls: Any) -> dict[str, Any]:
     """The types of a configuration's fields."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}

@@ -201,7 +201,7 @@ def best_product(dtype: torch.dtype) -> tuple[str, Call, float]:
 
 
 def take_turns(entries: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every entry in every round, after two calls of each: from the second on weights are kept packed."""
+    """Seconds of every entry in every round, after two calls of each: in the first, weights are packed."""
     clock = thread_clock()
     times: dict[str, list[float]] = {name: [] for name in entries}
     for count in range(-2, rounds):

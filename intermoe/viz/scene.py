@@ -3,8 +3,8 @@
 viser (``intermoe[view]``) draws and plays; here is what it is told: the capsules of the video, a floor, a camera that
 sees everybody. A capsule is two balls and a stump of a cone between them. All balls of a person are one object of the
 scene, and so are all stumps of one form: five messages a frame move a person, not one for every joint. A machine that
-draws without a GPU shall keep up: balls within others are left out, stumps alone cast shadows, and light comes from
-lamps, not from a picture of surroundings, which took seconds to prepare and half the time of every frame.
+draws without a GPU shall keep up (`benchmarks/page.py`): balls within others are left out, stumps alone cast shadows,
+and light comes from lamps, not from a picture of surroundings.
 """
 
 from __future__ import annotations

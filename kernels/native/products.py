@@ -2,8 +2,8 @@
 
 Which one is read from ``fastest.FASTEST``, by machine, dtype, kind of product and rows; nothing is timed here.
 
-Parameters are kept in the order in which a product reads them, from their first use on: were it the second, it would
-round in another way than the first.
+Parameters are kept in the order in which a product reads them, from their first use on: a first call
+without would round otherwise than the same call after it.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _pack(weight: Tensor, paired: bool) -> Tensor:
 def _in_large_pages(like: Tensor, rows: int, columns: int) -> Tensor:
     """Uninitialised memory (rows, columns), in large pages where the system has them.
 
-    With few rows the look-up of small pages is a fifth of a product's time.
+    With few rows a product waits for the look-up of small pages (`benchmarks/harness/shares.py` times the whole).
     """
     native = library.load()
     page, size = native.intermoe_large_page(), rows * columns * like.element_size()

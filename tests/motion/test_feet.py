@@ -35,7 +35,8 @@ def test_sliding_feet_rest_and_others_move_on(clip: torch.Tensor) -> None:
     planted = with_planted_feet(slides)
     before, after, truth = (foot_contact(joints(motion).numpy()) for motion in (slides, planted, clip))
     assert before.sliding > 3 * truth.sliding
-    assert after.sliding <= max(1.2 * truth.sliding, 0.05 * before.sliding)  # of people made up none slides
+    # of people made up none slides
+    assert after.sliding < (1.2 * truth.sliding if truth.sliding else 0.05 * before.sliding)
     stands = slides[:, :-1, BALLS] > 0.5
     speed = [joints(motion)[:, :, (LEFT, RIGHT)].diff(dim=1)[..., (0, 2)].norm(dim=-1) for motion in (slides, planted)]
     assert speed[1][stands].mean() < 0.3 * speed[0][stands].mean()
