@@ -220,8 +220,7 @@ class Config:
             raise ValueError(f"{path}: {error}") from None
 
 
-@functools.cache
-def _annotations(cls: Any) -> dict[str, Any]:
+def _annotations(cls: type[Config]) -> dict[str, Any]:
     """The types of a configuration's fields."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
