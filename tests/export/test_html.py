@@ -24,6 +24,8 @@ FPS, FRAMES, STEP, APART = 10, 16, 0.1, 1.8
 """Two people stand ``APART`` metres from each other along X and go ``STEP`` metres along it every frame."""
 HALF = 0.5
 """Of a frame: what is seen is nearer to it than to any other."""
+PATIENCE = 5
+"""Pictures after which the bar of time is clicked again."""
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +122,15 @@ class Page:
         """The frame that is seen once the bar of time has been clicked in the middle of ``frame``."""
         moment = (frame + 0.5) / FPS
         bar = self.tab.locator(".mantine-Slider-track").bounding_box()
+        pictures = 0
 
         def landed(seen: float) -> bool:
-            if abs(float(self.clock.input_value()) - moment) > 0.06:  # a step that was due before it paused came after
+            nonlocal pictures
+            there = abs(float(self.clock.input_value()) - moment) < 0.06 and abs(seen - frame) < HALF
+            if not there and pictures % PATIENCE == 0:  # a step that was due before it paused may come after the click
                 self.tab.mouse.click(bar["x"] + bar["width"] * moment * FPS / FRAMES, bar["y"] + bar["height"] / 2)
-                return False
-            return abs(seen - frame) < HALF
+            pictures += 1
+            return there
 
         return self.until(landed)
 
@@ -165,6 +170,7 @@ def test_figures_play_and_the_slider_lands_on_the_frame(opened: Callable[[int, i
     page.toggle()
     for frame in (1, FRAMES - 2, 1):
         assert page.at(frame) == pytest.approx(frame, abs=HALF)
+        assert float(page.clock.input_value()) == pytest.approx((frame + 0.5) / FPS, abs=0.06)  # to a tenth
     page.toggle()
     assert abs(page.until(lambda seen: abs(seen - 1) > 2) - 1) > 2
     assert page.tab.title() == PROMPT
