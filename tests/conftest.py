@@ -20,6 +20,12 @@ SHARED = Path(os.environ.get("INTERMOE_SHARED") or Path(__file__).resolve().pare
 """Reference arrays and real motion, which are not part of the repository: beside it, or where the variable says."""
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws without a generator of its own is the same whichever tests ran before it, and on every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """Folder of the reference arrays and of real motion; it may be absent."""
