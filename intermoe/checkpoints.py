@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from intermoe.files import uninterrupted
 from intermoe.motion.statistics import Statistics
 from intermoe.reading import first_line
 
@@ -81,7 +82,8 @@ def load_safetensors(path: str | Path) -> dict[str, Tensor]:
     with path.open("rb"):  # what cannot be opened is told as such
         pass
     try:
-        return load_file(path)
+        with uninterrupted():
+            return load_file(path)
     except Exception as error:
         raise ValueError(f"{path}: expected a readable safetensors file: {error}") from error
 

@@ -17,7 +17,7 @@ import shutil
 import signal
 import threading
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ except ModuleNotFoundError:  # a system without these locks
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from torch import Tensor
 
 WRITING = ".writing-"
@@ -54,6 +56,31 @@ def stopped_cleanly() -> Iterator[None]:
 
 def _stop(number: int, _: object) -> None:
     raise SystemExit(128 + number)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Signals that come in the ``with`` block are answered at its end.
+
+    For libraries in C that call Python: what a handler raises there they may take for an error of their own.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which answers all signals
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                handlers.setdefault(number, handler)
+                signal.signal(number, lambda number, frame: came.append((number, frame)))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in came:
+            handlers[number](number, frame)
 
 
 @contextmanager

@@ -6,8 +6,9 @@ import codecs
 import json
 import math
 import re
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +74,8 @@ def read_npy(path: str | Path) -> npt.NDArray[Any]:
     with path.open("rb") as file:
         try:
             shape, transposed, dtype = _npy_header(file, path.stat().st_size)
-            numbers = np.fromfile(file, dtype, math.prod(shape))
+            numbers = np.empty(math.prod(shape), dtype)
+            file.readinto(numbers.view(np.uint8).data)  # numpy's own reading takes Ctrl+C for an error
             values: npt.NDArray[Any] = numbers.reshape(shape[::-1]).T if transposed else numbers.reshape(shape)
         except Exception as error:  # of broken bytes numpy's parser raises whatever it stumbles over
             raise ValueError(f"{path}: expected a readable array of numbers: {first_line(error)}") from error
@@ -111,7 +113,7 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
-def _npy_header(file: BinaryIO, size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _npy_header(file: BufferedReader, size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether axes lie the other way round, and dtype; the numbers follow in ``file``, of ``size`` bytes.
 
     Refuses what numpy would unpickle, or make room for without having read it.

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from intermoe import checkpoints
 from intermoe.files import (
     WRITING,
     claimed_stem,
@@ -27,6 +29,7 @@ from intermoe.files import (
     read_sealed,
     replacing,
     replacing_folder,
+    uninterrupted,
     write_arrays,
     write_json,
     write_sealed,
@@ -285,6 +288,35 @@ def test_a_handler_of_ones_own_stays(tmp_path: Path) -> None:
         signal.signal(signal.SIGTERM, before)
     assert seen == [signal.SIGTERM]
     assert (tmp_path / "b.txt").read_text() == "b"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_of_a_reader_in_c_is_no_broken_file(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch takes what a handler raises while safetensors asks for a storage's length for an object without one."""
+
+    def stop(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    def read(_: Path) -> dict[str, torch.Tensor]:
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            raise ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'") from None
+        return {}
+
+    monkeypatch.setattr(checkpoints, "load_file", read)
+    (tmp_path / "model.safetensors").touch()
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(SystemExit, match=str(128 + number)):
+            checkpoints.load_safetensors(tmp_path / "model.safetensors")
+        assert signal.getsignal(number) is stop
+        with ThreadPoolExecutor() as pool:  # only the main thread has handlers
+            pool.submit(uninterrupted().__enter__).result()
+    finally:
+        signal.signal(number, before)
 
 
 def test_stopped_between_two_names_a_folder_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import signal
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from intermoe.reading import numbered_lines, read_json, read_text
+from intermoe.reading import numbered_lines, read_json, read_npy, read_text
 
 
 @pytest.mark.parametrize(
@@ -64,3 +68,33 @@ def test_malformed_json_is_refused_by_file(content: str, message: str, tmp_path:
         read_json(path)
     path.write_text('\ufeff{"a": [1, 2]}', encoding="utf-8")
     assert read_json(path) == {"a": [1, 2]}
+
+
+def test_an_array_is_read_as_it_was_saved(tmp_path: Path) -> None:
+    for values in (np.arange(6.0).reshape(2, 3), np.zeros((0, 3)), np.array(2), np.arange(3, dtype=">f4")):
+        for written in (values, np.asfortranarray(values)):
+            np.save(tmp_path / "a.npy", written)
+            found = read_npy(tmp_path / "a.npy")
+            np.testing.assert_array_equal(found, written)
+            assert (found.dtype, found.shape, found.flags.writeable) == (values.dtype, written.shape, True)
+
+
+class Interrupted(io.BufferedReader):
+    """Ctrl+C comes when the numbers are read, or before, while numpy asks whether this is a path."""
+
+    def _class(self) -> type:
+        signal.raise_signal(signal.SIGINT)
+        return type(self)
+
+    __class__ = property(_class)  # type: ignore[assignment]
+
+    def readinto(self, buffer: Any) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return super().readinto(buffer)
+
+
+def test_an_interruption_is_no_broken_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "a.npy", np.arange(6.0))
+    monkeypatch.setattr(Path, "open", lambda path, *_: Interrupted(io.FileIO(path)))
+    with pytest.raises(KeyboardInterrupt):
+        read_npy(tmp_path / "a.npy")

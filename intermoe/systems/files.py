@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from intermoe.checkpoints import WEIGHT_DTYPES, keeps_float32, load_module, load_safetensors, load_statistics
 from intermoe.config import Config
-from intermoe.files import replacing, write_json, write_tensors
+from intermoe.files import replacing, uninterrupted, write_json, write_tensors
 from intermoe.hub import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
@@ -67,7 +67,7 @@ def to_be_filled(path: Path) -> Iterator[None]:
         ValueError: a configuration of more weights than the file has, or a broken file; names the file.
     """
     try:
-        with safe_open(path, "pt") as file:
+        with uninterrupted(), safe_open(path, "pt") as file:
             shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118  # not a mapping
     except SafetensorError as error:
         raise ValueError(f"{path}: expected a readable safetensors file: {error}") from error
