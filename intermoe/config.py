@@ -15,7 +15,7 @@ import operator
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -100,6 +100,22 @@ def check_flag(value: Any, name: str) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return value
+
+
+def check_several(values: Any, name: str) -> tuple[Any, ...]:
+    """``values`` as a tuple. Raises ``TypeError`` for what are not several; text and mappings are not."""
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
+        raise TypeError(f"{name}: expected a list or the like, got {values!r}")
+    return tuple(values)
+
+
+def check_guidance(value: Any) -> float:
+    """``value``, a guidance scale. Raises ``TypeError`` for no number, ``ValueError`` for one below 1 or not finite."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"guidance_scale: expected a number, got {value!r}")
+    if not 1 <= float(value) < math.inf:
+        raise ValueError(f"guidance_scale: expected >= 1 and finite, got {value}")
+    return float(value)
 
 
 def _fits(number: int) -> bool:

@@ -6,8 +6,6 @@ Cosine schedule (Nichol and Dhariwal 2021), the network predicts the clean laten
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from intermoe.config import Config, _require
+from intermoe.config import Config, _require, check_guidance
 
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -114,10 +112,7 @@ class Sampler:
         high = self.diffusion.num_train_timesteps
         if not 1 <= self.num_inference_steps <= high:
             raise ValueError(f"num_inference_steps: expected a value in [1, {high}], got {self.num_inference_steps}")
-        if isinstance(self.guidance_scale, bool) or not isinstance(self.guidance_scale, numbers.Real):
-            raise TypeError(f"guidance_scale: expected a number, got {self.guidance_scale!r}")
-        if not 1 <= self.guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale: expected >= 1 and finite, got {self.guidance_scale}")
+        check_guidance(self.guidance_scale)
 
     @cached_property
     def solver(self) -> SchedulerMixin:

@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from intermoe.config import check_integer
+from intermoe.config import check_flag, check_integer, check_several
 from intermoe.control.targets import Aims, Target
 from intermoe.diffusion import KnownLatents
-from intermoe.motion.arrays import LARGEST
+from intermoe.motion.arrays import LARGEST, real_array
 from intermoe.motion.representation import Representation
 from intermoe.motion.smooth import least_jerk
 
@@ -54,10 +54,7 @@ class Known:
         if (self.joints is None) == (self.motion is None):
             raise ValueError("joints, motion: expected one of the two, got both or neither")
         name = "motion" if self.joints is None else "joints"
-        given = torch.as_tensor(getattr(self, name)).detach()
-        if given.is_complex() or given.dtype is torch.bool:
-            raise TypeError(f"{name}: expected real numbers, got {given.dtype}")
-        values = given.to("cpu", torch.float32, copy=True)
+        values = torch.from_numpy(real_array(getattr(self, name), name).copy())
         if values.dim() < 2 or len(values) == 0:
             raise ValueError(f"{name}: expected frames in the first dimension, got shape {tuple(values.shape)}")
         if name == "joints" and (values.dim() != 3 or values.shape[2] != 3):
@@ -131,7 +128,7 @@ class Control:
         targets: where joints shall be. bodies_apart: whether bodies, as capsules, keep out of each other.
 
     Raises:
-        ValueError: a value outside its range.
+        ValueError: a value outside its range. TypeError: a value of another kind.
     """
 
     known: Sequence[Known] = ()
@@ -141,13 +138,14 @@ class Control:
     bodies_apart: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "known", tuple(self.known))
+        object.__setattr__(self, "known", check_several(self.known, "known"))
         object.__setattr__(self, "blend", check_integer(self.blend, "blend", low=0, high=MOST_BLEND))
         object.__setattr__(self, "resampling", check_resampling(self.resampling))
         for known in self.known:
             if not isinstance(known, Known):
                 raise TypeError(f"known: expected Known, got {known!r}")
-        object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "targets", check_several(self.targets, "targets"))
+        check_flag(self.bodies_apart, "bodies_apart")
         for target in self.targets:
             if not isinstance(target, Target):
                 raise TypeError(f"targets: expected Target, got {target!r}")

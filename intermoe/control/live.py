@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
+from intermoe.config import check_several
 from intermoe.control.scene import Lead, Scene
 from intermoe.control.targets import Target
 
@@ -49,12 +50,17 @@ class Live(Iterator[Tensor]):
 
         Raises:
             ValueError: a system that cannot be led, or a person, joint or place that is none; nothing changes.
+            TypeError: a value of another kind.
         """
+        leads = check_several(leads, "leads")
         if leads and not self._led:
             raise ValueError("leads: expected a system that can be led to targets, got another")
-        for who, joint, place in leads:
+        for index, lead in enumerate(leads):
+            if len(check_several(lead, f"leads[{index}]")) != 3:
+                raise ValueError(f"leads[{index}]: expected a person, a joint and a place, got {lead!r}")
+            who, joint, place = lead
             Target(who, joint, [0], positions=[place]).check(1, self._scene.representation.persons)
-        self._leads = tuple(leads)
+        self._leads = leads
 
     def __next__(self) -> Tensor:
         return self._scene.representation.joints(self._scene.next(self.prompt, self._chunk, self._leads)).contiguous()

@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from intermoe.config import check_integer
-from intermoe.motion.arrays import LARGEST
+from intermoe.config import check_flag, check_integer, check_number, check_several
+from intermoe.motion.arrays import LARGEST, real_array
 from intermoe.motion.capsules import overlaps
 from intermoe.motion.skeleton import FOOT_JOINTS, JOINT_NAMES
 
@@ -59,16 +59,17 @@ class Target:
     def __post_init__(self) -> None:
         object.__setattr__(self, "person", check_integer(self.person, "person", low=0))
         object.__setattr__(self, "joint", joint_number(self.joint, "joint"))
-        frames = tuple(check_integer(frame, "frames", low=0) for frame in self.frames)
+        frames = tuple(check_integer(frame, "frames", low=0) for frame in check_several(self.frames, "frames"))
         object.__setattr__(self, "frames", frames)
         if not frames:
             raise ValueError("frames: expected at least one, got none")
         if (self.positions is None) == (self.to is None):
             raise ValueError("positions, to: expected one of the two, got both or neither")
-        if not 0 <= self.distance <= LARGEST:
+        check_flag(self.apart, "apart")
+        if not 0 <= check_number(self.distance, "distance") <= LARGEST:
             raise ValueError(f"distance: expected metres from 0 to {LARGEST:g}, got {self.distance}")
         if self.to is not None:
-            if len(self.to) != 2:
+            if len(check_several(self.to, "to")) != 2:
                 raise ValueError(f"to: expected a person and a joint, got {self.to!r}")
             other = check_integer(self.to[0], "to: person", low=0)
             if other == self.person:
@@ -77,7 +78,7 @@ class Target:
             return
         if self.distance or self.apart:
             raise ValueError("distance, apart: expected with to, got positions")
-        places = torch.as_tensor(self.positions).detach().to("cpu", torch.float32, copy=True)
+        places = torch.from_numpy(real_array(self.positions, "positions").copy())
         if places.shape != (len(frames), 3):
             raise ValueError(f"positions: expected shape ({len(frames)}, 3), got {tuple(places.shape)}")
         if not (places.abs() <= LARGEST).all():  # what is not finite is not within it either

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from intermoe.config import check_integer
+from intermoe.config import check_integer, check_several
 from intermoe.control.scene import Scene
 from intermoe.export import MOST_FRAMES
 
@@ -19,13 +19,15 @@ def check_segments(segments: Segments) -> list[tuple[str, int]]:
 
     Raises:
         ValueError: none, an entry that is no pair, or fewer than one frame, named; more than ``MOST_FRAMES`` in all.
-        TypeError: no integer.
+        TypeError: no list or the like, or no integer.
     """
-    if isinstance(segments, str) or not segments:
-        raise ValueError(f"segments: expected pairs of a prompt and a number of frames, got {segments!r}")
+    segments = check_several(segments, "segments")
+    if not segments:
+        raise ValueError("segments: expected pairs of a prompt and a number of frames, got none")
     checked = []
     for index, segment in enumerate(segments):
-        if isinstance(segment, str) or len(segment) != 2 or not isinstance(segment[0], str):
+        segment = check_several(segment, f"segments[{index}]")
+        if len(segment) != 2 or not isinstance(segment[0], str):
             raise ValueError(f"segments[{index}]: expected a prompt and a number of frames, got {segment!r}")
         checked.append((segment[0], check_integer(segment[1], f"segments[{index}]: frames", low=1)))
     total = sum(frames for _, frames in checked)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from intermoe.motion.arrays import LARGEST
+from intermoe.motion.arrays import LARGEST, real_array
 from intermoe.motion.rig import Rig, fit_rig
 from intermoe.motion.rotations import from_rot6d
 from intermoe.motion.skeleton import NUM_JOINTS
@@ -105,11 +105,10 @@ class Take:
 
 
 def _float32(values: Any, name: str) -> Array:
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{name}: expected real numbers, got {array.dtype}")
-    with np.errstate(over="ignore"):  # what is infinite then is refused
-        return array.astype(np.float32, copy=False)
+    try:
+        return real_array(values, name)
+    except TypeError as error:
+        raise ValueError(error) from None
 
 
 def _is_name(name: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from intermoe.config import check_integer, check_number
+from intermoe.config import check_guidance, check_integer, check_number
 from intermoe.control.known import RESAMPLING, Control, check_resampling
 from intermoe.control.live import CHUNK, STEPS, Live
 from intermoe.control.persons import check_persons, count_groups, crowd
@@ -238,10 +238,9 @@ class MotionPipeline(ABC):
         self.check(prompts, num_frames)
         num_frames = check_integer(num_frames, "num_frames")
         asked = self.config.default_steps if num_inference_steps is None else num_inference_steps
-        num_inference_steps = check_integer(asked, "num_inference_steps")
-        self.config.check_steps(num_inference_steps)
         if guidance_scale is None:
             guidance_scale = self.config.default_guidance
+        num_inference_steps = self._check_solver(asked, guidance_scale, scheduler)
         seed = check_integer(seed, "seed", low=0, high=2**63 - len(prompts))
         seeds = tuple(seed + i for i in range(len(prompts)))
         if control is not None:
@@ -376,6 +375,7 @@ class MotionPipeline(ABC):
         """
         low, high = self.config.min_frames, self.config.max_frames - OVERLAP
         chunk = check_integer(chunk, "chunk", low=low, high=high)
+        self.check([prompt], low)
         scene = self._scene(seed, num_inference_steps, guidance_scale, scheduler, None, resampling)
         self._warn([prompt], True)
         return Live(scene, lambda words: self.check([words], low), prompt, chunk, "targets" in self.controls)
@@ -393,8 +393,7 @@ class MotionPipeline(ABC):
             raise ValueError(f"scene: expected a system that goes on from given frames, got {self.config.system}")
         if self.config.max_frames < 2 * OVERLAP:
             raise ValueError(f"scene: expected max_frames >= {2 * OVERLAP} of the model, got {self.config.max_frames}")
-        num_inference_steps = check_integer(num_inference_steps, "num_inference_steps", low=1)
-        self.config.check_steps(num_inference_steps)
+        num_inference_steps = self._check_solver(num_inference_steps, guidance_scale, scheduler)
 
         @torch.no_grad()
         def window(prompt: str, frames: int, seed: int, control: Control | None) -> Tensor:
@@ -418,6 +417,15 @@ class MotionPipeline(ABC):
             min_frames=self.config.min_frames,
             max_frames=self.config.max_frames,
         )
+
+    def _check_solver(self, steps: int, guidance_scale: float, scheduler: str | None) -> int:
+        """``steps`` as an ``int``. Raises for what no sampler of the model takes, before any work."""
+        steps = check_integer(steps, "num_inference_steps")
+        self.config.check_steps(steps)
+        check_guidance(guidance_scale)
+        if scheduler is not None and scheduler not in self.schedulers:
+            raise ValueError(f"scheduler: expected one of {self.schedulers}, got {scheduler!r}")
+        return steps
 
     def _warn(self, prompts: Sequence[str], controlled: bool) -> None:
         for prompt in dict.fromkeys(prompts):

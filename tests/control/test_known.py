@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from intermoe.control import Control, Given, Known, known_latents
+from intermoe.control import Control, Given, Known, Target, known_latents
 from intermoe.control.known import WHOLE_GAP
 from intermoe.motion.humanml3d import HUMANML3D
 from intermoe.motion.interhuman import CONTACT_COLUMNS, INTERHUMAN, from_joints, process_pair
@@ -309,6 +309,14 @@ def test_values_of_another_kind_are_refused() -> None:
         Known("first", motion=torch.zeros(4, 262))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^known, targets: expected at least one, got none"):
         Control()
+    for arguments, message in (
+        ({"known": Known(0, motion=torch.zeros(4, 262))}, "^known: expected a list or the like"),
+        ({"known": None}, "^known: expected a list or the like, got None"),
+        ({"targets": "head"}, "^targets: expected a list or the like, got 'head'"),
+        ({"bodies_apart": "no"}, "^bodies_apart: expected True or False, got 'no'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            Control(**arguments)
     with pytest.raises(ValueError, match=r"^blend: expected a value in \[0, 1000\], got -1"):
         Control([Known(0, motion=torch.zeros(4, 262))], blend=-1)
 
@@ -445,10 +453,49 @@ def test_steps_are_taken_as_often_as_asked(resampling: int) -> None:
     assert not known.by_levels
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
-def test_motion_is_of_real_numbers(dtype: torch.dtype) -> None:
-    with pytest.raises(TypeError, match="joints: expected real numbers"):
-        Known(0, joints=torch.ones(4, 22, 3, dtype=dtype))
+ONES = np.ones((4, 22, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    "joints",
+    [
+        torch.ones(4, 22, 3, dtype=torch.bool),
+        torch.ones(4, 22, 3, dtype=torch.complex64),
+        torch.ones(4, 22, 3, device="meta"),
+        torch.ones(4, 22, 3).to_sparse(),
+        "bow.npz",
+        [None],
+        [[1.0, 2.0], [3.0]],
+        np.array([[{}]], dtype=object),
+        np.ma.masked_array(ONES, mask=ONES > 0),
+    ],
+    ids=["flags", "complex", "meta", "sparse", "words", "nothing", "ragged", "objects", "masked"],
+)
+def test_motion_is_of_real_numbers(joints: Any) -> None:
+    with pytest.raises(TypeError, match=r"^joints: expected real numbers, got"):
+        Known(0, joints=joints)
+    with pytest.raises(TypeError, match=r"^positions: expected real numbers, got"):
+        Target(0, "head", range(4), positions=joints)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "joints",
+    [
+        ONES.astype(">f4"),
+        ONES.astype(np.longdouble),
+        np.asfortranarray(ONES)[::-1],
+        np.broadcast_to(np.float16(1), ONES.shape),
+        ONES.astype(np.uint8),
+        ONES.tolist(),
+        list(ONES),
+        [torch.ones(22, 3)] * 4,
+        torch.ones(4, 22, 3, dtype=torch.bfloat16, requires_grad=True),
+    ],
+    ids=["other bytes", "long", "backwards", "read only", "whole", "lists", "arrays", "tensors", "gradient"],
+)
+def test_real_numbers_of_every_kind_are_taken(joints: Any) -> None:
+    assert torch.equal(Known(0, joints=joints).joints, torch.ones(4, 22, 3))
 
 
 @pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")

@@ -100,6 +100,13 @@ def test_a_live_scene_refuses_what_cannot_be_led() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             live.aim(leads)
+    for others, message in (
+        (None, "^leads: expected a list or the like, got None"),
+        ([5], r"^leads\[0\]: expected a list or the like, got 5"),
+        ([(0, "head", (0, 1, 0)), (0, "head")], r"^leads\[1\]: expected a person, a joint and a place"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            live.aim(others)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected a system that can be led"):
         Live(scene, lambda _: None, "walk", 20, led=False).aim([(0, "head", (0, 1, 0))])
 
@@ -194,8 +201,12 @@ def test_prompts_longer_than_a_window_are_cut_into_equal_ones() -> None:
     ("segments", "message"),
     [
         ([], r"^segments: expected pairs"),
-        ("two people bow", r"^segments: expected pairs"),
-        (["two people bow"], r"^segments\[0\]: expected a prompt and a number of frames"),
+        (iter(()), r"^segments: expected pairs"),
+        ("two people bow", r"^segments: expected a list or the like, got 'two"),
+        ({"two people bow": 30}, r"^segments: expected a list or the like, got {'two"),
+        (["two people bow"], r"^segments\[0\]: expected a list or the like, got 'two"),
+        ([30], r"^segments\[0\]: expected a list or the like, got 30"),
+        ([("two people bow",)], r"^segments\[0\]: expected a prompt and a number of frames"),
         ([("two people bow", 30), ("they turn", 0)], r"^segments\[1\]: frames: expected a value >= 1, got 0"),
         ([("two people bow", 7)], r"^num_frames: expected a value in \[8, 40\]"),
         (
@@ -206,8 +217,24 @@ def test_prompts_longer_than_a_window_are_cut_into_equal_ones() -> None:
     ],
 )
 def test_segments_that_are_none(tiny_pipeline: Any, segments: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         tiny_pipeline.timeline(segments, num_inference_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": None}, r"^prompts: expected text, got None"),
+        ({"guidance_scale": 0.5}, r"^guidance_scale: expected >= 1 and finite, got 0.5"),
+        ({"guidance_scale": "strong"}, r"^guidance_scale: expected a number, got 'strong'"),
+        ({"scheduler": "euler-ish"}, r"^scheduler: expected one of"),
+    ],
+)
+def test_what_no_chunk_can_be_made_with_is_refused_before_the_first(
+    tiny_pipeline: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        tiny_pipeline.live(**{"prompt": "two people bow", **options})
 
 
 def test_what_cannot_go_on_is_refused(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:

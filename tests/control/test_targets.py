@@ -157,6 +157,24 @@ def test_targets_that_are_none(arguments: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"frames": 3}, "^frames: expected a list or the like, got 3"),
+        ({"frames": None}, "^frames: expected a list or the like, got None"),
+        ({"frames": "12"}, "^frames: expected a list or the like, got '12'"),
+        ({"positions": None, "to": 1}, "^to: expected a list or the like, got 1"),
+        ({"positions": None, "to": "1h"}, "^to: expected a list or the like, got '1h'"),
+        ({"positions": None, "to": (1, "head"), "distance": "near"}, "^distance: expected a finite number, got 'near'"),
+        ({"positions": None, "to": (1, "head"), "distance": torch.zeros(2)}, "^distance: expected a finite number"),
+        ({"positions": None, "to": (1, "head"), "apart": "no"}, "^apart: expected True or False, got 'no'"),
+    ],
+)
+def test_values_of_another_kind_are_told_by_name(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Target(**{"person": 0, "joint": "head", "frames": [3], "positions": [[0.0, 1.0, 0.0]], **arguments})
+
+
+@pytest.mark.parametrize(
     ("target", "message"),
     [
         (Target(2, "head", [3], positions=[[0, 1, 0]]), r"^targets\[1\]\.person: expected one of 0 to 1, got 2"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from intermoe.config import check_guidance
 from intermoe.control.known import Control
 from intermoe.pipeline import Progress
 from intermoe.systems.in2in.config import In2INModelConfig
@@ -47,9 +47,7 @@ class In2INPipeline(RawMotionPipeline):
         progress: Progress | None = None,
     ) -> list[Tensor]:
         """See ``MotionPipeline.sample``; ``guidance_scale`` is the weight of the pass with every text."""
-        if not 1 <= guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale: expected >= 1 and finite, got {guidance_scale}")
-        weights = dataclasses.replace(self.config.guidance, everything=guidance_scale)
+        weights = dataclasses.replace(self.config.guidance, everything=check_guidance(guidance_scale))
         denoiser = FourPasses(self.network, weights) if guidance_scale > 1 else self.network
         return self._sample(denoiser, prompts, lengths, seeds, num_inference_steps, 1.0, scheduler, control, progress)
 
