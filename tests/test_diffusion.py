@@ -276,6 +276,7 @@ def test_the_generator_decides_the_loss(drawn: Denoiser) -> None:
 def test_bad_sampling_is_named(changes, message) -> None:
     given, shape = {"generators": seeds(2), **changes}, (2, 3, 2, 4)
     generators = given.pop("generators")
+    Sampler(CONFIG, num_inference_steps=1000, guidance_scale=1)
     with pytest.raises(ValueError, match=message):
         sample(Oracle(torch.zeros(shape)), torch.ones(2, 5), shape, Sampler(CONFIG, **given), generators=generators)
 

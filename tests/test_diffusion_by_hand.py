@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from intermoe.diffusion import (
     PLAIN,
+    SCHEDULERS,
     DiffusionConfig,
     KnownLatents,
     Sampler,
@@ -155,18 +158,20 @@ def test_shifted_timesteps_by_the_formula(shift: float, share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"),
+    ("name", "expected", "refused", "taken"),
     [
-        ("latent_scale", 0.0, None), ("timestep_shift", 0.0, None), ("max_beta", 0.0, 1.0), ("snr_gamma", -0.1, None),
-        ("condition_dropout", -0.1, 1.1), ("guidance_until", -0.1, 1.1), ("loss_std_floor", -0.1, None),
-        ("num_train_timesteps", 0, None),
+        ("latent_scale", "> 0", [0.0, -1.0], [1e-6]), ("timestep_shift", "> 0", [0.0, -1.0], [1e-6]),
+        ("snr_gamma", ">= 0", [-0.1], [0.0]), ("loss_std_floor", ">= 0", [-0.1], [0.0]),
+        ("num_train_timesteps", ">= 1", [0], [1]), ("max_beta", "a value in (0, 1)", [0.0, 1.0], [0.999]),
+        ("condition_dropout", "a value in [0, 1]", [-0.1, 1.1], [0.0, 1.0]),
+        ("guidance_until", "a value in [0, 1]", [-0.1, 1.1], [0.0, 1.0]),
     ],
 )  # fmt: skip
-def test_values_out_of_range_are_refused(name: str, low: Any, high: Any) -> None:
-    for value in (low, high):
-        if value is not None:
-            with pytest.raises(ValueError, match=f"{name}: expected"):
-                DiffusionConfig(**{name: value})
+def test_values_out_of_range_are_refused(name: str, expected: str, refused: list[Any], taken: list[Any]) -> None:
+    for value in refused:
+        with pytest.raises(ValueError, match=f"^{re.escape(f'{name}: expected {expected}, got {value!r}')}$"):
+            DiffusionConfig(**{name: value})
+    assert [getattr(DiffusionConfig(**{name: value}), name) for value in taken] == taken
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver++", "unipc"])
@@ -196,6 +201,46 @@ def test_padding_of_a_sample_is_that_of_both_its_halves_and_starts_at_zero() -> 
     assert torch.equal(x, torch.cat([padded, padded]))
 
 
+@pytest.mark.parametrize("resampling", [1, 2])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_padded_sample_is_what_it_is_alone(name: str, resampling: int) -> None:
+    """Noise that a step draws is a sample's own, for its valid frames and no others."""
+    torch.manual_seed(0)
+    noise, counts, where = torch.randn(3, 2, 4, 3), (4, 2, 3), torch.zeros(3, 2, 4, dtype=torch.bool)
+    where[:, 0, 1] = True
+    mask = torch.arange(4) < torch.tensor(counts)[:, None]
+
+    def made(rows: slice, frames: int, mask: Tensor | None) -> Tensor:
+        known = KnownLatents(torch.ones(3, 2, 4, 3)[rows, :, :frames], where[rows, :, :frames], False, resampling)
+        return sample(
+            lambda x, *_: 0.4 * x.flip(1) + 0.1, torch.ones(3, 2)[rows], tuple(noise[rows, :, :frames].shape),
+            Sampler(DiffusionConfig(latent_scale=0.5), name, 4, 1.0), mask=mask, noise=noise[rows, :, :frames],
+            generators=[torch.Generator().manual_seed(seed) for seed in range(3)][rows], known=known,
+        )  # fmt: skip
+
+    together = made(slice(None), 4, mask)
+    for row, count in enumerate(counts):
+        alone = made(slice(row, row + 1), count, None)[0]
+        torch.testing.assert_close(together[row, :, :count], alone, msg=f"sample {row}")
+
+
+def test_resampled_steps_need_generators() -> None:
+    known = KnownLatents(torch.zeros(1, 2, 3, 4), torch.ones(1, 2, 3, dtype=torch.bool), False, 2)
+    words = "generators: expected one for each sample where steps are resampled, got None"
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        sample(
+            Network(), torch.ones(1, 2), (1, 2, 3, 4), Sampler(DiffusionConfig(), "ddim", 2),
+            noise=torch.zeros(1, 2, 3, 4), known=known,
+        )  # fmt: skip
+
+
+def test_a_missing_diffusers_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    words = re.escape("diffusers is needed for diffusion: pip install 'intermoe[generate]'")
+    with pytest.raises(ModuleNotFoundError, match=f"^{words}$"):
+        build_scheduler("ddim", DiffusionConfig())
+
+
 def loss_of(error: Tensor, **options: Any) -> float:
     """The loss of an estimate that is off by ``error`` (B, P, T', X)."""
     latents = torch.zeros_like(error)
@@ -204,6 +249,17 @@ def loss_of(error: Tensor, **options: Any) -> float:
         timesteps=torch.zeros(len(error), dtype=torch.int64), scheduler=build_scheduler("ddpm", DiffusionConfig()),
         **options,
     ).item()  # fmt: skip
+
+
+def test_the_loss_of_one_frame_is_its_own_and_of_none_is_0() -> None:
+    latents, mask = torch.zeros(1, 1, 3, 2), torch.tensor([[True, False, False]])
+    for valid, expected in ((mask, 9.0), (mask & False, 0.0)):
+        for timesteps in (torch.tensor([5]), torch.tensor([[[5]]])):
+            loss = training_loss(
+                lambda x, *_: torch.full_like(x, 3.0), latents, torch.ones(1, 2), valid, noise=latents,
+                timesteps=timesteps, scheduler=build_scheduler("ddpm", DiffusionConfig()),
+            )  # fmt: skip
+            assert loss.item() == expected
 
 
 def test_the_loss_is_in_float32_and_its_metric_on_the_right() -> None:

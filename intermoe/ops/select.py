@@ -41,7 +41,7 @@ def check_select(num_tokens: int, num_experts: int, selection_bias: Tensor | Non
     elif valid is None:
         raise ValueError("valid: expected the choice (S, E) where there is no selection_bias, got None")
     if valid is not None:
-        by_pair = selection_bias is None or valid.dim() == 2
+        by_pair = selection_bias is None or (isinstance(valid, Tensor) and valid.dim() == 2)
         check_tensor("valid", valid, (num_tokens, num_experts) if by_pair else (num_tokens,))
         if valid.dtype != torch.bool:
             raise TypeError(f"valid: expected dtype torch.bool (True = valid), got {valid.dtype}")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from intermoe.ops.combine import combine_reference
-from intermoe.ops.experts import experts_reference
+from intermoe.ops.combine import check_combine, combine_reference
+from intermoe.ops.exchange import plan_exchange
+from intermoe.ops.experts import check_experts, experts_reference
 from intermoe.ops.moe import Experts, Route, Select, moe, moe_reference
-from intermoe.ops.route import fuse, route_reference
-from intermoe.ops.select import select_reference
+from intermoe.ops.route import check_route, fuse, route_reference
+from intermoe.ops.routing import choose_pairs, load_balance_loss, router_z_loss
+from intermoe.ops.select import check_logits, select_reference
 
 
 def arguments(
@@ -279,3 +284,139 @@ def test_a_scale_without_normalisation_is_refused() -> None:
     route, *others = steps(arguments(6, 4, 3, 5))
     with pytest.raises(ValueError, match="scale: expected None with normalise=False"):
         moe(route._replace(normalise=False), *others)
+
+
+TWO = torch.zeros(2).long()
+GIVEN: dict[str, tuple[Callable[..., object], dict[str, tuple[Tensor, str]]]] = {
+    "route": (
+        check_route,
+        {
+            "hidden": (HIDDEN, "(S, D)"), "router_weight": (WEIGHT, "(E, 4)"),
+            "router_offset": (torch.zeros(2, 3), "(R, 3)"), "scale": (torch.zeros(2, 4), "(R, 4)"),
+            "shift": (torch.zeros(2, 4), "(R, 4)"),
+        },
+    ),
+    "select": (
+        lambda logits, selection_bias, valid: select_reference(logits, selection_bias, valid),
+        {
+            "logits": (torch.zeros(6, 4), "(S, E)"), "selection_bias": (torch.zeros(4), "(4,)"),
+            "valid": (torch.ones(6) > 0, "(6,)"),
+        },
+    ),
+    "experts": (
+        check_experts,
+        {
+            "tokens": (HIDDEN, "(S, D)"), "token_idx": (TWO, "(P,)"), "expert_offsets": (TWO, "(2,)"),
+            "w_gate_up": (torch.zeros(1, 10, 4), "(1, 10, 4)"), "w_down": (torch.zeros(1, 4, 5), "(E, 4, F)"),
+        },
+    ),
+    "combine": (
+        check_combine,
+        {
+            "expert_out": (torch.zeros(2, 4), "(P, D)"), "gates": (torch.zeros(2), "(2,)"),
+            "slots": (torch.zeros(6, 3).long(), "(S, E)"),
+        },
+    ),
+    "choose_pairs": (
+        choose_pairs,
+        {
+            "logits": (torch.zeros(2, 3, 4), "(B, T, E)"), "mask": (torch.ones(2, 3) > 0, "(2, 3)"),
+            "selection_bias": (torch.zeros(4), "(4,)"),
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", GIVEN)
+def test_every_argument_is_told_by_its_name(step: str) -> None:
+    """One is of another kind, has a dimension too many, or is elsewhere than the others."""
+    check, given_ = GIVEN[step]
+    values = {name: value for name, (value, _) in given_.items()}
+    check(**values)
+    for name, (value, shape) in given_.items():
+        with pytest.raises(TypeError, match=f"^{name}: expected a tensor of shape {re.escape(shape)}, got str$"):
+            check(**{**values, name: "x"})
+        came = tuple(value[..., None].shape)
+        if (step, name) == ("select", "valid"):
+            shape = "(6, 4)"  # which pairs are open
+        with pytest.raises(ValueError, match=f"^{name}: expected shape {re.escape(f'{shape}, got {came}')}$"):
+            check(**{**values, name: value[..., None]})
+        moved = {each: "meta" if each == name else "cpu" for each in values}
+        told = ", ".join(f"{each} on {device}" for each, device in moved.items())
+        with pytest.raises(ValueError, match=f"^{next(iter(values))}: expected all tensors on one device, got {told}$"):
+            check(**{**values, name: value.to("meta")})
+
+
+def test_rows_that_divide_nothing_are_told_by_their_name() -> None:
+    for name, columns in (("router_offset", 3), ("scale", 4), ("shift", 4)):
+        for rows, tokens in ((4, 6), (0, 6), (5, 6)):
+            given_ = {"router_offset": torch.zeros(1, 3), "scale": torch.zeros(1, 4), "shift": torch.zeros(1, 4)}
+            given_[name] = torch.zeros(rows, columns)
+            words = f"{name}: expected a number of rows that divides the number of tokens {tokens}, got {rows}"
+            with pytest.raises(ValueError, match=f"^{words}$"):
+                check_route(torch.zeros(tokens, 4), WEIGHT, **given_)
+    check_route(HIDDEN[:0], WEIGHT, torch.zeros(0, 3), None, None)
+
+
+def test_references_compute_where_their_arguments_are() -> None:
+    """Wherever new tensors go by default: an array that forgot the device would be elsewhere than the others."""
+    a = arguments(12, 4, 3, 5, rows=2)
+    route = tuple(a[name] for name in ("hidden", "router_weight", "router_offset", "scale", "shift"))
+    valid, mask = torch.arange(12) % 5 > 0, torch.ones(2, 6) > 0
+    with torch.device("meta"):
+        tokens, logits = route_reference(*route)
+        pairs = select_reference(logits, a["selection_bias"], valid)
+        expert_out = experts_reference(tokens, pairs.token_idx, pairs.expert_offsets, a["w_gate_up"], a["w_down"])
+        made = [*pairs, expert_out, combine_reference(expert_out, pairs.gates, pairs.slots)]
+        scores = logits.view(2, 6, 3)
+        for pool, unit in (("batch", "frame"), ("sample", "frame"), ("batch", "sequence")):
+            for routing in ("dynamic", "token_choice", "expert_choice"):
+                options = {"routing": routing, "top_k": 2, "pool": pool, "unit": unit}
+                chosen = choose_pairs(scores, mask, a["selection_bias"], **options)
+                made += [chosen, load_balance_loss(scores, chosen, None, pool=pool), router_z_loss(scores, mask)]
+        chosen = pairs.slots >= 0
+        made += plan_exchange(chosen, torch.tensor([[1, 2], [0, 1]], device="cpu"), 2, 2, 9)
+        made += plan_exchange(chosen, torch.tensor([[1, 2], [0, 1]], device="cpu"), 2, 2, None)
+    assert {each.device.type for each in made if isinstance(each, Tensor)} == {"cpu"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_references_of_half_types_round_once(dtype: torch.dtype) -> None:
+    """Sums, normalisation and weighting are in float32: what is stored is next to the exact value of these inputs."""
+    a = {name: value.float() for name, value in arguments(40, 33, 8, 5, rows=2, bias=-0.2).items()}
+    hidden, condition = a["hidden"].to(dtype), [a[name] for name in ("router_offset", "scale", "shift")]
+    tokens, logits = route_reference(hidden, a["router_weight"], *condition)
+    exact = route_reference(*(each.double() for each in (hidden, a["router_weight"], *condition)))
+    torch.testing.assert_close(logits.double(), exact[1], rtol=1e-5, atol=1e-5)
+    pairs = select_reference(logits, a["selection_bias"])
+    assert pairs.counts.sum() > 100, "several terms a token"
+    expert_out = torch.randn(len(pairs.token_idx), 33, generator=torch.Generator().manual_seed(0)).to(dtype)
+    out = combine_reference(expert_out, pairs.gates.double(), pairs.slots)
+    wanted = combine_reference(expert_out.double(), pairs.gates.double(), pairs.slots)
+    for found, value in ((tokens, exact[0]), (out, wanted)):
+        assert found.dtype == dtype
+        half_a_step = torch.finfo(dtype).eps / 2
+        assert ((found.double() - value).abs() <= half_a_step * value.abs() + 2e-6).all()
+
+
+def test_the_first_logit_that_is_no_number_is_told() -> None:
+    logits = torch.zeros(4, 3)
+    logits[1, 2], logits[2, 0], logits[3, 1] = float("nan"), float("inf"), float("-inf")
+    tokens, open_pairs = torch.arange(4) != 1, torch.ones(4, 3) > 0
+    open_pairs[1:3] = False
+    cases = [(None, 3, "nan", 1, 2), (tokens, 2, "inf", 2, 0), (open_pairs, 1, "-inf", 3, 1)]
+    for valid, count, value, token, expert in cases:
+        place = f"got {count} others, the first is {value} of token {token} and expert {expert}"
+        where = "look for such values in hidden, router_weight and router_offset"
+        with pytest.raises(ValueError, match=f"^logits: expected finite numbers, {place}: {where}$"):
+            check_logits(logits, valid)
+    check_logits(logits, torch.arange(4) == 0)
+    check_logits(logits[:1], None)
+
+
+def test_a_bias_is_taken_in_the_dtype_of_the_logits() -> None:
+    """In float64 these would take what float32 calls a tie."""
+    bias = torch.full((2,), -0.5 + 1e-10, dtype=torch.float64)
+    assert not select_reference(torch.zeros(3, 2), bias).counts.any()
+    assert not choose_pairs(torch.zeros(1, 3, 2), None, bias).any()
+    assert select_reference(torch.zeros(3, 2, dtype=torch.float64), bias).counts.tolist() == [3, 3]

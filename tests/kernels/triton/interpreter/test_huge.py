@@ -29,6 +29,8 @@ from intermoe.kernels.triton.tiles import round_kernel
 
 ROWS = 2**26  # before the rows that are looked at; times DIM it is beyond 2^31 elements
 FEW, DIM, EXPERTS = 16, 64, 3
+MANY = 33
+"""Experts; times ROWS these, too, are beyond 2^31 elements."""
 
 
 @pytest.fixture
@@ -87,11 +89,11 @@ def check(first_program, kernel, programs, start, arguments, constants, results)
 
 def test_combine(first_program) -> None:
     expert_out, gates, out = numbers(FEW, DIM), numbers(FEW), outputs(FEW, DIM)
-    few = torch.full((FEW, EXPERTS), -1)
+    few = torch.full((FEW, MANY), -1)
     few[:, 1] = torch.arange(FEW)
     slots = Pair(few)
     slots.huge[ROWS:, 1] += ROWS
-    sizes = combine_constants(DIM, EXPERTS)
+    sizes = combine_constants(DIM, MANY)
     inputs = (expert_out, gates, slots, out)
     check(
         first_program, combine_kernel, (1, 1, 1), ROWS // sizes["BLOCK_S"],
@@ -103,10 +105,10 @@ def test_combine(first_program) -> None:
 def test_route_and_its_gradient(first_program) -> None:
     """A row of the condition for every token, so that these are beyond, too."""
     hidden, scale, shift, grad = (numbers(FEW, DIM) for _ in range(4))
-    offset, grad_logits = numbers(FEW, EXPERTS), numbers(FEW, EXPERTS)
-    weight = torch.randn(EXPERTS, DIM)
-    tokens, logits, mean, rstd = (outputs(FEW, *shape) for shape in ((DIM,), (EXPERTS,), (), ()))
-    sizes = route_constants(DIM, EXPERTS)
+    offset, grad_logits = numbers(FEW, MANY), numbers(FEW, EXPERTS)
+    weight = torch.randn(MANY, DIM)
+    tokens, logits, mean, rstd = (outputs(FEW, *shape) for shape in ((DIM,), (MANY,), (), ()))
+    sizes = route_constants(DIM, MANY)
     assert sizes["BLOCK_S"] == FEW
     flags = {"NORMALISE": True, "HAS_SCALE": True}
 
@@ -123,7 +125,7 @@ def test_route_and_its_gradient(first_program) -> None:
     def backward(huge: bool) -> tuple[Any, ...]:
         before = (x.of(huge) for x in (grad, grad_logits, hidden, mean, rstd))
         after = (x.of(huge) for x in (scale, grad_hidden, grad_scale, grad_shift))
-        return *before, weight, *after, 1, 1
+        return *before, weight[:EXPERTS], *after, 1, 1
 
     constants = {**grad_input_constants(DIM, EXPERTS), **flags}
     results = [grad_hidden, grad_scale, grad_shift]
@@ -225,6 +227,28 @@ def test_product(first_program, gathered: bool, transposed: bool) -> None:
         grouped_product_kernel[(1, 1, 1)](*arrays, **(LAST if huge else ALONE), **TILE, **flags)
     assert out.few[:, :16].abs().min() > 0
     assert torch.equal(out.huge[BEFORE:], out.few)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_product_with_the_end_of_one_huge_matrix(first_program, transposed: bool) -> None:
+    """Of more than 2^31 elements of its own: the last columns of the result are those of a matrix of no others."""
+    inner, outer = (1024, 2**21 + 2**14) if transposed else (2**15 + 2**10, 2**16)
+    few, x = torch.randn((inner, FEW) if transposed else (FEW, inner)) / 90, torch.randn(FEW, inner)
+    matrix = reserved(*((inner, outer) if transposed else (outer, inner)))
+    end = matrix[:, -FEW:] if transposed else matrix[-FEW:]
+    end[:] = few
+    assert matrix.numel() > 2**31
+    results = []
+    for weight, columns in ((few, FEW), (matrix, outer)):
+        out = reserved(FEW, columns)
+        first_program(columns // 16 - 1)
+        grouped_product_kernel[(1, 1, 1)](
+            x, None, torch.tensor([0, FEW]), weight[None], out, INNER=inner, OUTER=columns, GATHER=False,
+            TRANSPOSED=transposed, **ALONE, **TILE,
+        )  # fmt: skip
+        results.append(out[:, -FEW:])
+    assert results[0].abs().min() > 0
+    assert torch.equal(*results)
 
 
 def test_gradients_of_weights(first_program) -> None:
