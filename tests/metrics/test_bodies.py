@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -80,10 +81,18 @@ def test_hands_count_where_the_activity_asks_for_them() -> None:
     assert (none["hands_met"], none["hands_distance_cm"]) == (None, None)
 
 
+def test_hands_are_of_two_persons() -> None:
+    with pytest.raises(ValueError, match=r"^joints: expected two persons or more, got 1$"):
+        bodies.closest_wrists(posts(0, 1)[:1])
+
+
 @pytest.mark.parametrize("function", [bodies.floats, bodies.penetration, bodies.closest_wrists])
 def test_wrong_arrays_are_refused(function: Any) -> None:
     with pytest.raises(ValueError, match=r"^joints: expected shape \(P, T, 22, 3\), got \(2, 4, 21, 3\)"):
         function(posts(0, 1)[:, :, :21])
+    for shape in ((0, 4, 22, 3), (2, 0, 22, 3)):
+        with pytest.raises(ValueError, match=rf"^joints: expected shape \(P, T, 22, 3\), got {re.escape(str(shape))}"):
+            function(np.zeros(shape))
     spoilt = posts(0, 1)
     spoilt[1, 3, 5, 0] = np.nan
     with pytest.raises(ValueError, match="joints: expected finite numbers, got others in 1 frames, first in 3"):

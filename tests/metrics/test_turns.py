@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -158,8 +160,9 @@ def test_real_turns_agree_with_their_captions(salsa, split, direction, count):
 def test_bad_input():
     with pytest.raises(ValueError, match="joints: expected shape"):
         turns(np.zeros((5, 21, 3)))
-    with pytest.raises(ValueError, match="joints: expected shape"):
-        agreement(np.zeros((5, 22, 3)), "turns left")
+    for shape in ((5, 22, 3), (2, 22, 3), (1, 5, 22, 3)):
+        with pytest.raises(ValueError, match=rf"^joints: expected shape \(2, T, 22, 3\), got {re.escape(str(shape))}$"):
+            agreement(np.zeros(shape), "turns left")
     lost = rotating((90, 30))
     lost[9] = np.nan
     with pytest.raises(ValueError, match="joints: expected finite numbers, got others in 1 frames, first in 9"):

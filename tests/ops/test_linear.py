@@ -59,3 +59,30 @@ def test_torch_where_it_is_asked_for(native_calls) -> None:
     assert not native_calls
     with pytest.raises(RuntimeError):
         layer.float()(torch.randn(4, 9))
+
+
+@pytest.mark.parametrize("needs", ["x", "weight", "bias"])
+def test_torch_where_one_alone_is_differentiated(native_calls, needs: str) -> None:
+    given = {"x": torch.randn(4, 8), "weight": nn.Parameter(torch.randn(8, 8)), "bias": nn.Parameter(torch.randn(8))}
+    for name, value in given.items():
+        value.requires_grad_(name == needs)
+    linear(**given).sum().backward()
+    assert given[needs].grad is not None
+    assert not native_calls
+    given[needs].requires_grad_(False)
+    linear(**given)
+    assert len(native_calls) == 1
+
+
+def test_torch_for_a_bias_that_is_no_dense_parameter_of_the_type(native_calls) -> None:
+    x, weight = torch.randn(4, 8), nn.Parameter(torch.randn(8, 8))
+    strided = nn.Parameter(torch.randn(16)[::2])
+    with torch.no_grad():
+        for bias in (torch.randn(8), strided):
+            torch.testing.assert_close(linear(x, weight, bias), nn.functional.linear(x, weight, bias))
+        with pytest.raises(RuntimeError):
+            linear(x, weight, nn.Parameter(torch.randn(8).double()))
+        assert not native_calls
+        for other in (x.double(), x[:, :7]):
+            with pytest.raises(RuntimeError):
+                linear(other, weight)

@@ -341,3 +341,38 @@ def test_router_z_loss_is_the_written_sum() -> None:
     gates = torch.log_softmax(logits, dim=-1)
     assert router_z_loss(gates, mask) < 1e-20, "0 where the logits are the logarithms of the gates"
     assert torch.autograd.gradcheck(lambda x: router_z_loss(x, mask), (logits,))
+
+
+def test_what_is_not_said_is_dynamic_by_frame_in_a_pool_of_the_batch() -> None:
+    g = torch.Generator().manual_seed(3)
+    logits, mask, bias = (
+        torch.randn(3, 8, EXPERTS, generator=g),
+        torch.rand(3, 8, generator=g) > 0.2,
+        torch.full((EXPERTS,), -0.5),
+    )
+    bias[0] = -0.9
+    whole = {"capacity": 1.0, "pool": "batch", "unit": "frame"}
+    for routing in ("dynamic", "expert_choice"):
+        said = choose_pairs(logits, mask, bias, routing=routing, **whole)
+        assert torch.equal(choose_pairs(logits, mask, bias, routing=routing), said)
+        assert not torch.equal(choose_pairs(logits, mask, bias, routing=routing, unit="sequence"), said)
+    assert not torch.equal(choose_pairs(logits, mask, bias, routing="expert_choice", pool="sample"), said)
+    assert torch.equal(choose_pairs(logits, mask, bias), choose_pairs(logits, mask, bias, routing="dynamic"))
+    alone = choose_pairs(logits, mask, bias, routing="expert_choice", pool="sample", unit="sequence")
+    assert torch.equal(alone, mask[..., None].expand_as(alone)), "the only unit of its pool is every expert's best"
+    balance = load_balance_loss(logits, said, mask)
+    assert torch.equal(balance, load_balance_loss(logits, said, mask, pool="batch"))
+    assert not torch.equal(balance, load_balance_loss(logits, said, mask, pool="sample"))
+
+
+def test_the_loss_of_one_frame_is_its_own_and_of_none_is_0() -> None:
+    logits, mask = torch.randn(2, 3, EXPERTS), torch.zeros(2, 3, dtype=torch.bool)
+    assert router_z_loss(logits, mask) == 0
+    mask[1, 2] = True
+    torch.testing.assert_close(router_z_loss(logits, mask), logits[1, 2].logsumexp(0).square())
+    assert load_balance_loss(logits, torch.zeros_like(logits) > 0, mask) == 0
+    chosen = torch.zeros_like(logits) > 0
+    chosen[1, 2, 0] = True
+    for pool in ("batch", "sample"):
+        expected = EXPERTS * logits[1, 2].softmax(0)[0]
+        torch.testing.assert_close(load_balance_loss(logits, chosen, mask, pool=pool), expected)

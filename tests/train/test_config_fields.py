@@ -17,6 +17,7 @@ from intermoe.diffusion import DiffusionConfig, build_scheduler, scaled_input
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
 from intermoe.train import load_vae_folder, run_denoiser, run_vae
+from intermoe.train.condition import training_captions
 from intermoe.train.config import DataConfig, DenoiserTrainConfig, OptimConfig, RunConfig, TrainConfig, VAETrainConfig
 from intermoe.train.denoiser import DenoiserObjective
 from intermoe.train.draws import ItemDraws
@@ -403,3 +404,30 @@ def test_settings_of_an_ablation_reach_the_generation(
     assert sorted(seeds) == [*range(2 * 6, 3 * 6), *range(5 * 6, 6 * 6)]
     assert [motion.shape[1] for motion, _ in made] == [dataset.num_frames(i % 2) for i in range(12)]
     assert [caption for _, caption in made[:4]] == [dataset.captions(i % 2)[i // 2] for i in range(4)]
+
+
+@pytest.mark.parametrize(("mirror", "swap"), [(False, False), (True, False), (False, True), (True, True)])
+def test_word_pieces_are_made_of_every_caption_that_training_can_show(mirror: bool, swap: bool) -> None:
+    class Two:
+        lines = (("the first goes left", "a bow"), ("the second waits",))
+
+        def __len__(self) -> int:
+            return len(self.lines)
+
+        def captions(self, index: int) -> tuple[str, ...]:
+            return self.lines[index]
+
+    sides, ways = ("left", "right")[: 1 + mirror], (("first", "second"), ("second", "first"))[: 1 + swap]
+    expected = {"a bow"}
+    for one, other in ways:
+        expected |= {f"the {one} goes {side}" for side in sides} | {f"the {other} waits"}
+    config = TrainConfig(data=DataConfig(mirror=mirror, swap_persons=swap))
+    found = training_captions(config, Two())
+    assert set(found) == expected
+    assert len(found) == 3 * len(sides) * len(ways), "each as often as it is drawn"
+
+
+def test_a_text_encoder_is_drawn_from_the_run_s_seed(started: Callable[..., dict[str, Any]]) -> None:
+    first, again, other = (started("denoiser", seed=seed)["objective"].text.state_dict().values() for seed in (4, 4, 5))
+    assert all(map(torch.equal, first, again))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True) if a.numel() > 100)

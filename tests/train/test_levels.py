@@ -82,6 +82,19 @@ def test_what_is_not_clean_has_one_level_and_random_frames_come_in_runs() -> Non
     assert abs(persons[:, 0].float().mean() - 0.5) < 0.1
 
 
+@pytest.mark.parametrize("first", ["one_level", "independent"])
+def test_who_is_clean_does_not_hang_on_what_kind_a_sample_is_of(first: str) -> None:
+    """A third of the samples, with the largest of the numbers that tell the kinds apart: both persons, every length."""
+    count = 1200
+    shares = {"one_level": 0.0, first: 2 / 3}
+    persons = (mixed({**shares, "person": 1 / 3}, list(range(count)), [12] * count) == 0).all(dim=2)
+    assert abs(persons[:, 0].sum() / persons.sum() - 0.5) < 0.1
+    levels = mixed({**shares, "prefix": 1 / 3}, list(range(count)), [12] * count)
+    lengths = (levels[:, 0] == 0).sum(dim=1)
+    counts = lengths[lengths > 0].bincount(minlength=12)[1:]
+    assert (counts > 10).all()
+
+
 def test_levels_are_validated() -> None:
     assert not LevelMixConfig().mixed
     for values, name in (

@@ -89,6 +89,16 @@ def test_skating_is_what_feet_in_contact_move_too_fast() -> None:
     assert vae_losses(output, target, *arguments)["skating"] == 0
 
 
+@pytest.mark.parametrize(("contact", "expected"), [(0, 0.0), (1, 0.3 / 12), (2, 0.0)])
+def test_a_contact_is_of_the_step_that_begins_with_it(contact: int, expected: float) -> None:
+    """One foot of four slides in the second step of three, and in no other."""
+    target, output = _standing(), _standing()
+    output[:, 2:, 3 * 10] = 0.01
+    target[:, contact, 259] = 1.0
+    terms = vae_losses(output, target, _posterior(), torch.zeros(262), torch.ones(262), VAELossConfig())
+    torch.testing.assert_close(terms["skating"], torch.tensor(expected))
+
+
 def test_velocity_of_positions_is_in_units_of_the_velocity_columns() -> None:
     """A jump of 0.5 m in x is 0.5 / std of the x velocity, and of no other column."""
     target, std = torch.zeros(1, 4, 262), torch.linspace(0.1, 2, 262)

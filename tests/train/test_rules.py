@@ -359,6 +359,19 @@ def test_logging_validation_and_checkpoints_come_when_they_are_due(every: int, t
     assert names == [f"step-{step:08d}" for step in due[-2:]]
 
 
+def test_the_learning_rate_that_is_logged_is_the_next_step_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, float] = {}
+
+    def log(_: Accelerator, values: dict[str, float], step: int, **__: Any) -> None:
+        if "train/learning_rate" in values:
+            seen[step] = values["train/learning_rate"]
+
+    monkeypatch.setattr(Accelerator, "log", log)
+    settings = config(run=RunConfig(log_every=1), steps=4, warmup_steps=2, learning_rate=3e-6)
+    fit(Accelerator(), Scripted([[FIRST]] * 4), settings, Constants(8), None, tmp_path, resume=False)
+    assert seen == pytest.approx({1: 2e-6, 2: 3e-6, 3: 3e-6, 4: 3e-6})
+
+
 def test_the_rate_is_of_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock of which a step takes 1 second and a validation 100: two items a second, before and after it."""
     clock = [0.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -21,7 +22,8 @@ from intermoe.data import InterHumanDataset
 from intermoe.files import locked
 from intermoe.train import run_denoiser, run_evaluator, run_vae
 from intermoe.train import vae as vae_module
-from intermoe.train.run import check_captions
+from intermoe.train.config import VAETrainConfig
+from intermoe.train.run import check_captions, require_same
 
 Write = Callable[..., Path]
 
@@ -105,6 +107,25 @@ def test_two_at_once_in_one_folder(pairs: Path, write_config: Write, tmp_path: P
     ):
         run_vae(write_config("vae"), tmp_path, data=pairs)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_resumed_run_may_change() -> None:
+    """More steps, another place, and how often it tells; everything else makes another run, and is named."""
+    config, path = VAETrainConfig(), Path("config.json")
+    now: dict[str, dict[str, Any]] = {
+        "optim": {"steps": 20_000, "epochs": 9}, "data": {"root": "elsewhere", "num_workers": 2},
+        "run": {"log_every": 1, "validate_every": 7, "checkpoint_every": 9, "keep_checkpoints": 1},
+    }  # fmt: skip
+    require_same(config, VAETrainConfig.from_dict(now), path)
+    for key, value in (
+        ("optim.learning_rate", 1e-3), ("optim.ema_decay", 0.5), ("optim.warmup_steps", 7), ("optim.clip", "none"),
+        ("data.batch_size", 2), ("data.mirror", False), ("losses.kl", 1.0), ("window", 32), ("seed", 5),
+    ):  # fmt: skip
+        *section, name = key.split(".")
+        changed = VAETrainConfig.from_dict({section[0]: {name: value}} if section else {name: value})
+        told = rf"^resume: expected .* config\.json .*, got another: {key} was \S+, is \S+$"
+        with pytest.raises(ValueError, match=told):
+            require_same(config, dataclasses.replace(changed, run=config.run), path)
 
 
 def test_other_data_are_not_gone_on_with(trained_vae: Path, data: Path, write_config: Write, tmp_path: Path) -> None:

@@ -130,6 +130,21 @@ def test_select(place, level: float, experts: int) -> None:
         torch.testing.assert_close(actual.cpu(), getattr(expected, name), rtol=1e-6 if name == "gates" else 0, atol=0)
 
 
+@pytest.mark.parametrize("level", [1e4, -1e4])
+def test_gates_and_their_gradient_of_huge_logits(place, level: float) -> None:
+    """exp of them is infinite, or 0 throughout: the largest is taken off first."""
+    logits = (torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) + level).requires_grad_()
+    chosen = torch.arange(120).view(40, 3) % 5 > 0
+    expected = select_reference(logits, None, chosen)
+    grad_gates = torch.randn(len(expected.gates), generator=torch.Generator().manual_seed(1))
+    (wanted,) = torch.autograd.grad(expected.gates, logits, grad_gates)
+    plain = logits.detach().to(place)
+    _, gates, _, slots, _ = native.select(plain, None, chosen.to(place))
+    torch.testing.assert_close(gates.cpu(), expected.gates.detach(), rtol=1e-6, atol=0)
+    found = native.select_backward(grad_gates.to(place), plain, slots)
+    torch.testing.assert_close(found.cpu(), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_indices_outside_are_not_accessed(place) -> None:
     """Where the host cannot refuse them without waiting, the rows that they concern are NaN and no other."""
     slots = torch.tensor([[0, 1], [3, -1], [2, -1]], device=place)  # 3 is the first that there is not
