@@ -77,13 +77,14 @@ def test_interclip_becomes_an_evaluator(interclip: Path, tmp_path: Path) -> None
         (("--stats", "."), "--stats: expected a checkpoint that has a use for it, got InterCLIP"),
         (("--layout", "interx"), "--layout: expected a checkpoint that has a use for it"),
         (("--tokenizer", "absent"), "--tokenizer: not a folder: absent"),
+        (("--tokenizer", "FILE"), "--tokenizer: not a folder: "),
     ],
 )
 def test_options_of_other_files_are_refused(
     interclip: Path, options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(interclip.parent)
-    result = run(interclip.name, "--out", "evaluator", *options)
+    result = run(interclip.name, "--out", "evaluator", *(interclip.name if o == "FILE" else o for o in options))
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert result.stderr.count("\n") == 1

@@ -35,6 +35,9 @@ def test_a_generation(run: Any, model: Path, tmp_path: Path) -> None:
         assert archive["chosen"].shape == (2, 1, 2, 4, 3)
     assert run("Two people bow.", *options, "--format", "gif").exit_code == 0
     assert (tmp_path / "results" / "routing-two-people-bow-2.gif").exists()  # nothing is overwritten
+    assert run("They wave.", "--model", model, "--steps", 1, "--format", "npz").exit_code == 0
+    with np.load(tmp_path / "results" / "routing-they-wave.npz") as archive:
+        assert archive["chosen"].shape == (1, 1, 2, 10, 3)  # as long as the model can, which is less than 120 frames
 
 
 def test_a_recorded_motion(run: Any, model: Path, tmp_path: Path) -> None:

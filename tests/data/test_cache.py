@@ -67,6 +67,18 @@ def test_a_cache_belongs_to_its_source(folder: Path, cache: Path) -> None:
     assert InterHumanDataset(cache, "train").captions(0) == ("two people bow",)
 
 
+def test_how_far_it_is_is_told_and_a_source_of_nothing_is_refused(folder: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    prepare(INTERHUMAN, folder, tmp_path / "cache", progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (4, 4)
+    for name in ("1", "2", "3", "4"):
+        (folder / "motions_processed" / "person1" / f"{name}.npy").unlink()
+    with pytest.raises(
+        ValueError, match=r"3 of 3 items cannot be used\n  missing partner: 3 \(1: no file person1/1\.npy"
+    ):
+        prepare(INTERHUMAN, folder, tmp_path / "other")
+
+
 def test_known_missing_files_are_told_but_no_problem(folder: Path, tmp_path: Path) -> None:
     with (folder / "split" / "train.txt").open("a", encoding="utf-8") as file:
         file.write("\n3945\n4106\n17")

@@ -87,6 +87,8 @@ def test_what_is_no_side_stays(caption):
         "from left to right, 90 degrees left",
         "raises left arm behind the back",
         "steps right as he bows, jumps right when she kneels",
+        "holds his right behind him, moves from the right into her partner's right on the hip",
+        "turns left alone, steps left alone",
     ],
 )
 def test_sides_change_however_they_are_said(caption):

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from intermoe.data import InterHumanDataset, collate
+from intermoe.data.items import DatasetReport, ItemError
 from intermoe.data.statistics import compute_statistics
 from intermoe.motion.interhuman import joints, process_pair
 
@@ -39,6 +40,15 @@ def same(one, other):
         and one["caption"] == other["caption"]
         and torch.equal(one["motion"], other["motion"])
     )
+
+
+def test_a_summary_names_five_of_a_kind() -> None:
+    report = DatasetReport(total=9)
+    for number in range(6):
+        report.add(ItemError("no caption", f"a{number}"))
+    told = "6 of 9 items cannot be used\n  no caption: 6 (a0, a1, a2, a3, a4"
+    assert report.summary() == f"{told}, and 1 more)"
+    assert report.summary(names=6) == f"{told}, a5)"
 
 
 def test_reads_the_right_columns(make_set):

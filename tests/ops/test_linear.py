@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from intermoe import backends
 from intermoe.nn.layers import Linear
@@ -54,6 +55,9 @@ def test_torch_where_it_is_asked_for(native_calls) -> None:
             assert layer(x).dtype == torch.bfloat16
         assert layer(x[:0]).shape == (0, 8)
         assert torch.vmap(layer)(x).shape == (4, 8)
+        with FlopCounterMode(display=False) as counter:
+            layer(x)
+        assert counter.get_total_flops() == 2 * 4 * 8 * 8
         assert linear(x, layer.weight.detach()).shape == (4, 8)
         assert layer.double()(x.double()).dtype == torch.float64
     assert not native_calls

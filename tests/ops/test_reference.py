@@ -10,11 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from intermoe.ops.checks import is_transformed, unwrapped
 from intermoe.ops.combine import check_combine, combine_reference
 from intermoe.ops.exchange import plan_exchange
 from intermoe.ops.experts import check_experts, experts_reference
 from intermoe.ops.moe import Experts, Route, Select, moe, moe_reference
+from intermoe.ops.recomputation import is_watched
 from intermoe.ops.route import check_route, fuse, route_reference
 from intermoe.ops.routing import choose_pairs, load_balance_loss, router_z_loss
 from intermoe.ops.select import check_logits, select_reference
@@ -273,6 +276,20 @@ HIDDEN, WEIGHT = torch.zeros(6, 4), torch.zeros(3, 4)
             TypeError,
             "token_idx: expected dtype torch.int64",
         ),
+        (
+            lambda: experts_reference(
+                HIDDEN, torch.zeros(0).long(), torch.zeros(3).int(), torch.zeros(2, 12, 4), torch.zeros(2, 4, 6)
+            ),
+            TypeError,
+            r"^expert_offsets: expected dtype torch\.int64, got torch\.int32$",
+        ),
+        (
+            lambda: experts_reference(
+                HIDDEN, torch.zeros(0).long(), torch.zeros(3).long(), torch.zeros(2, 12, 4), torch.zeros(2, 4, 6).half()
+            ),
+            TypeError,
+            r"^w_down: expected the dtype of tokens torch\.float32, got torch\.float16$",
+        ),
     ],
 )
 def test_bad_arguments_are_named(call, error, message) -> None:
@@ -420,3 +437,72 @@ def test_a_bias_is_taken_in_the_dtype_of_the_logits() -> None:
     assert not select_reference(torch.zeros(3, 2), bias).counts.any()
     assert not choose_pairs(torch.zeros(1, 3, 2), None, bias).any()
     assert select_reference(torch.zeros(3, 2, dtype=torch.float64), bias).counts.tolist() == [3, 3]
+
+
+def test_recomputed_experts_are_the_same_and_only_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    def counted(*given_: object, **options: object) -> object:
+        calls.append(given_[0])
+        return checkpoint(*given_, **options)
+
+    monkeypatch.setattr("intermoe.ops.experts.checkpoint", counted)
+    a = arguments(12, 4, 3, 5)
+    leaves = [a[name].requires_grad_() for name in ("hidden", "w_gate_up", "w_down")]
+    offsets, idx = torch.tensor([0, 4, 4, 9]), torch.arange(9) % 5
+    grad = torch.randn(9, 4, dtype=torch.float64)
+    plain = experts_reference(leaves[0], idx, offsets, *leaves[1:])
+    wanted = torch.autograd.grad(plain, leaves, grad)
+    assert not calls
+    again = experts_reference(leaves[0], idx, offsets, *leaves[1:], recompute=True)
+    assert len(calls) == 3
+    assert torch.equal(again, plain)
+    assert all(map(torch.equal, torch.autograd.grad(again, leaves, grad), wanted))
+    with torch.no_grad():
+        assert torch.equal(experts_reference(leaves[0], idx, offsets, *leaves[1:], recompute=True), plain)
+    assert len(calls) == 3
+
+
+def test_what_lies_below_transforms() -> None:
+    seen: list[tuple[bool, Tensor, bool]] = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append((is_transformed(), *unwrapped(x)))
+        return x.square().sum()
+
+    x = torch.randn(2, 3)
+    look(x)
+    torch.func.grad(look)(x)
+    torch.vmap(look)(x)
+    torch.vmap(torch.func.grad(look))(x)
+    torch.func.grad(lambda rows: torch.vmap(look)(rows).sum())(x)
+    assert [(transformed, mapped) for transformed, _, mapped in seen] == [
+        (False, False), (True, False), (True, True), (True, True), (True, True),
+    ]  # fmt: skip
+    assert seen[0][1] is x
+    for _, below, _ in seen:
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(below)
+        assert torch.equal(below, x)
+
+
+def test_a_pool_may_have_one_pair_and_its_bias_is_where_the_others_are() -> None:
+    route, select, experts = steps(arguments(1, 4, 1, 5, bias=-0.001))
+    for most in (1, None):
+        assert moe(route, select._replace(max_pairs=most), experts, backend="reference").counts.tolist() == [1]
+    with pytest.raises(ValueError, match=r"^hidden: expected all tensors on one device, .*selection_bias on meta"):
+        moe(route, select._replace(selection_bias=torch.zeros(1, device="meta")), experts)
+
+
+def test_hooks_of_saved_tensors_are_no_checkpoint() -> None:
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        seen.append(is_watched())
+        return x.square()
+
+    x = torch.ones(2, requires_grad=True)
+    look(x)
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved):
+        look(x)
+        checkpoint(look, x, use_reentrant=False)
+    assert seen == [False, False, True]

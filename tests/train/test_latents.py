@@ -66,8 +66,12 @@ def test_what_is_kept_is_bounded(
 ) -> None:
     monkeypatch.setattr(module, "CACHE_BYTES", 1)
     encoded = LatentDataset(InterHumanDataset(pairs, "val", min_frames=16), LatentEncoder(LatentCodec(*vae)), CPU)
-    encoded.draw(0, 0)
+    size = encoded.draw(0, 0)["posterior"].nbytes
     assert not encoded.kept
+    for room, kept in ((size - 1, False), (size, True)):
+        encoded.free = room
+        encoded.draw(0, 0)
+        assert (bool(encoded.kept), encoded.free) == (kept, 0 if kept else room)
 
 
 def test_errors_weigh_by_the_root_of_what_latents_vary_by() -> None:

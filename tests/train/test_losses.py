@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -52,7 +54,8 @@ def test_loss_is_the_weighted_sum() -> None:
 @pytest.mark.parametrize("shape", [(2, 1, 262), (2, 8, 263), (8, 262)])
 def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
     motion = torch.zeros(shape)
-    with pytest.raises(ValueError, match="output, target"):
+    told = re.escape(f"output, target: expected both of (N, T >= 2, 262), got {shape} and {shape}")
+    with pytest.raises(ValueError, match=f"^{told}$"):
         vae_losses(motion, motion, _posterior(), torch.zeros(262), torch.ones(262), VAELossConfig())
 
 
@@ -95,8 +98,14 @@ def test_a_contact_is_of_the_step_that_begins_with_it(contact: int, expected: fl
     target, output = _standing(), _standing()
     output[:, 2:, 3 * 10] = 0.01
     target[:, contact, 259] = 1.0
-    terms = vae_losses(output, target, _posterior(), torch.zeros(262), torch.ones(262), VAELossConfig())
+    mean, std = torch.zeros(262), torch.ones(262)
+    mean[258:], std[258:] = -1.0, 2.0  # of contacts: 1 is normalised to 1, and 0 to 0.5
+    target[..., 258:] = target[..., 258:] * 0.5 + 0.5
+    target[:, contact, 258] = -3.0  # as an estimate may be: not less than no contact
+    terms = vae_losses(output, target, _posterior(), mean, std, VAELossConfig())
     torch.testing.assert_close(terms["skating"], torch.tensor(expected))
+    two = target[:, :2]
+    assert vae_losses(two, two, _posterior(), mean, std, VAELossConfig())["skating"] == 0
 
 
 def test_velocity_of_positions_is_in_units_of_the_velocity_columns() -> None:

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -370,6 +371,23 @@ def test_the_learning_rate_that_is_logged_is_the_next_step_s(tmp_path: Path, mon
     settings = config(run=RunConfig(log_every=1), steps=4, warmup_steps=2, learning_rate=3e-6)
     fit(Accelerator(), Scripted([[FIRST]] * 4), settings, Constants(8), None, tmp_path, resume=False)
     assert seen == pytest.approx({1: 2e-6, 2: 3e-6, 3: 3e-6, 4: 3e-6})
+
+
+def test_losses_are_read_on_a_device_when_something_is_due() -> None:
+    """To read them a device has to be waited for; on a CPU they are there at once."""
+    run = RunConfig(log_every=4, validate_every=6, checkpoint_every=5)
+
+    def read(device: str) -> list[int]:
+        trainer = SimpleNamespace(
+            accelerator=SimpleNamespace(device=torch.device(device)),
+            config=config(run=run),
+            optim=OptimConfig(steps=11, warmup_steps=0),
+        )
+        trainer._due = lambda every: Trainer._due(trainer, every)  # type: ignore[arg-type]
+        return [step for trainer.step in range(1, 12) for step in [trainer.step] if Trainer._reads_losses(trainer)]
+
+    assert read("cuda") == [4, 5, 6, 8, 10, 11]
+    assert read("cpu") == list(range(1, 12))
 
 
 def test_the_rate_is_of_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
