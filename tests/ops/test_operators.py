@@ -102,3 +102,16 @@ def test_each_block_of_a_checkpoint_recalls_its_own_choice() -> None:
         out.square().sum().backward()
         found.append(x.grad)
     torch.testing.assert_close(found[1], found[0])
+
+
+def test_operations_are_counted_by_hand() -> None:
+    """Of pairs that are known, else of as many as there is room for: all of them where nothing is kept."""
+    hidden, router, w_down = torch.zeros(6, 4), torch.zeros(3, 4), torch.zeros(3, 4, 5)
+    arguments = (hidden, router, None, None, None, torch.zeros(3, 10, 4), w_down)
+    counts, routing = torch.tensor([2, 0, 1]), 2 * 6 * 3 * 4
+    saved = [torch.zeros(0)] * len(Saved._fields)
+    saved[Saved._fields.index("token_idx")] = torch.zeros(7)
+    for known, pairs in ((counts, 3), (counts.to("meta"), 18)):
+        assert flops.forward(*arguments, out_val=(hidden, known)) == routing + 6 * pairs * 4 * 5
+    for known, pairs in ((counts, 3), (counts.to("meta"), 7)):
+        assert flops.forward(*arguments, out_val=(hidden, known, *saved)) == routing + 6 * pairs * 4 * 5
