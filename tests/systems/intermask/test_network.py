@@ -252,7 +252,11 @@ def mask_draws(batch: int, steps: int) -> MaskDraws:
 def test_masking_follows_its_shares() -> None:
     network, codes = tiny_network(), torch.randint(0, 9, (400, 2, NUM_PARTS, 6))
     mask = torch.arange(6) < torch.randint(1, 7, (400, 1))
-    masked = mask_codes(network, codes, mask, mask_draws(400, 6), person_share=0.0)
+    draws = mask_draws(400, 6)
+    whole = mask_codes(network, codes, torch.ones_like(mask), draws, person_share=0.0)
+    counts = [max(1, round(math.cos(u * math.pi / 2) * whole.points)) for u in draws.sample[:, 0].double().tolist()]
+    assert whole.chosen.flatten(1).sum(dim=1).tolist() == counts
+    masked = mask_codes(network, codes, mask, draws, person_share=0.0)
     assert not (masked.chosen & ~mask[:, None, None]).any()
     assert torch.equal(masked.inputs[~masked.chosen], codes[~masked.chosen])
     hidden = (masked.inputs == network.mask_id)[masked.chosen].float().mean()
