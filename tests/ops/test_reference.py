@@ -410,7 +410,9 @@ def test_references_of_half_types_round_once(dtype: torch.dtype) -> None:
     expert_out = torch.randn(len(pairs.token_idx), 33, generator=torch.Generator().manual_seed(0)).to(dtype)
     out = combine_reference(expert_out, pairs.gates.double(), pairs.slots)
     wanted = combine_reference(expert_out.double(), pairs.gates.double(), pairs.slots)
-    for found, value in ((tokens, exact[0]), (out, wanted)):
+    plain = combine_reference(expert_out, None, pairs.slots)
+    sums = combine_reference(expert_out.double(), None, pairs.slots)
+    for found, value in ((tokens, exact[0]), (out, wanted), (plain, sums)):
         assert found.dtype == dtype
         half_a_step = torch.finfo(dtype).eps / 2
         assert ((found.double() - value).abs() <= half_a_step * value.abs() + 2e-6).all()
