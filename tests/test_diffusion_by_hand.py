@@ -18,6 +18,7 @@ from intermoe.diffusion import (
     DiffusionConfig,
     KnownLatents,
     Sampler,
+    _noised_back,
     build_scheduler,
     sample,
     scaled_input,
@@ -222,6 +223,17 @@ def test_a_padded_sample_is_what_it_is_alone(name: str, resampling: int) -> None
     for row, count in enumerate(counts):
         alone = made(slice(row, row + 1), count, None)[0]
         torch.testing.assert_close(together[row, :, :count], alone, msg=f"sample {row}")
+
+
+def test_a_step_that_is_taken_back_by_hand() -> None:
+    """DDIM's step keeps the noise in x, and as much fresh noise as it took off takes its result back."""
+    scheduler, levels = build_scheduler("ddpm", DiffusionConfig()), alpha_bars(1000).float()
+    clean, kept, fresh = torch.randn(3, 1, 2, 4, 5).unbind(0)
+    here, there = levels[700], levels[300]
+    x = here.sqrt() * clean + (1 - here).sqrt() * kept
+    back = _noised_back(scheduler, x, clean, torch.tensor(700), torch.tensor(300), fresh)
+    step = there.sqrt() * clean + (1 - there).sqrt() * kept
+    torch.testing.assert_close(back, (here / there).sqrt() * step + (1 - here / there).sqrt() * fresh)
 
 
 def test_resampled_steps_need_generators() -> None:

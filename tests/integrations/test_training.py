@@ -165,6 +165,11 @@ def test_misuse_is_an_error_that_says_what_to_do() -> None:
     attach_bias_update(optimizer, model)
 
 
+def test_an_optimiser_may_train_a_part() -> None:
+    model, moe = draw()
+    attach_bias_update(torch.optim.SGD([moe.w_down], lr=0.1), model)
+
+
 def test_calibration_starts_at_the_capacity() -> None:
     model, moe = draw()
     x, emb = batch(0)

@@ -379,22 +379,28 @@ def test_references_compute_where_their_arguments_are() -> None:
     """Wherever new tensors go by default: an array that forgot the device would be elsewhere than the others."""
     a = arguments(12, 4, 3, 5, rows=2)
     route = tuple(a[name] for name in ("hidden", "router_weight", "router_offset", "scale", "shift"))
-    valid, mask = torch.arange(12) % 5 > 0, torch.ones(2, 6) > 0
-    with torch.device("meta"):
+    valid, mask, received = torch.arange(12) % 5 > 0, torch.ones(2, 6) > 0, torch.tensor([[1, 2], [0, 1]])
+
+    def everything() -> list[object]:
         tokens, logits = route_reference(*route)
         pairs = select_reference(logits, a["selection_bias"], valid)
         expert_out = experts_reference(tokens, pairs.token_idx, pairs.expert_offsets, a["w_gate_up"], a["w_down"])
-        made = [*pairs, expert_out, combine_reference(expert_out, pairs.gates, pairs.slots)]
+        made: list[object] = [*pairs, expert_out, combine_reference(expert_out, pairs.gates, pairs.slots)]
         scores = logits.view(2, 6, 3)
         for pool, unit in (("batch", "frame"), ("sample", "frame"), ("batch", "sequence")):
             for routing in ("dynamic", "token_choice", "expert_choice"):
                 options = {"routing": routing, "top_k": 2, "pool": pool, "unit": unit}
                 chosen = choose_pairs(scores, mask, a["selection_bias"], **options)
                 made += [chosen, load_balance_loss(scores, chosen, None, pool=pool), router_z_loss(scores, mask)]
-        chosen = pairs.slots >= 0
-        made += plan_exchange(chosen, torch.tensor([[1, 2], [0, 1]], device="cpu"), 2, 2, 9)
-        made += plan_exchange(chosen, torch.tensor([[1, 2], [0, 1]], device="cpu"), 2, 2, None)
-    assert {each.device.type for each in made if isinstance(each, Tensor)} == {"cpu"}
+        for most in (9, None):
+            made += plan_exchange(pairs.slots >= 0, received, 2, 2, most)
+        return made
+
+    plain = everything()
+    with torch.device("meta"):
+        elsewhere = everything()
+    for one, other in zip(plain, elsewhere, strict=True):
+        assert torch.equal(one, other) if isinstance(one, Tensor) else one == other
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
