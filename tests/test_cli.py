@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -230,6 +231,8 @@ class TestRefusals:
             (("bow", "turn", "--seed", 2**63 - 1), "--seed: expected a value in [0, 2**63 - 2] for 2 prompts"),
             (("bow", "--device", "abacus"), "--device: expected a device of this machine, got 'abacus'"),
             (("bow", "--out", "file/below"), "is not a folder"),
+            (("bow", "--out", "dangling"), "is not a folder"),
+            (("bow", "--out", "x" * 300), "--out: [Errno 36] File name too long"),
             (("bow", "--format", "fbx"), "--format: expected one of npz, bvh, glb, amass"),
             (("bow", "--camera", "below"), "camera: expected one of side, front, top, follow, got 'below'"),
             (("bow", "--size", "640"), "--size: expected WIDTHxHEIGHT"),
@@ -240,6 +243,7 @@ class TestRefusals:
     def test_generate(self, run: Run, model: Path, tmp_path: Path, arguments: tuple[Any, ...], message: str) -> None:
         (tmp_path / "file").touch()
         (tmp_path / "empty").mkdir()
+        (tmp_path / "dangling").symlink_to("nothing")
         texts = {
             "utf16": "bow".encode("utf-16"),
             "latin1": b"bow\rcaf\xe9",
@@ -380,6 +384,47 @@ main()
     assert ended.returncode == status
     assert ended.stdout.split() == ["begun", "threaded", "handled"]
     assert words in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("streams", "status", "out", "err"),
+    [
+        ("", 0, b"b\xf6w \\u2603\n", b"warning: \\u2603\n"),
+        (">&-", 0, b"", b"warning: \\u2603\n"),
+        ("2>&-", 0, b"b\xf6w \\u2603\n", b""),
+        ("<&- >&- 2>&-", 0, b"", b""),
+        ("> /dev/full", 1, b"", b"warning: \\u2603\nerror: [Errno 28] No space left on device\n"),
+        ("2> /dev/full", 1, b"b\xf6w \\u2603\n", b""),
+        ("> /dev/full 2> /dev/full", 1, b"", b""),
+        ("| true", 1, b"", b"warning: \\u2603\n"),
+    ],
+)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_work_is_done_whatever_can_be_told(tmp_path: Path, streams: str, status: int, out: bytes, err: bytes) -> None:
+    """Streams that are closed, full or of few letters: no traceback, and nothing stray in a file that is written."""
+    script = """
+import os, sys, time, warnings
+from intermoe import cli
+from intermoe.cli.__main__ import main
+def command():
+    with open(sys.argv[1], "w") as file:
+        if sys.argv[2] == "closed":
+            os.write(1, b"stray")
+        time.sleep(0.3)  # who listens is gone
+        print("b\\u00f6w \\u2603")
+        warnings.warn("\\u2603")
+        file.write("numbers")
+cli.app = command
+main()
+"""
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    closed = "closed" if ">&-" in streams.split() else "open"
+    command = f"{sys.executable} {tmp_path}/script.py {tmp_path}/numbers {closed} {streams}"
+    command = f"bash -c 'set -o pipefail; {command}'"
+    letters = {**os.environ, "PYTHONIOENCODING": "latin-1", "PYTHONUNBUFFERED": ""}
+    ended = subprocess.run(command, shell=True, capture_output=True, timeout=60, check=False, env=letters)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (status, out, err)
+    assert (tmp_path / "numbers").read_text() == "numbers"
 
 
 @pytest.mark.parametrize(("ending", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])

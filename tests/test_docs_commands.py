@@ -39,6 +39,7 @@ NOT_RUN = {
     "python examples/": "takes minutes; tests/examples runs each for a few steps",
 }
 SHORTER = {
+    "intermoe ablate": ["--train-steps", "2"],
     "intermoe evaluate interhuman": ["--dry-run"],
     "intermoe evaluate activities": ["--judge-steps", "2"],
     "intermoe evaluate control": ["--limit", "2", "--best-of", "1", "--steps", "2"],

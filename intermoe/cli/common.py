@@ -130,13 +130,18 @@ def check_sampling(
 
 def check_folder(folder: Path) -> None:
     """Raise if files cannot be written to ``folder``, which need not exist; make nothing."""
-    existing = folder.absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise NotADirectoryError(f"--out: {existing} is not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"--out: no permission to write to {existing}")
+    with naming("--out"):
+        existing = folder.absolute()
+        while True:
+            try:
+                existing.lstat()  # a link to nothing is there, and no folder
+                break
+            except (FileNotFoundError, NotADirectoryError):
+                existing = existing.parent
+        if not existing.is_dir():
+            raise NotADirectoryError(f"{existing} is not a folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise PermissionError(f"no permission to write to {existing}")
 
 
 def check_new_file(path: Path) -> None:

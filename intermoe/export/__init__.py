@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -107,11 +108,11 @@ def save(
         ModuleNotFoundError: a package that the format needs is missing; says how to install it.
     """
     take = Take(
-        np.asarray(joints),
+        cast(Any, joints),  # a take makes arrays of them, or refuses them by name
         fps,
         tuple(names or ()),
         prompt,
-        None if motion is None else np.asarray(motion),
+        cast(Any, motion),
         view=view or View(),
     )
     return save_take(path, take)

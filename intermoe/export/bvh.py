@@ -22,6 +22,7 @@ from intermoe.files import replacing
 from intermoe.motion.rig import CHILDREN, END_SITES, Rig
 from intermoe.motion.rotations import Array, about_axis, to_euler_zxy
 from intermoe.motion.skeleton import JOINT_NAMES, NUM_JOINTS
+from intermoe.reading import read_text
 
 _PLACE = ("Xposition", "Yposition", "Zposition")
 _TURN = ("Zrotation", "Xrotation", "Yrotation")
@@ -92,8 +93,9 @@ def read(paths: list[Path]) -> Take:
     """
     persons, rates = [], []
     for path in paths:
+        text = read_text(path)
         try:
-            joints, fps = _read_person(path.read_text(encoding="utf-8-sig"))
+            joints, fps = _read_person(text)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         persons.append(joints)

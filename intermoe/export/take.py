@@ -23,6 +23,8 @@ Array = npt.NDArray[np.float32]
 _MOTION_WIDTH = 262
 _PLACES, _ROTATIONS = slice(0, 66), slice(132, 258)
 _SAME = 1e-3
+SLOWEST, FASTEST = 1e-3, 1e6
+"""Frames a second that a take may have: times of others are infinite, or nothing, in some formats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,7 @@ class Take:
 
     Raises:
         ValueError: a wrong shape, a value that is not finite or beyond ``LARGEST`` metres, a motion of other joints, a
-            rate that is not positive, names that are not P.
+            rate out of bounds, names that are not P.
     """
 
     joints: Array
@@ -57,8 +59,8 @@ class Take:
         shape = joints.shape
         if joints.ndim != 4 or 0 in shape or shape[2] < NUM_JOINTS or shape[3] != 3:
             raise ValueError(f"joints: expected shape (P >= 1, T >= 1, joints >= {NUM_JOINTS}, 3), got {shape}")
-        if isinstance(self.fps, bool) or not isinstance(self.fps, numbers.Real) or not 0 < self.fps < np.inf:
-            raise ValueError(f"fps: expected a positive number, got {self.fps}")
+        if isinstance(self.fps, bool) or not isinstance(self.fps, numbers.Real) or not SLOWEST <= self.fps <= FASTEST:
+            raise ValueError(f"fps: expected a positive number from {SLOWEST:g} to {FASTEST:g}, got {self.fps}")
         names = tuple(self.names) or tuple(f"person {number}" for number in range(1, shape[0] + 1))
         if len(names) != shape[0] or len(set(names)) != shape[0] or not all(map(_is_name, names)):
             raise ValueError(f"names: expected {shape[0]} names, all different, got {list(names)}")

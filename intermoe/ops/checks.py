@@ -13,6 +13,8 @@ def check_tensor(name: str, tensor: Tensor, shape: tuple[int | str, ...]) -> dic
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor of shape {_spell(shape)}, got {type(tensor).__name__}")
+    if tensor.is_nested:
+        raise TypeError(f"{name}: expected a tensor of shape {_spell(shape)}, got a nested one; pad it, with a mask")
     found: dict[str, int] = {}
     fits = tensor.dim() == len(shape)
     if fits:

@@ -256,6 +256,8 @@ def _wrap(text: str, font: Any, width: int, max_lines: int = 4) -> list[str]:
             lines[-1] = joined
         else:
             lines.append(word)
+        if len(lines) > max_lines:
+            break
     kept = lines[:max_lines]
     if len(lines) > max_lines:
         kept[-1] += " …"
@@ -265,6 +267,7 @@ def _wrap(text: str, font: Any, width: int, max_lines: int = 4) -> list[str]:
 def _cut(line: str, font: Any, width: int) -> str:
     if font.getlength(line) <= width:
         return line
+    line = line[:width]  # no letter is narrower than a pixel
     while line and font.getlength(f"{line}…") > width:
         line = line[:-1]
     return f"{line}…"

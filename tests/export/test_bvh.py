@@ -164,6 +164,23 @@ def test_broken_files_are_named(two_people: np.ndarray, tmp_path: Path, change: 
         export.load(path)
 
 
+def test_text_of_other_editors(two_people: np.ndarray, tmp_path: Path) -> None:
+    path = export.save(tmp_path / "one.bvh", two_people[:1])[0]
+    joints, text = export.load(path).joints, path.read_text()
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r").encode())
+    np.testing.assert_array_equal(export.load(path).joints, joints)
+    for content, told in (
+        (text.encode("utf-16"), r"one\.bvh: line 1: expected UTF-8 text, got UTF-16"),
+        (
+            text.replace("pelvis", "b\u00fcste").encode("latin-1"),
+            r"one\.bvh: line 2: expected UTF-8 text, got byte 0xfc",
+        ),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=told):
+            export.load(path)
+
+
 @pytest.mark.parametrize("metres", [1.0, 0.01, 0.0254, 0.001])
 @pytest.mark.parametrize("height", [0.75, 1.0, 1.25])  # of the drawn bodies: a child, a grown-up, somebody very tall
 def test_every_unit_is_told_by_the_size_of_the_body(two_people: np.ndarray, metres: float, height: float) -> None:

@@ -141,7 +141,9 @@ def test_joints_in_another_order_are_put_right(two_people: np.ndarray, tmp_path:
         ({"joints": JOINTS[:, :, :21]}, "joints: expected shape"),
         ({"joints": JOINTS[:, :0]}, "joints: expected shape"),
         ({"joints": np.full_like(JOINTS, np.nan)}, "joints: expected finite"),
-        ({"joints": JOINTS, "fps": 0}, "fps: expected a positive number, got 0"),
+        ({"joints": JOINTS, "fps": 0}, "fps: expected a positive number from 0.001 to .*, got 0"),
+        ({"joints": JOINTS, "fps": 1e300}, "fps: expected a positive number .*, got 1e.300"),
+        ({"joints": JOINTS, "fps": 1e-300}, "fps: expected a positive number .*, got 1e-300"),
         ({"joints": JOINTS, "units": "inches"}, "units: expected 'metres', got 'inches'"),
         ({"joints": JOINTS, "up_axis": "Z"}, "up_axis: expected 'Y', got 'Z'"),
         ({"joints": JOINTS, "names": ["Ann"]}, "names: expected 2 names, all different, got"),
@@ -206,6 +208,8 @@ def test_another_rate_is_interpolated(two_people: np.ndarray, tmp_path: Path) ->
     [
         (JOINTS.astype(np.complex64), None, "joints: expected real numbers, got complex64"),
         (JOINTS.astype(str), None, "joints: expected real numbers, got <U"),
+        (np.ma.masked_array(JOINTS, mask=JOINTS == 0), None, "joints: expected real numbers, got others: masked"),
+        ([[[1.0], [2.0, 3.0]]], None, "joints: expected real numbers, got others"),
         (JOINTS, [1, 2], "names: expected 2 names, all different, got"),
     ],
 )

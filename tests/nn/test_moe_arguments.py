@@ -116,6 +116,11 @@ def test_experts_are_spread_over_a_mesh_alone() -> None:
             "hidden: expected a dense tensor, got one of",
         ),
         (
+            (torch.nested.nested_tensor([torch.zeros(3, 16), torch.zeros(2, 16)]), torch.zeros(2, 8)),
+            TypeError,
+            r"hidden: expected a tensor of shape .* got a nested one; pad it",
+        ),
+        (
             (torch.zeros(2, 5, 16), torch.zeros(2, 8, device="meta")),
             ValueError,
             "condition: expected a tensor on cpu, where the block is, got one on meta",

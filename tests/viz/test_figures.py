@@ -7,7 +7,7 @@ import pytest
 
 from intermoe.viz.body import SKIN, build_body
 from intermoe.viz.camera import frame_motion
-from intermoe.viz.figures import PERSON_COLOURS, Scene
+from intermoe.viz.figures import PERSON_COLOURS, Scene, _wrap
 
 pytest.importorskip("PIL")
 
@@ -138,3 +138,20 @@ class TestScene:
             Scene(np.where(np.arange(3) == 1, np.nan, PAIR))
         with pytest.raises(ValueError, match="size: expected"):
             Scene(PAIR, size=(161, 160))
+
+
+def test_a_caption_of_a_megabyte_is_cut_without_being_measured_whole() -> None:
+    measured: list[int] = []
+
+    class Font:
+        size = 10
+
+        def getlength(self, text: str) -> float:
+            measured.append(len(text))
+            return 6.0 * len(text)
+
+    for caption in ("w " * 500_000, "w" * 1_000_000):
+        lines = _wrap(caption, Font(), 320)
+        assert lines[-1].endswith("…")
+        assert all(6 * len(line) <= 320 for line in lines)
+    assert len(measured) < 2000
