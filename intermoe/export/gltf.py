@@ -20,6 +20,7 @@ from intermoe.motion.rig import CHILDREN, Rig, at_rest
 from intermoe.motion.rotations import of_one_sign, to_quaternions
 from intermoe.motion.skeleton import JOINT_NAMES, NUM_JOINTS
 from intermoe.viz.body import TONE_NAMES
+from intermoe.viz.colours import linear
 from intermoe.viz.figures import tinted
 from intermoe.viz.mesh import body_meshes
 
@@ -89,7 +90,7 @@ def _primitives(gltf: _Document, rest: npt.NDArray[np.float64], person: int, nam
         joints[:, 0] = mesh.joints
         weights = np.zeros((len(mesh.joints), 4), "f4")
         weights[:, 0] = 1
-        colour = [_linear(value) for value in tinted(person, mesh.tone)]
+        colour = linear(tinted(person, mesh.tone))
         material = gltf.add(
             "materials",
             {
@@ -110,12 +111,6 @@ def _primitives(gltf: _Document, rest: npt.NDArray[np.float64], person: int, nam
         indices = gltf.array(mesh.faces.ravel().astype("u2"), _INDICES)
         primitives.append({"attributes": attributes, "indices": indices, "material": material})
     return primitives
-
-
-def _linear(value: int) -> float:
-    """A colour's share of light, of its number from 0 to 255 in sRGB (IEC 61966-2-1)."""
-    share = value / 255
-    return share / 12.92 if share <= 0.04045 else float(((share + 0.055) / 1.055) ** 2.4)
 
 
 class _Document:

@@ -2,9 +2,10 @@
 
 viser (``intermoe[view]``) draws and plays; here is what it is told: the capsules of the video, a floor, a camera that
 sees everybody. A capsule is two balls and a stump of a cone between them. All balls of a person are one object of the
-scene, and so are all stumps of one form: five messages a frame move a person, not one for every joint. A machine that
-draws without a GPU shall keep up (`benchmarks/page.py`): balls within others are left out, stumps alone cast shadows,
-and light comes from lamps, not from a picture of surroundings.
+scene, and so are all stumps of one form: seven messages a frame move a person, not one for every joint. A machine that
+draws without a GPU shall keep up (`benchmarks/page.py`): balls within others are left out, forms are of few triangles,
+light comes from lamps, not from a picture of surroundings, and shadows are the stumps once more, pressed flat onto the
+floor, for those that lamps cast took half of the time of a picture.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,10 +25,9 @@ from intermoe.motion.rig import REST_POSE, at_rest
 from intermoe.motion.rotations import shortest_arc, to_quaternions, unit
 from intermoe.viz.body import Body, build_body
 from intermoe.viz.camera import BODY_MARGIN, Array, frame_motion
-from intermoe.viz.colours import PAPER
+from intermoe.viz.colours import PAPER, Colour, linear
 from intermoe.viz.figures import TILE_METRES, TILES, tinted
 from intermoe.viz.guard import guarded
-from intermoe.viz.mesh import capsule
 
 if TYPE_CHECKING:
     import viser
@@ -37,9 +38,13 @@ HALF_WIDTH = 0.9 * HALF_HEIGHT
 """What is seen at a distance of 1, with a margin; windows are mostly wider than high, those of telephones are not."""
 TAPERS = (1.0, 0.73)
 """Radii of the far ends of stumps to those of the near ones; every bone takes the nearest."""
-SEGMENTS = 16
-_SKY, _GROUND, _GLOW = (255, 255, 255), (206, 206, 214), 2.0
-"""Light from above and below, and how strong, that brightens what the default lamps leave dark."""
+SEGMENTS = 10
+_SUN, _SUNSHINE = (-3.0, 6.0, -2.0), 1.6
+_SKY, _GROUND, _GLOW = (255, 255, 255), (206, 206, 214), 1.8
+"""Light from a place far away, from above and from below, and how strong."""
+_SHADE, _SHADE_SEGMENTS, _SHADE_ENDS = (150, 153, 162), 5, 0.12
+_FLAT, _ABOVE = 1e-3, 2e-3
+"""Shadows: colour, sides, how far they taper beyond a bone's ends, how flat they are, metres above the floor."""
 _STEPS = 2**12
 """Places are rounded to this part of a metre, quaternions to this part of 1: a file of them is half as large."""
 
@@ -80,33 +85,46 @@ class Figures:
         self.people = [scene.add_frame(f"{root}/{name.replace('/', ' ')}", show_axes=False) for name in names]
         tapers = np.abs(np.array(TAPERS) - (body.radii[:, 1:] / body.radii[:, :1])).argmin(-1)
         ball, stumps = _ball(), [_stump(taper) for taper in TAPERS]
-        seen = _seen_balls()
+        seen = seen_balls()
         for person, handle in enumerate(self.people):
-            colours = np.array([tinted(person, tone) for tone in body.tones.tolist()], dtype=np.uint8)
+            colours = np.stack([_lit(tinted(person, tone)) for tone in body.tones.tolist()])
             ends = body.ends[person]
             self._add(
                 scene,
                 f"{handle.name}/balls",
                 ball,
-                (_balls(body, person, seen), None),
+                (ball_places(body, person, seen), None),
                 person,
                 seen,
                 scales=np.repeat(body.radii.reshape(-1, 1)[seen], 3, axis=1),
                 colours=colours.repeat(2, axis=0)[seen],
             )
             lengths = np.linalg.norm(ends[:, :, 1] - ends[:, :, 0], axis=-1).mean(0)
-            for form, stump in enumerate(stumps):
-                chosen = np.flatnonzero((tapers == form) & (lengths > 0))
+            sizes = np.stack([body.radii[:, 0], lengths, body.radii[:, 0]], axis=-1)
+            chosen_of_form = [np.flatnonzero((tapers == form) & (lengths > 0)) for form in range(len(stumps))]
+            for form, (stump, chosen) in enumerate(zip(stumps, chosen_of_form, strict=True), start=1):
                 self._add(
                     scene,
-                    f"{handle.name}/bones {form + 1}",
+                    f"{handle.name}/bones {form}",
                     stump,
                     _stumps(body, person, chosen),
                     person,
                     chosen,
-                    scales=np.stack([body.radii[chosen, 0], lengths[chosen], body.radii[chosen, 0]], axis=-1),
+                    scales=sizes[chosen],
                     colours=colours[chosen],
                 )
+            every = np.concatenate(chosen_of_form)  # in the order of the messages before: a file says it once
+            self._add(
+                scene,
+                f"{handle.name}/shadow",
+                _spindle(),
+                _stumps(body, person, every),
+                person,
+                every,
+                scales=sizes[every],
+                colours=np.tile(_lit(_SHADE), (len(every), 1)),
+                flat=True,
+            )
 
     def __len__(self) -> int:
         return self._frames
@@ -125,7 +143,7 @@ class Figures:
         self._frames = joints.shape[1]
         for part in self._parts:
             if part.turns is None:
-                part.places = _balls(body, part.person, part.chosen)
+                part.places = ball_places(body, part.person, part.chosen)
             else:
                 part.places, part.turns = _stumps(body, part.person, part.chosen)
 
@@ -145,6 +163,7 @@ class Figures:
         *,
         scales: Array,
         colours: npt.NDArray[np.uint8],
+        flat: bool = False,
     ) -> None:
         places, turns = pose
         unturned = np.tile(np.array([1.0, 0.0, 0.0, 0.0], dtype=np.float32), (len(scales), 1))
@@ -157,12 +176,16 @@ class Figures:
             batched_scales=scales.astype(np.float32),
             batched_colors=colours,
             lod="off",
-            cast_shadow=turns is not None,
+            flat_shading=flat,
+            cast_shadow=False,
+            receive_shadow=False,
+            scale=(1.0, _FLAT, 1.0) if flat else 1.0,
+            position=(0.0, _ABOVE, 0.0) if flat else (0.0, 0.0, 0.0),
         )
         self._parts.append(_Part(handle, person, chosen, places, turns))
 
 
-def _balls(body: Body, person: int, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def ball_places(body: Body, person: int, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Where the ``chosen`` ends of capsules are, (T, N, 3)."""
     ends = body.ends[person]
     return _rounded(ends.reshape(len(ends), -1, 3)[:, chosen])
@@ -177,7 +200,7 @@ def _stumps(
     return _rounded(ends[:, :, 0]), _rounded(to_quaternions(shortest_arc(np.array([0.0, 1.0, 0.0]), unit(bones))))
 
 
-def _seen_balls() -> npt.NDArray[np.int64]:
+def seen_balls() -> npt.NDArray[np.int64]:
     """The ends of capsules that are seen: of those around one joint, the largest."""
     body = build_body(at_rest(REST_POSE)[None, None])
     centres, radii = body.ends[0, 0].reshape(-1, 3), body.radii.reshape(-1)
@@ -191,20 +214,55 @@ def _rounded(values: Array) -> npt.NDArray[np.float32]:
     return (np.round(values * _STEPS) / _STEPS).astype(np.float32)
 
 
-def _stump(taper: float) -> tuple[Array, npt.NDArray[np.int64]]:
+def _lit(colour: Colour) -> npt.NDArray[np.uint8]:
+    """``colour`` (3,) as objects of one form want it: in shares of light, not in sRGB as all else in viser."""
+    return np.round(255 * np.array(linear(colour))).astype(np.uint8)
+
+
+def _stump(taper: float, segments: int = SEGMENTS) -> tuple[Array, npt.NDArray[np.int64]]:
     """The wall of a cone of height 1 along Y: radius 1 at 0, ``taper`` at 1."""
-    angles = np.arange(SEGMENTS) * (2 * np.pi / SEGMENTS)
-    ring = np.stack([np.cos(angles), np.zeros(SEGMENTS), -np.sin(angles)], axis=-1)
-    around, after = np.arange(SEGMENTS), np.roll(np.arange(SEGMENTS), -1)
-    lower = np.stack([around, after, after + SEGMENTS], axis=-1)
-    upper = np.stack([around, after + SEGMENTS, around + SEGMENTS], axis=-1)
+    angles = np.arange(segments) * (2 * np.pi / segments)
+    ring = np.stack([np.cos(angles), np.zeros(segments), -np.sin(angles)], axis=-1)
+    around, after = np.arange(segments), np.roll(np.arange(segments), -1)
+    lower = np.stack([around, after, after + segments], axis=-1)
+    upper = np.stack([around, after + segments, around + segments], axis=-1)
     return np.concatenate([ring, taper * ring + np.array([0.0, 1.0, 0.0])]), np.concatenate([lower, upper])
 
 
 def _ball() -> tuple[Array, npt.NDArray[np.int64]]:
-    """A ball of radius 1."""
-    vertices, _, faces = capsule(np.zeros((2, 3)), np.ones(2))
-    return vertices, faces
+    """A ball of radius 1: an icosahedron with every face in four, its corners moved out onto the ball."""
+    golden = (1 + math.sqrt(5)) / 2
+    pairs = np.array([(a, b) for a in (-1.0, 1.0) for b in (-golden, golden)])
+    corners = np.concatenate([np.roll(np.insert(pairs, 0, 0.0, axis=1), turn, axis=1) for turn in range(3)])
+    apart = np.linalg.norm(corners[:, None] - corners, axis=-1)
+    beside = np.isclose(apart, 2.0)
+    faces = [
+        (a, b, c) if np.linalg.det(corners[[a, b, c]]) > 0 else (a, c, b)
+        for a, b, c in combinations(range(len(corners)), 3)
+        if beside[a, b] and beside[b, c] and beside[a, c]
+    ]
+    edges = {edge: len(corners) + index for index, edge in enumerate(zip(*np.nonzero(np.triu(beside)), strict=True))}
+    halves = np.array([corners[a] + corners[b] for a, b in edges])
+
+    def between(a: int, b: int) -> int:
+        return edges[min(a, b), max(a, b)]
+
+    quarters = []
+    for a, b, c in faces:
+        ab, bc, ca = between(a, b), between(b, c), between(c, a)
+        quarters += [(a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca)]
+    return unit(np.concatenate([corners, halves])), np.array(quarters)
+
+
+def _spindle() -> tuple[Array, npt.NDArray[np.int64]]:
+    """A closed wall of radius 1 along Y from 0 to 1 that ends in points: what a stump with its round ends covers."""
+    walls, faces = _stump(1.0, _SHADE_SEGMENTS)
+    around, after = np.arange(_SHADE_SEGMENTS), np.roll(np.arange(_SHADE_SEGMENTS), -1)
+    low, high = np.full_like(around, len(walls)), np.full_like(around, len(walls) + 1)
+    points = [[0.0, -_SHADE_ENDS, 0.0], [0.0, 1.0 + _SHADE_ENDS, 0.0]]
+    below = np.stack([low, after, around], axis=-1)
+    above = np.stack([high, around + _SHADE_SEGMENTS, after + _SHADE_SEGMENTS], axis=-1)
+    return np.concatenate([walls, points]), np.concatenate([faces, below, above])
 
 
 def check_port(port: int) -> None:
@@ -273,10 +331,10 @@ def set_stage(
         plane_color=PAPER,
         plane_opacity=1.0,
         fade_distance=3 * distance,
-        shadow_opacity=0.3,
     )
     scene.configure_environment_map(hdri=None)
-    scene.configure_default_lights(enabled=True, cast_shadow=True)
+    scene.configure_default_lights(enabled=False)
+    scene.add_light_directional("/sun", intensity=_SUNSHINE, position=_SUN)
     scene.add_light_hemisphere("/sky", sky_color=_SKY, ground_color=_GROUND, intensity=_GLOW)
     server.initial_camera.look_at = tuple(middle.tolist())
     server.initial_camera.position = tuple((middle - distance * axes[2]).tolist())

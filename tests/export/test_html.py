@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from intermoe import export
+from intermoe.export import html
 
 pytest.importorskip("viser", reason="pages of figures need viser")
 PROMPT = "two people <b>bow</b> & wave"
@@ -48,6 +49,15 @@ def browser() -> Iterator[Any]:
         browser = running.chromium.launch(executable_path=chromium, args=list(SOFTWARE))
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def opened_blank(browser: Any) -> Iterator[Any]:
+    """An empty page."""
+    tab = browser.new_page()
+    tab.set_default_timeout(WAIT)
+    yield tab
+    tab.close()
 
 
 @pytest.fixture
@@ -155,6 +165,22 @@ def test_the_file_is_small_and_says_what_it_shows(page_file: Path) -> None:
     assert "<title>two people &lt;b&gt;bow&lt;/b&gt; &amp; wave</title>" in text
     assert "Bo &lt;3" in text
     assert "<b>bow" not in text
+
+
+@pytest.mark.parametrize("processor", [True, False])
+def test_edges_are_smooth_where_a_graphics_card_draws_and_fast_where_the_processor_does(
+    opened_blank: Any, processor: bool
+) -> None:
+    """The script of a page touches WebGL's ``antialias`` alone, and only where the processor draws."""
+    script = html._SCRIPT if processor else html._SCRIPT.replace("swiftshader", "another")
+    opened_blank.set_content(f"<html><head>{script}</head><body></body></html>")
+    smooth = opened_blank.evaluate(
+        """() => ["webgl2", "webgl"].map(kind => document.createElement("canvas")
+            .getContext(kind, {antialias: true, preserveDrawingBuffer: true}).getContextAttributes())
+            .map(told => [told.antialias, told.preserveDrawingBuffer])"""
+    )
+    assert smooth == [[not processor, True]] * 2
+    assert opened_blank.evaluate("() => document.createElement('canvas').getContext('2d') !== null")
 
 
 def test_a_page_of_300_frames_is_at_most_2_mb(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from intermoe.motion.rotations import about_axis, from_quaternions
 from intermoe.viz.body import build_body
 
 pytest.importorskip("viser", reason="scenes are viser's")
+from intermoe.viz.figures import PERSON_COLOURS
 from intermoe.viz.panel import Panel
-from intermoe.viz.scene import Figures, serving
+from intermoe.viz.scene import Figures, _ball, _spindle, serving
 from intermoe.viz.viewer import Shown, Viewer
 
 
@@ -37,7 +38,7 @@ def test_figures_are_the_capsules_of_the_video() -> None:
         for frame in (0, 7, 19):
             figures.show(frame)
             for person in range(2):
-                balls, *stumps = figures._parts[3 * person : 3 * person + 3]
+                balls, *stumps, shadow = figures._parts[4 * person : 4 * person + 4]
                 ends = body.ends[person, frame]
                 places, sizes = balls.handle.batched_positions, balls.handle.batched_scales[:, 0]
                 apart = np.linalg.norm(ends.reshape(-1, 1, 3) - places, axis=-1)
@@ -49,11 +50,36 @@ def test_figures_are_the_capsules_of_the_video() -> None:
                 # every stump ends where the other end of its capsule is
                 assert np.linalg.norm(tips[:, None] - ends[:, 1], axis=-1).min(1).max() < 1e-3
                 assert len(tips) == len(ends) - 1  # the face is a ball
+                # the shadow is all stumps once more, pressed flat just above the floor
+                np.testing.assert_array_equal(_tips(shadow.handle), tips)
+                assert 0 < shadow.handle.position[1] + 3 * shadow.handle.scale[1] < 0.01
+                assert tuple(shadow.handle.scale)[::2] == (1.0, 1.0)
         figures.show(19)
         last = figures._parts[0].handle.batched_positions.copy()
         figures.show(0)
         figures.show(500)
         np.testing.assert_array_equal(figures._parts[0].handle.batched_positions, last)
+
+
+@pytest.mark.parametrize("form", [_ball(), _spindle()])
+def test_forms_are_closed_and_face_outward(form: tuple[np.ndarray, np.ndarray]) -> None:
+    vertices, faces = form
+    edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
+    assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()
+    assert len(vertices) - len(edges) / 2 + len(faces) == 2  # Euler: one closed surface
+    corners = vertices[faces]
+    outward = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    assert ((corners.mean(1) - vertices.mean(0)) * outward).sum(-1).min() > 0
+
+
+def test_figures_have_the_colours_of_the_video_as_shares_of_light() -> None:
+    with serving() as server:
+        figures = Figures(server.scene, people(1), ("Ann", "Bo"))
+        for person in range(2):
+            shares = np.asarray(figures._parts[4 * person].handle.batched_colors) / 255
+            shown = np.where(shares <= 0.0031308, 12.92 * shares, 1.055 * shares ** (1 / 2.4) - 0.055)
+            away = np.abs(255 * shown - PERSON_COLOURS[person]).max(-1)
+            assert away.min() < 4  # a share is rounded to a 255th: three steps of sRGB in the dark
 
 
 def _tips(handle: object) -> np.ndarray:
