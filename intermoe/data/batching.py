@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypedDict
 
 import torch
 
@@ -29,13 +29,54 @@ def collate(items: Sequence[MotionItem]) -> MotionBatch:
     """
     if not items:
         raise ValueError("items: expected at least one, got none")
-    motion, lengths = pad_motion([item["motion"] for item in items], multiple=FRAME_MULTIPLE)
+    motions = [item["motion"] for item in items]
+    if isinstance(items, Gathered):
+        motion, lengths = items.motion, torch.tensor([motion.shape[1] for motion in motions], dtype=torch.int64)
+    else:
+        motion, lengths = pad_motion(motions, multiple=FRAME_MULTIPLE)
     return {
         "names": [item["name"] for item in items],
         "captions": [item["caption"] for item in items],
         "motion": motion,
         "lengths": lengths,
     }
+
+
+class Gathered(list[Any]):
+    """Items whose motions lie where ``collate`` would put them, in ``motion`` (B, P, T, ...): it takes that."""
+
+    def __init__(self, items: Iterable[Any], motion: torch.Tensor) -> None:
+        super().__init__(items)
+        self.motion = motion
+
+
+def gather(
+    items: Iterable[Any],
+    lengths: Sequence[int],
+    new: Callable[[torch.Tensor, Sequence[int]], torch.Tensor] = torch.Tensor.new_empty,
+) -> list[Any]:
+    """``items``, each moved to its place in the batch as soon as it comes, while the processor has it at hand.
+
+    Args:
+        items: mappings, one for each of ``lengths``; without ``motion`` (P, T, ...) they stay as they are.
+        lengths: T of each. new: called with a motion and a shape, makes the batch's, on the CPU.
+    """
+    padded, gathered, motion = -(-max(lengths) // FRAME_MULTIPLE) * FRAME_MULTIPLE, list[Any](), None
+    for number, (item, length) in enumerate(zip(items, lengths, strict=True)):
+        if "motion" not in item:
+            gathered.append(item)
+            continue
+        persons, _, *frame = item["motion"].shape
+        if motion is None:
+            motion = new(item["motion"], (len(lengths), persons, padded, *frame))
+            rows = motion.numpy()  # its copy costs half of torch's
+        place = motion[number, :, :length]
+        if place.shape != item["motion"].shape:
+            raise ValueError(f"items: expected motion {tuple(place.shape)}, got {tuple(item['motion'].shape)}")
+        rows[number, :, :length] = item["motion"].numpy()
+        rows[number, :, length:] = 0
+        gathered.append({**item, "motion": place})
+    return gathered if motion is None else Gathered(gathered, motion)
 
 
 def pad_motion(motions: Sequence[torch.Tensor], *, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from einops import rearrange
 from torch.utils.data import Dataset
 
 from intermoe.data.cache import CachedClips, is_cache
@@ -186,6 +185,7 @@ class MotionDataset(Dataset[MotionItem]):
         self._indices = self._long_enough()
         self.names = [self._clips.names[i] for i in self._indices]
         self._numbers = EpochNumbers(seed, len(self.names), 4)
+        self._floors: dict[int, Array] = {}
         self.strict = strict
         self._complain()
 
@@ -218,17 +218,18 @@ class MotionDataset(Dataset[MotionItem]):
 
     def motion(self, choice: MotionChoice, frames: slice | None = None) -> torch.Tensor:
         """The motion (P, T, ...) that was chosen, converted; of it ``frames`` (start and stop) alone."""
-        source = self._clips[self._indices[choice.index]]
-        source = source[choice.start : choice.start + self._taken(choice.index)]
+        clip = self._clips[self._indices[choice.index]]
+        source = clip[choice.start : choice.start + self._taken(choice.index)]
+        floor = self._floor(choice.index, source, len(clip)) if frames is not None else None
         if choice.swapped:
-            source = source[:, ::-1]
+            source, floor = source[:, ::-1], None if floor is None else floor[::-1]
         if frames is not None and self.data_set.convert_part is not None:
-            motion = self.data_set.convert_part(source, frames, choice.mirrored)
+            motion = self.data_set.convert_part(source, frames, choice.mirrored, floor)
         else:
             if choice.mirrored and self.data_set.mirror is not None:
                 source = self.data_set.mirror(source)
             motion = self.data_set.convert(source)[frames or slice(None)]
-        return torch.from_numpy(np.ascontiguousarray(rearrange(motion, "t p ... -> p t ...")))
+        return torch.from_numpy(np.ascontiguousarray(motion.swapaxes(0, 1)))
 
     def num_frames(self, index: int) -> int:
         """Length of item ``index`` in converted frames, the same in every epoch."""
@@ -256,6 +257,14 @@ class MotionDataset(Dataset[MotionItem]):
         if epoch < 0:
             raise ValueError(f"epoch: expected >= 0, got {epoch}")
         self._epoch.fill_(epoch)
+
+    def _floor(self, index: int, source: Array, frames: int) -> Array | None:
+        """``data_set.floor(source)``, kept where that is a whole clip, of ``frames``: each epoch asks for it."""
+        if self.data_set.floor is None or len(source) < frames:
+            return None
+        if index not in self._floors:
+            self._floors[index] = self.data_set.floor(source)
+        return self._floors[index]
 
     def _taken(self, index: int) -> int:
         """Source frames of item ``index``."""

@@ -97,7 +97,7 @@ def _parse(line: str, name: str) -> tuple[str, tuple[float, float]]:
     return caption.strip(), (span[0], span[1])
 
 
-def _convert(source: Array, frames: slice | None = None, _mirrored: bool = False) -> Array:
+def _convert(source: Array, frames: slice | None = None, *_: object) -> Array:
     return np.array(source if frames is None else source[frames], dtype=np.float32)
 
 

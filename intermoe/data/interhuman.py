@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from einops import rearrange
 
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.items import (
@@ -20,7 +19,7 @@ from intermoe.data.items import (
     read_motion,
 )
 from intermoe.motion.arrays import Array
-from intermoe.motion.interhuman import INTERHUMAN, RAW_WIDTH, has_direction, mirror_raw, process_persons
+from intermoe.motion.interhuman import INTERHUMAN, RAW_WIDTH, has_direction, lowest, mirror_raw, process_persons
 from intermoe.motion.rotations import row_major_rot6d
 
 FILE_WIDTH = 492
@@ -97,8 +96,8 @@ def usable_columns(raw: Array, label: str) -> Array:
     return raw
 
 
-def _convert(source: Array, frames: slice | None = None, mirrored: bool = False) -> Array:
-    return rearrange(process_persons(source, frames, mirrored=mirrored), "p t x -> t p x")
+def _convert(source: Array, frames: slice | None = None, mirrored: bool = False, floor: Array | None = None) -> Array:
+    return process_persons(source, frames, mirrored=mirrored, floor=floor).swapaxes(0, 1)
 
 
 def _mirror(source: Array) -> Array:
@@ -113,6 +112,7 @@ DATA_SET = DataSet(
     convert=_convert,
     mirror=_mirror,
     convert_part=_convert,
+    floor=lowest,
     known_missing=frozenset({"3945", "4106"}),
 )
 

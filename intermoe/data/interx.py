@@ -173,7 +173,7 @@ def _import_h5py() -> ModuleType:
     return h5py
 
 
-def _convert(source: Array, frames: slice | None = None, _mirrored: bool = False) -> Array:
+def _convert(source: Array, frames: slice | None = None, *_: object) -> Array:
     return np.array(source if frames is None else source[frames], dtype=np.float32)
 
 

@@ -116,9 +116,11 @@ class DataSet:
         mirror: mirrors a source, or ``None`` where the data has no such augmentation of its own.
         known_missing: sequences that are missing in every copy of the data.
         options: names of what its reader takes beside the folder.
-        convert_part: called with a source, a slice of frames of the converted motion, and whether it is mirrored:
-            ``convert(source)[frames]``, or that of ``mirror(source)``, for the price of these frames; ``None`` where
-            that is no cheaper.
+        convert_part: called with a source, a slice of frames of the converted motion, whether it is mirrored, and
+            ``floor(source)`` or ``None``: ``convert(source)[frames]``, or that of ``mirror(source)``, for the price of
+            these frames; ``None`` where that is no cheaper.
+        floor: what ``convert_part`` has to find in all frames of a source, an array (P, ...), if there is such a thing.
+            That of a whole clip is found once.
     """
 
     representation: Representation
@@ -129,7 +131,8 @@ class DataSet:
     mirror: Callable[[Array], Array] | None = None
     known_missing: frozenset[str] = frozenset()
     options: tuple[str, ...] = ()
-    convert_part: Callable[[Array, slice, bool], Array] | None = None
+    convert_part: Callable[[Array, slice, bool, Array | None], Array] | None = None
+    floor: Callable[[Array], Array] | None = None
 
     @property
     def name(self) -> str:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from einops import rearrange
 
 from intermoe.data.interhuman import usable_columns
 from intermoe.data.items import DataSet, RawClip, absent
 from intermoe.data.solo import SoloReader
 from intermoe.motion.arrays import Array
-from intermoe.motion.interhuman import RAW_WIDTH, SOLO, mirror_raw, process_persons
+from intermoe.motion.interhuman import RAW_WIDTH, SOLO, lowest, mirror_raw, process_persons
 
 
 class SinglePersonReader:
@@ -47,9 +46,9 @@ class SinglePersonReader:
         return absent(self.root, f"split/{split}.txt")
 
 
-def _convert(source: Array, frames: slice | None = None, mirrored: bool = False) -> Array:
+def _convert(source: Array, frames: slice | None = None, mirrored: bool = False, floor: Array | None = None) -> Array:
     """Everyone starts at the origin, facing Z+, as person 1 of a pair does."""
-    return rearrange(process_persons(source, frames, mirrored=mirrored), "p t x -> t p x")
+    return process_persons(source, frames, mirrored=mirrored, floor=floor).swapaxes(0, 1)
 
 
 def _mirror(source: Array) -> Array:
@@ -64,4 +63,5 @@ DATA_SET = DataSet(
     convert=_convert,
     mirror=_mirror,
     convert_part=_convert,
+    floor=lowest,
 )

@@ -63,40 +63,55 @@ def process_pair(raw1: npt.NDArray[np.floating], raw2: npt.NDArray[np.floating])
     return first, second
 
 
-def process_persons(source: npt.NDArray[np.floating], frames: slice | None = None, *, mirrored: bool = False) -> Array:
+def process_persons(
+    source: npt.NDArray[np.floating],
+    frames: slice | None = None,
+    *,
+    mirrored: bool = False,
+    floor: npt.NDArray[np.floating] | None = None,
+) -> Array:
     """``process_pair`` for any number of persons, (T, P, 192) with T >= 2, in the first one's starting frame.
 
     Args:
         frames: those of the result that are wanted, with start and stop in [0, T - 1]; they cost what they are.
         mirrored: of the mirror image, ``mirror_raw``, instead.
+        floor: ``lowest(source)``, where it is known already: the one thing that all frames are needed for.
 
     Returns:
         (P, T - 1, 262) float32.
     """
     frames = slice(0, len(source) - 1) if frames is None else frames
+    floor = lowest(source) if floor is None else floor  # a mirror image is as high
     width = 3 * NUM_JOINTS
-    lowest = source[..., :width].min(axis=0)[:, 2::3].min(axis=-1)  # a mirror image is as high
-    first, taken = source[:1], source[frames.start : frames.stop + 1]  # one more, for the velocities
+    first, taken = source[0, :1], source[frames.start : frames.stop + 1]  # one more, for the velocities
     if mirrored:
         first, taken = (mirror_raw(part.reshape(-1, RAW_WIDTH)).reshape(part.shape) for part in (first, taken))
-    start = first[0, 0, :width].reshape(NUM_JOINTS, 3).astype(np.float64)
+    start = first[0, :width].reshape(NUM_JOINTS, 3).astype(np.float64)
     sin, cos = _facing(start[:, 0], -start[:, 1])
-    persons = rearrange(taken, "t p x -> p t x")
+    persons = taken.swapaxes(0, 1)
     places = persons[..., :width].astype(np.float64, order="C").reshape(*persons.shape[:2], NUM_JOINTS, 3)
     x, depth = places[..., 0] - start[0, 0], places[..., 1] - start[0, 1]
-    height = places[..., 2] - lowest[:, None, None]
+    height = places[..., 2] - floor[:, None, None]
     # Y up: z is minus the depth
     np.add(x * cos, depth * sin, out=places[..., 0])
     places[..., 1] = height
-    np.subtract(x * sin, depth * cos, out=places[..., 2])
+    x *= sin
+    depth *= cos
+    np.subtract(x, depth, out=places[..., 2])
     return _assemble(places, persons[:, :-1, width:])
+
+
+def lowest(source: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """Height (P,) of each person's lowest joint in any frame of source columns (T, P, 192), on which it is put down."""
+    heights: npt.NDArray[np.floating] = source[..., : 3 * NUM_JOINTS].min(axis=0)[:, 2::3].min(axis=-1)
+    return heights
 
 
 def _assemble(places: npt.NDArray[np.float64], rotations: npt.NDArray[np.floating]) -> Array:
     """The 262 columns of joints (..., T + 1, 22, 3), Y up, and rot6D (..., T, 126)."""
     # Rows of neighbouring numbers, each read and written once: nearly all of the time goes to memory.
     motion = np.empty((*rotations.shape[:-1], MOTION_WIDTH), dtype=np.float32)
-    width, feet = 3 * NUM_JOINTS, list(FOOT_JOINTS)
+    width = 3 * NUM_JOINTS
     positions = places.reshape(*places.shape[:-2], width)
     now = positions[..., :-1, :]
     velocity = positions[..., 1:, :] - now
@@ -105,8 +120,8 @@ def _assemble(places: npt.NDArray[np.float64], rotations: npt.NDArray[np.floatin
     motion[..., 2 * width : CONTACT_COLUMNS.start] = rotations
     squared = velocity[..., _FEET] ** 2
     speed = squared[..., 0::3] + squared[..., 1::3] + squared[..., 2::3]
-    slow = (speed < CONTACT_SQUARED_SPEED)[..., _FOOT_PLACES]
-    motion[..., CONTACT_COLUMNS] = slow & (places[..., :-1, feet, 1] < CONTACT_HEIGHTS)
+    slow = (speed < CONTACT_SQUARED_SPEED).take(_FOOT_PLACES, axis=-1)
+    motion[..., CONTACT_COLUMNS] = slow & (places[..., :-1, :, 1].take(FOOT_JOINTS, axis=-1) < CONTACT_HEIGHTS)
     return motion
 
 

@@ -31,10 +31,11 @@ def batches(dataset: DrawnDataset, sampler: StreamSampler, collate: Collate, wor
     if workers == 0:
         return told_in_one_line(iter(DataLoader(Draws(dataset), batch_sampler=sampler, collate_fn=collate)))
     longest = max(range(len(dataset)), key=dataset.num_frames)
-    tensors = [value for value in collate([dataset.draw(longest, 0)]).values() if isinstance(value, Tensor)]
+    largest = collate([dataset.draw(longest, 0)])
+    tensors = [value for value in largest.values() if isinstance(value, Tensor)]
     kept = SharedMemory(collate, workers, sum(_aligned(sampler.batch_size * value.nbytes) for value in tensors))
     loader = DataLoader(
-        Draws(dataset),
+        Draws(dataset, kept.new) if _is_plain(largest) else Draws(dataset),
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=kept,
@@ -63,22 +64,45 @@ class SharedMemory:
     """
 
     def __init__(self, collate: Collate, workers: int, size: int) -> None:
-        self.collate, self.size, self.made = collate, size, 0
+        self.collate, self.size, self.made, self.used = collate, size, 0, 0
         self.memory = [_shared((_AHEAD + 1) * size) for _ in range(workers)]
+
+    def new(self, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """In a process: memory for the next batch, at the begin of its place if it has room there."""
+        worker, size = get_worker_info(), math.prod(shape) * like.itemsize
+        self.used = _aligned(size)
+        if worker is None or self.used > self.size:
+            self.used = 0
+            return like.new_empty(shape)
+        return self._lying(worker.id, self._place, like.dtype, torch.Size(shape))
 
     def __call__(self, items: Sequence[Any]) -> Batch | _Lying:
         """In a process: the batch, its tensors in the next place."""
         batch, worker = self.collate(items), get_worker_info()
-        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-        if worker is None or sum(_aligned(value.nbytes) for value in tensors.values()) > self.size:
+        if worker is None:
             return batch
-        start, lying = self.made % (_AHEAD + 1) * self.size, {}
-        self.made += 1
-        for name, value in tensors.items():
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        lying = {name: at for name, value in tensors.items() if (at := self._at(worker.id, value)) is not None}
+        others = {name: value for name, value in tensors.items() if name not in lying}
+        start, self.used = self._place + self.used, 0
+        if start + sum(_aligned(value.nbytes) for value in others.values()) > self._place + self.size:
+            return {name: value.clone() if name in tensors else value for name, value in batch.items()}
+        for name, value in others.items():
             lying[name] = start, value.dtype, value.shape
             self._lying(worker.id, *lying[name]).copy_(value)
             start += _aligned(value.nbytes)
+        self.made += 1
         return _Lying(worker.id, {name: batch[name] for name in batch if name not in tensors}, lying)
+
+    @property
+    def _place(self) -> int:
+        return self.made % (_AHEAD + 1) * self.size
+
+    def _at(self, worker: int, value: Tensor) -> tuple[int, torch.dtype, torch.Size] | None:
+        """Where ``value`` lies in the memory, if it does."""
+        start = value.data_ptr() - self.memory[worker].data_ptr()
+        inside = 0 <= start < self.memory[worker].nbytes and value.is_contiguous()
+        return (start, value.dtype, value.shape) if inside else None
 
     def taken(self, batch: Batch | _Lying) -> Batch:
         """In the parent, before it asks for the next: the batch in its own memory."""
@@ -88,6 +112,13 @@ class SharedMemory:
 
     def _lying(self, worker: int, start: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
         return self.memory[worker][start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+
+
+def _is_plain(batch: Batch) -> bool:
+    """Whether ``batch`` has, beside tensors, nothing that could hold a part of an item: numbers and texts alone."""
+    others = [value for value in batch.values() if not isinstance(value, Tensor)]
+    parts = [part for value in others for part in (value if isinstance(value, list) else [value])]
+    return all(isinstance(part, (str, int, float)) for part in parts)
 
 
 def _shared(size: int) -> Tensor:

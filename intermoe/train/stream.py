@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from intermoe.data.batching import FRAME_MULTIPLE
+from intermoe.data.batching import FRAME_MULTIPLE, gather
 
 Draw = tuple[int, int]
 
@@ -87,10 +88,16 @@ class StreamSampler(Sampler[list[Draw]]):
 
 
 class Draws(Dataset[Mapping[str, Any]]):
-    """``dataset`` indexed by (index, epoch) pairs."""
+    """``dataset`` indexed by (index, epoch) pairs; those of a batch together by ``gather``, in ``new`` memory."""
 
-    def __init__(self, dataset: DrawnDataset) -> None:
-        self.dataset = dataset
+    def __init__(
+        self, dataset: DrawnDataset, new: Callable[[Tensor, Sequence[int]], Tensor] = Tensor.new_empty
+    ) -> None:
+        self.dataset, self.new = dataset, new
 
     def __getitem__(self, draw: Draw) -> Mapping[str, Any]:
         return self.dataset.draw(*draw)
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[Mapping[str, Any]]:
+        lengths = [self.dataset.num_frames(index) for index, _ in draws]
+        return gather((self.dataset.draw(*draw) for draw in draws), lengths, self.new)

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from intermoe.data import InterHumanDataset, collate
+from intermoe.data.batching import gather
 from intermoe.data.items import DatasetReport, ItemError
 from intermoe.data.statistics import compute_statistics
 from intermoe.motion.interhuman import joints, process_pair
@@ -345,6 +346,27 @@ def test_missing_split_empty_split_and_bad_index(make_set):
         dataset[3]
     with pytest.raises(ValueError, match="epoch"):
         dataset.set_epoch(-1)
+
+
+def test_gathered_items_are_the_items_and_make_the_same_batch(make_set, nan_filled_memory):
+    dataset = InterHumanDataset(make_set(), "train")
+    items = [dataset[index] for index in (1, 0, 2, 1)]
+    gathered = gather(iter(items), [item["motion"].shape[1] for item in items])
+    expected, batch = collate(items), collate(gathered)
+    assert batch["motion"] is gathered.motion
+    assert batch.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(batch[name], value) if isinstance(value, torch.Tensor) else batch[name] == value
+    for item, moved in zip(items, gathered, strict=True):
+        assert item.keys() == moved.keys()
+        assert torch.equal(item["motion"], moved["motion"])
+
+
+def test_gathered_items_are_of_the_lengths_that_were_told(make_set):
+    dataset = InterHumanDataset(make_set(), "train")
+    with pytest.raises(ValueError, match=r"items: expected motion \(2, 18, 262\), got \(2, 39, 262\)"):
+        gather([dataset[0]], [18])
+    assert gather([{"codes": 1}, {"codes": 2}], [18, 19]) == [{"codes": 1}, {"codes": 2}]
 
 
 def test_collate_pads_to_a_multiple_of_four(make_set):

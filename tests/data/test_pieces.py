@@ -250,8 +250,9 @@ def test_pages_of_a_cache_can_be_left(folder: Path, tmp_path: Path) -> None:
     assert all(np.array_equal(clips[index], one) for index, one in enumerate(before))
 
 
-def test_frames_of_an_item_are_those_of_the_whole(folder: Path) -> None:
-    dataset = InterHumanDataset(folder, "train", mirror=True, swap_persons=True)
+@pytest.mark.parametrize("longest", [300, 20])  # whole clips, and windows of them
+def test_frames_of_an_item_are_those_of_the_whole(folder: Path, longest: int) -> None:
+    dataset = InterHumanDataset(folder, "train", max_frames=longest, mirror=True, swap_persons=True)
     for index in range(len(dataset)):
         for epoch in range(4):
             whole = dataset.draw(index, epoch)["motion"]

@@ -56,6 +56,8 @@ def test_batches_of_processes_are_those_of_one_and_stay() -> None:
     one, several = drawn(0), drawn(2)  # all are kept: more than there are places for
     assert [batch.pop("process") for batch in several] == [number % 2 for number in range(23)]
     assert {batch.pop("process") for batch in one} == {-1}
+    assert {batch.pop("shared") for batch in one} == {False}
+    assert {batch.pop("shared") for batch in several} == {True}  # drawn where the parent takes it from
     assert len(one) == len(several) == 23
     assert len({batch["motion"].shape for batch in one}) > 1
     for expected, batch in zip(one, several, strict=True):
@@ -68,6 +70,18 @@ def test_batches_of_processes_are_those_of_one_and_stay() -> None:
                 assert not batch[name].is_shared()
             else:
                 assert batch[name] == value, name
+
+
+def with_parts(items: Sequence[Any]) -> dict[str, Any]:
+    """Beside the batch, its items, which are parts of it."""
+    return {**collate(items), "parts": [item["motion"] for item in items]}
+
+
+def test_parts_of_a_batch_stay_too() -> None:
+    several = list(batches(Numbered(), StreamSampler(LENGTHS, 3, range(23), seed=1), with_parts, 2))
+    for batch in several:
+        for row, length, part in zip(batch["motion"], batch["lengths"], batch["parts"], strict=True):
+            assert torch.equal(part, row[:, :length])
 
 
 class Worker:
@@ -94,3 +108,27 @@ def test_a_batch_that_has_no_place_goes_the_way_of_torch(monkeypatch: pytest.Mon
     too_large = kept(range(3))
     assert isinstance(too_large, dict)
     assert kept.taken(too_large) is too_large
+    assert not kept.new(torch.ones(1), (3, 16)).is_shared()
+
+
+def test_what_lies_in_its_place_is_not_moved_and_what_comes_after_it_lies_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("intermoe.train.loading.get_worker_info", Worker)
+    kept = SharedMemory(lambda drawn: {"motion": drawn, "half": drawn[:1] / 2, "part": drawn[:, 1]}, 1, 4 * 64)
+    for number in range(5):
+        drawn = kept.new(torch.ones(1), (2, 16)).fill_(number)
+        batch = kept.taken(kept(drawn))
+        assert drawn.data_ptr() == kept.memory[0][number % 3 * 4 * 64 :].data_ptr()
+        assert {name: value.unique().tolist() for name, value in batch.items()} == {
+            "motion": [number],
+            "half": [number / 2],
+            "part": [number],
+        }
+    # no room behind it: torch's way, and nothing of it lies in memory that is used again
+    narrow = SharedMemory(kept.collate, 1, 2 * 64)
+    batch = narrow(narrow.new(torch.ones(1), (2, 16)).fill_(7))
+    assert isinstance(batch, dict)
+    assert not any(value.is_shared() for value in batch.values())
+    narrow.collate = lambda items: {"motion": torch.ones(len(items), 16)}
+    assert not isinstance(narrow(range(2)), dict)  # its place is free again
