@@ -105,9 +105,20 @@ def launched() -> Process:
     import torch
     from accelerate import PartialState
 
-    # a process may wait for the others' last pieces, and those may be long
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=1))
-    return Process(state.process_index, state.num_processes, str(state.device), state.wait_for_everyone)
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    # The others' last pieces may be long. By gloo on any device: it tells at once of a process that has ended.
+    others = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
+
+    def wait() -> None:
+        try:
+            torch.distributed.barrier(others)
+        except RuntimeError as error:
+            raise ChildProcessError(
+                "another process has ended before its part was done; what is written stays: see what it says, and run "
+                "the command again"
+            ) from error
+
+    return Process(state.process_index, state.num_processes, str(state.device), wait)
 
 
 def check_sampling(

@@ -63,6 +63,8 @@ class PromptList:
                 refusal = f"--out: {self.folder}: another process is generating here"
                 stack.enter_context(locked(self.folder / ".lock", refusal))
                 self._belong()
+                for left in self.folder.glob(".[0-9]*-*"):  # begun by a process that was killed
+                    left.unlink(missing_ok=True)
             here.wait()
             missing = [batch for batch in self.batches() if not all(map(self.is_made, batch))]
             here.wait()  # nobody writes before all have looked

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from typer.testing import CliRunner
 
 from intermoe import cli
-from intermoe.cli.common import Process
+from intermoe.cli.common import Process, launched
 from intermoe.cli.listed import PromptList
 from intermoe.export import Take
 from intermoe.files import locked
@@ -69,14 +70,11 @@ def test_files_of_another_number_of_persons_are_known_again(generate: Callable[.
     assert {path: path.stat().st_mtime_ns for path in Path("results").iterdir()} == before
 
 
-def test_several_processes_make_the_files_of_one(
-    generate: Callable[..., Any], tmp_path: Path, rendezvous: Callable[[int], dict[str, str]]
-) -> None:
-    assert generate("--resume", "--out", "one").exit_code == 0
+def two_processes(rendezvous: Callable[[int], dict[str, str]]) -> list[subprocess.Popen[str]]:
     root = str(Path(__file__).resolve().parents[2])
     shared = {**rendezvous(2), "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     command = [sys.executable, "-m", "intermoe", "generate", "--prompts", "prompts.txt", *OPTIONS, "--out", "two"]
-    ranks = [
+    return [
         subprocess.Popen(
             command,
             env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
@@ -86,10 +84,56 @@ def test_several_processes_make_the_files_of_one(
         )
         for rank in ("0", "1")
     ]
+
+
+def test_several_processes_make_the_files_of_one(
+    generate: Callable[..., Any], tmp_path: Path, rendezvous: Callable[[int], dict[str, str]]
+) -> None:
+    assert generate("--resume", "--out", "one").exit_code == 0
+    ranks = two_processes(rendezvous)
     told = [process.communicate(timeout=300) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], told
     assert [out for out, _ in told] == ["two\n", ""]
     assert content("one") == content("two")
+
+
+def test_nobody_waits_for_a_process_that_was_killed(
+    generate: Callable[..., Any], tmp_path: Path, rendezvous: Callable[[int], dict[str, str]]
+) -> None:
+    """Without a launcher, which would end the others: the one that is left does its part and says why it stops."""
+    ranks = two_processes(rendezvous)
+    settings = Path("two/settings.json")
+    end = time.monotonic() + 240
+    while not settings.exists() and time.monotonic() < end:  # they have joined
+        time.sleep(0.01)
+    ranks[1].kill()
+    _, told = ranks[0].communicate(timeout=240)
+    ranks[1].communicate()
+    assert ranks[0].returncode == 2, told
+    assert "error: another process has ended before its part was done; what is written stays" in told
+    assert generate("--resume", "--out", "two").exit_code == 0
+    assert len(content("two")) == 3 * len(PROMPTS)
+
+
+def test_processes_join_within_the_usual_time_and_wait_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that never comes is not waited for as long as the others' last pieces."""
+    import accelerate
+
+    asked: list[dict[str, Any]] = []
+
+    class State:
+        process_index, num_processes, device = 1, 2, "cpu"
+
+        def __init__(self, **options: Any) -> None:
+            asked.append(options)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(accelerate, "PartialState", State)
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **options: asked.append(options))
+    here = launched()
+    assert (here.rank, here.ranks, here.device) == (1, 2, "cpu")
+    assert "timeout" not in asked[0]
+    assert asked[1] == {"backend": "gloo", "timeout": timedelta(days=1)}
 
 
 def test_processes_take_the_missing_batches_in_turn(tmp_path: Path) -> None:
@@ -171,8 +215,12 @@ def test_a_folder_whose_run_knew_a_setting_less_is_refused(tmp_path: Path) -> No
     before, after = (PromptList(tmp_path, ["they bow"], [".npz"], 2, each) for each in ({}, {"seed": 0}))
     with before.shared(Process()):
         pass
+    (tmp_path / ".00001-they-bow.0123abcd.npz").touch()
     with pytest.raises(ValueError, match="seed was None, is 0"), after.shared(Process()):
         pass
+    assert (tmp_path / ".00001-they-bow.0123abcd.npz").exists()  # another run's folder stays as it is
+    with before.shared(Process()):
+        assert {path.name for path in tmp_path.iterdir()} == {"settings.json", ".lock"}  # what was begun is removed
 
 
 def test_nobody_writes_before_all_have_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
