@@ -16,8 +16,36 @@ import numpy as np
 import pytest
 import torch
 
+LONGEST = (
+    "kernels/triton/test_interpreter.py",
+    "kernels/native/test_emulated.py",
+    "train/test_scale.py",
+    "kernels/native/test_cuda.py",
+    "kernels/triton/test_compile.py",
+    "export/test_html.py",
+    "viz/test_live.py",
+    "train/test_killed.py",
+    "train/test_distributed.py",
+    "examples/test_examples.py",
+)
+"""Files that take longest (``--durations``). They come first: one at the end would run alone."""
+
 SHARED = Path(os.environ.get("INTERMOE_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 """Reference arrays and real motion, which are not part of the repository: beside it, or where the variable says."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With ``--dist loadfile``: files in the order of ``LONGEST``, not by their numbers of tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """``LONGEST`` first, the others as they are."""
+    tests = Path(__file__).parent
+    places = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(autouse=True)

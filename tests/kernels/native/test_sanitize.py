@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.slow  # most of it is compiling; test_emulated.py runs the same calls on every ordinary run
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     for tool in ("cmake", "ninja", "g++"):
         if shutil.which(tool) is None:
