@@ -66,11 +66,6 @@ def reduce_seconds(load: Load, ranks: int, bandwidth: float) -> float:
     return reduced_bytes(load, ranks) / bandwidth + 2 * LATENCY
 
 
-def even_tokens(load: Load) -> float:
-    """Tokens of a rank for which both send as many bytes; with fewer the exchange sends less."""
-    return 1.5 * load.experts * load.width / load.capacity
-
-
 def model_table() -> str:
     """The table of docs/distributed.md: per block, step and rank."""
     lines = ["| GPUs | GB/s | experts | tokens | exchange | all-reduce | weights, gradients and AdamW of a rank |"]
