@@ -116,7 +116,7 @@ def test_experts_are_spread_over_a_mesh_alone() -> None:
             "hidden: expected a dense tensor, got one of",
         ),
         (
-            (torch.nested.nested_tensor([torch.zeros(3, 16), torch.zeros(2, 16)]), torch.zeros(2, 8)),
+            (torch.nested.nested_tensor([torch.zeros(3, 16)] * 2, layout=torch.jagged), torch.zeros(2, 8)),
             TypeError,
             r"hidden: expected a tensor of shape .* got a nested one; pad it",
         ),
