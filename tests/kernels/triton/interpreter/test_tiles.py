@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from intermoe.kernels.triton import experts_backward, experts_forward
+from intermoe import backends
+from intermoe.kernels.triton import combine, experts_backward, experts_forward
 from intermoe.kernels.triton.experts import ROUND_BLOCK
 from intermoe.kernels.triton.launch import blocks, cdiv, launch, power_of_2
+from intermoe.kernels.triton.registry import refusal
 from intermoe.kernels.triton.tiles import round_kernel
 from intermoe.ops.select import select_reference
 
@@ -97,3 +99,15 @@ def test_blocks(width, widest, expected):
 def test_sizes():
     assert [power_of_2(n) for n in (1, 2, 3, 64, 65)] == [1, 2, 4, 64, 128]
     assert [cdiv(n, 4) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+def test_bfloat16_is_refused_as_the_interpreter_computes_it_wrongly():
+    cpu, wrong = torch.device("cpu"), "Triton's interpreter computes bfloat16 wrongly"
+    assert refusal(cpu, torch.bfloat16) == f"{wrong}; use float32 or float16 with it"
+    assert refusal(cpu, torch.float16) is refusal(cpu, torch.float32) is None
+    with pytest.raises(RuntimeError, match=wrong):
+        backends.resolve(cpu, torch.bfloat16, "triton")
+    assert backends.resolve(cpu, torch.float16, "triton") == "triton"
+    rows, slots = torch.ones(2, 4, dtype=torch.bfloat16), torch.zeros(1, 1, dtype=torch.int64)
+    with pytest.raises(TypeError, match=f"^expert_out: expected float32 or float16, as {wrong}, got it$"):
+        combine(rows, None, slots)
