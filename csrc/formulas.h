@@ -42,8 +42,10 @@ static INTERMOE_BOTH float widen(Half x) {
 #else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
   if (rest >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-  // 2^-14 * 1.m for normals and 2^-14 * 0.m for subnormals both follow from shifting and one exact product.
-  return bits_to_float(sign | float_to_bits(bits_to_float(rest << 13) * 0x1p112f));
+  // A subnormal counts 2^-24, and is counted as an integer: as a float it would be lost to a thread that flushes those.
+  const float wide = rest < 0x400 ? static_cast<float>(static_cast<int32_t>(rest)) * 0x1p-24f
+                                  : bits_to_float((rest << 13) + 0x38000000);
+  return bits_to_float(sign | float_to_bits(wide));
 #endif
 }
 

@@ -23,12 +23,12 @@ def real_array(values: Any, name: str) -> Array:
         TypeError: anything else, as complex numbers, truth values, words, rows of unequal length, masked values, sparse
             tensors or those without data.
     """
+    if np.ma.is_masked(values):
+        raise TypeError(f"{name}: expected real numbers, got others: masked ones")
     try:
         if isinstance(values, torch.Tensor):
             values = values.detach().cpu()
             values = (values.float() if values.is_floating_point() else values).resolve_neg().resolve_conj().numpy()
-        if np.ma.is_masked(values):
-            raise TypeError("masked ones")
         array = np.asarray(values)
     except Exception as error:  # of what is no array numpy and torch raise whatever they stumble over
         raise TypeError(f"{name}: expected real numbers, got others: {first_line(error)}") from error

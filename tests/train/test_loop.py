@@ -34,7 +34,7 @@ class Constants:
 
     def draw(self, index: int, epoch: int) -> MotionItem:
         value = math.nan if index == self.broken else float(index)
-        return {"name": f"item{index}", "motion": torch.full((2, 4, 262), value), "caption": ""}
+        return {"name": f"item{index}", "motion": torch.full((2, 8, 262), value), "caption": ""}
 
 
 class MeanOfData(Objective):

@@ -192,3 +192,21 @@ def test_machines_that_are_not_in_the_table(
         assert {rows: products.choice(kind, dtype, rows) for rows in expected} == expected
     finally:
         products.machine.cache_clear(), products._limits.cache_clear()
+
+
+@pytest.mark.parametrize("layout", ["rows", "neither"])
+def test_small_halves_count_in_a_thread_that_flushes_small_floats(native, layout: str) -> None:
+    """Training sets that mode; as floats of the same bits these numbers are lost to it."""
+    left = torch.tensor([2.0**-24, 3 * 2.0**-20, 2.0**-14, 1023 * 2.0**-24], dtype=torch.float16)[:, None]
+    wanted, right = left.float() * 2.0**14, torch.tensor([[2.0**14]], dtype=torch.float16)
+    if layout == "neither":
+        left = torch.stack([left, left], dim=2)[..., 0]
+    out = torch.empty(4, 1)
+    torch.set_flush_denormal(True)
+    try:
+        pointers = (right.data_ptr(), *right.stride(), 0, None)
+        sizes = (1, 4, 1, 1, 0, 1, CODES[torch.float16], 1)
+        assert native.intermoe_product_cpu(left.data_ptr(), *left.stride(), *pointers, out.data_ptr(), *sizes) == 0
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(out, wanted)
