@@ -69,8 +69,11 @@ def test_windows_begin_at_the_origin_and_go_on_in_the_world() -> None:
 def test_joints_are_led_to_places_of_the_scene() -> None:
     """A model that puts a joint where its window is told to puts it where the scene is, whatever way the pair faces."""
 
+    led: list[list[int]] = []
+
     def window(prompt: str, frames: int, seed: int, control: Control | None) -> Tensor:
         assert control is not None
+        led.extend(list(target.frames) for target in control.targets)
         given = torch.stack([walker(frames, 0.0, 0.07), walker(frames, 1.0, 0.07)])
         if control.known:
             given[:, :OVERLAP] = INTERHUMAN.joints(
@@ -88,6 +91,9 @@ def test_joints_are_led_to_places_of_the_scene() -> None:
         for person, joint, wanted in ((0, 20, place), (1, 15, other)):
             expected = torch.tensor(wanted).expand(12, 3)
             torch.testing.assert_close(made[person, 12:, joint], expected, atol=2e-3, rtol=0)
+    assert led == [[*range(start, start + 12)] for start in (12, 12, OVERLAP + 12, OVERLAP + 12)], (
+        "the second half alone"
+    )
 
 
 def test_a_live_scene_refuses_what_cannot_be_led() -> None:

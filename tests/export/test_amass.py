@@ -72,6 +72,8 @@ def test_files_of_amass_are_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(take.joints[0, 0, 0], (1, 0.9, -2), atol=1e-6)
     np.testing.assert_allclose(take.joints[0, 0, 4] - take.joints[0, 0, 1], REST_POSE[4], atol=1e-6)
     assert take.rotations is not None
+    np.savez(tmp_path / "other.npz", poses=poses, trans=trans, mocap_frame_rate=100.0)  # as some of them spell it
+    assert export.load(tmp_path / "other.npz").fps == 100
     slower = export.load(tmp_path / "0005_Walking_poses.npz", fps=60)  # rotations are not interpolated
     assert (slower.joints.shape[1], slower.fps, slower.rotations) == (3, 60, None)
 
