@@ -5,8 +5,7 @@
 A page of people who walk is written as ``intermoe export --format html`` does and opened in a headless chromium that
 draws in software (playwright; `apt-get install chromium`), once that has had time to start. The first picture is the
 first with the figures' colours in it; its time is the page's own, from the opening. The rate is that of the pictures
-that the page draws while it plays; a page on which nothing moves meanwhile is an error. ``--scene box`` opens another
-page in its place, a coloured box of twelve triangles that turns: what this browser can do at most on this machine.
+that the page draws while it plays; a page on which nothing moves meanwhile is an error.
 """
 
 from __future__ import annotations
@@ -56,46 +55,6 @@ RATE = """seconds => new Promise(done => {
     const start = performance.now(), before = window.pictures;
     setTimeout(() => done((window.pictures - before) / (performance.now() - start) * 1000), 1000 * seconds);
 })"""
-BOX = """<!doctype html><canvas data-engine="none" style="width: 100%; height: 100%"></canvas><script>
-const canvas = document.querySelector("canvas"), gl = canvas.getContext("webgl2", {preserveDrawingBuffer: true});
-[canvas.width, canvas.height] = [innerWidth, innerHeight];
-const program = gl.createProgram();
-for (const [kind, text] of [
-    [gl.VERTEX_SHADER, `in vec3 place; uniform float turn; out vec3 colour; void main() {
-        float c = cos(turn), s = sin(turn);
-        colour = place + 0.5;
-        gl_Position = vec4(c * place.x - s * place.z, place.y, 0.1 * (s * place.x + c * place.z), 2); }`],
-    [gl.FRAGMENT_SHADER, `precision mediump float; in vec3 colour; out vec4 seen; void main() {
-        seen = vec4(colour, 1); }`],
-]) {
-    const shader = gl.createShader(kind);
-    gl.shaderSource(shader, "#version 300 es\n" + text);
-    gl.compileShader(shader);
-    gl.attachShader(program, shader);
-}
-gl.linkProgram(program);
-gl.useProgram(program);
-const corners = [];
-for (let axis = 0; axis < 3; axis++) for (const side of [-0.5, 0.5])
-    for (const [u, v] of [[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]) {
-        const corner = [0, 0, 0];
-        corner[axis] = side;
-        corner[(axis + 1) % 3] = u;
-        corner[(axis + 2) % 3] = v;
-        corners.push(...corner);
-    }
-gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
-gl.bufferData(gl.ARRAY_BUFFER, new Float32Array(corners), gl.STATIC_DRAW);
-gl.enableVertexAttribArray(0);
-gl.vertexAttribPointer(0, 3, gl.FLOAT, false, 0, 0);
-gl.enable(gl.DEPTH_TEST);
-(function draw(now) {
-    gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
-    gl.uniform1f(gl.getUniformLocation(program, "turn"), now / 500);
-    gl.drawArrays(gl.TRIANGLES, 0, 36);
-    requestAnimationFrame(draw);
-})(0);
-</script>"""
 
 
 def main() -> None:
@@ -105,20 +64,14 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=5.0, help="over which drawn frames are counted")
     parser.add_argument("--size", default="640x480", help="of the window, width x height")
-    parser.add_argument("--scene", choices=("figures", "box"), default="figures")
     given = parser.parse_args()
     width, height = (int(edge) for edge in given.size.split("x"))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "page.html")
-        if given.scene == "box":
-            file.write_text(BOX)
-        else:
-            export.save(file, walking(given.persons, given.frames), fps=30)
+        export.save(file, walking(given.persons, given.frames), fps=30)
         first, rate = opened(file, width, height, given.seconds)
-        told: dict[str, object] = {"scene": given.scene, "window": given.size}
-        if given.scene == "figures":
-            told |= {"persons": given.persons, "frames": given.frames}
-            told |= {"megabytes": round(file.stat().st_size / 1e6, 2)}
+        told = {"persons": given.persons, "frames": given.frames, "window": given.size}
+        told |= {"megabytes": round(file.stat().st_size / 1e6, 2)}
         print(json.dumps({**told, "first_picture_seconds": round(first, 2), "drawn_per_second": round(rate, 1)}))
 
 
