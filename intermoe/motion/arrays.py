@@ -24,7 +24,7 @@ def real_array(values: Any, name: str) -> Array:
             tensors or those without data.
     """
     if np.ma.is_masked(values):
-        raise TypeError(f"{name}: expected real numbers, got others: masked ones")
+        raise TypeError(f"{name}: expected real numbers, got masked ones")
     try:
         if isinstance(values, torch.Tensor):
             values = values.detach().cpu()

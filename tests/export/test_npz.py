@@ -208,7 +208,7 @@ def test_another_rate_is_interpolated(two_people: np.ndarray, tmp_path: Path) ->
     [
         (JOINTS.astype(np.complex64), None, "joints: expected real numbers, got complex64"),
         (JOINTS.astype(str), None, "joints: expected real numbers, got <U"),
-        (np.ma.masked_array(JOINTS, mask=True), None, "joints: expected real numbers, got others: masked"),
+        (np.ma.masked_array(JOINTS, mask=True), None, "joints: expected real numbers, got masked ones"),
         ([[[1.0], [2.0, 3.0]]], None, "joints: expected real numbers, got others"),
         (JOINTS, [1, 2], "names: expected 2 names, all different, got"),
     ],
