@@ -224,6 +224,25 @@ def test_a_server_refuses_strangers_and_huge_messages_and_goes_on() -> None:
         assert asked.getresponse().status == 200
 
 
+def test_a_server_that_was_stopped_starts_again_at_its_address() -> None:
+    protocol: Any = [f"viser-v{viser.__version__}"]
+    with serving() as server:
+        port = server.get_port()
+        watching = connect(f"ws://127.0.0.1:{port}", subprotocols=protocol)
+        assert watching.recv(timeout=20)
+    with pytest.raises(ConnectionClosed):  # who watched is told
+        _read_on(watching)
+    with pytest.raises(ConnectionRefusedError):
+        connect(f"ws://127.0.0.1:{port}", subprotocols=protocol)
+    with serving(port) as again:
+        assert again.get_port() == port
+        page = page_of(again, Steps())
+        run(page, lambda: len(page._seen) >= 2 * CHUNK)
+        with connect(f"ws://127.0.0.1:{port}", subprotocols=protocol) as back:
+            assert back.recv(timeout=20)
+    np.testing.assert_allclose(np.diff(heights(page.seen)), 0.01, atol=1e-5)
+
+
 def _read_on(connection: Any) -> None:
     for _ in itertools.count():
         connection.recv(timeout=20)
