@@ -284,7 +284,10 @@ def test_a_mouse_drags_a_joint() -> None:
         tab.locator(".mantine-Notification-closeButton").first.click()  # that there is no GPU
 
         def drag() -> bool:
-            """Once the handle has been drawn, which takes a browser without a GPU a while."""
+            """Once the handle is drawn, which takes a browser without a GPU a while; before that the camera turns."""
+            for client in server.get_clients().values():
+                client.camera.position = server.initial_camera.position
+                client.camera.look_at = server.initial_camera.look_at
             tab.mouse.move(*base)
             tab.mouse.down()
             tab.mouse.move(*((base + tip) / 2), steps=4)
