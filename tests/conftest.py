@@ -49,9 +49,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
-    """What a test draws without a generator of its own is the same whichever tests ran before it, and on every run."""
+def as_in_a_new_process() -> None:
+    """What a test draws without a generator of its own, and how it rounds, do not depend on the tests before it."""
     torch.manual_seed(0)
+    torch.set_flush_denormal(False)  # training on a CPU turns it on
 
 
 @pytest.fixture(scope="session")
