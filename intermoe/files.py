@@ -125,6 +125,11 @@ def replacing(path: str | Path, *, exclusive: bool = False) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def unfinished(folder: Path, stem: str) -> Iterator[Path]:
+    """What ``replacing`` began in ``folder`` for names whose stem matches ``stem``, and a killed process left."""
+    return folder.glob(f".{stem}.{'[0-9a-f]' * 8}.*")
+
+
 def _create(temporary: Path, path: Path) -> None:
     refuse_existing(path)
     try:

@@ -75,7 +75,9 @@ def read_npy(path: str | Path) -> npt.NDArray[Any]:
         try:
             shape, transposed, dtype = _npy_header(file, path.stat().st_size)
             numbers = np.empty(math.prod(shape), dtype)
-            file.readinto(numbers.view(np.uint8).data)  # numpy's own reading takes Ctrl+C for an error
+            read = file.readinto(numbers.view(np.uint8).data)  # numpy's own reading takes Ctrl+C for an error
+            if read != numbers.nbytes:
+                raise ValueError(f"numbers: expected {numbers.nbytes} bytes, got {read}")
             values: npt.NDArray[Any] = numbers.reshape(shape[::-1]).T if transposed else numbers.reshape(shape)
         except Exception as error:  # of broken bytes numpy's parser raises whatever it stumbles over
             raise ValueError(f"{path}: expected a readable array of numbers: {first_line(error)}") from error

@@ -93,6 +93,20 @@ class Interrupted(io.BufferedReader):
         return super().readinto(buffer)
 
 
+class Ending(io.BufferedReader):
+    """Somebody cuts the file after its size was asked for."""
+
+    def readinto(self, buffer: Any) -> int:
+        return 5
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_no_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "a.npy", np.arange(6.0))
+    monkeypatch.setattr(Path, "open", lambda path, *_: Ending(io.FileIO(path)))
+    with pytest.raises(ValueError, match=r"a\.npy: .* expected 48 bytes, got 5"):
+        read_npy(tmp_path / "a.npy")
+
+
 def test_an_interruption_is_no_broken_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", np.arange(6.0))
     monkeypatch.setattr(Path, "open", lambda path, *_: Interrupted(io.FileIO(path)))

@@ -55,7 +55,7 @@ class PromptList:
         Raises:
             ValueError: the folder holds motion of other settings; names them. FileExistsError: another run is at it.
         """
-        from intermoe.files import locked
+        from intermoe.files import locked, unfinished
 
         with ExitStack() as stack:
             if here.rank == 0:
@@ -63,7 +63,7 @@ class PromptList:
                 refusal = f"--out: {self.folder}: another process is generating here"
                 stack.enter_context(locked(self.folder / ".lock", refusal))
                 self._belong()
-                for left in self.folder.glob(".[0-9]*-*"):  # begun by a process that was killed
+                for left in unfinished(self.folder, "[0-9]*-*"):
                     left.unlink(missing_ok=True)
             here.wait()
             missing = [batch for batch in self.batches() if not all(map(self.is_made, batch))]

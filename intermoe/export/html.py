@@ -22,7 +22,7 @@ canvas { opacity: 1 !important; }  /* viser fades it in once it has prepared sur
 </style>"""
 
 _SCRIPT = """<script>
-// Smooth edges are four samples a pixel: a third of a picture's time where the processor draws it.
+// Smooth edges are four samples a pixel, which a processor that draws feels.
 (() => {
   const open = HTMLCanvasElement.prototype.getContext;
   const probe = open.call(document.createElement("canvas"), "webgl2");

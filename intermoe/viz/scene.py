@@ -5,7 +5,7 @@ sees everybody. A capsule is two balls and a stump of a cone between them. All b
 scene, and so are all stumps of one form: seven messages a frame move a person, not one for every joint. A machine that
 draws without a GPU shall keep up (`benchmarks/page.py`): balls within others are left out, forms are of few triangles,
 light comes from lamps, not from a picture of surroundings, and shadows are the stumps once more, pressed flat onto the
-floor, for those that lamps cast took half of the time of a picture.
+floor, for those that lamps cast cost a second drawing of everything.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -231,27 +230,10 @@ def _stump(taper: float, segments: int = SEGMENTS) -> tuple[Array, npt.NDArray[n
 
 def _ball() -> tuple[Array, npt.NDArray[np.int64]]:
     """A ball of radius 1: an icosahedron with every face in four, its corners moved out onto the ball."""
-    golden = (1 + math.sqrt(5)) / 2
-    pairs = np.array([(a, b) for a in (-1.0, 1.0) for b in (-golden, golden)])
-    corners = np.concatenate([np.roll(np.insert(pairs, 0, 0.0, axis=1), turn, axis=1) for turn in range(3)])
-    apart = np.linalg.norm(corners[:, None] - corners, axis=-1)
-    beside = np.isclose(apart, 2.0)
-    faces = [
-        (a, b, c) if np.linalg.det(corners[[a, b, c]]) > 0 else (a, c, b)
-        for a, b, c in combinations(range(len(corners)), 3)
-        if beside[a, b] and beside[b, c] and beside[a, c]
-    ]
-    edges = {edge: len(corners) + index for index, edge in enumerate(zip(*np.nonzero(np.triu(beside)), strict=True))}
-    halves = np.array([corners[a] + corners[b] for a, b in edges])
+    from trimesh.creation import icosphere
 
-    def between(a: int, b: int) -> int:
-        return edges[min(a, b), max(a, b)]
-
-    quarters = []
-    for a, b, c in faces:
-        ab, bc, ca = between(a, b), between(b, c), between(c, a)
-        quarters += [(a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca)]
-    return unit(np.concatenate([corners, halves])), np.array(quarters)
+    ball = icosphere(subdivisions=1)
+    return np.asarray(ball.vertices), np.asarray(ball.faces)
 
 
 def _spindle() -> tuple[Array, npt.NDArray[np.int64]]:

@@ -219,8 +219,12 @@ def test_a_folder_whose_run_knew_a_setting_less_is_refused(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="seed was None, is 0"), after.shared(Process()):
         pass
     assert (tmp_path / ".00001-they-bow.0123abcd.npz").exists()  # another run's folder stays as it is
+    others = {".2024-notes", ".1-a.txt", ".2024-05-01.backup01.npz", "1-a.0123abcd.npz"}  # of the user's own
+    for name in others:
+        (tmp_path / name).touch()
     with before.shared(Process()):
-        assert {path.name for path in tmp_path.iterdir()} == {"settings.json", ".lock"}  # what was begun is removed
+        left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"settings.json", ".lock", *others}  # what was begun is removed
 
 
 def test_nobody_writes_before_all_have_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
