@@ -35,7 +35,7 @@ def export(
         for chosen in formats:
             FORMATS[chosen].check(take)
         out.mkdir(parents=True, exist_ok=True)
-        with free_stem(out, files[0].name.partition(".")[0]) as stem:
+        with free_stem(out, files[0].name.partition(".")[0], formats) as stem:  # beside its source, too
             for chosen in formats:
                 for path in save_take(stem.with_name(stem.name + FORMATS[chosen].suffix), take):
                     typer.echo(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -71,13 +71,14 @@ def format_of(path: str | Path, name: str = "path") -> Format:
     return max(fitting, key=lambda each: len(each.suffix))
 
 
-def free_stem(folder: str | Path, title: str) -> AbstractContextManager[Path]:
-    """``folder/slug`` of a title, numbered where a file of that name and of any format exists already.
+def free_stem(folder: str | Path, title: str, formats: Collection[str] | None = None) -> AbstractContextManager[Path]:
+    """``folder/slug`` of a title, numbered where a file of that name and of one of ``formats`` (any) exists already.
 
     In ``with free_stem(...) as stem:`` no other process gets the same name.
     """
-    suffixes = [FORMATS[name].suffix for name in written()]
-    numbered = [f".person1{FORMATS[name].suffix}" for name in written() if FORMATS[name].per_person]
+    formats = written() if formats is None else formats
+    suffixes = [FORMATS[name].suffix for name in formats]
+    numbered = [f".person1{FORMATS[name].suffix}" for name in formats if FORMATS[name].per_person]
     return output_stem(folder, title, [*suffixes, *numbered])
 
 

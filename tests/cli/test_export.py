@@ -35,6 +35,8 @@ def test_one_file_becomes_others(bow: Path, tmp_path: Path) -> None:
     assert [Path(line).name for line in again.stdout.split()] == ["bow-2.person1.bvh", "bow-2.person2.bvh"]
     back = run("export", "out/bow.person1.bvh", "out/bow.person2.bvh", "--format", "npz", "--out", "back", "--fps", 15)
     assert back.exit_code == 0, back.output
+    beside = run("export", bow, "--format", "glb", "--format", "bvh")
+    assert [Path(line).name for line in beside.stdout.split()] == ["bow.glb", "bow.person1.bvh", "bow.person2.bvh"]
     take = export.load(tmp_path / "back" / "bow.npz")
     assert take.fps == 15
     np.testing.assert_allclose(take.joints, export.load(bow).joints[:, ::2], atol=1e-4)
