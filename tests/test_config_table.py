@@ -11,6 +11,7 @@ from pathlib import Path
 
 import intermoe
 from intermoe.config import Config
+from intermoe.train.config import SHARES
 
 TESTS = Path(__file__).parent
 SYSTEM, TEXT = "systems/intermoe/test_config_fields.py", "text/test_config_fields.py"
@@ -197,7 +198,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "levels": f"{TRAIN}::test_mixed_levels_change_the_loss_and_are_saved_with_the_model",
     },
     "LevelMixConfig": {
-        **dict.fromkeys(("one_level", "independent", "person", "prefix", "frames"), f"{LEVELS}::test_shares_are_met"),
+        **dict.fromkeys(SHARES, f"{LEVELS}::test_shares_are_met"),
         "run": f"{LEVELS}::test_independent_levels_change_with_person_and_run",
     },
     "EvaluatorTrainConfig": {"model": "train/test_evaluator.py::test_a_run_resumes_and_is_an_evaluator"},

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from rich.progress import Progress
 
+    from intermoe.control import Control
     from intermoe.export import View
     from intermoe.pipeline import MotionPipeline
 
@@ -236,12 +237,13 @@ def load_pipeline(
     return MotionPipeline.from_pretrained(model, device=place)
 
 
-def own_sampling(pipeline: MotionPipeline, steps: int | None, guidance: float | None) -> tuple[int, float]:
-    """Steps and guidance: the given ones, or the model's own."""
-    config = pipeline.config
+def own_sampling(
+    pipeline: MotionPipeline, steps: int | None, guidance: float | None, control: Control | None = None
+) -> tuple[int, float]:
+    """Steps and guidance: the given ones, or the model's own with this control."""
     return (
-        config.default_steps if steps is None else steps,
-        config.default_guidance if guidance is None else guidance,
+        pipeline.config.default_steps if steps is None else steps,
+        pipeline.default_guidance(control) if guidance is None else guidance,
     )
 
 

@@ -110,8 +110,8 @@ def generate(
         check_folder(out)
         place = here.device if device == "auto" else device
         pipeline = load_pipeline(model, place, frames=frames, scheduler=scheduler, steps=steps)
-        num_steps, scale = own_sampling(pipeline, steps, guidance)
         kept = _read_control(pipeline, control, react_to, resample, frames)
+        num_steps, scale = own_sampling(pipeline, steps, guidance, kept)
         first = segments[0][1] if segments else frames or _default_frames(kept, react_to)
         num_frames = frames or min(first, pipeline.config.max_frames)
         _check_prompts(pipeline, chosen, num_frames, prompts_file)

@@ -70,13 +70,14 @@ def evaluate_control(
     best_of: int = 10,
     seed: int = 0,
     num_inference_steps: int = 50,
-    guidance_scale: float = 3.5,
+    guidance_scale: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ControlReport:
     """Measure steering on the first ``limit`` items of ``dataset``, of at least 2 seconds and a gap.
 
     Args:
         dataset: evaluation items (``training=False``). limit: how many of them. best_of: reactions to each.
+        guidance_scale: by default what the pipeline takes by default, with what is given and without.
         progress: called as ``progress(parts_done, parts)``.
 
     Raises:
@@ -104,8 +105,13 @@ def evaluate_control(
         rows += part()
         if progress is not None:
             progress(index + 1, len(parts))
-    settings = {"items": len(items), "best_of": best_of, "seed": seed, "by_levels": pipeline.trained_with_levels}
-    return ControlReport(tuple(rows), {**settings, **options, "split": dataset.split})
+    settings: dict[str, Any] = {"items": len(items), "best_of": best_of, "seed": seed}
+    settings["by_levels"] = pipeline.trained_with_levels
+    given = Control([Known(0, motion=items[0].motion[0])])
+    for name, control in (("guidance_scale", None), ("guidance_scale_given", given)):
+        settings[name] = pipeline.default_guidance(control) if guidance_scale is None else guidance_scale
+    settings |= {"num_inference_steps": num_inference_steps, "split": dataset.split}
+    return ControlReport(tuple(rows), settings)
 
 
 class _Item:
@@ -306,6 +312,7 @@ def _nearest_pelvises(joints: Joints) -> float:
 def _cost(pipeline: MotionPipeline, items: list[_Item], seed: int, options: Any) -> Rows:
     """Time of a motion whose first half is given, by two levels, over one of one level; the fastest of a few each."""
     item, taken = items[0], {True: math.inf, False: math.inf}
+    options = options | {"guidance_scale": options["guidance_scale"] or pipeline.default_guidance()}  # alike in both
     half = item.motion.shape[1] // (2 * pipeline.frame_multiple) * pipeline.frame_multiple
     item = _Item(item.motion[:, : 2 * half], item.caption)
     control = Control([Known(person, motion=each[:half]) for person, each in enumerate(item.motion)])

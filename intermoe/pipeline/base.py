@@ -216,7 +216,7 @@ class MotionPipeline(ABC):
             prompts: one or several descriptions, none empty or longer than the text encoder takes.
             num_frames: length in frames, in [min_frames, max_frames] of the model.
             num_inference_steps: solver steps, by default the system's published number (``ModelConfig.default_steps``).
-            guidance_scale: >= 1, 1 for no guidance; by default the system's published one.
+            guidance_scale: >= 1, 1 for no guidance; by default ``default_guidance``.
             seed: prompt i is drawn with seed + i, whatever else is in the call; in [0, 2**63).
             scheduler: one of ``schedulers``, by default their first.
             progress: called as ``progress(steps_done, steps)``.
@@ -238,8 +238,7 @@ class MotionPipeline(ABC):
         self.check(prompts, num_frames)
         num_frames = check_integer(num_frames, "num_frames")
         asked = self.config.default_steps if num_inference_steps is None else num_inference_steps
-        if guidance_scale is None:
-            guidance_scale = self.config.default_guidance
+        guidance_scale = self.default_guidance(control) if guidance_scale is None else guidance_scale
         num_inference_steps = self._check_solver(asked, guidance_scale, scheduler)
         seed = check_integer(seed, "seed", low=0, high=2**63 - len(prompts))
         seeds = tuple(seed + i for i in range(len(prompts)))
@@ -301,12 +300,21 @@ class MotionPipeline(ABC):
             raise ValueError(f"control: expected a system that can be led to targets, got {self.config.system}")
         control.place(self.representation, num_frames, self.representation.persons)
 
+    def default_guidance(self, control: Control | None = None) -> float:
+        """The system's published guidance scale; 1 where a model trained with levels is given persons or frames.
+
+        What is given tells more than the prompt does, and guidance leads away from it towards any motion of these words
+        (`intermoe evaluate control` with `--guidance` tells by how much).
+        """
+        given = isinstance(control, Control) and bool(control.known) and self.trained_with_levels
+        return 1.0 if given else self.config.default_guidance
+
     @torch.no_grad()
     def timeline(
         self,
         segments: Segments,
         num_inference_steps: int = 50,
-        guidance_scale: float = 3.5,
+        guidance_scale: float | None = None,
         seed: int = 0,
         scheduler: str | None = None,
         progress: Progress | None = None,
@@ -320,7 +328,8 @@ class MotionPipeline(ABC):
         Args:
             segments: prompts, each with its number of frames. Of the first min_frames at least; what is longer than
                 max_frames is made in several windows.
-            num_inference_steps: solver steps of each window. seed: of the first window; each later one has the next.
+            num_inference_steps: solver steps of each window. guidance_scale: by default the system's published one.
+            seed: of the first window; each later one has the next.
             progress: called as ``progress(steps_done, steps)``, of all windows.
             resampling: see ``Control``.
 
@@ -356,7 +365,7 @@ class MotionPipeline(ABC):
         prompt: str,
         seed: int = 0,
         num_inference_steps: int = STEPS,
-        guidance_scale: float = 3.5,
+        guidance_scale: float | None = None,
         scheduler: str | None = None,
         chunk: int = CHUNK,
         resampling: int = 1,
@@ -384,7 +393,7 @@ class MotionPipeline(ABC):
         self,
         seed: int,
         num_inference_steps: int,
-        guidance_scale: float,
+        guidance_scale: float | None,
         scheduler: str | None,
         progress: Progress | None,
         resampling: int,
@@ -393,7 +402,8 @@ class MotionPipeline(ABC):
             raise ValueError(f"scene: expected a system that goes on from given frames, got {self.config.system}")
         if self.config.max_frames < 2 * OVERLAP:
             raise ValueError(f"scene: expected max_frames >= {2 * OVERLAP} of the model, got {self.config.max_frames}")
-        num_inference_steps = self._check_solver(num_inference_steps, guidance_scale, scheduler)
+        guidance = self.config.default_guidance if guidance_scale is None else guidance_scale
+        num_inference_steps = self._check_solver(num_inference_steps, guidance, scheduler)
 
         @torch.no_grad()
         def window(prompt: str, frames: int, seed: int, control: Control | None) -> Tensor:
@@ -402,7 +412,7 @@ class MotionPipeline(ABC):
                 [frames],
                 [seed],
                 num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
+                guidance_scale=guidance,
                 scheduler=scheduler,
                 control=control,
                 progress=progress,

@@ -240,14 +240,17 @@ class TextPretrainingConfig(Config):
         _require(self.learning_rate > 0.0, "learning_rate", "> 0", self.learning_rate)
 
 
+SHARES = ("one_level", "independent", "person", "prefix", "frames", "gap")
+
+
 @dataclass(frozen=True)
 class LevelMixConfig(Config):
     """Which share of the training samples has which noise levels (``intermoe.train.levels``); the shares sum to 1.
 
     ``one_level``: one for the whole sample. ``independent``: one for each person and run of ``run`` latent frames. Of
     the others a part is clean and the rest has one level: ``person``, one person, chosen at random; ``prefix``, the
-    first frames of all persons; ``frames``, random runs of ``run`` latent frames of each person. A model that is given
-    persons or frames (``intermoe.control``) needs these.
+    first frames of all persons; ``frames``, random runs of ``run`` latent frames of each person; ``gap``, all but one
+    random stretch of all persons. A model that is given persons or frames (``intermoe.control``) needs these.
     """
 
     one_level: float = 1.0
@@ -255,18 +258,19 @@ class LevelMixConfig(Config):
     person: float = 0.0
     prefix: float = 0.0
     frames: float = 0.0
+    gap: float = 0.0
     run: int = 4
 
     def __post_init__(self) -> None:
-        for name, share in zip(("one_level", "independent", "person", "prefix", "frames"), self.shares, strict=True):
+        for name, share in zip(SHARES, self.shares, strict=True):
             _require(share >= 0.0, name, ">= 0", share)
         _require(math.isclose(sum(self.shares), 1.0, abs_tol=1e-6), "one_level", "1 less the others", self.one_level)
         _require(self.run >= 1, "run", ">= 1", self.run)
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The five shares, in the order of the fields."""
-        return self.one_level, self.independent, self.person, self.prefix, self.frames
+        """The shares, in the order of ``SHARES``."""
+        return self.one_level, self.independent, self.person, self.prefix, self.frames, self.gap
 
     @property
     def mixed(self) -> bool:

@@ -31,7 +31,7 @@ def mixed_timesteps(
     Args:
         timesteps: (B,), each sample's one level. frames: latent frames of each sample, T' being the most.
     """
-    mode, which = draws.uniform(2)[:, :, None, None].unbind(1)
+    mode, which, place = draws.uniform(3)[:, :, None, None].unbind(1)
     levels, given = rearrange(draws.uniform_over(frames, persons, 2), "b t p n -> n b p t")
     time = torch.arange(levels.shape[2], device=levels.device)
     starts = time // mix.run * mix.run
@@ -41,6 +41,10 @@ def mixed_timesteps(
     person = torch.arange(persons, device=levels.device)[:, None] == (which * persons).long()
     lengths = torch.tensor(frames, device=levels.device)[:, None, None]
     prefix = time < (which * lengths).long()
-    clean = (choice == 2) & person | (choice == 3) & prefix | (choice == 4) & (given[:, :, starts] < which)
+    free = 1 + (which * (lengths - 1)).long()
+    first = (place * (lengths - free + 1)).long()
+    around = (time < first) | (time >= first + free)
+    clean = (choice == 2) & person | (choice == 3) & prefix | (choice == 5) & around
+    clean |= (choice == 4) & (given[:, :, starts] < which)
     noisy = torch.where(choice == 1, independent, timesteps[:, None, None]).clamp(min=1)
     return noisy.masked_fill(clean, 0)

@@ -19,7 +19,7 @@ from intermoe.systems.mdm.config import ComMDMModelConfig
     [(InterGenModelConfig(), (50, 3.5)), (InterMaskModelConfig(), (20, 2.0)), (ComMDMModelConfig(), (1000, 1.0))],
 )
 def test_the_models_own_numbers_where_nobody_asks(config: Any, expected: tuple[int, float]) -> None:
-    pipeline: Any = SimpleNamespace(config=config)
+    pipeline: Any = SimpleNamespace(config=config, default_guidance=lambda control: config.default_guidance)
     assert own_sampling(pipeline, None, None) == expected
     assert own_sampling(pipeline, 7, None) == (7, expected[1])
     assert own_sampling(pipeline, None, 1.5) == (expected[0], 1.5)

@@ -50,9 +50,13 @@ def test_as_many_steps_as_the_schedule_has_and_no_more(monkeypatch: pytest.Monke
 
 
 def test_what_is_given_goes_before_the_models_own() -> None:
-    pipeline: Any = SimpleNamespace(config=SimpleNamespace(default_steps=50, default_guidance=3.5))
+    own = SimpleNamespace(default_steps=50)
+    pipeline: Any = SimpleNamespace(config=own, default_guidance=lambda control: 3.5 if control is None else 1.0)
     assert own_sampling(pipeline, None, None) == (50, 3.5)
-    assert own_sampling(pipeline, 7, 1.0) == (7, 1.0)
+    assert own_sampling(pipeline, 7, 2.0) == (7, 2.0)
+    given: Any = object()
+    assert own_sampling(pipeline, None, None, given) == (50, 1.0)
+    assert own_sampling(pipeline, None, 2.0, given) == (50, 2.0)
 
 
 def test_a_prompt_of_a_timeline_may_hold_colons() -> None:

@@ -101,12 +101,28 @@ def test_the_way_is_that_of_the_models_training(pipeline: Any, monkeypatch: pyte
     monkeypatch.setattr(pipeline.denoiser, "forward", watched)
     if pipeline.config.levels:
         made(pipeline, Known(1, motion=motion_of(FRAMES)))
-        assert all(levels.shape == (2, 2, 1) for levels in seen)
+        assert all(levels.shape == (1, 2, 1) for levels in seen)
         assert all((levels[:, 1] == 0).all() and (levels[:, 0] == levels[0, 0]).all() for levels in seen)
     else:
         with pytest.warns(UserWarning, match=rf"^control: model 'tiny' {UNTRAINED}"):
             made(pipeline, Known(1, motion=motion_of(FRAMES)))
         assert all(levels.dim() == 1 for levels in seen)
+
+
+def test_guidance_is_off_by_default_where_a_model_with_levels_is_given_something(pipeline: Any) -> None:
+    given = Control([Known(0, motion=motion_of(24))])
+    aims = Control(targets=[Target(0, "head", [5], positions=torch.zeros(1, 3))])
+    expected = 1.0 if pipeline.config.levels else pipeline.config.default_guidance
+    assert pipeline.default_guidance(given) == expected
+    assert pipeline.default_guidance() == pipeline.default_guidance(aims) == pipeline.config.default_guidance == 3.5
+    options: dict[str, Any] = {"num_frames": 24, "num_inference_steps": 2, "seed": 3}
+    for control, scale in ((given, expected), (None, 3.5)):
+        by_default, asked, other = (
+            pipeline("a man walks", control=control, **options, **each).motion
+            for each in ({}, {"guidance_scale": scale}, {"guidance_scale": 2.0})
+        )
+        assert torch.equal(by_default, asked)
+        assert not torch.equal(by_default, other)
 
 
 def test_only_whole_runs_have_latents() -> None:

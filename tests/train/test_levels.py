@@ -10,7 +10,7 @@ from torch import Tensor
 
 from intermoe.config import ConfigError
 from intermoe.diffusion import DiffusionConfig
-from intermoe.train.config import DenoiserTrainConfig, LevelMixConfig
+from intermoe.train.config import SHARES, DenoiserTrainConfig, LevelMixConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.levels import mixed_timesteps
 
@@ -27,7 +27,7 @@ def all_of(kind: str, count: int = 400, **others: Any) -> Tensor:
     return mixed({"one_level": 0.0, kind: 1.0, **others}, list(range(count)), [12] * count)
 
 
-@pytest.mark.parametrize("kind", ["one_level", "independent", "person", "prefix", "frames"])
+@pytest.mark.parametrize("kind", SHARES)
 def test_levels_of_a_sample_depend_on_neither_batch_nor_padding(kind: str) -> None:
     frames, mix = [9, 5, 16, 7, 12, 3, 8, 11], {"one_level": 0.0, kind: 1.0}
     together = mixed(mix, list(range(8)), frames)
@@ -39,17 +39,20 @@ def test_levels_of_a_sample_depend_on_neither_batch_nor_padding(kind: str) -> No
 
 def test_shares_are_met() -> None:
     count = 2000
-    mix = {"one_level": 0.3, "independent": 0.1, "person": 0.2, "prefix": 0.15, "frames": 0.25, "run": 1}
+    mix = {"one_level": 0.2, "independent": 0.1, "person": 0.2, "prefix": 0.1, "frames": 0.25, "gap": 0.15, "run": 1}
     levels = mixed(mix, list(range(count)), [40] * count)
     clean, many = levels == 0, torch.tensor([len(sample.unique()) > 2 for sample in levels])
     one_person = (clean.all(dim=2).sum(dim=1) == 1) & ~clean.all(dim=(1, 2))
     both = (clean[:, 0] == clean[:, 1]).all(dim=1)
     prefix = both & clean.any(dim=(1, 2)) & (clean.int().diff(dim=2) <= 0).all(dim=(1, 2))
+    begins = torch.nn.functional.pad((~clean[:, 0]).int(), (1, 0)).diff(dim=1) == 1
+    gap = both & clean.any(dim=(1, 2)) & (begins.sum(dim=1) == 1) & ~prefix
     kinds = {
         "independent": many,
         "person": one_person,
         "prefix": prefix,
-        "frames": clean.any(dim=(1, 2)) & ~one_person & ~prefix & ~many,
+        "gap": gap,
+        "frames": clean.any(dim=(1, 2)) & ~one_person & ~prefix & ~gap & ~many,
     }
     for kind, found in kinds.items():
         assert abs(found.float().mean().item() - mix[kind]) < 0.04, kind
@@ -71,7 +74,7 @@ def test_independent_levels_change_with_person_and_run() -> None:
 
 
 def test_what_is_not_clean_has_one_level_and_random_frames_come_in_runs() -> None:
-    for kind in ("person", "prefix", "frames"):
+    for kind in ("person", "prefix", "frames", "gap"):
         levels = all_of(kind)
         assert all(len(sample[sample > 0].unique()) <= 1 for sample in levels)
     runs = (all_of("frames", run=4) == 0).unflatten(2, (3, 4))
@@ -93,6 +96,21 @@ def test_who_is_clean_does_not_hang_on_what_kind_a_sample_is_of(first: str) -> N
     lengths = (levels[:, 0] == 0).sum(dim=1)
     counts = lengths[lengths > 0].bincount(minlength=12)[1:]
     assert (counts > 10).all()
+
+
+def test_a_gap_is_one_stretch_of_all_persons_of_any_length_at_any_place() -> None:
+    free = all_of("gap", 1200) > 0
+    assert torch.equal(free[:, 0], free[:, 1])
+    edges = torch.nn.functional.pad(free[:, 0].int(), (1, 1)).diff(dim=1)
+    assert ((edges == 1).sum(dim=1) == 1).all()
+    lengths = free[:, 0].sum(dim=1)
+    assert (lengths.bincount(minlength=12)[1:] > 60).all()
+    assert lengths.max() == 11
+    starts = (edges == 1).int().argmax(dim=1)
+    short = starts[lengths == 2]
+    assert (short.bincount(minlength=11) > 0).all()
+    assert short.max() == 10
+    assert (mixed({"one_level": 0.0, "gap": 1.0}, [0, 1, 2], [1, 1, 1]) > 0).all()
 
 
 def test_levels_are_validated() -> None:

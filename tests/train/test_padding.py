@@ -20,7 +20,7 @@ from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.text.protocol import TextConfig
 from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train import load_vae_folder
-from intermoe.train.config import DenoiserTrainConfig, VAETrainConfig
+from intermoe.train.config import SHARES, DenoiserTrainConfig, VAETrainConfig
 from intermoe.train.denoiser import DenoiserObjective
 from intermoe.train.draws import ItemDraws
 from intermoe.train.evaluator import EvaluatorObjective
@@ -147,7 +147,7 @@ def test_denoiser_on_latents_that_are_kept(
     assert_padding_is_nothing(results)
 
 
-@pytest.mark.parametrize("kind", ["independent", "person", "prefix", "frames"])
+@pytest.mark.parametrize("kind", SHARES[1:])
 def test_denoiser_with_levels_for_persons_and_frames(
     make_objective: Callable[..., DenoiserObjective], padded: Callable[[float], Batch], kind: str
 ) -> None:

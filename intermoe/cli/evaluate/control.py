@@ -54,7 +54,7 @@ def evaluate_control(
                 limit=limit,
                 best_of=best_of,
                 seed=seed,
-                **options,
+                **options | {"guidance_scale": guidance},
                 progress=told,
             )
     save_report(report, out, report.table())
