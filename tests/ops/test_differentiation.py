@@ -321,16 +321,16 @@ def test_meta_tensors_have_the_right_shapes() -> None:
 def test_a_backward_is_handed_gradients_of_what_a_loss_used_alone(
     backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Zeros for a result that no loss used would be computed with."""
+    """Zeros for a result that no loss used would be computed with; memory that a second backward reads is not spent."""
     loaded, seen = backends.load(backend), []
     plain = loaded.moe_backward
-    monkeypatch.setattr(loaded, "moe_backward", lambda *given: (seen.append(given[1]), plain(*given))[1])
+    monkeypatch.setattr(loaded, "moe_backward", lambda *given: (seen.append((given[1], given[7])), plain(*given))[1])
     hidden = torch.randn(9, 16, requires_grad=True)
     experts = Experts(torch.randn(4, 48, 16), torch.randn(4, 16, 24))
     result = moe(Route(hidden, torch.randn(4, 16)), Select(torch.full((4,), -0.5)), experts, backend=backend)
     result.out.sum().backward(retain_graph=True)
     (result.out.sum() + result.logits.sum()).backward()
-    assert [grad_logits is None for grad_logits in seen] == [True, False]
+    assert [(grad_logits is None, spent) for grad_logits, spent in seen] == [(True, False), (False, True)]
 
 
 def test_tangents_of_a_gradient_are_refused(backend: str) -> None:

@@ -12,6 +12,7 @@ from intermoe import InterMoEBlock, backends
 from intermoe.kernels.contract import Needs, Saved
 from intermoe.ops import flops, operators
 from intermoe.ops.moe import Experts, Route, Select, moe
+from intermoe.ops.routing import Rule
 
 
 def meta_call(dtype: torch.dtype = torch.float32, normalise: bool = True, **options: bool) -> tuple[Any, ...]:
@@ -52,6 +53,31 @@ def test_gradients_have_the_shapes_of_what_asked_for_them(asked: str) -> None:
     assert [grad.shape for grad in found] == wanted
 
 
+def test_gradients_have_the_types_of_what_they_are_of() -> None:
+    """Those of the router and its rows are in float32, whatever tokens and experts are in."""
+    flat = list(meta_call(torch.bfloat16))
+    flat[0] = flat[0].half()
+    saved = operators._forward_fake(*flat)[2:]
+    found = operators._backward_fake(flat[5], None, *flat[:7], *saved, True, False, [True] * 7, "native")
+    wide, narrow = [torch.float32] * 4, [torch.bfloat16] * 2
+    assert [grad.dtype for grad in found] == [torch.float16, *wide, *narrow]
+
+
+@pytest.mark.parametrize("rule", [None, Rule("expert_choice", 1.5, None, "batch", "frame", 1)])
+def test_flat_arguments_are_those_that_were_given(rule: Rule | None) -> None:
+    """The operators get all of a call, its limit of pairs and its options too."""
+    *tensors, valid = (torch.empty(2) for _ in range(9))
+    given = (
+        Route(*tensors[:5], normalise=False),
+        Select(tensors[5], valid, rule, max_pairs=7),
+        Experts(*tensors[6:], recompute=True, half_sums=True),
+        "native",
+    )
+    for found, wanted in zip(operators.unflatten(operators.flatten(*given)), given, strict=True):
+        assert type(found) is type(wanted)
+        assert all(a is b or (not isinstance(b, torch.Tensor) and a == b) for a, b in zip(found, wanted, strict=True))
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
     ("asked", "products", "router"),
@@ -69,13 +95,15 @@ def test_operations_of_a_backward_are_counted_by_what_is_asked(
     assert found == 2 * (products + 2 * recompute) * 7 * 4 * 6 + 2 * router * 5 * 3 * 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", ["reference", "native"])
-def test_a_loss_of_the_logits_alone_reaches_hidden_and_router(backend: str) -> None:
+def test_a_loss_of_the_logits_alone_reaches_hidden_and_router(backend: str, dtype: torch.dtype) -> None:
+    """Experts in another type than the router have no part in it."""
     if not backends.available()[backend].usable:
         pytest.skip(f"{backend} backend: {backends.available()[backend].reason}")
     g = torch.Generator().manual_seed(0)
     hidden, router = (torch.randn(n, 4, generator=g).requires_grad_() for n in (5, 3))
-    experts = Experts(torch.randn(3, 12, 4, generator=g), torch.randn(3, 4, 6, generator=g))
+    experts = Experts(torch.randn(3, 12, 4, generator=g).to(dtype), torch.randn(3, 4, 6, generator=g).to(dtype))
     weights = torch.randn(5, 3, generator=g)
     logits = moe(Route(hidden, router), Select(torch.full((3,), -0.5)), experts, backend=backend).logits
     assert logits is not None
@@ -115,3 +143,32 @@ def test_operations_are_counted_by_hand() -> None:
         assert flops.forward(*arguments, out_val=(hidden, known)) == routing + 6 * pairs * 4 * 5
     for known, pairs in ((counts, 3), (counts.to("meta"), 7)):
         assert flops.forward(*arguments, out_val=(hidden, known, *saved)) == routing + 6 * pairs * 4 * 5
+
+
+def test_calls_that_are_alike_are_of_one_kind_and_others_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a backend found out about a call is told again of the same call alone."""
+    if not backends.available()["native"].usable:
+        pytest.skip(f"native backend: {backends.available()['native'].reason}")
+    loaded, seen = backends.load("native"), []
+    plain = loaded.moe_inference
+    monkeypatch.setattr(loaded, "moe_inference", lambda *given: (seen.append(given[3]), plain(*given))[1])
+    g = torch.Generator().manual_seed(0)
+    hidden, router = torch.randn(6, 4, generator=g), torch.randn(3, 4, generator=g)
+    experts = Experts(torch.randn(3, 12, 4, generator=g), torch.randn(3, 4, 6, generator=g))
+    bias, rule = torch.full((3,), -0.5), Rule("token_choice", 1.0, 2, "batch", "frame", 1)
+    calls = (
+        (Route(hidden, router), Select(bias)),
+        (Route(hidden, router, normalise=False), Select(bias)),
+        (Route(hidden, router), Select(bias, rule=rule)),
+        (Route(hidden, router), Select(bias, max_pairs=18)),
+        (Route(hidden[:5], router), Select(bias)),
+    )
+    for _ in range(2):
+        for route, select in calls:
+            moe(route, select, experts, backend="native")
+    assert len({id(kind) for kind in seen}) == len(calls)
+    assert [id(kind) for kind in seen[: len(calls)]] == [id(kind) for kind in seen[len(calls) :]]
+    scaled = Route(hidden, router, scale=torch.zeros(1, 4), shift=torch.zeros(1, 4))
+    moe(scaled, Select(bias), experts)
+    with pytest.raises(ValueError, match="scale: expected None with normalise=False"):
+        moe(scaled._replace(normalise=False), Select(bias), experts)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe import InterMoEBlock
-from intermoe.train.routing import Routing
+from intermoe.train.routing import Routing, _z_loss
 
 
 @pytest.fixture
@@ -54,3 +54,29 @@ def test_counting_does_not_touch_a_forward_in_eval_mode(block: InterMoEBlock) ->
     routing.start(probe=True)
     block.eval()(torch.randn(2, 6, 8))
     assert not any(counter.any() for counter in block.counters)
+
+
+def test_loads_are_relative_to_a_capacity_of_the_tokens_that_count(block: InterMoEBlock) -> None:
+    """Of a single token an expert that takes it has three times its share; without one nothing has any."""
+    routing = Routing(nn.ModuleDict({"moe": block}))
+    for tokens, loads in ((1, (0.0, 3.0)), (0, (0.0, 0.0))):
+        block.expert_counts.copy_(torch.tensor([tokens, 0, 0]))
+        block.token_count.fill_(tokens)
+        assert routing.balance() == loads
+
+
+def test_padding_has_no_part_in_the_z_loss(block: InterMoEBlock) -> None:
+    """Whatever it holds; and without a mask every token has."""
+    hidden, mask = torch.randn(1, 3, 8), torch.tensor([[True, False, True]])
+    found = []
+    for padding in (0.0, torch.inf):
+        hidden[0, 1] = padding
+        hidden.grad = None
+        own = hidden.clone().requires_grad_()
+        loss = _z_loss(block, own, None, mask)
+        loss.backward()
+        assert own.grad is not None
+        assert not own.grad[0, 1].any()
+        found.append(loss.item())
+    assert found[0] == found[1]
+    assert _z_loss(block, hidden[:, ::2]).item() == pytest.approx(found[0])
