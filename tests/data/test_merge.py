@@ -77,6 +77,8 @@ def test_the_same_seed_gives_the_same_folder(solo_folder: Callable[..., Path], t
         {p.name: p.read_bytes() for p in (tmp_path / out / "annots").iterdir()} for out in ("one", "two", "other")
     )
     assert one == two != other
+    merge([solo], tmp_path / "nothing said")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "nothing said" / "annots").iterdir()} == one
 
 
 def test_a_pair_keeps_each_persons_motion_and_stays_apart(solo_folder: Callable[..., Path]) -> None:
@@ -90,6 +92,7 @@ def test_a_pair_keeps_each_persons_motion_and_stays_apart(solo_folder: Callable[
     for seed in range(20):
         own, other = compose(first, second, np.random.default_rng(seed))
         np.testing.assert_array_equal(own, first.positions)
+        assert own.dtype == other.dtype == np.float32
         placed, alone = other.reshape(41, 22, 3).astype(float), second.positions[:41].reshape(41, 22, 3).astype(float)
         # rigid about the vertical: heights and distances stay
         np.testing.assert_allclose(placed[..., 2], alone[..., 2], atol=1e-6)
@@ -236,6 +239,7 @@ def test_what_cannot_be_merged_is_named(
         merge([pairs], tmp_path / "all", times={"salsa": 2})
     with pytest.raises(ValueError, match="times: expected a number from 0 to 10000 for interhuman, got -1"):
         merge([pairs], tmp_path / "all", times={"interhuman": -1})
+    assert merge([pairs], tmp_path / "most", times={"interhuman": 1e4}).listed == {"train": {"interhuman": 10_000}}
     with pytest.raises(NotADirectoryError, match="folders: not a folder"):
         merge([tmp_path / "absent"], tmp_path / "all")
     with pytest.raises(FileNotFoundError, match="no clip that can be used"):
@@ -361,15 +365,15 @@ def test_names_with_folders_are_merged_and_such_that_lead_out_are_not(
     for root, kinds in ((pairs, {"motions_processed/person1": "npy", "motions_processed/person2": "npy"}), (solo, {})):
         first = (root / "split" / "train.txt").read_text().split()[0]
         for folder, suffix in {**kinds, **({} if kinds else {"motions": "npz"}), "annots": "txt"}.items():
-            (root / folder / "own").mkdir()
-            (root / folder / f"{first}.{suffix}").rename(root / folder / "own" / f"{first}.{suffix}")
-        (root / "split" / "train.txt").write_text(f"own/{first}\n../{first}\n{'b' if root is solo else '2'}\n")
+            (root / folder / "my" / "own").mkdir(parents=True)
+            (root / folder / f"{first}.{suffix}").rename(root / folder / "my" / "own" / f"{first}.{suffix}")
+        (root / "split" / "train.txt").write_text(f"my/own/{first}\n../{first}\n{'b' if root is solo else '2'}\n")
     merged = merge([pairs, solo], tmp_path / "all")
     assert sorted(line.split(":")[0] for line in merged.left_out) == ["interhuman", "solo"]
     assert all("leads out" in line for line in merged.left_out)
     names = MotionDataset(DATA_SETS["interhuman"], tmp_path / "all", "train", strict=True).names
-    assert names[:2] == ["own/1", "2"]
-    assert sorted(names[2:]) in (["b+own/a", "own/a+b"],)
+    assert names[:2] == ["my/own/1", "2"]
+    assert sorted(names[2:]) == ["b+my/own/a", "my/own/a+b"]
 
 
 @pytest.mark.parametrize(

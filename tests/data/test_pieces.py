@@ -268,6 +268,36 @@ def test_processes_change_no_bit_of_statistics(folder: Path) -> None:
     np.testing.assert_array_equal(one.std, two.std)
 
 
+def test_what_was_begun_with_other_settings_is_begun_anew_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal of other settings leaves no line, so that the next interruption is gone on with."""
+    plain, read = InterHumanReader.read, []
+
+    def limited(reader: InterHumanReader, split: str, name: str) -> list[RawClip]:
+        if len(read) == 5:
+            raise Stop
+        read.append(name)
+        return plain(reader, split, name)
+
+    monkeypatch.setattr(InterHumanReader, "read", limited)
+    journal = tmp_path / ".unfinished-cache" / "journal.jsonl"
+    for other in (True, False):
+        read.clear()
+        with pytest.raises(Stop):
+            prepare(INTERHUMAN, folder, tmp_path / "cache")
+        if other:
+            head, *rows = journal.read_bytes().splitlines(keepends=True)
+            changed = head.partition(b" ")[2].replace(b'"piece": 2', b'"piece": 3').rstrip()
+            head = pieces.digest(changed).encode() + b" " + changed + b"\n"
+            journal.write_bytes(b"".join([head, *rows]))
+    assert len(journal.read_bytes().splitlines()) == 1 + 2
+    monkeypatch.setattr(InterHumanReader, "read", lambda *given: (read.append(given[2]), plain(*given))[1])
+    read.clear()
+    prepare(INTERHUMAN, folder, tmp_path / "cache")
+    assert read == ["4", *map(str, range(5, 8)), "long", "9"]
+
+
 def test_two_interruptions_are_two_parts_of_one_preparation(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,8 @@ def test_statistics_of_several_passes_take_another_draw_in_each(interhuman_folde
     found = compute_statistics(dataset, passes=3)
     frames = torch.cat([dataset.draw(0, epoch)["motion"] for epoch in range(3)], dim=1).flatten(0, 1).double()
     np.testing.assert_allclose(found.mean, frames.mean(dim=0), rtol=1e-4, atol=1e-5)
+    once, first = compute_statistics(dataset), dataset.draw(0, 0)["motion"].flatten(0, 1).double()
+    np.testing.assert_allclose(once.mean, first.mean(dim=0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", ["size", "time", "added"])

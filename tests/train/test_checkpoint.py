@@ -63,7 +63,8 @@ def test_numbers_that_are_not_finite_are_no_checkpoint(tmp_path: Path, part: str
     parts: dict[str, Any] = {"model": {}, "average": {}, "optimizer": {"state": {"w": {"exp_avg": torch.zeros(2)}}}}
     wrong = {"w": torch.tensor([1.0, torch.nan])}
     parts[part] = {"state": [wrong]} if part == "optimizer" else wrong
-    with pytest.raises(FloatingPointError, match=r"expected finite numbers, got others in '(state\.0\.)?w'"):
+    where = "'state.0.w'" if part == "optimizer" else "'w'"
+    with pytest.raises(FloatingPointError, match=rf"expected finite numbers, got others in {where}"):
         checkpoint.write_checkpoint(tmp_path, 1, **parts, state={}, keep=1)
     assert not list(tmp_path.iterdir())
 

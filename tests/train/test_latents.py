@@ -74,6 +74,12 @@ def test_what_is_kept_is_bounded(
         assert (bool(encoded.kept), encoded.free) == (kept, 0 if kept else room)
 
 
+def test_on_a_gpu_a_share_of_its_free_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    encoded = LatentDataset(None, None, torch.device("cuda"))  # type: ignore[arg-type]
+    assert encoded.free == int(module.CACHE_SHARE * 1000) > 0
+
+
 def test_errors_weigh_by_the_root_of_what_latents_vary_by() -> None:
     generator = torch.Generator().manual_seed(0)
     std = torch.tensor([7.0, 2.0, 0.5, 0.01])

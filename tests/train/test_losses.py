@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from intermoe.motion.interx import INTERX
 from intermoe.systems.intermoe.vae import LatentDistribution
 from intermoe.train.config import VAELossConfig
 from intermoe.train.losses import vae_losses
@@ -57,6 +58,12 @@ def test_wrong_shapes_are_refused(shape: tuple[int, ...]) -> None:
     told = re.escape(f"output, target: expected both of (N, T >= 2, 262), got {shape} and {shape}")
     with pytest.raises(ValueError, match=f"^{told}$"):
         vae_losses(motion, motion, _posterior(), torch.zeros(262), torch.ones(262), VAELossConfig())
+
+
+def test_frames_of_several_dimensions_are_refused_with_all_of_them() -> None:
+    motion, weights = torch.zeros(2, 8, 262), VAELossConfig()
+    with pytest.raises(ValueError, match=r"expected both of \(N, T >= 2, 55, 12\), got"):
+        vae_losses(motion, motion, _posterior(), torch.zeros(12), torch.ones(12), weights, INTERX)
 
 
 def _standing() -> torch.Tensor:
