@@ -224,7 +224,6 @@ class Given:
                 row += offset * weight.view(-1, *[1] * (row.dim() - 1))
                 moved |= weight > 0
             row[where] = given[where]
-            moved |= _distances(where) <= self.blend
             eased = _eased(row, where, self.blend)
             if self.representation.contacts is not None:
                 eased[..., self.representation.contacts] = row[..., self.representation.contacts]

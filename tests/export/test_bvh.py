@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from intermoe import export
-from intermoe.export.skeletons import metres_per_unit
+from intermoe.export.skeletons import metres_per_unit, upright, y_up_to_z_up
 from intermoe.motion.rotations import from_rot6d, to_rotation_vectors
 from intermoe.motion.skeleton import JOINT_NAMES, PARENTS
 
@@ -140,6 +140,16 @@ def test_other_names_units_and_axes_are_read(two_people: np.ndarray, tmp_path: P
     rows = [" ".join(map(str, row)) for row in values.tolist()]
     (tmp_path / "z_up.bvh").write_text(head + "MOTION\n" + "\n".join([*lines[1:3], *rows]) + "\n")
     np.testing.assert_allclose(export.load(tmp_path / "z_up.bvh").joints, two_people[:1], atol=1e-4)
+
+
+@pytest.mark.parametrize("along", [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0)])
+def test_a_skeleton_that_does_not_stand_at_rest_is_upright_as_it_moves(along: tuple[float, float, float]) -> None:
+    """All of its bones lie along one line, as some programs have it; a handstand for a frame is no other up."""
+    rest = np.arange(22)[:, None] * np.array(along)
+    standing = np.stack([_standing()] * 20)
+    standing[0] = -standing[0]
+    np.testing.assert_array_equal(upright(standing, rest), standing)
+    np.testing.assert_array_equal(upright(y_up_to_z_up(standing), rest), standing)
 
 
 @pytest.mark.parametrize(

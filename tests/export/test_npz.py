@@ -53,6 +53,15 @@ def test_slugs_keep_the_last_words() -> None:
     assert max(map(len, slugs)) <= 48
 
 
+def test_slugs_are_of_whole_words() -> None:
+    words = ["ab", "abc", "abcd", "abcde", "abcdef", "abcdefg"] * 4
+    for start in range(6):
+        for count in range(8, 18):
+            made = slug(" ".join(words[start : start + count]))
+            assert set(made.replace("--", "-").split("-")) <= set(words)
+            assert 30 < len(made) <= 48
+
+
 def test_stems_never_meet_an_existing_file(tmp_path: Path) -> None:
     suffixes = (".npz", ".mp4")
     with output_stem(tmp_path, "two people bow", suffixes) as first:
