@@ -1,4 +1,4 @@
-"""What triangles and cells of pictures are, by hand."""
+"""Triangles, cells, shadows and the camera's place, by hand."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from intermoe.viz import Grid
+from intermoe.viz.camera import Camera, frame_motion
+from intermoe.viz.figures import Scene
 from intermoe.viz.mesh import RINGS, SEGMENTS, capsule
 
 
@@ -38,3 +40,26 @@ def test_a_short_motion_of_a_grid_waits_at_its_last_frame() -> None:
 
     grid = Grid([Plain(5), Plain(2)])
     assert [frame[0, 2, 0] for frame in grid.frames()] == [0, 1, 1, 1, 1]
+
+
+def test_shadows_lie_on_the_floor_where_the_sun_throws_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.28 m along X and 0.16 m along Z of each metre that light falls."""
+    seen = []
+    project = Camera.project
+    monkeypatch.setattr(Camera, "project", lambda camera, points: (seen.append(points), project(camera, points))[1])
+    joints = np.random.default_rng(0).uniform(0.2, 1.5, size=(1, 1, 22, 3))
+    scene = Scene(joints, size=(128, 128))
+    seen.clear()
+    scene.frame(0)
+    bodies, shadows = seen
+    np.testing.assert_allclose(shadows, bodies * (1, 0, 1) + bodies[..., 1:2] * (0.28, 0.0, 0.16), atol=1e-12)
+
+
+def test_the_line_between_two_counts_by_how_far_they_are_apart() -> None:
+    """Six frames 3 m apart along X outweigh ten within reach of each other along Z."""
+    joints = np.zeros((2, 16, 22, 3))
+    joints[..., 1] = 1.0
+    joints[1, :6, :, 0] = 3.0
+    joints[1, 6:, :, 2] = 0.2
+    forward = frame_motion(joints, (10.0, 20.0, 410.0, 320.0)).axes[2]
+    assert abs(forward[2]) > 5 * abs(forward[0])
