@@ -21,12 +21,13 @@ class Weights(NamedTuple):
     w_down: Tensor
 
 
-def authors_form(tokens: Tensor, mask: Tensor, probabilities: Tensor, weights: Weights) -> Tensor:
+def authors_form(tokens: Tensor, logits: Tensor, bias: Tensor, weights: Weights) -> Tensor:
     """The published block's way: boolean masks per expert, halved projections, a dense (E * S, D) buffer, a sum.
 
     Args:
-        tokens: (S, D) of one person. mask: (E, S) bool. probabilities: (E, S).
+        tokens: (S, D) of one person. logits: (S, E). bias: (E,), of the selection.
     """
+    mask, probabilities = (torch.sigmoid(logits) + bias > 0).T, torch.softmax(logits, dim=-1).T
     num_tokens, dim = tokens.shape
     num_experts, _, expert_dim = weights.w_down.shape
     half = expert_dim // 2

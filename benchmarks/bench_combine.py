@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
 
 from intermoe.benchmarks.grid import Ready, Sample, step_cases
 from intermoe.benchmarks.harness import work
-from intermoe.benchmarks.harness.case import Case, Scope
+from intermoe.benchmarks.harness.case import Case, Scope, test_case
 from intermoe.ops.combine import combine_reference
+
+__all__ = ["cases", "test_case"]
 
 
 def kernel(steps: ModuleType, sample: Sample, gated: bool) -> Ready:
@@ -32,7 +34,3 @@ def cases(scope: Scope) -> Iterator[Case]:
         for call, gated in calls.items()
     }
     return step_cases(scope, "combine", parts)
-
-
-def test_combine(case: Case, measured: Callable[[Case], None]) -> None:
-    measured(case)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from intermoe.benchmarks import models
 from intermoe.benchmarks.forms import PERSONS, usable_backends
-from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, tolerance
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, test_case, tolerance
 from intermoe.systems.intermoe.denoiser import Denoiser
+
+__all__ = ["cases", "test_case"]
 
 LEVEL_RUNS = (1, 3, 5)
 
@@ -76,7 +78,3 @@ def cases(scope: Scope) -> Iterator[Case]:
     for dtype in scope.dtypes:
         yield Case("denoiser", "call with guidance", dtype, shape, partial(contest, scope, dtype))
         yield Case("denoiser", "call with levels", dtype, shape, partial(levels, scope, dtype))
-
-
-def test_denoiser(case: Case, measured: Callable[[Case], None]) -> None:
-    measured(case)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
 
 from intermoe.benchmarks.grid import Ready, Sample, differentiate, step_cases
 from intermoe.benchmarks.harness import work
-from intermoe.benchmarks.harness.case import Case, Scope
+from intermoe.benchmarks.harness.case import Case, Scope, test_case
 from intermoe.ops.combine import combine_reference
 from intermoe.ops.experts import experts_reference
+
+__all__ = ["cases", "test_case"]
 
 
 def forward(steps: ModuleType, sample: Sample) -> Ready:
@@ -49,7 +51,3 @@ def cases(scope: Scope) -> Iterator[Case]:
             "backward": (backward, backward_reference, work.experts_backward),
         },
     )
-
-
-def test_experts(case: Case, measured: Callable[[Case], None]) -> None:
-    measured(case)

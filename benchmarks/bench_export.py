@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from intermoe import export
-from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, WrongResult
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, WrongResult, test_case
 from intermoe.motion.rig import REST_POSE, forward_kinematics
 from intermoe.motion.rotations import rotation_matrices
+
+__all__ = ["cases", "test_case"]
 
 FPS = 30
 MILLIMETRE = 1e-3
@@ -65,7 +67,3 @@ def cases(scope: Scope) -> Iterator[Case]:
     frames = 16 if scope.quick else 300
     for name in FORMATS:
         yield Case("export", name, torch.float32, {"frames": frames}, partial(writing, name, frames))
-
-
-def test_export(case: Case, measured: Callable[[Case], None]) -> None:
-    measured(case)

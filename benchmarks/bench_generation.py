@@ -4,7 +4,7 @@ from noise to motion, with random weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -12,12 +12,14 @@ import torch
 from intermoe.benchmarks import models
 from intermoe.benchmarks.bench_denoiser import chaotic
 from intermoe.benchmarks.forms import PERSONS, usable_backends
-from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, test_case
 from intermoe.diffusion import Sampler, sample
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
+
+__all__ = ["cases", "test_case"]
 
 FPS = 30
 PROMPT = "Two people dance salsa together."
@@ -68,7 +70,3 @@ def cases(scope: Scope) -> Iterator[Case]:
     for steps in (10, 50) if scope.full or scope.device.type == "cuda" else (10,):
         shape = {"frames": frames, "steps": steps}
         yield Case("generation", "published size", torch.float32, shape, partial(published, scope, frames, steps))
-
-
-def test_generation(case: Case, measured: Callable[[Case], None]) -> None:
-    measured(case)

@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, WrongResult
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, WrongResult, test_case
 from intermoe.data import DATA_SETS, DataSet, MotionDataset, collate
 from intermoe.data.cache import write_cache
 from intermoe.data.items import RawClip
 from intermoe.train.loading import batches
 from intermoe.train.stream import DrawnDataset, StreamSampler
 from intermoe.train.vae import Windows
+
+__all__ = ["cases", "test_case"]
 
 FRAMES, WINDOW, BATCH, BATCHES = 150, 64, 64, 1_000_000
 
@@ -92,7 +94,3 @@ def cases(scope: Scope) -> Iterator[Case]:
             call = f"{name}, {f'windows of {WINDOW}' if windows else 'sequences'}"
             prepare = partial(loading, DATA_SETS[name], windows, count, workers)
             yield Case("loader", call, torch.float32, {"B": BATCH, "sequences": count}, prepare)
-
-
-def test_loader(case: Case, measured: Callable[[Case], None]) -> None:
-    measured(case)

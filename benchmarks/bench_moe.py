@@ -5,7 +5,7 @@ The published model's widths: D=768, E=8, F=1024, the selection settled so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -14,10 +14,12 @@ from intermoe import backends
 from intermoe.benchmarks.forms import competitors, draw, forward, ours, training
 from intermoe.benchmarks.grid import affordable, dimensions, sets_for, shapes
 from intermoe.benchmarks.harness import work
-from intermoe.benchmarks.harness.case import Case, Contest, Scope, tolerance
+from intermoe.benchmarks.harness.case import Case, Contest, Scope, test_case, tolerance
 from intermoe.benchmarks.harness.work import Shape
 from intermoe.ops import operators
 from intermoe.ops.moe import moe
+
+__all__ = ["cases", "test_case"]
 
 DENSE = ("dense network", "dense network, graph")
 
@@ -82,7 +84,3 @@ def cases(scope: Scope) -> Iterator[Case]:
                 yield Case("moe", call, dtype, dimensions(shape), prepare)
     if backends.resolve(scope.device, torch.float32) != "reference":
         yield Case("moe", "overhead", torch.float32, {"S": 2, "D": 8, "E": 2, "F": 8}, partial(overhead, scope))
-
-
-def test_moe(case: Case, measured: Callable[[Case], None]) -> None:
-    measured(case)

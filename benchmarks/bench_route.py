@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
 
 from intermoe.benchmarks.grid import Ready, Sample, differentiate, step_cases
 from intermoe.benchmarks.harness import work
-from intermoe.benchmarks.harness.case import Case, Scope
+from intermoe.benchmarks.harness.case import Case, Scope, test_case
 from intermoe.kernels.contract import EPS
 from intermoe.ops.route import route_reference
+
+__all__ = ["cases", "test_case"]
 
 
 def forward(steps: ModuleType, sample: Sample) -> Ready:
@@ -46,7 +48,3 @@ def cases(scope: Scope) -> Iterator[Case]:
             "backward": (backward, backward_reference, work.route_backward),
         },
     )
-
-
-def test_route(case: Case, measured: Callable[[Case], None]) -> None:
-    measured(case)

@@ -6,7 +6,7 @@ a part of the tokens at a time, because the reference's memory is larger than th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -16,9 +16,11 @@ from intermoe.benchmarks.bench_moe import contest
 from intermoe.benchmarks.forms import LOADS, Inputs, draw, forward, ours, training, usable_backends
 from intermoe.benchmarks.grid import SMALL, dimensions, sets_for
 from intermoe.benchmarks.harness import work
-from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, tolerance
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, test_case, tolerance
 from intermoe.benchmarks.harness.work import Shape
 from intermoe.ops.moe import moe
+
+__all__ = ["cases", "test_case"]
 
 PIECE = 20_000
 """Tokens that the reference takes at a time."""
@@ -74,7 +76,3 @@ def cases(scope: Scope) -> Iterator[Case]:
         yield Case(
             "scaling", "persons", dtype, shape, partial(bench_denoiser.contest, scope, dtype, persons, baseline=False)
         )
-
-
-def test_scaling(case: Case, measured: Callable[[Case], None]) -> None:
-    measured(case)

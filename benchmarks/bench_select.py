@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
 
 from intermoe.benchmarks.grid import Ready, Sample, differentiate, step_cases
 from intermoe.benchmarks.harness import work
-from intermoe.benchmarks.harness.case import Case, Scope
+from intermoe.benchmarks.harness.case import Case, Scope, test_case
 from intermoe.ops.select import select_reference
+
+__all__ = ["cases", "test_case"]
 
 
 def forward(steps: ModuleType, sample: Sample) -> Ready:
@@ -39,7 +41,3 @@ def cases(scope: Scope) -> Iterator[Case]:
     }
     # Logits are float32 whatever the tokens are stored in.
     return (case for case in step_cases(scope, "select", parts) if case.dtype == torch.float32)
-
-
-def test_select(case: Case, measured: Callable[[Case], None]) -> None:
-    measured(case)

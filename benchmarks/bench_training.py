@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from intermoe import backends
 from intermoe.benchmarks import models
 from intermoe.benchmarks.forms import PERSONS, usable_backends
-from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, tolerance
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, test_case, tolerance
 from intermoe.diffusion import DiffusionConfig, build_scheduler, training_loss
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
+
+__all__ = ["cases", "test_case"]
 
 
 class Trainee:
@@ -95,7 +97,3 @@ def cases(scope: Scope) -> Iterator[Case]:
     yield Case("training", "denoiser step", torch.float32, shape, lambda: denoiser(scope, layers, batch))
     windows = 256 if cuda else 16
     yield Case("training", "vae step", torch.float32, {"B": windows, "frames": 64}, lambda: vae(scope, windows))
-
-
-def test_training(case: Case, measured: Callable[[Case], None]) -> None:
-    measured(case)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from intermoe.benchmarks import models
-from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, tolerance
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, test_case, tolerance
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
+
+__all__ = ["cases", "test_case"]
 
 FPS = 30
 
@@ -78,7 +80,3 @@ def cases(scope: Scope) -> Iterator[Case]:
     shape: dict[str, float] = {"frames": frames}
     yield Case("vae", "decode", torch.float32, shape, lambda: decoding(scope, frames))
     yield Case("vae", "encode", torch.float32, shape, lambda: encoding(scope, frames))
-
-
-def test_vae(case: Case, measured: Callable[[Case], None]) -> None:
-    measured(case)

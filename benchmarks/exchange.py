@@ -10,17 +10,16 @@ which is checked before anything is timed. The second prints the table of docs/d
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import connection
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
 
 FORWARD_EXCHANGES, BACKWARD_EXCHANGES = 2, 2
 LATENCY = 20e-6
@@ -152,22 +151,9 @@ def main() -> None:
         print(model_table())
         return
     load = Load(given.tokens, given.dim, given.width, given.experts, item=4)
-    fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
-        ranks = [
-            fork.Process(target=_rank, args=(rank, given.ranks, f"{folder}/ranks", load)) for rank in range(given.ranks)
-        ]
-        for process in ranks:
-            process.start()
-        waiting = list(ranks)
-        while waiting and not any(process.exitcode for process in ranks):  # others would wait for one that failed
-            connection.wait([process.sentinel for process in waiting])
-            waiting = [process for process in waiting if process.exitcode is None]
-        for process in ranks:
-            process.kill()
-            process.join()
-    if any(process.exitcode for process in ranks):
-        raise SystemExit(1)
+        meeting = f"{folder}/ranks"
+        start_processes(_rank, (given.ranks, meeting, load), given.ranks, start_method="fork")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,11 @@ class Inputs(NamedTuple):
     def weights(self) -> baselines.Weights:
         return baselines.Weights(self.w_gate_up, self.w_down)
 
+    def leaves(self, *frozen: str) -> Inputs:
+        """The same values, each to get a gradient but the selection bias and those named."""
+        without = ("selection_bias", *frozen)
+        return Inputs(*(t.detach().requires_grad_(n not in without) for n, t in zip(self._fields, self, strict=True)))
+
     def steps(self, max_pairs: int | None = None, **options: bool) -> tuple[Route, Select, Experts]:
         """Arguments of ``intermoe.ops.moe.moe``; the options are those of ``Experts``."""
         select = Select(self.selection_bias, max_pairs=max_pairs)
@@ -193,20 +198,17 @@ def competitors(shape: Shape, inputs: Inputs, *, everything: bool = True) -> tup
     return forms, skipped
 
 
-def ours(backend: str, **options: Any) -> Form:
-    """The block's operation on a backend; the options are those of ``Inputs.steps``."""
+def ours(backend: str | None = None, **options: Any) -> Form:
+    """The block's operation on a backend, or on the default one; the options are those of ``Inputs.steps``."""
     return Form(lambda x: moe(*x.steps(**options), backend=backend).out)
 
 
 def published(x: Inputs) -> Tensor:
     """The authors' form behind plain routing, one call for each person."""
     tokens, logits = route_reference(*x[:5])
-    mask = (torch.sigmoid(logits) + x.selection_bias > 0).T
-    probabilities = torch.softmax(logits, dim=-1).T
     size = -(-len(tokens) // PERSONS)
-    parts = [slice(start, start + size) for start in range(0, len(tokens), size)]
-    calls = [baselines.authors_form(tokens[p], mask[:, p], probabilities[:, p], x.weights) for p in parts]
-    return torch.cat(calls)
+    persons = zip(tokens.split(size), logits.split(size), strict=True)
+    return torch.cat([baselines.authors_form(*person, x.selection_bias, x.weights) for person in persons])
 
 
 def on_sorted_rows(experts: Callable[..., Tensor], **options: Any) -> Form:
@@ -233,8 +235,7 @@ def training(form: Form, sets: list[Inputs], grads: list[Tensor]) -> Callable[[i
     """The form and its gradients with respect to everything that has one."""
 
     def call(number: int) -> Outputs:
-        x = sets[number]
-        leaves = Inputs(*(v.detach().requires_grad_(n != "selection_bias") for n, v in zip(x._fields, x, strict=True)))
+        leaves = sets[number].leaves()
         out = form.call(leaves)
         wanted = [*form.parameters, *(leaf for leaf in leaves if leaf.requires_grad)]
         found = torch.autograd.grad(out, wanted, grads[number], allow_unused=bool(form.note))

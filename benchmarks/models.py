@@ -93,10 +93,8 @@ class PublishedBlock(nn.Module):
             raise ValueError("norm: expected a block that normalises, got one that does not")
         logits = block.routing_logits(hidden, condition).flatten(0, 1)
         tokens = block.norm(hidden, condition).flatten(0, 1)
-        mask = (torch.sigmoid(logits) + block.selection_bias > 0).T
-        probabilities = torch.softmax(logits, dim=-1).T
         weights = baselines.Weights(block.w_gate_up, block.w_down)
-        return baselines.authors_form(tokens, mask, probabilities, weights).view(hidden.shape)
+        return baselines.authors_form(tokens, logits, block.selection_bias, weights).view(hidden.shape)
 
 
 def with_published_blocks(denoiser: Denoiser, share: bool = True) -> Denoiser:

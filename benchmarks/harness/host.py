@@ -19,6 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from torch import Tensor
 
 from intermoe import backends
 from intermoe.benchmarks.harness import standin
-from intermoe.benchmarks.harness.timing import machine, peak_memory
-from intermoe.files import replacing
+from intermoe.benchmarks.harness.timing import Budget, machine, peak_memory, take_turns
+from intermoe.files import write_json
 from intermoe.kernels.contract import Experts, Kind, Needs, Route, Select
 from intermoe.ops.moe import moe
 
@@ -45,17 +46,18 @@ MODEL = {"S=9600": (9600, 768, 8, 1024, 64, None), "S=9600, static": (9600, 768,
 
 def least(calls: dict[str, Callable[[], object]], repeats: int = REPEATS, count: int = CALLS) -> dict[str, float]:
     """Least microseconds of CPU time of each call, over repeats that take turns."""
-    found = dict.fromkeys(calls, float("inf"))
     for call in calls.values():
         for _ in range(WARM_UPS):
             call()
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.process_time_ns()
-            for _ in range(count):
-                call()
-            found[name] = min(found[name], (time.process_time_ns() - start) / count / 1e3)
-    return found
+    clocks = {name: partial(_microseconds, call, count) for name, call in calls.items()}
+    return {name: min(taken) for name, taken in take_turns(clocks, Budget(0.0, repeats, repeats)).items()}
+
+
+def _microseconds(call: Callable[[], object], count: int) -> float:
+    start = time.process_time_ns()
+    for _ in range(count):
+        call()
+    return (time.process_time_ns() - start) / count / 1e3
 
 
 def _arguments(shape: tuple[Any, ...], dtype: torch.dtype) -> tuple[Route, Select, Experts]:
@@ -186,11 +188,9 @@ def main(arguments: list[str] | None = None) -> None:
     report = {"machine": machine(torch.device("cpu")).label, "torch": torch.__version__, "rows": measure()}
     if not isinstance(backends._loaded.get("triton"), ImportError):
         report["memory"] = {name: memory(shape) for name, shape in MODEL.items()}
-    text = json.dumps(report, indent=2)
-    print(text)
+    print(json.dumps(report, indent=2))
     if options.out is not None:
-        with replacing(options.out) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_json(options.out, report)
 
 
 if __name__ == "__main__":

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from intermoe.benchmarks.harness.timing import machine, name_of, thread_clock
+from intermoe.benchmarks.harness.timing import Budget, machine, name_of, take_turns, thread_seconds
 from intermoe.files import write_text
 from intermoe.kernels.native import fastest, library, products
 from intermoe.kernels.native.registry import CODES, call
@@ -45,12 +45,8 @@ def entries(kind: str, dtype: torch.dtype, rows: int, weight: tuple[int, int]) -
     weights = [torch.randn(weight).to(dtype) for _ in range(1 if kind == "sums" else WEIGHTS_IN_TURN)]
     of_each = [dict(_entries_of(kind, dtype, rows, w)) for w in weights]
     for name in of_each[0]:
-        yield name, _in_turn([found[name] for found in of_each])
-
-
-def _in_turn(calls: list[Entry]) -> Entry:
-    turns = itertools.cycle(calls)
-    return lambda: next(turns)()
+        turns = itertools.cycle(found[name] for found in of_each)
+        yield name, lambda turns=turns: next(turns)()  # type: ignore[misc]
 
 
 def _entries_of(kind: str, dtype: torch.dtype, rows: int, w: Tensor) -> Iterator[tuple[str, Entry]]:
@@ -71,17 +67,13 @@ def _entries_of(kind: str, dtype: torch.dtype, rows: int, w: Tensor) -> Iterator
         if (kind, name) == ("packed", "own"):
             yield name, _own(left, products._pack(w, paired=False), out)
         else:
-            yield name, _bound(name, left, right, out)
+            yield name, partial(products.run, name, left, right, out)
     if kind == "packed" and dtype != torch.float16 and products.has_units(dtype):
         held = torch.ops.mkldnn._reorder_linear_weight(w, rows)
         yield "onednn, packed", lambda: products._onednn(left, held, None)
     if kind == "packed" and dtype == torch.float32 and torch.backends.mkl.is_available():
         reordered = torch.ops.mkl._mkl_reorder_linear_weight(w, rows)
         yield "mkl, packed", lambda: torch.ops.mkl._mkl_linear(left, reordered, w, None, rows)
-
-
-def _bound(name: str, left: Tensor, right: Tensor, out: Tensor) -> Entry:
-    return lambda: products.run(name, left, right, out)
 
 
 def _own(left: Tensor, packed: Tensor, out: Tensor) -> Entry:
@@ -97,18 +89,11 @@ def rates(kind: str, dtype: torch.dtype, rows: int, weight: tuple[int, int], sec
 
 def timed(found: dict[str, Entry], rows: int, weight: tuple[int, int], seconds: float) -> dict[str, float]:
     """FLOP/s of entries that compute a product of these sizes, by the least time of each."""
-    clock = thread_clock()
-    least = dict.fromkeys(found, float("inf"))
     for entry in found.values():
         entry()
-    until, rounds = time.monotonic() + seconds, 0
-    while rounds < 3 or time.monotonic() < until:
-        rounds += 1
-        for name, entry in found.items():
-            began = clock()
-            entry()
-            least[name] = min(least[name], clock() - began)
-    return {name: 2 * rows * weight[0] * weight[1] / least[name] for name in found}
+    clocks = {name: partial(thread_seconds, entry) for name, entry in found.items()}
+    times = take_turns(clocks, Budget(seconds, max_rounds=1_000_000))
+    return {name: 2 * rows * weight[0] * weight[1] / min(taken) for name, taken in times.items()}
 
 
 def limits(found: dict[int, list[dict[str, float]]]) -> fastest.Limits:

@@ -13,7 +13,7 @@ import torch
 
 from intermoe import backends
 from intermoe.benchmarks import models
-from intermoe.benchmarks.forms import PERSONS, Inputs, draw
+from intermoe.benchmarks.forms import PERSONS, draw
 from intermoe.benchmarks.grid import SMALL
 from intermoe.benchmarks.harness.case import Scope
 from intermoe.benchmarks.harness.report import si
@@ -66,8 +66,7 @@ def calls(scope: Scope) -> dict[str, Callable[[], object]]:
     """What is profiled, by the name of its files."""
     dtype = torch.bfloat16 if scope.device.type == "cuda" else torch.float32
     shape = SMALL if scope.quick else Shape(9600 if scope.device.type == "cuda" else 4800)
-    inputs = draw(shape, dtype, scope.device)
-    leaves = Inputs(*(value.detach().requires_grad_(i != 5) for i, value in enumerate(inputs)))
+    leaves = draw(shape, dtype, scope.device).leaves()
     config = models.TINY if scope.quick else models.PUBLISHED
     denoiser = models.build_denoiser(config, dtype, scope.device)
     arguments = models.denoiser_inputs(config, 2, PERSONS, models.FRAMES, dtype, scope.device)

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from intermoe.benchmarks.harness import goals
 from intermoe.benchmarks.harness.timing import Ceilings, Machine
 from intermoe.config import Config
-from intermoe.files import replacing
+from intermoe.files import write_json, write_text
 
 SCHEMA = 1
 OURS = ("native", "triton", "reference")
 """Entries that are this package's backends, whatever follows their name."""
-
-COLUMNS = (
-    "case", "entry", "median", "middle 80 %", "ratio", "tokens/s", "FLOP/s", "of bound", "peak memory", "host reads",
-    "s per s", "difference",
-)  # fmt: skip
 
 
 def case_name(step: str, call: str, dtype: str, shape: Mapping[str, float]) -> str:
@@ -116,10 +110,8 @@ class Report(Config):
         """Write ``<folder>/<device>/<date>.json`` and the table beside it. Returns the JSON file."""
         path = Path(folder, self.machine.label, f"{self.date.replace(':', '')}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        with replacing(path.with_suffix(".md")) as temporary:
-            temporary.write_text(markdown(self), encoding="utf-8")
+        write_json(path, self.to_dict())
+        write_text(path.with_suffix(".md"), markdown(self))
         return path
 
 
@@ -180,26 +172,26 @@ def line(report: Report, case: str) -> str:
     return f"{case}: {', '.join([*found, *failed, *whole])}"
 
 
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "case": lambda row: row.case,
+    "entry": lambda row: row.entry + (f" ({row.note})" if row.note else ""),
+    "median": lambda row: si(row.median, "s"),
+    "middle 80 %": lambda row: f"{si(row.low, 's')} – {si(row.high, 's')}",
+    "ratio": lambda row: f"{row.ratio:.2f}",
+    "tokens/s": lambda row: si(row.tokens_per_second, ""),
+    "FLOP/s": lambda row: si(row.flop_per_second, ""),
+    "of bound": lambda row: "" if row.bound_share is None else f"{row.bound_share:.0%}",
+    "peak memory": lambda row: si(row.peak_bytes, "B"),
+    "host reads": lambda row: "" if row.host_reads is None else str(row.host_reads),
+    "s per s": lambda row: "" if row.seconds_per_second is None else f"{row.seconds_per_second:.3g}",
+    "difference": lambda row: "" if row.difference is None else f"{row.difference:.1e}",
+}
+
+
 def table(rows: Iterable[Row]) -> list[str]:
     """A Markdown table of rows; the ratio is to the case's first entry, and above 1 means slower than it."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    for row in rows:
-        cells = [
-            row.case,
-            row.entry + (f" ({row.note})" if row.note else ""),
-            si(row.median, "s"),
-            f"{si(row.low, 's')} – {si(row.high, 's')}",
-            f"{row.ratio:.2f}",
-            si(row.tokens_per_second, ""),
-            si(row.flop_per_second, ""),
-            "" if row.bound_share is None else f"{row.bound_share:.0%}",
-            si(row.peak_bytes, "B"),
-            "" if row.host_reads is None else str(row.host_reads),
-            "" if row.seconds_per_second is None else f"{row.seconds_per_second:.3g}",
-            "" if row.difference is None else f"{row.difference:.1e}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    return lines + [f"| {' | '.join(cell(row) for cell in COLUMNS.values())} |" for row in rows]
 
 
 @dataclass(frozen=True)

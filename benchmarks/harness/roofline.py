@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from intermoe.benchmarks.harness import work
 from intermoe.files import write_json
 from intermoe.kernels.triton import aot, configs
 from intermoe.kernels.triton.aot import DIM, EXPERT_DIM, NUM_EXPERTS, Resources
@@ -93,39 +94,40 @@ class Line:
     predicted: float
 
 
+PRODUCTS = {
+    "up": (DIM, EXPERT_DIM, 2),
+    "down": (EXPERT_DIM, DIM, 1),
+    "grad_hidden": (DIM, EXPERT_DIM, 1),
+    "grad_pairs": (2 * EXPERT_DIM, DIM, 1),
+    "grad_weight up": (2 * EXPERT_DIM, DIM, 1),
+    "grad_weight down": (DIM, EXPERT_DIM, 1),
+}
+"""In the order of ``work``: what is summed over, how wide the result is, and products of a tile; of a weight's
+gradient, whose sum is over rows, its height and width."""
+
+
 def grouped(name: str, architecture: int, precision: str, tokens: int) -> Launch:
     """A grouped product, its kernel the first word, with as many pairs as tokens, spread evenly over the experts."""
     product = (name, architecture, precision, tokens)
     kernel, tile = _tile(product)
-    element = 2 if precision == "half" else 4
-    pairs, rows = tokens, tokens / NUM_EXPERTS
-    weights = NUM_EXPERTS * DIM * EXPERT_DIM * element
+    element, rows = 2 if precision == "half" else 4, tokens / NUM_EXPERTS
+    shape = work.Shape(tokens, DIM, NUM_EXPERTS, EXPERT_DIM)
+    steps = work.experts(shape, element, "inference" not in name) + work.experts_backward(shape, element)
+    counted = dict(zip(PRODUCTS, steps, strict=True))[name.removesuffix(" inference")]
+    moved = counted.bytes
+    if kernel == "grad_hidden":  # the activation's gradient is a pass of its own here
+        moved -= 4 * tokens * EXPERT_DIM * element
+    inner, outer, products = PRODUCTS[name.removesuffix(" inference")]
     if kernel == "grad_weight":
-        height, width = (2 * EXPERT_DIM, DIM) if name.endswith("up") else (DIM, EXPERT_DIM)
         padded = math.ceil(rows / tile.block_k) * tile.block_k
-        programs = NUM_EXPERTS * math.ceil(height / tile.block_m) * math.ceil(width / tile.block_n)
-        moved = (pairs * (height + width) + NUM_EXPERTS * height * width) * element
+        programs = NUM_EXPERTS * math.ceil(inner / tile.block_m) * math.ceil(outer / tile.block_n)
         loaded = programs * padded * (tile.block_m + tile.block_n) * element
-        flops = 2 * pairs * height * width
-        return Launch(name, flops, flops * padded / rows, moved, loaded, programs, product)
-    inner, outer, products = {
-        "up": (DIM, EXPERT_DIM, 2),
-        "down": (EXPERT_DIM, DIM, 1),
-        "grad_hidden": (DIM, EXPERT_DIM, 1),
-        "grad_pairs": (2 * EXPERT_DIM, DIM, 1),
-    }[kernel]
+        return Launch(name, counted.flop, counted.flop * padded / rows, moved, loaded, programs, product)
     row_tiles = NUM_EXPERTS * math.ceil(rows / tile.block_m)
     programs = row_tiles * math.ceil(outer / tile.block_n)
-    flops = 2 * pairs * inner * outer * products
-    extra = {  # activations beside the product's own input: written and read in the epilogue
-        "up": pairs * EXPERT_DIM * (1 if "inference" in name else 3),
-        "down": pairs * DIM,
-        "grad_hidden": pairs * EXPERT_DIM,
-        "grad_pairs": pairs * DIM,
-    }[kernel]
-    moved = (pairs * inner + extra) * element + weights * (2 if kernel in ("up", "grad_pairs") else 1)
     loaded = programs * inner * (tile.block_m + products * tile.block_n) * element
-    return Launch(name, flops, flops * row_tiles * tile.block_m / pairs, moved, loaded, programs, product)
+    padded_flop = counted.flop * row_tiles * tile.block_m / tokens
+    return Launch(name, counted.flop, padded_flop, moved, loaded, programs, product)
 
 
 def streaming(name: str, tensors: float, precision: str, tokens: int, width: int = DIM) -> Launch:

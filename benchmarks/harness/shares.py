@@ -21,15 +21,16 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from intermoe import backends
 from intermoe.benchmarks import models
-from intermoe.benchmarks.forms import Inputs, draw, published
+from intermoe.benchmarks.forms import Form, Inputs, draw, forward, ours, published, training
 from intermoe.benchmarks.harness import products, work
-from intermoe.benchmarks.harness.case import WrongResult, relative, tolerance
-from intermoe.benchmarks.harness.goals import AUTHORS
+from intermoe.benchmarks.harness.case import Contest, Outputs, WrongResult, checked, tolerance
+from intermoe.benchmarks.harness.goals import AUTHORS, Bound, least, most
 from intermoe.benchmarks.harness.timing import (
+    Budget,
+    Call,
     Summary,
     largest_allocation,
     machine,
@@ -37,7 +38,8 @@ from intermoe.benchmarks.harness.timing import (
     peak_memory,
     ratios,
     summarise,
-    thread_clock,
+    take_turns,
+    thread_seconds,
 )
 from intermoe.files import write_text
 from intermoe.kernels.native import products as native
@@ -48,150 +50,136 @@ PRODUCT = "best product"
 PRODUCT_ROWS, PRODUCT_WEIGHT = 600, (2048, 768)
 TORCH = "every product through torch"
 
-Call = Callable[[], tuple[Tensor, ...]]
-
-
-class Goal(NamedTuple):
-    """What a ratio is to be: at least ``bound``, or at most it."""
-
-    bound: float
-    most: bool = False
-
-    def __str__(self) -> str:
-        return f"{'≤' if self.most else '≥'} {self.bound:g}"
-
 
 @dataclass(frozen=True)
-class Case:
-    """Entries that take turns; the first is ours, of ``flop`` operations in products."""
+class Comparison:
+    """A contest whose first entry is ours, and what its ratios are to be."""
 
     name: str
-    entries: dict[str, Call]
+    contest: Contest
     dtype: torch.dtype = torch.float32
-    flop: float = 0.0
-    share: Goal | None = None
+    share: Bound | None = None
     """of the best product's rate"""
-    times: Mapping[str, Goal | None] = field(default_factory=dict)
+    times: Mapping[str, Bound | None] = field(default_factory=dict)
     """by entry: how many times as long as ours it takes"""
-    bytes: Mapping[str, tuple[float, Goal | None]] = field(default_factory=dict)
+    bytes: Mapping[str, tuple[float, Bound | None]] = field(default_factory=dict)
     """ratios of memory, which are counted"""
+
+    @property
+    def flop(self) -> float:
+        return work.total(self.contest.work or ()).flop
 
 
 class Figure(NamedTuple):
-    """A line of the report: a ratio, the range of its middle 80 %, and what it is to be."""
+    """A line of the report: a ratio, and what it is to be."""
 
-    case: str
+    comparison: str
     what: str
-    value: float
-    low: float
-    high: float
-    goal: Goal | None
-
-    @property
-    def reached(self) -> bool | None:
-        if self.goal is None:
-            return None
-        return self.value <= self.goal.bound if self.goal.most else self.value >= self.goal.bound
+    found: Summary
+    bound: Bound | None
 
 
-def block(shape: work.Shape, dtype: torch.dtype, training: bool, share: Goal, authors: Goal | None) -> Case:
+def block(
+    shape: work.Shape, dtype: torch.dtype, with_backward: bool, share: Bound, authors: Bound | None
+) -> Comparison:
     """The operation forward, or with the gradients of everything that has one, beside the authors' form."""
     x, grad = _inputs(shape, dtype), torch.randn(shape.tokens, shape.dim).to(dtype)
-    forms: dict[str, Callable[[Inputs], Tensor]] = {"ours": lambda x: moe(*x.steps()).out}
-    if authors is not None:
-        forms[AUTHORS] = published
-    step = partial(_trained, x, grad) if training else partial(_inferred, x)
-    entries: dict[str, Call] = {name: partial(step, form) for name, form in forms.items()}
-    _agree(entries["ours"], partial(step, lambda x: moe(*x.steps(), backend="reference").out), dtype)
-    flop = sum(step.flop for step in work.moe(shape, dtype.itemsize, training))
-    name = f"{'forward + backward' if training else 'forward'} S={shape.tokens} {name_of(dtype)}"
-    return Case(name, entries, dtype, flop, share, {} if authors is None else {AUTHORS: authors})
+
+    def entry(form: Form) -> Call:
+        return training(form, [x], [grad]) if with_backward else forward(form, [x])
+
+    entries = {"ours": entry(ours())} | ({} if authors is None else {AUTHORS: entry(Form(published))})
+    counted = work.moe(shape, dtype.itemsize, with_backward)
+    contest = Contest(entries, partial(entry(ours("reference")), 0), tolerance(dtype), counted)
+    name = f"{'forward + backward' if with_backward else 'forward'} S={shape.tokens} {name_of(dtype)}"
+    return Comparison(name, contest, dtype, share, {} if authors is None else {AUTHORS: authors})
 
 
-def denoiser(dtype: torch.dtype, share: Goal, faster: Goal, config: models.DenoiserConfig = models.PUBLISHED) -> Case:
+def denoiser(
+    dtype: torch.dtype, share: Bound, faster: Bound, config: models.DenoiserConfig = models.PUBLISHED
+) -> Comparison:
     """A call of the denoiser with guidance, of two persons and 10 seconds."""
     network = models.build_denoiser(config, dtype, CPU).requires_grad_(False)
     inputs = models.denoiser_inputs(config, 2, 2, models.FRAMES, dtype, CPU)
-    (counted,) = models.counted(lambda: network(*inputs), network)
 
-    def through_torch() -> tuple[Tensor, ...]:
+    @torch.no_grad()
+    def call(_: int) -> Outputs:
+        return (network(*inputs),)
+
+    def through_torch(_: int) -> Outputs:
         with mock.patch.object(native, "choice", return_value="torch"):
-            return (network(*inputs),)
+            return call(0)
 
-    entries = {"ours": lambda: (network(*inputs),), TORCH: through_torch}
-    with backends.use("reference"):
-        expected = network(*inputs)
-    _agree(entries["ours"], lambda: (expected,), dtype, 10 if dtype == torch.float32 else 2)
-    return Case(f"denoiser with guidance {name_of(dtype)}", entries, dtype, counted.flop, share, {TORCH: faster})
+    expected = models.on("reference", partial(call, 0))
+    allowed = (10 if dtype == torch.float32 else 2) * tolerance(dtype)
+    counted = models.counted(lambda: network(*inputs), network)
+    contest = Contest({"ours": call, TORCH: through_torch}, lambda: expected(0), allowed, counted)
+    return Comparison(f"denoiser with guidance {name_of(dtype)}", contest, dtype, share, {TORCH: faster})
 
 
-def frozen(shape: work.Shape) -> Case:
+def frozen(shape: work.Shape) -> Comparison:
     """The backward alone where the experts' weights need no gradient, beside the trained one."""
     x, grad = _inputs(shape, torch.float32), torch.randn(shape.tokens, shape.dim)
 
-    def backward(trained: bool) -> Call:
-        names = ("selection_bias", *(() if trained else ("w_gate_up", "w_down")))
-        leaves = _leaves(x, names)
+    def backward(*without: str) -> Call:
+        leaves = x.leaves(*without)
         out, wanted = moe(*leaves.steps()).out, [leaf for leaf in leaves if leaf.requires_grad]
-        return lambda: torch.autograd.grad(out, wanted, grad, retain_graph=True)
+        return lambda _: torch.autograd.grad(out, wanted, grad, retain_graph=True)
 
-    entries = {"frozen": backward(False), "trained": backward(True)}
-    _agree(entries["frozen"], lambda: entries["trained"]()[:5], torch.float32)
-    weight = min(w.numel() * w.element_size() for w in (x.w_gate_up, x.w_down))
-    largest = largest_allocation(lambda _: entries["frozen"]()) / weight
-    return Case(
-        f"backward of frozen experts S={shape.tokens} float32",
+    entries = {"frozen": backward("w_gate_up", "w_down"), "trained": backward()}
+    contest = Contest(
         entries,
-        times={"trained": Goal(1 / 0.6)},
-        bytes={"largest allocation, of the smallest weight": (largest, Goal(0.99, most=True))},
+        lambda: entries["trained"](0)[:5],
+        tolerance(torch.float32),
+        others={"trained": "gradients of the weights too"},
+    )
+    largest = largest_allocation(entries["frozen"]) / min(x.w_gate_up.nbytes, x.w_down.nbytes)
+    return Comparison(
+        f"backward of frozen experts S={shape.tokens} float32",
+        contest,
+        times={"trained": least(1 / 0.6)},
+        bytes={"largest allocation, of the smallest weight": (largest, most(0.99))},
     )
 
 
-def recomputed(shape: work.Shape) -> Case:
+def recomputed(shape: work.Shape) -> Comparison:
     """Forward and backward where the activations are computed again, expert by expert."""
     x, grad = _inputs(shape, torch.float32), torch.randn(shape.tokens, shape.dim)
-    forms = {
-        "ours": lambda x: moe(*x.steps(recompute=True)).out,
-        "activations kept": lambda x: moe(*x.steps()).out,
-        AUTHORS: published,
-    }
-    entries = {name: partial(_trained, x, grad, form) for name, form in forms.items()}
-    _agree(entries["ours"], entries["activations kept"], torch.float32)
-    peaks = {name: peak_memory(lambda _, entry=entry: entry(), CPU) for name, entry in entries.items()}
-    held = {f"peak memory, of {name}": (peaks["ours"] / peaks[name], None) for name in list(forms)[1:]}
-    return Case(
+    kept = "activations kept"
+    forms = {"ours": ours(recompute=True), kept: ours(), AUTHORS: Form(published)}
+    entries = {name: training(form, [x], [grad]) for name, form in forms.items()}
+    peaks = {name: (entry(0), peak_memory(entry, CPU))[1] for name, entry in entries.items()}
+    del entries[AUTHORS]  # of which only the memory counts
+    return Comparison(
         f"recompute, forward + backward S={shape.tokens} float32",
-        dict(list(entries.items())[:2]),
-        times={"activations kept": None},
-        bytes=held,
+        Contest(entries, partial(entries[kept], 0), tolerance(torch.float32)),
+        times={kept: None},
+        bytes={f"peak memory, of {name}": (peaks["ours"] / peaks[name], None) for name in (kept, AUTHORS)},
     )
 
 
-def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
+def comparisons() -> Iterator[tuple[str, Callable[[], Comparison]]]:
     """By name, each to be prepared when its turn comes."""
     for tokens in (300, 4800):
         for dtype in (torch.float32, torch.bfloat16):
             single = dtype == torch.float32
-            forward = Goal(0.65 if tokens == 300 else 0.85)
             # without units for bfloat16 the authors' products take minutes
-            authors = Goal(3.0) if single or native.has_units(dtype) else None
-            shape = work.Shape(tokens)
-            yield f"forward S={tokens} {name_of(dtype)}", partial(block, shape, dtype, False, forward, authors)
+            authors = least(3.0) if single or native.has_units(dtype) else None
+            shape, name = work.Shape(tokens), f"S={tokens} {name_of(dtype)}"
+            share = least(0.65 if tokens == 300 else 0.85)
+            yield f"forward {name}", partial(block, shape, dtype, False, share, authors)
             if tokens == 4800:
-                both = Goal(0.75 if single else 0.8)
-                yield (
-                    f"forward + backward S={tokens} {name_of(dtype)}",
-                    partial(block, shape, dtype, True, both, authors),
-                )
-    yield "denoiser with guidance float32", partial(denoiser, torch.float32, Goal(0.6), Goal(2.2))
-    yield "denoiser with guidance bfloat16", partial(denoiser, torch.bfloat16, Goal(0.55), Goal(2.0))
+                share = least(0.75 if single else 0.8)
+                yield f"forward + backward {name}", partial(block, shape, dtype, True, share, authors)
+    yield "denoiser with guidance float32", partial(denoiser, torch.float32, least(0.6), least(2.2))
+    yield "denoiser with guidance bfloat16", partial(denoiser, torch.bfloat16, least(0.55), least(2.0))
     yield "frozen experts", partial(frozen, work.Shape(4800))
     yield "recompute", partial(recomputed, work.Shape(4800))
 
 
-def best_product(dtype: torch.dtype) -> tuple[str, Call, float]:
+def best_product(dtype: torch.dtype) -> tuple[str, Callable[[], object], float]:
     """Name, call and operations of the fastest product with a weight that does not change, of all libraries."""
-    found: dict[str, tuple[float, Call]] = {}
+    found: dict[str, tuple[float, Callable[[], object]]] = {}
     for kind in {torch.float32, dtype} if native.has_units(dtype) else {torch.float32}:
         entries = dict(products.entries("packed", kind, PRODUCT_ROWS, PRODUCT_WEIGHT))
         rates = products.timed(entries, PRODUCT_ROWS, PRODUCT_WEIGHT, seconds=0.5)
@@ -200,52 +188,47 @@ def best_product(dtype: torch.dtype) -> tuple[str, Call, float]:
     return name, found[name][1], 2.0 * PRODUCT_ROWS * PRODUCT_WEIGHT[0] * PRODUCT_WEIGHT[1]
 
 
-def take_turns(entries: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every entry in every round, after two calls of each: in the first, weights are packed."""
-    clock = thread_clock()
-    times: dict[str, list[float]] = {name: [] for name in entries}
-    for count in range(-2, rounds):
-        for name, entry in entries.items():
-            taken = []
-            for _ in range(3 if name == PRODUCT else 1):  # a ceiling has its factors near
-                began = clock()
-                entry()
-                taken.append(clock() - began)
-            if count >= 0:
-                times[name].append(min(taken))
-    return times
+def least_of_three(call: Callable[[], object]) -> float:
+    """Seconds of a ceiling, which has its factors near."""
+    return min(thread_seconds(call) for _ in range(3))
 
 
-def figures(case: Case, times: dict[str, list[float]], product_flop: float) -> list[Figure]:
-    """The ratios of a case from the seconds of its entries and of ``PRODUCT``."""
-    ours = times[next(iter(case.entries))]
-    made = []
-    if case.share is not None:
-        share = ratios([case.flop / product_flop * seconds for seconds in times[PRODUCT]], ours)
-        made.append(_figure(case, f"share of the {PRODUCT}", share, case.share))
-    for name, goal in case.times.items():
-        made.append(_figure(case, f"time of {name}, in ours", ratios(times[name], ours), goal))
-    made += [Figure(case.name, what, value, value, value, goal) for what, (value, goal) in case.bytes.items()]
+def figures(comparison: Comparison, times: Mapping[str, list[float]], product_flop: float) -> list[Figure]:
+    """The ratios of a comparison from the seconds of its entries and of ``PRODUCT``."""
+    made, mine = [], times[next(iter(comparison.contest.entries))]
+    if comparison.share is not None:
+        share = ratios([comparison.flop / product_flop * seconds for seconds in times[PRODUCT]], mine)
+        made.append(Figure(comparison.name, f"share of the {PRODUCT}", share, comparison.share))
+    for name, bound in comparison.times.items():
+        made.append(Figure(comparison.name, f"time of {name}, in ours", ratios(times[name], mine), bound))
+    for what, (value, bound) in comparison.bytes.items():
+        made.append(Figure(comparison.name, what, summarise([value]), bound))
     return made
 
 
-def _figure(case: Case, what: str, found: Summary, goal: Goal | None) -> Figure:
-    return Figure(case.name, what, found.median, found.low, found.high, goal)
+def measure(comparison: Comparison, rounds: int) -> tuple[list[Figure], str]:
+    """The figures, and a line that says how fast both sides were.
 
-
-def measure(case: Case, rounds: int) -> tuple[list[Figure], str]:
-    """The figures, and a line that says how fast both sides were."""
-    name, product, flop = best_product(case.dtype)
-    entries = {**case.entries, PRODUCT: product} if case.share is not None else case.entries
-    with torch.no_grad() if case.flop and "backward" not in case.name else torch.enable_grad():
-        times = take_turns(entries, rounds)
+    Raises:
+        WrongResult: an entry does not run, or does not compute what the reference computes.
+    """
+    calls, _ = checked(comparison.contest)
+    for name, reason in {**comparison.contest.skipped, **comparison.contest.failed}.items():
+        raise WrongResult(f"{comparison.name}, {name}: {reason}")
+    for call in calls.values():  # the second of each call: in the first, weights are packed
+        call(0)
+    product, ceiling, flop = best_product(comparison.dtype)
+    clocks = {name: partial(thread_seconds, partial(call, 0)) for name, call in calls.items()}
+    if comparison.share is not None:
+        clocks[PRODUCT] = partial(least_of_three, ceiling)
+    times = take_turns(clocks, Budget(0.0, rounds, rounds))
     medians = {entry: summarise(values).median for entry, values in times.items()}
     told = [f"{entry} {1e3 * seconds:.1f} ms" for entry, seconds in medians.items() if entry != PRODUCT]
-    if case.share is not None:
-        rate = flop / medians[PRODUCT]
-        ours = case.flop / medians[next(iter(case.entries))]
-        told.append(f"{ours / 1e9:.0f} of {rate / 1e9:.0f} GFLOP/s ({name})")
-    return figures(case, times, flop), f"{case.name}: {', '.join(told)}; load {os.getloadavg()[0]:.0f}"
+    if comparison.share is not None:
+        mine = comparison.flop / medians[next(iter(calls))]
+        told.append(f"{mine / 1e9:.0f} of {flop / medians[PRODUCT] / 1e9:.0f} GFLOP/s ({product})")
+    note = f"{comparison.name}: {', '.join(told)}; load {os.getloadavg()[0]:.0f}"
+    return figures(comparison, times, flop), note
 
 
 def _inputs(shape: work.Shape, dtype: torch.dtype) -> Inputs:
@@ -254,30 +237,7 @@ def _inputs(shape: work.Shape, dtype: torch.dtype) -> Inputs:
     return x._replace(w_gate_up=nn.Parameter(x.w_gate_up), w_down=nn.Parameter(x.w_down))
 
 
-def _inferred(x: Inputs, form: Callable[[Inputs], Tensor]) -> tuple[Tensor, ...]:
-    with torch.no_grad():
-        return (form(x),)
-
-
-def _leaves(x: Inputs, without: tuple[str, ...]) -> Inputs:
-    return Inputs(*(t.detach().requires_grad_(n not in without) for n, t in zip(x._fields, x, strict=True)))
-
-
-def _trained(x: Inputs, grad: Tensor, form: Callable[[Inputs], Tensor]) -> tuple[Tensor, ...]:
-    leaves = _leaves(x, ("selection_bias",))
-    with torch.enable_grad():
-        out = form(leaves)
-        return (out.detach(), *torch.autograd.grad(out, [leaf for leaf in leaves if leaf.requires_grad], grad))
-
-
-def _agree(call: Call, expected: Call, dtype: torch.dtype, slack: float = 1.0) -> None:
-    """Raise ``WrongResult`` where results differ by more than the dtype allows."""
-    worst = max(relative(a, b) for a, b in zip(call(), expected(), strict=True))
-    if not worst <= slack * tolerance(dtype):  # NaN fails too
-        raise WrongResult(f"relative difference {worst:.1e} exceeds {slack * tolerance(dtype):.1e}, not timed")
-
-
-def report(found: list[Figure], notes: list[str]) -> str:
+def report(made: list[Figure], notes: list[str]) -> str:
     """Markdown."""
     lines = [
         f"# Shares on {native.machine()}, {torch.get_num_threads()} thread(s)",
@@ -289,11 +249,10 @@ def report(found: list[Figure], notes: list[str]) -> str:
         "| case | what | goal | measured | range | reached |",
         "|---|---|---|---|---|---|",
     ]
-    for f in found:
-        reached = {True: "yes", False: "no", None: ""}[f.reached]
-        lines.append(
-            f"| {f.case} | {f.what} | {f.goal or ''} | {f.value:.3g} | {f.low:.3g} to {f.high:.3g} | {reached} |"
-        )
+    for name, what, found, bound in made:
+        reached = "" if bound is None else "yes" if bound.holds(found.median) else "no"
+        cells = name, what, str(bound or ""), f"{found.median:.3g}", f"{found.low:.3g} to {found.high:.3g}", reached
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
 
 
@@ -307,16 +266,14 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    found: list[Figure] = []
+    made: list[Figure] = []
     notes: list[str] = []
-    for name, prepare in cases():
+    for name, prepare in comparisons():
         if all(word in name for word in options.match):
-            made, note = measure(prepare(), options.rounds)
-            found, notes = found + made, [*notes, note]
-            print(
-                note, *(f"  {f.what}: {f.value:.3g} ({f.low:.3g} to {f.high:.3g})" for f in made), sep="\n", flush=True
-            )
-    text = report(found, notes)
+            new, note = measure(prepare(), options.rounds)
+            made, notes = made + new, [*notes, note]
+            print(note, flush=True)
+    text = report(made, notes)
     print(text)
     if options.out is not None:
         write_text(options.out, text)

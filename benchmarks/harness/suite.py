@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import gc
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -52,38 +52,26 @@ def prepare(scope: Scope) -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def measure(
-    scope: Scope,
-    todo: list[Case],
-    *,
-    progress: Callable[[int, int, str], None] | None = None,
-    done: Callable[[Case, Report], None] | None = None,
-) -> Report:
-    """Run cases, as ``cases`` lists them. What fails is in the report; the other cases are measured.
+def measure(scope: Scope, todo: list[Case]) -> Iterator[Report]:
+    """Run cases, as ``cases`` lists them: the report so far, at first without any, then after each.
 
-    Args:
-        progress: called as ``progress(done, total, what comes next)``.
-        done: called after each case with the report so far, so that a run that is cut leaves what it has.
+    What fails is in the report, and the other cases are measured, unless the device is lost.
     """
     prepare(scope)
     limits = ceilings(scope.device, scope.dtypes, small=scope.quick)
     report = assemble(scope, (), (), limits, len(todo))  # clocks as found under the load of the ceilings
-    for number, case in enumerate(todo):
-        if progress is not None:
-            progress(number, len(todo), case.name)
+    yield report
+    for case in todo:
         try:
             rows, without = run(case, scope, limits)
         except DeviceLost as error:
             found = (*report.skipped, Skipped(case.name, "all", f"the device is lost: {error}", failed=True))
-            return replace(report, skipped=found)
+            yield replace(report, skipped=found)
+            return
         skipped = tuple(dict.fromkeys((*report.skipped, *without)))
-        report = replace(report, rows=(*report.rows, *rows), skipped=skipped, to_do=len(todo) - number - 1)
-        if done is not None:
-            done(case, report)
+        report = replace(report, rows=(*report.rows, *rows), skipped=skipped, to_do=report.to_do - 1)
+        yield report
         release(scope.device)
-    if progress is not None:
-        progress(len(todo), len(todo), "done")
-    return report
 
 
 def release(device: torch.device) -> None:

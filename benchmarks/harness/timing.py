@@ -71,40 +71,40 @@ def clock(call: Call, device: torch.device, sets: int = 1, repeats: int = 1) -> 
     return start.elapsed_time(end) / 1e3 / (sets * repeats)
 
 
-def thread_clock() -> Callable[[], float]:
-    """Seconds of this thread's own time where torch has only one, which others do not lengthen; else by the wall."""
-    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+def thread_seconds(call: Callable[[], object]) -> float:
+    """Of one call: this thread's own where torch has only one, which others do not lengthen; else by the wall."""
+    now = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    began = now()
+    call()
+    return now() - began
 
 
-def take_turns(
-    calls: Mapping[str, Call], device: torch.device, budget: Budget, sets: int = 1
-) -> dict[str, list[float]]:
-    """Seconds of every call in every round; the first of a round changes from round to round.
-
-    Every call has run on input set 0 before. On CUDA each runs on the other sets too before it is timed, because a
-    kernel may be compiled anew for the number of pairs of another set.
-    """
-    names = list(calls)
+def take_turns(clocks: Mapping[str, Callable[[], float]], budget: Budget) -> dict[str, list[float]]:
+    """What every clock told in every round; the first of a round changes from round to round."""
+    names = list(clocks)
     times: dict[str, list[float]] = {name: [] for name in names}
-    repeats = {name: _repeats(call, device, sets) for name, call in calls.items()}
     until = time.monotonic() + budget.seconds
     for count in range(budget.max_rounds):
         if count >= budget.min_rounds and time.monotonic() > until:
             break
         turn = count % len(names)
         for name in names[turn:] + names[:turn]:
-            times[name].append(clock(calls[name], device, sets, repeats[name]))
+            times[name].append(clocks[name]())
     return times
 
 
-def _repeats(call: Call, device: torch.device, sets: int) -> int:
-    """How often to go through the input sets between two events, so that ``WINDOW`` lies between them."""
+def clock_of(call: Call, device: torch.device, sets: int = 1) -> Callable[[], float]:
+    """Seconds of one call, each time it is asked. The call has run on input set 0 before.
+
+    On CUDA it runs on the other sets too before it is timed, because a kernel may be compiled anew for the number of
+    pairs of another set; then through all sets so often that ``WINDOW`` lies between two events.
+    """
     if device.type != "cuda":
-        return 1
+        return partial(clock, call, device)
     for number in range(1, sets):
         call(number)
-    seconds = clock(call, device, sets)
-    return min(max(math.ceil(WINDOW / (seconds * sets)), 1), 100)
+    repeats = math.ceil(WINDOW / (clock(call, device, sets) * sets))
+    return partial(clock, call, device, sets, min(max(repeats, 1), 100))
 
 
 @dataclass(frozen=True)

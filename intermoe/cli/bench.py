@@ -11,8 +11,7 @@ import typer
 from intermoe.cli.common import DeviceOption, check_folder, print_table, progress_bar, reported, usable_device
 
 if TYPE_CHECKING:
-    from intermoe.benchmarks.harness.case import Case, Scope
-    from intermoe.benchmarks.harness.report import Report
+    from intermoe.benchmarks.harness.case import Scope
 
 
 def bench(
@@ -59,19 +58,14 @@ def _measure(scope: Scope, only: tuple[str, ...], match: tuple[str, ...], out: P
     figure.check()
     with progress_bar() as bar:
         task = bar.add_task("ceilings", total=None)
-
-        def done(case: Case, report: Report) -> None:
-            report.save(out)  # a run that is cut leaves what it has measured
-            if not bar.console.is_terminal:
-                typer.echo(f"[{len(todo) - report.to_do}/{len(todo)}] {reports.line(report, case.name)}", err=True)
-
-        report = suite.measure(
-            scope,
-            todo,
-            progress=lambda done, total, name: bar.update(task, completed=done, total=total, description=name),
-            done=done,
-        )
-    path = report.save(out)
+        told = 0
+        for report in suite.measure(scope, todo):
+            done = len(todo) - report.to_do
+            bar.update(task, completed=done, total=len(todo), description=todo[done].name if report.to_do else "done")
+            path = report.save(out)  # a run that is cut leaves what it has measured
+            if done > told and not bar.console.is_terminal:
+                typer.echo(f"[{done}/{len(todo)}] {reports.line(report, todo[told].name)}", err=True)
+            told = done
     for row in reports.table(report.rows):
         typer.echo(row)
     if judged := goals.judge(report):
