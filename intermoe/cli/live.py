@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,7 +67,7 @@ def live(
             with free_stem(out, words) as stem:
                 return save_take(f"{stem}{FORMATS[format].suffix}", take)
 
-        with serving(port) as server:
+        with half_the_cores(), serving(port) as server:
             page = LivePage(
                 server,
                 motion,
@@ -80,6 +83,23 @@ def live(
                 page.run()
             except KeyboardInterrupt:
                 typer.echo("")
+
+
+@contextmanager
+def half_the_cores() -> Iterator[None]:
+    """Compute on half of the cores, or as many as OMP_NUM_THREADS says: browsers may draw on the others.
+
+    Threads that share a product wait for the last of them; two are slower than one where a browser draws on a core.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, before // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _can_be_written(format: str) -> bool:

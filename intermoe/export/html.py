@@ -9,31 +9,17 @@ from pathlib import Path
 from intermoe.export.format import Format
 from intermoe.export.take import Take
 from intermoe.files import replacing
+from intermoe.viz.browser import file_head
 from intermoe.viz.figures import PERSON_COLOURS
 from intermoe.viz.scene import Figures, serving, set_stage
 
 _STYLE = """<style>
-canvas { opacity: 1 !important; }  /* viser fades it in once it has prepared surroundings, which are not used */
 #caption { position: fixed; z-index: 10; top: 0; left: 0; right: 0; padding: 0.6em 0.8em; pointer-events: none;
   font: 16px/1.35 system-ui, sans-serif; color: rgb(46, 50, 60); }
 #caption p { margin: 0 0 0.3em; max-height: 5.4em; overflow: hidden; }
 #caption span { margin-right: 1em; white-space: nowrap; }
 #caption i { display: inline-block; width: 0.6em; height: 0.6em; margin-right: 0.4em; }
 </style>"""
-
-_SCRIPT = """<script>
-// Smooth edges are four samples a pixel, which a processor that draws feels.
-(() => {
-  const open = HTMLCanvasElement.prototype.getContext;
-  const probe = open.call(document.createElement("canvas"), "webgl2");
-  const told = probe && probe.getExtension("WEBGL_debug_renderer_info");
-  const drawer = told ? probe.getParameter(told.UNMASKED_RENDERER_WEBGL) : "";
-  if (!/swiftshader|llvmpipe|softpipe|basic render/i.test(drawer)) return;
-  HTMLCanvasElement.prototype.getContext = function (kind, options) {
-    return open.call(this, kind, kind.startsWith("webgl") ? { ...options, antialias: false } : options);
-  };
-})();
-</script>"""
 
 
 class Page:
@@ -76,7 +62,7 @@ def page(take: Take) -> str:
     head, rest = text.split("</head>", 1)
     head = re.sub("<title>.*?</title>", lambda _: f"<title>{escape(take.prompt or 'intermoe')}</title>", head, count=1)
     body, end = rest.rsplit("</body>", 1)
-    return f"{head}{_STYLE}{_SCRIPT}</head>{body}{caption}</body>{end}"
+    return f"{head}{file_head()}{_STYLE}</head>{body}{caption}</body>{end}"
 
 
 FORMAT = Format(".html", write, needs=("viser",), extra="view")

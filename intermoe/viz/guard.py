@@ -30,9 +30,20 @@ def refusal(headers: Mapping[str, str]) -> str | None:
     return None
 
 
+def with_head(response: Any, head: str) -> Any:
+    """An answer that is a page, with ``head`` as the last of its head; any other as it is."""
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        response.body = response.body.replace(b"</head>", head.encode() + b"</head>", 1)
+        del response.headers["Content-Length"]
+        response.headers["Content-Length"] = str(len(response.body))
+    return response
+
+
 @contextmanager
-def guarded() -> Iterator[None]:
+def guarded(head: str = "") -> Iterator[None]:
     """A viser server that is made in this block refuses what ``refusal`` names, and longer messages.
+
+    ``head`` is written into the head of its page.
 
     viser offers no place for it, so the function that opens its door is exchanged while it is made.
 
@@ -52,7 +63,10 @@ def guarded() -> Iterator[None]:
             reason = refusal(request.headers)
             if reason is not None:
                 return connection.respond(HTTPStatus.FORBIDDEN, reason)
-            return None if process_request is None else process_request(connection, request)
+            if "Accept-Encoding" in request.headers:
+                del request.headers["Accept-Encoding"]  # a packed page could not be written into
+            response = None if process_request is None else process_request(connection, request)
+            return response if response is None else with_head(response, head)
 
         return serve(*args, process_request=answer, **{**options, "max_size": MAX_MESSAGE})
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from intermoe.motion.rig import REST_POSE, at_rest
 from intermoe.motion.rotations import shortest_arc, to_quaternions, unit
 from intermoe.viz.body import Body, build_body
+from intermoe.viz.browser import served_head
 from intermoe.viz.camera import BODY_MARGIN, Array, frame_motion
 from intermoe.viz.colours import PAPER, Colour, linear
 from intermoe.viz.figures import TILE_METRES, TILES, tinted
@@ -271,7 +272,7 @@ def serving(port: int = 0) -> Iterator[viser.ViserServer]:
         ) from error
     server = None
     try:
-        with redirect_stdout(StringIO()), guarded():  # it greets, and standard output is for results
+        with redirect_stdout(StringIO()), guarded(served_head()):  # it greets, and standard output is for results
             server = viser.ViserServer(host="127.0.0.1", port=port, verbose=False)
         yield server
     finally:

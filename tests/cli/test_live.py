@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from intermoe.cli import app
+from intermoe.cli.live import half_the_cores
 
 pytest.importorskip("viser", reason="the page is viser's")
 
@@ -54,3 +56,21 @@ def test_a_page_goes_on_and_saves_until_it_is_interrupted(tmp_path: Path, monkey
     with np.load(file, allow_pickle=False) as archive:
         assert archive["joints"].shape == (2, 25, 22, 3)
         assert str(archive["prompt"]) == "Two people dance salsa."
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(None, 4), ("8", 8)])
+def test_browsers_have_half_of_the_cores(asked: str | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(8)
+        with half_the_cores():
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 8
+        torch.set_num_threads(1)
+        with half_the_cores():
+            assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from intermoe import export
-from intermoe.export import html
+from intermoe.viz import browser as told
 
 pytest.importorskip("viser", reason="pages of figures need viser")
 PROMPT = "two people <b>bow</b> & wave"
@@ -172,7 +172,7 @@ def test_edges_are_smooth_where_a_graphics_card_draws_and_fast_where_the_process
     opened_blank: Any, processor: bool
 ) -> None:
     """The script of a page touches WebGL's ``antialias`` alone, and only where the processor draws."""
-    script = html._SCRIPT if processor else html._SCRIPT.replace("swiftshader", "another")
+    script = told.file_head() if processor else told.file_head().replace("swiftshader", "another")
     opened_blank.set_content(f"<html><head>{script}</head><body></body></html>")
     smooth = opened_blank.evaluate(
         """() => ["webgl2", "webgl"].map(kind => document.createElement("canvas")
@@ -181,6 +181,33 @@ def test_edges_are_smooth_where_a_graphics_card_draws_and_fast_where_the_process
     )
     assert smooth == [[not processor, True]] * 2
     assert opened_blank.evaluate("() => document.createElement('canvas').getContext('2d') !== null")
+
+
+DRAW = """() => new Promise(done => {
+    const moments = [];
+    cancelAnimationFrame(requestAnimationFrame(() => done(["cancelled"])));
+    requestAnimationFrame(function draw(now) {
+        moments.push(now);
+        if (moments.length > 20) return done(moments);
+        const start = performance.now();
+        while (performance.now() - start < 40);
+        requestAnimationFrame(draw);
+    });
+    requestAnimationFrame(() => { throw new Error("one that fails"); });
+    requestAnimationFrame(() => moments.push(0));
+})"""
+"""Pictures of 40 ms each, beside others that are called off, fail, or end with the first."""
+
+
+@pytest.mark.parametrize("processor", [True, False])
+def test_a_served_page_pauses_where_the_processor_draws(opened_blank: Any, processor: bool) -> None:
+    """As long as a picture took: what makes the motion on this machine needs the processor, too."""
+    script = told.served_head() if processor else told.served_head().replace("swiftshader", "another")
+    opened_blank.set_content(f"<html><head>{script}</head><body></body></html>")
+    moments = np.array(opened_blank.evaluate(DRAW))
+    assert moments[1] == 0
+    between = np.diff(np.delete(moments, 1))
+    assert bool((between > 60).all()) == processor
 
 
 def test_a_page_of_300_frames_is_at_most_2_mb(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import viser
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from intermoe.viz.browser import served_head
 from intermoe.viz.guard import MAX_MESSAGE, refusal
 from intermoe.viz.live import LivePage
 from intermoe.viz.scene import serving
@@ -220,8 +221,10 @@ def test_a_server_refuses_strangers_and_huge_messages_and_goes_on() -> None:
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1009  # too big
         asked = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-        asked.request("GET", "/")
-        assert asked.getresponse().status == 200
+        asked.request("GET", "/", headers={"Accept-Encoding": "gzip"})
+        answer = asked.getresponse()
+        assert answer.status == 200
+        assert f"{served_head()}</head>" in answer.read().decode()
 
 
 def test_a_server_that_was_stopped_starts_again_at_its_address() -> None:
