@@ -285,8 +285,9 @@ def test_reading_a_note_of_another_model_is_an_error(hosts: dict[str, Any], tmp_
     config = replacement_config(replaced(hosts["torch"]))
     with pytest.raises(ValueError, match="expected some of the networks"):
         reapply_replacement(hosts["own"].build(), config, adapters=hosts["own"].adapters)
-    with pytest.raises(ValueError, match="config: expected what replacement_config returns"):
-        reapply_replacement(hosts["torch"].build(), {"version": 2})
+    for wrong in ({"version": 2, "feed_forward": {}}, {"version": 1}, {"feed_forward": {}}):
+        with pytest.raises(ValueError, match=r"expected what replacement_config returns \(version 1\), got"):
+            reapply_replacement(hosts["torch"].build(), wrong)
     dense = hosts["dit"].build()
     dense.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"without; use DiTTransformer2DModel.from_pretrained"):
