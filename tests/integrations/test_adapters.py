@@ -1,0 +1,108 @@
+"""What an adapter reads from the arguments of a host's block, by hand; and whose adapter a block gets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from intermoe.integrations import replace_feed_forward
+from intermoe.integrations.adapters import KNOWN, BlockAdapter, Condition, Mask, find_blocks
+from intermoe.integrations.feed_forward import MoEFeedForward, blocks_in
+
+VALID = torch.tensor([[True, True, False], [True, False, False]])
+
+
+def test_an_adapter_that_is_given_comes_before_the_known_one() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    own = BlockAdapter(nn.TransformerEncoderLayer, ("linear2",))
+    assert [adapter for *_, adapter in find_blocks(layer, [own])] == [own]
+    (known,) = [adapter for *_, adapter in find_blocks(layer, [])]
+    assert known in KNOWN
+    other = BlockAdapter("Nothing", ("linear2",))
+    assert [adapter for *_, adapter in find_blocks(layer, [other])] == [known]
+
+
+@pytest.mark.parametrize(
+    ("true_means", "mask"),
+    [
+        ("valid", VALID),
+        ("valid", VALID.long()),
+        ("padding", ~VALID),
+        ("padding", torch.where(VALID, 0.0, -torch.inf)),  # torch adds such ones to scores
+        ("additive", torch.where(VALID, 0.0, -10000.0)),
+        ("additive", torch.where(VALID, 0.0, -torch.inf)),
+    ],
+)
+def test_a_mask_says_which_tokens_are_valid(true_means: str, mask: Tensor) -> None:
+    reader = Mask("mask", true_means)
+    for shaped in (mask, mask[:, None]):
+        found = reader.valid({"mask": shaped}, (2, 3))
+        assert found is not None
+        assert torch.equal(found, VALID)
+    for pattern in (mask[:, :, None], mask[:, :2], mask[None], mask[:, None, None]):
+        assert reader.valid({"mask": pattern}, (2, 3)) is None, "a pattern of attention says nothing of tokens"
+    assert reader.valid({}, (2, 3)) is None
+    assert reader.valid({"mask": None}, (2, 3)) is None
+
+
+def test_a_condition_is_the_mean_of_what_is_valid() -> None:
+    values = torch.arange(12.0).view(2, 3, 2)
+    arguments = {"text": values, "mask": VALID}
+    plain = Condition("text", 2, sequence=True)
+    masked = Condition("text", 2, sequence=True, mean_over=Mask("mask"))
+    torch.testing.assert_close(plain.read(arguments), values.mean(dim=1))
+    torch.testing.assert_close(masked.read(arguments), torch.stack([values[0, :2].mean(dim=0), values[1, 0]]))
+    nothing = masked.read({"text": values, "mask": torch.zeros_like(VALID)})
+    assert nothing is not None
+    assert not nothing.any()
+    torch.testing.assert_close(masked.read({"text": values}), values.mean(dim=1))
+    assert Condition("text", 6).read({}) is None
+    torch.testing.assert_close(Condition("text", 6).read(arguments), values.reshape(2, 6))
+
+
+class Block(nn.Module):
+    """A residual network of a host's, routed on ``emb``; it can be asked for its network alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ff: Any = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return x + self.ff(x)
+
+
+def replaced(**options: Any) -> tuple[Block, MoEFeedForward]:
+    torch.manual_seed(0)
+    block = Block()
+    adapter = BlockAdapter(Block, ("ff",), {"emb": Condition("emb", 4)})
+    replace_feed_forward(block, adapters=[adapter], num_experts=2, expert_dim=8, **options)
+    assert isinstance(block.ff, MoEFeedForward)
+    return block, block.ff
+
+
+def test_arguments_of_a_call_are_those_of_no_other() -> None:
+    """After a block has returned its network knows no condition: what came before would be another sample's."""
+    block, network = replaced()
+    x = torch.randn(2, 3, 8)
+    block(x, torch.randn(2, 4))
+    with pytest.raises(RuntimeError, match="is routed on 'emb', but the host passed none to the block"):
+        network(x)
+
+
+def test_what_is_kept_reads_the_tokens() -> None:
+    """Beside a network that stays the experts add to what it makes of the same tokens."""
+    block, network = replaced(init="residual")
+    x, emb = torch.randn(2, 3, 8), torch.randn(2, 4)
+    with torch.no_grad():
+        for moe in blocks_in(network):
+            moe.w_down.normal_()
+        kept = network.dense
+        assert kept is not None
+        both = block(x, emb) - x
+        network.dense = None
+        experts = block(x, emb) - x
+    assert experts.abs().max() > 0.01
+    torch.testing.assert_close(both, experts + kept(x))
