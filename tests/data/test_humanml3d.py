@@ -49,18 +49,19 @@ def test_clips_are_sequences_and_the_parts_that_captions_describe(humanml3d_fold
     root = humanml3d_folder({"train": {"000001": 120, "M000001": 60}})
     (root / "texts" / "000001.txt").write_text(
         "a man walks.#a/DET man/NOUN#0.0#0.0\nhe sits#he/PRON#1.0#4.5\nhe rises#he/PRON#1.0#4.5\n"
-        "late#late/ADV#8.0#9.0\n"
+        "late#late/ADV#8.0#9.0\nhe begins#he/PRON#0.0#2.0\n"
     )
     clips = HumanML3DReader(root).read("train", "000001")
     motion = np.load(root / "new_joint_vecs" / "000001.npy")
-    assert [clip.name for clip in clips] == ["000001", "000001@1-4.5"]
-    assert [clip.captions for clip in clips] == [("a man walks.",), ("he sits", "he rises")]
+    assert [clip.name for clip in clips] == ["000001", "000001@1-4.5", "000001@0-2"]
+    assert [clip.captions for clip in clips] == [("a man walks.",), ("he sits", "he rises"), ("he begins",)]
     np.testing.assert_array_equal(clips[0].source[:, 0], motion)
     np.testing.assert_array_equal(clips[1].source[:, 0], motion[20:90])
+    np.testing.assert_array_equal(clips[2].source[:, 0], motion[:40])
     dataset = MotionDataset(HUMANML3D, root, "train", training=False)
-    assert dataset.names == ["000001", "000001@1-4.5", "M000001"]
-    assert dataset[2]["motion"].shape == (1, 60, 263)
-    assert dataset.captions(2) == ("a man walks.", "a person strolls")
+    assert dataset.names == ["000001", "000001@1-4.5", "000001@0-2", "M000001"]
+    assert dataset[3]["motion"].shape == (1, 60, 263)
+    assert dataset.captions(3) == ("a man walks.", "a person strolls")
 
 
 def test_long_sequences_become_windows(humanml3d_folder) -> None:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from intermoe import InterMoEBlock
 from intermoe.integrations import replace_feed_forward
 from intermoe.integrations.adapters import KNOWN, BlockAdapter, Condition, Mask, find_blocks
-from intermoe.integrations.feed_forward import MoEFeedForward, blocks_in
+from intermoe.integrations.feed_forward import MoEFeedForward, _is_left_alone, blocks_in
+from intermoe.integrations.training import attach_bias_update
 
 VALID = torch.tensor([[True, True, False], [True, False, False]])
 
@@ -106,3 +108,21 @@ def test_what_is_kept_reads_the_tokens() -> None:
         experts = block(x, emb) - x
     assert experts.abs().max() > 0.01
     torch.testing.assert_close(both, experts + kept(x))
+
+
+@pytest.mark.parametrize(
+    ("options", "alone"),
+    [({}, True), ({"bias_rate": 0.0}, False), ({"routing": "token_choice", "top_k": 1}, False)],
+)
+def test_a_bias_that_should_move_and_does_not_is_told_from_one_that_never_does(
+    options: dict[str, Any], alone: bool
+) -> None:
+    """Several processes must not train a bias that nothing moves; no other rule of routing has one."""
+    torch.manual_seed(0)
+    block = InterMoEBlock(8, 2, 4, None, norm="none", **options)
+    assert _is_left_alone(block) is alone
+    frozen = InterMoEBlock(8, 2, 4, None, norm="none", **options).requires_grad_(False)
+    assert not _is_left_alone(frozen)
+    model = nn.Sequential(block)
+    attach_bias_update(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    assert not _is_left_alone(block)
