@@ -51,3 +51,10 @@ def test_people_who_walk_and_dance_move_by_millimetres(items: Callable[[str], li
     for motion in items(kind):
         moved = torch.linalg.vector_norm(joints(with_smooth_joints(motion)) - joints(motion), dim=-1)
         assert moved.mean() < 0.006
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_few_frames_have_no_jerk_and_stay_to_the_bit(frames: int) -> None:
+    """Their velocities too, whatever they are."""
+    motion = torch.randn(2, frames, 262, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(with_smooth_joints(motion), motion)
