@@ -86,7 +86,7 @@ OF_DENOISER: list[tuple[dict[str, Any], str, Any, Any, str]] = [
     ({}, "text_pretraining.steps", -1, 0, ">= 0"),
     ({}, "text_pretraining.batch_size", 0, 1, ">= 1"),
     ({}, "text_pretraining.learning_rate", 0.0, 1e-9, "> 0"),
-    *((MIXED, f"levels.{name}", -0.25, 0.0, ">= 0") for name in ("person", "prefix", "frames")),
+    *((MIXED, f"levels.{name}", -0.25, 0.0, ">= 0") for name in ("person", "prefix", "frames", "gap")),
     ({"levels": {"person": 1.0}}, "levels.one_level", -0.25, 0.0, ">= 0"),
     ({"levels": {"one_level": 1.0}}, "levels.independent", -0.25, 0.0, ">= 0"),
     (MIXED, "levels.one_level", 0.5, 0.75, "1 less the others"),
