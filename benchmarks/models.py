@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from intermoe import backends
 from intermoe.benchmarks import baselines
-from intermoe.benchmarks.forms import PERSONS, settled_bias
+from intermoe.benchmarks.forms import PERSONS
 from intermoe.benchmarks.harness.case import Outputs
 from intermoe.benchmarks.harness.work import Work
+from intermoe.integrations.training import calibrated_selection
 from intermoe.nn.moe import InterMoEBlock
 from intermoe.systems.intermoe.config import DenoiserConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
@@ -39,7 +38,7 @@ def build_denoiser(config: DenoiserConfig, dtype: torch.dtype, device: torch.dev
                 parameter.normal_(std=0.02)
     denoiser.to(device)
     inputs = denoiser_inputs(config, 2, PERSONS, FRAMES, torch.float32, device)
-    with settling(denoiser), torch.no_grad():
+    with calibrated_selection(denoiser), torch.no_grad():
         denoiser(*inputs)
     return denoiser.to(dtype)
 
@@ -53,24 +52,6 @@ def denoiser_inputs(
     text = torch.randn(batch, config.text_dim, generator=generator)
     text[batch // 2 :] *= 0.0 if batch > 1 else 1.0
     return x.to(device, dtype), torch.full((batch,), 500, device=device), text.to(device, dtype)
-
-
-@contextmanager
-def settling(denoiser: Denoiser) -> Iterator[None]:
-    """Within it a forward pass moves every block's biases to where its experts take the capacity's share of tokens."""
-
-    def settle(block: InterMoEBlock, arguments: tuple[Any, ...]) -> None:
-        hidden, condition = arguments[:2]
-        logits = block.routing_logits(hidden, condition).flatten(0, 1)
-        share = round(block.capacity * len(logits) / block.num_experts)
-        block.selection_bias.copy_(settled_bias(logits, [share] * block.num_experts).clamp(-0.999, -0.001))
-
-    handles = [block.register_forward_pre_hook(settle) for block in denoiser.moe_blocks()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class PublishedBlock(nn.Module):

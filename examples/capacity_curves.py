@@ -8,7 +8,6 @@ Writes ``capacity.json`` and ``capacity.svg`` to ``--out``; the documentation sh
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from comparison import Result, expert_dim_of_equal_flops, train
 from motion_transformer import DIM, WIDTH, MotionTransformer, loss, score
 from torch import nn
 
-from intermoe.files import replacing
+from intermoe.files import replacing, write_json
 from intermoe.integrations import calibrated_selection, replace_feed_forward
 
 CAPACITIES, EXPERTS = (0.5, 1.0, 2.0, 4.0), (2, 4, 8, 16)
@@ -93,8 +92,7 @@ def main() -> None:
     ]
     curves = {"dense": dense, "capacities": capacities, "experts": experts}
     rows = {name: [{k: v for k, v in asdict(r).items() if k != "seconds"} for r in rs] for name, rs in curves.items()}
-    with replacing(arguments.out / "capacity.json") as temporary:
-        temporary.write_text(json.dumps({"steps": arguments.steps, **rows}, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.out / "capacity.json", {"steps": arguments.steps, **rows})
     draw(dense, capacities, experts, arguments.out / "capacity.svg")
     for results in curves.values():
         for result in results:

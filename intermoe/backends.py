@@ -117,13 +117,15 @@ def _serving(device: torch.device, dtype: torch.dtype, forced: str | None, sourc
 @functools.cache
 def _tell_what_is_missing() -> None:
     """Warn, once, where a CPU has no kernels: an installer hides what the build said."""
-    status = _status("native")
-    if not status.usable:
-        warnings.warn(
-            f"intermoe runs without its native CPU kernels, several times slower: {status.reason}; {status.remedy}",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+    for package in loaded():
+        status = package.status()
+        if "cpu" in package.AUTOMATIC and not status.usable:
+            warnings.warn(
+                f"intermoe runs without its {status.name} CPU kernels, several times slower: {status.reason}; "
+                f"{status.remedy}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
 
 def load(name: str) -> Backend:

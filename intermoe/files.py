@@ -308,20 +308,23 @@ def write_text(path: str | Path, content: str) -> None:
         temporary.write_text(content, encoding="utf-8")
 
 
-def write_json(path: str | Path, content: Any, *, exclusive: bool = False) -> None:
-    """Write plain values as JSON. Raises ``FloatingPointError`` that names the first number that is not finite."""
+def write_json(path: str | Path, content: Any, *, exclusive: bool = False, indent: int | None = 2) -> None:
+    """Write plain values as JSON, in one line with ``indent=None``.
+
+    Raises ``FloatingPointError`` that names the first number that is not finite.
+    """
     wrong = _not_finite(content)
     if wrong is not None:
         raise FloatingPointError(
             f"{path}: expected finite numbers, got {wrong[1]} for {wrong[0]!r}; nothing is written"
         )
     with replacing(path, exclusive=exclusive) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 
-def write_sealed(path: str | Path, content: Mapping[str, Any]) -> None:
+def write_sealed(path: str | Path, content: Mapping[str, Any], *, indent: int | None = 2) -> None:
     """Write JSON as ``write_json`` with the ``hash`` of its content, for ``read_sealed``."""
-    write_json(path, {**content, "hash": _seal(content)})
+    write_json(path, {**content, "hash": seal(content)}, indent=indent)
 
 
 def read_sealed(path: str | Path, *, required: bool = False) -> dict[str, Any]:
@@ -334,7 +337,7 @@ def read_sealed(path: str | Path, *, required: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping, got {type(content).__name__}")
     found = content.pop("hash", None)
-    if found != _seal(content) and (required or found is not None):
+    if found != seal(content) and (required or found is not None):
         raise ValueError(f"{path}: not as it was written: its content does not fit its hash")
     return content
 
@@ -348,7 +351,8 @@ def file_digest(path: str | Path) -> str:
     return content.hexdigest()
 
 
-def _seal(content: Mapping[str, Any]) -> str:
+def seal(content: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits of a mapping of plain values, whatever the order of its keys."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -176,6 +176,10 @@ Grads = list[Tensor | None]
 """Gradients in the order of ``Needs``; ``None`` where none was asked for."""
 
 
+Linear = Callable[[Tensor, Any, "Tensor | None"], Tensor]
+"""x (..., K), weight (N, K), a parameter, and bias (N,) -> (..., N), of one dtype."""
+
+
 class Backend(Protocol):
     """A package that serves the operation. Importing it may fail: the name of what is missing then is the reason."""
 
@@ -183,6 +187,8 @@ class Backend(Protocol):
     """Device types on which it serves without being asked to."""
     HALF_SUMS: bool
     """Whether it has the option ``half_sums``."""
+    linear: Linear | None
+    """torch's product on a CPU without gradients, which may keep the weight in an order of its own, or ``None``."""
 
     def status(self) -> Status:
         """What this machine makes of it."""

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Folders of motion.", no_args_is_help=True)
 
-KindArgument = Annotated[str, typer.Argument(help="interhuman, interx, humanml3d or solo.")]
+DATA_SETS_HELP = "interhuman, interx, humanml3d or solo."
 
 
 def prepare(
-    kind: KindArgument,
+    kind: Annotated[str, typer.Argument(help=DATA_SETS_HELP)],
     root: Annotated[Path, typer.Argument(help="Folder of the data as published.")],
     out: Annotated[Path, typer.Option(help="Folder of the cache; training and evaluation take it as --data.")],
     skeleton: Annotated[
@@ -90,7 +90,7 @@ def _describe(split: str, report: DatasetReport) -> str:
 def stats(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="New file to write, .json or .npz.")],
-    kind: Annotated[str, typer.Option(help="interhuman, interx, humanml3d or solo.")] = "interhuman",
+    kind: Annotated[str, typer.Option(help=DATA_SETS_HELP)] = "interhuman",
     split: SplitOption = "train",
     augment: Annotated[bool, typer.Option(help="Mirror items and exchange persons at random, as in training.")] = True,
     strict: StrictOption = False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -50,7 +49,7 @@ def tune(
         check_folder(out.parent)
         import torch
 
-        from intermoe.files import replacing
+        from intermoe.files import write_json
         from intermoe.kernels.triton import configs, unusable_reason
         from intermoe.kernels.triton.tune import Workload
         from intermoe.kernels.triton.tune import tune as search
@@ -76,8 +75,7 @@ def tune(
                     progress.update(task, description=f"{kernel}, {size} tokens")
                     found = search(workload, kernel)
                     table[found.key] = found.tile
-                    with replacing(out) as temporary:
-                        temporary.write_text(json.dumps(configs.table_json(table), indent=1), encoding="utf-8")
+                    write_json(out, configs.table_json(table))
                     times = [f"{time:.1f} µs" for time in (found.shipped_time, found.time)]
                     tile = found.tile
                     shape = (tile.block_m, tile.block_n, tile.block_k, tile.num_warps, tile.num_stages)

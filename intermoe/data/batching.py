@@ -8,9 +8,7 @@ from typing import Any, TypedDict
 import torch
 
 from intermoe.data.items import MotionItem
-
-# The VAE's downsampling in time: padded lengths are multiples of it.
-FRAME_MULTIPLE = 4
+from intermoe.motion.representation import FRAMES_TOGETHER
 
 
 class MotionBatch(TypedDict):
@@ -23,7 +21,7 @@ class MotionBatch(TypedDict):
 
 
 def collate(items: Sequence[MotionItem]) -> MotionBatch:
-    """Zero-pad to the longest item, rounded up to a multiple of 4 frames.
+    """Zero-pad to the longest item, rounded up to a multiple of ``FRAMES_TOGETHER``.
 
     Zeros are added to what comes in: normalise first, or mask by ``lengths`` after normalising.
     """
@@ -33,7 +31,7 @@ def collate(items: Sequence[MotionItem]) -> MotionBatch:
     if isinstance(items, Gathered):
         motion, lengths = items.motion, torch.tensor([motion.shape[1] for motion in motions], dtype=torch.int64)
     else:
-        motion, lengths = pad_motion(motions, multiple=FRAME_MULTIPLE)
+        motion, lengths = pad_motion(motions, multiple=FRAMES_TOGETHER)
     return {
         "names": [item["name"] for item in items],
         "captions": [item["caption"] for item in items],
@@ -61,7 +59,7 @@ def gather(
         items: mappings, one for each of ``lengths``; without ``motion`` (P, T, ...) they stay as they are.
         lengths: T of each. new: called with a motion and a shape, makes the batch's, on the CPU.
     """
-    padded, gathered, motion = -(-max(lengths) // FRAME_MULTIPLE) * FRAME_MULTIPLE, list[Any](), None
+    padded, gathered, motion = -(-max(lengths) // FRAMES_TOGETHER) * FRAMES_TOGETHER, list[Any](), None
     for number, (item, length) in enumerate(zip(items, lengths, strict=True)):
         if "motion" not in item:
             gathered.append(item)

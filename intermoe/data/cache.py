@@ -24,7 +24,7 @@ import numpy as np
 from intermoe.data.items import DataSet, DatasetReport, ItemError, Reader
 from intermoe.data.pieces import JOURNAL, SequenceRows, read_all
 from intermoe.data.pieces import digest as _digest
-from intermoe.files import finishing_folder
+from intermoe.files import finishing_folder, seal, write_sealed
 from intermoe.motion.arrays import Array
 from intermoe.motion.statistics import Statistics
 from intermoe.reading import read_json
@@ -65,7 +65,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected the index of a cache, got another file: {_AGAIN}")
     if index["version"] != VERSION:
         raise ValueError(f"{folder}: expected a cache of version {VERSION}, got {index['version']}: {_AGAIN}")
-    if index.pop("hash", None) != _hash_of(index):
+    if index.pop("hash", None) != seal(index):
         raise ValueError(f"{path}: not as it was written: {_AGAIN}")
     return index
 
@@ -141,10 +141,11 @@ def write_cache(
             first = next(iter(index["splits"].values()))
             raise ValueError(f"{root}: {_report(first).summary()}")
         index |= {"fingerprint": key, "settings": reader.settings, "statistics": None}
-        _write_index(folder, index)
+        write_sealed(folder / INDEX, index, indent=None)
         statistics(folder)
         if (folder / STATISTICS).exists():
-            _write_index(folder, index | {"statistics": _digest((folder / STATISTICS).read_bytes())})
+            index["statistics"] = _digest((folder / STATISTICS).read_bytes())
+            write_sealed(folder / INDEX, index, indent=None)
         for left in folder.iterdir():
             if left.name not in (INDEX, MOTION, STATISTICS):
                 left.unlink()
@@ -165,14 +166,6 @@ def _whole(data_set: DataSet, folder: Path, key: str) -> dict[str, Any] | None:
     except (ValueError, OSError):
         return None
     return index
-
-
-def _hash_of(index: dict[str, Any]) -> str:
-    return _digest(json.dumps(index, sort_keys=True).encode())
-
-
-def _write_index(folder: Path, index: dict[str, Any]) -> None:
-    (folder / INDEX).write_text(json.dumps(index | {"hash": _hash_of(index)}), encoding="utf-8")
 
 
 def _read(

@@ -17,7 +17,7 @@ from intermoe.data.activities import ITEMS, tagged_activity
 from intermoe.data.interhuman import FILE_WIDTH, PERSONS, InterHumanReader
 from intermoe.data.items import ItemError, read_named, read_sequence
 from intermoe.data.solo import SoloReader, compose, join_captions, partners
-from intermoe.files import refuse_existing, replacing_folder
+from intermoe.files import refuse_existing, replacing_folder, write_json
 from intermoe.motion.arrays import Array
 from intermoe.reading import numbered_lines, read_json
 
@@ -160,7 +160,7 @@ class _Merging:
                 raise ValueError(f"wordings: expected activities that training clips are tagged with, got {activity!r}")
         for split, names in self.splits.items():
             (out / SPLITS / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-        (out / ITEMS).write_text(json.dumps(self.items, indent=0), encoding="utf-8")
+        write_json(out / ITEMS, self.items, indent=0)
 
     def _write(self, clip: _Pair, out: Path, activity: str | None) -> None:
         for person, motion in zip(PERSONS, clip.motion, strict=True):

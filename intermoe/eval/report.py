@@ -11,7 +11,7 @@ import numpy as np
 
 from intermoe.eval.protocol import CAPTIONS, REPLICATIONS, SAMPLES, SOURCES, Protocol
 from intermoe.eval.runner import EvaluationSettings, Numbers
-from intermoe.files import replacing, write_json
+from intermoe.files import write_json, write_text
 
 _TITLES = {
     "fid": "FID",
@@ -87,8 +87,7 @@ class EvaluationReport:
     def save(self, path: str | Path) -> None:
         """Write a JSON file and, beside it, the table in Markdown; each whole or not at all."""
         write_json(path, self.to_dict())
-        with replacing(Path(path).with_suffix(".md")) as temporary:
-            temporary.write_text(self.markdown(), encoding="utf-8")
+        write_text(Path(path).with_suffix(".md"), self.markdown())
 
     def table(self) -> list[list[str]]:
         """Header, the measured rows with their intervals, and the published ones, marked with a star."""

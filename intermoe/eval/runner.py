@@ -25,6 +25,7 @@ from intermoe.data.batching import pad_motion
 from intermoe.data.captions import swap_caption
 from intermoe.data.items import MotionItem
 from intermoe.eval.protocol import DIVERSITY_PAIRS, MULTIMODALITY_PAIRS, Protocol
+from intermoe.evaluators.bigru import UNIT
 from intermoe.evaluators.evaluator import Evaluator
 from intermoe.files import locked, read_sealed, write_arrays, write_json, write_sealed
 from intermoe.metrics.distribution import diversity, frechet_distance, multimodality, retrieval
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from intermoe.data.dataset import MotionDataset
     from intermoe.pipeline import MotionPipeline
 
-UNIT = 4
 SETTINGS_FILE = "settings.json"
 TRUTH, REFERENCE, GENERATED, MULTIMODAL = "truth", "reference", "generated", "multimodal"
 """Kinds of pieces: the ground truth that is measured, the one that FID compares with, and generated motion."""

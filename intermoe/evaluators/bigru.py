@@ -23,6 +23,7 @@ from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.text.protocol import pad_token_ids
 
 UNIT = 4
+"""Frames of one movement."""
 
 
 @dataclass(frozen=True)

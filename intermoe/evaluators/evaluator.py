@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from intermoe.checkpoints import load_module, load_safetensors
 from intermoe.config import Config
-from intermoe.files import replacing, write_json, write_tensors
+from intermoe.files import write_json, write_tensors, write_text
 from intermoe.reading import read_json, read_text
 from intermoe.registry import Registry
 from intermoe.systems.files import to_be_filled
@@ -81,8 +81,7 @@ def save_evaluator(folder: str | Path, evaluator: Evaluator) -> None:
     tensors = {key: value.detach().cpu().contiguous() for key, value in evaluator.state_dict().items()}
     write_tensors(folder / WEIGHTS_FILE, tensors, metadata={"format": "pt"})
     if evaluator.tokenizer_json is not None:
-        with replacing(folder / TOKENIZER_FILE) as temporary:
-            temporary.write_text(evaluator.tokenizer_json, encoding="utf-8")
+        write_text(folder / TOKENIZER_FILE, evaluator.tokenizer_json)
     values = {"kind": evaluator.kind, **evaluator.config.to_dict()}
     write_json(folder / CONFIG_FILE, values)
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from intermoe.export import amass, interhuman
+from intermoe.export import amass
 from intermoe.export.format import Format
 from intermoe.export.naming import output_stem, slug
 from intermoe.export.take import Take
@@ -190,7 +190,7 @@ def _format_to_read(path: Path, name: str) -> Format:
 
 def _files(path: Path, chosen: Format) -> list[Path]:
     if path.is_file():
-        return interhuman.partner_files(path) if chosen is FORMATS["interhuman"] else [path]
+        return [path] if chosen.partners is None else chosen.partners(path)
     stem = path.name[: -len(chosen.suffix)]
     number, files = 1, []
     while (file := path.with_name(f"{stem}.person{number}{path.name[len(stem) :]}")).is_file():

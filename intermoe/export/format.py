@@ -15,7 +15,8 @@ class Format:
     """A kind of file. ``write`` and ``read`` get all paths of a motion: one, or one per person.
 
     ``needs`` are modules beyond numpy that writing imports, ``extra`` is the extra of the package that has them.
-    ``refuse`` raises ``ValueError`` for a motion that the format cannot hold.
+    ``refuse`` raises ``ValueError`` for a motion that the format cannot hold. ``partners`` tells the files of a motion
+    by one of them.
     """
 
     suffix: str
@@ -25,6 +26,7 @@ class Format:
     needs: tuple[str, ...] = ()
     extra: str = "viz"
     refuse: Callable[[Take], None] | None = None
+    partners: Callable[[Path], list[Path]] | None = None
 
     def check(self, take: Take | None = None) -> None:
         """Raise for what writing would refuse, before it begins.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from intermoe.export.format import Format
 from intermoe.export.take import Take
-from intermoe.files import replacing
+from intermoe.files import write_text
 from intermoe.viz.browser import file_head
 from intermoe.viz.figures import PERSON_COLOURS
 from intermoe.viz.scene import Figures, serving, set_stage
@@ -40,8 +40,7 @@ class Page:
 
 def write(paths: list[Path], take: Take) -> None:
     """One file with all persons."""
-    with replacing(paths[0]) as temporary:
-        temporary.write_text(page(take), encoding="utf-8")
+    write_text(paths[0], page(take))
 
 
 def page(take: Take) -> str:

@@ -56,4 +56,4 @@ def _read_person(path: Path) -> npt.NDArray[np.float32]:
     return raw
 
 
-FORMAT = Format(".npy", read=read, per_person=True)
+FORMAT = Format(".npy", read=read, per_person=True, partners=partner_files)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from intermoe.nn.moe import BIAS_MARGIN, InterMoEBlock, call_of
+from intermoe.ops.routing import share
 
 _followed: weakref.WeakSet[InterMoEBlock] = weakref.WeakSet()
 """Blocks whose biases follow an optimiser; a copy of one does not."""
@@ -125,7 +126,8 @@ def _set_bias(
     if logits.shape[0] == 0:
         return
     ordered = torch.sigmoid(logits).sort(dim=0, descending=True).values
-    take = round(block.capacity * logits.shape[0] / block.num_experts)
+    numerator, denominator = share(block.capacity, block.num_experts)
+    take = round(numerator * len(logits) / denominator)
     last = ordered[max(take, 1) - 1]
     first_left_out = ordered[take] if take < len(ordered) else torch.zeros_like(last)
     block.selection_bias.copy_((-(last + first_left_out) / 2).clamp(-1 + BIAS_MARGIN, -BIAS_MARGIN))

@@ -66,6 +66,10 @@ class Representation:
         return self.contacts is not None and not self.root_centred
 
 
+FRAMES_TOGETHER = 4
+"""Frames that the autoencoder codes as one; batches are padded to whole ones."""
+
+
 def columns(start: int, count: int) -> tuple[int, ...]:
     """``count`` columns from ``start`` on."""
     return tuple(range(start, start + count))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from intermoe.files import replacing
+from intermoe.files import replacing, write_json
 from intermoe.motion.arrays import Array, ArrayOrTensor
 from intermoe.reading import read_json, read_npz
 
@@ -87,12 +86,12 @@ class Statistics:
         """
         path = Path(path)
         _check_suffix(path)
-        with replacing(path, exclusive=exclusive) as temporary:
-            if path.suffix == ".npz":
+        if path.suffix == ".npz":
+            with replacing(path, exclusive=exclusive) as temporary:
                 np.savez(temporary, mean=self.mean, std=self.std)
-            else:
-                values = {"mean": self.mean.tolist(), "std": self.std.tolist(), "hash": self.digest()}
-                temporary.write_text(json.dumps(values), encoding="utf-8")
+        else:
+            values = {"mean": self.mean.tolist(), "std": self.std.tolist(), "hash": self.digest()}
+            write_json(path, values, exclusive=exclusive, indent=None)
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:

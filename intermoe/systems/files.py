@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from intermoe.checkpoints import WEIGHT_DTYPES, keeps_float32, load_module, load_safetensors, load_statistics
 from intermoe.config import Config
-from intermoe.files import replacing, uninterrupted, write_json, write_tensors
+from intermoe.files import uninterrupted, write_json, write_tensors, write_text
 from intermoe.hub import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
@@ -51,8 +51,7 @@ def write_model(
             tensors[f"{name}.{key}"] = value.detach().cpu().to(dtype if narrow else value.dtype).contiguous()
     write_tensors(folder / WEIGHTS_FILE, tensors, metadata={"format": "pt"})
     if tokenizer_json is not None:
-        with replacing(folder / TOKENIZER_FILE) as temporary:
-            temporary.write_text(tokenizer_json, encoding="utf-8")
+        write_text(folder / TOKENIZER_FILE, tokenizer_json)
     write_json(folder / CONFIG_FILE, config.to_dict())
 
 

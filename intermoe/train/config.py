@@ -12,6 +12,7 @@ import torch
 from intermoe.config import Config, _require
 from intermoe.data.sets import DATA_SETS
 from intermoe.diffusion import DiffusionConfig
+from intermoe.motion.representation import FRAMES_TOGETHER
 from intermoe.systems.intermoe.config import DenoiserConfig, VAEConfig
 from intermoe.text.protocol import TextConfig
 
@@ -212,8 +213,9 @@ class VAETrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ok = self.window % 4 == 0 and 4 <= self.window <= self.data.max_frames
-        _require(ok, "window", f"a multiple of 4 frames in [4, data.max_frames={self.data.max_frames}]", self.window)
+        ok = self.window % FRAMES_TOGETHER == 0 and FRAMES_TOGETHER <= self.window <= self.data.max_frames
+        told = f"a multiple of {FRAMES_TOGETHER} frames in [{FRAMES_TOGETHER}, data.max_frames={self.data.max_frames}]"
+        _require(ok, "window", told, self.window)
         _require(self.latent_noise >= 0.0, "latent_noise", ">= 0", self.latent_noise)
         ok = self.window_stride is None or self.window_stride >= 1
         _require(ok, "window_stride", ">= 1", self.window_stride)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.nn.moe import InterMoEBlock, call_of
-from intermoe.ops.routing import router_z_loss
+from intermoe.ops.routing import router_z_loss, share
 
 
 class RouterZ:
@@ -78,10 +78,10 @@ class Routing:
 
     def balance(self) -> tuple[float, float]:
         """Smallest and largest load of any expert on this process, relative to its capacity; 1 is balance."""
-        loads = [
-            block.expert_counts * block.num_experts / (block.capacity * block.token_count.clamp(min=1))
-            for block in self.blocks.values()
-        ]
+        loads = []
+        for block in self.blocks.values():
+            numerator, denominator = share(block.capacity, block.num_experts)
+            loads.append(block.expert_counts * denominator / (block.token_count.clamp(min=1) * numerator))
         smallest, largest = torch.cat(loads).aminmax()
         return smallest.item(), largest.item()
 

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from intermoe.data.batching import FRAME_MULTIPLE, gather
+from intermoe.data.batching import gather
+from intermoe.motion.representation import FRAMES_TOGETHER
 
 Draw = tuple[int, int]
 
@@ -57,7 +58,7 @@ class StreamSampler(Sampler[list[Draw]]):
         frames of the step.
         """
         for batch, step in self._batches():
-            own, whole = (sum(self.lengths[index] // FRAME_MULTIPLE for index, _ in draws) for draws in (batch, step))
+            own, whole = (sum(self.lengths[index] // FRAMES_TOGETHER for index, _ in draws) for draws in (batch, step))
             yield self.parts * own / whole
 
     def _batches(self) -> Iterator[tuple[list[Draw], list[Draw]]]:

@@ -9,7 +9,7 @@ from .experts import experts_forward
 from .experts_backward import experts_backward
 from .moe import moe_backward, moe_forward, moe_inference
 from .overflow import raise_on_overflow
-from .registry import AUTOMATIC, HALF_SUMS, allocated_pairs, refusal, status, unusable_reason
+from .registry import AUTOMATIC, HALF_SUMS, allocated_pairs, linear, refusal, status, unusable_reason
 from .route import route_forward
 from .route_backward import route_backward
 from .select import select, select_backward
@@ -21,6 +21,7 @@ __all__ = [
     "combine",
     "experts_backward",
     "experts_forward",
+    "linear",
     "moe_backward",
     "moe_forward",
     "moe_inference",

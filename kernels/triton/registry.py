@@ -15,6 +15,7 @@ from ..contract import Status
 NAME = "triton"
 AUTOMATIC = ("cuda",)
 HALF_SUMS = True
+linear = None  # there is none for a CPU
 STATIC_PAIRS = 4096
 """All S * E pairs are allocated, which always suffices and asks the host for nothing, where these are no more."""
 

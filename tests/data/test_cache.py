@@ -14,9 +14,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from intermoe.data import DATA_SETS, InterHumanDataset, MotionDataset, collate, prepare
-from intermoe.data.cache import VERSION, CachedClips, _digest, _write_index, read_index
+from intermoe.data.cache import INDEX, VERSION, CachedClips, _digest, read_index
 from intermoe.data.sets import train_statistics
 from intermoe.data.statistics import compute_statistics
+from intermoe.files import write_sealed
 from intermoe.motion.statistics import Statistics
 
 INTERHUMAN = DATA_SETS["interhuman"]
@@ -242,7 +243,7 @@ def test_no_clip_is_read_twice_before_it_is_drawn(tmp_path: Path, monkeypatch: p
     }
     split = {"clips": list(range(sequences)), "total": sequences, "ignored": 0, "known_missing": [], "problems": {}}
     index = {"version": VERSION, "kind": "interhuman", "clips": clips, "splits": {"train": split}}
-    _write_index(tmp_path, index)
+    write_sealed(tmp_path / INDEX, index)
     (tmp_path / "motion.f32").write_bytes(block * sequences)
     read: list[int] = []
     get = CachedClips.__getitem__

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from intermoe import backends
+from intermoe.kernels.native import products
 from intermoe.nn.layers import Linear
 from intermoe.ops.linear import linear
 
@@ -17,10 +18,10 @@ def native_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     status = backends.available()["native"]
     if not status.usable:
         pytest.skip(f"native backend: {status.reason}")
-    products = backends.load("native").products
+    native = backends.load("native")
     calls: list[int] = []
-    called = products.linear
-    monkeypatch.setattr(products, "linear", lambda *arguments: calls.append(1) or called(*arguments))
+    called = native.linear
+    monkeypatch.setattr(native, "linear", lambda *arguments: calls.append(1) or called(*arguments))
     monkeypatch.setattr(products, "choice", lambda *_: "own")
     return calls
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from intermoe.motion.representation import ABSENT, REPRESENTATIONS, Representation
+from intermoe.motion.representation import ABSENT, FRAMES_TOGETHER, REPRESENTATIONS, Representation
 from intermoe.systems.intermoe.config import VAEConfig
 
 _MEAN_EPS = 1e-6
@@ -232,7 +232,7 @@ class CausalSkeletalVAE(nn.Module):
     ``humanml3d``, with ``T`` a multiple of ``downsampling``; latents are (B, T/4, 7, latent_dim).
     """
 
-    downsampling = 4
+    downsampling = FRAMES_TOGETHER
 
     adjacency_0: Tensor
     adjacency_1: Tensor
