@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
 
-from intermoe.benchmarks.grid import Ready, Sample, step_cases
+from intermoe.benchmarks.grid import Drawn, Ready, step_cases
 from intermoe.benchmarks.harness import work
 from intermoe.benchmarks.harness.case import Case, Scope, test_case
 from intermoe.ops.combine import combine_reference
@@ -14,16 +14,16 @@ from intermoe.ops.combine import combine_reference
 __all__ = ["cases", "test_case"]
 
 
-def kernel(steps: ModuleType, sample: Sample, gated: bool) -> Ready:
+def kernel(steps: ModuleType, drawn: Drawn, gated: bool) -> Ready:
     """On rows of the size of the experts' outputs."""
-    s = sample.selection
-    rows, gates = sample.grad_out[s.token_idx], s.gates if gated else None
+    s = drawn.selection
+    rows, gates = drawn.grad_out[s.token_idx], s.gates if gated else None
     return lambda: (steps.combine(rows, gates, s.slots),)
 
 
-def reference(sample: Sample, gated: bool) -> Ready:
-    s = sample.selection
-    rows, gates = sample.grad_out[s.token_idx], s.gates if gated else None
+def reference(drawn: Drawn, gated: bool) -> Ready:
+    s = drawn.selection
+    rows, gates = drawn.grad_out[s.token_idx], s.gates if gated else None
     return lambda: (combine_reference(rows, gates, s.slots),)
 
 

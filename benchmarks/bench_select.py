@@ -7,7 +7,7 @@ from types import ModuleType
 
 import torch
 
-from intermoe.benchmarks.grid import Ready, Sample, differentiate, step_cases
+from intermoe.benchmarks.grid import Drawn, Ready, differentiate, step_cases
 from intermoe.benchmarks.harness import work
 from intermoe.benchmarks.harness.case import Case, Scope, test_case
 from intermoe.ops.select import select_reference
@@ -15,22 +15,22 @@ from intermoe.ops.select import select_reference
 __all__ = ["cases", "test_case"]
 
 
-def forward(steps: ModuleType, sample: Sample) -> Ready:
-    return lambda: tuple(steps.select(sample.logits, sample.inputs.selection_bias, None))
+def forward(steps: ModuleType, drawn: Drawn) -> Ready:
+    return lambda: tuple(steps.select(drawn.logits, drawn.inputs.selection_bias, None))
 
 
-def forward_reference(sample: Sample) -> Ready:
-    return lambda: tuple(select_reference(sample.logits, sample.inputs.selection_bias))
+def forward_reference(drawn: Drawn) -> Ready:
+    return lambda: tuple(select_reference(drawn.logits, drawn.inputs.selection_bias))
 
 
-def backward(steps: ModuleType, sample: Sample) -> Ready:
-    grad = torch.ones_like(sample.selection.gates)
-    return lambda: (steps.select_backward(grad, sample.logits, sample.selection.slots),)
+def backward(steps: ModuleType, drawn: Drawn) -> Ready:
+    grad = torch.ones_like(drawn.selection.gates)
+    return lambda: (steps.select_backward(grad, drawn.logits, drawn.selection.slots),)
 
 
-def backward_reference(sample: Sample) -> Ready:
-    logits = sample.logits.detach().requires_grad_()
-    gates = select_reference(logits, sample.inputs.selection_bias).gates
+def backward_reference(drawn: Drawn) -> Ready:
+    logits = drawn.logits.detach().requires_grad_()
+    gates = select_reference(logits, drawn.inputs.selection_bias).gates
     return differentiate((gates,), (logits,), (torch.ones_like(gates),))
 
 

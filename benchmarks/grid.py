@@ -52,7 +52,7 @@ def sets_for(shape: Shape, device: torch.device) -> int:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Drawn:
     """Inputs of every step, as the reference made them from one drawing."""
 
     inputs: Inputs
@@ -62,7 +62,7 @@ class Sample:
     grad_out: Tensor
 
     @classmethod
-    def draw(cls, shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Sample:
+    def draw(cls, shape: Shape, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Drawn:
         inputs = draw(shape, dtype, device, seed)
         tokens, logits = route_reference(*inputs[:5])
         generator = torch.Generator(device).manual_seed(seed + 1)
@@ -72,9 +72,9 @@ class Sample:
 
 Ready = Callable[[], Outputs]
 """A call whose preparation is done, to be timed again and again."""
-Kernel = Callable[[ModuleType, Sample], Ready]
-"""A step of a backend's module on a sample."""
-Reference = Callable[[Sample], Ready]
+Kernel = Callable[[ModuleType, Drawn], Ready]
+"""A step of a backend's module on what was drawn."""
+Reference = Callable[[Drawn], Ready]
 Counted = Callable[[Shape, int], list[Work]]
 
 
@@ -93,14 +93,14 @@ def _contest(
     scope: Scope, shape: Shape, dtype: torch.dtype, kernel: Kernel, reference: Reference, work: list[Work]
 ) -> Contest:
     sets = sets_for(shape, scope.device)
-    samples = [Sample.draw(shape, dtype, scope.device, seed) for seed in range(sets)]
-    prepared = [reference(sample) for sample in samples]
+    all_drawn = [Drawn.draw(shape, dtype, scope.device, seed) for seed in range(sets)]
+    prepared = [reference(drawn) for drawn in all_drawn]
     names, skipped = usable_backends(scope.device, dtype)
     entries: dict[str, Callable[[int], Outputs]] = {}
     failed: dict[str, str] = {}
     for name in names:
         try:
-            ready = prepared if name == "reference" else [kernel(backends.load(name), sample) for sample in samples]
+            ready = prepared if name == "reference" else [kernel(backends.load(name), drawn) for drawn in all_drawn]
         except Exception as error:  # what a backward needs is made by its forward, which may fail like any entry
             if reason_to_skip(error) is not None:
                 raise

@@ -3,7 +3,7 @@
     python -m intermoe.benchmarks.harness.products [--threads N] [--write] [--out FILE]
 
 The entries take turns; the least time of each counts, and with one thread it is the thread's own time, which others on
-the machine do not lengthen. ``--write`` puts the fastest of each kind into ``kernels/native/fastest.py``, in place of
+the machine do not lengthen. ``--write`` puts the fastest of each form into ``kernels/native/fastest.py``, in place of
 this machine's rows there. To measure another instruction set than the best one, hide it from the libraries:
 ``ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2`` and ``--instruction-set avx2``.
 """
@@ -40,20 +40,20 @@ GAIN = 1.03
 Entry = Callable[[], object]
 
 
-def entries(kind: str, dtype: torch.dtype, rows: int, weight: tuple[int, int]) -> Iterator[tuple[str, Entry]]:
-    """Each way of computing one product of ``kind``; names that are not in ``products.CHOICES`` only show a ceiling."""
-    weights = [torch.randn(weight).to(dtype) for _ in range(1 if kind == "sums" else WEIGHTS_IN_TURN)]
-    of_each = [dict(_entries_of(kind, dtype, rows, w)) for w in weights]
+def entries(form: str, dtype: torch.dtype, rows: int, weight: tuple[int, int]) -> Iterator[tuple[str, Entry]]:
+    """Each way of computing one product of ``form``; names that are not in ``products.CHOICES`` only show a ceiling."""
+    weights = [torch.randn(weight).to(dtype) for _ in range(1 if form == "sums" else WEIGHTS_IN_TURN)]
+    of_each = [dict(_entries_of(form, dtype, rows, w)) for w in weights]
     for name in of_each[0]:
         turns = itertools.cycle(found[name] for found in of_each)
         yield name, lambda turns=turns: next(turns)()  # type: ignore[misc]
 
 
-def _entries_of(kind: str, dtype: torch.dtype, rows: int, w: Tensor) -> Iterator[tuple[str, Entry]]:
+def _entries_of(form: str, dtype: torch.dtype, rows: int, w: Tensor) -> Iterator[tuple[str, Entry]]:
     outputs, depth = w.shape
-    if kind == "sums":
+    if form == "sums":
         left, right = torch.randn(rows, outputs).to(dtype).T, torch.randn(rows, depth).to(dtype)
-    elif kind == "columns":
+    elif form == "columns":
         left, right = torch.randn(rows, outputs).to(dtype), w
     else:
         left, right = torch.randn(rows, depth).to(dtype), w.T
@@ -61,17 +61,17 @@ def _entries_of(kind: str, dtype: torch.dtype, rows: int, w: Tensor) -> Iterator
     names = ["torch", "own"] if dtype == torch.float32 else ["torch", "float32", "own"]
     if not products.has_units(dtype):  # what torch does then takes up to a hundred times as long
         names.remove("torch")
-    elif kind in ("packed", "rows") and dtype != torch.float16:
+    elif form in ("packed", "rows") and dtype != torch.float16:
         names.append("onednn")
     for name in names:
-        if (kind, name) == ("packed", "own"):
+        if (form, name) == ("packed", "own"):
             yield name, _own(left, products._pack(w, paired=False), out)
         else:
             yield name, partial(products.run, name, left, right, out)
-    if kind == "packed" and dtype != torch.float16 and products.has_units(dtype):
+    if form == "packed" and dtype != torch.float16 and products.has_units(dtype):
         held = torch.ops.mkldnn._reorder_linear_weight(w, rows)
         yield "onednn, packed", lambda: products._onednn(left, held, None)
-    if kind == "packed" and dtype == torch.float32 and torch.backends.mkl.is_available():
+    if form == "packed" and dtype == torch.float32 and torch.backends.mkl.is_available():
         reordered = torch.ops.mkl._mkl_reorder_linear_weight(w, rows)
         yield "mkl, packed", lambda: torch.ops.mkl._mkl_linear(left, reordered, w, None, rows)
 
@@ -82,9 +82,9 @@ def _own(left: Tensor, packed: Tensor, out: Tensor) -> Entry:
     return lambda: call("product", left, *arguments)
 
 
-def rates(kind: str, dtype: torch.dtype, rows: int, weight: tuple[int, int], seconds: float) -> dict[str, float]:
+def rates(form: str, dtype: torch.dtype, rows: int, weight: tuple[int, int], seconds: float) -> dict[str, float]:
     """FLOP/s of each entry."""
-    return timed(dict(entries(kind, dtype, rows, weight)), rows, weight, seconds)
+    return timed(dict(entries(form, dtype, rows, weight)), rows, weight, seconds)
 
 
 def timed(found: dict[str, Entry], rows: int, weight: tuple[int, int], seconds: float) -> dict[str, float]:
@@ -138,19 +138,19 @@ def main() -> None:
     ]
     table: dict[tuple[str, str], fastest.Limits] = {}
     for dtype in (getattr(torch, name) for name in options.dtypes):
-        for kind in products.KINDS:
+        for form in products.FORMS:
             found: dict[int, list[dict[str, float]]] = {}
             for rows in ROWS:
                 for weight in WEIGHTS:
-                    rate = rates(kind, dtype, rows, weight, options.seconds)
+                    rate = rates(form, dtype, rows, weight, options.seconds)
                     if not found:
-                        head = [f"{kind}, {name_of(dtype)}", "rows", *rate]
+                        head = [f"{form}, {name_of(dtype)}", "rows", *rate]
                         lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
                     found.setdefault(rows, []).append(rate)
                     cells = [f"{weight[0]} x {weight[1]}", str(rows), *(f"{r / 1e9:.0f}" for r in rate.values())]
                     lines.append(f"| {' | '.join(cells)} |")
                     print(lines[-1], flush=True)
-            table[name_of(dtype), kind] = limits(found)
+            table[name_of(dtype), form] = limits(found)
     if options.out:
         write_text(options.out, "\n".join([*lines, ""]))
     if options.write:
@@ -165,9 +165,9 @@ def write_table(machine: str, rows: dict[tuple[str, str], fastest.Limits]) -> No
     body = ["FASTEST: dict[str, dict[tuple[str, str], Limits]] = {"]
     for name, entry in sorted(whole.items()):
         body.append(f'    "{name}": {{')
-        for (dtype, kind), limit in entry.items():
+        for (dtype, form), limit in entry.items():
             pairs = ", ".join(f'({bound}, "{choice}")' for bound, choice in limit)
-            body.append(f'        ("{dtype}", "{kind}"): ({pairs},),')
+            body.append(f'        ("{dtype}", "{form}"): ({pairs},),')
         body.append("    },")
     write_text(path, head + "\n".join([*body, "}", ""]))
 

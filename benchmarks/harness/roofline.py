@@ -66,7 +66,7 @@ Product = tuple[str, int, str, int]
 
 
 @dataclass(frozen=True)
-class Launch:
+class Cost:
     """One launch: FLOPs useful and done on padded tiles, device-memory bytes, L2 bytes, programs, what to compile."""
 
     name: str
@@ -106,7 +106,7 @@ PRODUCTS = {
 gradient, whose sum is over rows, its height and width."""
 
 
-def grouped(name: str, architecture: int, precision: str, tokens: int) -> Launch:
+def grouped(name: str, architecture: int, precision: str, tokens: int) -> Cost:
     """A grouped product, its kernel the first word, with as many pairs as tokens, spread evenly over the experts."""
     product = (name, architecture, precision, tokens)
     kernel, tile = _tile(product)
@@ -122,21 +122,21 @@ def grouped(name: str, architecture: int, precision: str, tokens: int) -> Launch
         padded = math.ceil(rows / tile.block_k) * tile.block_k
         programs = NUM_EXPERTS * math.ceil(inner / tile.block_m) * math.ceil(outer / tile.block_n)
         loaded = programs * padded * (tile.block_m + tile.block_n) * element
-        return Launch(name, counted.flop, counted.flop * padded / rows, moved, loaded, programs, product)
+        return Cost(name, counted.flop, counted.flop * padded / rows, moved, loaded, programs, product)
     row_tiles = NUM_EXPERTS * math.ceil(rows / tile.block_m)
     programs = row_tiles * math.ceil(outer / tile.block_n)
     loaded = programs * inner * (tile.block_m + products * tile.block_n) * element
     padded_flop = counted.flop * row_tiles * tile.block_m / tokens
-    return Launch(name, counted.flop, padded_flop, moved, loaded, programs, product)
+    return Cost(name, counted.flop, padded_flop, moved, loaded, programs, product)
 
 
-def streaming(name: str, tensors: float, precision: str, tokens: int, width: int = DIM) -> Launch:
+def streaming(name: str, tensors: float, precision: str, tokens: int, width: int = DIM) -> Cost:
     """A pass over ``tensors`` arrays of tokens x width."""
     moved = tensors * tokens * width * (2 if precision == "half" else 4)
-    return Launch(name, 0.0, 0.0, moved, moved)
+    return Cost(name, 0.0, 0.0, moved, moved)
 
 
-def launches(direction: str, architecture: int, precision: str, tokens: int) -> list[Launch]:
+def launches(direction: str, architecture: int, precision: str, tokens: int) -> list[Cost]:
     """Those of one call, in order."""
     product = partial(grouped, architecture=architecture, precision=precision, tokens=tokens)
     rounded = [
@@ -145,7 +145,7 @@ def launches(direction: str, architecture: int, precision: str, tokens: int) -> 
     ]
     if precision != "tf32":
         rounded.clear()
-    selection = Launch("select", 0.0, 0.0, tokens * NUM_EXPERTS * 20.0, 0.0)
+    selection = Cost("select", 0.0, 0.0, tokens * NUM_EXPERTS * 20.0, 0.0)
     combine = streaming("combine", 2, precision, tokens)
     if direction == "backward":
         return [
@@ -167,9 +167,7 @@ def launches(direction: str, architecture: int, precision: str, tokens: int) -> 
     ]  # fmt: skip
 
 
-def predict(
-    launch: Launch, resources: Resources | None, card: Card, tokens: int, precision: str, direction: str
-) -> Line:
+def predict(launch: Cost, resources: Resources | None, card: Card, tokens: int, precision: str, direction: str) -> Line:
     """Bound and prediction of one launch of a call."""
     memory = launch.bytes / card.bandwidth
     seconds, used = max(memory, launch.l2_bytes / card.l2_bandwidth), (None, None, None)
@@ -183,7 +181,7 @@ def predict(
     return Line(card.name, tokens, precision, direction, launch.name, *used, 1e6 * bound, 1e6 * (seconds + LAUNCH))
 
 
-def _waves(launch: Launch, card: Card, peak: float, blocks: int, warps: int) -> float:
+def _waves(launch: Cost, card: Card, peak: float, blocks: int, warps: int) -> float:
     """Time of the tiles: full waves of all resident blocks, then the rest, which may leave matrix units idle."""
     per_tile = launch.padded_flops / launch.programs / (peak / card.multiprocessors * card.sustained)
 

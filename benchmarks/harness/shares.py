@@ -52,7 +52,7 @@ TORCH = "every product through torch"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RatioGoals:
     """A contest whose first entry is ours, and what its ratios are to be."""
 
     name: str
@@ -73,7 +73,7 @@ class Comparison:
 class Figure(NamedTuple):
     """A line of the report: a ratio, and what it is to be."""
 
-    comparison: str
+    goals: str
     what: str
     found: Summary
     bound: Bound | None
@@ -81,7 +81,7 @@ class Figure(NamedTuple):
 
 def block(
     shape: work.Shape, dtype: torch.dtype, with_backward: bool, share: Bound, authors: Bound | None
-) -> Comparison:
+) -> RatioGoals:
     """The operation forward, or with the gradients of everything that has one, beside the authors' form."""
     x, grad = _inputs(shape, dtype), torch.randn(shape.tokens, shape.dim).to(dtype)
 
@@ -92,12 +92,12 @@ def block(
     counted = work.moe(shape, dtype.itemsize, with_backward)
     contest = Contest(entries, partial(entry(ours("reference")), 0), tolerance(dtype), counted)
     name = f"{'forward + backward' if with_backward else 'forward'} S={shape.tokens} {name_of(dtype)}"
-    return Comparison(name, contest, dtype, share, {} if authors is None else {AUTHORS: authors})
+    return RatioGoals(name, contest, dtype, share, {} if authors is None else {AUTHORS: authors})
 
 
 def denoiser(
     dtype: torch.dtype, share: Bound, faster: Bound, config: models.DenoiserConfig = models.PUBLISHED
-) -> Comparison:
+) -> RatioGoals:
     """A call of the denoiser with guidance, of two persons and 10 seconds."""
     network = models.build_denoiser(config, dtype, CPU).requires_grad_(False)
     inputs = models.denoiser_inputs(config, 2, 2, models.FRAMES, dtype, CPU)
@@ -114,10 +114,10 @@ def denoiser(
     allowed = (10 if dtype == torch.float32 else 2) * tolerance(dtype)
     counted = models.counted(lambda: network(*inputs), network)
     contest = Contest({"ours": call, TORCH: through_torch}, lambda: expected(0), allowed, counted)
-    return Comparison(f"denoiser with guidance {name_of(dtype)}", contest, dtype, share, {TORCH: faster})
+    return RatioGoals(f"denoiser with guidance {name_of(dtype)}", contest, dtype, share, {TORCH: faster})
 
 
-def frozen(shape: work.Shape) -> Comparison:
+def frozen(shape: work.Shape) -> RatioGoals:
     """The backward alone where the experts' weights need no gradient, beside the trained one."""
     x, grad = _inputs(shape, torch.float32), torch.randn(shape.tokens, shape.dim)
 
@@ -134,7 +134,7 @@ def frozen(shape: work.Shape) -> Comparison:
         others={"trained": "gradients of the weights too"},
     )
     largest = largest_allocation(entries["frozen"]) / min(x.w_gate_up.nbytes, x.w_down.nbytes)
-    return Comparison(
+    return RatioGoals(
         f"backward of frozen experts S={shape.tokens} float32",
         contest,
         times={"trained": least(1 / 0.6)},
@@ -142,7 +142,7 @@ def frozen(shape: work.Shape) -> Comparison:
     )
 
 
-def recomputed(shape: work.Shape) -> Comparison:
+def recomputed(shape: work.Shape) -> RatioGoals:
     """Forward and backward where the activations are computed again, expert by expert."""
     x, grad = _inputs(shape, torch.float32), torch.randn(shape.tokens, shape.dim)
     kept = "activations kept"
@@ -150,7 +150,7 @@ def recomputed(shape: work.Shape) -> Comparison:
     entries = {name: training(form, [x], [grad]) for name, form in forms.items()}
     peaks = {name: (entry(0), peak_memory(entry, CPU))[1] for name, entry in entries.items()}
     del entries[AUTHORS]  # of which only the memory counts
-    return Comparison(
+    return RatioGoals(
         f"recompute, forward + backward S={shape.tokens} float32",
         Contest(entries, partial(entries[kept], 0), tolerance(torch.float32)),
         times={kept: None},
@@ -158,7 +158,7 @@ def recomputed(shape: work.Shape) -> Comparison:
     )
 
 
-def comparisons() -> Iterator[tuple[str, Callable[[], Comparison]]]:
+def all_goals() -> Iterator[tuple[str, Callable[[], RatioGoals]]]:
     """By name, each to be prepared when its turn comes."""
     for tokens in (300, 4800):
         for dtype in (torch.float32, torch.bfloat16):
@@ -180,10 +180,10 @@ def comparisons() -> Iterator[tuple[str, Callable[[], Comparison]]]:
 def best_product(dtype: torch.dtype) -> tuple[str, Callable[[], object], float]:
     """Name, call and operations of the fastest product with a weight that does not change, of all libraries."""
     found: dict[str, tuple[float, Callable[[], object]]] = {}
-    for kind in {torch.float32, dtype} if native.has_units(dtype) else {torch.float32}:
-        entries = dict(products.entries("packed", kind, PRODUCT_ROWS, PRODUCT_WEIGHT))
+    for stored in {torch.float32, dtype} if native.has_units(dtype) else {torch.float32}:
+        entries = dict(products.entries("packed", stored, PRODUCT_ROWS, PRODUCT_WEIGHT))
         rates = products.timed(entries, PRODUCT_ROWS, PRODUCT_WEIGHT, seconds=0.5)
-        found |= {f"{name}, {name_of(kind)}": (rates[name], call) for name, call in entries.items()}
+        found |= {f"{name}, {name_of(stored)}": (rates[name], call) for name, call in entries.items()}
     name = max(found, key=lambda name: found[name][0])
     return name, found[name][1], 2.0 * PRODUCT_ROWS * PRODUCT_WEIGHT[0] * PRODUCT_WEIGHT[1]
 
@@ -193,42 +193,42 @@ def least_of_three(call: Callable[[], object]) -> float:
     return min(thread_seconds(call) for _ in range(3))
 
 
-def figures(comparison: Comparison, times: Mapping[str, list[float]], product_flop: float) -> list[Figure]:
-    """The ratios of a comparison from the seconds of its entries and of ``PRODUCT``."""
-    made, mine = [], times[next(iter(comparison.contest.entries))]
-    if comparison.share is not None:
-        share = ratios([comparison.flop / product_flop * seconds for seconds in times[PRODUCT]], mine)
-        made.append(Figure(comparison.name, f"share of the {PRODUCT}", share, comparison.share))
-    for name, bound in comparison.times.items():
-        made.append(Figure(comparison.name, f"time of {name}, in ours", ratios(times[name], mine), bound))
-    for what, (value, bound) in comparison.bytes.items():
-        made.append(Figure(comparison.name, what, summarise([value]), bound))
+def figures(goals: RatioGoals, times: Mapping[str, list[float]], product_flop: float) -> list[Figure]:
+    """The ratios of a goals from the seconds of its entries and of ``PRODUCT``."""
+    made, mine = [], times[next(iter(goals.contest.entries))]
+    if goals.share is not None:
+        share = ratios([goals.flop / product_flop * seconds for seconds in times[PRODUCT]], mine)
+        made.append(Figure(goals.name, f"share of the {PRODUCT}", share, goals.share))
+    for name, bound in goals.times.items():
+        made.append(Figure(goals.name, f"time of {name}, in ours", ratios(times[name], mine), bound))
+    for what, (value, bound) in goals.bytes.items():
+        made.append(Figure(goals.name, what, summarise([value]), bound))
     return made
 
 
-def measure(comparison: Comparison, rounds: int) -> tuple[list[Figure], str]:
+def measure(goals: RatioGoals, rounds: int) -> tuple[list[Figure], str]:
     """The figures, and a line that says how fast both sides were.
 
     Raises:
         WrongResult: an entry does not run, or does not compute what the reference computes.
     """
-    calls, _ = checked(comparison.contest)
-    for name, reason in {**comparison.contest.skipped, **comparison.contest.failed}.items():
-        raise WrongResult(f"{comparison.name}, {name}: {reason}")
+    calls, _ = checked(goals.contest)
+    for name, reason in {**goals.contest.skipped, **goals.contest.failed}.items():
+        raise WrongResult(f"{goals.name}, {name}: {reason}")
     for call in calls.values():  # the second of each call: in the first, weights are packed
         call(0)
-    product, ceiling, flop = best_product(comparison.dtype)
+    product, ceiling, flop = best_product(goals.dtype)
     clocks = {name: partial(thread_seconds, partial(call, 0)) for name, call in calls.items()}
-    if comparison.share is not None:
+    if goals.share is not None:
         clocks[PRODUCT] = partial(least_of_three, ceiling)
     times = take_turns(clocks, Budget(0.0, rounds, rounds))
     medians = {entry: summarise(values).median for entry, values in times.items()}
     told = [f"{entry} {1e3 * seconds:.1f} ms" for entry, seconds in medians.items() if entry != PRODUCT]
-    if comparison.share is not None:
-        mine = comparison.flop / medians[next(iter(calls))]
+    if goals.share is not None:
+        mine = goals.flop / medians[next(iter(calls))]
         told.append(f"{mine / 1e9:.0f} of {flop / medians[PRODUCT] / 1e9:.0f} GFLOP/s ({product})")
-    note = f"{comparison.name}: {', '.join(told)}; load {os.getloadavg()[0]:.0f}"
-    return figures(comparison, times, flop), note
+    note = f"{goals.name}: {', '.join(told)}; load {os.getloadavg()[0]:.0f}"
+    return figures(goals, times, flop), note
 
 
 def _inputs(shape: work.Shape, dtype: torch.dtype) -> Inputs:
@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     made: list[Figure] = []
     notes: list[str] = []
-    for name, prepare in comparisons():
+    for name, prepare in all_goals():
         if all(word in name for word in options.match):
             new, note = measure(prepare(), options.rounds)
             made, notes = made + new, [*notes, note]

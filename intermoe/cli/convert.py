@@ -12,7 +12,7 @@ import typer
 from intermoe.cli.common import check_folder, reported
 
 
-class Layout(str, Enum):
+class EvaluatorData(str, Enum):
     """Data sets with a recurrent evaluator."""
 
     interx = "interx"
@@ -37,7 +37,7 @@ def convert(
         str | None,
         typer.Option(help="CLIP model, a folder or a Hugging Face name, whose text tower the checkpoint leaves out."),
     ] = None,
-    layout: Annotated[Layout | None, typer.Option(help="Data of a recurrent evaluator (finest.tar).")] = None,
+    layout: Annotated[EvaluatorData | None, typer.Option(help="Data of a recurrent evaluator (finest.tar).")] = None,
     words: Annotated[Path | None, typer.Option(help="Folder with word vectors, of a recurrent evaluator.")] = None,
 ) -> None:
     """Read a published checkpoint, strictly and without unpickling objects, and write it as safetensors.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from intermoe.routing.trace import RoutingTrace
 
 
-class Format(str, Enum):
+class Output(str, Enum):
     """What ``routing`` can write."""
 
     png = "png"
@@ -52,7 +52,8 @@ def routing(
     out: Annotated[Path, typer.Option(help="Folder for the files; made if absent.")] = Path("results"),
     model: ModelOption = DEFAULT_MODEL,
     format: Annotated[
-        list[Format] | None, typer.Option(help="What to write; several times for several. Default: png, svg and npz.")
+        list[Output] | None,
+        typer.Option(help="What to write; several times for several. Default: png, svg and npz."),
     ] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -60,7 +61,7 @@ def routing(
 
     Either of the generation of PROMPT or, with --data and --item, of one recorded motion noised to --level.
     """
-    formats = list(dict.fromkeys(format or [Format.png, Format.svg, Format.npz]))
+    formats = list(dict.fromkeys(format or [Output.png, Output.svg, Output.npz]))
     with reported():
         if (data is None) != (item is None):
             raise ValueError("--item: expected --data and --item together, got only one of them")
@@ -109,20 +110,20 @@ def _open(data: Path, split: str, item: str) -> InterHumanDataset:
     return dataset
 
 
-def _write(trace: RoutingTrace, folder: Path, title: str, formats: Sequence[Format]) -> list[Path]:
+def _write(trace: RoutingTrace, folder: Path, title: str, formats: Sequence[Output]) -> list[Path]:
     from intermoe.export.naming import output_stem
     from intermoe.routing.picture import RoutingScene, draw_routing
     from intermoe.viz import save_gif, save_mp4
 
     written = []
-    with output_stem(folder, title, [f".{each.value}" for each in Format]) as stem:
+    with output_stem(folder, title, [f".{each.value}" for each in Output]) as stem:
         for chosen in formats:
             path = stem.with_name(f"{stem.name}.{chosen.value}")
-            if chosen is Format.npz:
+            if chosen is Output.npz:
                 trace.save_npz(path)
-            elif chosen is Format.mp4:
+            elif chosen is Output.mp4:
                 save_mp4(path, RoutingScene(trace))
-            elif chosen is Format.gif:
+            elif chosen is Output.gif:
                 save_gif(path, RoutingScene(trace))
             else:
                 draw_routing(trace).save(path)

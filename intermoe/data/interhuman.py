@@ -58,8 +58,8 @@ class InterHumanReader:
         paths = [self.root / "motions_processed" / person / f"{name}.npy" for person in PERSONS]
         missing = [f"{path.parent.name}/{path.name}" for path in paths if not path.is_file()]
         if missing:
-            kind = "no motion file" if len(missing) == 2 else "missing partner"
-            raise ItemError(kind, f"{name}: no file {' or '.join(missing)}")
+            problem = "no motion file" if len(missing) == 2 else "missing partner"
+            raise ItemError(problem, f"{name}: no file {' or '.join(missing)}")
         raw1, raw2 = (_read_raw(path, name) for path in paths)
         if len(raw1) != len(raw2):
             raise ItemError("persons of different length", f"{name}: {len(raw1)} and {len(raw2)} frames")

@@ -53,23 +53,23 @@ class DatasetReport:
 
     def add(self, error: ItemError) -> None:
         """Note an item that cannot be used."""
-        self.problems.setdefault(error.kind, []).append(error.detail)
+        self.problems.setdefault(error.problem, []).append(error.detail)
 
     def summary(self, *, names: int = 5) -> str:
         """One line a kind: the count and the first ``names`` names."""
         lines = [f"{self.count} of {self.total} items cannot be used"]
-        for kind, items in sorted(self.problems.items()):
+        for problem, items in sorted(self.problems.items()):
             more = f", and {len(items) - names} more" if len(items) > names else ""
-            lines.append(f"  {kind}: {len(items)} ({', '.join(items[:names])}{more})")
+            lines.append(f"  {problem}: {len(items)} ({', '.join(items[:names])}{more})")
         return "\n".join(lines)
 
 
 class ItemError(ValueError):
-    """Why an item cannot be used; ``kind`` groups such items in the report."""
+    """Why an item cannot be used; ``problem`` groups such items in the report."""
 
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(f"{kind}: {detail}")
-        self.kind = kind
+    def __init__(self, problem: str, detail: str) -> None:
+        super().__init__(f"{problem}: {detail}")
+        self.problem = problem
         self.detail = detail
 
 

@@ -88,7 +88,7 @@ def _read_piece(reader: Reader, piece: Sequence[tuple[str, str]]) -> tuple[bytes
         try:
             clips = read_sequence(reader, split, name)
         except ItemError as error:
-            rows.append(SequenceRows([], [error.kind, error.detail]))
+            rows.append(SequenceRows([], [error.problem, error.detail]))
             continue
         found = []
         for clip in clips:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 SETTINGS_FILE = "settings.json"
 TRUTH, REFERENCE, GENERATED, MULTIMODAL = "truth", "reference", "generated", "multimodal"
-"""Kinds of pieces: the ground truth that is measured, the one that FID compares with, and generated motion."""
+"""Roles of pieces: the ground truth that is measured, the one that FID compares with, and generated motion."""
 # what a stream of random numbers is for
 _CHOICE, _DRAW, _NOISE, _METRICS = 1, 2, 3, 4
 _EPOCHS = {TRUTH: 0, REFERENCE: 1, GENERATED: 2, MULTIMODAL: 2}
@@ -82,21 +82,21 @@ class EvaluationSettings(Config):
 
 @dataclass(frozen=True)
 class Piece:
-    """A batch of one kind: for each motion the item that it is of or that its text and length are of, and a number."""
+    """A batch of one role: for each motion the item that it is of or that its text and length are of, and a number."""
 
-    kind: str
+    role: str
     number: int
     draws: tuple[tuple[int, int], ...]
 
     @property
     def generated(self) -> bool:
         """Whether its motion is the model's."""
-        return self.kind in (GENERATED, MULTIMODAL)
+        return self.role in (GENERATED, MULTIMODAL)
 
     @property
     def file(self) -> str:
         """Name of its file."""
-        return f"{self.kind}-{self.number:04d}.npz"
+        return f"{self.role}-{self.number:04d}.npz"
 
 
 def digest(folder: Path) -> str:
@@ -197,10 +197,10 @@ class Evaluation:
             MULTIMODAL: [(int(index), 1 + n) for index in chosen for n in range(self.settings.mm_samples)],
         }
         pieces = []
-        for kind, wanted in draws.items():
+        for role, wanted in draws.items():
             wanted.sort(key=lambda draw: (self.dataset.num_frames(draw[0]), draw))
             parts = [tuple(wanted[start : start + size]) for start in range(0, len(wanted), size)]
-            pieces += [Piece(kind, number, part) for number, part in enumerate(parts)]
+            pieces += [Piece(role, number, part) for number, part in enumerate(parts)]
         return pieces
 
     def missing(self, replication: int) -> list[Piece]:
@@ -218,7 +218,7 @@ class Evaluation:
 
     def make(self, replication: int, piece: Piece, num_inference_steps: int) -> dict[str, npt.NDArray[Any]]:
         """The arrays of a piece: its draws, embeddings, and what was generated."""
-        items = [self._draw(replication, piece.kind, index) for index, _ in piece.draws]
+        items = [self._draw(replication, piece.role, index) for index, _ in piece.draws]
         arrays: dict[str, npt.NDArray[Any]] = {"draws": np.array(piece.draws)}
         motions = [item["motion"] for item in items]
         if piece.generated:
@@ -234,7 +234,7 @@ class Evaluation:
         with torch.no_grad():
             embedded = self.evaluator.embed_motion(padded.to(self.evaluator.device), lengths)
             arrays["motion_embedding"] = embedded.cpu().numpy()
-            if piece.kind in (TRUTH, GENERATED):
+            if piece.role in (TRUTH, GENERATED):
                 texts = [self._words(item["caption"]) for item in items]
                 arrays["text_embedding"] = self.evaluator.embed_text(texts).cpu().numpy()
         for key, value in arrays.items():
@@ -249,15 +249,15 @@ class Evaluation:
 
     def finish(self, replication: int) -> dict[str, Numbers]:
         """Numbers of a replication whose pieces are all there; written, and returned."""
-        parts = {kind: self._gather(replication, kind) for kind in _EPOCHS}
+        parts = {role: self._gather(replication, role) for role in _EPOCHS}
         rng, size = self._rng(_METRICS, replication), self.settings.batch_size
         kept = len(self.dataset) // size * size
-        orders = {kind: rng.permutation(len(self.dataset))[:kept] for kind in (TRUTH, REFERENCE, GENERATED)}
+        orders = {role: rng.permutation(len(self.dataset))[:kept] for role in (TRUTH, REFERENCE, GENERATED)}
         reference = parts[REFERENCE]["motion_embedding"][orders[REFERENCE]]
         scaling = {"scale": self.protocol.scale, "divide_by": self.protocol.divide_by}
         rows: dict[str, Numbers] = {}
-        for row, kind in (("ground truth", TRUTH), ("model", GENERATED)):
-            motion, text = (parts[kind][f"{name}_embedding"][orders[kind]] for name in ("motion", "text"))
+        for row, role in (("ground truth", TRUTH), ("model", GENERATED)):
+            motion, text = (parts[role][f"{name}_embedding"][orders[role]] for name in ("motion", "text"))
             found = retrieval(text, motion, size)
             first, second = _pairs(rng, kept, DIVERSITY_PAIRS)
             rows[row] = {
@@ -281,8 +281,8 @@ class Evaluation:
             self._place(replication).rmdir()
         return rows
 
-    def _draw(self, replication: int, kind: str, index: int) -> MotionItem:
-        epoch = len(set(_EPOCHS.values())) * replication + _EPOCHS[kind]
+    def _draw(self, replication: int, role: str, index: int) -> MotionItem:
+        epoch = len(set(_EPOCHS.values())) * replication + _EPOCHS[role]
         item = self.dataset.draw(index, epoch)
         flip, start, shorter = self._rng(_DRAW, epoch, index).random(3)
         motion, caption = item["motion"], item["caption"]
@@ -303,9 +303,9 @@ class Evaluation:
             )
         return self.texts[caption]
 
-    def _gather(self, replication: int, kind: str) -> dict[str, npt.NDArray[np.floating]]:
-        """Embeddings of all pieces of a kind, in the order of their draws."""
-        files = [self._place(replication) / piece.file for piece in self.pieces(replication) if piece.kind == kind]
+    def _gather(self, replication: int, role: str) -> dict[str, npt.NDArray[np.floating]]:
+        """Embeddings of all pieces of a role, in the order of their draws."""
+        files = [self._place(replication) / piece.file for piece in self.pieces(replication) if piece.role == role]
         draws, found = [], []
         for file in files:
             try:

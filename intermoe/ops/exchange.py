@@ -37,7 +37,7 @@ class Peers(NamedTuple):
     size: int
 
 
-class Plan(NamedTuple):
+class Exchange(NamedTuple):
     """Where the pairs of a rank go, and what it got. N rows are sent, M are received; sizes of ``ops`` otherwise."""
 
     slots: Tensor
@@ -92,7 +92,7 @@ class _Gather(torch.autograd.Function):
     """tokens[token_idx], whose gradient is a sum by slots: deterministic, and of pairs alone."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, plan: Plan, combine: Callable[..., Tensor]) -> Tensor:
+    def forward(ctx: Any, tokens: Tensor, plan: Exchange, combine: Callable[..., Tensor]) -> Tensor:
         ctx.slots, ctx.combine = plan.slots, combine
         return _take(tokens, plan.token_idx)
 
@@ -105,7 +105,7 @@ class _Combine(torch.autograd.Function):
     """Step 4 on rows in the order they were sent."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, gates: Tensor, plan: Plan, combine: Callable[..., Tensor]) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, gates: Tensor, plan: Exchange, combine: Callable[..., Tensor]) -> Tensor:
         ctx.save_for_backward(rows, gates)
         ctx.token_idx = plan.token_idx
         return combine(rows, gates, plan.slots)
@@ -184,7 +184,9 @@ def over_ranks(
     return out, plan.slots, (counts, received.detach(), returned.detach())
 
 
-def plan_exchange(chosen: Tensor, received_counts: Tensor, num_local: int, ranks: int, max_pairs: int | None) -> Plan:
+def plan_exchange(
+    chosen: Tensor, received_counts: Tensor, num_local: int, ranks: int, max_pairs: int | None
+) -> Exchange:
     """The rows of one call. With ``max_pairs`` the host reads nothing.
 
     Args:
@@ -222,7 +224,9 @@ def plan_exchange(chosen: Tensor, received_counts: Tensor, num_local: int, ranks
     order = expert.argsort(stable=True)
     ends = held.sum(0)[:num_local].cumsum(0)
     offsets = torch.cat([ends.new_zeros(1), ends.clamp(max=len(order))])
-    return Plan(slots, pair_of_row // num_experts, pair_of_row % num_experts, filled, sent, received, order, offsets)
+    return Exchange(
+        slots, pair_of_row // num_experts, pair_of_row % num_experts, filled, sent, received, order, offsets
+    )
 
 
 def _take(source: Tensor, index: Tensor) -> Tensor:
@@ -251,7 +255,7 @@ def _all_to_all(rows: Tensor, sent: list[int], received: list[int], peers: Peers
     return out
 
 
-def _run_experts(rows: Tensor, plan: Plan, experts: Experts, package: Any, max_pairs: int | None) -> Tensor:
+def _run_experts(rows: Tensor, plan: Exchange, experts: Experts, package: Any, max_pairs: int | None) -> Tensor:
     """Outputs of the rows received, where they lie."""
     up, down, recompute, _ = experts
     if not len(down):  # nothing is sent here; the backward meets the others all the same

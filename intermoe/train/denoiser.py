@@ -343,4 +343,4 @@ def _save_pipeline(
         run.write_config(temporary / "training.json", run.without_paths(config))
 
 
-TRAINER = run.Trainer(DenoiserTrainConfig, run_denoiser, start="vae")
+TRAINER = run.Training(DenoiserTrainConfig, run_denoiser, start="vae")

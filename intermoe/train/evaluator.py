@@ -114,4 +114,4 @@ def run_evaluator(
     return folder
 
 
-TRAINER = run.Trainer(EvaluatorTrainConfig, run_evaluator)
+TRAINER = run.Training(EvaluatorTrainConfig, run_evaluator)

@@ -355,5 +355,5 @@ def _copy(source: Path, folder: Path) -> None:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
 
 
-TRAINER_OF_TOKENIZER = run.Trainer(TokenizerTrainConfig, run_tokenizer)
-TRAINER = run.Trainer(InterMaskTrainConfig, run_intermask, start="tokenizer", needs_start=True)
+TRAINER_OF_TOKENIZER = run.Training(TokenizerTrainConfig, run_tokenizer)
+TRAINER = run.Training(InterMaskTrainConfig, run_intermask, start="tokenizer", needs_start=True)

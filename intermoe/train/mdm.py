@@ -303,5 +303,5 @@ def _save_pipeline(
         run.write_config(temporary / "training.json", run.without_paths(config))
 
 
-TRAINER = run.Trainer(MDMTrainConfig, run_mdm)
-TRAINER_OF_TWO = run.Trainer(ComMDMTrainConfig, run_commdm, start="mdm", needs_start=True)
+TRAINER = run.Training(MDMTrainConfig, run_mdm)
+TRAINER_OF_TWO = run.Training(ComMDMTrainConfig, run_commdm, start="mdm", needs_start=True)

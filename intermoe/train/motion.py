@@ -193,4 +193,4 @@ def _save_pipeline(folder: Path, config: MotionTrainConfig, objective: MotionObj
         run.write_config(temporary / "training.json", run.without_paths(config))
 
 
-TRAINER = run.Trainer(MotionTrainConfig, run_motion)
+TRAINER = run.Training(MotionTrainConfig, run_motion)

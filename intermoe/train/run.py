@@ -42,7 +42,7 @@ def with_data(config: TrainConfigT, root: str | Path | None) -> TrainConfigT:
 
 
 @dataclass(frozen=True)
-class Trainer:
+class Training:
     """One kind of training; ``intermoe.train.trainers`` lists them.
 
     ``config`` is the class of its recipes. ``run(config_path, output_dir, resume=, data=)`` trains and returns the

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from intermoe.config import read_values
 from intermoe.registry import Registry
-from intermoe.train.run import Trainer
+from intermoe.train.run import Training
 
-TRAINERS: Registry[Trainer] = Registry(
+TRAINERS: Registry[Training] = Registry(
     "trainer",
     {
         "vae": "intermoe.train.vae:TRAINER",
@@ -45,7 +45,7 @@ def train(
 
     Args:
         config_path: YAML or JSON with ``trainer``. output_dir: gets what that trainer's function says.
-        start: model folder of the run before this one, for a trainer with ``Trainer.start``.
+        start: model folder of the run before this one, for a trainer with ``Training.start``.
         resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
         data: folder of the data in place of the configured one.
 

@@ -166,4 +166,4 @@ def load_vae_folder(folder: str | Path) -> tuple[CausalSkeletalVAE, Statistics]:
     return load_trained(folder, "vae", VAEConfig, CausalSkeletalVAE)
 
 
-TRAINER = run.Trainer(VAETrainConfig, run_vae, start="init")
+TRAINER = run.Training(VAETrainConfig, run_vae, start="init")

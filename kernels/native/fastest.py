@@ -1,4 +1,4 @@
-"""Which product is fastest, by machine, dtype, kind of product and rows. Written by the command below, not by hand.
+"""Which product is fastest, by machine, dtype, form of product and rows. Written by the command below, not by hand.
 
     python -m intermoe.benchmarks.harness.products --write
 

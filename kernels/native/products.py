@@ -1,6 +1,6 @@
 """Matrix products on a CPU, each through what is fastest there: torch, torch's oneDNN, or the library's own.
 
-Which one is read from ``fastest.FASTEST``, by machine, dtype, kind of product and rows; nothing is timed here.
+Which one is read from ``fastest.FASTEST``, by machine, dtype, form of product and rows; nothing is timed here.
 
 Parameters are kept in the order in which a product reads them, from their first use on: a first call
 without would round otherwise than the same call after it.
@@ -19,7 +19,7 @@ from . import library
 from .fastest import FASTEST, Limits
 from .registry import CODES, call
 
-KINDS = ("packed", "rows", "columns", "sums")
+FORMS = ("packed", "rows", "columns", "sums")
 """Right factors in the library's order, with a row per output, as stored; and left factors of sums over rows.
 
 All are chosen by the number of rows of the left factor, ``sums`` by the number of rows that are summed."""
@@ -55,34 +55,34 @@ def machine() -> str:
 
 
 @functools.cache
-def _limits(kind: str, dtype: torch.dtype) -> Limits:
-    measured = FASTEST.get(machine(), {}).get((str(dtype).removeprefix("torch."), kind))
-    return measured or _unmeasured(kind, dtype, library.instruction_set())
+def _limits(form: str, dtype: torch.dtype) -> Limits:
+    measured = FASTEST.get(machine(), {}).get((str(dtype).removeprefix("torch."), form))
+    return measured or _unmeasured(form, dtype, library.instruction_set())
 
 
-def _unmeasured(kind: str, dtype: torch.dtype, instruction_set: str) -> Limits:
+def _unmeasured(form: str, dtype: torch.dtype, instruction_set: str) -> Limits:
     """What holds for machines that are not in the table, from those that are."""
     if has_units(dtype) and dtype in _HALF:
         return ((None, "torch"),)
-    if instruction_set == "avx512" or (dtype in _HALF and kind in ("packed", "rows")):
+    if instruction_set == "avx512" or (dtype in _HALF and form in ("packed", "rows")):
         return ((None, "own"),)
     if dtype in _HALF:
         return ((None, "float32"),)
-    if instruction_set == "avx2" and kind in ("packed", "rows"):
+    if instruction_set == "avx2" and form in ("packed", "rows"):
         return ((64, "own"), (None, "torch"))
     return ((None, "torch"),)
 
 
-def choice(kind: str, dtype: torch.dtype, rows: int) -> str:
-    """One of ``CHOICES`` for a product of ``kind`` with so many rows."""
-    return next(name for limit, name in _limits(kind, dtype) if limit is None or rows <= limit)
+def choice(form: str, dtype: torch.dtype, rows: int) -> str:
+    """One of ``CHOICES`` for a product of ``form`` with so many rows."""
+    return next(name for limit, name in _limits(form, dtype) if limit is None or rows <= limit)
 
 
 def product(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:
     """out (M, N) = [out +] left (M, K) . right (K, N), both of one dtype; ``out`` may be float32 beside half types."""
     transposed = left.stride(1) != 1 and left.stride(0) == 1
-    kind = "sums" if transposed else "rows" if right.stride(0) == 1 else "columns"
-    run(choice(kind, left.dtype, left.shape[1 if transposed else 0]), left, right, out, add=add)
+    form = "sums" if transposed else "rows" if right.stride(0) == 1 else "columns"
+    run(choice(form, left.dtype, left.shape[1 if transposed else 0]), left, right, out, add=add)
 
 
 def run(name: str, left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:

@@ -73,17 +73,17 @@ def program(
     constants: list[tuple[int, int]] = []
     try:
         for started, sources in launches:
-            threads, shared, kinds = _needs(started.compiled)
+            threads, shared, types = _needs(started.compiled)
             given = [source for source in sources if source != (True, None)]
-            if len(kinds) < len(given) or set(kinds[len(given) :]) - {"u64"}:
-                raise Unknown(f"a kernel of {len(given)} arguments and parameters {kinds}")
-            numbers += [started.compiled.function, *started.grid, threads, shared, len(kinds)]
-            for (is_number, value), kind in zip(given, kinds, strict=False):
-                bits = _bits(value, kind) if is_number else _place(value, kind)
+            if len(types) < len(given) or set(types[len(given) :]) - {"u64"}:
+                raise Unknown(f"a kernel of {len(given)} arguments and parameters {types}")
+            numbers += [started.compiled.function, *started.grid, threads, shared, len(types)]
+            for (is_number, value), declared in zip(given, types, strict=False):
+                bits = _bits(value, declared) if is_number else _place(value, declared)
                 if is_number:
                     constants.append((len(numbers), bits))
                 numbers.append(bits)
-            for _ in kinds[len(given) :]:  # scratch memory, of which these kernels have none
+            for _ in types[len(given) :]:  # scratch memory, of which these kernels have none
                 constants.append((len(numbers), 0))
                 numbers.append(0)
         for slot, bits in constants:
@@ -96,7 +96,7 @@ def program(
 
 
 def _needs(compiled: Any) -> tuple[int, int, list[str]]:
-    """Threads of a block, bytes of shared memory, and the kinds of the parameters."""
+    """Threads of a block, bytes of shared memory, and the declared types of the parameters."""
     metadata = compiled.metadata
     for name in ("launch_pdl", "launch_cooperative_grid", "global_scratch_size", "profile_scratch_size"):
         if getattr(metadata, name, 0):
@@ -112,21 +112,21 @@ def _needs(compiled: Any) -> tuple[int, int, list[str]]:
     return threads, metadata.shared, _PARAMETER.findall(entry[1])
 
 
-def _place(number: int, kind: str) -> int:
-    if kind not in ("u64", "b64"):
-        raise Unknown(f"a pointer for a parameter of kind {kind}")
+def _place(number: int, declared: str) -> int:
+    if declared not in ("u64", "b64"):
+        raise Unknown(f"a pointer for a parameter of type {declared}")
     return number
 
 
-def _bits(value: Any, kind: str) -> int:
+def _bits(value: Any, declared: str) -> int:
     """A number, or a pointer, as it lies in memory."""
     if isinstance(value, Tensor):
-        return _place(value.data_ptr(), kind)  # pinned memory has one address for both sides
-    if isinstance(value, float) and kind == "f32":
+        return _place(value.data_ptr(), declared)  # pinned memory has one address for both sides
+    if isinstance(value, float) and declared == "f32":
         return int.from_bytes(struct.pack("<f", value), "little")
-    if isinstance(value, int) and kind in _INTEGERS:
+    if isinstance(value, int) and declared in _INTEGERS:
         return value
-    raise Unknown(f"{value!r} for a parameter of kind {kind}")
+    raise Unknown(f"{value!r} for a parameter of type {declared}")
 
 
 def stream_of(device: torch.device) -> Callable[[], int]:

@@ -175,7 +175,7 @@ def grouped_product_kernel(
     tl.store(out_ptr + first_row.to(tl.int64) * OUTER + places, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-class Launch:
+class Shared:
     """What the launches of one call share: the sizes, the precision, and each kernel's tile."""
 
     def __init__(self, tokens: Tensor, num_pairs: int, w_down: Tensor) -> None:
@@ -224,7 +224,7 @@ class Launch:
 
 
 def launch_up(
-    shared: Launch,
+    shared: Shared,
     tokens: Tensor,
     token_idx: Tensor,
     offsets: Tensor,
@@ -248,7 +248,7 @@ def launch_up(
 
 
 def launch_product(
-    shared: Launch,
+    shared: Shared,
     kernel: str,
     x: Tensor,
     offsets: Tensor,
@@ -300,7 +300,7 @@ def experts_forward(
     if half_sums and tokens.dtype != torch.float16:
         raise TypeError(f"half_sums: expected float16 tokens and weights, got {tokens.dtype}")
     num_pairs = token_idx.shape[0]
-    shared = Launch(tokens, num_pairs, w_down)
+    shared = Shared(tokens, num_pairs, w_down)
     tokens, w_gate_up, w_down = map(shared.operand, (tokens, w_gate_up, w_down))
     h = tokens.new_empty(num_pairs if save_h else 0, 2 * shared.expert_dim)
     activation = tokens.new_empty(num_pairs, shared.expert_dim)

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import expect, expect_experts
-from .experts import Launch, launch_product, launch_up
+from .experts import Shared, launch_product, launch_up
 from .launch import blocks, cdiv, launch
 from .registry import on_its_device
 from .tiles import silu_and_gradient, stored
@@ -140,7 +140,7 @@ def swiglu_constants(expert_dim: int, num_experts: int) -> dict[str, int]:
 
 
 def launch_grad_hidden(
-    shared: Launch,
+    shared: Shared,
     grad_out: Tensor,
     token_idx: Tensor,
     offsets: Tensor,
@@ -164,7 +164,7 @@ def launch_grad_hidden(
 
 
 def launch_grad_weight(
-    shared: Launch, left: Tensor, right: Tensor, token_idx: Tensor, offsets: Tensor, out: Tensor, gather_left: bool
+    shared: Shared, left: Tensor, right: Tensor, token_idx: Tensor, offsets: Tensor, out: Tensor, gather_left: bool
 ) -> None:
     """out (E, M, N), the sum over each expert's pairs of left^T right, one of them gathered through ``token_idx``."""
     chosen = shared.tile("grad_weight")
@@ -212,7 +212,7 @@ def experts_backward(
     expect("gates", gates, num_pairs)
     expect("h", h, num_pairs, w_gate_up.shape[1], dtypes=(tokens.dtype,))
     spare_pairs, spare_h = spare
-    shared = Launch(tokens, num_pairs, w_down)
+    shared = Shared(tokens, num_pairs, w_down)
     grad_out, gates = grad_out.to(tokens.dtype), gates.float().contiguous()
     grad_out, tokens, w_gate_up, w_down = map(shared.operand, (grad_out, tokens, w_gate_up, w_down))
     if h is None:

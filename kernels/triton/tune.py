@@ -16,7 +16,7 @@ from torch import Tensor
 
 from . import configs
 from .configs import Key, Tile
-from .experts import Launch, launch_product, launch_up
+from .experts import Shared, launch_product, launch_up
 from .experts_backward import launch_grad_hidden, launch_grad_weight
 from .select import select
 
@@ -74,7 +74,7 @@ class Workload:
         self.tokens, self.grad_out = normal(tokens, dim), normal(tokens, dim)
         self.w_gate_up, self.w_down = normal(num_experts, 2 * expert_dim, dim), normal(num_experts, dim, expert_dim)
         self.h, self.activation = normal(pairs, 2 * expert_dim), normal(pairs, expert_dim)
-        self.launch = Launch(self.tokens, pairs, self.w_down)
+        self.launch = Shared(self.tokens, pairs, self.w_down)
 
     def key(self, kernel: str) -> Key:
         return Key(self.launch.architecture, kernel, self.launch.precision, self.launch.size)

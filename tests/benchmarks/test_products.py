@@ -37,8 +37,8 @@ def test_writing_replaces_one_machine(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_every_entry_computes_the_product() -> None:
-    for kind in products.products.KINDS:
+    for form in products.products.FORMS:
         for dtype in products.CODES:
-            rates = products.rates(kind, dtype, 5, (12, 8), seconds=0.0)
-            assert "own" in rates, (kind, dtype)
+            rates = products.rates(form, dtype, 5, (12, 8), seconds=0.0)
+            assert "own" in rates, (form, dtype)
             assert min(rates.values()) > 0

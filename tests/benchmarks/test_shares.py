@@ -13,7 +13,7 @@ from intermoe.benchmarks import models
 from intermoe.benchmarks.harness import shares
 from intermoe.benchmarks.harness.case import Contest, Outputs, WrongResult, checked
 from intermoe.benchmarks.harness.goals import least, most
-from intermoe.benchmarks.harness.shares import PRODUCT, TORCH, Comparison
+from intermoe.benchmarks.harness.shares import PRODUCT, TORCH, RatioGoals
 from intermoe.benchmarks.harness.work import Shape, Work
 
 TINY = Shape(24, dim=16, experts=2, width=8, rows=2)
@@ -33,12 +33,12 @@ def nothing(_: int) -> Outputs:
 def test_ratios_of_rounds() -> None:
     """Ours does 8 operations at a quarter of the product's rate, which does 2 a second; theirs takes thrice as long."""
     contest = Contest({"ours": nothing, "theirs": nothing}, None, 0.0, [Work(5.0, 1.0), Work(3.0, 1.0)])
-    comparison = Comparison(
+    goals = RatioGoals(
         "case", contest, share=least(0.3), times={"theirs": least(3.0)}, bytes={"memory": (0.5, most(0.6))}
     )
     slow = [1.0, 1.0, 10.0]  # a round of a busy machine
     times = {"ours": [16 * s for s in slow], "theirs": [48 * s for s in slow], PRODUCT: [5 * s for s in slow]}
-    made = shares.figures(comparison, times, product_flop=10.0)
+    made = shares.figures(goals, times, product_flop=10.0)
     assert [(f.found.median, f.found.low, f.found.high) for f in made] == [(v, v, v) for v in (0.25, 3.0, 0.5)]
     assert [line.split()[-2] for line in shares.report(made, []).splitlines() if "| case |" in line[:8]] == [
         "reached", "no", "yes", "yes"
@@ -83,13 +83,13 @@ def test_recompute_takes_less_memory() -> None:
 def test_what_differs_is_not_timed() -> None:
     contest = Contest({"ours": lambda _: (torch.ones(2) + 1e-3,)}, lambda: (torch.ones(2),), 1e-5)
     with pytest.raises(WrongResult, match="case, ours: relative difference"):
-        shares.measure(Comparison("case", contest), 1)
+        shares.measure(RatioGoals("case", contest), 1)
 
 
 def test_the_command_writes_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = {"tiny forward": lambda: shares.block(TINY, torch.float32, False, least(0.0), None)}
     monkeypatch.setattr(
-        shares, "comparisons", lambda: iter([*tiny.items(), ("left out", lambda: pytest.fail("matched"))])
+        shares, "all_goals", lambda: iter([*tiny.items(), ("left out", lambda: pytest.fail("matched"))])
     )
     monkeypatch.setattr(shares, "PRODUCT_WEIGHT", (32, 16))
     threads = torch.get_num_threads()

@@ -170,7 +170,7 @@ def test_embeddings_come_in_the_order_of_their_motions(make: Any) -> None:
     rows: dict[int, Any] = {}
     for piece in evaluation.pieces(0):
         evaluation.do(0, piece)
-        if piece.kind == TRUTH:
+        if piece.role == TRUTH:
             arrays = evaluation.make(0, piece, 1)
             rows |= {index: row for (index, _), row in zip(piece.draws, arrays["motion_embedding"], strict=True)}
     np.testing.assert_allclose(evaluation._gather(0, TRUTH)["motion_embedding"], [rows[i] for i in range(7)], atol=1e-5)
@@ -212,7 +212,7 @@ def test_settings_reach_the_generation(make: Any, monkeypatch: pytest.MonkeyPatc
     other = make(seed=1)
     other.make(0, next(piece for piece in other.pieces(0) if piece.generated), 1)
     assert not set(seen[0]["seeds"]) & set(seeds)
-    generated = next(piece for piece in evaluation.pieces(0) if piece.kind == GENERATED)
+    generated = next(piece for piece in evaluation.pieces(0) if piece.role == GENERATED)
     items = [evaluation._draw(0, GENERATED, index) for index, _ in generated.draws]
     evaluation.make(0, generated, 2)
     assert (seen[-1]["prompts"], seen[-1]["num_inference_steps"]) == ([item["caption"] for item in items], 2)
@@ -238,12 +238,12 @@ def test_multimodality_is_of_as_many_texts_and_samples_as_set(make: Any) -> None
     draws = [
         draw
         for piece in make(mm_captions=3, mm_samples=4).pieces(0)
-        if piece.kind == MULTIMODAL
+        if piece.role == MULTIMODAL
         for draw in piece.draws
     ]
     assert len({index for index, _ in draws}) == 3
     assert len(draws) == 12
-    chosen = [frozenset(i for p in make().pieces(n) if p.kind == MULTIMODAL for i, _ in p.draws) for n in range(6)]
+    chosen = [frozenset(i for p in make().pieces(n) if p.role == MULTIMODAL for i, _ in p.draws) for n in range(6)]
     assert len(set(chosen)) > 2, "drawn anew in every replication"
 
 
@@ -269,7 +269,7 @@ def test_every_motion_is_embedded_with_its_own_length(make: Any, monkeypatch: py
         evaluation.evaluator, "embed_motion", lambda motion, lengths: (seen.append(lengths), embed(motion, lengths))[1]
     )
     for kind in (TRUTH, GENERATED):
-        piece = next(piece for piece in evaluation.pieces(0) if piece.kind == kind)
+        piece = next(piece for piece in evaluation.pieces(0) if piece.role == kind)
         evaluation.make(0, piece, 1)
         assert seen.pop().tolist() == [evaluation.dataset.num_frames(index) for index, _ in piece.draws]
 

@@ -83,8 +83,8 @@ def test_pieces_hold_every_motion_once(make: Make) -> None:
     evaluate(evaluation, 1)
     pieces = evaluation.pieces(0)
     for kind in (TRUTH, REFERENCE, GENERATED):
-        assert sorted(draw for p in pieces if p.kind == kind for draw in p.draws) == [(i, 0) for i in range(7)]
-    drawn = sorted(draw for piece in pieces if piece.kind == MULTIMODAL for draw in piece.draws)
+        assert sorted(draw for p in pieces if p.role == kind for draw in p.draws) == [(i, 0) for i in range(7)]
+    drawn = sorted(draw for piece in pieces if piece.role == MULTIMODAL for draw in piece.draws)
     assert len({index for index, _ in drawn}) == 2
     assert [sample for _, sample in drawn] == [1, 2, 3, 1, 2, 3]
     with np.load(evaluation.folder / "pieces" / "00" / "generated-0001.npz") as arrays:

@@ -131,14 +131,14 @@ def test_choices_agree(name: str, dtype, add: bool, relative_error, tolerance) -
 
 def test_table_is_complete() -> None:
     for machine, rows in FASTEST.items():
-        for (dtype, kind), limits in rows.items():
-            assert kind in products.KINDS, machine
+        for (dtype, form), limits in rows.items():
+            assert form in products.FORMS, machine
             assert getattr(torch, dtype) in CODES, machine
             bounds, names = zip(*limits, strict=True)
-            assert bounds[-1] is None, (machine, dtype, kind)
-            assert list(bounds[:-1]) == sorted(bounds[:-1]), (machine, dtype, kind)
+            assert bounds[-1] is None, (machine, dtype, form)
+            assert list(bounds[:-1]) == sorted(bounds[:-1]), (machine, dtype, form)
             assert set(names) <= set(products.CHOICES)
-            assert "onednn" not in names or kind in ("packed", "rows")
+            assert "onednn" not in names or form in ("packed", "rows")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -165,7 +165,7 @@ def test_units_of_each_half_type_are_known_apart(
 
 
 @pytest.mark.parametrize(
-    ("instruction_set", "dtype", "units", "kind", "expected"),
+    ("instruction_set", "dtype", "units", "form", "expected"),
     [
         ("avx512", torch.float32, 0, "columns", {1: "own", 500: "own"}),
         ("avx2", torch.float32, 0, "packed", {64: "own", 65: "torch"}),
@@ -179,7 +179,7 @@ def test_units_of_each_half_type_are_known_apart(
     ],
 )
 def test_machines_that_are_not_in_the_table(
-    instruction_set: str, dtype: torch.dtype, units: int, kind: str, expected: dict[int, str],
+    instruction_set: str, dtype: torch.dtype, units: int, form: str, expected: dict[int, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Half units are torch's; without them halves go through our products or float32; ours are fast with few rows."""
@@ -189,7 +189,7 @@ def test_machines_that_are_not_in_the_table(
     monkeypatch.setattr(products, "FASTEST", {})
     products.machine.cache_clear(), products._limits.cache_clear()
     try:
-        assert {rows: products.choice(kind, dtype, rows) for rows in expected} == expected
+        assert {rows: products.choice(form, dtype, rows) for rows in expected} == expected
     finally:
         products.machine.cache_clear(), products._limits.cache_clear()
 

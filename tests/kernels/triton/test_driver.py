@@ -69,7 +69,7 @@ def test_a_thread_without_a_context_goes_through_the_launcher_that_makes_one() -
 def compiled(**changes: Any) -> Any:
     """Of a pointer and a 32-bit number, with Triton's two pointers to scratch memory."""
     metadata = {"num_warps": 4, "shared": 8, "num_ctas": 1, "global_scratch_size": 0, **changes}
-    kinds = metadata.pop("kinds", ["u64 .ptr .global .align 1", "u32", "u64", "u64"])
+    kinds = metadata.pop("types", ["u64 .ptr .global .align 1", "u32", "u64", "u64"])
     threads = metadata.pop("threads", 128)
     lines = ",\n".join(f"\t.param .{kind} name_param_{i}" for i, kind in enumerate(kinds))
     code = f".visible .entry name(\n{lines}\n)\n.reqntid {threads}\n{{"
@@ -96,10 +96,10 @@ def test_a_program_lists_places_and_launches() -> None:
         ({"global_scratch_size": 64}, "global_scratch_size=64"),
         ({"launch_pdl": True}, "launch_pdl=True"),
         ({"threads": 256}, "4 warps and 256 threads"),
-        ({"kinds": ["u64", "u32", "u32"]}, "2 arguments and parameters"),
-        ({"kinds": ["u64"]}, "2 arguments and parameters"),
-        ({"kinds": ["u32", "u32"]}, "a pointer for a parameter of kind u32"),
-        ({"kinds": ["u64", "f32"]}, "7 for a parameter of kind f32"),
+        ({"types": ["u64", "u32", "u32"]}, "2 arguments and parameters"),
+        ({"types": ["u64"]}, "2 arguments and parameters"),
+        ({"types": ["u32", "u32"]}, "a pointer for a parameter of type u32"),
+        ({"types": ["u64", "f32"]}, "7 for a parameter of type f32"),
     ],
 )
 def test_what_is_not_known_is_not_started(change: dict[str, Any], reason: str, told: pytest.LogCaptureFixture) -> None:
