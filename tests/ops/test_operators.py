@@ -57,6 +57,7 @@ def test_gradients_have_the_types_of_what_they_are_of() -> None:
     """Those of the router and its rows are in float32, whatever tokens and experts are in."""
     flat = list(meta_call(torch.bfloat16))
     flat[0] = flat[0].half()
+    flat[1:5] = [each.double() for each in flat[1:5]]
     saved = operators._forward_fake(*flat)[2:]
     found = operators._backward_fake(flat[5], None, *flat[:7], *saved, True, False, [True] * 7, "native")
     wide, narrow = [torch.float32] * 4, [torch.bfloat16] * 2

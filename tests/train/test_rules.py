@@ -235,6 +235,20 @@ def test_gradients_are_clipped_as_they_are_without_a_loss_scale(
         assert objective.weight.grad.item() == pytest.approx(clipped)
 
 
+def test_the_loss_scale_of_float16_goes_on_where_it_was(tmp_path: Path) -> None:
+    def trainer(scaler: Any) -> Trainer:
+        made = Trainer(Accelerator(), Line(1.0), config(steps=3), Constants(8), None, tmp_path)
+        made._optimise(made._batches())
+        made.step, made.accelerator.scaler = 1, scaler
+        return made
+
+    trainer(SimpleNamespace(state_dict=lambda: {"scale": 512.0}))._save()
+    found: list[dict[str, float]] = []
+    (path,) = (tmp_path / "checkpoints").iterdir()
+    trainer(SimpleNamespace(load_state_dict=found.append))._load(path)
+    assert found == [{"scale": 512.0}]
+
+
 def test_betas_are_those_of_the_moments(tmp_path: Path) -> None:
     """Slopes 1 and then -2: m = ((1 - b1) (b1 - 2)) / (1 - b1^2), v = ((1 - b2) (b2 + 4)) / (1 - b2^2)."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from intermoe import InterMoEBlock, backends
-from intermoe.kernels.native import products
+from intermoe.kernels.native import library, products
 from intermoe.routing.record import record_routing
 
 
@@ -146,3 +146,17 @@ def test_a_weight_that_was_made_in_inference_mode_is_used_as_it_is() -> None:
         for _ in range(3):
             torch.testing.assert_close(products.linear(x, weight, None), x @ weight.T, rtol=1e-4, atol=1e-4)
     assert products.packed(weight, 9, paired=False) is None
+
+
+def test_another_variant_of_the_library_packs_anew() -> None:
+    """Panels are as wide as its vectors: those of another would be read in another order."""
+    native = library.load()
+    own = ("baseline", "avx2", "avx512").index(library.instruction_set())
+    weight, x = nn.Parameter(torch.randn(40, 24)), torch.randn(9, 24)
+    try:
+        for level in (own, 0, own):
+            assert native.intermoe_use_instruction_set(level) == 0
+            out = products.linear(x, weight, None)
+            torch.testing.assert_close(out, nn.functional.linear(x, weight), rtol=1e-4, atol=1e-4)
+    finally:
+        native.intermoe_use_instruction_set(own)
