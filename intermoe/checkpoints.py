@@ -71,6 +71,12 @@ class StrictReader:
 WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def check_weight_dtype(dtype: Any, name: str) -> None:
+    """Raise ``TypeError`` for a dtype that networks do not compute in."""
+    if not (isinstance(dtype, torch.dtype) and dtype in WEIGHT_DTYPES):
+        raise TypeError(f"{name}: expected one of {', '.join(map(str, WEIGHT_DTYPES))}, got {dtype!r}")
+
+
 def keeps_float32(key: str) -> bool:
     """Whether a tensor of a model file is stored in float32 whatever the weights are: narrower ones lose its steps."""
     return key.startswith("statistics.") or key.endswith("selection_bias")

@@ -102,6 +102,15 @@ def check_flag(value: Any, name: str) -> bool:
     return value
 
 
+def check_text(value: Any, name: str, expected: str = "a text") -> str:
+    """``value``, a text that is not empty. Raises ``TypeError`` for what is none, ``ValueError`` for an empty one."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+    if not value.strip():
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return value
+
+
 def check_several(values: Any, name: str) -> tuple[Any, ...]:
     """``values`` as a tuple. Raises ``TypeError`` for what are not several; text and mappings are not."""
     if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):

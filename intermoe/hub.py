@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from intermoe.config import check_flag, check_text
 
 if TYPE_CHECKING:
     from intermoe.motion.representation import Representation
@@ -112,7 +115,7 @@ def upload(
         ModuleNotFoundError, ValueError: as ``check_upload``. OSError: the Hub cannot be reached or refuses; names the
             repository. A commit is whole or not there.
     """
-    check_upload(repo_id)
+    check_upload(repo_id, private, revision)
     api = _huggingface_hub().HfApi(token=token, library_name="intermoe")
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -126,11 +129,17 @@ def upload(
     return str(commit.commit_url)
 
 
-def check_upload(repo_id: str) -> None:
-    """Raise ``ValueError`` for no id of a repository, ``ModuleNotFoundError`` where huggingface_hub is absent."""
+def check_upload(repo_id: str, private: bool | None, revision: str | None) -> None:
+    """Raise ``ValueError`` or ``TypeError`` for no id of a repository or no branch, ``TypeError`` for no truth value,
+    ``ModuleNotFoundError`` where huggingface_hub is absent.
+    """
     _huggingface_hub()
-    if not is_hub_id(repo_id):
+    if not is_hub_id(check_text(repo_id, "repo_id", "owner/name")):
         raise ValueError(f"repo_id: expected owner/name, got {repo_id!r}")
+    if private is not None:
+        check_flag(private, "private")
+    if revision is not None:
+        check_text(revision, "revision", "a branch")
 
 
 def _huggingface_hub() -> ModuleType:
@@ -176,8 +185,13 @@ def model_folder(path_or_name: str | Path, revision: str | None = None) -> Path:
     """Folder of a model given by path, shipped name or id of the Hub, as ``MotionPipeline.from_pretrained`` says.
 
     Raises:
-        FileNotFoundError: it is none of them; says what there is. ValueError: a revision of what is not of the Hub.
+        FileNotFoundError: it is none of them; says what there is. ValueError: a revision of what is not of the Hub, or
+            an empty one. TypeError: a model or a revision that is no text.
     """
+    if not isinstance(path_or_name, (str, os.PathLike)):
+        raise TypeError(f"model: expected a folder, a shipped name or owner/name, got {path_or_name!r}")
+    if revision is not None:
+        check_text(revision, "revision", "a branch, tag or commit")
     shipped = available_models()
     folder = Path(path_or_name)
     if is_hub_id(str(path_or_name)) and not folder.exists():

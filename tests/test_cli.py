@@ -451,3 +451,25 @@ main()
     assert ended.returncode == status
     assert ended.stderr == f"error: stopped by {ending}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("ending", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_signal_that_comes_while_an_object_is_freed_ends_the_command(ending: str, status: int) -> None:
+    """There Python drops what a signal's handler raises, and work would go on after it was said to be stopped."""
+    script = f"""
+import os, signal, time, weakref
+from intermoe import cli
+from intermoe.cli.__main__ import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Freed:
+    pass
+def command():
+    freed = Freed()
+    reference = weakref.ref(freed, lambda _: os.kill(os.getpid(), signal.{ending}))
+    del freed
+    time.sleep(60)
+cli.app = command
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stderr) == (status, f"error: stopped by {ending}\n")

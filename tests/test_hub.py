@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -70,6 +71,52 @@ def test_what_is_neither_cached_nor_reached_is_told(cached: Path, revision: str 
 def test_a_revision_belongs_to_the_hub(cached: Path) -> None:
     with pytest.raises(ValueError, match=r"^revision: expected none for a model that is not of the Hub, got 'v1'"):
         MotionPipeline.from_pretrained("duets", revision="v1")
+
+
+@pytest.mark.parametrize("revision", [5, True, b"main", ["main"]])
+def test_a_revision_is_a_text(cached: Path, revision: Any) -> None:
+    for name in (REPO, "duets"):
+        with pytest.raises(TypeError, match=r"^revision: expected a branch, tag or commit, got"):
+            MotionPipeline.from_pretrained(name, revision=revision)
+
+
+@pytest.mark.parametrize("revision", ["", " "])
+def test_a_revision_is_not_empty(cached: Path, revision: str) -> None:
+    with pytest.raises(ValueError, match=r"^revision: expected a branch, tag or commit, got"):
+        MotionPipeline.from_pretrained(REPO, revision=revision)
+
+
+@pytest.mark.parametrize("name", [None, 5, b"duets", ["duets"]])
+def test_a_model_is_a_name_or_a_path(name: Any) -> None:
+    with pytest.raises(TypeError, match=r"^model: expected a folder, a shipped name or owner/name, got"):
+        MotionPipeline.from_pretrained(name)
+
+
+def test_broken_weights_are_named_alone(tiny_pipeline: InterMoEPipeline, tmp_path: Path) -> None:
+    """The tokenizer, which is read before, is not to blame."""
+    tiny_pipeline.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    told = rf"^{re.escape(str(tmp_path))}/model\.safetensors: expected a readable"
+    with pytest.raises(ValueError, match=told):
+        MotionPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"repo_id": None}, TypeError, "repo_id: expected owner/name, got None"),
+        ({"repo_id": Path(REPO)}, TypeError, "repo_id: expected owner/name, got"),
+        ({"private": "no"}, TypeError, "private: expected True or False, got 'no'"),
+        ({"revision": ""}, ValueError, "revision: expected a branch, got ''"),
+        ({"revision": 5}, TypeError, "revision: expected a branch, got 5"),
+    ],
+)
+def test_an_upload_of_another_kind_is_refused_before_it_begins(
+    client: type[Client], tiny_pipeline: InterMoEPipeline, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        tiny_pipeline.push_to_hub(**{"repo_id": REPO, **change})
+    assert client.calls == []
 
 
 def test_without_huggingface_hub_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,13 +352,15 @@ def test_values_of_another_kind_are_named(
 
 
 def test_where_and_in_what_a_model_cannot_be(tiny_pipeline: InterMoEPipeline, tmp_path: Path) -> None:
-    for dtype in ("float16", torch.int8):
-        with pytest.raises(TypeError, match=f"torch_dtype: expected a floating-point dtype, got {dtype!r}"):
+    for dtype in ("float16", torch.int8, torch.float8_e4m3fn):
+        with pytest.raises(TypeError, match=rf"^torch_dtype: expected one of torch\.float16, .*, got {dtype!r}"):
             tiny_pipeline.to(dtype=dtype)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"^dtype: expected one of torch\.float16, .*, got"):
             tiny_pipeline.save_pretrained(tmp_path / "model", dtype=dtype)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="device: expected a device of this machine, got 'nowhere'"):
         tiny_pipeline.to("nowhere")
+    with pytest.raises(ValueError, match=r"^device: expected a device .*, got 'meta': it holds no numbers"):
+        tiny_pipeline.to("meta")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import warnings
 from contextlib import suppress
 
@@ -22,6 +23,7 @@ INTERRUPTED = 128 + signal.SIGINT
 def main() -> None:
     """Entry point of the ``intermoe`` command."""
     status = 1  # also of an exception that nobody catches
+    stopped: set[int] = set()
 
     def leave() -> None:
         """End here: freeing torch module by module would take long, for nothing."""
@@ -30,10 +32,13 @@ def main() -> None:
 
     def stop(number: int, _: object) -> None:
         """What is half written is removed on the way out, as after an error."""
-        tell(f"error: stopped by {signal.Signals(number).name}")
+        if number not in stopped:
+            tell(f"error: stopped by {signal.Signals(number).name}")
+        stopped.add(number)
         raise SystemExit(128 + number)
 
     prepare_streams()
+    sys.unraisablehook = stop_all_the_same
 
     for ending in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(ending) is signal.SIG_DFL:
@@ -56,6 +61,20 @@ def main() -> None:
     if status == INTERRUPTED:
         tell(f"error: stopped by {signal.SIGINT.name}")
         raise SystemExit(status)
+
+
+def stop_all_the_same(lost: sys.UnraisableHookArgs) -> None:
+    """A signal that came while an object was freed, where Python drops what its handler raises, comes once more."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        number = int(signal.SIGINT)
+    elif isinstance(lost.exc_value, SystemExit) and isinstance(code := lost.exc_value.code, int) and code > 128:
+        number = code - 128
+    else:
+        sys.__unraisablehook__(lost)
+        return
+    again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def prepare_streams() -> None:

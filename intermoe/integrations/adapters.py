@@ -7,6 +7,7 @@ your own describe its block with a ``BlockAdapter`` and hand it to ``replace_fee
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +72,8 @@ class Condition:
         if not isinstance(value, Tensor):
             return None
         if not self.sequence:
-            return value.reshape(value.shape[0] if value.dim() else 1, -1)
+            batch, *rest = value.shape or (1,)
+            return value.reshape(batch, math.prod(rest))  # a batch may be empty
         valid = None if self.mean_over is None else self.mean_over.valid(arguments, (value.shape[0], value.shape[1]))
         if valid is None:
             return value.mean(dim=1)

@@ -60,10 +60,21 @@ def swiglu_weights(dense: nn.Module) -> SwiGLUWeights | None:
     return None
 
 
+def computes_weights(dense: nn.Module) -> bool:
+    """Whether the weight of a linear layer is computed from others, by weight_norm, pruning or a parametrisation."""
+    return any("weight" not in m._parameters for m in dense.modules() if isinstance(m, nn.Linear))
+
+
 @torch.no_grad()
 def is_swiglu(dense: nn.Module) -> bool:
-    """Whether ``dense`` computes a SwiGLU without biases, tried on random tokens in float32."""
-    probe = copy.deepcopy(dense).float().eval()
+    """Whether ``dense`` computes a SwiGLU without biases, tried on random tokens in float32.
+
+    A network that cannot be copied is none: torch refuses to where a hook computes weights (old weight_norm, pruning).
+    """
+    try:
+        probe = copy.deepcopy(dense).float().eval()
+    except RuntimeError:
+        return False
     weights = swiglu_weights(probe)
     if weights is None or any(bias.any() for bias in weights.biases):
         return False

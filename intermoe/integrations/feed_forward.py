@@ -7,6 +7,7 @@ and the padding mask from that block's arguments, so the host's code stays as it
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from intermoe.integrations.adapters import BlockAdapter, Condition, argument_names
 from intermoe.integrations.training import counts_steps
 from intermoe.nn.moe import InterMoEBlock
+
+TRACED = 0
+"""In place of a thread's number, of which none is 0, where torch.compile or torch.export traces."""
 
 
 class MoEFeedForward(nn.Module):
@@ -48,7 +52,7 @@ class MoEFeedForward(nn.Module):
         self.skeleton = (skeleton,)
         self._handles: list[Any] = []
         self._names: tuple[str, ...] = ()
-        self._arguments: dict[str, Any] | None = None
+        self._arguments: dict[int, dict[str, Any]] = {}  # of the block's call in each thread
         self.balances: list[Tensor] | None = None  # where ``balance_losses`` collects
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -71,7 +75,7 @@ class MoEFeedForward(nn.Module):
         self._names = argument_names(block)
         self._handles = [
             block.register_forward_pre_hook(self._enter, with_kwargs=True),
-            block.register_forward_hook(self._leave),
+            block.register_forward_hook(self._leave, always_call=True),
         ]
         if self.condition is not None and self.condition.source in dict(block.named_modules()):
             source = block.get_submodule(self.condition.source)
@@ -95,21 +99,26 @@ class MoEFeedForward(nn.Module):
                 "batch are routed together; call disable_forward_chunking() on it"
             )
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        self._arguments = {name: given[name] for name in self._wanted() if name in given}
+        arguments = {name: given[name] for name in self._wanted() if name in given}
+        # this network alone may be traced
+        self._arguments[_thread()] = self._arguments[TRACED] = arguments
 
     def _leave(self, block: nn.Module, args: Any, output: Any) -> None:
-        self._arguments = None
+        for thread in (_thread(), TRACED):
+            self._arguments.pop(thread, None)
 
     def _observe(self, source: nn.Module, args: Any, output: Any) -> None:
         # hosts use the same embedding outside the block too
-        if self._arguments is not None and self.condition is not None:
-            self._arguments[self.condition.source] = output
+        arguments = self._arguments.get(_thread())
+        if arguments is not None and self.condition is not None:
+            arguments[self.condition.source] = output
 
     def _read_condition(self, batch: int) -> Tensor | None:
         if self.condition is None:
             return None
         source, width = self.condition.source, self.condition.width
-        value = None if self._arguments is None else self.condition.read(self._arguments)
+        arguments = self._arguments.get(_thread())
+        value = None if arguments is None else self.condition.read(arguments)
         if value is None:
             raise RuntimeError(
                 f"{self.name}: is routed on {source!r}, but the host passed none to the block; "
@@ -123,9 +132,10 @@ class MoEFeedForward(nn.Module):
         return value
 
     def _read_mask(self, tokens: Tensor) -> Tensor | None:
-        if self.mask is None or self._arguments is None:
+        arguments = self._arguments.get(_thread())
+        if self.mask is None or arguments is None:
             return None
-        return self.mask.valid(self._arguments, (tokens.shape[0], tokens.shape[1]))
+        return self.mask.valid(arguments, (tokens.shape[0], tokens.shape[1]))
 
     def _check_synchronised(self) -> None:
         if torch.compiler.is_compiling() or not self.training or not (dist.is_available() and dist.is_initialized()):
@@ -135,6 +145,11 @@ class MoEFeedForward(nn.Module):
                 f"{self.name}: several processes train it, but nothing updates its selection bias from the counts of "
                 "all of them; call attach_bias_update(optimizer, model), or freeze the bias with bias_rate=0"
             )
+
+
+def _thread() -> int:
+    """Which of the threads that call a host at once. What is traced has no threads."""
+    return TRACED if torch.compiler.is_compiling() else threading.get_ident()
 
 
 def blocks_in(network: nn.Module) -> list[InterMoEBlock]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from intermoe.config import check_integer, check_several
 from intermoe.integrations.adapters import BlockAdapter, Condition, check_condition_source, find_blocks
-from intermoe.integrations.dense import flops_per_token, is_swiglu, swiglu_weights, token_width
+from intermoe.integrations.dense import computes_weights, flops_per_token, is_swiglu, swiglu_weights, token_width
 from intermoe.integrations.feed_forward import MoEFeedForward
 from intermoe.nn.moe import BIAS_MARGIN, InterMoEBlock
 
@@ -25,6 +27,8 @@ HOSTS = (
 NETWORK_NAMES = ("ff", "ff_context", "ffn", "mlp", "feed_forward", "feedforward", "img_mlp", "txt_mlp")
 """What hosts call their feed-forward networks."""
 CONFIG_KEY = "intermoe"
+COMPILED = "_orig_mod"
+"""What torch.compile puts into the names of a model's parts; the replacement is the same without."""
 _FIXED = ("self", "dim", "num_experts", "expert_dim", "cond_dim", "capacity", "norm")
 BLOCK_OPTIONS = tuple(name for name in inspect.signature(InterMoEBlock.__init__).parameters if name not in _FIXED)
 
@@ -48,7 +52,7 @@ class Replacement:
     layers: tuple[ReplacedLayer, ...]
 
     def __str__(self) -> str:
-        width = max(len(layer.name) for layer in self.layers)
+        width = max((len(layer.name) for layer in self.layers), default=0)
         head = f"{'feed-forward network':{width}}  {'routed on':12} {'parameters':>23}  {'kFLOP per token':>19}"
         rows = [
             f"{layer.name:{width}}  {'tokens' if layer.condition is None else '+ ' + layer.condition:12} "
@@ -113,6 +117,7 @@ def replace_feed_forward(
     if init == "upcycle":
         spec.setdefault("bias_init", -BIAS_MARGIN)
     slots = _choose(find_slots(model, adapters), layers)
+    _refuse_shared(model, slots)
     return install(model, [(slot, make_feed_forward(slot, condition, init, spec)) for slot in slots])
 
 
@@ -126,6 +131,7 @@ def restore_feed_forward(model: nn.Module) -> None:
         ValueError: if ``model`` holds no replaced network, or one that no dense network can stand for; the model is
             unchanged then.
     """
+    check_model(model)
     found = [
         (block, attribute, network)
         for block in model.modules()
@@ -154,6 +160,10 @@ class Slot:
 
 def find_slots(model: nn.Module, adapters: Sequence[BlockAdapter]) -> list[Slot]:
     """Every dense network that can be replaced. Raises ``ValueError`` if there is none, saying what to do."""
+    check_model(model)
+    for index, adapter in enumerate(check_several(adapters, "adapters")):
+        if not isinstance(adapter, BlockAdapter):
+            raise TypeError(f"adapters[{index}]: expected a BlockAdapter, got {adapter!r}")
     blocks = find_blocks(model, adapters)
     if not blocks:
         raise ValueError(
@@ -163,7 +173,7 @@ def find_slots(model: nn.Module, adapters: Sequence[BlockAdapter]) -> list[Slot]
     slots, replaced = [], 0
     for index, (path, block, adapter) in enumerate(blocks):
         for attribute in adapter.slots(block):
-            name = f"{path}.{attribute}" if path else attribute
+            name = ".".join(part for part in (*path.split("."), attribute) if part not in ("", COMPILED))
             if isinstance(getattr(block, attribute), MoEFeedForward):
                 replaced += 1
             else:
@@ -178,6 +188,25 @@ def find_slots(model: nn.Module, adapters: Sequence[BlockAdapter]) -> list[Slot]
             f"model: expected feed-forward networks that the adapters name, got none in its blocks {found}"
         )
     return slots
+
+
+def check_model(model: Any) -> None:
+    """Raise ``TypeError`` unless ``model`` is a module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {model!r}")
+
+
+def _refuse_shared(model: nn.Module, slots: Sequence[Slot]) -> None:
+    """Two blocks that share a network would have experts of their own each."""
+    places: dict[int, list[str]] = {}
+    for slot in slots:
+        places.setdefault(id(getattr(slot.block, slot.attribute)), []).append(slot.name)
+    for shared in places.values():
+        if len(shared) > 1:
+            raise ValueError(
+                f"model: expected a feed-forward network of its own in every block, got one that {shared} share; give "
+                "each a copy first (copy.deepcopy), or leave them out with layers"
+            )
 
 
 def _suggestion(model: nn.Module) -> str:
@@ -198,8 +227,9 @@ def make_feed_forward(slot: Slot, condition: str | None, init: str, spec: Mappin
     if dim is None:
         raise ValueError(f"{slot.name}: expected a map of tokens (..., D) to (..., D), got {type(dense).__name__}")
     name, chosen = _choose_condition(slot, condition)
-    weight = next(dense.parameters())
-    moe = InterMoEBlock(dim=dim, cond_dim=None if chosen is None else chosen.width, norm="none", **spec)
+    weight = _floating_weight(slot.name, dense)
+    with torch.device("meta" if weight.is_meta else "cpu"):  # whatever the context says
+        moe = InterMoEBlock(dim=dim, cond_dim=None if chosen is None else chosen.width, norm="none", **spec)
     moe.to(weight.device, weight.dtype).train(dense.training)
     if init in ("upcycle", "upcycle_sparse"):
         _upcycle(slot.name, moe, dense, sparse=init == "upcycle_sparse")
@@ -215,16 +245,33 @@ def make_feed_forward(slot: Slot, condition: str | None, init: str, spec: Mappin
         condition=chosen,
         batch_first=slot.adapter.batch_first(slot.block),
         dense=kept,
-        skeleton=None if kept is not None or swiglu_weights(dense) is None else copy.deepcopy(dense).to("meta"),
+        skeleton=copy.deepcopy(dense).to("meta") if kept is None and _can_come_back(dense) else None,
         # a backend is this machine's affair
         spec={k: v for k, v in spec.items() if k != "backend"} | {"condition": name, "residual": kept is not None},
     )
+
+
+def _floating_weight(name: str, dense: nn.Module) -> nn.Parameter:
+    """A weight whose device and dtype the experts take."""
+    weights = [parameter for parameter in dense.parameters() if parameter.dim() > 1]
+    if not weights or not all(weight.is_floating_point() for weight in weights):
+        got = ", ".join(sorted({str(weight.dtype) for weight in weights})) or "none"
+        raise ValueError(f"{name}: expected floating-point weights, got {got}; replace it before it is quantised")
+    return weights[0]
+
+
+def _can_come_back(dense: nn.Module) -> bool:
+    """Whether a dense network is a SwiGLU, whose weights can be written to: none that is computed from others."""
+    return swiglu_weights(dense) is not None and not computes_weights(dense)
 
 
 def install(model: nn.Module, made: Sequence[tuple[Slot, MoEFeedForward]]) -> Replacement:
     """Put every replacement in its place."""
     described = tuple(_describe(slot, network) for slot, network in made)
     for slot, network in made:
+        dense = slot.adapter.take(slot.block, slot.attribute)
+        if network.dense is None and any(m._forward_hooks or m._forward_pre_hooks for m in dense.modules()):
+            warnings.warn(f"{slot.name}: has hooks, which go with the dense network", stacklevel=3)
         slot.adapter.put(slot.block, slot.attribute, network)
         network.watch(slot.block)
     note_replacement(model)
@@ -253,13 +300,19 @@ def note_replacement(model: nn.Module) -> None:
         setattr(model.config, CONFIG_KEY, note)
 
 
-def _is_chosen(slot: Slot, layers: Sequence[int | str]) -> bool:
+def _is_chosen(slot: Slot, layers: Sequence[Any]) -> bool:
     return any(slot.index == which if isinstance(which, int) else fnmatchcase(slot.name, which) for which in layers)
 
 
 def _choose(slots: list[Slot], layers: Sequence[int | str] | None) -> list[Slot]:
     if layers is None:
         return slots
+    layers = [
+        which if isinstance(which, str) else check_integer(which, f"layers[{index}]", low=0)
+        for index, which in enumerate(check_several(layers, "layers"))
+    ]
+    if not layers:
+        raise ValueError("layers: expected at least one number or name, or None for all, got none")
     for which in layers:
         if not any(_is_chosen(slot, [which]) for slot in slots):
             raise ValueError(
@@ -287,9 +340,15 @@ def _choose_condition(slot: Slot, wanted: str | None) -> tuple[str | None, Condi
 @torch.no_grad()
 def _upcycle(name: str, moe: InterMoEBlock, dense: nn.Module, *, sparse: bool) -> None:
     weights = swiglu_weights(dense)
+    if any(parameter.is_meta for parameter in dense.parameters()):
+        raise ValueError(
+            f"init: expected weights to upcycle, got {type(dense).__name__} in {name} on the meta device; load them "
+            "first, or take init='random'"
+        )
     if weights is None or not is_swiglu(dense):
         raise ValueError(
-            f"init: expected SwiGLU networks without biases to upcycle, got {type(dense).__name__} in {name}; "
+            f"init: expected SwiGLU networks without biases to upcycle, got {type(dense).__name__} in {name}"
+            f"{', whose weights are computed from others' if computes_weights(dense) else ''}; "
             "init='residual' keeps what any network computes"
         )
     width = weights.gate.shape[0]
@@ -320,7 +379,8 @@ def _restored(network: MoEFeedForward) -> nn.Module:
     skeleton = network.skeleton[0]
     if moe.num_experts != 1 or moe.num_shared_experts or skeleton is None:
         raise ValueError(
-            f"{network.name}: expected a single expert in a host with SwiGLU networks to become dense again, "
+            f"{network.name}: expected a single expert in a host with SwiGLU networks of plain weights to become "
+            "dense again, "
             f"got num_experts={moe.num_experts}, num_shared_experts={moe.num_shared_experts}"
         )
     dense = copy.deepcopy(skeleton).to_empty(device=moe.w_down.device).to(moe.w_down.dtype).train(network.training)

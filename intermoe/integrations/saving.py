@@ -10,7 +10,7 @@ from torch import nn
 
 from intermoe.checkpoints import load_safetensors
 from intermoe.integrations.adapters import BlockAdapter
-from intermoe.integrations.replace import CONFIG_KEY, Replacement, find_slots, install, make_feed_forward
+from intermoe.integrations.replace import BLOCK_OPTIONS, CONFIG_KEY, Replacement, find_slots, install, make_feed_forward
 from intermoe.reading import read_json
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -24,21 +24,33 @@ def reapply_replacement(
     Args:
         model: built as the saved one was, before any replacement. config: of ``replacement_config``.
         adapters: those given to ``replace_feed_forward``.
+
+    Raises:
+        ValueError: ``config`` is another thing, or of networks that the model has not.
     """
-    if config.get("version") != 1 or not isinstance(config.get("feed_forward"), Mapping):
-        raise ValueError(f"config: expected what replacement_config returns (version 1), got {dict(config)!r:.200}")
+    noted = config.get("feed_forward") if isinstance(config, Mapping) and config.get("version") == 1 else None
+    if not isinstance(noted, Mapping) or not all(_is_note(spec) for spec in noted.values()):
+        raise ValueError(f"config: expected what replacement_config returns (version 1), got {config!r:.200}")
     slots = {slot.name: slot for slot in find_slots(model, adapters)}
-    missing = sorted(set(config["feed_forward"]) - set(slots))
+    missing = sorted(set(noted) - set(slots))
     if missing:
         raise ValueError(f"config: expected some of the networks {sorted(slots)} of this model, got {missing}")
     made = []
-    for name, saved in config["feed_forward"].items():
+    for name, saved in noted.items():
         spec = dict(saved)
         condition, residual = spec.pop("condition"), spec.pop("residual")
         made.append(
             (slots[name], make_feed_forward(slots[name], condition, "residual" if residual else "random", spec))
         )
     return install(model, made)
+
+
+def _is_note(spec: Any) -> bool:
+    """Whether these are plain values of one network; what each must be is checked as if it were given."""
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("residual"), bool):
+        return False
+    needed = {"num_experts", "expert_dim", "capacity", "condition", "residual"}
+    return needed <= set(spec) <= {*needed, *BLOCK_OPTIONS}
 
 
 def load_pretrained(

@@ -57,9 +57,14 @@ def attach_bias_update(optimizer: Optimizer, model: nn.Module) -> BiasUpdate:
 
     Raises:
         ValueError: if the model holds no block, one is attached already, or the optimiser none of their parameters.
+        TypeError: no optimiser, or no module.
     """
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer: expected an optimiser of torch, got {optimizer!r}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {model!r}")
     blocks = [m for m in model.modules() if isinstance(m, InterMoEBlock)]
     _check(optimizer, blocks)
     return BiasUpdate(optimizer, blocks)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from intermoe.checkpoints import check_weight_dtype
 from intermoe.config import check_guidance, check_integer, check_number
 from intermoe.control.known import RESAMPLING, Control, check_resampling
 from intermoe.control.live import CHUNK, STEPS, Live
@@ -75,7 +76,7 @@ class MotionPipeline(ABC):
             FileNotFoundError: neither a folder with a model, nor a shipped name, nor to be had from the Hub.
             ValueError: a model of another system, a file of the model that is broken or does not fit the
                 configuration (names file and key), or a revision of what is not of the Hub.
-            TypeError: ``torch_dtype`` is no floating-point dtype.
+            TypeError: ``torch_dtype`` is none of float16, bfloat16, float32 and float64.
         """
         folder = model_folder(path_or_name, revision)
         system = system_of(folder / CONFIG_FILE)
@@ -121,7 +122,7 @@ class MotionPipeline(ABC):
             FloatingPointError: a weight that is not finite; nothing is sent. OSError: the Hub cannot be reached or
                 refuses; names the repository.
         """
-        check_upload(repo_id)
+        check_upload(repo_id, private, revision)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             self.save_pretrained(folder, dtype=dtype)
@@ -452,12 +453,14 @@ class MotionPipeline(ABC):
         returned in float32, and what must stay in float32 does.
 
         Raises:
-            TypeError: ``dtype`` is no floating-point dtype. ValueError: ``device`` is none of this machine.
+            TypeError: ``dtype`` is none of float16, bfloat16, float32 and float64. ValueError: ``device`` is none of
+                this machine that holds numbers.
         """
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise TypeError(f"torch_dtype: expected a floating-point dtype, got {dtype!r}")
+        if dtype is not None:
+            check_weight_dtype(dtype, "torch_dtype")
         try:
-            torch.empty(0, device=device)
+            if torch.empty(0, device=device).is_meta:
+                raise RuntimeError("it holds no numbers")
         except (RuntimeError, AssertionError, TypeError) as error:
             raise ValueError(f"device: expected a device of this machine, got {device!r}: {error}") from error
         for module in self.modules.values():

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from intermoe.checkpoints import WEIGHT_DTYPES, keeps_float32, load_module, load_safetensors, load_statistics
+from intermoe.checkpoints import check_weight_dtype, keeps_float32, load_module, load_safetensors, load_statistics
 from intermoe.config import Config
 from intermoe.files import uninterrupted, write_json, write_tensors, write_text
 from intermoe.hub import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
@@ -40,8 +40,8 @@ def write_model(
     Raises:
         TypeError: a ``dtype`` that no weights are read in.
     """
-    if dtype is not None and dtype not in WEIGHT_DTYPES:
-        raise TypeError(f"dtype: expected one of {', '.join(map(str, WEIGHT_DTYPES))}, got {dtype!r}")
+    if dtype is not None:
+        check_weight_dtype(dtype, "dtype")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"statistics.mean": torch.tensor(statistics.mean), "statistics.std": torch.tensor(statistics.std)}
@@ -95,11 +95,13 @@ def read_text_encoder(folder: Path, config: TextConfig) -> TextEncoder:
     path = folder / TOKENIZER_FILE
     content = read_text(path) if path.exists() else None
     own = config.kind != "huggingface"  # that one's weights are not in the file
-    try:
-        with to_be_filled(folder / WEIGHTS_FILE) if own else SkipRandomInit():
+    with to_be_filled(folder / WEIGHTS_FILE) if own else SkipRandomInit():
+        try:
             return build_text_encoder(config, content)
-    except ValueError as error:
-        raise ValueError(f"{folder if content is None else path}: {error}") from error
+        except ValueError as error:
+            if str(error).startswith(str(folder)):  # too many weights, told with their file
+                raise
+            raise ValueError(f"{folder if content is None else path}: {error}") from error
 
 
 def read_weights(folder: Path, modules: Mapping[str, nn.Module], columns: int) -> Statistics:
