@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -394,3 +396,39 @@ def test_a_call_is_repeated_to_the_byte_and_a_prompt_beside_others_up_to_roundin
         torch.testing.assert_close(alone.joints[0], together.joints[index], atol=1e-4, rtol=0)
     other = tiny_pipeline(prompts[1], num_frames=16, num_inference_steps=3, seed=5)
     assert (other.joints[0] - together.joints[1]).abs().max() > 1e-2
+
+
+@contextmanager
+def default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "surroundings",
+    [default_dtype, lambda: torch.device("meta"), lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["default dtype", "default device", "autocast"],
+)
+def test_what_a_caller_says_of_new_tensors_is_not_for_a_pipeline(
+    tiny_pipeline: InterMoEPipeline, tmp_path: Path, surroundings: Callable[[], AbstractContextManager[None]]
+) -> None:
+    tiny_pipeline.save_pretrained(tmp_path)
+
+    def make() -> list[torch.Tensor]:
+        pipeline = MotionPipeline.from_pretrained(tmp_path)
+        return [
+            pipeline("two people bow", num_frames=16, num_inference_steps=2).joints,
+            pipeline.timeline([("two people bow", 45)], num_inference_steps=1).joints,
+            next(pipeline.live("two people bow", num_inference_steps=1)),
+        ]
+
+    expected = make()
+    with surroundings():
+        found = make()
+    assert torch.get_default_dtype() == torch.float32
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)

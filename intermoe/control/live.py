@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from torch import Tensor
 
@@ -23,11 +27,21 @@ class Live(Iterator[Tensor]):
     Args:
         scene: whose frames these are. check: raises for a prompt that the model cannot take.
         prompt: what the persons do until ``send`` says otherwise. chunk: frames that are decided together.
-        led: whether the system can be led to targets.
+        led: whether the system can be led to targets. surroundings: what a chunk is made in.
     """
 
-    def __init__(self, scene: Scene, check: Callable[[str], None], prompt: str, chunk: int, led: bool = True) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        check: Callable[[str], None],
+        prompt: str,
+        chunk: int,
+        *,
+        led: bool = True,
+        surroundings: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._scene, self._check, self._chunk, self._led = scene, check, chunk, led
+        self._surroundings, self._turn = surroundings, threading.Lock()
         self._leads: Sequence[Lead] = ()
         self.send(prompt)
 
@@ -63,4 +77,12 @@ class Live(Iterator[Tensor]):
         self._leads = leads
 
     def __next__(self) -> Tensor:
-        return self._scene.representation.joints(self._scene.next(self.prompt, self._chunk, self._leads)).contiguous()
+        with self._turn, self._surroundings():  # of several threads each gets a chunk of its own, one after the other
+            motion = self._scene.next(self.prompt, self._chunk, self._leads)
+            return self._scene.representation.joints(motion).contiguous()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Live:
+        with self._turn:
+            twin = copy.copy(self)
+            twin._scene, twin._turn = copy.deepcopy(self._scene, memo), threading.Lock()
+            return twin

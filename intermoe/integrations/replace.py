@@ -254,6 +254,11 @@ def make_feed_forward(slot: Slot, condition: str | None, init: str, spec: Mappin
 def _floating_weight(name: str, dense: nn.Module) -> nn.Parameter:
     """A weight whose device and dtype the experts take."""
     weights = [parameter for parameter in dense.parameters() if parameter.dim() > 1]
+    if any(hasattr(weight, "full_tensor") for weight in weights):
+        raise ValueError(
+            f"{name}: expected whole weights, got distributed ones, which new experts would not be; "
+            "replace first, then shard"
+        )
     if not weights or not all(weight.is_floating_point() for weight in weights):
         got = ", ".join(sorted({str(weight.dtype) for weight in weights})) or "none"
         raise ValueError(f"{name}: expected floating-point weights, got {got}; replace it before it is quantised")

@@ -23,6 +23,7 @@ from intermoe.hub import CONFIG_FILE, check_upload, model_card, model_folder, up
 from intermoe.motion.representation import Representation
 from intermoe.pipeline.models import ModelConfig, system_of
 from intermoe.pipeline.result import PipelineResult
+from intermoe.pipeline.surroundings import own_ways
 from intermoe.text.protocol import check_prompts
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class MotionPipeline(ABC):
         system = system_of(folder / CONFIG_FILE)
         if not issubclass(system, cls):
             raise ValueError(f"model: expected one of {cls.__name__}, got one of {system.__name__} in {folder}")
-        return system.load(folder).to(device, torch_dtype)
+        with own_ways():
+            return system.load(folder).to(device, torch_dtype)
 
     @classmethod
     @abstractmethod
@@ -272,8 +274,9 @@ class MotionPipeline(ABC):
                 progress=told,
             )
 
-        motion = torch.stack(crowd(make, self.representation, seeds, persons, control, reacts=reacts))
-        joints = self.representation.joints(motion).contiguous()
+        with own_ways(self.device):
+            motion = torch.stack(crowd(make, self.representation, seeds, persons, control, reacts=reacts))
+            joints = self.representation.joints(motion).contiguous()
         return PipelineResult(joints, motion, prompts, seeds, self.config.fps)
 
     def check(self, prompts: Sequence[str], num_frames: int) -> None:
@@ -357,8 +360,9 @@ class MotionPipeline(ABC):
 
         scene = self._scene(seed, num_inference_steps, guidance_scale, scheduler, advance, resampling)
         self._warn(prompts, True)
-        motion = torch.cat(list(windows(scene, segments)), dim=1)[None]
-        joints = self.representation.joints(motion).contiguous()
+        with own_ways(self.device):
+            motion = torch.cat(list(windows(scene, segments)), dim=1)[None]
+            joints = self.representation.joints(motion).contiguous()
         return PipelineResult(joints, motion, ("; ".join(prompts),), (seed,), self.config.fps)
 
     def live(
@@ -388,7 +392,14 @@ class MotionPipeline(ABC):
         self.check([prompt], low)
         scene = self._scene(seed, num_inference_steps, guidance_scale, scheduler, None, resampling)
         self._warn([prompt], True)
-        return Live(scene, lambda words: self.check([words], low), prompt, chunk, "targets" in self.controls)
+        return Live(
+            scene,
+            lambda words: self.check([words], low),
+            prompt,
+            chunk,
+            led="targets" in self.controls,
+            surroundings=lambda: own_ways(self.device),
+        )
 
     def _scene(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import threading
 from typing import Any
 
 import pytest
@@ -277,3 +278,29 @@ def test_each_window_has_the_next_seed_and_the_options_of_the_scene() -> None:
         assert control is not None
         assert (control.resampling, control.blend) == (4, BLEND)
         assert [known.run for known in control.known] == [slice(0, 20)] * 2  # also where the last piece was shorter
+
+
+def test_threads_that_take_from_one_live_scene_get_a_chunk_each(tiny_pipeline: Any) -> None:
+    """Each chunk begins with the end of the one before: two made at once would both begin with the same."""
+    start = lambda: tiny_pipeline.live("two people bow", seed=3, num_inference_steps=1)  # noqa: E731
+    alone, together = start(), start()
+    expected = [next(alone) for _ in range(4)]
+    barrier, taken = threading.Barrier(4), []
+
+    def take() -> None:
+        barrier.wait()
+        taken.append(next(together))
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(any(torch.equal(one, other) for other in taken) for one in expected)
+
+
+def test_a_copy_of_a_live_scene_goes_on_as_it_does(tiny_pipeline: Any) -> None:
+    live = tiny_pipeline.live("two people bow", seed=3, num_inference_steps=1)
+    next(live)
+    twin = copy.deepcopy(live)
+    assert torch.equal(next(twin), next(live))

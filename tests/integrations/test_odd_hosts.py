@@ -137,6 +137,15 @@ def test_quantised_networks_are_refused(own_host: Any, init: str) -> None:
         replace_feed_forward(model, init=init, adapters=own_host.adapters, **SIZES)
 
 
+def test_sharded_networks_are_refused(own_host: Any) -> None:
+    """No process would tell the others of the gradients of its own new experts."""
+    model = own_host.build()
+    model.blocks[0].mlp.down.weight.full_tensor = None  # as a DTensor has it
+    with pytest.raises(ValueError, match=r"^blocks\.0\.mlp: expected whole weights, got distributed ones"):
+        replace_feed_forward(model, adapters=own_host.adapters, **SIZES)
+    assert untouched(model)
+
+
 def test_hosts_without_data(own_host: Any) -> None:
     with torch.device("meta"):
         model = own_host.build()

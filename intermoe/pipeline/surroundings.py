@@ -1,0 +1,31 @@
+"""What a caller has told torch for code of their own, and a pipeline works without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from intermoe.ops.moe import without_autocast
+
+
+@contextmanager
+def own_ways(device: torch.device | None = None) -> Iterator[None]:
+    """New tensors are float32 and on the CPU unless said otherwise, and nothing is cast by itself.
+
+    Whatever ``torch.set_default_dtype``, ``torch.set_default_device``, ``torch.device(...)`` and ``torch.autocast``
+    say outside. The default dtype is one for all threads, which is torch's way.
+
+    Args:
+        device: where else autocast is switched off.
+    """
+    with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":  # asked first: such a block slows every call of torch
+            stack.enter_context(torch.device("cpu"))
+        if (dtype := torch.get_default_dtype()) != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, dtype)
+        for place in {torch.device("cpu"), device or torch.device("cpu")}:
+            stack.enter_context(without_autocast(place))
+        yield
