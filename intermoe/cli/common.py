@@ -40,6 +40,10 @@ SizeOption = Annotated[str, typer.Option(help="Of videos: width x height in pixe
 SplitOption = Annotated[str, typer.Option(help="Name of a split of the data.")]
 SeedsOption = Annotated[str, typer.Option(help="Seeds of the generated clips, separated by commas.")]
 SchedulerOption = Annotated[str | None, typer.Option(help="Sampler of the model, by default its first.")]
+FilesOption = Annotated[Path, typer.Option(help="Folder for the files; made if absent.")]
+ChanceOption = Annotated[int, typer.Option(help="Of everything random.")]
+NoiseOption = Annotated[int, typer.Option(help="Of the noise.")]
+PortOption = Annotated[int, typer.Option(help="Of the page on this machine; another one is taken if it is not free.")]
 NumbersOption = Annotated[Path, typer.Option(help="New JSON file for the numbers.")]
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at an item that cannot be used.")]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from intermoe.cli.common import CameraOption, SizeOption, check_folder, check_formats, parse_view, reported
+from intermoe.cli.common import CameraOption, FilesOption, SizeOption, check_folder, check_formats, parse_view, reported
 
 
 def export(
@@ -19,7 +19,7 @@ def export(
     format: Annotated[
         list[str], typer.Option(help="npz, bvh, glb, amass, html, mp4 or gif; several times for several.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the files; made if absent.")] = Path("."),
+    out: FilesOption = Path("."),
     fps: Annotated[float | None, typer.Option(help="Another rate; joints are interpolated.")] = None,
     camera: CameraOption = "side",
     size: SizeOption = "640x640",

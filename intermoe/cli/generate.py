@@ -14,6 +14,7 @@ from intermoe.cli.common import (
     DEFAULT_MODEL,
     CameraOption,
     DeviceOption,
+    FilesOption,
     FormatOption,
     GuidanceOption,
     ModelOption,
@@ -52,7 +53,7 @@ def generate(
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     scheduler: SchedulerOption = None,
-    out: Annotated[Path, typer.Option(help="Folder for the files; made if absent.")] = Path("results"),
+    out: FilesOption = Path("results"),
     model: ModelOption = DEFAULT_MODEL,
     format: FormatOption = None,
     control: Annotated[

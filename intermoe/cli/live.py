@@ -16,6 +16,7 @@ from intermoe.cli.common import (
     DeviceOption,
     GuidanceOption,
     ModelOption,
+    PortOption,
     SchedulerOption,
     check_folder,
     check_sampling,
@@ -39,9 +40,7 @@ def live(
     out: Annotated[Path, typer.Option(help="Folder for what is saved on the page; made when it is.")] = Path("results"),
     model: ModelOption = DEFAULT_MODEL,
     camera: CameraOption = "side",
-    port: Annotated[
-        int, typer.Option(help="Of the page on this machine; another one is taken if it is not free.")
-    ] = 8080,
+    port: PortOption = 8080,
     device: DeviceOption = "auto",
 ) -> None:
     """Open a page on which the motion goes on, and the words change while it does; until Ctrl+C."""

@@ -12,8 +12,10 @@ import typer
 from intermoe.cli.common import (
     DEFAULT_MODEL,
     DeviceOption,
+    FilesOption,
     GuidanceOption,
     ModelOption,
+    NoiseOption,
     StepsOption,
     check_drawing,
     check_folder,
@@ -42,14 +44,14 @@ class Output(str, Enum):
 def routing(
     prompt: Annotated[str, typer.Argument(help="What the two people do; with --item, the text to noised motion.")] = "",
     frames: Annotated[int | None, typer.Option(help="Length in frames. Default: 120, or what the model can.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: NoiseOption = 0,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     data: Annotated[Path | None, typer.Option(help="Folder of motion in InterHuman's layout, for --item.")] = None,
     split: Annotated[str, typer.Option(help="Split of --item.")] = "val",
     item: Annotated[str | None, typer.Option(help="Route this item of the data instead of generating.")] = None,
     level: Annotated[float, typer.Option(help="Noise added to the item, in [0, 1).")] = 0.5,
-    out: Annotated[Path, typer.Option(help="Folder for the files; made if absent.")] = Path("results"),
+    out: FilesOption = Path("results"),
     model: ModelOption = DEFAULT_MODEL,
     format: Annotated[
         list[Output] | None,

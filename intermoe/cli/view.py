@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from intermoe.cli.common import CameraOption, reported
+from intermoe.cli.common import CameraOption, PortOption, reported
 
 if TYPE_CHECKING:
     from intermoe.viz.panel import Panel
@@ -23,9 +23,7 @@ def view(
             "The .npz of `intermoe routing` has its experts over time under the figures."
         ),
     ],
-    port: Annotated[
-        int, typer.Option(help="Of the page on this machine; another one is taken if it is not free.")
-    ] = 8080,
+    port: PortOption = 8080,
     camera: CameraOption = "side",
 ) -> None:
     """Open a page with the figures, for this machine alone, until Ctrl+C."""

@@ -10,6 +10,8 @@ import numpy as np
 from intermoe.eval.runner import Evaluation, Piece
 
 FEW, MORE = 2, 6
+SAMPLES = 2
+"""Pieces that are timed of each kind of work."""
 """Denoising steps of the two timings whose difference is the price of a step."""
 
 
@@ -22,7 +24,7 @@ class Estimate:
     bytes: int
 
 
-def estimate(evaluation: Evaluation, replications: int, *, processes: int = 1, samples: int = 2) -> Estimate:
+def estimate(evaluation: Evaluation, replications: int, *, processes: int = 1) -> Estimate:
     """Estimate what is left of an evaluation; nothing is written.
 
     Pieces of middling lengths are made, the generated ones with few denoising steps: the price of a step is the
@@ -30,7 +32,7 @@ def estimate(evaluation: Evaluation, replications: int, *, processes: int = 1, s
     proportional to its padded frames. A first piece of each kind warms up.
 
     Args:
-        processes: that share the work. samples: pieces to time of each kind of work.
+        processes: that share the work.
     """
     left = [(number, piece) for number in range(replications) for piece in evaluation.missing(number)]
     seconds, size = 0.0, 0.0
@@ -39,7 +41,7 @@ def estimate(evaluation: Evaluation, replications: int, *, processes: int = 1, s
         if not same:
             continue
         same.sort(key=lambda pair: _frames(evaluation, pair[1]))
-        places = np.linspace(0, len(same) - 1, 2 * samples + 1)[1::2].astype(int)
+        places = np.linspace(0, len(same) - 1, 2 * SAMPLES + 1)[1::2].astype(int)
         chosen = [same[place] for place in dict.fromkeys(places.tolist())]
         steps = evaluation.settings.num_inference_steps if generated else 1
         few, more = min(FEW, steps), min(MORE, steps)

@@ -5,7 +5,7 @@ Convolutions over features of joints ten times a second; the mean and the maximu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -98,7 +98,6 @@ def train_judge(
     *,
     steps: int = STEPS,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
 ) -> ActivityJudge:
     """A judge of the activities of ``clips``, each drawn as often as another; the same for the same seed.
 
@@ -132,8 +131,6 @@ def train_judge(
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            if progress is not None:
-                progress(step + 1, steps)
     return judge.eval()
 
 

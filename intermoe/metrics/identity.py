@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from intermoe.metrics.frames import mirror_body, require_finite, to_body
 from intermoe.motion.interhuman import FPS
-from intermoe.motion.skeleton import NUM_JOINTS, PARENTS
+from intermoe.motion.skeleton import NUM_JOINTS, bone_vectors
 
 Floats = npt.NDArray[np.floating]
 
@@ -53,8 +53,7 @@ def bone_inconsistency(joints: Floats) -> float:
     A uniform change of size by 5 % for half of the time counts 5 / sqrt(2); motion with rigid bones counts 0.
     """
     _check(joints)
-    bones = joints[..., 1:, :].astype(np.float64) - joints[..., list(PARENTS[1:]), :]
-    logarithms = np.log(np.linalg.norm(bones, axis=-1) + 1e-6)
+    logarithms = np.log(np.linalg.norm(bone_vectors(joints.astype(np.float64)), axis=-1) + 1e-6)
     deviations = logarithms - np.median(logarithms, axis=1, keepdims=True)
     return float(100 * np.sqrt((deviations**2).mean()))
 

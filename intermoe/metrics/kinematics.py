@@ -14,7 +14,7 @@ import numpy.typing as npt
 from intermoe.metrics.clips import Metric, Numbers, Sample
 from intermoe.metrics.frames import require_finite
 from intermoe.motion.interhuman import FPS
-from intermoe.motion.skeleton import JOINT_NAMES, PARENTS
+from intermoe.motion.skeleton import JOINT_NAMES, bone_vectors
 
 Floats = npt.NDArray[np.floating]
 
@@ -41,9 +41,7 @@ def joint_error(joints: Floats, reference: Floats) -> float:
 def bone_variation(joints: Floats) -> float:
     """Standard deviation of a bone's length over time relative to its mean, averaged over bones and persons, in %."""
     _check(joints)
-    children = [joint for joint, parent in enumerate(PARENTS) if parent >= 0]
-    bones = joints[..., children, :] - joints[..., [PARENTS[joint] for joint in children], :]
-    lengths = np.linalg.norm(bones, axis=-1)
+    lengths = np.linalg.norm(bone_vectors(joints), axis=-1)
     return float((lengths.std(axis=-2) / np.maximum(lengths.mean(axis=-2), 1e-9)).mean() * 100)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from intermoe.motion.interhuman import joints, with_positions
-from intermoe.motion.skeleton import PARENTS
+from intermoe.motion.skeleton import PARENTS, bone_vectors
 
 SWEEPS = 5
 _SHORTEST = 1e-6
@@ -26,8 +26,7 @@ def with_rigid_bones(motion: Tensor, lengths: Tensor | None = None) -> Tensor:
 
 def bone_lengths(positions: Tensor) -> Tensor:
     """Mean length (..., 21) over T of the bones that end at joints 1..21 of joints (..., T, 22, 3)."""
-    children, parents = (list(ends) for ends in zip(*_BONES, strict=True))
-    return torch.linalg.vector_norm(positions[..., children, :] - positions[..., parents, :], dim=-1).mean(dim=-2)
+    return torch.linalg.vector_norm(bone_vectors(positions), dim=-1).mean(dim=-2)
 
 
 def hold_bone_lengths(positions: Tensor, lengths: Tensor | None = None) -> Tensor:

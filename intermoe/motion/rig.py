@@ -26,7 +26,7 @@ from intermoe.motion.rotations import (
     to_rotation_vectors,
     unit,
 )
-from intermoe.motion.skeleton import NUM_JOINTS, PARENTS
+from intermoe.motion.skeleton import NUM_JOINTS, PARENTS, bone_vectors
 from intermoe.motion.steady import steady_turns, steady_twists
 
 REST_POSE: Array = np.array(
@@ -95,7 +95,7 @@ def at_rest(rest: Array) -> Array:
 def fit_rig(joints: Array, own: Array | None = None) -> Rig:
     """The rig of joints (P, T, 22, 3), with the rotations (P, T, 21, 3, 3) of joints 1..21 where they are known."""
     bones = np.zeros_like(joints)
-    bones[:, :, 1:] = joints[:, :, 1:] - joints[:, :, list(PARENTS[1:])]
+    bones[:, :, 1:] = bone_vectors(joints)
     lengths = np.linalg.norm(bones, axis=-1).mean(1)
     ways = unit(bones)
     rest = np.tile(unit(REST_POSE), (len(joints), 1, 1))

@@ -6,12 +6,16 @@ The numbering of joints is SMPL's (22 body joints) and SMPL-X's (55: body, jaw, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 Edges = tuple[tuple[int, int], ...]
 Groups = tuple[tuple[int, ...], ...]
+
+Positions = TypeVar("Positions", npt.NDArray[Any], Tensor)
 
 NUM_JOINTS = 22
 JOINT_NAMES = (
@@ -50,6 +54,12 @@ BODY_PARTS: Groups = (
     (6, 9, 10),  # right arm
     (6, 11),  # head
 )
+
+
+def bone_vectors(joints: Positions) -> Positions:
+    """From its parent to each of joints 1..21 of joints (..., 22, 3): (..., 21, 3)."""
+    bones: Positions = joints[..., 1:, :] - joints[..., list(PARENTS[1:]), :]
+    return bones
 
 
 @dataclass(frozen=True)

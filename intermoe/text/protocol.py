@@ -6,7 +6,7 @@ Importing this module imports neither ``transformers`` nor ``tokenizers``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -160,16 +160,14 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     return states.masked_fill(~mask[..., None], 0.0).sum(1) / mask.sum(1, keepdim=True)
 
 
-def transformer(
-    config: TextConfig, *, norm_first: bool, activation: str | Callable[[Tensor], Tensor] = "gelu"
-) -> nn.TransformerEncoder:
+def transformer(config: TextConfig, *, norm_first: bool) -> nn.TransformerEncoder:
     """The trainable transformer that ``config`` describes: (B, L, width) to (B, L, width)."""
     layer = nn.TransformerEncoderLayer(
         config.width,
         config.num_heads,
         config.feedforward_dim,
         config.dropout,
-        activation,
+        "gelu",
         batch_first=True,
         norm_first=norm_first,
     )

@@ -28,6 +28,7 @@ WHITE: Colour = (255, 255, 255)
 BLACK: Colour = (0, 0, 0)
 TILES = np.array([[232, 235, 241], [206, 211, 221]], dtype=np.float32)
 TILE_METRES = 0.5
+_LINES = 4  # of a caption
 SHADOW = 0.62
 # What rim and highlight add to a capsule's x, y and radius: pixels, and shares of its radius.
 RIM = np.array([0.0, 0.0, 1.6])
@@ -247,8 +248,8 @@ def _line_height(font: Any) -> float:
     return 1.3 * float(font.size)
 
 
-def _wrap(text: str, font: Any, width: int, max_lines: int = 4) -> list[str]:
-    """``text`` in lines of at most ``width`` pixels; what does not fit into ``max_lines`` becomes an ellipsis."""
+def _wrap(text: str, font: Any, width: int) -> list[str]:
+    """``text`` in lines of at most ``width`` pixels; what does not fit into ``_LINES`` becomes an ellipsis."""
     lines: list[str] = []
     for word in text.split():
         joined = f"{lines[-1]} {word}" if lines else word
@@ -256,10 +257,10 @@ def _wrap(text: str, font: Any, width: int, max_lines: int = 4) -> list[str]:
             lines[-1] = joined
         else:
             lines.append(word)
-        if len(lines) > max_lines:
+        if len(lines) > _LINES:
             break
-    kept = lines[:max_lines]
-    if len(lines) > max_lines:
+    kept = lines[:_LINES]
+    if len(lines) > _LINES:
         kept[-1] += " …"
     return [_cut(line, font, width) for line in kept]
 

@@ -9,6 +9,7 @@ import typer
 
 from intermoe.cli.common import (
     DEFAULT_MODEL,
+    ChanceOption,
     DataOption,
     DeviceOption,
     GuidanceOption,
@@ -30,7 +31,7 @@ def evaluate_control(
     split: SplitOption = "val",
     limit: Annotated[int, typer.Option(help="Items that are measured.")] = 8,
     best_of: Annotated[int, typer.Option(help="Reactions to each; the best counts.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: ChanceOption = 0,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     out: NumbersOption = Path("control.json"),

@@ -9,6 +9,7 @@ import typer
 
 from intermoe.cli.common import (
     DEFAULT_MODEL,
+    ChanceOption,
     DataOption,
     DeviceOption,
     GuidanceOption,
@@ -40,7 +41,7 @@ def evaluate_protocol(
     out: Annotated[Path, typer.Option(help="Folder for pieces and numbers; one that was begun is gone on with.")],
     model: ModelOption = DEFAULT_MODEL,
     split: SplitOption = "test",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: ChanceOption = 0,
     replications: Annotated[int, typer.Option(help="How often; the published number is 20.")] = 20,
     batch_size: Annotated[
         int | None, typer.Option(help="Motions that a text is compared with; the published number by default.")

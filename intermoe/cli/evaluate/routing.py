@@ -13,6 +13,7 @@ from intermoe.cli.common import (
     DeviceOption,
     GuidanceOption,
     ModelOption,
+    NoiseOption,
     NumbersOption,
     SplitOption,
     StepsOption,
@@ -32,7 +33,7 @@ def evaluate_routing(
     frames: Annotated[
         int | None, typer.Option(help="Length of each motion. Default: 96, or what the model can.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: NoiseOption = 0,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     out: NumbersOption = Path("routing.json"),
