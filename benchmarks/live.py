@@ -33,7 +33,7 @@ from intermoe.viz.live import LivePage
 from intermoe.viz.scene import ball_places, seen_balls, serving
 
 NAMES = ("person 1", "person 2")
-BALLS = f"/{NAMES[0]}/balls"
+BALLS = f"/stage/{NAMES[0]}/balls"
 FIRST, THEN = "Two people dance salsa together.", "Two people walk side by side."
 WARM = 3.0
 """Seconds before anything counts: models and browsers do much for the first time."""

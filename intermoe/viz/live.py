@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from intermoe.motion.skeleton import JOINT_NAMES
+from intermoe.viz.figures import TILE_METRES
 from intermoe.viz.scene import Figures, set_stage
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ KEPT_SECONDS = 600
 """Of what was seen, so much can be saved: 5 kB a second and person."""
 WAITING = 1
 """Chunks that are made ahead: more would let a changed prompt wait."""
+_EASE = 0.1
+"""Of the way between the persons and the middle of the page, they come so much nearer to it a frame."""
 
 Joints = npt.NDArray[np.float32]
 
@@ -72,12 +75,13 @@ class LivePage:
         self._lock = threading.Lock()
         self._seen: deque[tuple[str, Joints]] = deque(maxlen=round(KEPT_SECONDS * fps))
         prompt, self._chunk = self._make()
-        set_stage(server, self._chunk, camera)
-        self._figures = Figures(server.scene, self._chunk, names)
+        self._floor = set_stage(server, self._chunk, camera)
+        self._stage = server.scene.add_frame("/stage", show_axes=False)
+        self._figures = Figures(server.scene, self._chunk, names, root=self._stage.name)
         self._handles: dict[tuple[int, str], Any] = {}
         self._build_controls(prompt, formats, tuple(names))
         self._prompt, self._frame = prompt, 0
-        self._middle = _middle(self._chunk[:, 0])
+        self._start, self._gone = _middle(self._chunk[:, 0]), np.zeros(3)
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Make and show until ``stop`` does.
@@ -119,10 +123,10 @@ class LivePage:
                 return False
             self._figures.load(self._chunk)
             self._frame = 0
-            if self._follow.value:
-                self._move_cameras(_middle(self._chunk[:, 0]))
         with self._server.atomic():
             self._figures.show(self._frame)
+            if self._follow.value:
+                self._go_along(_middle(self._chunk[:, self._frame]))
         with self._lock:
             self._seen.append((self._prompt, self._chunk[:, self._frame]))
         self._frame += 1
@@ -144,10 +148,11 @@ class LivePage:
         except BaseException as error:
             self._failure = error
 
-    def _move_cameras(self, middle: npt.NDArray[np.float64]) -> None:
-        for client in self._server.get_clients().values():
-            client.camera.position = client.camera.position + (middle - self._middle)
-        self._middle = middle
+    def _go_along(self, middle: npt.NDArray[np.float64]) -> None:
+        """The stage glides back under the persons: cameras are their browsers' own, which tell late where they are."""
+        self._gone = self._gone + _EASE * (middle - self._start - self._gone)
+        self._stage.position = -self._gone
+        self._floor.position = -(self._gone % (2 * TILE_METRES))  # its lines are the same again after two tiles
 
     def _build_controls(self, prompt: str, formats: Sequence[str], names: tuple[str, ...]) -> None:
         gui = self._server.gui
@@ -195,7 +200,7 @@ class LivePage:
             return
         frame = max(0, self._frame - 1)
         handle = self._server.scene.add_transform_controls(
-            f"/leads/{person + 1} {joint}",
+            f"{self._stage.name}/leads/{person + 1} {joint}",
             scale=0.3,
             disable_rotations=True,
             depth_test=False,

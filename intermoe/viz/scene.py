@@ -288,13 +288,15 @@ def looked_along(joints: npt.NDArray[np.floating], camera: str) -> Array:
 
 def set_stage(
     server: viser.ViserServer, joints: npt.NDArray[np.floating], camera: str = "side", beside: Array | None = None
-) -> None:
+) -> viser.GridHandle:
     """The floor of a scene, its light, and the first look at ``joints`` (P, T, 22, 3), from where ``camera`` says.
 
-    Places ``beside`` them (N, 3) are to be seen as well.
+    Places ``beside`` them (N, 3) are to be seen as well. Returns the floor.
     """
     scene = server.scene
     scene.set_up_direction("+y")
+    server.gui.main_panel.dock_right()  # beside the figures, not before them
+    server.gui.configure_theme(show_share_button=False)  # it would ask another machine to show the page to anybody
     axes = looked_along(joints, camera)
     points = joints.reshape(-1, 3).astype(np.float64)
     seen = (points if beside is None else np.concatenate([points, beside])) @ axes.T
@@ -303,7 +305,7 @@ def set_stage(
     distance = half_depth + max(half_height / HALF_HEIGHT, half_width / HALF_WIDTH)
     middle = (low + high) / 2 @ axes
     line = TILES[1].astype(int)
-    scene.add_grid(
+    floor = scene.add_grid(
         "/floor",
         plane="xz",
         infinite_grid=True,
@@ -323,3 +325,4 @@ def set_stage(
     server.initial_camera.position = tuple((middle - distance * axes[2]).tolist())
     server.initial_camera.up = (0.0, 1.0, 0.0)
     server.initial_camera.fov = FIELD_OF_VIEW
+    return floor

@@ -22,6 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from intermoe.viz.browser import served_head
+from intermoe.viz.figures import TILE_METRES
 from intermoe.viz.guard import MAX_MESSAGE, refusal
 from intermoe.viz.live import LivePage
 from intermoe.viz.scene import serving
@@ -85,6 +86,38 @@ def test_every_frame_is_shown_once_and_in_order() -> None:
         handle = page._figures._parts[0].handle
         at_first = page._figures._parts[0].places[0, 0, 1] - (CHUNK - 1) * 0  # of the chunk that is shown
         assert handle.batched_positions[0, 1] - at_first == pytest.approx((CHUNK - 1) * 0.01, abs=1e-3)
+
+
+class Walk(Steps):
+    """Two people who go a quarter of a metre a frame along X, and stop after ten chunks."""
+
+    def __next__(self) -> np.ndarray:
+        rising = super().__next__()
+        gone = np.minimum(rising[0, :, 0, 1] - at_rest(REST_POSE)[0, 1], 0.5) * 25.6
+        return rising * (1, 0, 1) + at_rest(REST_POSE) * (0, 1, 0) + gone[:, None, None] * (1, 0, 0)
+
+
+def test_who_walks_away_stays_in_view_and_the_floor_goes_by() -> None:
+    """The stage glides back under them; a joint's handle lies on it, where the motion has the joint."""
+    with serving() as server:
+        page = page_of(server, Walk())
+        run(page, lambda: len(page._seen) >= 40 * CHUNK)
+        (gone, height, aside), end = page._stage.position, page.seen[:, -1, 0].mean(0)
+        assert end[0] - page.seen[:, 0, 0, 0].mean() == pytest.approx(12.8, abs=1e-3)
+        assert gone == pytest.approx(-12.8, abs=0.01)
+        assert (height, aside) == (0, 0)
+        assert all(part.handle.name.startswith(f"{page._stage.name}/") for part in page._figures._parts)
+        tiles = (page._floor.position - page._stage.position) / (2 * TILE_METRES)
+        np.testing.assert_allclose(tiles, np.round(tiles), atol=1e-4)
+        assert np.abs(page._floor.position).max() <= 2 * TILE_METRES
+        page.lead(1, "left_wrist")
+        (handle,) = page._handles.values()
+        assert handle.name.startswith(f"{page._stage.name}/")
+        np.testing.assert_allclose(handle.position, page.seen[1, -1, 20], atol=1e-6)
+        page._follow.value = False
+        before = tuple(page._stage.position)
+        run(page, lambda: len(page._seen) >= 42 * CHUNK)
+        assert tuple(page._stage.position) == before
 
 
 def test_it_keeps_time_and_does_not_hurry_after_a_pause() -> None:
@@ -276,6 +309,7 @@ def test_a_mouse_drags_a_joint() -> None:
         tab = browser.new_page(viewport={"width": 900, "height": 600})
         tab.set_default_timeout(120_000)
         tab.goto(f"http://127.0.0.1:{server.get_port()}")
+        canvas = tab.locator("canvas[data-engine]")
         tab.get_by_text("lead a joint with the mouse").click()
         tab.get_by_role("button", name="lead it").click()
         wait_for(lambda: bool(motion.leads))
@@ -283,7 +317,11 @@ def test_a_mouse_drags_a_joint() -> None:
         assert (person, joint) == (0, "right_wrist")
         (handle,) = page._handles.values()
         start, along = np.asarray(start), np.array([0.0, 0.0, 0.2])  # the arrow to the right
-        base, tip = (pixel_of(start + way, server.initial_camera, 900, 600) for way in (along, 2 * along))
+        box = canvas.bounding_box()
+        size = box["width"], box["height"]
+        assert (box["x"], box["y"]) == (0, 0)
+        assert box["width"] < 600  # the controls lie beside the figures
+        base, tip = (pixel_of(start + way, server.initial_camera, *size) for way in (along, 2 * along))
         tab.locator(".mantine-Notification-closeButton").first.click()  # that there is no GPU
 
         def drag() -> bool:
