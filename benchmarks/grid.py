@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from intermoe import backends
 from intermoe.benchmarks.forms import Inputs, draw, usable_backends
-from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, reason_to_skip, tolerance
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, tolerance
 from intermoe.benchmarks.harness.work import Shape, Work
 from intermoe.ops.route import route_reference
 from intermoe.ops.select import Selection, select_reference
@@ -94,33 +94,23 @@ def _contest(
 ) -> Contest:
     sets = sets_for(shape, scope.device)
     all_drawn = [Drawn.draw(shape, dtype, scope.device, seed) for seed in range(sets)]
-    prepared = [reference(drawn) for drawn in all_drawn]
     names, skipped = usable_backends(scope.device, dtype)
-    entries: dict[str, Callable[[int], Outputs]] = {}
-    failed: dict[str, str] = {}
-    for name in names:
-        try:
-            ready = prepared if name == "reference" else [kernel(backends.load(name), drawn) for drawn in all_drawn]
-        except Exception as error:  # what a backward needs is made by its forward, which may fail like any entry
-            if reason_to_skip(error) is not None:
-                raise
-            failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        else:
-            entries[name] = partial(_call, ready)
+
+    def entry(name: str) -> Callable[[int], Outputs]:
+        """Ready before it is timed; what a backward needs is made by its forward, which may fail like any entry."""
+        step = reference if name == backends.REFERENCE else partial(kernel, backends.load(name))
+        ready = cache(lambda number: step(all_drawn[number]))
+        return lambda number: ready(number)()
+
     return Contest(
-        entries=entries,
-        expected=prepared[0],
+        entries={name: entry(name) for name in names},
+        expected=reference(all_drawn[0]),
         tolerance=tolerance(dtype),
         work=work,
         tokens=shape.tokens,
         skipped=skipped,
-        failed=failed,
         sets=sets,
     )
-
-
-def _call(ready: list[Ready], number: int) -> Outputs:
-    return ready[number]()
 
 
 def differentiate(out: Outputs, leaves: Outputs, grads: Outputs) -> Ready:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from intermoe.config import Config, _require
 from intermoe.hub import CONFIG_FILE, model_folder
+from intermoe.motion.representation import FRAMES_TOGETHER
 from intermoe.reading import read_json
 from intermoe.registry import Registry
 
@@ -47,9 +48,9 @@ class ModelConfig(Config):
         _require(self.system in SYSTEMS, "system", f"one of {tuple(SYSTEMS)}", self.system)
         _require(self.fps >= 1, "fps", ">= 1", self.fps)
         _require(
-            4 <= self.min_frames <= self.max_frames,
+            FRAMES_TOGETHER <= self.min_frames <= self.max_frames,
             "min_frames",
-            f"a value in [4, max_frames={self.max_frames}]",
+            f"a value in [{FRAMES_TOGETHER}, max_frames={self.max_frames}]",
             self.min_frames,
         )
 
