@@ -163,10 +163,15 @@ class Kind:
 
 
 def described(tensors: Iterable[Tensor | None]) -> tuple[Any, ...]:
-    """What tells the launches of a call apart: shapes, dtypes, devices, dense memory, boundaries of 16 bytes."""
+    """What tells the launches of a call apart: shapes, dtypes, devices, dense memory, boundaries of 16 bytes.
+
+    A tensor without memory has the CPU's device number, but 0 in place of the boundary.
+    """
     return tuple(
         [
-            t if t is None else (t.shape, t.dtype, t.get_device(), t.is_contiguous(), t.data_ptr() % 16 == 0)
+            t
+            if t is None
+            else (t.shape, t.dtype, t.get_device(), t.is_contiguous(), (p := t.data_ptr()) and 1 + (p % 16 == 0))
             for t in tensors
         ]
     )

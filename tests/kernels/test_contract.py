@@ -36,6 +36,7 @@ class Stub:
         {"device": 1},
         {"dense": False},
         {"start": 4096 + 8},
+        {"start": 0},  # without memory, as on the meta device, which has the CPU's number
     ],
 )
 def test_calls_that_are_launched_in_other_ways_are_told_apart(change: dict[str, Any]) -> None:
@@ -43,6 +44,11 @@ def test_calls_that_are_launched_in_other_ways_are_told_apart(change: dict[str, 
     other: Any = Stub(**change)
     assert described([one, None]) != described([other, None])
     assert described([one, one]) != described([one, other]) != described([other, one])
+
+
+def test_no_memory_is_neither_at_a_boundary_nor_off_one() -> None:
+    kinds = [described([one]) for one in (torch.zeros(8)[4:], torch.zeros(8)[1:5], torch.zeros(4, device="meta"))]
+    assert len(set(kinds)) == 3
 
 
 def test_other_memory_of_the_same_kind_is_alike() -> None:

@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from intermoe import InterMoEBlock, backends
 from intermoe.kernels.contract import Needs, Saved
-from intermoe.ops import flops, operators
-from intermoe.ops.moe import Experts, Route, Select, moe
+from intermoe.ops import exchange, flops, operators
+from intermoe.ops.moe import Experts, Route, Select, moe, raise_on_overflow
 from intermoe.ops.routing import Rule
 
 
@@ -177,3 +177,27 @@ def test_calls_that_are_alike_are_of_one_kind_and_others_of_another(monkeypatch:
     moe(scaled, Select(bias), experts)
     with pytest.raises(ValueError, match="scale: expected None with normalise=False"):
         moe(scaled._replace(normalise=False), Select(bias), experts)
+
+
+def test_a_call_is_on_one_device() -> None:
+    """That of the tokens, whatever the others agree on, and though the same call was right a moment ago."""
+    hidden, router, bias = torch.zeros(5, 4), torch.zeros(3, 4), torch.full((3,), -0.5)
+    weights = [torch.zeros(3, 12, 4), torch.zeros(3, 4, 6)]
+    away, weights_away = bias.to("meta"), [weight.to("meta") for weight in weights]
+    moe(Route(hidden, router), Select(bias), Experts(*weights))
+    for given, experts in ((away, weights), (bias, weights_away), (away, weights_away)):
+        with pytest.raises(ValueError, match="hidden: expected all tensors on one device, got hidden on cpu"):
+            moe(Route(hidden, router), Select(given), Experts(*experts))
+
+
+def test_overflow_is_asked_of_the_device_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for name, most in (("cpu", 3), ("meta", 9)):
+        limit = exchange._Limit(torch.device("cpu"))
+        limit.note(torch.tensor([most]), 5)
+        found[torch.device(name)] = limit
+    monkeypatch.setattr(exchange, "_limits", found)
+    raise_on_overflow(torch.device("cpu"))
+    with pytest.raises(RuntimeError, match=r"expected at most 5 \(token, expert\) pairs .*, got 9"):
+        raise_on_overflow(torch.device("meta"))
+    raise_on_overflow(), raise_on_overflow(torch.device("meta"))  # raised once
