@@ -13,12 +13,12 @@ import torch
 
 from intermoe import export
 from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, WrongResult, test_case
+from intermoe.motion.interhuman import FPS
 from intermoe.motion.rig import REST_POSE, forward_kinematics
 from intermoe.motion.rotations import rotation_matrices
 
 __all__ = ["cases", "test_case"]
 
-FPS = 30
 MILLIMETRE = 1e-3
 FORMATS = ("npz", "bvh", "glb", "amass", "html")
 

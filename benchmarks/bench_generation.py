@@ -14,6 +14,7 @@ from intermoe.benchmarks.bench_denoiser import chaotic
 from intermoe.benchmarks.forms import PERSONS, usable_backends
 from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, test_case
 from intermoe.diffusion import Sampler, sample
+from intermoe.motion.interhuman import FPS
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
@@ -21,7 +22,6 @@ from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 
 __all__ = ["cases", "test_case"]
 
-FPS = 30
 PROMPT = "Two people dance salsa together."
 
 

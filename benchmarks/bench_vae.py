@@ -9,12 +9,11 @@ from torch import Tensor
 
 from intermoe.benchmarks import models
 from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, test_case, tolerance
+from intermoe.motion.interhuman import FPS
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 
 __all__ = ["cases", "test_case"]
-
-FPS = 30
 
 
 def build(scope: Scope) -> CausalSkeletalVAE:

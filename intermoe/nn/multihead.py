@@ -28,6 +28,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             q = nn.functional.linear(queries, weight[: self.embed_dim], bias[: self.embed_dim])
             both = nn.functional.linear(context, weight[self.embed_dim :], bias[self.embed_dim :])
             k, v = both.chunk(2, dim=-1)
+        # "m t (h d) -> m h t d"; einops takes more of the host's time
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
         attended = nn.functional.scaled_dot_product_attention(
             q,
