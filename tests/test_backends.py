@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+import intermoe
 from intermoe import backends
 from intermoe.cli.backends import report
-from intermoe.kernels import contract
+from intermoe.kernels import BACKENDS, contract
 
 CPU = torch.device("cpu")
 
@@ -148,3 +151,15 @@ def test_what_serves_a_device_for_tests_alone_is_not_taken_by_itself(monkeypatch
     assert backends.resolve(CPU, torch.float32) != name
     assert backends.resolve(torch.device("cuda"), torch.float32) == name
     assert backends.resolve(CPU, torch.float32, name) == name
+
+
+def test_only_the_backends_packages_name_a_backend() -> None:
+    """A backend more is a package and a word in ``kernels/__init__.py``: what chooses and calls them has no names."""
+    root = Path(intermoe.__path__[0])
+    for path in (root / "backends.py", *(root / "ops").glob("*.py"), *(root / "nn").glob("*.py")):
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if is_text(node)}
+        assert not texts & set(BACKENDS), path
+
+
+def is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
