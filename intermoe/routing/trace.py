@@ -108,7 +108,9 @@ def read_trace(path: str | Path) -> RoutingTrace | None:
         raise ValueError(f"{path}: {error}") from error
 
 
-def trace_record(record: RoutingRecord, *, row: int = 0, persons: int = 1, layers: str = "*") -> RoutingTrace:
+def trace_record(
+    record: RoutingRecord, *, row: int = 0, persons: int = 1, layers: str = "*", title: str = ""
+) -> RoutingTrace:
     """The trace of row ``row`` of the recorded batches, whose tokens are those of ``persons`` persons one by one.
 
     ``layers`` is a pattern of names: blocks that see different tokens, as a joint transformer's, go into traces apart.
@@ -123,7 +125,7 @@ def trace_record(record: RoutingRecord, *, row: int = 0, persons: int = 1, layer
     if tokens % persons:
         raise ValueError(f"persons: expected a divisor of the {tokens} tokens of a row, got {persons}")
     own = chosen[:, :, row].reshape(calls, depth, persons, tokens // persons, experts)
-    return RoutingTrace(own, np.zeros(calls, dtype=np.int64), tuple(names))
+    return RoutingTrace(own, np.zeros(calls, dtype=np.int64), tuple(names), title=title)
 
 
 def trace_generation(
