@@ -11,8 +11,9 @@ import pytest
 
 from intermoe.data import DATA_SETS, prepare, sets
 from intermoe.data.activities import shipped_wordings
-from intermoe.data.items import ItemError, Reader, read_named, read_sequence
+from intermoe.data.items import DataSet, ItemError, Reader, read_named, read_sequence
 from intermoe.data.solo import SoloReader
+from intermoe.motion.arrays import Array
 
 KINDS = ("interhuman", "interx", "humanml3d", "solo")
 FILES = {
@@ -75,6 +76,19 @@ def test_a_reader_knows_its_splits_its_files_and_what_is_absent(
     assert (clip.name, clip.source.shape[1:], clip.source.dtype) == ("b", DATA_SETS[kind].source_shape, np.float32)
     converted = DATA_SETS[kind].convert(clip.source)
     assert (converted.dtype, len(clip.source) - converted.shape[0]) == (np.float32, DATA_SETS[kind].lost_frames)
+    check_parts(DATA_SETS[kind], clip.source)
+
+
+def check_parts(data_set: DataSet, source: Array) -> None:
+    """Some frames alone, mirrored too, are those of the whole."""
+    floor = None if data_set.floor is None else data_set.floor(source)
+    for mirrored in (False, True) if data_set.mirror is not None else (False,):
+        whole = data_set.convert(data_set.mirror(source) if mirrored and data_set.mirror else source)
+        assert data_set.convert_part is not None
+        part = data_set.convert_part(source, slice(2, 7), mirrored, floor)
+        np.testing.assert_allclose(part, whole[2:7], rtol=1e-5, atol=1e-6)
+    if floor is not None:  # which is not that of these frames
+        assert not np.allclose(data_set.convert_part(source, slice(2, 7), False, floor - 1), whole[2:7])
 
 
 def test_what_the_system_says_of_a_file_is_told_with_its_item() -> None:
@@ -162,3 +176,30 @@ def test_a_clip_alone_is_float32_in_metres(tmp_path: Path) -> None:
     clip = SoloReader(tmp_path).read("a")
     np.testing.assert_array_equal(clip.positions, (body.reshape(20, 66) * 2e-4).astype(np.float32))
     assert (clip.positions.dtype, clip.rotations.dtype, clip.rotations.max()) == (np.float32, np.float32, 1)
+
+
+@pytest.mark.parametrize(("kind", "passes"), [("interhuman", 4), ("solo", 4), ("interx", 4), ("humanml3d", 1)])
+def test_statistics_of_a_cache_go_through_what_is_drawn_of_its_items(
+    kind: str, passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several times where anything is: a mirror image, or persons in each other's place."""
+    opened: list[Any] = []
+    asked: dict[str, Any] = {}
+
+    def compute(dataset: Any, **options: Any) -> Any:
+        asked.update(options)
+        raise InterruptedError
+
+    monkeypatch.setattr(sets, "MotionDataset", lambda *given, **options: opened.append((given, options)))
+    monkeypatch.setattr(sets, "compute_statistics", compute)
+    (tmp_path / sets.INDEX).write_bytes(b"{}")
+    data_set = DATA_SETS[kind]
+    with pytest.raises(InterruptedError):
+        sets._write_statistics(data_set, True, 3, tmp_path)
+    unfinished = asked.pop("unfinished")
+    assert asked == {"passes": passes, "workers": 3}
+    assert (unfinished.parent, unfinished.name[:5]) == (tmp_path, "sums-")
+    augmented = {"mirror": kind in ("interhuman", "solo"), "swap_persons": kind in ("interhuman", "interx")}
+    assert opened == [((data_set, tmp_path, "train"), {**augmented, "training": True})]
+    sets._write_statistics(data_set, False, 3, tmp_path)  # nothing to train with: nothing to take them from
+    assert len(opened) == 1
