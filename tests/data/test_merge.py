@@ -209,6 +209,11 @@ def test_wordings_are_further_captions_of_training_clips_of_an_activity(
     merge([pairs], tmp_path / "all", wordings={"bow": more})
     found = {name: lines(tmp_path / "all" / "annots" / f"{name}.txt") for name in "1234"}
     assert found == own | {"1": 2 * own["1"] + more}  # drawn as often as its own
+    kept = {item["name"]: item for item in json.loads((tmp_path / "all" / "items.json").read_text(encoding="utf-8"))}
+    assert kept == {
+        **{item["name"]: {**item, "source": "interhuman"} for item in items},
+        "3": {"name": "3", "split": "train", "source": "interhuman"},
+    }
     merge([pairs], tmp_path / "few", wordings={"bow": more[:1]})
     assert lines(tmp_path / "few" / "annots" / "1.txt") == own["1"] + more[:1]
     wrong = {"sit": "expected activities that training clips are tagged with, got 'sit'"}
