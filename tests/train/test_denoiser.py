@@ -185,3 +185,12 @@ def test_resuming_with_another_vae_is_refused(
     (other / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="expected the weights of"):
         run_denoiser(write_config("denoiser"), trained_denoiser, vae=other, resume=True, data=pairs)
+
+
+def test_features_without_an_evaluator_are_latents_averaged_over_their_time() -> None:
+    latents = torch.arange(60.0).view(2, 2, 5, 3)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    latents[1, :, 3:] = torch.nan
+    found = DenoiserObjective._features(SimpleNamespace(evaluator=[]), latents, mask)  # type: ignore[arg-type]
+    expected = [latents[0].mean(dim=1).flatten(), latents[1, :, :3].mean(dim=1).flatten()]
+    torch.testing.assert_close(found, torch.stack(expected))
