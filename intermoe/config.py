@@ -319,6 +319,12 @@ def _yaml_loader() -> Any:
     return Loader
 
 
+def check_folder_name(name: str, *taken: str) -> None:
+    """Refuse a row's ``name`` that is no name of a folder of its own, or one of those that are ``taken``."""
+    ok = bool(name.strip()) and Path(name).name == name != ".." and "\0" not in name and name not in taken
+    _require(ok, "name", "a name usable for a folder" + "".join(f", not {each!r}" for each in taken), name)
+
+
 def check_sizes(config: Any, names: Iterable[str]) -> None:
     """Validate sizes of a network."""
     for name in names:

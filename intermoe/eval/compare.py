@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from intermoe.pipeline import MotionPipeline
 
 GROUND_TRUTH = "ground truth"
+TABLES = ("comparison.json", "comparison.md")
+"""What a report is written to."""
 TIMINGS = 3
 Numbers = dict[str, float | None]
 
@@ -266,8 +268,8 @@ class ComparisonReport:
         """Write ``comparison.json`` and ``comparison.md``, each whole or not at all."""
         published = [{"name": row.name, "mark": row.mark, **row.numbers()} for row in self.published]
         content = {"settings": self.settings, "rows": self.rows, "published": published, "notes": list(self.notes)}
-        write_json(folder / "comparison.json", content)
-        write_text(folder / "comparison.md", self.markdown())
+        write_json(folder / TABLES[0], content)
+        write_text(folder / TABLES[1], self.markdown())
 
 
 def _written(value: float | None, digits: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import yaml
 
-from intermoe.config import Config, _require
+from intermoe.config import Config, _require, check_folder_name
 from intermoe.data.batching import collate, pad_motion
 from intermoe.data.dataset import MotionDataset
 from intermoe.eval.protocol import PROTOCOLS
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GROUND_TRUTH = "ground truth"
+TABLES = ("ablation.json", "ablation.md")
+"""What a report is written to."""
 Numbers = dict[str, float | None]
 
 # Columns of the table; everything measured is in the JSON file.
@@ -63,8 +65,7 @@ class Variant(Config):
     published: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        ok = bool(self.name) and Path(self.name).name == self.name
-        _require(ok, "name", "a name usable for a folder", self.name)
+        check_folder_name(self.name, GROUND_TRUTH, *TABLES)
         for key in self.published:
             _require(key in _PUBLISHED, "published", f"a mapping of {tuple(_PUBLISHED)}", key)
 
@@ -132,8 +133,8 @@ class AblationReport:
         text = "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
         settings = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in self.settings.items())
         note = f"\n\nSettings: {settings}. Published numbers are of other data and another evaluator.\n"
-        write_json(folder / "ablation.json", content)
-        write_text(folder / "ablation.md", text + note)
+        write_json(folder / TABLES[0], content)
+        write_text(folder / TABLES[1], text + note)
 
 
 def variant_configs(matrix: str | Path, *, steps: int | None = None) -> dict[str, DenoiserTrainConfig]:

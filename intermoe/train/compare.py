@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from intermoe.config import Config, _require, read_values
+from intermoe.config import Config, _require, check_folder_name, read_values
 from intermoe.data.dataset import MotionDataset
 from intermoe.eval.compare import (
     GROUND_TRUTH,
+    TABLES,
     ComparisonReport,
     ComparisonSettings,
     Numbers,
@@ -33,6 +34,8 @@ from intermoe.train import run
 from intermoe.train.config import TrainConfig
 from intermoe.train.trainers import TRAINERS, train, trainer_of
 
+EVALUATOR = "evaluator"
+"""The folder of the evaluator, beside those of the systems."""
 ROUGH = "few motions make FID, R-Precision and shares rough; published rows are of other data, sizes and evaluators"
 
 
@@ -49,8 +52,7 @@ class ComparedSystem(Config):
     shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        ok = bool(self.name) and Path(self.name).name == self.name
-        _require(ok, "name", "a name usable for a folder", self.name)
+        check_folder_name(self.name, EVALUATOR, *TABLES)
         _require(bool(self.stages), "stages", "at least one recipe", self.stages)
         ok = not self.shares or len(self.shares) == len(self.stages)
         _require(ok, "shares", f"as many as stages, {len(self.stages)}", self.shares)
@@ -75,6 +77,10 @@ class ComparisonConfig(Config):
     def __post_init__(self) -> None:
         names = [system.name for system in self.systems]
         _require(bool(names) and len(set(names)) == len(names), "systems", "at least one, no name twice", names)
+        titles = [GROUND_TRUTH, *(system.title for system in self.systems)]
+        _require(
+            len(set(titles)) == len(titles), "systems", f"titles of their own, {GROUND_TRUTH!r} beside", titles[1:]
+        )
         ok = self.published_on is None or self.published_on in PROTOCOLS
         _require(ok, "published_on", f"one of {tuple(PROTOCOLS)}", self.published_on)
 
@@ -238,7 +244,7 @@ class Comparison:
             _, values = self._recipe(self.config.evaluator, "evaluator")
             steps = min(values["optim"]["steps"], self.budget)
             values = stage_values(values, steps, self.settings.seed)
-            folder, _ = self._train(self.folder / "evaluator" / _key(values), recipe.stem, values, None)
+            folder, _ = self._train(self.folder / EVALUATOR / _key(values), recipe.stem, values, None)
         return (None, "") if folder is None else (load_evaluator(folder), digest(Path(folder)))
 
     def _row(

@@ -256,7 +256,10 @@ def test_the_autoencoder_of_a_pipeline(tiny_pipeline: Any, tmp_path: Path) -> No
     [
         ([], "variants: expected at least one, no name twice"),
         ([VARIANTS[0], VARIANTS[0]], "variants: expected at least one, no name twice"),
-        ([{"name": "a/b", "title": ""}], "name: expected a name usable for a folder, got 'a/b'"),
+        *(
+            ([{"name": name, "title": ""}], f"name: expected a name usable for a folder, .*, got {name!r}")
+            for name in ("a/b", "..", " ", "ground truth", "ablation.md")
+        ),
         ([{"name": "a", "title": "", "changes": {"denoiser.heads": 2}}], "a.denoiser: unknown key 'heads'"),
         ([{"name": "a", "title": "", "changes": {"nn.heads": 2}}], "a: unknown key 'nn.heads'"),
         (

@@ -26,6 +26,7 @@ SHIPPED = Path(intermoe.train.__file__).parent / "configs" / "comparisons"
 TEXT = {"output_dim": 8, "width": 8, "num_layers": 1, "num_heads": 2, "feedforward_dim": 16, "vocab_size": 60}
 SIZES = {"text_dim": 8, "dim": 16, "num_layers": 2, "num_heads": 2, "feedforward_dim": 24}
 OPTIM = {"steps": 100, "warmup_steps": 50, "learning_rate": 1e-3, "ema_decay": 0.9}
+ODD_NAMES = ("a/b", "..", ".", "", " ", "a\0b", "evaluator", "comparison.md")
 MDM = {**SIZES, "input_dim": 262}
 RECIPES: dict[str, dict[str, Any]] = {
     "dense": {"trainer": "motion", "network": SIZES, "text": TEXT, "data": {"batch_size": 2}},
@@ -269,12 +270,19 @@ def test_refusals_come_before_any_work(
         ({"shares": [1.0, 0.5]}, "shares: expected as many as stages, 1"),
         ({"shares": [0.5]}, "shares: expected positive shares with the sum 1"),
         ({"stages": []}, "stages: expected at least one recipe"),
-        ({"name": "a/b"}, "name: expected a name usable for a folder"),
+        *(({"name": name}, "name: expected a name usable for a folder, not 'evaluator'") for name in ODD_NAMES),
+        ({"title": "ground truth"}, "systems: expected titles of their own, 'ground truth' beside"),
     ],
 )
 def test_systems_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ComparisonConfig.from_dict({"systems": [{"name": "a", "title": "A", "stages": ["x"], **changes}]})
+
+
+def test_two_systems_of_one_title_would_have_one_row() -> None:
+    systems = [{"name": name, "title": "A", "stages": ["x"]} for name in ("a", "b")]
+    with pytest.raises(ValueError, match="systems: expected titles of their own"):
+        ComparisonConfig.from_dict({"systems": systems})
 
 
 def test_settings_that_do_not_fit() -> None:
