@@ -15,7 +15,7 @@ from intermoe.files import write_json
 from intermoe.motion.skeleton import JOINT_NAMES
 from intermoe.nn.moe import InterMoEBlock
 from intermoe.routing.record import record_routing
-from intermoe.routing.trace import watched_timesteps
+from intermoe.routing.trace import denoiser_of, watched_timesteps
 
 if TYPE_CHECKING:
     from intermoe.pipeline import MotionPipeline
@@ -75,9 +75,7 @@ def evaluate_routing(
     """
     if limit < 1:
         raise ValueError(f"limit: expected >= 1, got {limit}")
-    denoiser = pipeline.modules.get("denoiser")
-    if denoiser is None:
-        raise ValueError(f"pipeline: expected a system with a denoiser of experts, got {pipeline.config.system}")
+    denoiser = denoiser_of(pipeline)
     prompts = [dataset.captions(index)[0] for index in range(min(limit, len(dataset)))]
     timesteps: list[int] = []
     with record_routing(denoiser) as record, watched_timesteps(denoiser, timesteps):

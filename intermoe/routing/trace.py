@@ -141,9 +141,12 @@ def trace_generation(
     """Generate a motion and record the routing of its conditional half in every denoising step.
 
     The motion is the one that the pipeline generates with these arguments; they are checked as there.
+
+    Raises:
+        ValueError: a system without a denoiser of experts, or as the pipeline.
     """
     timesteps: list[int] = []
-    denoiser = pipeline.modules["denoiser"]
+    denoiser = denoiser_of(pipeline)
     with record_routing(denoiser) as record, watched_timesteps(denoiser, timesteps):
         result = pipeline(prompt, num_frames, num_inference_steps, guidance_scale, seed, progress=progress)
     for calls in record.calls.values():
@@ -170,20 +173,29 @@ def trace_motion(
         prompt: condition of the denoiser; empty for none. seed: of the noise.
 
     Raises:
-        ValueError: a level out of range or a motion that is too short.
+        ValueError: a system without a denoiser of experts, a level out of range or a motion that is too short.
     """
+    denoiser = denoiser_of(pipeline)
     group = pipeline.frame_multiple
     if not 0 <= level < 1:
         raise ValueError(f"level: expected a value in [0, 1), got {level}")
     if motion.ndim < 3 or motion.shape[1] < group:
         raise ValueError(f"motion: expected shape (P, T >= {group}, width), got {tuple(motion.shape)}")
     motion = motion[:, : motion.shape[1] // group * group]
-    with record_routing(pipeline.modules["denoiser"]) as record:
+    with record_routing(denoiser) as record:
         timestep = pipeline.denoise_once(motion, level, prompt=prompt, seed=seed)
     joints = pipeline.representation.joints(motion.float().cpu()).contiguous().numpy()
     chosen = trace_record(record, persons=len(joints)).chosen
     title = prompt or "no text"
     return RoutingTrace(chosen, np.array([timestep]), _layer_names(record), joints, title, pipeline.config.fps)
+
+
+def denoiser_of(pipeline: MotionPipeline) -> nn.Module:
+    """The part of a pipeline whose experts are watched. Raises ``ValueError`` for a system without one."""
+    denoiser = pipeline.modules.get("denoiser")
+    if denoiser is None:
+        raise ValueError(f"pipeline: expected a system with a denoiser of experts, got {pipeline.config.system}")
+    return denoiser
 
 
 def _layer_names(record: RoutingRecord) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,15 @@ def test_a_generation_is_the_same_when_traced(tiny_pipeline: Any) -> None:
     plain = trace_generation(tiny_pipeline, "Two people bow.", guidance_scale=1.0, **options)
     np.testing.assert_array_equal(trace.chosen[0], plain.chosen[0])
     np.testing.assert_array_equal(trace.chosen[0].ravel(), first.ravel())
+
+
+def test_a_system_without_a_denoiser_of_experts_is_refused_by_name() -> None:
+    pipeline: Any = SimpleNamespace(modules={"network": nn.Linear(2, 2)}, config=SimpleNamespace(system="mdm"))
+    refusal = r"^pipeline: expected a system with a denoiser of experts, got mdm"
+    with pytest.raises(ValueError, match=refusal):
+        trace_generation(pipeline, "two people bow", num_frames=16)
+    with pytest.raises(ValueError, match=refusal):
+        trace_motion(pipeline, torch.zeros(2, 16, 262), level=0.5)
 
 
 def test_a_generation_that_is_guided_in_part(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
