@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from intermoe.benchmarks.harness.case import WrongResult
-from intermoe.benchmarks.page import HOOK, SOFTWARE
+from intermoe.benchmarks.page import HOOK, SOFTWARE, WAIT
 from intermoe.cli.live import half_the_cores
 from intermoe.viz.body import build_body
 from intermoe.viz.live import LivePage
@@ -127,6 +127,7 @@ def browse(opened: ExitStack, port: int, count: int) -> list[Any]:
         browser = running.chromium.launch(executable_path=chromium, args=list(SOFTWARE))
         opened.callback(browser.close)
         tab = browser.new_page(viewport={"width": 640, "height": 480})
+        tab.set_default_timeout(WAIT)
         tab.add_init_script(HOOK)
         tab.add_init_script(ARRIVED)
         tab.goto(f"http://127.0.0.1:{port}")

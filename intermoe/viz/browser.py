@@ -27,13 +27,13 @@ _EDGES = """
 """
 
 _PAUSES = """
-  // After each picture a pause as long as it took, or %d ms: what makes the motion needs the processor, too.
+  // After each picture a pause twice as long as it took, or %d ms: what makes the motion needs the processor, too.
   const next = window.requestAnimationFrame.bind(window);
   let waiting = new Map(), count = 0, asked = false, fresh = false, drawn = 0, due = 0;
   const ask = () => { if (!asked) { asked = true; next(turn); } };
   const turn = now => {
     asked = false;
-    if (fresh) due = now + Math.min(now - drawn, %d);
+    if (fresh) due = now + Math.min(2 * (now - drawn), %d);
     fresh = false;
     if (!waiting.size) return;
     if (now >= due) {
@@ -48,7 +48,7 @@ _PAUSES = """
   window.requestAnimationFrame = draw => { waiting.set(++count, draw); ask(); return count; };
   window.cancelAnimationFrame = which => { waiting.delete(which); };
 """
-LONGEST_PAUSE = 100
+LONGEST_PAUSE = 150
 """Milliseconds."""
 
 

@@ -127,6 +127,7 @@ class LivePage:
             self._figures.show(self._frame)
             if self._follow.value:
                 self._go_along(_middle(self._chunk[:, self._frame]))
+        self._server.flush()  # or it may wait for the next frame, which would take its place
         with self._lock:
             self._seen.append((self._prompt, self._chunk[:, self._frame]))
         self._frame += 1

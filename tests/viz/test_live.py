@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,27 @@ def test_a_server_that_was_stopped_starts_again_at_its_address() -> None:
         with connect(f"ws://127.0.0.1:{port}", subprotocols=protocol) as back:
             assert back.recv(timeout=20)
     np.testing.assert_allclose(np.diff(heights(page.seen)), 0.01, atol=1e-5)
+
+
+def test_a_frame_is_sent_before_the_next_takes_its_place() -> None:
+    """viser gathers what comes within a sixtieth of a second, and of two frames sends the later one alone."""
+    protocol: Any = [f"viser-v{viser.__version__}"]
+    with serving() as server:
+        page = page_of(server, Steps(), fps=150)
+        with connect(f"ws://127.0.0.1:{server.get_port()}", subprotocols=protocol, max_size=None) as watching:
+            sizes: list[int] = []
+
+            def watch() -> None:
+                with suppress(TimeoutError):
+                    while True:
+                        sizes.append(len(watching.recv(timeout=2)))
+
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            run(page, lambda: len(page._seen) >= 40 * CHUNK)
+            watcher.join()
+    frames = sum(size > 2000 for size in sizes)  # what moves everybody; other messages are shorter
+    assert 0.5 * 40 * CHUNK < frames <= 40 * CHUNK + 2
 
 
 def _read_on(connection: Any) -> None:
