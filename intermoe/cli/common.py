@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,8 +56,25 @@ def reported() -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        told = " ".join(str(error).split())
+        if isinstance(error, ModuleNotFoundError) and error.name and told == f"No module named {error.name!r}":
+            told = f"{error.name} is needed: pip install 'intermoe[{extra_of(error.name)}]'"
+        typer.echo(f"error: {told}", err=True)
         raise typer.Exit(2) from error
+
+
+def extra_of(module: str) -> str:
+    """The extra of this package that brings a module: the first that lists it, or the one of everything."""
+    package = {"PIL": "pillow", "yaml": "pyyaml"}.get(module, module).partition(".")[0].replace("_", "-").lower()
+    try:
+        lines = importlib.metadata.requires("intermoe") or []
+    except importlib.metadata.PackageNotFoundError:  # sources that were never installed
+        lines = []
+    for line in lines:
+        listed = re.match(r"""([\w.-]+).*extra == ["'](\w+)["']""", line)
+        if listed is not None and listed[1].lower() == package:
+            return listed[2]
+    return "all"
 
 
 @contextmanager

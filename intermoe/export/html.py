@@ -64,4 +64,4 @@ def page(take: Take) -> str:
     return f"{head}{file_head()}{_STYLE}</head>{body}{caption}</body>{end}"
 
 
-FORMAT = Format(".html", write, needs=("viser",), extra="view")
+FORMAT = Format(".html", write, needs=("viser", "trimesh"), extra="view")
