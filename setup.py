@@ -163,7 +163,7 @@ setup(
     package_data={
         "intermoe": ["py.typed", "models/duets/*"],
         "intermoe.benchmarks.harness": ["standin.cpp"],
-        "intermoe.eval": ["published.json"],
+        "intermoe.systems": ["published.json"],
         "intermoe.data": ["*.tsv"],
         "intermoe.train": [
             "configs/*.yaml",

@@ -12,7 +12,7 @@ import numpy as np
 
 from intermoe.data.activities import activities
 from intermoe.data.interhuman import InterHumanDataset
-from intermoe.eval.kinematics import metric_table, real_clips, reconstructed
+from intermoe.eval.kinematics import check_two, metric_table, real_clips, reconstructed
 from intermoe.evaluators.activities import STEPS, train_judge
 from intermoe.files import write_json
 from intermoe.metrics.bodies import closest_wrists
@@ -130,9 +130,10 @@ def evaluate_activities(
         progress: called as ``progress(clips_done, clips)`` during generation.
 
     Raises:
-        ValueError: fewer than two activities, a paraphrase of none of them, one that is a caption, or one that the
-            model refuses.
+        ValueError: a model of one person, fewer than two activities, a paraphrase of none of them, one that is a
+            caption, or one that the model refuses.
     """
+    check_two(pipeline)
     if batch_size < 1:
         raise ValueError(f"batch_size: expected >= 1, got {batch_size}")
     if not seeds or len(set(seeds)) != len(seeds):
@@ -143,7 +144,9 @@ def evaluate_activities(
         pipeline.check([caption for of_activity in each.values() for caption in of_activity], asked.num_frames)
     real = {name: [c for d in sets for c in real_clips(d)] for name, sets in ((REAL_TRAIN, train), (REAL_VAL, val))}
     judging = train_judge(real[REAL_TRAIN], steps=judge_steps)
-    clips = {**real, RECONSTRUCTION: [clip for dataset in val for clip in reconstructed(pipeline, dataset)]}
+    clips = dict(real)
+    if pipeline.has_latents:
+        clips[RECONSTRUCTION] = [clip for dataset in val for clip in reconstructed(pipeline, dataset)]
     total = len(seeds) * sum(len(of_activity) for each in by_row.values() for of_activity in each.values())
     done = 0
     by_seed: dict[str, dict[int, float]] = {}

@@ -17,6 +17,7 @@ import torch
 
 from intermoe.control import Control, Known, Target
 from intermoe.data.interhuman import InterHumanDataset
+from intermoe.eval.kinematics import check_two
 from intermoe.files import write_json
 from intermoe.metrics.bodies import Penetration, penetration
 from intermoe.metrics.kinematics import foot_contact, jitter, joint_error, pelvis_distances
@@ -75,14 +76,18 @@ def evaluate_control(
 ) -> ControlReport:
     """Measure steering on the first ``limit`` items of ``dataset``, of at least 2 seconds and a gap.
 
+    What the system does not follow (``MotionPipeline.controls``) is left out: targets, or all that begins with given
+    persons or frames.
+
     Args:
         dataset: evaluation items (``training=False``). limit: how many of them. best_of: reactions to each.
         guidance_scale: by default what the pipeline takes by default, with what is given and without.
         progress: called as ``progress(parts_done, parts)``.
 
     Raises:
-        ValueError: fewer than two items that are long enough, ``limit`` or ``best_of`` below 1.
+        ValueError: a model of one person, fewer than two items that are long enough, ``limit`` or ``best_of`` below 1.
     """
+    check_two(pipeline)
     if limit < 1 or best_of < 1:
         raise ValueError(f"limit, best_of: expected 1 or more, got {limit} and {best_of}")
     fitting = [index for index in range(len(dataset)) if dataset.num_frames(index) >= 3 * GAP][:limit]
@@ -90,17 +95,19 @@ def evaluate_control(
         raise ValueError(f"dataset: expected two items of {3 * GAP} frames or more, got {len(fitting)}")
     items = [_Item(dataset[index]["motion"], dataset.captions(index)[0]) for index in fitting]
     options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    parts: list[Callable[[], list[tuple[str, float | None, str, float | None]]]] = [
-        lambda: _reactions(pipeline, items, best_of, seed, options),
-        lambda: _gaps(pipeline, items, seed, options),
-        lambda: _targets(pipeline, items, seed, options),
-        lambda: _timeline(pipeline, items, seed, options),
-        lambda: _length(pipeline, items, seed, options),
-        lambda: _live(pipeline, items, seed),
-        lambda: _persons(pipeline, items, seed, options),
-        lambda: _cost(pipeline, items, seed, options),
+    every_part: list[tuple[str, Callable[[], Rows]]] = [
+        ("reaction", lambda: _reactions(pipeline, items, best_of, seed, options)),
+        ("known", lambda: _gaps(pipeline, items, seed, options)),
+        ("targets", lambda: _targets(pipeline, items, seed, options)),
+        ("known", lambda: _timeline(pipeline, items, seed, options)),
+        ("known", lambda: _length(pipeline, items, seed, options)),
+        ("known", lambda: _live(pipeline, items, seed)),
+        ("", lambda: _persons(pipeline, items, seed, options)),
+        ("known", lambda: _cost(pipeline, items, seed, options)),
     ]
-    rows = []
+    follows = {"", *pipeline.controls, *(["reaction"] if "known" in pipeline.controls else [])}
+    parts = [part for needed, part in every_part if needed in follows]
+    rows: Rows = []
     for index, part in enumerate(parts):
         rows += part()
         if progress is not None:

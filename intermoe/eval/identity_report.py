@@ -102,7 +102,8 @@ def evaluate_identity(
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> IdentityReport:
-    """Measure the data and broken copies of them and, given a model, what it reconstructs and generates.
+    """Measure the data and broken copies of them and, given a model, what it generates and, where it has latents,
+    reconstructs.
 
     Every kind of damage is also done to copies in which person 2 has longer limbs (``LONG_LIMBS``), because data whose
     persons share one skeleton say nothing about bones; those are ranked against the undamaged copy.
@@ -122,7 +123,8 @@ def evaluate_identity(
     clean = [_joints(motion) for motion in motions]
     measured = {"ground truth": _measure(clean)}
     if pipeline is not None:
-        measured["reconstruction"] = _measure([_joints(reconstruct(pipeline, motion)) for motion in motions])
+        if pipeline.has_latents:
+            measured["reconstruction"] = _measure([_joints(reconstruct(pipeline, motion)) for motion in motions])
         generated = generate_clips(
             pipeline,
             dataset,

@@ -75,7 +75,9 @@ def evaluate_kinematics(
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> KinematicReport:
-    """Measure the data, their reconstruction by the autoencoder, and motion generated from every one of their captions.
+    """Measure the data, their reconstruction, and motion generated from every one of their captions.
+
+    There is no reconstruction of a system without latents.
 
     Args:
         dataset: evaluation items (``training=False``, no augmentation).
@@ -90,7 +92,9 @@ def evaluate_kinematics(
         )
     check_generation(pipeline, dataset, seeds, batch_size)
     truth = real_clips(dataset)
-    reconstruction = reconstructed(pipeline, dataset)
+    rows = {"ground truth": measure(truth, truth, paired=True)}
+    if pipeline.has_latents:
+        rows["reconstruction"] = measure(reconstructed(pipeline, dataset), truth, paired=True)
     generated = generate_clips(
         pipeline,
         dataset,
@@ -100,11 +104,7 @@ def evaluate_kinematics(
         batch_size=batch_size,
         progress=progress,
     )
-    rows = {
-        "ground truth": measure(truth, truth, paired=True),
-        "reconstruction": measure(reconstruction, truth, paired=True),
-        "generation": measure([clip for seed in seeds for clip in generated[seed]], truth, paired=False),
-    }
+    rows["generation"] = measure([clip for seed in seeds for clip in generated[seed]], truth, paired=False)
     return KinematicReport(
         rows,
         {seed: measure(clips, truth, paired=False) for seed, clips in generated.items()},
@@ -135,8 +135,8 @@ def generate_clips(
     Caption i of n is drawn with seed ``seeds[k] * n + i``, so that no two clips share their noise.
 
     Raises:
-        ValueError: no seed, seeds that repeat or are too large, a batch size below 1, or a caption that the model
-            refuses; names its item.
+        ValueError: a model of one person, no seed, seeds that repeat or are too large, a batch size below 1, or a
+            caption that the model refuses; names its item.
     """
     check_generation(pipeline, dataset, seeds, batch_size)
     by_length: dict[int, list[tuple[str, str]]] = defaultdict(list)
@@ -165,6 +165,7 @@ def check_generation(
     pipeline: MotionPipeline, dataset: InterHumanDataset, seeds: Sequence[int], batch_size: int = 16
 ) -> None:
     """Raise ``ValueError`` for what ``generate_clips`` would refuse, before any work."""
+    check_two(pipeline)
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds: expected at least one, none twice, got {tuple(seeds)}")
     total = sum(len(dataset.captions(index)) for index in range(len(dataset)))
@@ -177,6 +178,15 @@ def check_generation(
             pipeline.check(dataset.captions(index), dataset.num_frames(index))
         except ValueError as error:
             raise ValueError(f"{dataset.root}: split {dataset.split!r}, item {name!r}: {error}") from error
+
+
+def check_two(pipeline: MotionPipeline) -> None:
+    """Raise ``ValueError`` for a model of other than two persons, whom the data have."""
+    persons = pipeline.representation.persons
+    if persons != 2:
+        raise ValueError(
+            f"model: expected one that makes two persons, got {pipeline.config.system}, which makes {persons}"
+        )
 
 
 def reconstruct(pipeline: MotionPipeline, motion: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.resources import files
 from typing import Any
 
 DIVERSITY_PAIRS = 300
@@ -66,7 +66,7 @@ class Protocol:
 
 
 def _published(data: str) -> tuple[Published, ...]:
-    content = Path(__file__).with_name("published.json").read_text(encoding="utf-8")
+    content = files("intermoe.systems").joinpath("published.json").read_text(encoding="utf-8")
     rows: list[dict[str, Any]] = json.loads(content)[data]
     return tuple(Published(**{**row, "r_precision": tuple(row.get("r_precision", ()))}) for row in rows)
 

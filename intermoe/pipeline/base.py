@@ -41,7 +41,8 @@ class MotionPipeline(ABC):
         config: the model's configuration. representation: of the motion it makes.
         config_type: its class. schedulers: names of the samplers that ``sample`` takes.
         frame_multiple: frames that are coded together; ``encode`` takes a multiple of them.
-        controls: what of ``intermoe.control.Control`` its ``sample`` follows.
+        controls: what of ``intermoe.control.Control`` its ``sample`` follows: ``"known"``, or only ``"reaction"``, all
+            frames of one person; ``"targets"``.
         trained_with_levels: whether the network can be told that persons or frames are known
             (``intermoe.diffusion.KnownLatents``).
     """
@@ -169,6 +170,11 @@ class MotionPipeline(ABC):
             control: what every motion has to keep, for systems with ``controls``.
             progress: called as ``progress(steps_done, steps)``.
         """
+
+    @property
+    def has_latents(self) -> bool:
+        """Whether the system codes motion: ``encode`` and ``decode`` are there."""
+        return type(self).encode is not MotionPipeline.encode
 
     def encode(self, motion: Tensor) -> Tensor:
         """Motion (B, P, T, ...) to latents (B, P, T', X), where the system has them.
@@ -298,11 +304,16 @@ class MotionPipeline(ABC):
         """Raise ``ValueError`` for a control that ``__call__`` would refuse, before any work."""
         if not isinstance(control, Control):
             raise TypeError(f"control: expected a Control, got {control!r}")
-        if control.known and "known" not in self.controls:
+        if control.known and not {"known", "reaction"} & {*self.controls}:
             raise ValueError(f"control: expected a system that keeps what is known, got {self.config.system}")
         if control.aims and "targets" not in self.controls:
             raise ValueError(f"control: expected a system that can be led to targets, got {self.config.system}")
-        control.place(self.representation, num_frames, self.representation.persons)
+        given = control.place(self.representation, num_frames, self.representation.persons)
+        if control.known and "known" not in self.controls:
+            counts = given.where.sum(dim=1).tolist()
+            if sorted(counts)[-2:] not in ([0, num_frames], [num_frames]):
+                expected = f"all {num_frames} frames of one person for {self.config.system}"
+                raise ValueError(f"control: expected {expected}, got {counts} of each")
 
     def default_guidance(self, control: Control | None = None) -> float:
         """The system's published guidance scale; 1 where a model trained with levels is given persons or frames.
@@ -454,7 +465,7 @@ class MotionPipeline(ABC):
             if unknown := self.unknown_words(prompt):
                 listed = ", ".join(unknown)
                 warnings.warn(f"the model has never seen: {listed} (in {prompt!r}); it can only guess", stacklevel=4)
-        if controlled and not self.trained_with_levels:
+        if controlled and "known" in self.controls and not self.trained_with_levels:
             warnings.warn(f"control: model {self.config.name!r} {UNTRAINED}", stacklevel=4)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:

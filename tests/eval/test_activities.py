@@ -26,6 +26,7 @@ from intermoe.eval.activities import (
 from intermoe.eval.kinematics import real_clips
 from intermoe.metrics.clips import Clip, measure
 from intermoe.motion.interhuman import joints
+from intermoe.motion.representation import REPRESENTATIONS
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,7 @@ class Playback:
     """Makes of a prompt what the first clip of bowing shows where it is asked to bow, else of waving."""
 
     device, frame_multiple = torch.device("cpu"), 4
+    has_latents, representation = True, REPRESENTATIONS["interhuman"]
 
     def __init__(self, folders: list[Path]) -> None:
         self.motion = {f.name: InterHumanDataset(f, "train", training=False)[0]["motion"] for f in folders}

@@ -116,6 +116,40 @@ def test_everything_is_measured(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPa
         evaluate_control(tiny_pipeline, items, limit=1)
 
 
+PARTS = ("reactions", "gaps", "targets", "timeline", "length", "live", "persons", "cost")
+
+
+@pytest.mark.parametrize(
+    ("controls", "left_out"),
+    [
+        (("known", "targets"), ()),
+        (("known",), ("targets",)),
+        (("reaction",), (*PARTS[1:6], "cost")),
+        ((), (*PARTS[:6], "cost")),
+    ],
+)
+def test_what_a_system_does_not_follow_is_left_out(
+    tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch, controls: tuple[str, ...], left_out: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(tiny_pipeline, "controls", controls)
+    for part in PARTS:
+        monkeypatch.setattr(evaluation, f"_{part}", lambda *_, name=part: [(name, 1.0, "", None)])
+    motion = torch.zeros(2, 90, 262)
+    items: Any = type(
+        "Items",
+        (),
+        {
+            "split": "val",
+            "__len__": lambda self: 2,
+            "__getitem__": lambda self, index: {"motion": motion},
+            "num_frames": lambda self, index: 90,
+            "captions": lambda self, index: ["they bow"],
+        },
+    )()
+    report = evaluate_control(tiny_pipeline, items)
+    assert [row[0] for row in report.rows] == [part for part in PARTS if part not in left_out]
+
+
 class Played:
     """Motion of one kind, whatever is asked for; notes the seeds."""
 

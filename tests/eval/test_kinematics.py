@@ -8,6 +8,7 @@ import torch
 from intermoe.data import InterHumanDataset
 from intermoe.eval import evaluate_kinematics
 from intermoe.motion.interhuman import joints
+from intermoe.motion.representation import REPRESENTATIONS
 
 
 class StubPipeline:
@@ -15,6 +16,8 @@ class StubPipeline:
 
     device = torch.device("cpu")
     frame_multiple = 4
+    has_latents = True
+    representation = REPRESENTATIONS["interhuman"]
 
     def __init__(self, dataset, shift=0.0):
         self.shift = shift

@@ -11,6 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from intermoe.control import Control, Known
+from intermoe.data import InterHumanDataset
+from intermoe.eval import evaluate_kinematics
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.pipeline import SYSTEMS, ModelConfig, MotionPipeline
@@ -249,6 +252,20 @@ def test_codes_and_noise_levels_where_there_are_some(pipeline: MotionPipeline) -
     assert "zebra" in pipeline.unknown_words("a zebra bow") or system == "intermoe"
 
 
+def test_kinematics_are_measured_of_every_system(pipeline: MotionPipeline, two_people: Any, tmp_path: Path) -> None:
+    """With a reconstruction where motion is coded; of one person alone there is nothing beside two."""
+    root = two_people(tmp_path / "two", {"val": {"1": 31, "2": 31}}, "two people bow")
+    dataset = InterHumanDataset(root, "val", min_frames=8, max_frames=40)
+    options: dict[str, Any] = {"seeds": (0,), "num_inference_steps": 2, "guidance_scale": 1.0}
+    system = pipeline.config.system
+    if system == "mdm":
+        with pytest.raises(ValueError, match=r"^model: expected one that makes two persons, got mdm, which makes 1"):
+            evaluate_kinematics(pipeline, dataset, **options)
+        return
+    coded = ["reconstruction"] if system in ("intermoe", "intermask") else []
+    assert list(evaluate_kinematics(pipeline, dataset, **options).rows) == ["ground truth", *coded, "generation"]
+
+
 def test_codes_of_intermask_are_its_tokenizers(tmp_path: Path) -> None:
     pipeline: Any = MotionPipeline.from_pretrained(write(tmp_path, "intermask"))
     motion = torch.randn(3, 2, 8, 262)
@@ -258,6 +275,38 @@ def test_codes_of_intermask_are_its_tokenizers(tmp_path: Path) -> None:
     assert torch.equal(codes[1, 1], one[0].T)
     decoded = pipeline.statistics.denormalise(pipeline.tokenizer.decode(one))
     torch.testing.assert_close(pipeline.decode(codes)[1, 1], decoded[0].detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("person", [0, 1])
+def test_a_person_of_intermask_reacts(tmp_path: Path, person: int) -> None:
+    """Whoever is given comes back, and what the other does follows from the codes of all that they do."""
+    pipeline: Any = MotionPipeline.from_pretrained(write(tmp_path, "intermask", keep_share=1.0))
+    asked: list[Tensor] = []
+    pipeline.network.register_forward_pre_hook(lambda _, arguments: asked.append(arguments[0].clone()))
+    motions = pipeline.statistics.denormalise(0.5 * torch.randn(2, 38, 262))
+    filled = torch.cat([motions, motions[:, -1:], motions[:, -1:]], dim=1)  # to a multiple of four frames
+    for parameter in (*pipeline.tokenizer.parameters(), *pipeline.network.parameters()):
+        nn.init.normal_(parameter, std=0.4)
+    codes = pipeline.tokenizer.encode(pipeline.statistics.normalise(filled))
+    assert not torch.equal(*codes)
+    made = []
+    for motion, expected in zip(motions, codes, strict=True):
+        control = Control([Known(person, motion=motion)])
+        made.append(pipeline(PROMPTS[0], 38, num_inference_steps=6, seed=1, control=control).motion[0])
+        assert len(asked) == 3  # half of the rounds
+        assert all(torch.equal(each[:, 0], expected.expand(len(each), -1, -1)) for each in asked)
+        assert torch.equal(made[-1][person], motion)
+        mirrored = pipeline.statistics.denormalise(pipeline.tokenizer.decode(expected[None]).detach())[0, :38]
+        apart = (made[-1][1 - person] - mirrored).norm() / mirrored.norm()
+        assert apart > 1e-2  # the other has codes of their own
+        asked.clear()
+    assert not torch.allclose(made[0][1 - person], made[1][1 - person])
+    settings: dict[str, Any] = {"num_inference_steps": 6, "guidance_scale": 2.0, "control": control}
+    together = pipeline.sample(PROMPTS, [38, 38], [1, 2], **settings)
+    torch.testing.assert_close(together[0], made[1], atol=1e-4, rtol=1e-4)
+    for known in ([Known(person, motion=motions[0, :9])], [Known(p, motion=motions[p]) for p in (0, 1)]):
+        with pytest.raises(ValueError, match=r"^control: expected all 38 frames of one person for intermask, got"):
+            pipeline(PROMPTS[0], 38, num_inference_steps=6, control=Control(known))
 
 
 def test_intermask_refuses_parts_that_do_not_fit(tmp_path: Path) -> None:

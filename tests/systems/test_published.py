@@ -1,20 +1,25 @@
-"""What every published model's reader shares: statistics, tables of sinusoids, names on this machine."""
+"""What every published model's reader shares: statistics, tables of sinusoids, names on this machine; and where no
+system has a name."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import intermoe
 from intermoe.checkpoints import StrictReader
 from intermoe.nn.layers import sinusoid
+from intermoe.pipeline import SYSTEMS
 from intermoe.systems.published import Files, check_sinusoids, read_statistics, statistics_of, with_tower
 from intermoe.text.clip import ClipTextEncoder
 from intermoe.text.protocol import TextConfig
 
 NAMES = ("mean.npy", "std.npy")
+PACKAGE = Path(intermoe.__file__).parent
 
 
 def statistics(folder: Path, value: float, shape: tuple[int, ...] = (3,)) -> Path:
@@ -55,3 +60,14 @@ def test_a_folder_of_this_machine_is_no_name_in_a_model(tmp_path: Path) -> None:
 
     assert named(str(tmp_path)) is None
     assert named("openai/clip-vit-large-patch14") == "openai/clip-vit-large-patch14"
+
+
+@pytest.mark.parametrize("room", ["cli", "eval", "control", "export", "viz"])
+def test_no_system_is_named_where_all_are_served(room: str) -> None:
+    names = "|".join(name for name in SYSTEMS if name != "intermoe")
+    word = re.compile(rf"\b({names})\b", re.IGNORECASE)
+    sources = [path for path in (PACKAGE / room).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    assert len(sources) > 3
+    for path in sources:
+        found = word.search(path.read_text(encoding="utf-8", errors="ignore"))
+        assert found is None, f"{path}: {found}"

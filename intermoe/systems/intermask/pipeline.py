@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from intermoe.control.known import Control
+from intermoe.control.known import Control, Given
 from intermoe.hub import CONFIG_FILE, WEIGHTS_FILE
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
@@ -22,6 +22,11 @@ from intermoe.systems.intermask.tokenizer import DOWNSAMPLING, NUM_PARTS, Motion
 from intermoe.text.protocol import TextEncoder
 
 
+def _person(given: Given) -> int:
+    """Who is given."""
+    return int(given.where.any(dim=1).int().argmax())
+
+
 class InterMaskPipeline(MotionPipeline):
     """A model of InterMask. Its latents are codes: int64 (B, 2, T / 4, 5).
 
@@ -32,6 +37,7 @@ class InterMaskPipeline(MotionPipeline):
 
     config_type = InterMaskModelConfig
     schedulers = ("unmasking",)
+    controls = ("reaction",)
     config: InterMaskModelConfig
     frame_multiple = DOWNSAMPLING
 
@@ -83,24 +89,40 @@ class InterMaskPipeline(MotionPipeline):
         control: Control | None = None,
         progress: Progress | None = None,
     ) -> list[Tensor]:
-        """See ``MotionPipeline.sample``; steps are rounds of unmasking, of which the paper has 20, guided by 2."""
+        """See ``MotionPipeline.sample``; steps are rounds of unmasking, of which the paper has 20, guided by 2.
+
+        A reaction takes half as many.
+        """
         check_batch(prompts, lengths, seeds)
         if control is not None:
             self.check_control(control, max(lengths))
         if scheduler is not None and scheduler not in self.schedulers:
             raise ValueError(f"scheduler: expected one of {self.schedulers}, got {scheduler!r}")
         counts = [-(-length // DOWNSAMPLING) for length in lengths]
+        given = [control.place(self.representation, length, PERSONS) for length in lengths] if control else []
         codes = unmask(
             self.network,
             self.text_encoder(prompts).to(self.dtype),
             (torch.arange(max(counts)) < torch.tensor(counts)[:, None]).to(self.device),
             UnmaskingConfig(num_inference_steps, guidance_scale, self.config.keep_share),
+            known=self._codes(given, counts) if given else None,
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],
             callback=progress,
         ).transpose(-1, -2)
+        if given and _person(given[0]) == 1:  # the persons are exchangeable; the network's first is the given one
+            codes = codes.flip(1)
         # each alone: the decoder would see the codes of padding
         motions = (self.decode(row[None, :, :count])[0] for row, count in zip(codes, counts, strict=True))
-        return [motion[:, :length].clone() for motion, length in zip(motions, lengths, strict=True)]
+        cut = [motion[:, :length].clone() for motion, length in zip(motions, lengths, strict=True)]
+        return [each.paste(motion) for each, motion in zip(given, cut, strict=True)] if given else cut
+
+    def _codes(self, given: Sequence[Given], counts: Sequence[int]) -> Tensor:
+        """Codes (B, 5, L) of the person who is given in each motion, padded to the longest."""
+        rows = torch.zeros(len(given), NUM_PARTS, max(counts), dtype=torch.long, device=self.device)
+        for row, each, count in zip(rows, given, counts, strict=True):
+            motion = self.statistics.familiar(each.filled(count * DOWNSAMPLING)[_person(each)])
+            row[:, :count] = self.tokenizer.encode(self.statistics.normalise(motion)[None].to(self.device, self.dtype))
+        return rows
 
     @torch.no_grad()
     def encode(self, motion: Tensor) -> Tensor:
