@@ -96,7 +96,8 @@ class Sampler:
 
     Args:
         diffusion: the model's own: schedule, scale of latents and input, and where guidance ends.
-        scheduler: one of ``SCHEDULERS``. num_inference_steps: in [1, num_train_timesteps].
+        scheduler: one of ``SCHEDULERS``.
+        num_inference_steps: in [1, num_train_timesteps].
         guidance_scale: >= 1; 1 calls the network on the condition alone.
 
     Raises:
@@ -331,7 +332,8 @@ def sample(
     decided already, and guidance exaggerates details instead. ``latent_scale`` and ``scale_input`` are as in training.
 
     Args:
-        text_condition: (B, C). shape: (B, P, T', X) of the latents.
+        text_condition: (B, C).
+        shape: (B, P, T', X) of the latents.
         mask: (B, T') bool, True = valid, or ``None``. What noise holds at padded frames changes nothing.
         generators: one CPU generator per sample, so that a sample does not depend on the rest of its batch.
         noise: initial noise in place of one drawn from ``generators``.

@@ -158,7 +158,8 @@ def model_card(
     """A model card to begin with: what the Hub's search asks for, and how the model is used.
 
     Args:
-        name: the repository's. frames: least and most of a motion.
+        name: the repository's.
+        frames: least and most of a motion.
     """
     persons = representation.persons
     tags = ["text-to-motion", "human-motion", "motion-generation", "diffusion", system]

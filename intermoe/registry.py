@@ -51,7 +51,8 @@ def exports(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
     """A package's ``__getattr__`` for public names that are imported when they are first used.
 
     Args:
-        package: its ``__name__``. places: name to the module of the package that defines it.
+        package: its ``__name__``.
+        places: name to the module of the package that defines it.
     """
 
     def find(name: str) -> Any:

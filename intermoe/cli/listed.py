@@ -21,8 +21,11 @@ class PromptList:
     """The prompts of one run, and which of their files are there.
 
     Args:
-        folder: of the files. prompts: all of them. files: suffixes of the files of a prompt. batch_size: prompts that
-            are sampled together. settings: all else that the files depend on, in plain values.
+        folder: of the files.
+        prompts: all of them.
+        files: suffixes of the files of a prompt.
+        batch_size: prompts that are sampled together.
+        settings: all else that the files depend on, in plain values.
     """
 
     def __init__(

@@ -137,7 +137,8 @@ def reaction_to(path: str | Path, representation: Representation, *, resample: b
     Where it does not start at the origin and face Z+ it is moved there, as the model has it.
 
     Args:
-        resample: as ``KnownEntry``. max_frames: what is longer is cut.
+        resample: as ``KnownEntry``.
+        max_frames: what is longer is cut.
 
     Raises:
         ValueError: a broken file, or one of another rate; names it. OSError: no such file.

@@ -125,7 +125,8 @@ class Control:
             frames between given ones is led as a whole, by what parts it from them at either end.
         resampling: how often each step is taken by models that keep what is known by replacement
             (``intermoe.diffusion.KnownLatents``). More cost more time and fit better.
-        targets: where joints shall be. bodies_apart: whether bodies, as capsules, keep out of each other.
+        targets: where joints shall be.
+        bodies_apart: whether bodies, as capsules, keep out of each other.
 
     Raises:
         ValueError: a value outside its range. TypeError: a value of another kind.
@@ -306,7 +307,8 @@ def known_latents(
     Only runs of ``multiple`` frames that are given as a whole have known latents; what is left is pasted alone.
 
     Args:
-        given: of each motion. encode: motion (1, P, T, ...) to latents (1, P, T / multiple, X).
+        given: of each motion.
+        encode: motion (1, P, T, ...) to latents (1, P, T / multiple, X).
         by_levels, resampling: see ``KnownLatents``.
     """
     rows = []

@@ -25,9 +25,12 @@ class Live(Iterator[Tensor]):
     """Joints (P, t, J, 3) in metres, chunk after chunk without end, of a scene that goes on.
 
     Args:
-        scene: whose frames these are. check: raises for a prompt that the model cannot take.
-        prompt: what the persons do until ``send`` says otherwise. chunk: frames that are decided together.
-        led: whether the system can be led to targets. surroundings: what a chunk is made in.
+        scene: whose frames these are.
+        check: raises for a prompt that the model cannot take.
+        prompt: what the persons do until ``send`` says otherwise.
+        chunk: frames that are decided together.
+        led: whether the system can be led to targets.
+        surroundings: what a chunk is made in.
     """
 
     def __init__(

@@ -36,9 +36,12 @@ class Scene:
     """Makes a scene, some frames at a time, from the first frame on.
 
     Args:
-        representation: one whose motion can be moved in the world. window: makes a motion.
-        seed: of the first window; each later one has the next. overlap: frames that a window begins with.
-        resampling: see ``Control``. min_frames, max_frames: of a window.
+        representation: one whose motion can be moved in the world.
+        window: makes a motion.
+        seed: of the first window; each later one has the next.
+        overlap: frames that a window begins with.
+        resampling: see ``Control``.
+        min_frames, max_frames: of a window.
 
     Raises:
         ValueError: a representation that cannot be moved.

@@ -37,10 +37,13 @@ class Target:
     """A joint of one person at some frames: at places, or by a joint of somebody else.
 
     Args:
-        person: who it is, from 0. joint: its name (``intermoe.motion.skeleton.JOINT_NAMES``) or number. frames: when.
+        person: who it is, from 0.
+        joint: its name (``intermoe.motion.skeleton.JOINT_NAMES``) or number.
+        frames: when.
         positions: (len(frames), 3) metres, Y up, in the model's frame of reference; or
         to: a person and a joint of theirs.
-        distance: with ``to``, how far from it at most, in metres. apart: with ``to``, at least that far instead.
+        distance: with ``to``, how far from it at most, in metres.
+        apart: with ``to``, at least that far instead.
 
     Raises:
         ValueError: a value outside its range, not exactly one of positions and to, two places at one frame, numbers

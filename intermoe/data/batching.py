@@ -57,7 +57,8 @@ def gather(
 
     Args:
         items: mappings, one for each of ``lengths``; without ``motion`` (P, T, ...) they stay as they are.
-        lengths: T of each. new: called with a motion and a shape, makes the batch's, on the CPU.
+        lengths: T of each.
+        new: called with a motion and a shape, makes the batch's, on the CPU.
     """
     padded, gathered, motion = -(-max(lengths) // FRAMES_TOGETHER) * FRAMES_TOGETHER, list[Any](), None
     for number, (item, length) in enumerate(zip(items, lengths, strict=True)):

@@ -117,7 +117,8 @@ def write_cache(
     Args:
         statistics: called with the folder of the finished array and index; writes ``statistics.json`` there. Its other
             files are there again after an interruption, and are removed in the end.
-        progress: called as ``progress(sequences_done, sequences)``. workers: processes that read.
+        progress: called as ``progress(sequences_done, sequences)``.
+        workers: processes that read.
 
     Raises:
         FileExistsError: ``out`` holds something beside a cache. FileNotFoundError: ``root`` has no split.

@@ -109,7 +109,8 @@ class DataSet:
     """A published data set: how it is read and converted.
 
     Args:
-        representation: of its motion, once converted. source_shape: (P, ...) of one frame of a source.
+        representation: of its motion, once converted.
+        source_shape: (P, ...) of one frame of a source.
         lost_frames: source frames that conversion consumes.
         reader: opens a folder; takes the ``options`` by name.
         convert: source (F, P, ...) to motion (F - lost_frames, P, ...).

@@ -58,7 +58,8 @@ def merge(
             ``times`` is about the mean over the clips. Other splits list every clip once.
         wordings: by activity, more captions for the clips of the training split that are tagged with it. A clip's own
             are repeated, so that they are drawn about as often as these. Other splits keep the captions they have.
-        seed: of what is drawn by chance. strict: raise for a clip that cannot be used, instead of leaving it out.
+        seed: of what is drawn by chance.
+        strict: raise for a clip that cannot be used, instead of leaving it out.
 
     Raises:
         ValueError: two folders of one name, a clip's name in two folders, ``times`` of no source or out of range,

@@ -61,8 +61,11 @@ def read_all(
     What ``path`` and ``journal`` hold already is taken as far as it is whole and of the same ``key``.
 
     Args:
-        sequences: (split, name) of each. frame_bytes: of a frame of the file. key: of source and settings.
-        workers: processes that read. progress: called with the number of sequences that are done.
+        sequences: (split, name) of each.
+        frame_bytes: of a frame of the file.
+        key: of source and settings.
+        workers: processes that read.
+        progress: called with the number of sequences that are done.
     """
     pieces = [sequences[start : start + PIECE] for start in range(0, len(sequences), PIECE)]
     with path.open("r+b" if path.exists() else "w+b") as file, journal.open("a+b") as book:

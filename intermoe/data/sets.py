@@ -49,7 +49,9 @@ def prepare(
     gone on with: the same bytes as in one go.
 
     Args:
-        data_set: which one. root: its folder as published. out: folder of the cache.
+        data_set: which one.
+        root: its folder as published.
+        out: folder of the cache.
         progress: called as ``progress(sequences_done, sequences)``.
         workers: processes that read and compute, ``None`` for one for each core where it is worth it; more than one are
             spawned, which a script must bear (``if __name__ == "__main__":``).

@@ -33,7 +33,9 @@ class Asked:
 
     Args:
         captions: how many of the captions of the data are generated for each activity, drawn by chance but always the
-            same. paraphrases: captions by activity that no clip has, or ``None``. num_frames: length of each motion.
+            same.
+        paraphrases: captions by activity that no clip has, or ``None``.
+        num_frames: length of each motion.
 
     Raises:
         ValueError: fewer than one caption.
@@ -125,7 +127,8 @@ def evaluate_activities(
     Args:
         train, val: evaluation items (``training=False``) of one or several folders. A clip's activity is its tag in
             ``items.json``, or the name of its folder.
-        asked: what the model is asked for. seeds: with each of them everything is generated.
+        asked: what the model is asked for.
+        seeds: with each of them everything is generated.
         judge_steps: training steps of the judge, whose seed is 0.
         progress: called as ``progress(clips_done, clips)`` during generation.
 

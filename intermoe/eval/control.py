@@ -80,7 +80,9 @@ def evaluate_control(
     persons or frames.
 
     Args:
-        dataset: evaluation items (``training=False``). limit: how many of them. best_of: reactions to each.
+        dataset: evaluation items (``training=False``).
+        limit: how many of them.
+        best_of: reactions to each.
         guidance_scale: by default what the pipeline takes by default, with what is given and without.
         progress: called as ``progress(parts_done, parts)``.
 

@@ -68,7 +68,8 @@ def evaluate_routing(
     Of guided steps the conditional half counts.
 
     Args:
-        num_frames: of each motion. progress: called as ``progress(steps_done, steps)``.
+        num_frames: of each motion.
+        progress: called as ``progress(steps_done, steps)``.
 
     Raises:
         ValueError: a model without InterMoE blocks or without a denoiser, or what the pipeline refuses.

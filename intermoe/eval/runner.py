@@ -354,7 +354,8 @@ def evaluate(
     """Do what is missing of an evaluation, and return the rows of its replications.
 
     Args:
-        rank, ranks: this process and how many share the work and the folder. wait: returns when all processes call it.
+        rank, ranks: this process and how many share the work and the folder.
+        wait: returns when all processes call it.
         progress: called as ``progress(pieces_done, pieces)``, of this process.
     """
     evaluation.check()

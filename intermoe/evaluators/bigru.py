@@ -79,7 +79,8 @@ class BiGRUEvaluator(Evaluator):
     root's position, joint by joint with both persons side by side.
 
     Args:
-        config: sizes. words: JSON list of the ``vocab_size`` words, in the order of the vectors.
+        config: sizes.
+        words: JSON list of the ``vocab_size`` words, in the order of the vectors.
     """
 
     kind = "bigru"

@@ -128,7 +128,8 @@ class InterClip(Evaluator):
     """The evaluator, published or trained on one's own data.
 
     Args:
-        config: sizes. tokenizer_json: of the text encoder; needed for ``text.kind`` "wordpiece".
+        config: sizes.
+        tokenizer_json: of the text encoder; needed for ``text.kind`` "wordpiece".
     """
 
     kind = "interclip"

@@ -129,7 +129,8 @@ def load_bigru(
 
     Args:
         path: file with the state dicts ``movement_encoder``, ``motion_encoder`` and ``text_encoder``.
-        representation: "humanml3d" or "interx". words: folder with the published word vectors.
+        representation: "humanml3d" or "interx".
+        words: folder with the published word vectors.
         stats: HumanML3D: folder with the evaluator's own ``mean.npy`` and ``std.npy``; Inter-X has none.
 
     Raises:

@@ -97,7 +97,10 @@ def save(
     Args:
         path: its suffix chooses the format: .npz, .bvh, .glb, .amass.npz, .html, .mp4 or .gif. Of formats with one file
             per person ``bow.bvh`` becomes ``bow.person1.bvh`` and so on, if there are several persons.
-        joints: (P, T, 22, 3) metres, Y up. fps: frames a second. names: of the persons. prompt: what is done.
+        joints: (P, T, 22, 3) metres, Y up.
+        fps: frames a second.
+        names: of the persons.
+        prompt: what is done.
         motion: (P, T, 262) the motion in InterHuman's representation, if it is known: it tells the joints' rotations.
         view: how a video or a page looks at it.
 

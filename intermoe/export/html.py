@@ -26,7 +26,8 @@ class Page:
     """A page in a notebook: shown where it is the last value of a cell.
 
     Args:
-        take: what it shows. height: of its window, in pixels.
+        take: what it shows.
+        height: of its window, in pixels.
     """
 
     def __init__(self, take: Take, height: int = 480) -> None:

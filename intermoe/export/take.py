@@ -33,7 +33,9 @@ class Take:
 
     Args:
         joints: (P, T, J, 3) metres, Y up; the first 22 of J are SMPL's body joints. Kept as float32.
-        fps: frames a second. names: of the persons, all different; "person 1", ... if empty. prompt: what is done.
+        fps: frames a second.
+        names: of the persons, all different; "person 1", ... if empty.
+        prompt: what is done.
         motion: (P, T, ...) the same in a model's representation; in InterHuman's its places are those of ``joints``.
         rotations: (P, T, 21, 3, 3) of joints 1..21 relative to their parents, as SMPL has them; where they are not
             given they are those of ``motion`` in InterHuman's 262 columns, if it is.

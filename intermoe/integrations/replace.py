@@ -84,7 +84,9 @@ def replace_feed_forward(
 
     Args:
         model: a model of known transformer blocks (docs/replace.md), or of blocks that ``adapters`` describe.
-        num_experts: E. expert_dim: hidden width F of each. capacity: experts per token on average.
+        num_experts: E.
+        expert_dim: hidden width F of each.
+        capacity: experts per token on average.
         condition: what the router reads besides the tokens. ``"modulation"``: the embedding of timestep, class or
             pooled text that steers the block. ``"text"``: the mean of the text states it attends to. ``"auto"``: the
             first that the block has, else tokens alone. ``None``: tokens alone.

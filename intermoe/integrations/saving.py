@@ -22,7 +22,8 @@ def reapply_replacement(
     """Replace in a freshly built host what ``config`` says was replaced, so that a saved state dict fits it.
 
     Args:
-        model: built as the saved one was, before any replacement. config: of ``replacement_config``.
+        model: built as the saved one was, before any replacement.
+        config: of ``replacement_config``.
         adapters: those given to ``replace_feed_forward``.
 
     Raises:
@@ -61,7 +62,8 @@ def load_pretrained(
     Args:
         model_class: the host's class, of diffusers or transformers, such as ``diffusers.DiTTransformer2DModel``.
         folder: what ``save_pretrained`` wrote; weights in safetensors, in one file or several.
-        variant: as given to ``save_pretrained``, such as ``"fp16"``. adapters: those given to ``replace_feed_forward``.
+        variant: as given to ``save_pretrained``, such as ``"fp16"``.
+        adapters: those given to ``replace_feed_forward``.
 
     Returns:
         The model in evaluation mode. Every weight must be there and none may be left over.

@@ -50,7 +50,8 @@ class Penetration:
     """Sums over pairs of persons and frames; add those of several clips before reading the shares.
 
     Attributes:
-        pairs: pairs of persons times frames. inside: of them those in which the two are in each other.
+        pairs: pairs of persons times frames.
+        inside: of them those in which the two are in each other.
         near: of them those in which the pelvises are nearer than ``NEAR``.
         depth: metres by which the two are in each other, summed over the near ones.
     """

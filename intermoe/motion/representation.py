@@ -23,7 +23,9 @@ class Representation:
     """The columns of a motion, whose they are, and how joints follow from them.
 
     Args:
-        name: the data set's. fps: frames a second. persons: in one clip.
+        name: the data set's.
+        fps: frames a second.
+        persons: in one clip.
         min_frames, max_frames: the published bounds of an item.
         skeleton: the joints.
         frame_shape: of one person's frame, such as (262,).
@@ -35,7 +37,8 @@ class Representation:
         from_joints: joints (T, J, 3) of one person to motion (T, frame), or ``None`` where it does not follow.
         turned: motion (..., frame), rotation (3, 3) about Y and origin (3,) to the motion as seen from there; ``None``
             where that is not known.
-        velocity, rotation: where the last dimension holds them. contacts: likewise, of ``FOOT_JOINTS``, or ``None``.
+        velocity, rotation: where the last dimension holds them.
+        contacts: likewise, of ``FOOT_JOINTS``, or ``None``.
     """
 
     name: str

@@ -38,7 +38,8 @@ def least_jerk(values: Tensor, pull: Tensor) -> Tensor:
     """The y (..., T, C) that minimise sum_t |third difference of y at t|^2 + sum_t pull_t |y_t - x_t|^2.
 
     Args:
-        values: x, (..., T, C). pull: (T,) float64, positive; where it is infinite y is x, to the bit.
+        values: x, (..., T, C).
+        pull: (T,) float64, positive; where it is infinite y is x, to the bit.
 
     Returns:
         In the dtype of ``values``; these themselves where there are 3 frames or fewer, or none is free.

@@ -12,7 +12,9 @@ class Attention(nn.Module):
     """Multi-head attention, by default with one extra all-zero key and value, which lets a query attend to nothing.
 
     Args:
-        dim: width D. num_heads: divides ``dim``. dropout: on the attention weights, in training.
+        dim: width D.
+        num_heads: divides ``dim``.
+        dropout: on the attention weights, in training.
         zero_key: whether there is the extra key. A small network that learns fast may come to attend to it alone, in
             every query, and then has no gradient to find back.
     """

@@ -43,7 +43,8 @@ class AdaLN(nn.Module):
     """Adaptive layer normalisation: LN(x) * (1 + scale(c)) + shift(c), zero-initialised (Peebles and Xie 2023).
 
     Args:
-        dim: width D of the tokens. cond_dim: width C of the condition.
+        dim: width D of the tokens.
+        cond_dim: width C of the condition.
     """
 
     eps = 1e-6
@@ -91,7 +92,8 @@ def sinusoid(positions: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding with interleaved sine and cosine (Vaswani et al. 2017).
 
     Args:
-        positions: (...) integers. dim: even width.
+        positions: (...) integers.
+        dim: even width.
 
     Returns:
         (..., dim) float32.

@@ -30,7 +30,9 @@ class InterMoEBlock(nn.Module):
     """Synergistic router, Dynamic Temporal Selection and SwiGLU experts over one pool of all tokens of the batch.
 
     Args:
-        dim: token width D. num_experts: E. expert_dim: hidden width F of each expert.
+        dim: token width D.
+        num_experts: E.
+        expert_dim: hidden width F of each expert.
         cond_dim: width C of the condition; ``None`` routes on tokens alone and normalises by a plain LayerNorm.
         capacity: experts per token on average, in (0, num_experts]: what the selection bias aims at, and what
             expert-choice routing takes.
@@ -39,7 +41,8 @@ class InterMoEBlock(nn.Module):
         alpha: weight of the motion logits.
         num_shared_experts: always-on experts, as one dense SwiGLU of width num_shared_experts * expert_dim.
         norm: ``"adaln"``, or ``"none"`` where the host model normalises its own input.
-        bias_rate: step of ``update_selection_bias``. bias_init: its start, inside (-1, 0).
+        bias_rate: step of ``update_selection_bias``.
+        bias_init: its start, inside (-1, 0).
         recompute: save memory in training: drop the experts' pre-activations and compute them again in the backward.
         backend: force a backend by name; ``None`` takes the one in force at each call.
         routing: ``"dynamic"``; ``"token_choice"``: every token takes its ``top_k`` best experts; ``"expert_choice"``:
@@ -153,8 +156,9 @@ class InterMoEBlock(nn.Module):
         """One call over all B * T tokens.
 
         Args:
-            hidden: (B, T, D). condition: (B, C), or (B, K, C) with a row for each of K equal runs of tokens; required
-                exactly when ``cond_dim`` is set.
+            hidden: (B, T, D).
+            condition: (B, C), or (B, K, C) with a row for each of K equal runs of tokens; required exactly when
+                ``cond_dim`` is set.
             mask: (B, T) bool, True = valid; padded frames are neither routed nor counted and yield 0, whatever they
                 hold.
             balance: return the balance loss too.

@@ -46,7 +46,8 @@ def load_checkpoint(
     Of ours, and of those built like it, the file's own configuration decides; where it has none, the published values.
 
     Args:
-        path: the checkpoint. stats: folder of the published data statistics; by default that of ``path``.
+        path: the checkpoint.
+        stats: folder of the published data statistics; by default that of ``path``.
         part: the second file of a model that is published in two.
         text: CLIP model, a folder or a Hugging Face name, whose text tower the file leaves out.
 

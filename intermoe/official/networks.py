@@ -29,7 +29,8 @@ def load_network(system: str, state_dict: Mapping[str, Tensor], config: Mapping[
     Strict: a key that is missing, unexpected or of the wrong shape is an error that names it.
 
     Args:
-        system: a key of ``NETWORKS``. state_dict: keys as the published module has them.
+        system: a key of ``NETWORKS``.
+        state_dict: keys as the published module has them.
         config: the published module's arguments.
 
     Returns:

@@ -26,7 +26,9 @@ def combine_reference(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -
     """Per-token sums (S, D) in the dtype of ``expert_out``; accumulated in float32 (float64 for float64 input).
 
     Args:
-        expert_out: (P, D). gates: (P,), or ``None`` for ones. slots: (S, E) int64, -1 where not selected.
+        expert_out: (P, D).
+        gates: (P,), or ``None`` for ones.
+        slots: (S, E) int64, -1 where not selected.
     """
     check_combine(expert_out, gates, slots)
     wide = torch.promote_types(expert_out.dtype, torch.float32)

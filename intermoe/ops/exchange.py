@@ -155,10 +155,13 @@ def over_ranks(
     """Exchange, experts, return and combine; differentiable. Every rank of ``peers`` must call it.
 
     Args:
-        tokens: (S, D) of this rank, in the dtype of the weights. logits: (S, E). chosen: (S, E) bool, the pairs.
+        tokens: (S, D) of this rank, in the dtype of the weights.
+        logits: (S, E).
+        chosen: (S, E) bool, the pairs.
         experts: the weights of this rank's experts; ``half_sums`` is not heeded.
         max_pairs: rows to every rank, for static splits; ``None`` for as many as there are pairs.
-        backend: the one that runs the experts and combines. known: what a call before returned, to receive nothing.
+        backend: the one that runs the experts and combines.
+        known: what a call before returned, to receive nothing.
 
     Returns:
         ``out`` (S, D); ``slots`` (S, E) int64, -1 where not selected; and what the rank received.
@@ -190,7 +193,8 @@ def plan_exchange(
     """The rows of one call. With ``max_pairs`` the host reads nothing.
 
     Args:
-        chosen: (S, E) bool. received_counts: (G, ceil(E / G)) int64, pairs from every rank for each expert of this one.
+        chosen: (S, E) bool.
+        received_counts: (G, ceil(E / G)) int64, pairs from every rank for each expert of this one.
         num_local: experts of this rank.
     """
     num_tokens, num_experts = chosen.shape

@@ -42,7 +42,9 @@ def experts_reference(
     """Outputs (P, D) of the selected pairs, not yet weighted by their gates.
 
     Args:
-        tokens: (S, D). token_idx: (P,) int64. expert_offsets: (E + 1,) int64.
+        tokens: (S, D).
+        token_idx: (P,) int64.
+        expert_offsets: (E + 1,) int64.
         w_gate_up: (E, 2F, D), rows 0..F of each expert are W_gate, F..2F are W_up.
         w_down: (E, D, F).
         recompute: keep no activations; the backward computes those of one expert at a time again.

@@ -80,7 +80,8 @@ def route_reference(
         hidden: (S, D) tokens of all samples, one pool.
         router_weight: (E, D).
         router_offset: (R, E) added to the logits of the tokens of each row, or ``None``. R divides S.
-        scale: (R, D) AdaLN scale, or ``None``. shift: (R, D) AdaLN shift, given with ``scale``.
+        scale: (R, D) AdaLN scale, or ``None``.
+        shift: (R, D) AdaLN shift, given with ``scale``.
         normalise: ``False`` hands ``hidden`` through as ``tokens``.
         eps: added to the variance.
 

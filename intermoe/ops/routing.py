@@ -75,8 +75,11 @@ def choose_pairs(
     """Which expert takes which token, (B, T, E) bool, without gradient and without a host read.
 
     Args:
-        logits: (B, T, E) routing logits. mask: (B, T) bool, True = valid, or ``None``. selection_bias: (E,).
-        routing: ``"dynamic"``, ``"token_choice"`` or ``"expert_choice"``. capacity: units per expert times E / U.
+        logits: (B, T, E) routing logits.
+        mask: (B, T) bool, True = valid, or ``None``.
+        selection_bias: (E,).
+        routing: ``"dynamic"``, ``"token_choice"`` or ``"expert_choice"``.
+        capacity: units per expert times E / U.
         top_k: experts per token of ``"token_choice"``.
         pool: the units an expert chooses among: all of the ``"batch"``, or those of one ``"sample"``.
         unit: ``"frame"`` decides for every token; ``"sequence"`` for a row at once, from the mean of its valid logits.
@@ -124,7 +127,8 @@ def router_z_loss(logits: Tensor, mask: Tensor | None) -> Tensor:
     It holds what the softmax gates do not see, a shift of all experts' logits; at 0 logits are the gates' logarithms.
 
     Args:
-        logits: (B, T, E). mask: (B, T) bool or ``None``.
+        logits: (B, T, E).
+        mask: (B, T) bool or ``None``.
     """
     squares = torch.logsumexp(logits, dim=-1).square()
     if mask is None:
@@ -139,7 +143,9 @@ def load_balance_loss(logits: Tensor, chosen: Tensor, mask: Tensor | None, *, po
     valid tokens. With ``pool="sample"`` the mean over the samples of each sample's own.
 
     Args:
-        logits: (B, T, E). chosen: (B, T, E) bool, from ``choose_pairs``. mask: (B, T) bool or ``None``.
+        logits: (B, T, E).
+        chosen: (B, T, E) bool, from ``choose_pairs``.
+        mask: (B, T) bool or ``None``.
     """
     num_experts = logits.shape[-1]
     valid = torch.ones_like(chosen[..., 0]) if mask is None else mask

@@ -38,8 +38,10 @@ class MotionPipeline(ABC):
     """A whole model of one system.
 
     Attributes:
-        config: the model's configuration. representation: of the motion it makes.
-        config_type: its class. schedulers: names of the samplers that ``sample`` takes.
+        config: the model's configuration.
+        representation: of the motion it makes.
+        config_type: its class.
+        schedulers: names of the samplers that ``sample`` takes.
         frame_multiple: frames that are coded together; ``encode`` takes a multiple of them.
         controls: what of ``intermoe.control.Control`` its ``sample`` follows: ``"known"``, or only ``"reaction"``, all
             frames of one person; ``"targets"``.
@@ -97,8 +99,9 @@ class MotionPipeline(ABC):
         """Write config.json, model.safetensors and, for an own tokenizer, tokenizer.json; each whole or not at all.
 
         Args:
-            folder: made if absent. dtype: storage type of the weights (``torch.float16`` halves the file); what must
-                stay in float32 does. Loading gives float32 weights in any case.
+            folder: made if absent.
+            dtype: storage type of the weights (``torch.float16`` halves the file); what must stay in float32 does.
+                Loading gives float32 weights in any case.
         """
 
     def push_to_hub(
@@ -116,8 +119,10 @@ class MotionPipeline(ABC):
         A card that the repository has is kept.
 
         Args:
-            repo_id: ``owner/name``; made if absent. dtype: storage type of the weights, as in ``save_pretrained``.
-            private: of a repository that is made. revision: branch, made if absent; by default the main branch.
+            repo_id: ``owner/name``; made if absent.
+            dtype: storage type of the weights, as in ``save_pretrained``.
+            private: of a repository that is made.
+            revision: branch, made if absent; by default the main branch.
             token: by default that of ``hf auth login`` or ``HF_TOKEN``.
 
         Raises:
@@ -165,7 +170,8 @@ class MotionPipeline(ABC):
         on the others of its call by rounding only.
 
         Args:
-            num_inference_steps: solver steps. guidance_scale: >= 1, 1 for no guidance.
+            num_inference_steps: solver steps.
+            guidance_scale: >= 1, 1 for no guidance.
             scheduler: one of ``schedulers``, by default their first.
             control: what every motion has to keep, for systems with ``controls``.
             progress: called as ``progress(steps_done, steps)``.
@@ -192,7 +198,9 @@ class MotionPipeline(ABC):
         """Noise one motion (P, T, ...) to a level of the training schedule and call the denoiser once, to be watched.
 
         Args:
-            level: in [0, 1), share of the schedule; 0 is the least noise. prompt: empty for none. seed: of the noise.
+            level: in [0, 1), share of the schedule; 0 is the least noise.
+            prompt: empty for none.
+            seed: of the noise.
 
         Returns:
             The timestep.
@@ -343,7 +351,8 @@ class MotionPipeline(ABC):
         Args:
             segments: prompts, each with its number of frames. Of the first min_frames at least; what is longer than
                 max_frames is made in several windows.
-            num_inference_steps: solver steps of each window. guidance_scale: by default the system's published one.
+            num_inference_steps: solver steps of each window.
+            guidance_scale: by default the system's published one.
             seed: of the first window; each later one has the next.
             progress: called as ``progress(steps_done, steps)``, of all windows.
             resampling: see ``Control``.

@@ -111,7 +111,8 @@ class RoutingScene:
     """Moving figures with each layer's heat maps under them and a line at the present moment; drawn like a ``Scene``.
 
     Args:
-        trace: with ``joints`` of 22 joints. size: width and height in pixels of the figures' part, even.
+        trace: with ``joints`` of 22 joints.
+        size: width and height in pixels of the figures' part, even.
 
     Raises:
         ValueError: a trace without motion, or as ``Scene``. ModuleNotFoundError: matplotlib is absent.

@@ -33,7 +33,8 @@ class RoutingTrace:
         timesteps: (N,) int64, the noise level of each call in the training schedule; zeros for other models.
         layers: names of the L blocks.
         joints: (P, frames, 22, 3) float32, the motion in metres, or ``None``.
-        title: what was generated. fps: frames of ``joints`` a second.
+        title: what was generated.
+        fps: frames of ``joints`` a second.
     """
 
     chosen: Bools
@@ -170,7 +171,8 @@ def trace_motion(
         motion: (P, T, width) as a dataset gives it, at least one group of the autoencoder's frames; what is beyond
             whole groups is left out.
         level: in [0, 1), share of the schedule; 0 is the least noise.
-        prompt: condition of the denoiser; empty for none. seed: of the noise.
+        prompt: condition of the denoiser; empty for none.
+        seed: of the noise.
 
     Raises:
         ValueError: a system without a denoiser of experts, a level out of range or a motion that is too short.

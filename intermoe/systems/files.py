@@ -35,7 +35,8 @@ def write_model(
     """Write a model as ``MotionPipeline.save_pretrained`` says; each file whole or not at all.
 
     Args:
-        modules: the parts with weights by name. dtype: storage type of the weights; what must stay in float32 does.
+        modules: the parts with weights by name.
+        dtype: storage type of the weights; what must stay in float32 does.
 
     Raises:
         TypeError: a ``dtype`` that no weights are read in.

@@ -183,7 +183,8 @@ class ClipPooledEncoder(ClipTower):
     the number of tokens it is padded to makes no difference.
 
     Args:
-        config: ``width`` of the tower, ``output_dim`` of the projection. tokenizer_json: see ``ClipPrompts``.
+        config: ``width`` of the tower, ``output_dim`` of the projection.
+        tokenizer_json: see ``ClipPrompts``.
     """
 
     def __init__(self, config: TextConfig, tokenizer_json: str | None = None) -> None:

@@ -48,7 +48,8 @@ class SentenceTextEncoder(PieceTextEncoder):
 
     Args:
         config: sizes of the head; ``vocab_size``, ``vector_dim`` (width), ``sentence_layers`` and ``sentence_heads`` of
-            the sentence encoder, whose feed-forward layers are four times as wide. tokenizer_json: of it.
+            the sentence encoder, whose feed-forward layers are four times as wide.
+        tokenizer_json: of it.
 
     Raises:
         ValueError: if the tokenizer is malformed or has more tokens than ``vocab_size``.

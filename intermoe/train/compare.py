@@ -129,7 +129,8 @@ class Comparison:
     Args:
         matrix: YAML or JSON of ``ComparisonConfig``.
         output_dir: gets a folder for each system, ``comparison.json`` and ``comparison.md``.
-        data: folder of the data. budget: training steps of every system, all its stages together.
+        data: folder of the data.
+        budget: training steps of every system, all its stages together.
         settings: how systems are measured; ``seed`` is that of training too.
         models: model folders of systems that are loaded in place of being trained, by the rows' names.
         evaluator: folder of an evaluator, in place of the one that the matrix trains.

@@ -14,7 +14,8 @@ class ItemDraws:
     """One generator per item, seeded by (``key``, the item's number): the same numbers in whatever batch the item is.
 
     Args:
-        key: of everything that the items share, such as (seed, step). numbers: of the items, in the batch's order.
+        key: of everything that the items share, such as (seed, step).
+        numbers: of the items, in the batch's order.
     """
 
     def __init__(self, key: Sequence[int], numbers: Sequence[int], device: torch.device) -> None:

@@ -29,7 +29,8 @@ def mixed_timesteps(
     A sample's depend on its own draws and length alone, not on its batch or padding.
 
     Args:
-        timesteps: (B,), each sample's one level. frames: latent frames of each sample, T' being the most.
+        timesteps: (B,), each sample's one level.
+        frames: latent frames of each sample, T' being the most.
     """
     mode, which, place = draws.uniform(3)[:, :, None, None].unbind(1)
     levels, given = rearrange(draws.uniform_over(frames, persons, 2), "b t p n -> n b p t")

@@ -60,7 +60,9 @@ class SharedMemory:
     pages. A process has a place for every batch made ahead and one for that which the parent takes, in turn.
 
     Args:
-        collate: a batch of items. workers: processes. size: bytes of the largest batch; a larger one goes torch's way.
+        collate: a batch of items.
+        workers: processes.
+        size: bytes of the largest batch; a larger one goes torch's way.
     """
 
     def __init__(self, collate: Collate, workers: int, size: int) -> None:

@@ -26,7 +26,9 @@ class RunProgress:
     """Progress of a run on standard error, used as ``with RunProgress(...) as progress:``.
 
     Args:
-        steps: of the whole run. done: those before it was resumed. items: that a step takes.
+        steps: of the whole run.
+        done: those before it was resumed.
+        items: that a step takes.
         shown: False on all processes but the main one, which then tell nothing.
     """
 

@@ -38,7 +38,9 @@ class StreamSampler(Sampler[list[Draw]]):
     out and a set may be smaller than a batch.
 
     Args:
-        lengths: frames of every item. batch_size: items of a batch. numbers: which batches, in which order.
+        lengths: frames of every item.
+        batch_size: items of a batch.
+        numbers: which batches, in which order.
     """
 
     GROUP = 8

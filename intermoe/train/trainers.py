@@ -44,7 +44,8 @@ def train(
     """Train as a recipe says, with the trainer that it names; returns ``output_dir/model``.
 
     Args:
-        config_path: YAML or JSON with ``trainer``. output_dir: gets what that trainer's function says.
+        config_path: YAML or JSON with ``trainer``.
+        output_dir: gets what that trainer's function says.
         start: model folder of the run before this one, for a trainer with ``Training.start``.
         resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
         data: folder of the data in place of the configured one.

@@ -53,7 +53,8 @@ class Scene:
         caption: written above the figures, wrapped.
         fps: for the clock in the corner.
         camera: one of ``CAMERAS``: from the ``side``, the ``front`` of the first person, the ``top``, or from the side
-            of a pair that the camera goes along with (``follow``). size: width and height of a frame in pixels, even.
+            of a pair that the camera goes along with (``follow``).
+        size: width and height of a frame in pixels, even.
 
     Raises:
         ValueError: wrong shape, a value that is not finite, an unknown camera, or a size that is odd or too small.

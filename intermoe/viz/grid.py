@@ -15,7 +15,8 @@ class Grid:
     """Animations side by side and below each other, row by row; a shorter one stays at its last frame.
 
     Args:
-        scenes: of one size and one rate. columns: in a row; a square, or nearly, if not given.
+        scenes: of one size and one rate.
+        columns: in a row; a square, or nearly, if not given.
 
     Raises:
         ValueError: no scene, other sizes or rates than the first one's, or less than one column.

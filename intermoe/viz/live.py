@@ -50,9 +50,14 @@ class LivePage:
     """Shows a motion while another thread makes it, at its rate or, where that is too slow, as it comes.
 
     Args:
-        server: where it is shown. motion: what makes it. fps: frames a second. names: of the persons.
-        save: writes what was seen, called as ``save(joints, prompt, format)``, and returns the files. formats: its
-            names. unknown: the words of a prompt that the model does not know. camera: see ``View``.
+        server: where it is shown.
+        motion: what makes it.
+        fps: frames a second.
+        names: of the persons.
+        save: writes what was seen, called as ``save(joints, prompt, format)``, and returns the files.
+        formats: its names.
+        unknown: the words of a prompt that the model does not know.
+        camera: see ``View``.
     """
 
     def __init__(

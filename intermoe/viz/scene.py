@@ -67,8 +67,10 @@ class Figures:
     """The persons of one motion in a scene.
 
     Args:
-        scene: a server's scene. joints: (P, T, 22, 3) metres, Y up. names: of the persons, and of their objects. root:
-            where in the scene's tree they are, such as "/generated".
+        scene: a server's scene.
+        joints: (P, T, 22, 3) metres, Y up.
+        names: of the persons, and of their objects.
+        root: where in the scene's tree they are, such as "/generated".
     """
 
     def __init__(

@@ -39,7 +39,9 @@ class Viewer:
     """Motions side by side on a server, with controls for time and for what is drawn.
 
     Args:
-        server: where they are shown. motions: what is shown, the first on the left. camera: see ``View``.
+        server: where they are shown.
+        motions: what is shown, the first on the left.
+        camera: see ``View``.
     """
 
     def __init__(self, server: viser.ViserServer, motions: Sequence[Shown], camera: str = "side") -> None:

@@ -12,7 +12,8 @@ def combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor) -> Tensor:
     """Sums (S, D) in the dtype of ``expert_out`` (P, D), accumulated in float32.
 
     Args:
-        gates: (P,) float32, or ``None`` for ones. slots: (S, E) int64, -1 where not selected.
+        gates: (P,) float32, or ``None`` for ones.
+        slots: (S, E) int64, -1 where not selected.
     """
     num_pairs, dim = expert_out.shape
     num_tokens, num_experts = slots.shape

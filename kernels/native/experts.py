@@ -61,7 +61,9 @@ def experts_forward(
     """Outputs (P, D) of the pairs, not weighted by their gates, and the pre-activation h (P, 2F), kept for backward.
 
     Args:
-        tokens: (S, D). token_idx: (P,) int64. expert_offsets: (E + 1,) int64.
+        tokens: (S, D).
+        token_idx: (P,) int64.
+        expert_offsets: (E + 1,) int64.
         w_gate_up: (E, 2F, D), w_down: (E, D, F), both of the dtype of ``tokens``.
         save_h: ``False`` drops h, which then has 0 rows; ``experts_backward`` computes it again when given ``None``.
     """
@@ -86,7 +88,9 @@ def experts_backward(
     """Gradients of each pair's token (P, D), the gates (P,) float32, w_gate_up and w_down.
 
     Args:
-        grad_out: (S, D), gradient of the combined output. gates: (P,) float32. h: (P, 2F), or ``None`` to recompute it.
+        grad_out: (S, D), gradient of the combined output.
+        gates: (P,) float32.
+        h: (P, 2F), or ``None`` to recompute it.
         The others are those of ``experts_forward``.
         needed: whether the pairs' tokens, w_gate_up and w_down get a gradient; what does not is ``None``.
     """

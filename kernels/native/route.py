@@ -22,8 +22,9 @@ def route_forward(
     """Tokens for the experts and logits for the selection.
 
     Args:
-        hidden: (S, D). router_weight: (E, D). router_offset: (R, E), scale, shift: (R, D) or ``None``; R divides S and
-            token s has row s // (S / R).
+        hidden: (S, D).
+        router_weight: (E, D).
+        router_offset: (R, E), scale, shift: (R, D) or ``None``; R divides S and token s has row s // (S / R).
 
     Returns:
         tokens (S, D) in the dtype of ``hidden`` (``hidden`` itself unless ``normalise``), logits (S, E), mean (S,) and

@@ -18,7 +18,8 @@ def select(
     """Choose the pairs and their gates.
 
     Args:
-        logits: (S, E) float32; a NaN selects nothing. selection_bias: (E,) float32.
+        logits: (S, E) float32; a NaN selects nothing.
+        selection_bias: (E,) float32.
         valid: (S,) bool for tokens or (S, E) bool for pairs that may be selected, or ``None`` for all; without a bias
             (S, E) bool, the choice.
         max_pairs: most pairs; more raise ``RuntimeError``.

@@ -68,7 +68,9 @@ def combine(expert_out: Tensor, gates: Tensor | None, slots: Tensor, out: Tensor
     """Per-token sums (S, D) in the dtype of ``expert_out``, accumulated in float32.
 
     Args:
-        expert_out: (P, D). gates: (P,), or ``None`` for ones. slots: (S, E) int64, -1 where not selected.
+        expert_out: (P, D).
+        gates: (P,), or ``None`` for ones.
+        slots: (S, E) int64, -1 where not selected.
         out: memory for the result, or ``None`` for new memory.
     """
     num_tokens, num_experts = slots.shape

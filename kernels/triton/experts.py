@@ -285,8 +285,11 @@ def experts_forward(
     """Outputs of the selected pairs, not yet weighted by their gates.
 
     Args:
-        tokens: (S, D). token_idx: (P,) int64. expert_offsets: (E + 1,) int64.
-        w_gate_up: (E, 2F, D), rows 0..F gate, F..2F up. w_down: (E, D, F). Both in the dtype of ``tokens``.
+        tokens: (S, D).
+        token_idx: (P,) int64.
+        expert_offsets: (E + 1,) int64.
+        w_gate_up: (E, 2F, D), rows 0..F gate, F..2F up.
+        w_down: (E, D, F). Both in the dtype of ``tokens``.
         save_h: ``False`` for inference, or to compute ``h`` again in the backward: half of the memory, a third more
             time backward.
         half_sums: sum each step of a product in float16 (the steps in float32): twice the rate on GeForce cards,

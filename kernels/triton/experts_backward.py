@@ -196,8 +196,10 @@ def experts_backward(
     """Gradients of ``experts_forward`` followed by ``combine``, before the sum over each token's experts.
 
     Args:
-        grad_out: (S, D) gradient of the combined output. tokens, token_idx, expert_offsets, w_gate_up, w_down: as in
-            ``experts_forward``. gates: (P,). h: (P, 2F) as saved, or ``None`` to compute it again.
+        grad_out: (S, D) gradient of the combined output.
+        tokens, token_idx, expert_offsets, w_gate_up, w_down: as in ``experts_forward``.
+        gates: (P,).
+        h: (P, 2F) as saved, or ``None`` to compute it again.
         needed: whether the pairs' tokens, w_gate_up and w_down get a gradient; what does not is ``None``.
         spare: memory that may be written over once ``tokens`` is read no more, such as its own, for ``grad_pairs``; and
             ``h`` where it may be written over, and then is.

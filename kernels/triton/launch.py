@@ -26,7 +26,8 @@ def launch(kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], 
     Args:
         kernel: jitted with ``do_not_specialize`` for every number among its arguments; constants come last.
         grid: programs along each axis; nothing is launched where one is 0.
-        arguments: tensors, ``None`` and numbers. constants: compile-time arguments and options.
+        arguments: tensors, ``None`` and numbers.
+        constants: compile-time arguments and options.
     """
     if 0 in grid:
         return

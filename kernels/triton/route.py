@@ -114,9 +114,12 @@ def route_forward(
     """Normalised tokens, routing logits, and the statistics that the backward needs.
 
     Args:
-        hidden: (S, D). router_weight: (E, D). router_offset: (R, E) or ``None``.
+        hidden: (S, D).
+        router_weight: (E, D).
+        router_offset: (R, E) or ``None``.
         scale, shift: (R', D), given together or not at all. R and R' divide S.
-        eps: added to the variance. normalise: ``False`` hands ``hidden`` through.
+        eps: added to the variance.
+        normalise: ``False`` hands ``hidden`` through.
         dtype: of the tokens, ``None`` for that of ``hidden``.
 
     Returns:

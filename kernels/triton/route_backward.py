@@ -244,10 +244,11 @@ def route_backward(
     """Gradients of ``route_forward``.
 
     Args:
-        grad_tokens: (S, D); ``None`` where nothing but the router gets a gradient. grad_logits: (S, E) float32.
-            statistics: mean and rstd. Others as ``route_forward`` took or gave them.
-        rows: R, the number of rows of ``router_offset``. needed: whether ``router_weight`` and ``router_offset`` get
-            a gradient.
+        grad_tokens: (S, D); ``None`` where nothing but the router gets a gradient.
+        grad_logits: (S, E) float32.
+        statistics: mean and rstd. Others as ``route_forward`` took or gave them.
+        rows: R, the number of rows of ``router_offset``.
+        needed: whether ``router_weight`` and ``router_offset`` get a gradient.
         memory: for ``grad_hidden``, and for the sums of chunks; ``None`` for new memory.
 
     Returns:

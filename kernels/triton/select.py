@@ -211,8 +211,9 @@ def select(
     """The selected pairs, ordered by expert, then by token.
 
     Args:
-        logits: (S, E) float32, E <= 64. selection_bias: (E,) float32. valid: (S,) or (S, E) bool, or ``None`` for all;
-            without a bias (S, E) bool, the choice.
+        logits: (S, E) float32, E <= 64.
+        selection_bias: (E,) float32.
+        valid: (S,) or (S, E) bool, or ``None`` for all; without a bias (S, E) bool, the choice.
         max_pairs: ``None`` is the exact mode: the host waits once for the number of pairs P. A number is the static
             mode: buffers of that size, no host read; selecting more makes every gate NaN and raises ``RuntimeError``
             with the numbers at a later call or at ``raise_on_overflow``, never in silence. S * E always suffices.

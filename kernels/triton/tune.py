@@ -48,7 +48,8 @@ class Workload:
     """Inputs of every grouped product: a pool of tokens of which each expert takes its share, at random.
 
     Args:
-        tokens, num_experts, dim, expert_dim: S, E, D, F. capacity: pairs per token.
+        tokens, num_experts, dim, expert_dim: S, E, D, F.
+        capacity: pairs per token.
     """
 
     def __init__(

@@ -22,7 +22,8 @@ class FourPasses:
     """w everything + w_I interaction alone + w_i individuals alone + (1 - w - w_I - w_i) nothing, as one batch.
 
     Args:
-        network: an ``In2IN``. config: the weights.
+        network: an ``In2IN``.
+        config: the weights.
     """
 
     def __init__(self, network: Denoise, config: GuidanceConfig | None = None) -> None:
@@ -43,7 +44,8 @@ class DualMDM:
     """interaction + w(t) (individual - interaction), both guided on their own.
 
     Args:
-        interaction: an ``In2IN``. individual: an ``IndividualPrior``, called with every person alone.
+        interaction: an ``In2IN``.
+        individual: an ``IndividualPrior``, called with every person alone.
         config: scales and the schedule w.
     """
 

@@ -41,8 +41,9 @@ def motion_losses(
     Args:
         estimate: (B, P, T, 262) normalised estimate of the clean motion.
         target: (B, P, T, 262) normalised clean motion; padded with zeros before normalising for ``step_into_padding``.
-        timesteps: (B,) of the noise. mask: (B, T) bool, True = valid, or ``None``. What padded frames hold changes
-            nothing, but with ``step_into_padding``.
+        timesteps: (B,) of the noise.
+        mask: (B, T) bool, True = valid, or ``None``. What padded frames hold changes nothing, but with
+            ``step_into_padding``.
         statistics: mean and deviation that the motion was normalised with.
 
     Raises:

@@ -25,7 +25,9 @@ class AdaLNFeedForward(nn.Module):
     """AdaLN, then Linear, GELU, Linear: W_2 gelu(W_1 AdaLN(x, c) + b_1) + b_2, without a residual.
 
     Args:
-        dim: width D of the tokens. hidden_dim: hidden width. cond_dim: width C of the condition.
+        dim: width D of the tokens.
+        hidden_dim: hidden width.
+        cond_dim: width C of the condition.
         dropout: on the hidden values, in training.
     """
 
@@ -67,7 +69,8 @@ class MotionNetwork(nn.Module):
     """Estimates clean motion of P persons from noisy motion, a timestep and a text condition, through given layers.
 
     Args:
-        config: sizes. layers: each called as ``InterGenLayer.forward``.
+        config: sizes.
+        layers: each called as ``InterGenLayer.forward``.
     """
 
     def __init__(self, config: InterGenConfig, layers: Iterable[nn.Module]) -> None:

@@ -27,7 +27,9 @@ class RawMotionPipeline(MotionPipeline):
     """What systems that diffuse motion itself share; each says its configuration and its network.
 
     Args:
-        config: the model's configuration. network, text_encoder: its parts. statistics: of its motion columns.
+        config: the model's configuration.
+        network, text_encoder: its parts.
+        statistics: of its motion columns.
 
     Attributes:
         entries: frames of what the network diffuses that stand in front of the motion.

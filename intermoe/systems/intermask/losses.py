@@ -135,7 +135,8 @@ def mask_codes(network: InterMask, codes: Tensor, mask: Tensor, draws: MaskDraws
     person's. Of those a tenth become random codes, 88 % of the rest the mask id, and the others stay as they are.
 
     Args:
-        codes: (B, 2, num_parts, L). mask: (B, L) bool, True = valid.
+        codes: (B, 2, num_parts, L).
+        mask: (B, L) bool, True = valid.
     """
     ratio, whole_person, which = draws.sample.unbind(dim=1)
     order = draws.points[..., 0]

@@ -31,7 +31,8 @@ class InterMaskPipeline(MotionPipeline):
     """A model of InterMask. Its latents are codes: int64 (B, 2, T / 4, 5).
 
     Args:
-        config: the model's configuration. network, tokenizer, text_encoder: its parts.
+        config: the model's configuration.
+        network, tokenizer, text_encoder: its parts.
         statistics: of its motion columns.
     """
 

@@ -38,7 +38,8 @@ def unmask(
     probability under all guided logits; one that was kept is never reconsidered.
 
     Args:
-        text: (B, text_dim). mask: (B, L) bool, True = valid.
+        text: (B, text_dim).
+        mask: (B, L) bool, True = valid.
         known: (B, num_parts, L) codes of person 1 that are given: only person 2 is drawn, in half as many rounds.
         generators: one CPU generator per sample, so that a sample does not depend on the rest of its batch.
         uniforms: (rounds, B, persons drawn, num_parts, L, num_codes) in (0, 1), in place of ``generators``.

@@ -218,8 +218,9 @@ class MotionTokenizer(nn.Module):
         """Motion through the codes and back; gradients pass the codes straight through.
 
         Args:
-            motion: normalised. uniforms: (N, 5, T / 4, num_codes) in (0, 1), to draw codes with as training does;
-                without them codes are the nearest ones.
+            motion: normalised.
+            uniforms: (N, 5, T / 4, num_codes) in (0, 1), to draw codes with as training does; without them codes are
+                the nearest ones.
         """
         features = self.features(motion)
         points = rearrange(features, "n c part t -> n part t c")

@@ -33,7 +33,9 @@ class InterMoEPipeline(MotionPipeline):
     """A text encoder, a denoiser and an autoencoder that belong together.
 
     Args:
-        config: the model's configuration. vae, denoiser, text_encoder: its parts. statistics: of its motion columns.
+        config: the model's configuration.
+        vae, denoiser, text_encoder: its parts.
+        statistics: of its motion columns.
     """
 
     config_type = PipelineConfig
@@ -74,8 +76,9 @@ class InterMoEPipeline(MotionPipeline):
         """Write config.json, model.safetensors and, for an own tokenizer, tokenizer.json; each whole or not at all.
 
         Args:
-            folder: made if absent. dtype: storage type of the weights (``torch.float16`` halves the file); the
-                statistics and the selection biases stay in float32. Loading gives float32 weights in any case.
+            folder: made if absent.
+            dtype: storage type of the weights (``torch.float16`` halves the file); the statistics and the selection
+                biases stay in float32. Loading gives float32 weights in any case.
         """
         write_model(folder, self.config, self.modules, self.statistics, self.text_encoder.tokenizer_json, dtype)
 

@@ -11,7 +11,8 @@ def motion_errors(estimate: Tensor, target: Tensor, mask: Tensor | None = None) 
     ComMDM's published training counts person 1's alone, canonical entry included.
 
     Args:
-        estimate, target: (B, P, T, X). mask: (B, T) bool, True = valid; what padding holds changes nothing.
+        estimate, target: (B, P, T, X).
+        mask: (B, T) bool, True = valid; what padding holds changes nothing.
     """
     error = estimate - target
     if mask is None:

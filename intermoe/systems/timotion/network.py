@@ -44,7 +44,8 @@ class ConvBlock(nn.Module):
     """(AdaLN, SiLU, convolution of 3 frames, AdaLN, SiLU, convolution of 1 frame) + input, along one person's time.
 
     Args:
-        dim: width D of frames and condition. dilation: of the convolution of 3 frames.
+        dim: width D of frames and condition.
+        dilation: of the convolution of 3 frames.
         first_norm: whether the first AdaLN and SiLU are there; in the first layer they are not.
     """
 
