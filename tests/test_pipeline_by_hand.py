@@ -102,6 +102,13 @@ def test_a_take_is_of_its_index() -> None:
         assert take.view is view
 
 
-def test_a_model_comes_on_the_device_that_is_asked_for(tiny_pipeline: Any, tmp_path: Any) -> None:
+def test_a_model_comes_on_the_device_that_is_asked_for(
+    tiny_pipeline: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_pipeline.save_pretrained(tmp_path)
-    assert MotionPipeline.from_pretrained(tmp_path, device="meta").device.type == "meta"
+    with pytest.raises(ValueError, match="device: expected a device of this machine, got 'meta'"):
+        MotionPipeline.from_pretrained(tmp_path, device="meta")
+    asked: list[Any] = []
+    monkeypatch.setattr(type(tiny_pipeline), "to", lambda self, device=None, dtype=None: asked.append(device) or self)
+    MotionPipeline.from_pretrained(tmp_path, device="cuda:1")
+    assert "cuda:1" in map(str, asked)
