@@ -398,6 +398,37 @@ def test_a_call_is_repeated_to_the_byte_and_a_prompt_beside_others_up_to_roundin
     assert (other.joints[0] - together.joints[1]).abs().max() > 1e-2
 
 
+def test_parts_that_train_make_the_same_motion_and_train_on(tiny_pipeline: InterMoEPipeline) -> None:
+    tiny_pipeline = copy.deepcopy(tiny_pipeline)
+    parts = [part for module in tiny_pipeline.modules.values() for part in module.modules()]
+
+    def make() -> list[torch.Tensor]:
+        latents = tiny_pipeline.encode(torch.zeros(1, 2, 16, 262))
+        return [
+            tiny_pipeline("two people bow", num_frames=16, num_inference_steps=2).joints,
+            tiny_pipeline.timeline([("two people bow", 45)], num_inference_steps=1).joints,
+            next(tiny_pipeline.live("two people bow", num_inference_steps=1)),
+            *tiny_pipeline.sample(["two people bow"], [16], [3], num_inference_steps=2),
+            latents,
+            tiny_pipeline.decode(latents),
+        ]
+
+    expected = make()
+    for module in tiny_pipeline.modules.values():
+        module.train()
+    parts[0].training = False  # a part of its own mind
+    flags = [part.training for part in parts]
+    state = {name: module.state_dict() for name, module in tiny_pipeline.modules.items()}
+    before = {(name, key): value.clone() for name, each in state.items() for key, value in each.items()}
+    for one, other in zip(make(), expected, strict=True):
+        assert torch.equal(one, other)
+    assert [part.training for part in parts] == flags
+    assert all(torch.equal(state[name][key], value) for (name, key), value in before.items())
+    with pytest.raises(ValueError, match="lengths"):
+        tiny_pipeline.sample(["two people bow"], [0], [3])
+    assert [part.training for part in parts] == flags
+
+
 @contextmanager
 def default_dtype() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)

@@ -62,9 +62,10 @@ def merge(
         strict: raise for a clip that cannot be used, instead of leaving it out.
 
     Raises:
-        ValueError: two folders of one name, a clip's name in two folders, ``times`` of no source or out of range,
-            ``wordings`` of an activity that no training clip is tagged with or of other than single lines, an
-            ``items.json`` that is malformed; with ``strict`` a clip that cannot be used (``ItemError``).
+        ValueError: two folders of one name, a clip's name in two folders, ``times`` of no source, out of range or of
+            which no training clip is left, ``wordings`` of an activity that no training clip is tagged with or of other
+            than single lines, an ``items.json`` that is malformed; with ``strict`` a clip that cannot be used
+            (``ItemError``).
         FileExistsError: ``out`` is there. NotADirectoryError, FileNotFoundError: no folder, or none of a known layout.
     """
     sources = {folder.resolve().name: folder for folder in folders}
@@ -76,6 +77,8 @@ def merge(
             raise ValueError(f"times: expected any of {', '.join(sources)}, got {name!r}")
         if not 0 <= value <= MOST_TIMES:
             raise ValueError(f"times: expected a number from 0 to {MOST_TIMES:g} for {name}, got {value}")
+    if sources and all(times.get(name, 1) == 0 for name in sources):
+        raise ValueError(f"times: expected a number > 0 for any of {', '.join(sources)}, got 0 for each")
     for root in folders:
         if not root.is_dir():
             raise NotADirectoryError(f"folders: not a folder: {root}")
@@ -156,6 +159,9 @@ class _Merging:
             shutil.copyfile(root / LICENSE, out / f"{Path(LICENSE).stem}.{source}.txt")
 
     def finish(self, out: Path) -> None:
+        if TRAIN in self.splits and not self.splits[TRAIN]:
+            sources = ", ".join(self.listed[TRAIN])
+            raise ValueError(f"times: expected some clip to be listed in split {TRAIN}, got none of {sources}")
         for activity in self.wordings:
             if activity not in self.worded:
                 raise ValueError(f"wordings: expected activities that training clips are tagged with, got {activity!r}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from intermoe.hub import CONFIG_FILE, check_upload, model_card, model_folder, up
 from intermoe.motion.representation import Representation
 from intermoe.pipeline.models import ModelConfig, system_of
 from intermoe.pipeline.result import PipelineResult
-from intermoe.pipeline.surroundings import own_ways
+from intermoe.pipeline.surroundings import evaluating, own_ways
 from intermoe.text.protocol import check_prompts
 
 if TYPE_CHECKING:
@@ -32,10 +33,14 @@ if TYPE_CHECKING:
 UNTRAINED = "was not trained with noise levels of persons and frames: what is known is kept by replacement"
 
 Progress = Callable[[int, int], None]
+CALLS_NETWORKS = ("sample", "encode", "decode", "denoise_once")
+"""Methods of a system that call its networks."""
 
 
 class MotionPipeline(ABC):
     """A whole model of one system.
+
+    It works in evaluation mode: parts that a caller has put into ``train()`` are so again afterwards.
 
     Attributes:
         config: the model's configuration.
@@ -56,6 +61,12 @@ class MotionPipeline(ABC):
     frame_multiple: int = 1
     controls: ClassVar[tuple[str, ...]] = ()
     trained_with_levels: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in CALLS_NETWORKS:
+            if name in vars(cls):
+                setattr(cls, name, _in_evaluation(vars(cls)[name]))
 
     @classmethod
     def from_pretrained(
@@ -512,6 +523,15 @@ class MotionPipeline(ABC):
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(parameter.device for module in self.modules.values() for parameter in module.parameters())
+
+
+def _in_evaluation(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def called(self: MotionPipeline, *args: Any, **options: Any) -> Any:
+        with evaluating(self.modules.values()):
+            return method(self, *args, **options)
+
+    return called
 
 
 def check_level(level: float) -> float:

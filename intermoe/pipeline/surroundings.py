@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import nn
 
 from intermoe.ops.moe import without_autocast
 
@@ -29,3 +30,16 @@ def own_ways(device: torch.device | None = None) -> Iterator[None]:
         for place in {torch.device("cpu"), device or torch.device("cpu")}:
             stack.enter_context(without_autocast(place))
         yield
+
+
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """All parts of ``modules`` are in evaluation mode: no dropout, nothing is counted. Afterwards each is as it was."""
+    training = [part for module in modules for part in module.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -228,6 +228,28 @@ def test_wordings_are_further_captions_of_training_clips_of_an_activity(
     assert not (tmp_path / "none").exists()
 
 
+def test_a_training_split_of_nothing_is_not_written(
+    interhuman_folder: Callable[..., Path], solo_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    pairs, solo = interhuman_folder({"val": {"1": 40}}), solo_folder({"train": {"a": 41, "b": 44}})
+    (tmp_path / "again").mkdir()
+    other = (tmp_path / "again" / "others").resolve()
+    pairs.rename(other)
+    with pytest.raises(ValueError, match="times: expected a number > 0 for any of solo, got 0 for each"):
+        merge([solo], tmp_path / "all", times={"solo": 0})
+    with pytest.raises(ValueError, match="times: expected a number > 0 for any of solo, others, got 0 for each"):
+        merge([solo, other], tmp_path / "all", times={"solo": 0, "others": 0})
+    for times in ({"solo": 0}, {"solo": 1e-9}):  # the other folder has nothing to train on; the second by chance
+        with pytest.raises(
+            ValueError, match="times: expected at least one clip to be listed in split train, got none of solo"
+        ):
+            merge([solo, other], tmp_path / "all", times=times)
+    assert not (tmp_path / "all").exists()
+    merged = merge([interhuman_folder({"train": {"2": 40}}), solo], tmp_path / "all", times={"solo": 0})
+    assert merged.listed == {"train": {"interhuman": 1, "solo": 0}}
+    assert merge([other], tmp_path / "val alone").listed == {"val": {"others": 1}}
+
+
 def test_what_cannot_be_merged_is_named(
     interhuman_folder: Callable[..., Path], solo_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
