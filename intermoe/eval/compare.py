@@ -95,14 +95,12 @@ def measure_system(
     own, and what needs two persons is left out.
 
     Raises:
-        ValueError: steps that the system does not have, or a caption that it refuses.
+        ValueError: as ``check_system``.
     """
-    steps = pipeline.config.default_steps if settings.steps is None else settings.steps
-    pipeline.config.check_steps(steps)
+    check_system(pipeline, dataset, settings)
+    steps = _steps(pipeline, settings)
     guidance = pipeline.config.default_guidance if settings.guidance is None else settings.guidance
     prompts = prompts_of(dataset, settings.captions)
-    for index, caption in prompts:
-        pipeline.check([caption], dataset.num_frames(index))
     order = sorted(range(len(prompts)), key=lambda place: dataset.num_frames(prompts[place][0]))
     made: dict[int, Tensor] = {}
     for start in range(0, len(order), settings.batch_size):
@@ -117,6 +115,29 @@ def measure_system(
         made |= zip(batch, motions, strict=True)
     pairs = [(made[place], caption) for place, (_, caption) in enumerate(prompts)]
     return {**cost(pipeline, dataset, steps, guidance), **_judged(pairs, pipeline, dataset, evaluator)}
+
+
+def check_system(pipeline: MotionPipeline, dataset: MotionDataset, settings: ComparisonSettings) -> None:
+    """Raise ``ValueError`` for a system that cannot be measured on ``dataset``, before any work.
+
+    One of other motion or of more persons than the data, steps that it does not have, or a caption or length that it
+    refuses; names the item.
+    """
+    makes, has = pipeline.representation, dataset.data_set.representation
+    if makes.name != has.name or makes.persons not in (1, has.persons):
+        expected = f"motion of {has.name} of {has.persons} persons, as the data, or of one of them"
+        raise ValueError(f"model: expected {expected}, got of {makes.name} of {makes.persons}")
+    pipeline.config.check_steps(_steps(pipeline, settings))
+    for index, caption in prompts_of(dataset, settings.captions):
+        try:
+            pipeline.check([caption], dataset.num_frames(index))
+        except ValueError as error:
+            name = dataset.names[index]
+            raise ValueError(f"{dataset.root}: split {dataset.split!r}, item {name!r}: {error}") from error
+
+
+def _steps(pipeline: MotionPipeline, settings: ComparisonSettings) -> int:
+    return pipeline.config.default_steps if settings.steps is None else settings.steps
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from intermoe.eval.compare import (
     ComparisonReport,
     ComparisonSettings,
     Numbers,
+    check_system,
     measure_system,
     measure_truth,
 )
@@ -205,7 +206,8 @@ class Comparison:
             progress: called as ``progress(name, systems_done, systems)`` before each system.
 
         Raises:
-            ValueError: an unknown name; systems of different data.
+            ValueError: an unknown name; systems of different data; a loaded model or evaluator that does not fit the
+                data, before any work.
         """
         check_names(self.config, only, "only")
         chosen = [system for system in self.config.systems if not only or system.name in only]
@@ -217,8 +219,18 @@ class Comparison:
         train_split, dataset = (
             run.open_split(data, split, min_frames=data.data.min_frames) for split in ("train", "val")
         )
+        for system in chosen:
+            if system.name in self.models:
+                try:
+                    pipeline = MotionPipeline.from_pretrained(self.models[system.name])
+                    check_system(pipeline, dataset, self.settings)
+                except ValueError as error:
+                    raise ValueError(f"load: {system.name}: {error}") from error
         content = {"train": train_split.digest(), "val": dataset.digest()}
-        evaluator, judge = self._evaluator()
+        evaluator, judge = self._evaluator(content)
+        name = data.data.representation
+        if evaluator is not None and (evaluator.representation != name or evaluator.reads_tokens):
+            raise ValueError(f"evaluator: expected one that reads captions of {name}, got {evaluator.kind}")
         rows: dict[str, Numbers] = {GROUND_TRUTH: measure_truth(dataset, self.settings, evaluator)}
         conditions = {
             "budget": f"{self.budget} steps a system",
@@ -237,15 +249,16 @@ class Comparison:
             report.save(self.folder)
         return report
 
-    def _evaluator(self) -> tuple[Evaluator | None, str]:
-        """The evaluator, and which one it is."""
+    def _evaluator(self, content: Mapping[str, str]) -> tuple[Evaluator | None, str]:
+        """The evaluator, and which one it is; one that is trained is kept by the data that it is trained on."""
         folder = self.given_evaluator
         if folder is None and self.config.evaluator is not None:
             recipe = self.recipes / self.config.evaluator
             _, values = self._recipe(self.config.evaluator, "evaluator")
             steps = min(values["optim"]["steps"], self.budget)
             values = stage_values(values, steps, self.settings.seed)
-            folder, _ = self._train(self.folder / EVALUATOR / _key(values), recipe.stem, values, None)
+            folder = self.folder / EVALUATOR / _key({"recipe": values, "content": content})
+            folder, _ = self._train(folder, recipe.stem, values, None)
         return (None, "") if folder is None else (load_evaluator(folder), digest(Path(folder)))
 
     def _row(

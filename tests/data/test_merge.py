@@ -240,9 +240,7 @@ def test_a_training_split_of_nothing_is_not_written(
     with pytest.raises(ValueError, match="times: expected a number > 0 for any of solo, others, got 0 for each"):
         merge([solo, other], tmp_path / "all", times={"solo": 0, "others": 0})
     for times in ({"solo": 0}, {"solo": 1e-9}):  # the other folder has nothing to train on; the second by chance
-        with pytest.raises(
-            ValueError, match="times: expected at least one clip to be listed in split train, got none of solo"
-        ):
+        with pytest.raises(ValueError, match="times: expected some clip to be listed in split train, got none of solo"):
             merge([solo, other], tmp_path / "all", times=times)
     assert not (tmp_path / "all").exists()
     merged = merge([interhuman_folder({"train": {"2": 40}}), solo], tmp_path / "all", times={"solo": 0})

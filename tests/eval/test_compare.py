@@ -24,6 +24,7 @@ class Dataset:
     """Items of 20, 24 and 30 frames with two or three captions."""
 
     data_set = SimpleNamespace(representation=REPRESENTATIONS["interhuman"], name="interhuman")
+    root, split, names = "folder", "val", ("x", "y", "z")
     frames = (20, 24, 30)
     words = (("a", "b", "c"), ("d", "e"), ("f", "g"))
 
@@ -133,7 +134,7 @@ def test_what_a_system_refuses_is_told_before_it_works() -> None:
     pipeline: Any = Counting()
     dataset: Any = Dataset()
     dataset.words = (("a",), ("refused",), ("b",))
-    with pytest.raises(ValueError, match="prompts: refused"):
+    with pytest.raises(ValueError, match="folder: split 'val', item 'y': prompts: refused"):
         measure_system(pipeline, dataset, ComparisonSettings())
     assert not pipeline.calls
 

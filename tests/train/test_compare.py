@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from intermoe.data import InterHumanDataset
 from intermoe.data.dataset import MotionDataset
 from intermoe.eval.compare import ComparisonSettings
 from intermoe.metrics.kinematics import jitter
+from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.pipeline import MotionPipeline
 from intermoe.train import compare
 from intermoe.train.compare import Comparison, ComparisonConfig, stage_values
@@ -153,7 +155,7 @@ def test_an_evaluator_trains_as_its_recipe_says_or_as_long_as_a_system(
     monkeypatch.setattr(Comparison, "_train", noted)
     for budget in (30, 400):  # the recipe's are 100
         with pytest.raises(KeyboardInterrupt):
-            Comparison(matrix, tmp_path, data=pairs, budget=budget, settings=SETTINGS)._evaluator()
+            Comparison(matrix, tmp_path, data=pairs, budget=budget, settings=SETTINGS)._evaluator({})
     assert steps == [30, 100]
 
 
@@ -225,6 +227,70 @@ def test_a_loaded_model_stands_in_its_row(done: Any, dense: Path, matrix: Path, 
     same = {key: value for key, value in report.rows["Dense"].items() if key not in apart}
     assert {key: value for key, value in loaded.rows["Dense"].items() if key not in apart} == same
     assert loaded.rows["Dense"]["train_steps"] is None
+
+
+def test_an_evaluator_is_trained_again_for_other_data(
+    done: Any, matrix: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(pairs, tmp_path / "pairs")
+    caption = next((tmp_path / "pairs" / "annots").glob("*.txt"))
+    caption.write_text("two people do something else\n", encoding="utf-8")
+    began: list[Path] = []
+
+    def noted(path: Path, folder: Path, **_: Any) -> None:
+        began.append(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "train", noted)
+    with pytest.raises(KeyboardInterrupt):
+        Comparison(matrix, done[0].folder, data=tmp_path / "pairs", budget=4, settings=SETTINGS).run()
+    assert began[0].parents[1] == done[0].folder / "evaluator"
+
+
+def test_what_is_loaded_and_does_not_fit_the_data_is_refused_before_any_work(
+    done: Any, dense: Path, matrix: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(**options: Any) -> str:
+        with pytest.raises(ValueError, match="expected") as error:
+            Comparison(matrix, tmp_path / "out", data=pairs, budget=4, settings=SETTINGS, **options).run()
+        assert not (tmp_path / "out").exists()
+        return str(error.value)
+
+    monkeypatch.setattr(compare, "train", lambda *_, **__: pytest.fail("training began"))
+    model = dense / "dense" / "run" / "model"
+    for key, value in (("name", "interx"), ("persons", 3)):
+        with monkeypatch.context() as patch:
+            other = replace(REPRESENTATIONS["interhuman"], **{key: value})
+            patch.setattr(compare.MotionPipeline, "representation", other, raising=False)
+            patch.setattr(compare.MotionPipeline, "__setattr__", _without("representation"))
+            told = refusal(models={"dense": model})
+        assert told.startswith("load: dense: model: expected motion of interhuman of 2 persons, as the data, or of one")
+        assert told.endswith(f"got of {other.name} of {other.persons}")
+    shutil.copytree(model, tmp_path / "short")
+    values = json.loads((tmp_path / "short" / "config.json").read_text())
+    (tmp_path / "short" / "config.json").write_text(json.dumps(values | {"min_frames": 16, "max_frames": 16}))
+    told = refusal(models={"dense": tmp_path / "short"})
+    assert told.startswith("load: dense: ")
+    assert "split 'val', item" in told
+    assert "num_frames: expected a value in [16, 16]" in told
+    (judge,) = (done[0].folder / "evaluator").glob("*/run/model")
+    loaded = compare.load_evaluator(judge)
+    monkeypatch.setattr(compare, "load_evaluator", lambda _: loaded)
+    for key, value in (("representation", "interx"), ("reads_tokens", True)):
+        with monkeypatch.context() as patch:
+            patch.setattr(loaded, key, value, raising=False)
+            told = refusal(evaluator=judge)
+        assert told == "evaluator: expected one that reads captions of interhuman, got interclip"
+
+
+def _without(name: str) -> Any:
+    """``__setattr__`` that leaves an attribute as its class has it."""
+
+    def assign(self: Any, key: str, value: Any) -> None:
+        if key != name:
+            object.__setattr__(self, key, value)
+
+    return assign
 
 
 def test_the_table_has_the_published_rows_beside(done: Any) -> None:
