@@ -45,15 +45,21 @@ def read_wordings(path: str | Path) -> dict[str, list[str]]:
     """Captions by activity from lines of an activity, a tabulator and a caption; a line that begins with # is none.
 
     Raises:
-        ValueError: a line of another form, or no line; names file and line. OSError: no such file.
+        ValueError: a line of another form, one that is there twice, or no line; names file and line. OSError: no such
+            file.
     """
     found: dict[str, list[str]] = {}
+    lines: dict[tuple[str, ...], int] = {}
     for number, line in numbered_lines(path):
         if line.startswith("#"):
             continue
         parts = [part.strip() for part in line.split("\t")]
         if len(parts) != 2 or not all(parts):
-            raise ValueError(f"{path}: line {number}: expected an activity, a tabulator and a caption, got {line!r}")
+            raise ValueError(
+                f"{path}: line {number}: expected an activity, a tabulator and a caption, got {line!r:.80}"
+            )
+        if (first := lines.setdefault(tuple(parts), number)) != number:
+            raise ValueError(f"{path}: line {number}: expected a caption of its own, got that of line {first} again")
         found.setdefault(parts[0], []).append(parts[1])
     if not found:
         raise ValueError(f"{path}: expected lines of an activity, a tabulator and a caption, got none")

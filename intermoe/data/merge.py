@@ -6,7 +6,7 @@ import functools
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,8 @@ def merge(
         if not each or any(len(caption.splitlines()) != 1 or not caption.strip() for caption in each):
             raise ValueError(f"wordings: expected captions of one line for {activity}, got {list(each)!r:.80}")
     entries = {source: _entries(root / ITEMS) for source, root in sources.items()}
+    tagged = {tagged_activity(entry) for each in entries.values() for entry in each.values()}
+    _check_activities(wordings or {}, tagged)
     refuse_existing(out)
     merging = _Merging(strict, dict(wordings or {}))
     with replacing_folder(out, exclusive=True) as temporary:
@@ -162,9 +164,7 @@ class _Merging:
         if TRAIN in self.splits and not self.splits[TRAIN]:
             sources = ", ".join(self.listed[TRAIN])
             raise ValueError(f"times: expected some clip to be listed in split {TRAIN}, got none of {sources}")
-        for activity in self.wordings:
-            if activity not in self.worded:
-                raise ValueError(f"wordings: expected activities that training clips are tagged with, got {activity!r}")
+        _check_activities(self.wordings, self.worded)
         for split, names in self.splits.items():
             (out / SPLITS / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         write_json(out / ITEMS, self.items, indent=0)
@@ -205,6 +205,12 @@ def _entries(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: expected finite numbers: {error}") from None
     return {item["name"]: item for item in items}
+
+
+def _check_activities(wordings: Collection[str], tagged: Collection[str | None]) -> None:
+    for activity in wordings:
+        if activity not in tagged:
+            raise ValueError(f"wordings: expected activities that training clips are tagged with, got {activity!r}")
 
 
 def _listings(names: Sequence[str], entries: Mapping[str, Any], times: float, rng: np.random.Generator) -> list[int]:

@@ -50,10 +50,18 @@ class Asked:
             raise ValueError(f"captions: expected >= 1, got {self.captions}")
 
     def prompts(self, train: Sequence[InterHumanDataset], val: Sequence[InterHumanDataset]) -> dict[str, Captions]:
-        """Captions by activity, by row of the report. Raises ``ValueError`` as ``check_paraphrases``."""
+        """Captions by activity, by row of the report.
+
+        Raises:
+            ValueError: as ``check_paraphrases``, or for paraphrases of an activity that ``train`` has not.
+        """
         found: dict[str, Captions] = {CAPTIONS: _drawn(captions_by_activity(train), self.captions)}
         if self.paraphrases is not None:
             check_paraphrases(self.paraphrases, captions_by_activity([*train, *val]))
+            for activity in self.paraphrases:
+                if activity not in found[CAPTIONS]:  # the judge cannot recognise what it was not trained on
+                    names = ", ".join(found[CAPTIONS])
+                    raise ValueError(f"paraphrases: expected activities of split train, {names}, got {activity!r}")
             found[PARAPHRASES] = self.paraphrases
         return found
 
@@ -134,15 +142,22 @@ def evaluate_activities(
 
     Raises:
         ValueError: a model of one person, fewer than two activities, a paraphrase of none of them, one that is a
-            caption, or one that the model refuses.
+            caption, or one that the model refuses, seeds or steps out of range; before any work.
     """
     check_two(pipeline)
     if batch_size < 1:
         raise ValueError(f"batch_size: expected >= 1, got {batch_size}")
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds: expected at least one, none twice, got {tuple(seeds)}")
+    if judge_steps < 1:
+        raise ValueError(f"judge_steps: expected >= 1, got {judge_steps}")
     asked = asked or Asked()
     by_row = asked.prompts(train, val)
+    most = max(sum(map(len, each.values())) for each in by_row.values())
+    if not 0 <= min(seeds) <= max(seeds) < 2**63 // most - 1:  # each is multiplied by the number of captions
+        raise ValueError(f"seeds: expected numbers in [0, {2**63 // most - 1}), got {tuple(seeds)}")
+    if len(by_row[CAPTIONS]) < 2:
+        raise ValueError(f"train: expected two activities or more, got {', '.join(by_row[CAPTIONS])}")
     for each in by_row.values():
         pipeline.check([caption for of_activity in each.values() for caption in of_activity], asked.num_frames)
     real = {name: [c for d in sets for c in real_clips(d)] for name, sets in ((REAL_TRAIN, train), (REAL_VAL, val))}

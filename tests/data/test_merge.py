@@ -431,6 +431,10 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_read(
         merge([root, tmp_path / "absent"], tmp_path / "all")
     with pytest.raises(ValueError, match="times: expected a number from 0 to 10000 for solo"):
         merge([root], tmp_path / "all", times={"solo": 1e9})  # a list of billions of lines ends no run
+    with pytest.raises(
+        ValueError, match="wordings: expected activities that training clips are tagged with, got 'bow'"
+    ):
+        merge([root], tmp_path / "all", wordings={"bow": ["they bow"]})
     monkeypatch.undo()
     (root / "items.json").write_text('[{"name": "a+b", "tags": {"activity": [1]}}]', encoding="utf-8")
     assert merge([root], tmp_path / "all", times={"solo": 2}).listed == {"train": {"solo": 4}}  # no activity: no tag

@@ -132,6 +132,36 @@ def test_paraphrases_are_read_and_compared_with_captions(folders: list[Path], tm
         check_paraphrases({"bow": ["they  BOW"]}, captions)
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("\ufeffbow\tboth incline\r\nwave\thi\r".encode(), {"bow": ["both incline"], "wave": ["hi"]}),
+        ("bow\tboth\u2028incline\x0cdeeply\n".encode(), {"bow": ["both incline deeply"]}),
+        (b"bow\tdown\nwave\tdown\n", {"bow": ["down"], "wave": ["down"]}),
+        ("bow\tdown\n".encode("utf-16"), "line 1: expected UTF-8 text, got UTF-16"),
+        ("bow\tdown\nwave\tà bientôt\n".encode("latin-1"), "line 2: expected UTF-8 text, got byte 0xe0"),
+        (b"bow\tdown\nbow\ta\0b\n", "line 2: expected UTF-8 text, got a NUL byte"),
+        (b"bow\tdown\nbow\tdeep\tdown\n", "line 2: expected an activity, a tabulator and a caption, got 'bow\\tdeep"),
+        (b"bow\tdown\nbow\n", "line 2: expected an activity, a tabulator and a caption, got 'bow'"),
+        (b"bow\tdown\n\n# down\nbow\tdown \n", "line 4: expected a caption of its own, got that of line 1 again"),
+        (b"", "expected lines of an activity, a tabulator and a caption, got none"),
+        (b"bow\t" + b"a\t" * 10**6 + b"b", "line 1: expected an activity"),
+    ],
+)  # fmt: skip
+def test_captions_by_activity_of_any_file_are_read_or_refused_by_line(
+    content: bytes, expected: dict[str, list[str]] | str, tmp_path: Path
+) -> None:
+    path = tmp_path / "words.tsv"
+    path.write_bytes(content)
+    if isinstance(expected, dict):
+        assert read_wordings(path) == expected
+        return
+    with pytest.raises(ValueError, match="expected") as error:
+        read_wordings(path)
+    assert str(error.value).startswith(f"{path}: {expected}")
+    assert len(str(error.value)) < len(str(path)) + 200
+
+
 def test_the_shipped_paraphrases_are_no_wordings_of_training() -> None:
     shipped = read_wordings(shipped_wordings("duets", "paraphrases"))
     wordings = read_wordings(shipped_wordings("duets", "wordings"))
@@ -185,6 +215,16 @@ def test_bad_arguments(folders: list[Path]) -> None:
         evaluate_activities(pipeline, *sets, batch_size=0)
     with pytest.raises(ValueError, match=r"seeds: expected at least one, none twice, got \(1, 1\)"):
         evaluate_activities(pipeline, *sets, seeds=(1, 1))
+    with pytest.raises(ValueError, match="judge_steps: expected >= 1, got 0"):
+        evaluate_activities(pipeline, *sets, judge_steps=0)
+    for seeds in ((-1,), (0, 2**61)):  # each is multiplied by the four captions
+        with pytest.raises(ValueError, match=r"seeds: expected numbers in \[0, 2305843009213693951\)"):
+            evaluate_activities(pipeline, *sets, seeds=seeds)
+    with pytest.raises(ValueError, match="train: expected two activities or more, got bow"):
+        evaluate_activities(pipeline, sets[0][:1], sets[1][:1])
+    with pytest.raises(ValueError, match="paraphrases: expected activities of split train, bow, got 'wave'"):
+        Asked(paraphrases={"wave": ["hi"]}).prompts(sets[0][:1], sets[1])
+    assert not pipeline.calls
     assert evaluation.CAPTIONS in evaluation.ActivityReport({}, {"captions": {}}, {}, {}).activity_table()[0]
 
 
