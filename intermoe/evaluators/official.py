@@ -18,9 +18,8 @@ from intermoe.evaluators.evaluator import Evaluator, save_evaluator
 from intermoe.evaluators.interclip import InterClip, InterClipConfig, InterClipMotionEncoder
 from intermoe.evaluators.words import read_word_vectors
 from intermoe.nn.init import SkipRandomInit
-from intermoe.nn.layers import sinusoid
 from intermoe.reading import read_npy
-from intermoe.systems.published import Files, Layout, with_tower
+from intermoe.systems.published import Files, Layout, check_sinusoids, with_tower
 from intermoe.text.protocol import TextConfig
 
 TEXT_HEADS = 8
@@ -111,12 +110,7 @@ def _read_motion_encoder(reader: StrictReader, prefix: str, encoder: InterClipMo
     reader.copy(encoder.query, f"{prefix}query_token")
     for ours, theirs in (("embed", "embed_motion"), ("transformer", "transformer"), ("norm", "out_ln"), ("out", "out")):
         _read_module(reader, f"{prefix}{theirs}", encoder.get_submodule(ours))
-    key = f"{prefix}sequence_pos_encoder.pe"
-    table = reader.take(key, reader.peek(key, 2))
-    if not torch.allclose(table.float(), sinusoid(torch.arange(len(table)), encoder.config.width), atol=1e-4):
-        raise ValueError(
-            f"state_dict: {key!r}: expected the sinusoidal table that the model is defined with, got another"
-        )
+    check_sinusoids(reader, f"{prefix}sequence_pos_encoder.pe", encoder.config.width)
 
 
 def load_bigru(

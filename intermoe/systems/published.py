@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from intermoe.checkpoints import StrictReader
+from intermoe.checkpoints import StrictReader, check_dtype
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.attention import Attention
 from intermoe.nn.layers import AdaLN, sinusoid
@@ -110,17 +110,26 @@ def read_attention(reader: StrictReader, prefix: str, attention: Attention) -> N
     """Query, key and value lie in one matrix, as torch's ``nn.MultiheadAttention`` has them."""
     dim = attention.out.in_features
     for part, shape in (("weight", (3 * dim, dim)), ("bias", (3 * dim,))):
-        query, key_value = reader.take(f"{prefix}.in_proj_{part}", shape).split([dim, 2 * dim])
+        key = f"{prefix}.in_proj_{part}"
+        value = reader.take(key, shape)
+        check_dtype(value, attention.query.get_parameter(part), key, "state_dict")
+        query, key_value = value.split([dim, 2 * dim])
         with torch.no_grad():
             attention.query.get_parameter(part).copy_(query)
             attention.key_value.get_parameter(part).copy_(key_value)
     read_parameters(reader, f"{prefix}.out_proj", attention.out)
 
 
-def check_sinusoids(reader: StrictReader, key: str, dim: int) -> None:
-    """Raise ``ValueError`` unless the table ``key`` holds the sinusoids (positions, dim) of ``intermoe.nn.layers``."""
-    table = reader.take(key, (reader.peek(key, 2)[0], dim))
-    if not torch.allclose(table, sinusoid(torch.arange(len(table)), dim), atol=1e-4):
+def check_sinusoids(reader: StrictReader, key: str, dim: int, *, num_dims: int = 2) -> None:
+    """Raise ``ValueError`` unless the table ``key`` holds the sinusoids (positions, dim) of ``intermoe.nn.layers``.
+
+    It may be stored in any type that weights are, with dimensions of 1 between the two where ``num_dims`` is more.
+    """
+    shape = (reader.peek(key, num_dims)[0], *(1,) * (num_dims - 2), dim)
+    table = reader.take(key, shape).flatten(1)
+    check_dtype(table, torch.empty(0), key, "state_dict")
+    near = max(1e-4, torch.finfo(table.dtype).eps)
+    if not torch.allclose(table.float(), sinusoid(torch.arange(len(table)), dim), atol=near):
         raise ValueError(
             f"state_dict: {key!r}: expected the sinusoidal table that the model is defined with, got another"
         )

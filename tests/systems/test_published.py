@@ -12,9 +12,17 @@ import torch
 
 import intermoe
 from intermoe.checkpoints import StrictReader
+from intermoe.nn.attention import Attention
 from intermoe.nn.layers import sinusoid
 from intermoe.pipeline import SYSTEMS
-from intermoe.systems.published import Files, check_sinusoids, read_statistics, statistics_of, with_tower
+from intermoe.systems.published import (
+    Files,
+    check_sinusoids,
+    read_attention,
+    read_statistics,
+    statistics_of,
+    with_tower,
+)
 from intermoe.text.clip import ClipTextEncoder
 from intermoe.text.protocol import TextConfig
 
@@ -48,6 +56,27 @@ def test_a_table_that_is_nearly_sinusoidal_is_not_the_models() -> None:
     for other in (table + 0.01, table.flip(0), table[:, torch.arange(8) ^ 1]):
         with pytest.raises(ValueError, match="'pe': expected the sinusoidal table"):
             check_sinusoids(StrictReader({"pe": other}), "pe", 8)
+
+
+def test_tables_and_attention_are_read_in_the_types_of_weights_alone() -> None:
+    table = sinusoid(torch.arange(5), 8)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        check_sinusoids(StrictReader({"pe": table.to(dtype)}), "pe", 8)
+        check_sinusoids(StrictReader({"pe": table[:, None].to(dtype)}), "pe", 8, num_dims=3)
+    for other, told in (
+        (table.to(torch.int64), "expected float16 or bfloat16 or float32 or float64, got int64"),
+        (table[:, :6], "expected shape .5, 8., got .5, 6."),
+    ):
+        with pytest.raises(ValueError, match=f"'pe': {told}"):
+            check_sinusoids(StrictReader({"pe": other}), "pe", 8)
+    attention = Attention(8, 2)
+    weights = {"a.out_proj.weight": torch.ones(8, 8), "a.out_proj.bias": torch.ones(8)}
+    weights |= {"a.in_proj_weight": torch.ones(24, 8), "a.in_proj_bias": torch.ones(24)}
+    read_attention(StrictReader(weights), "a", attention)
+    for key in ("a.in_proj_weight", "a.in_proj_bias"):
+        for dtype in (torch.int64, torch.complex64):
+            with pytest.raises(ValueError, match=f"'{key}': expected float16 or bfloat16 or float32"):
+                read_attention(StrictReader(weights | {key: weights[key].to(dtype)}), "a", attention)
 
 
 def test_a_folder_of_this_machine_is_no_name_in_a_model(tmp_path: Path) -> None:

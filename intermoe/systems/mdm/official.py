@@ -6,19 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from intermoe.checkpoints import StrictReader, read_checkpoint, require_setting
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.nn.init import SkipRandomInit
-from intermoe.nn.layers import sinusoid
 from intermoe.reading import read_json
 from intermoe.systems.mdm.config import ComMDMConfig, ComMDMModelConfig, MDMConfig, MDMModelConfig
 from intermoe.systems.mdm.network import MDM, ComMDM
 from intermoe.systems.mdm.pipeline import ComMDMPipeline, MDMPipeline
-from intermoe.systems.published import SINUSOID_KEYS, Files, Layout, read_parameters, statistics_of, with_tower
+from intermoe.systems.published import (
+    SINUSOID_KEYS,
+    Files,
+    Layout,
+    check_sinusoids,
+    read_parameters,
+    statistics_of,
+    with_tower,
+)
 from intermoe.text.clip import ClipPooledEncoder
 from intermoe.text.protocol import TextConfig
 from intermoe.text.tower import load_tower, projection_dim, tower_sizes
@@ -95,7 +101,7 @@ def _backbone_config(reader: StrictReader, config: Mapping[str, Any], stacks: tu
 def _read_backbone(reader: StrictReader, network: MDM, layer_names: list[str]) -> None:
     for key in SINUSOID_KEYS:
         if reader.keys(key):
-            _check_table(reader, key, network.config.dim)
+            check_sinusoids(reader, key, network.config.dim, num_dims=3)
     for module, name in (
         (network.embed_motion, "input_process.poseEmbedding"),
         (network.embed_timestep.inner, "embed_timestep.time_embed.0"),
@@ -105,14 +111,6 @@ def _read_backbone(reader: StrictReader, network: MDM, layer_names: list[str]) -
         *zip(network.layers, layer_names, strict=True),
     ):
         read_parameters(reader, name, module)
-
-
-def _check_table(reader: StrictReader, key: str, dim: int) -> None:
-    table = reader.take(key, (reader.peek(key, 3)[0], 1, dim))[:, 0]
-    if not torch.allclose(table, sinusoid(torch.arange(len(table)), dim), atol=1e-4):
-        raise ValueError(
-            f"state_dict: {key!r}: expected the sinusoidal table that the model is defined with, got another"
-        )
 
 
 TEXT = "openai/clip-vit-base-patch32"
