@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import itertools
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -19,12 +21,14 @@ from intermoe.motion.rig import REST_POSE, at_rest
 
 pytest.importorskip("viser", reason="pages are viser's")
 import viser
+from msgspec.msgpack import encode
+from viser._messages import GuiUpdateMessage
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from intermoe.viz.browser import served_head
 from intermoe.viz.figures import TILE_METRES
-from intermoe.viz.guard import MAX_MESSAGE, refusal
+from intermoe.viz.guard import BURST_SECONDS, BYTE_RATE, MAX_MESSAGE, MESSAGE_RATE, Allowance, refusal
 from intermoe.viz.live import LivePage
 from intermoe.viz.scene import serving
 
@@ -299,6 +303,69 @@ def test_a_frame_is_sent_before_the_next_takes_its_place() -> None:
             watcher.join()
     frames = sum(size > 2000 for size in sizes)  # what moves everybody; other messages are shorter
     assert 0.5 * 40 * CHUNK < frames <= 40 * CHUNK + 2
+
+
+def test_a_sender_has_a_rate_of_messages_and_of_bytes_and_a_burst() -> None:
+    for size, rate in ((100, MESSAGE_RATE), (2**16, BYTE_RATE / 2**16)):
+        allowance, now = Allowance(50.0), 50.0
+        waits = []
+        for _ in range(round(3 * rate)):
+            waits.append(allowance.wait(size, now))
+            now += waits[-1]
+        assert waits[: round(BURST_SECONDS * rate)] == pytest.approx([0.0] * round(BURST_SECONDS * rate), abs=1e-9)
+        assert now - 50 == pytest.approx(3 - BURST_SECONDS)
+        assert allowance.wait(size, now + 1000) == 0  # silence is not saved up without bound
+        assert sum(allowance.wait(size, now + 1000) > 0 for _ in range(round(2 * rate))) >= round(rate) - 1
+
+
+def heights_received(watching: Any, seconds: float) -> list[float]:
+    """Of the first sphere of each frame that arrives: the first numbers after what is packed, at a multiple of 8."""
+    received, end = [], time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        with suppress(TimeoutError):
+            message = watching.recv(timeout=left)
+            if len(message) > 2000:
+                start = -(-(16 + int.from_bytes(message[8:16], "little")) // 8) * 8
+                received.append(float(np.frombuffer(message[start : start + 12], np.float32)[1]))
+    return received
+
+
+@pytest.mark.parametrize("kind", ["flood", "idle"])
+def test_a_busy_or_a_deaf_browser_does_not_starve_another(kind: str) -> None:
+    """Frames go on to arrive in order, at least at half the rate without it; a busy machine has three tries."""
+    protocol, ended = f"viser-v{viser.__version__}", threading.Event()
+    with serving() as server:
+        page = page_of(server, Steps(), fps=30)
+        points = np.zeros((500_000, 3), np.float32)  # who does not read these fills all buffers on the way
+        server.scene.add_point_cloud("/much", points, np.zeros(3, np.uint8))
+        box = next(handle for handle in server.gui._gui_input_handle_from_uuid.values() if handle.value == "rise")
+        update = GuiUpdateMessage(box._impl.uuid, {"value": "rise"}).as_serializable_dict([])
+        command = [sys.executable, str(Path(__file__).with_name("busy_client.py")), kind, str(server.get_port())]
+        showing = threading.Thread(target=page.run, args=(ended.is_set,))
+        showing.start()
+        try:
+            address, options = f"ws://127.0.0.1:{server.get_port()}", {"max_size": None, "subprotocols": [protocol]}
+            with connect(address, **options) as watching:  # type: ignore[arg-type]
+                heights_received(watching, 1)  # the page, and what goes before
+                alone = heights_received(watching, 2)
+                other = subprocess.Popen([*command, protocol, encode(update).hex()], stdout=subprocess.PIPE)
+                with other:
+                    try:
+                        assert other.stdout is not None
+                        assert other.stdout.readline().decode().strip() == kind
+                        beside: list[float] = []
+                        for _ in range(3):
+                            beside = heights_received(watching, 2)
+                            assert (np.diff(beside) > 0).all()
+                            if len(beside) >= len(alone) / 2:
+                                break
+                        assert other.poll() is None
+                    finally:
+                        other.kill()
+                assert len(beside) >= len(alone) / 2 > 0
+        finally:
+            ended.set()
+            showing.join(20)
 
 
 def _read_on(connection: Any) -> None:
