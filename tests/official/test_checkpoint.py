@@ -58,7 +58,10 @@ def small(golden: Golden) -> dict[str, Any]:
     state = {f"model.vae.{key}": value for key, value in arrays(vae).items()}
     state |= {f"model.denoiser.net.{key}": value for key, value in arrays(denoiser).items()}
     state |= {f"model.{key}": value for key, value in drawn_text(text).items()}
-    config = {**SMALL, "vae": json.loads(str(vae["config"])), "CFG_WEIGHT": 3.5}
+    sizes = json.loads(str(denoiser["config"]))
+    named = {"INPUT_DIM": "input_feats", "MoE_config": "MoE_config"}
+    config = {name: sizes[named.get(name, name.lower())] for name in SMALL}
+    config |= {"vae": json.loads(str(vae["config"])), "CFG_WEIGHT": 3.5}
     return {"state_dict": state, "hyper_parameters": config, "epoch": 3, "optimizer_states": [{"lr": np.float64(0.1)}]}
 
 

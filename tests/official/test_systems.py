@@ -108,10 +108,13 @@ def published(
     config, state = json.loads(str(archive["config"])), arrays(archive)
     if name == "mdm":
         alone = {key: value for key, value in state.items() if not key.startswith("multi_person.")}
-        state = {}
+        split, state = config["args"]["multi_backbone_split"], {}
         for key, value in alone.items():
-            key = key.replace("seqTransEncoder_start.", "seqTransEncoder.")
-            state[key.replace("seqTransEncoder_end.layers.0.", "seqTransEncoder.layers.2.")] = value
+            stack, _, rest = key.partition(".layers.")
+            if stack == "seqTransEncoder_end":  # its layers are counted from 0 again
+                number, rest = rest.split(".", 1)
+                rest = f"{split + int(number)}.{rest}"
+            state[f"seqTransEncoder.layers.{rest}" if stack.startswith("seqTransEncoder_") else key] = value
     (folder / "args.json").write_text(json.dumps({**config, **config["args"]}), encoding="utf-8")
     torch.save(state, folder / "model000100.pt")
     network = official.load_network(name, state, config)
