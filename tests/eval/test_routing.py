@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from intermoe import cli
 from intermoe.data import InterHumanDataset
-from intermoe.eval.routing import _by_group, _counts, _moments, evaluate_routing
+from intermoe.eval.routing import _by_group, _counts, _moments, _where, evaluate_routing
 
 
 def test_counts_by_hand() -> None:
@@ -40,6 +40,14 @@ def test_moments_by_hand() -> None:
     assert rows["the fastest quarter of frames; of a motion"][0] == 2.0
     joints[0, 0, 5, 20] = 0
     assert {row[0]: row[1] for row in _moments(np.ones((1, 5)), joints)}["frames of contact; of a motion"] is None
+
+
+def test_every_frame_counts_alike_and_least_and_most_are_of_motions() -> None:
+    """Three frames of the first motion and one of the second: a mean of motions would be 2.5."""
+    experts, where = np.array([[1.0, 1, 1, 9], [4.0, 9, 9, 9], [9.0] * 4]), np.zeros((3, 4), dtype=bool)
+    where[0, :3] = where[1, 0] = True
+    assert _where("chosen", experts, where) == ("chosen", 1.75, 1.0, 4.0)
+    assert _where("none", experts, where & False) == ("none", None, None, None)
 
 
 def test_a_model(tiny_pipeline: Any, bowing: Path, tmp_path: Path) -> None:

@@ -280,3 +280,29 @@ def test_unknown_names(matrix: Path, pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"only: expected some of the variants full, pool, top, got \['nobody'\]"):
         run_ablation(matrix, tmp_path / "out", data=pairs, vae=tmp_path, settings=SETTINGS, only=["nobody"])
     assert not (tmp_path / "out").exists()
+
+
+def test_every_clip_of_every_seed_and_caption_has_noise_of_its_own() -> None:
+    """Captions of all items are generated in turn, whatever order their lengths give the batches."""
+    seen: list[tuple[str, int, int]] = []
+
+    def sample(prompts: list[str], lengths: list[int], seeds: list[int], **options: Any) -> list[str]:
+        assert options == {"num_inference_steps": 2, "guidance_scale": 1.5}
+        seen.extend(zip(prompts, lengths, seeds, strict=True))
+        return [f"{prompt} by {seed}" for prompt, seed in zip(prompts, seeds, strict=True)]
+
+    class Three:
+        def __len__(self) -> int:
+            return 3
+
+        def captions(self, index: int) -> tuple[str, ...]:
+            return (f"a{index}", f"b{index}")
+
+        def num_frames(self, index: int) -> int:
+            return (60, 20, 40)[index]
+
+    settings = AblationSettings(seeds=(0, 1), num_inference_steps=2, guidance_scale=1.5)
+    pipeline, dataset = SimpleNamespace(sample=sample), Three()
+    made: Any = ablate._generate(pipeline, dataset, settings, 2)  # type: ignore[arg-type]
+    assert made == [(f"{name} by {seed}", name) for seed, name in enumerate(2 * ["a0", "a1", "a2", "b0", "b1", "b2"])]
+    assert [length for _, length, _ in seen[:3]] == [20, 40, 60]

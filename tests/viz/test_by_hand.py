@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from intermoe.viz import Grid
-from intermoe.viz.camera import Camera, frame_motion
+from intermoe.viz.camera import BODY_MARGIN, Camera, frame_motion
 from intermoe.viz.figures import Scene
 from intermoe.viz.mesh import RINGS, SEGMENTS, capsule
 
@@ -63,3 +63,49 @@ def test_the_line_between_two_counts_by_how_far_they_are_apart() -> None:
     joints[1, 6:, :, 2] = 0.2
     forward = frame_motion(joints, (10.0, 20.0, 410.0, 320.0)).axes[2]
     assert abs(forward[2]) > 5 * abs(forward[0])
+
+
+@pytest.mark.parametrize(("width", "height"), [(0.2, 6.0), (9.0, 1.0)], ids=["high", "wide"])
+def test_a_page_shows_all_of_what_is_high_or_wide(width: float, height: float) -> None:
+    """What is seen, with its margin, fills the angle of view in the direction in which it is the larger.
+
+    The camera looks down a little, so what is flat is up to 7 % smaller than it is.
+    """
+    pytest.importorskip("viser", reason="pages are viser's")
+    from intermoe.viz.scene import HALF_HEIGHT, HALF_WIDTH, serving, set_stage
+
+    joints = np.zeros((2, 1, 22, 3))
+    joints[0, ..., 2], joints[1, ..., 2] = -width / 2, width / 2  # seen from the side, one is left, one is right
+    joints[:, :, ::2, 1] = height
+    with serving() as server:
+        set_stage(server, joints, "side")
+        way = np.subtract(server.initial_camera.look_at, server.initial_camera.position)
+    nearest = np.linalg.norm(way) - BODY_MARGIN  # where the margin before them is
+    shares = [(width / 2 + BODY_MARGIN) / HALF_WIDTH / nearest, (height / 2 + BODY_MARGIN) / HALF_HEIGHT / nearest]
+    assert 0.93 < max(shares) < 1.001
+
+
+def test_motions_side_by_side_do_not_meet_wherever_they_are() -> None:
+    pytest.importorskip("viser", reason="pages are viser's")
+    from intermoe.viz.viewer import GAP, Shown, _side_by_side
+
+    joints = np.zeros((1, 2, 22, 3))
+    joints[..., 1:, 0] = 1.0
+    left, right = _side_by_side([Shown("a", joints - [7.0, 0, 0], 30, "A"), Shown("b", joints - [3.0, 0, 0], 30, "B")])
+    assert (left[..., 0].min(), left[..., 0].max()) == pytest.approx((0.0, 1.0))
+    assert (right[..., 0].min(), right[..., 0].max()) == pytest.approx((1.0 + GAP, 2.0 + GAP))
+
+
+@pytest.mark.parametrize(("fps", "stands"), [(20, True), (120, False)])
+def test_feet_that_stand_are_told_by_their_speed_in_metres_a_second(fps: int, stands: bool) -> None:
+    """A centimetre a frame: 0.2 m/s at 20 frames a second, 1.2 at 120."""
+    pytest.importorskip("viser", reason="pages are viser's")
+    from intermoe.motion.rig import REST_POSE, at_rest
+    from intermoe.viz.scene import serving
+    from intermoe.viz.viewer import Shown, Viewer
+
+    one = at_rest(REST_POSE)
+    one = one - [0.0, one[:, 1].min(), 0.0] + np.arange(4)[:, None, None] * [0.01, 0.0, 0.0]
+    with serving() as server:
+        viewer = Viewer(server, [Shown("slow", one[None], fps, ("Ann",))])
+        assert viewer._casts[0]._stands[0, 0].any() == stands

@@ -164,7 +164,7 @@ def test_a_joint_is_led_by_a_handle_from_where_it_is() -> None:
     with serving() as server:
         motion = Steps()
         page = page_of(server, motion)
-        run(page, lambda: len(page._seen) >= CHUNK)
+        run(page, lambda: len(page._seen) >= CHUNK - 2)  # amid a chunk
         page.lead(1, "left_wrist")
         ((person, joint, place),) = motion.leads
         assert (person, joint) == (1, "left_wrist")
@@ -180,10 +180,17 @@ def test_a_joint_is_led_by_a_handle_from_where_it_is() -> None:
         page.let_go()
         assert (motion.leads, page._handles) == ([], {})
         page.lead(0, "head")
-        page._handles[0, "head"].position = (0.0, -1.0, 0.0)
+        refused = page._handles[0, "head"]
+        refused.position = (0.0, -1.0, 0.0)
         page._aim()
         assert page._handles == {}
+        assert refused._impl.removed  # from the page, too
         assert "above the floor" in page._told.content
+
+
+def test_ten_minutes_are_kept_whatever_the_rate() -> None:
+    with serving() as server:
+        assert page_of(server, Steps(), fps=20)._seen.maxlen == 12_000
 
 
 def test_what_was_seen_is_saved_with_all_its_prompts() -> None:

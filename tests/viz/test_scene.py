@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -61,9 +62,9 @@ def test_figures_are_the_capsules_of_the_video() -> None:
         np.testing.assert_array_equal(figures._parts[0].handle.batched_positions, last)
 
 
-@pytest.mark.parametrize("form", [_ball(), _spindle()])
-def test_forms_are_closed_and_face_outward(form: tuple[np.ndarray, np.ndarray]) -> None:
-    vertices, faces = form
+@pytest.mark.parametrize("form", [_ball, _spindle])
+def test_forms_are_closed_and_face_outward(form: Callable[[], tuple[np.ndarray, np.ndarray]]) -> None:
+    vertices, faces = form()
     edges = np.sort(faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2), axis=1)
     assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all()
     assert len(vertices) - len(edges) / 2 + len(faces) == 2  # Euler: one closed surface
