@@ -490,3 +490,11 @@ def test_a_model_file_with_sizes_that_nobody_has_is_refused(
     bound = "(<= |a value in |a whole number of 64 bits)"
     with pytest.raises(ValueError, match=rf"model\.safetensors: expected as many weights as|{key}: expected {bound}"):
         MotionPipeline.from_pretrained(tmp_path)
+
+
+def test_a_reaction_is_as_long_as_what_it_is_to(tmp_path: Path) -> None:
+    """Each of a list by its own length: a shorter one would leave out the end of what is given."""
+    pipeline: Any = MotionPipeline.from_pretrained(write(tmp_path, "intermask"))
+    control = Control([Known(0, motion=torch.zeros(24, 262))])
+    with pytest.raises(ValueError, match=r"^known\[0\]\.frames: expected within \[0, 16\), got \[0, 24\)"):
+        pipeline.sample(["they bow"] * 2, [24, 16], [0, 1], num_inference_steps=2, control=control)

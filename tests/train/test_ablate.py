@@ -303,6 +303,6 @@ def test_every_clip_of_every_seed_and_caption_has_noise_of_its_own() -> None:
 
     settings = AblationSettings(seeds=(0, 1), num_inference_steps=2, guidance_scale=1.5)
     pipeline, dataset = SimpleNamespace(sample=sample), Three()
-    made: Any = ablate._generate(pipeline, dataset, settings, 2)  # type: ignore[arg-type]
+    made: Any = ablate._generate(pipeline, dataset, settings, 2)
     assert made == [(f"{name} by {seed}", name) for seed, name in enumerate(2 * ["a0", "a1", "a2", "b0", "b1", "b2"])]
     assert [length for _, length, _ in seen[:3]] == [20, 40, 60]

@@ -82,3 +82,14 @@ def test_a_dataset_is_drawn_by_index_and_epoch() -> None:
             return {"index": index, "epoch": epoch}
 
     assert Draws(Items())[3, 7] == {"index": 3, "epoch": 7}  # type: ignore[arg-type]
+
+
+def test_a_batch_counts_by_the_latent_frames_that_its_items_have() -> None:
+    """Four frames are one; what is left of them is none: 7, 20 and 35 frames are 1, 5 and 8."""
+    latents = (1, 5, 8)
+    sampler = StreamSampler((7, 20, 35), 2, range(16), 0, parts=2)
+    batches, shares = list(sampler), list(sampler.shares())
+    own = [sum(latents[index] for index, _ in batch) for batch in batches]
+    expected = [2 * one / sum(own[number // 2 * 2 : number // 2 * 2 + 2]) for number, one in enumerate(own)]
+    assert shares == pytest.approx(expected)
+    assert len(set(shares)) > 1
