@@ -156,9 +156,13 @@ def check_dtype(value: Tensor, target: Tensor, key: str, source: str | Path) -> 
 
 
 def check_finite(value: Tensor, key: str, source: str | Path) -> None:
-    """Raise ``ValueError`` that names ``key`` if a number is not finite (or absent: a tensor without data)."""
+    """Raise ``ValueError`` that names ``key`` if a number is not finite, or the tensor sparse or without data."""
     if value.is_meta:
         raise ValueError(f"{source}: {key!r}: expected numbers, got a tensor without data, on the meta device")
+    if value.layout != torch.strided:
+        raise ValueError(f"{source}: {key!r}: expected a dense tensor, got one of layout {value.layout}")
+    if value.is_floating_point() and value.dtype.itemsize == 1:
+        value = value.float()  # torch asks nothing of numbers of 8 bits
     if value.is_floating_point() and not torch.isfinite(value).all():
         place = [int(index) for index in (~torch.isfinite(value)).nonzero()[0]]
         raise ValueError(f"{source}: {key!r}: expected finite numbers, got another at {place}")

@@ -79,6 +79,16 @@ def test_tables_and_attention_are_read_in_the_types_of_weights_alone() -> None:
                 read_attention(StrictReader(weights | {key: weights[key].to(dtype)}), "a", attention)
 
 
+def test_sparse_tensors_and_numbers_of_eight_bits_are_refused_by_key() -> None:
+    layer = torch.nn.Linear(2, 2)
+    for value, told in (
+        (torch.eye(2).to_sparse(), "expected a dense tensor, got one of layout torch.sparse_coo"),
+        (torch.eye(2).to(torch.float8_e4m3fn), "expected float16 or bfloat16 or float32 or float64, got float8_e4m3fn"),
+    ):
+        with pytest.raises(ValueError, match=f"'a.weight': {told}"):
+            StrictReader({"a.weight": value}).copy(layer.weight, "a.weight")
+
+
 def test_a_folder_of_this_machine_is_no_name_in_a_model(tmp_path: Path) -> None:
     def named(name: str) -> str | None:
         config = TextConfig(
