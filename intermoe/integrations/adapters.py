@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from intermoe.config import check_several
+
 MASK_MEANINGS = ("valid", "padding", "additive")
 
 
@@ -96,6 +98,9 @@ class BlockAdapter:
     feed_forward: Sequence[str]
     condition: Mapping[str, Condition] = field(default_factory=dict)
     mask: Mask | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "feed_forward", check_several(self.feed_forward, "feed_forward"))
 
     def matches(self, module: nn.Module) -> bool:
         """Whether ``module`` is such a block."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -120,6 +120,9 @@ def replace_feed_forward(
         spec.setdefault("bias_init", -BIAS_MARGIN)
     slots = _choose(find_slots(model, adapters), layers)
     _refuse_shared(model, slots)
+    if init != "residual":  # which keeps the dense network
+        _refuse_tied(model, slots)
+    _refuse_other_note(model)
     return install(model, [(slot, make_feed_forward(slot, condition, init, spec)) for slot in slots])
 
 
@@ -209,6 +212,44 @@ def _refuse_shared(model: nn.Module, slots: Sequence[Slot]) -> None:
                 f"model: expected a feed-forward network of its own in every block, got one that {shared} share; give "
                 "each a copy first (copy.deepcopy), or leave them out with layers"
             )
+
+
+def _refuse_tied(model: nn.Module, slots: Sequence[Slot]) -> None:
+    """A weight that stands elsewhere in the model, too, would be two, one of them in the experts."""
+    networks = {slot.name: slot.adapter.take(slot.block, slot.attribute) for slot in slots}
+    inside: dict[int, set[int]] = {id(slot.block): set() for slot in slots}
+    for slot in slots:
+        inside[id(slot.block)] |= {id(m) for m in networks[slot.name].modules()}
+    places = dict(_weights_outside(model, "", inside, frozenset()))
+    for name, network in networks.items():
+        for key, weight in network.named_parameters():
+            other = places.setdefault(id(weight), f"{name}.{key}")
+            if other != f"{name}.{key}":
+                raise ValueError(
+                    f"model: expected weights of its own in every feed-forward network, got {name}.{key}, which "
+                    f"{other} is as well; give it a copy first, leave the network out with layers, or keep it "
+                    '(init="residual")'
+                )
+
+
+def _weights_outside(
+    module: nn.Module, path: str, inside: Mapping[int, set[int]], within: frozenset[int]
+) -> Iterator[tuple[int, str]]:
+    """Weights (id, name) below ``module`` but those of the networks ``inside`` the blocks on the way."""
+    within |= inside.get(id(module), set())
+    if id(module) not in within:
+        yield from ((id(weight), path + key) for key, weight in module.named_parameters(recurse=False))
+    for name, child in module.named_children():
+        yield from _weights_outside(child, f"{path}{name}.", inside, within)
+
+
+def _refuse_other_note(model: nn.Module) -> None:
+    config = getattr(model, "config", None)
+    noted = config.get(CONFIG_KEY) if isinstance(config, Mapping) else getattr(config, CONFIG_KEY, None)
+    if noted is not None and not (isinstance(noted, Mapping) and "feed_forward" in noted):
+        raise ValueError(
+            f"model: expected a config whose {CONFIG_KEY!r} is free for the note of the replacement, got {noted!r}"
+        )
 
 
 def _suggestion(model: nn.Module) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,42 @@ def test_a_network_that_two_blocks_share_is_refused(own_host: Any) -> None:
     assert untouched(model)
     model.blocks[1] = model.blocks[0]  # a whole block that is used twice shares its experts as well
     assert len(replace_feed_forward(model, adapters=own_host.adapters, **SIZES).layers) == 1
+
+
+def test_a_weight_that_stands_elsewhere_too_is_refused_where_it_would_be_lost(own_host: Any) -> None:
+    for tie, other in (
+        (lambda model: (model.blocks[1].mlp, model.blocks[0].mlp), "blocks.0.mlp"),
+        (lambda model: (model.blocks[1].mlp, model), "first"),
+    ):
+        for init in ("random", "upcycle"):
+            model = own_host.build()
+            network, place = tie(model)
+            if place is model:
+                model.first = network.down
+            else:
+                network.down.weight = place.down.weight
+            with pytest.raises(ValueError, match=rf"^model: expected weights of its own .*down\.weight, which {other}"):
+                replace_feed_forward(model, adapters=own_host.adapters, init=init, **SIZES)
+            assert untouched(model)
+        replace_feed_forward(model, adapters=own_host.adapters, init="residual", **SIZES)
+        assert not untouched(model)
+
+
+def test_a_config_that_has_the_word_already_is_refused(own_host: Any) -> None:
+    model = own_host.build()
+    for config in ({"intermoe": "mine"}, SimpleNamespace(intermoe=3)):
+        model.config = config
+        with pytest.raises(ValueError, match=r"^model: expected a config whose 'intermoe' is free .*, got ('mine'|3)$"):
+            replace_feed_forward(model, adapters=own_host.adapters, **SIZES)
+        assert untouched(model)
+    model.config = {"intermoe": None}
+    replace_feed_forward(model, adapters=own_host.adapters, **SIZES)
+
+
+def test_names_of_networks_are_several() -> None:
+    with pytest.raises(TypeError, match=r"^feed_forward: expected a list or the like, got 'mlp'"):
+        BlockAdapter("Block", "mlp")
+    assert BlockAdapter("Block", ["mlp"]).feed_forward == ("mlp",)
 
 
 def normed() -> nn.Module:
