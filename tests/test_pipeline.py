@@ -23,6 +23,7 @@ from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.floor import with_persons_on_floor
 from intermoe.motion.smooth import with_smooth_joints
 from intermoe.pipeline import MotionPipeline, check_batch
+from intermoe.pipeline.surroundings import evaluating
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 
@@ -427,6 +428,19 @@ def test_parts_that_train_make_the_same_motion_and_train_on(tiny_pipeline: Inter
     with pytest.raises(ValueError, match="lengths"):
         tiny_pipeline.sample(["two people bow"], [0], [3])
     assert [part.training for part in parts] == flags
+
+
+def test_parts_of_several_threads_train_on_after_the_last_of_them() -> None:
+    network = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(2, 2)).train()
+    network[1].eval()
+    first, second = evaluating([network]), evaluating([network])
+    first.__enter__()
+    second.__enter__()
+    assert not any(part.training for part in network.modules())
+    first.__exit__(None, None, None)
+    assert not any(part.training for part in network.modules())
+    second.__exit__(None, None, None)
+    assert [part.training for part in network.modules()] == [True, True, False]
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -32,14 +34,28 @@ def own_ways(device: torch.device | None = None) -> Iterator[None]:
         yield
 
 
+_lock = threading.Lock()
+_held: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Parts that train outside, each with how many ``evaluating`` blocks, of whatever threads, it waits for."""
+
+
 @contextmanager
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """All parts of ``modules`` are in evaluation mode: no dropout, nothing is counted. Afterwards each is as it was."""
-    training = [part for module in modules for part in module.modules() if part.training]
-    try:
-        for part in training:
+    """All parts of ``modules`` are in evaluation mode: no dropout, nothing is counted.
+
+    Afterwards each is as it was; where several threads have one part so, after the last of them.
+    """
+    with _lock:
+        held = [part for module in modules for part in module.modules() if part.training or part in _held]
+        for part in held:
             part.training = False
+            _held[part] = _held.get(part, 0) + 1
+    try:
         yield
     finally:
-        for part in training:
-            part.training = True
+        with _lock:
+            for part in held:
+                _held[part] -= 1
+                if _held[part] == 0:
+                    del _held[part]
+                    part.training = True
