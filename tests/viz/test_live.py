@@ -419,27 +419,31 @@ def test_a_mouse_drags_a_joint() -> None:
         assert box["width"] < 600  # the controls lie beside the figures
         base, tip = (pixel_of(start + way, server.initial_camera, *size) for way in (along, 2 * along))
         tab.locator(".mantine-Notification-closeButton").first.click()  # that there is no GPU
+        pause = 500  # milliseconds, in which a browser that draws slowly sees where the camera and the mouse are
 
         def drag() -> bool:
             """Once the handle is drawn, which takes a browser without a GPU a while; before that the camera turns."""
             for client in server.get_clients().values():
                 client.camera.position = server.initial_camera.position
                 client.camera.look_at = server.initial_camera.look_at
+            tab.wait_for_timeout(pause)
             tab.mouse.move(*base)
+            tab.wait_for_timeout(pause)
             tab.mouse.down()
             tab.mouse.move(*((base + tip) / 2), steps=4)
             tab.mouse.move(*tip, steps=4)
+            tab.wait_for_timeout(pause)
             tab.mouse.up()
             return handle.position[2] > start[2] + 0.1
 
-        wait_for(drag)
+        wait_for(drag, 200)
         browser.close()
         np.testing.assert_allclose(handle.position, start + along, atol=0.05)
         np.testing.assert_allclose(motion.leads[0][2], handle.position)
 
 
-def wait_for(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+def wait_for(done: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.2)
