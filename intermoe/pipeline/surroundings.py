@@ -46,7 +46,8 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     Afterwards each is as it was; where several threads have one part so, after the last of them.
     """
     with _lock:
-        held = [part for module in modules for part in module.modules() if part.training or part in _held]
+        others = bool(_held)  # asked once: a look at each part takes longer than all the rest
+        held = [p for module in modules for p in module.modules() if p.training or (others and p in _held)]
         for part in held:
             part.training = False
             _held[part] = _held.get(part, 0) + 1

@@ -59,24 +59,35 @@ class Stop(Exception):
     """As Ctrl+C: what is there stays."""
 
 
-@pytest.mark.parametrize("read", range(0, 10, 3))
-def test_an_interrupted_preparation_goes_on_where_it_stopped(
-    read: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = content(prepare(INTERHUMAN, folder, tmp_path / "whole").folder)
-    names: list[str] = []
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], list[str]]:
+    """Lets the reader stop after so many sequences, or never, and returns the names of those that it has read."""
     plain = InterHumanReader.read
 
-    def limited(reader: InterHumanReader, split: str, name: str) -> list[RawClip]:
-        if len(names) == read:
-            raise Stop
-        names.append(name)
-        return plain(reader, split, name)
+    def limit(count: int | None) -> list[str]:
+        read: list[str] = []
 
-    monkeypatch.setattr(InterHumanReader, "read", limited)
+        def limited(reader: InterHumanReader, split: str, name: str) -> list[RawClip]:
+            if len(read) == count:
+                raise Stop
+            read.append(name)
+            return plain(reader, split, name)
+
+        monkeypatch.setattr(InterHumanReader, "read", limited)
+        return read
+
+    return limit
+
+
+@pytest.mark.parametrize("read", range(0, 10, 3))
+def test_an_interrupted_preparation_goes_on_where_it_stopped(
+    read: int, folder: Path, tmp_path: Path, stopping: Callable[..., list[str]]
+) -> None:
+    wanted = content(prepare(INTERHUMAN, folder, tmp_path / "whole").folder)
+    first = stopping(read)
     with pytest.raises(Stop):
         prepare(INTERHUMAN, folder, tmp_path / "cache")
-    first, names, read = names, [], 99
+    names = stopping(None)
     assert prepare(INTERHUMAN, folder, tmp_path / "cache").written
     assert content(tmp_path / "cache") == wanted
     whole = len(first) // pieces.PIECE * pieces.PIECE
@@ -269,18 +280,10 @@ def test_processes_change_no_bit_of_statistics(folder: Path) -> None:
 
 
 def test_what_was_begun_with_other_settings_is_begun_anew_once(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, stopping: Callable[..., list[str]]
 ) -> None:
     """The journal of other settings leaves no line, so that the next interruption is gone on with."""
-    plain, read = InterHumanReader.read, []
-
-    def limited(reader: InterHumanReader, split: str, name: str) -> list[RawClip]:
-        if len(read) == 5:
-            raise Stop
-        read.append(name)
-        return plain(reader, split, name)
-
-    monkeypatch.setattr(InterHumanReader, "read", limited)
+    read = stopping(5)
     journal = tmp_path / ".unfinished-cache" / "journal.jsonl"
     for other in (True, False):
         read.clear()
@@ -292,25 +295,16 @@ def test_what_was_begun_with_other_settings_is_begun_anew_once(
             head = pieces.digest(changed).encode() + b" " + changed + b"\n"
             journal.write_bytes(b"".join([head, *rows]))
     assert len(journal.read_bytes().splitlines()) == 1 + 2
-    monkeypatch.setattr(InterHumanReader, "read", lambda *given: (read.append(given[2]), plain(*given))[1])
-    read.clear()
+    read = stopping(None)
     prepare(INTERHUMAN, folder, tmp_path / "cache")
     assert read == ["4", *map(str, range(5, 8)), "long", "9"]
 
 
 def test_two_interruptions_are_two_parts_of_one_preparation(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, tmp_path: Path, stopping: Callable[..., list[str]]
 ) -> None:
     """What a first one wrote beyond the last whole piece stands nowhere between the pieces of the second."""
-    plain, read = InterHumanReader.read, []
-
-    def limited(reader: InterHumanReader, split: str, name: str) -> list[RawClip]:
-        if len(read) == 5:
-            raise Stop
-        read.append(name)
-        return plain(reader, split, name)
-
-    monkeypatch.setattr(InterHumanReader, "read", limited)
+    read = stopping(5)
     journal = tmp_path / ".unfinished-cache" / "journal.jsonl"
     for spoilt in (True, False):
         read.clear()
@@ -318,8 +312,7 @@ def test_two_interruptions_are_two_parts_of_one_preparation(
             prepare(INTERHUMAN, folder, tmp_path / "cache")
         if spoilt:
             os.truncate(journal, journal.stat().st_size - 3)  # a line that was not written to its end
-    monkeypatch.setattr(InterHumanReader, "read", lambda *given: (read.append(given[2]), plain(*given))[1])
-    read.clear()
+    read = stopping(None)
     told: list[int] = []
     prepare(INTERHUMAN, folder, tmp_path / "cache", progress=lambda done, total: told.append(done))
     assert told == [2, 4, 6, 8, 10]
