@@ -45,8 +45,12 @@ def entries(form: str, dtype: torch.dtype, rows: int, weight: tuple[int, int]) -
     weights = [torch.randn(weight).to(dtype) for _ in range(1 if form == "sums" else WEIGHTS_IN_TURN)]
     of_each = [dict(_entries_of(form, dtype, rows, w)) for w in weights]
     for name in of_each[0]:
-        turns = itertools.cycle(found[name] for found in of_each)
-        yield name, lambda turns=turns: next(turns)()  # type: ignore[misc]
+        yield name, _in_turn([found[name] for found in of_each])
+
+
+def _in_turn(found: list[Entry]) -> Entry:
+    turns = itertools.cycle(found)
+    return lambda: next(turns)()
 
 
 def _entries_of(form: str, dtype: torch.dtype, rows: int, w: Tensor) -> Iterator[tuple[str, Entry]]:

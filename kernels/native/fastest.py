@@ -10,6 +10,25 @@ from __future__ import annotations
 Limits = tuple[tuple[int | None, str], ...]
 
 FASTEST: dict[str, dict[tuple[str, str], Limits]] = {
+    "amd avx512+bf16": {
+        ("float32", "packed"): ((None, "own"),),
+        ("float32", "rows"): (
+            (2, "torch"),
+            (38, "own"),
+            (300, "torch"),
+            (None, "onednn"),
+        ),
+        ("float32", "columns"): ((None, "torch"),),
+        ("float32", "sums"): ((None, "torch"),),
+        ("float16", "packed"): ((None, "own"),),
+        ("float16", "rows"): ((None, "own"),),
+        ("float16", "columns"): ((None, "own"),),
+        ("float16", "sums"): ((None, "own"),),
+        ("bfloat16", "packed"): ((None, "torch"),),
+        ("bfloat16", "rows"): ((None, "torch"),),
+        ("bfloat16", "columns"): ((None, "torch"),),
+        ("bfloat16", "sums"): ((None, "torch"),),
+    },
     "intel avx512": {
         ("float32", "packed"): (
             (2, "torch"),
