@@ -35,13 +35,13 @@ WEIGHTS_IN_TURN = 5
 """Weights that take turns, as those of a network's layers do: one alone would stay in a cache near the core."""
 
 GAIN = 1.03
-"""How much faster than torch another choice must be to take its place."""
+"""How much faster another choice must be to take the place of torch, or of what serves fewer rows."""
 
 Entry = Callable[[], object]
 
 
 def entries(form: str, dtype: torch.dtype, rows: int, weight: tuple[int, int]) -> Iterator[tuple[str, Entry]]:
-    """Each way of computing one product of ``form``; names that are not in ``products.CHOICES`` only show a ceiling."""
+    """Each way of computing one product of ``form``; MKL's packed one only shows a ceiling."""
     weights = [torch.randn(weight).to(dtype) for _ in range(1 if form == "sums" else WEIGHTS_IN_TURN)]
     of_each = [dict(_entries_of(form, dtype, rows, w)) for w in weights]
     for name in of_each[0]:
@@ -73,8 +73,7 @@ def _entries_of(form: str, dtype: torch.dtype, rows: int, w: Tensor) -> Iterator
         else:
             yield name, partial(products.run, name, left, right, out)
     if form == "packed" and dtype != torch.float16 and products.has_units(dtype):
-        held = torch.ops.mkldnn._reorder_linear_weight(w, rows)
-        yield "onednn, packed", lambda: products._onednn(left, held, None)
+        yield products.ORDERED, partial(products.ordered_product, left, products._in_onednn_order(w)[0], out)
     if form == "packed" and dtype == torch.float32 and torch.backends.mkl.is_available():
         reordered = torch.ops.mkl._mkl_reorder_linear_weight(w, rows)
         yield "mkl, packed", lambda: torch.ops.mkl._mkl_linear(left, reordered, w, None, rows)
@@ -101,15 +100,19 @@ def timed(found: dict[str, Entry], rows: int, weight: tuple[int, int], seconds: 
 
 
 def limits(found: dict[int, list[dict[str, float]]]) -> fastest.Limits:
-    """The fastest choice for each number of rows, by its least gain over the first one's rate."""
+    """The fastest choice for each number of rows, by its least gain over the first one's rate.
+
+    What serves fewer rows goes on until another gains: a weight is kept in one order, not in two for nothing.
+    """
     first = next(iter(next(iter(found.values()))[0]))
     chosen: list[tuple[int, str]] = []
     for rows, measured in found.items():
-        gains = {
-            name: min(rate[name] / rate[first] for rate in measured) for name in measured[0] if name in products.CHOICES
-        }
+        names = [name for name in measured[0] if name in (*products.CHOICES, products.ORDERED)]
+        gains = {name: min(rate[name] / rate[first] for rate in measured) for name in names}
         best = max(gains, key=lambda name: gains[name])
-        chosen.append((rows, best if gains[best] >= GAIN else first))
+        last = chosen[-1][1] if chosen else first
+        stays = last if gains[last] >= 1 else first
+        chosen.append((rows, best if gains[best] >= GAIN * gains[stays] else stays))
     merged: list[tuple[int | None, str]] = []
     for rows, name in chosen:
         if merged and merged[-1][1] == name:

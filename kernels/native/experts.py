@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -234,8 +234,8 @@ class Forward:
         self.h = problem.tokens.new_empty(problem.num_pairs if save_h else 0, 2 * problem.width)
         cpu = not on_cuda(problem.tokens)
         packed: tuple[Tensor | None, ...] = (None, None)
+        rows = _rows_at_a_time(problem.num_pairs, problem.w_down)
         if cpu and keep:
-            rows = _rows_at_a_time(problem.num_pairs, problem.w_down)
             packed = tuple(
                 products.packed(weight, rows, paired=paired)
                 for weight, paired in ((problem.w_gate_up, True), (problem.w_down, False))
@@ -251,7 +251,13 @@ class Forward:
             return
         self.inputs, self.activation = problem.workspace(problem.dim), problem.workspace(problem.width)
         self.unsaved = None if save_h else problem.workspace(2 * problem.width)
-        self.up, self.down = problem.w_gate_up.mT.unbind(), problem.w_down.mT.unbind()
+        self.product: Callable[[Tensor, Tensor, Tensor], None] = product
+        self.up: Sequence[Tensor] = problem.w_gate_up.mT.unbind()
+        self.down: Sequence[Tensor] = problem.w_down.mT.unbind()
+        if cpu and keep:
+            up, down = (products.in_onednn_order(weight, rows) for weight in (problem.w_gate_up, problem.w_down))
+            if up is not None and down is not None:
+                self.product, self.up, self.down = products.ordered_product, up, down
 
     def run(self, ranges: list[Range], expert_out: Tensor) -> None:
         """Fill the first rows of ``expert_out`` with the outputs of the pairs in ``ranges``, one range per expert."""
@@ -278,12 +284,12 @@ class Forward:
             x = p.gather(p.tokens, segment, self.inputs)
             h = self.h[first:last] if self.unsaved is None else self.unsaved[: last - first]
             for expert, part in parts:
-                product(x[part], self.up[expert], h[part])
+                self.product(x[part], self.up[expert], h[part])
             activation = self.activation[: last - first]
             call("swiglu_forward", h, activation, last - first, p.width, p.code)
             out = expert_out[row : row + last - first]
             for expert, part in parts:
-                product(activation[part], self.down[expert], out[part])
+                self.product(activation[part], self.down[expert], out[part])
 
 
 class Backward:

@@ -14,9 +14,8 @@ FASTEST: dict[str, dict[tuple[str, str], Limits]] = {
         ("float32", "packed"): ((None, "own"),),
         ("float32", "rows"): (
             (2, "torch"),
-            (38, "own"),
-            (300, "torch"),
-            (None, "onednn"),
+            (300, "own"),
+            (None, "torch"),
         ),
         ("float32", "columns"): ((None, "torch"),),
         ("float32", "sums"): ((None, "torch"),),
@@ -24,7 +23,10 @@ FASTEST: dict[str, dict[tuple[str, str], Limits]] = {
         ("float16", "rows"): ((None, "own"),),
         ("float16", "columns"): ((None, "own"),),
         ("float16", "sums"): ((None, "own"),),
-        ("bfloat16", "packed"): ((None, "torch"),),
+        ("bfloat16", "packed"): (
+            (2, "torch"),
+            (None, "onednn, packed"),
+        ),
         ("bfloat16", "rows"): ((None, "torch"),),
         ("bfloat16", "columns"): ((None, "torch"),),
         ("bfloat16", "sums"): ((None, "torch"),),

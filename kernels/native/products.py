@@ -9,6 +9,7 @@ without would round otherwise than the same call after it.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,12 +21,15 @@ from .fastest import FASTEST, Limits
 from .registry import CODES, call
 
 FORMS = ("packed", "rows", "columns", "sums")
-"""Right factors in the library's order, with a row per output, as stored; and left factors of sums over rows.
+"""Right factors that are kept in whatever order, with a row per output, as stored; and left factors of sums over rows.
 
 All are chosen by the number of rows of the left factor, ``sums`` by the number of rows that are summed."""
 
 CHOICES = ("torch", "float32", "onednn", "own")
 """``torch.mm``; the same on float32 copies; ``mkldnn._linear_pointwise``, for weights with a row per output; ours."""
+
+ORDERED = "onednn, packed"
+"""A further choice for weights that are kept: ``onednn`` with them in its own order."""
 
 PROBES = 256
 """Elements of a kept weight that are compared before each use: what changes it behind its version is seen there."""
@@ -118,6 +122,9 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def linear(x: Tensor, weight: nn.Parameter, bias: Tensor | None) -> Tensor:
     """``torch.nn.functional.linear`` of x (..., K), weight (N, K) and bias (N,), of one dtype, not differentiated."""
     rows = x.numel() // x.shape[-1]
+    ordered = in_onednn_order(weight, rows)
+    if ordered is not None:
+        return _onednn(x, ordered[0], bias)
     held = packed(weight, rows, paired=False)
     name = choice("rows" if held is None else "packed", x.dtype, rows)
     if name == "own":
@@ -143,7 +150,7 @@ class _Kept(NamedTuple):
     storage: Tensor
     """keeps the memory, so that no other weight comes to lie there"""
     probes: Tensor
-    packed: Tensor
+    made: Any
 
 
 _kept: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -158,14 +165,37 @@ def packed(weight: Tensor, rows: int, *, paired: bool) -> Tensor | None:
     freed with the parameter. What is written past the version (through ``.data`` or NumPy) into few elements of a
     weight goes unseen.
     """
-    if type(weight) is not nn.Parameter or weight.is_inference() or choice("packed", weight.dtype, rows) != "own":
+    made: Tensor | None = _made("own", weight, rows, lambda stored: _pack(stored, paired), paired)
+    return made
+
+
+def in_onednn_order(weight: Tensor, rows: int) -> list[Tensor] | None:
+    """As ``packed`` in oneDNN's order, for ``ordered_product``: one tensor, or one for each expert."""
+    made: list[Tensor] | None = _made(ORDERED, weight, rows, _in_onednn_order)
+    return made
+
+
+def ordered_product(left: Tensor, ordered: Tensor, out: Tensor) -> None:
+    """out (M, N) = left (M, K) . right, a weight of ``in_onednn_order``."""
+    out.copy_(_onednn(left, ordered, None))
+
+
+def _in_onednn_order(weight: Tensor) -> list[Tensor]:
+    experts = weight[None] if weight.dim() == 2 else weight
+    return [torch.ops.mkldnn._reorder_linear_weight(expert.contiguous()) for expert in experts]
+
+
+def _made(name: str, weight: Tensor, rows: int, make: Callable[[Tensor], Any], *how: Any) -> Any:
+    """What ``make`` made of a parameter, if ``name`` is what the table has for it, and ``None`` elsewhere."""
+    if type(weight) is not nn.Parameter or weight.is_inference() or choice("packed", weight.dtype, rows) != name:
         return None
-    kept: _Kept | None = _kept.get(weight)
-    state = (weight._version, weight.data_ptr(), weight.shape, weight.stride(), paired, library.instruction_set())
-    if kept is None or kept.state != state or not torch.equal(_probes(kept.storage), kept.probes):
+    kept: dict[str, _Kept] = _kept.setdefault(weight, {})
+    state = (weight._version, weight.data_ptr(), weight.shape, weight.stride(), how, library.instruction_set())
+    last = kept.get(name)
+    if last is None or last.state != state or not torch.equal(_probes(last.storage), last.probes):
         storage = weight.detach()
-        kept = _kept[weight] = _Kept(state, storage, _probes(storage).clone(), _pack(storage, paired))
-    return kept.packed
+        last = kept[name] = _Kept(state, storage, _probes(storage).clone(), make(storage))
+    return last.made
 
 
 def _probes(weight: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from intermoe.benchmarks.harness import products
 from intermoe.kernels.native import fastest
@@ -22,8 +23,20 @@ def test_the_fastest_that_gains_everywhere_is_chosen() -> None:
         38: [{"torch": 1.0, "own": 1.5, "onednn": 1.4}],
         300: [{"torch": 1.0, "own": 1.5, "onednn": 1.4}],
         600: [{"torch": 1.0, "own": 1.1, "onednn": 1.4}],
+        700: [{"torch": 1.0, "own": 1.4, "onednn": 1.39}],  # what serves fewer rows serves these as well
+        900: [{"torch": 1.0, "own": 0.9, "onednn": 0.99}],
     }
-    assert products.limits(measured) == ((8, "torch"), (300, "own"), (None, "onednn"))
+    assert products.limits(measured) == ((8, "torch"), (300, "own"), (700, "onednn"), (None, "torch"))
+
+
+def test_entries_time_what_they_are_named_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each runs its own product, also once all have been made."""
+    ran: list[str] = []
+    monkeypatch.setattr(products.products, "run", lambda name, *_: ran.append(name))
+    found = dict(products.entries("columns", torch.float32, 5, (12, 8)))
+    for name in found:
+        found[name]()
+    assert ran == list(found) == ["torch", "own"]
 
 
 def test_writing_replaces_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,12 +16,22 @@ from intermoe.kernels.native import library, products
 from intermoe.routing.record import record_routing
 
 
-@pytest.fixture(autouse=True)
-def _own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=["own", products.ORDERED])
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The order in which weights are kept: the library's, or oneDNN's."""
     status = backends.available()["native"]
     if not status.usable:
         pytest.skip(f"native backend: {status.reason}")
-    monkeypatch.setattr(products, "choice", lambda *_: "own")
+    if request.param == products.ORDERED and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(products, "choice", lambda *_: request.param)
+    return str(request.param)
+
+
+def kept(weight: torch.Tensor) -> object | None:
+    """What is kept of a weight, in either order."""
+    ordered = products.in_onednn_order(weight, 9)
+    return products.packed(weight, 9, paired=False) if ordered is None else ordered[0]
 
 
 def step(optimiser: type[torch.optim.Optimizer], **options: object) -> Callable[[nn.Parameter], None]:
@@ -73,7 +83,7 @@ def test_a_changed_weight_is_never_stale(change: Callable[[nn.Parameter], None])
     weight, x = nn.Parameter(torch.randn(64, 96)), torch.randn(9, 96)
     for _ in range(3):
         before = products.linear(x, weight, None)
-    assert products.packed(weight, 9, paired=False) is not None
+    assert kept(weight) is not None
     change(weight)
     for _ in range(3):
         after = products.linear(x, weight, None)
@@ -83,10 +93,10 @@ def test_a_changed_weight_is_never_stale(change: Callable[[nn.Parameter], None])
 
 def test_packed_from_the_first_use_on() -> None:
     weight = nn.Parameter(torch.randn(8, 8))
-    first = products.packed(weight, 9, paired=False)
+    first = kept(weight)
     assert first is not None
-    assert products.packed(weight, 9, paired=False) is first
-    assert products.packed(weight.detach(), 9, paired=False) is None, "a tensor of the moment is not kept"
+    assert kept(weight) is first
+    assert kept(weight.detach()) is None, "a tensor of the moment is not kept"
 
 
 def test_the_first_call_rounds_as_those_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,8 +123,8 @@ def test_the_first_call_rounds_as_those_after_it(monkeypatch: pytest.MonkeyPatch
 
 def test_freed_with_the_parameter() -> None:
     weight = nn.Parameter(torch.randn(8, 8))
-    products.packed(weight, 9, paired=False)
-    held = weakref.ref(products.packed(weight, 9, paired=False))
+    kept(weight)
+    held = weakref.ref(kept(weight))
     assert held() is not None
     del weight
     gc.collect()
@@ -145,7 +155,7 @@ def test_a_weight_that_was_made_in_inference_mode_is_used_as_it_is() -> None:
         weight, x = nn.Parameter(torch.randn(8, 8), requires_grad=False), torch.randn(3, 8)
         for _ in range(3):
             torch.testing.assert_close(products.linear(x, weight, None), x @ weight.T, rtol=1e-4, atol=1e-4)
-    assert products.packed(weight, 9, paired=False) is None
+    assert kept(weight) is None
 
 
 def test_another_variant_of_the_library_packs_anew() -> None:
@@ -160,3 +170,33 @@ def test_another_variant_of_the_library_packs_anew() -> None:
             torch.testing.assert_close(out, nn.functional.linear(x, weight), rtol=1e-4, atol=1e-4)
     finally:
         native.intermoe_use_instruction_set(own)
+
+
+def test_experts_of_kept_weights_are_those_of_the_reference(order: str, relative_error, tolerance) -> None:
+    """In every segment; no expert's weight stands for another's, and a changed one is seen."""
+    torch.manual_seed(0)
+    block = InterMoEBlock(64, num_experts=4, expert_dim=48, cond_dim=16).eval()
+    x, condition = torch.randn(1, 700, 64), torch.randn(1, 16)
+    with torch.no_grad():
+        for _ in range(2):
+            with backends.use("reference"):
+                expected = block(x, condition)
+            with backends.use("native"):
+                assert relative_error(block(x, condition), expected) <= tolerance(torch.float32)
+            assert kept(block.w_down) is not None
+            block.w_down[1] *= 2
+
+
+def test_a_weight_is_kept_in_each_order_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows and many may go by two: neither use makes the other anew."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(products, "choice", lambda form, dtype, rows: "own" if rows < 10 else products.ORDERED)
+    weight = nn.Parameter(torch.randn(8, 8))
+    few, many = products.packed(weight, 9, paired=False), products.in_onednn_order(weight, 99)
+    assert few is not None
+    assert many is not None
+    assert products.packed(weight, 9, paired=False) is few
+    assert products.in_onednn_order(weight, 99) is many
+    assert products.packed(weight, 99, paired=False) is None
+    assert products.in_onednn_order(weight, 9) is None
