@@ -199,6 +199,7 @@ def training_loss(
     scheduler: SchedulerMixin,
     diffusion: DiffusionConfig = PLAIN,
     error_metric: Tensor | None = None,
+    known_metric: Tensor | None = None,
     generator: torch.Generator | None = None,
     timesteps: Tensor | None = None,
     noise: Tensor | None = None,
@@ -223,6 +224,8 @@ def training_loss(
             - With ``scale_input`` the network sees ``scaled_input`` of the noisy latents.
         error_metric: (X, X) that the error is multiplied by before it is squared, or ``None``
             (``intermoe.train.latents.error_metric``).
+        known_metric: (X, Y); in samples of which something is known, the squares of the error times it count as well,
+            their mean over Y (``intermoe.train.latents.position_map``).
         generator: source of timesteps, noise and dropout (on the device of ``latents``).
         timesteps: (B,), or (B, P, K), one for each person and each of K equal runs of frames; K divides T'. Of the
             latter 0 marks what is known: it gets no noise and does not count. noise: like ``latents``. Given ones
@@ -250,11 +253,13 @@ def training_loss(
     error = (estimate - latents).float()
     if padding is not None:
         error = error.masked_fill(padding, 0.0)
-    if error_metric is not None:
-        error = error @ error_metric
+    squares = (error if error_metric is None else error @ error_metric).square().mean(dim=3)
     if timesteps.dim() == 3:
-        return _mean_where_noisy(error, timesteps, mask, scheduler, diffusion.snr_gamma)
-    per_frame = error.square().mean(dim=(1, 3))
+        if known_metric is not None:
+            known = (timesteps == 0).flatten(1).any(dim=1)[:, None, None]
+            squares = squares + known * (error @ known_metric).square().mean(dim=3)
+        return _mean_where_noisy(squares, timesteps, mask, scheduler, diffusion.snr_gamma)
+    per_frame = squares.mean(dim=1)
     if diffusion.snr_gamma > 0:
         per_frame = per_frame * _snr_weight(scheduler, timesteps, diffusion.snr_gamma)[:, None]
     if mask is None:
@@ -300,16 +305,16 @@ def _snr_weight(scheduler: SchedulerMixin, timesteps: Tensor, snr_gamma: float) 
 
 
 def _mean_where_noisy(
-    error: Tensor, timesteps: Tensor, mask: Tensor | None, scheduler: SchedulerMixin, snr_gamma: float
+    squares: Tensor, timesteps: Tensor, mask: Tensor | None, scheduler: SchedulerMixin, snr_gamma: float
 ) -> Tensor:
-    """The loss of an error (B, P, T', X) at timesteps (B, P, K)."""
-    weight = _per_frame(timesteps > 0, error.shape[2]).to(error.dtype)
+    """The loss of squared errors (B, P, T') at timesteps (B, P, K)."""
+    weight = _per_frame(timesteps > 0, squares.shape[2]).to(squares.dtype)
     if mask is not None:
         weight = weight * mask[:, None]
     count = weight.sum().clamp(min=1)
     if snr_gamma > 0:
-        weight = weight * _per_frame(_snr_weight(scheduler, timesteps, snr_gamma), error.shape[2])
-    return (error.square().mean(dim=3) * weight).sum() / count
+        weight = weight * _per_frame(_snr_weight(scheduler, timesteps, snr_gamma), squares.shape[2])
+    return (squares * weight).sum() / count
 
 
 @torch.no_grad()

@@ -255,11 +255,10 @@ def test_a_missing_diffusers_is_told_with_its_remedy(monkeypatch: pytest.MonkeyP
 
 def loss_of(error: Tensor, **options: Any) -> float:
     """The loss of an estimate that is off by ``error`` (B, P, T', X)."""
-    latents = torch.zeros_like(error)
+    latents, options = torch.zeros_like(error), {"timesteps": torch.zeros(len(error), dtype=torch.int64), **options}
     return training_loss(
         lambda x, *_: error, latents, torch.ones(len(error), 2, dtype=error.dtype), None, noise=latents,
-        timesteps=torch.zeros(len(error), dtype=torch.int64), scheduler=build_scheduler("ddpm", DiffusionConfig()),
-        **options,
+        scheduler=build_scheduler("ddpm", DiffusionConfig()), **options,
     ).item()  # fmt: skip
 
 
@@ -278,6 +277,18 @@ def test_the_loss_is_in_float32_and_its_metric_on_the_right() -> None:
     assert loss_of(torch.full((1, 2, 3, 4), 300.0, dtype=torch.float16)) == 90000.0  # infinite in float16
     error = torch.tensor([2.0, 5.0]).expand(1, 1, 1, 2)
     assert loss_of(error, error_metric=torch.tensor([[0.0, 1.0], [0.0, 0.0]])) == 2.0  # (e M)^2 = (0, 4)
+
+
+def test_where_something_is_known_errors_of_places_count_as_well() -> None:
+    """Of two samples only the second has a clean frame; its noisy one is off by (2, 5), which is 3 by the map."""
+    error = torch.tensor([2.0, 5.0]).expand(2, 1, 2, 2)
+    timesteps = torch.tensor([[[5, 5]], [[0, 5]]])
+    by_map = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])  # squares (9, 0), mean 4.5
+    assert loss_of(error, timesteps=timesteps) == 14.5
+    for metric, expected in ((None, 14.5), (0.0 * by_map, 14.5), (by_map, 14.5 + 4.5 / 3)):
+        assert loss_of(error, timesteps=timesteps, known_metric=metric) == pytest.approx(expected)
+    alone = loss_of(error, timesteps=torch.tensor([5, 5]), known_metric=by_map)
+    assert alone == loss_of(error, timesteps=torch.tensor([5, 5])) == 14.5
 
 
 def test_scaled_input_has_unit_variance_at_every_level() -> None:

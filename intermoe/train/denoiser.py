@@ -5,8 +5,9 @@ from __future__ import annotations
 import filecmp
 import functools
 import itertools
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ from intermoe.data.sets import DATA_SETS
 from intermoe.diffusion import Sampler, build_scheduler, by_runs, sample, shifted_timesteps, training_loss
 from intermoe.evaluators.evaluator import Evaluator, load_evaluator
 from intermoe.files import replacing_folder, write_tensors
+from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
@@ -34,7 +36,14 @@ from intermoe.train import run
 from intermoe.train.condition import keep_tokenizer, prepare_text
 from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.draws import ItemDraws
-from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents, error_metric, without_padding
+from intermoe.train.latents import (
+    LatentDataset,
+    LatentEncoder,
+    collate_latents,
+    error_metric,
+    position_map,
+    without_padding,
+)
 from intermoe.train.levels import mixed_timesteps
 from intermoe.train.loading import Batch
 from intermoe.train.loop import Objective, fit
@@ -45,6 +54,7 @@ from intermoe.train.vae import load_vae_folder
 
 TEXT_FILE = "text.safetensors"
 METRIC_FILE = "metric.safetensors"
+POSITIONS_FILE = "positions.safetensors"
 CAPTIONS_KEPT = 100_000
 METRIC_EPOCHS = 4
 VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -56,6 +66,7 @@ class DenoiserObjective(Objective):
 
     generates = True
     error_metric: Tensor | None
+    known_metric: Tensor | None
 
     def __init__(
         self,
@@ -63,12 +74,15 @@ class DenoiserObjective(Objective):
         encoder: LatentEncoder,
         text: TextEncoder,
         error_metric: Tensor | None = None,
+        position_map: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.denoiser = Denoiser(config.denoiser)
         self.text = text
         self.encoder = encoder
         self.register_buffer("error_metric", error_metric, persistent=False)
+        known = None if position_map is None else math.sqrt(config.levels.positions) * position_map
+        self.register_buffer("known_metric", known, persistent=False)
         self.scheduler = build_scheduler("ddpm", config.diffusion)
         self.diffusion = config.diffusion
         self.condition_dropout = config.diffusion.condition_dropout
@@ -122,7 +136,8 @@ class DenoiserObjective(Objective):
             if self.levels.mixed:
                 timesteps = by_runs(mixed_timesteps(self.levels, host, timesteps, frames, persons, self.diffusion))
             timesteps = timesteps.to(latents.device, non_blocking=True)
-            weights: dict[str, Any] = {"diffusion": self.weighed, "error_metric": self.error_metric}
+            metrics = {"error_metric": self.error_metric, "known_metric": self.known_metric}
+            weights: dict[str, Any] = {"diffusion": self.weighed, **metrics}
             balances: list[Tensor] = []
 
             def denoise(*arguments: Tensor) -> Tensor:
@@ -208,7 +223,8 @@ def run_denoiser(
     Args:
         config_path: YAML or JSON of ``DenoiserTrainConfig``.
         output_dir: gets ``config.json``, a copy of ``vae``, ``tokenizer.json``, ``checkpoints``, ``logs``, ``model``,
-            ``text.safetensors`` if the text encoder is trained first, and ``metric.safetensors`` if the loss has one.
+            ``text.safetensors`` if the text encoder is trained first, and ``metric.safetensors`` and
+            ``positions.safetensors`` if the loss has them.
         vae: model folder that ``run_vae`` wrote; needed to start a run, and compared with the run's copy on ``resume``.
         resume: go on from the newest complete checkpoint in ``output_dir`` (from the start if there is none).
         data: folder of the data in place of the configured one.
@@ -248,12 +264,16 @@ def run_denoiser(
         metric = None
         if config.diffusion.loss_std_floor > 0:
             path = once(output_dir / METRIC_FILE, functools.partial(_fit_metric, config, train, encoder))
-            metric = _read_metric(path)
+            metric = _read(path, "metric")
+        positions = None
+        if config.levels.mixed and config.levels.positions > 0:
+            path = once(output_dir / POSITIONS_FILE, functools.partial(_fit_positions, train, encoder))
+            positions = _read(path, "positions")
         if config.text_pretraining.steps:
             path = once(output_dir / TEXT_FILE, functools.partial(_pretrain, config, text, train, encoder, metric))
             load_module(text, load_safetensors(path), path)
             text.requires_grad_(False)
-        objective = DenoiserObjective(config, encoder, text, metric)
+        objective = DenoiserObjective(config, encoder, text, metric, positions)
         drawn: list[DrawnDataset] = [train, validation]
         if config.data.num_workers == 0:  # processes of their own would each encode everything
             drawn = [LatentDataset(split, encoder, accelerator.device) for split in (train, validation)]
@@ -296,20 +316,35 @@ def _pretrain(
     write_tensors(path, text.state_dict())
 
 
-def _read_metric(path: Path) -> Tensor:
+def _read(path: Path, key: str) -> Tensor:
     tensors = load_safetensors(path)
-    if "metric" not in tensors:
-        raise ValueError(f"{path}: missing key 'metric'")
-    check_finite(tensors["metric"], "metric", path)
-    return tensors["metric"]
+    if key not in tensors:
+        raise ValueError(f"{path}: missing key {key!r}")
+    check_finite(tensors[key], key, path)
+    return tensors[key]
+
+
+def _first_motions(train: MotionDataset) -> Iterator[Tensor]:
+    """What each item is drawn as in the first epochs, mirrored or not, and other windows of long ones."""
+    draws = itertools.product(range(len(train)), range(METRIC_EPOCHS))
+    for choice in dict.fromkeys(train.choose(index, epoch)[0] for index, epoch in draws):
+        yield train.motion(choice)
 
 
 def _fit_metric(config: DenoiserTrainConfig, train: MotionDataset, encoder: LatentEncoder, path: Path) -> None:
-    """Of what each item is drawn as in the first epochs, mirrored or not, and other windows of long ones."""
-    draws = itertools.product(range(len(train)), range(METRIC_EPOCHS))
-    choices = dict.fromkeys(train.choose(index, epoch)[0] for index, epoch in draws)
-    latents = torch.cat([encoder.posterior(train.motion(choice)).mean.flatten(0, 2) for choice in choices])
+    latents = torch.cat([encoder.posterior(motion).mean.flatten(0, 2) for motion in _first_motions(train)])
     write_tensors(path, {"metric": error_metric(latents, config.diffusion.loss_std_floor)})
+
+
+def _fit_positions(train: MotionDataset, encoder: LatentEncoder, path: Path) -> None:
+    representation = REPRESENTATIONS[encoder.codec.vae.config.representation]
+    latents, positions = [], []
+    for motion in _first_motions(train):
+        means = encoder.posterior(motion).mean[0]
+        joints = representation.positions(motion[:, : means.shape[1] * encoder.downsampling])
+        latents.append(means.flatten(0, 1))
+        positions.append(rearrange(joints, "p (t n) j x -> (p t) (n j x)", n=encoder.downsampling))
+    write_tensors(path, {"positions": position_map(torch.cat(latents), torch.cat(positions))})
 
 
 def _save_pipeline(

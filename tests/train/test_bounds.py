@@ -91,6 +91,7 @@ OF_DENOISER: list[tuple[dict[str, Any], str, Any, Any, str]] = [
     ({"levels": {"one_level": 1.0}}, "levels.independent", -0.25, 0.0, ">= 0"),
     (MIXED, "levels.one_level", 0.5, 0.75, "1 less the others"),
     ({}, "levels.run", 0, 1, ">= 1"),
+    ({}, "levels.positions", -0.1, 0.0, ">= 0"),
     ({}, "load_balance", -0.1, 0.0, ">= 0"),
     ({}, "router_z", -0.1, 0.0, ">= 0"),
     ({"run": {"compile": "inductor"}}, "router_z", 0.1, 0.0,

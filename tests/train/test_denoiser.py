@@ -20,7 +20,7 @@ from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.train import load_vae_folder, run_denoiser
 from intermoe.train.condition import training_captions
 from intermoe.train.config import DenoiserTrainConfig
-from intermoe.train.denoiser import DenoiserObjective, _fit_metric
+from intermoe.train.denoiser import DenoiserObjective, _fit_metric, _fit_positions
 from intermoe.train.draws import ItemDraws
 from intermoe.train.latents import LatentEncoder
 
@@ -119,6 +119,46 @@ def test_the_loss_takes_its_metric_from_the_training_latents(
     assert not torch.equal(biases[0.0], biases[0.5])
     with pytest.raises(ValueError, match=r"loss_std_floor: expected >= 0"):
         run_denoiser(write_config("denoiser", **{"diffusion.loss_std_floor": -1.0}), tmp_path / "c", data=pairs)
+
+
+def test_places_count_where_something_is_known(
+    trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    biases = {}
+    for weight in (0.0, 4.0):
+        changes = {"levels.one_level": 0.0, "levels.prefix": 1.0, "levels.positions": weight, "optim.steps": 2}
+        output = tmp_path / str(weight)
+        run_denoiser(write_config("denoiser", **changes), output, vae=trained_vae / "model", data=pairs)
+        assert (output / "positions.safetensors").exists() == (weight > 0)
+        biases[weight] = load_file(output / "model" / "model.safetensors")["denoiser.out.bias"]
+    assert not torch.equal(*biases.values())
+    assert load_file(tmp_path / "4.0" / "positions.safetensors")["positions"].shape == (28, 4 * 22 * 3)
+
+
+def test_where_joints_are_is_fitted_to_whole_latent_frames(tmp_path: Path) -> None:
+    """Frames beyond the last group of 4 have no latents; of each group there are four frames, joint by joint."""
+    rng = np.random.default_rng(0)
+    motion = torch.tensor(rng.normal(size=(2, 47, 262)), dtype=torch.float32)
+    joints = motion[:, :44, :66].unflatten(1, (11, 4)).flatten(2)  # (2, 11, 264)
+    # latents of which joints are an exact map: some of their numbers
+    encoder = SimpleNamespace(
+        codec=SimpleNamespace(vae=SimpleNamespace(config=SimpleNamespace(representation="interhuman"))), downsampling=4,
+        posterior=lambda motion: SimpleNamespace(mean=joints[None, :, :, :5]),
+    )  # fmt: skip
+
+    class Items:
+        def __len__(self) -> int:
+            return 1
+
+        def choose(self, index: int, epoch: int) -> tuple[int, str]:
+            return 0, ""
+
+        def motion(self, choice: int) -> torch.Tensor:
+            return motion
+
+    _fit_positions(Items(), encoder, tmp_path / "positions.safetensors")  # type: ignore[arg-type]
+    found = load_file(tmp_path / "positions.safetensors")["positions"]
+    torch.testing.assert_close(found[:, :5], 10 * torch.eye(5), rtol=0, atol=5e-2)
 
 
 def test_the_metric_is_of_what_the_first_four_epochs_draw(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.train import latents as module
 from intermoe.train import load_vae_folder
-from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents, error_metric
+from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents, error_metric, position_map
 
 CPU = torch.device("cpu")
 
@@ -93,3 +93,16 @@ def test_errors_weigh_by_the_root_of_what_latents_vary_by() -> None:
     torch.testing.assert_close((centred @ metric).square().mean(), centred.square().mean(), rtol=1e-3, atol=0)
     with pytest.raises(ValueError, match="std_floor: expected > 0, got 0"):
         error_metric(latents, 0)
+
+
+def test_positions_move_with_latents_by_a_linear_map_in_decimetres() -> None:
+    generator = torch.Generator().manual_seed(0)
+    latents, metres = torch.randn(500, 6, generator=generator) + 2, torch.randn(6, 9, generator=generator)
+    torch.testing.assert_close(position_map(latents, latents @ metres + 5), 10 * metres, rtol=3e-3, atol=2e-2)
+    latents[:, 3] = 1 + 1e-5 * torch.randn(
+        500, generator=generator
+    )  # what hardly varies tells nothing, and moves nothing
+    metres[3] = 1e3
+    found = position_map(latents, latents @ metres)
+    assert found[3].abs().max() < 0.2
+    torch.testing.assert_close(found[[0, 1, 2, 4, 5]], 10 * metres[[0, 1, 2, 4, 5]], rtol=3e-3, atol=2e-2)
