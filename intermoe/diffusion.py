@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -186,6 +186,17 @@ def shifted_timesteps(shares: Tensor, num_train_timesteps: int, shift: float) ->
     )
 
 
+class ErrorMetrics(NamedTuple):
+    """What the errors of estimates are multiplied by before they are squared."""
+
+    every: Tensor | None = None
+    """(X, X), of every error (``intermoe.train.latents.error_metric``)"""
+    known: Tensor | None = None
+    """(X, Y); in samples of which something is known, the mean over Y of these squares is added
+    (``intermoe.train.latents.position_map``)"""
+
+
+PLAIN_METRICS = ErrorMetrics()
 PLAIN = DiffusionConfig(condition_dropout=0.0)
 """A loss that drops no text and weighs every sample alike."""
 
@@ -198,8 +209,7 @@ def training_loss(
     *,
     scheduler: SchedulerMixin,
     diffusion: DiffusionConfig = PLAIN,
-    error_metric: Tensor | None = None,
-    known_metric: Tensor | None = None,
+    metrics: ErrorMetrics = PLAIN_METRICS,
     generator: torch.Generator | None = None,
     timesteps: Tensor | None = None,
     noise: Tensor | None = None,
@@ -222,10 +232,7 @@ def training_loss(
               it drowns what many channels and frames agree on, which noise of the same variance leaves legible at
               almost every timestep, so that nothing is left for the text to decide (Chen 2023, input scaling).
             - With ``scale_input`` the network sees ``scaled_input`` of the noisy latents.
-        error_metric: (X, X) that the error is multiplied by before it is squared, or ``None``
-            (``intermoe.train.latents.error_metric``).
-        known_metric: (X, Y); in samples of which something is known, the squares of the error times it count as well,
-            their mean over Y (``intermoe.train.latents.position_map``).
+        metrics: what errors are multiplied by before they are squared.
         generator: source of timesteps, noise and dropout (on the device of ``latents``).
         timesteps: (B,), or (B, P, K), one for each person and each of K equal runs of frames; K divides T'. Of the
             latter 0 marks what is known: it gets no noise and does not count. noise: like ``latents``. Given ones
@@ -253,11 +260,11 @@ def training_loss(
     error = (estimate - latents).float()
     if padding is not None:
         error = error.masked_fill(padding, 0.0)
-    squares = (error if error_metric is None else error @ error_metric).square().mean(dim=3)
+    squares = (error if metrics.every is None else error @ metrics.every).square().mean(dim=3)
     if timesteps.dim() == 3:
-        if known_metric is not None:
+        if metrics.known is not None:
             known = (timesteps == 0).flatten(1).any(dim=1)[:, None, None]
-            squares = squares + known * (error @ known_metric).square().mean(dim=3)
+            squares = squares + known * (error @ metrics.known).square().mean(dim=3)
         return _mean_where_noisy(squares, timesteps, mask, scheduler, diffusion.snr_gamma)
     per_frame = squares.mean(dim=1)
     if diffusion.snr_gamma > 0:

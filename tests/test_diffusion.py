@@ -15,6 +15,7 @@ from intermoe.diffusion import (
     PLAIN,
     SCHEDULERS,
     DiffusionConfig,
+    ErrorMetrics,
     Sampler,
     build_scheduler,
     sample,
@@ -163,7 +164,7 @@ def test_errors_are_weighed_by_the_metric() -> None:
         return latents + torch.tensor([1.0, 0, 0, 2])
 
     metric = torch.diag(torch.tensor([3.0, 5, 5, 0.5]))
-    loss = training_loss(wrong, latents, torch.ones(2, 5), None, error_metric=metric, **given)
+    loss = training_loss(wrong, latents, torch.ones(2, 5), None, metrics=ErrorMetrics(metric), **given)
     torch.testing.assert_close(loss, torch.tensor((3**2 + 1) / 4))
 
 

@@ -16,6 +16,7 @@ from intermoe.diffusion import (
     PLAIN,
     SCHEDULERS,
     DiffusionConfig,
+    ErrorMetrics,
     KnownLatents,
     Sampler,
     _noised_back,
@@ -276,7 +277,7 @@ def test_the_loss_of_one_frame_is_its_own_and_of_none_is_0() -> None:
 def test_the_loss_is_in_float32_and_its_metric_on_the_right() -> None:
     assert loss_of(torch.full((1, 2, 3, 4), 300.0, dtype=torch.float16)) == 90000.0  # infinite in float16
     error = torch.tensor([2.0, 5.0]).expand(1, 1, 1, 2)
-    assert loss_of(error, error_metric=torch.tensor([[0.0, 1.0], [0.0, 0.0]])) == 2.0  # (e M)^2 = (0, 4)
+    assert loss_of(error, metrics=ErrorMetrics(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))) == 2.0  # (e M)^2 = (0, 4)
 
 
 def test_where_something_is_known_errors_of_places_count_as_well() -> None:
@@ -286,8 +287,8 @@ def test_where_something_is_known_errors_of_places_count_as_well() -> None:
     by_map = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])  # squares (9, 0), mean 4.5
     assert loss_of(error, timesteps=timesteps) == 14.5
     for metric, expected in ((None, 14.5), (0.0 * by_map, 14.5), (by_map, 14.5 + 4.5 / 3)):
-        assert loss_of(error, timesteps=timesteps, known_metric=metric) == pytest.approx(expected)
-    alone = loss_of(error, timesteps=torch.tensor([5, 5]), known_metric=by_map)
+        assert loss_of(error, timesteps=timesteps, metrics=ErrorMetrics(known=metric)) == pytest.approx(expected)
+    alone = loss_of(error, timesteps=torch.tensor([5, 5]), metrics=ErrorMetrics(known=by_map))
     assert alone == loss_of(error, timesteps=torch.tensor([5, 5])) == 14.5
 
 

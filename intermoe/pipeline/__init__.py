@@ -4,9 +4,10 @@ Generation, evaluation, control, export and the command know systems only throug
 folder in ``intermoe.systems`` and a line in ``SYSTEMS``.
 """
 
-from intermoe.pipeline.base import UNTRAINED, MotionPipeline, Progress, check_batch
+from intermoe.pipeline.base import UNTRAINED, MotionPipeline
 from intermoe.pipeline.models import SYSTEMS, ModelConfig, model_config
 from intermoe.pipeline.result import PipelineResult
+from intermoe.pipeline.system import Progress, check_batch
 
 __all__ = [
     "SYSTEMS",

@@ -20,7 +20,7 @@ from intermoe.checkpoints import check_finite, load_module, load_safetensors
 from intermoe.data.batching import MotionBatch, collate
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.sets import DATA_SETS
-from intermoe.diffusion import Sampler, build_scheduler, by_runs, sample, shifted_timesteps, training_loss
+from intermoe.diffusion import ErrorMetrics, Sampler, build_scheduler, by_runs, sample, shifted_timesteps, training_loss
 from intermoe.evaluators.evaluator import Evaluator, load_evaluator
 from intermoe.files import replacing_folder, write_tensors
 from intermoe.motion.representation import REPRESENTATIONS
@@ -136,8 +136,8 @@ class DenoiserObjective(Objective):
             if self.levels.mixed:
                 timesteps = by_runs(mixed_timesteps(self.levels, host, timesteps, frames, persons, self.diffusion))
             timesteps = timesteps.to(latents.device, non_blocking=True)
-            metrics = {"error_metric": self.error_metric, "known_metric": self.known_metric}
-            weights: dict[str, Any] = {"diffusion": self.weighed, **metrics}
+            metrics = ErrorMetrics(self.error_metric, self.known_metric)
+            weights: dict[str, Any] = {"diffusion": self.weighed, "metrics": metrics}
             balances: list[Tensor] = []
 
             def denoise(*arguments: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from intermoe.hub import CONFIG_FILE, WEIGHTS_FILE
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.pipeline import MotionPipeline, Progress, check_batch
-from intermoe.pipeline.base import check_level
+from intermoe.pipeline.system import check_level
 from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intergen.config import InterGenConfig, InterGenModelConfig, RawMotionConfig
 from intermoe.systems.intergen.network import InterGen

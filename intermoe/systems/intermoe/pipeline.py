@@ -20,7 +20,7 @@ from intermoe.motion.floor import with_persons_on_floor
 from intermoe.motion.smooth import with_smooth_joints
 from intermoe.motion.statistics import Statistics
 from intermoe.pipeline import MotionPipeline, Progress, check_batch
-from intermoe.pipeline.base import check_level
+from intermoe.pipeline.system import check_level
 from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
