@@ -149,15 +149,17 @@ def _made(
 def _reactions(pipeline: MotionPipeline, items: list[_Item], best_of: int, seed: int, options: Any) -> Rows:
     reacting: list[float] = []
     placed: list[float] = []
+    beside: list[float] = []
     met: list[float] = []
     other: list[float] = []
     for number, item in enumerate(items):
         control = Control([Known(0, motion=item.motion[0])])
         made = [_made(pipeline, item, seed + k, options, control)[1] for k in range(best_of)]
-        free = [_made(pipeline, item, seed + k, options)[1] for k in range(best_of)]
-        real = item.joints[1]
+        free = [_made(pipeline, item, seed + k, options) for k in range(best_of)]
+        given, real = item.joints
         reacting.append(min(joint_error(each, real) for each in made))
-        placed.append(min(joint_error(_placed(each, real), real) for each in free))
+        placed.append(min(joint_error(_placed(second, second, real), real) for _, second in free))
+        beside.append(min(joint_error(_placed(second, first, given), real) for first, second in free))
         met.append(float(np.mean([_contacts_met(item.joints, each) for each in made])))
         stranger = items[(number + 1) % len(items)].motion[0]
         frames = min(len(stranger), item.motion.shape[1])
@@ -165,15 +167,16 @@ def _reactions(pipeline: MotionPipeline, items: list[_Item], best_of: int, seed:
         other.append(_contacts_met(item.joints, _made(pipeline, item, seed, options, control)[1]))
     return [
         ("reaction: joint error (cm), best", _mean(reacting), "free, placed at the same start", _mean(placed)),
+        ("reaction: the same of free motion, the given person at their start (cm)", _mean(beside), "", None),
         ("reaction: contacts met (%)", _mean(met, 100), "reacting to another clip", _mean(other, 100)),
     ]
 
 
-def _placed(joints: Joints, start: Joints) -> Joints:
-    """``joints`` (T, 22, 3) turned about Y and moved to begin where ``start`` does, facing as it does."""
+def _placed(joints: Joints, by: Joints, start: Joints) -> Joints:
+    """``joints`` (T, 22, 3) turned about Y and moved as takes ``by`` (T, 22, 3) to begin and face as ``start`` does."""
     from intermoe.motion.interhuman import facing_forward
 
-    turn, origin = facing_forward(torch.from_numpy(joints[0]))
+    turn, origin = facing_forward(torch.from_numpy(by[0]))
     wanted, place = facing_forward(torch.from_numpy(start[0]))
     moved: Joints = ((torch.from_numpy(joints) - origin) @ turn.T @ wanted + place).numpy()
     return moved

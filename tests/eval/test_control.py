@@ -45,7 +45,11 @@ def test_free_motion_is_placed_where_the_real_one_starts() -> None:
     joints = walk(10, 0.1, 0.0)
     turn = np.array([[0, 0, 1], [0, 1, 0], [-1, 0, 0]], np.float32)
     real = joints @ turn.T + np.float32([1.0, 0.0, 2.0])
-    np.testing.assert_allclose(_placed(joints, real), real, atol=1e-5)
+    np.testing.assert_allclose(_placed(joints, joints, real), real, atol=1e-5)
+    # by somebody else: half a metre to the side of them before and after, whatever turns
+    beside = joints + np.float32([0.5, 0.0, 0.0])
+    expected = beside @ turn.T + np.float32([1.0, 0.0, 2.0])
+    np.testing.assert_allclose(_placed(beside, joints, real), expected, atol=1e-5)
     assert facing_forward(torch.from_numpy(real[0]))[1].tolist() == pytest.approx([1.0, 0.0, 2.0], abs=1e-5)
 
 
@@ -109,7 +113,7 @@ def test_everything_is_measured(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPa
     read = json.loads((tmp_path / "control.json").read_text())
     assert read["settings"]["items"] == 2
     assert read["rows"][0]["value"] == rows["reaction: joint error (cm), best"][1]
-    assert report.table()[2][1] == "–"
+    assert report.table()[3][1] == "–"
     with pytest.raises(ValueError, match=r"^limit, best_of: expected 1 or more, got 0 and 10"):
         evaluate_control(tiny_pipeline, items, limit=0)
     with pytest.raises(ValueError, match=r"^dataset: expected two items of 24 frames or more, got 1"):
@@ -173,6 +177,19 @@ def test_every_trial_of_a_reaction_has_noise_of_its_own() -> None:
     once = [(7 + k, given) for given in (True, False) for k in range(3)] + [(7, True)]
     assert played.seeds[: len(once)] == once
     assert played.seeds == 2 * once
+
+
+def test_free_motion_is_compared_by_the_start_of_either_person() -> None:
+    """The second person of what is made stands 1 m beside the first, that of the data 3 m, and both do not move on."""
+    made, real = (
+        np.stack([at_rest(REST_POSE)[None].repeat(8, 0) + np.array([away, 0.0, 0.0]) for away in (0, x)])
+        for x in (1, 3)
+    )
+    motion = torch.stack([from_joints(torch.from_numpy(each).float()) for each in real])
+    played: Any = Played(made.astype(np.float32))
+    rows = evaluation._reactions(played, [evaluation._Item(motion, "they bow")] * 2, 2, 0, {})
+    assert [rows[0][1], rows[0][3]] == pytest.approx([200.0, 0.0], abs=1e-3)
+    assert rows[1][1] == pytest.approx(200.0, abs=1e-3)
 
 
 def test_jerk_is_the_third_derivative_by_seconds() -> None:
