@@ -17,6 +17,8 @@ from intermoe.config import check_flag, check_integer, check_several
 from intermoe.control.targets import Aims, Target
 from intermoe.diffusion import KnownLatents
 from intermoe.motion.arrays import LARGEST, real_array
+from intermoe.motion.bones import with_rigid_bones
+from intermoe.motion.interhuman import with_positions
 from intermoe.motion.representation import Representation
 from intermoe.motion.smooth import least_jerk
 
@@ -25,6 +27,8 @@ BLEND, MOST_BLEND = 16, 1000
 WHOLE_GAP = 60
 """Frames between given ones up to which a gap is led from both its ends as a whole."""
 RESAMPLING, MOST_RESAMPLING = 3, 100
+HOLDING, HELD_SMOOTH = 2, 3.0
+"""How often bones beside given frames are held and motion is smoothed, and the weight of its third differences."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,6 +236,27 @@ class Given:
             if not self.representation.root_centred:
                 self._follow(row, moved)
                 row[where] = given[where]
+        return result
+
+    def with_rigid_bones(self, motion: Tensor, lengths: Tensor) -> Tensor:
+        """Pasted InterHuman motion (P, T, 262) whose bones keep ``lengths`` (P, 21) beside what is given too.
+
+        What is led and eased there moves joint by joint, and bones that are made right again at the end alone would
+        tremble. So frames are held and smoothed in turns (``HOLDING``, ``HELD_SMOOTH``); what is given stays.
+        """
+        result = motion.clone()
+        for row, given, where, own in zip(result, self.motion, self.where, lengths, strict=True):
+            if not where.any() or where.all():
+                continue
+            distance = _distances(where)
+            pull = torch.full((len(where),), 1 / HELD_SMOOTH, dtype=torch.float64)
+            pull[(distance == 0) | (distance > self.blend)] = math.inf
+            for _ in range(HOLDING if self.blend else 0):
+                row[~where] = with_rigid_bones(row, own)[~where]
+                joints = self.representation.positions(row)
+                row[:] = with_positions(row, least_jerk(joints.flatten(-2), pull).view_as(joints))
+            row[:] = with_rigid_bones(row, own)
+            row[where] = given[where]
         return result
 
     def _follow(self, row: Tensor, moved: Tensor) -> None:

@@ -20,6 +20,10 @@ from intermoe.motion.representation import Representation
 OVERLAP = 20
 """Frames that two windows have in common."""
 
+TAIL = 4
+"""Frames by which a window is made longer where it has room: motion is smoothed by what follows, and its last frames
+tremble where nothing does (`intermoe evaluate control`: jerk at the seams of a timeline)."""
+
 MAX_SEED = 2**62
 """Of the first window: the later ones count on from it."""
 
@@ -106,7 +110,11 @@ class Scene:
         late = range(frames // 2, frames)
         targets = [Target(who, joint, late, positions=[place] * len(late)) for who, joint, place in leads]
         control = Control(targets=targets) if targets else None
-        return self._window(prompt, max(frames, self._min_frames), self._seed, control)[:, :frames]
+        return self._window(prompt, self._length(frames), self._seed, control)[:, :frames]
+
+    def _length(self, frames: int) -> int:
+        """Of a window of which so many frames are wanted."""
+        return max(min(frames + TAIL, self._max_frames), self._min_frames)
 
     def _following(self, prompt: str, frames: int, end: Tensor, leads: Sequence[Lead]) -> Tensor:
         turned, joints = self.representation.turned, self.representation.joints
@@ -127,8 +135,7 @@ class Scene:
             there = (torch.tensor(place, dtype=low.dtype) - low) @ turn.T
             targets.append(Target(who, joint, (late + count).tolist(), positions=there))
         control = Control(known, targets=targets, resampling=self._resampling)
-        length = max(count + frames, self._min_frames)
-        made = self._window(prompt, length, self._seed, control)[:, count : count + frames]
+        made = self._window(prompt, self._length(count + frames), self._seed, control)[:, count : count + frames]
         made = turned(made, turn.T, -turn @ origin)
         lifted = joints(made) + (floor[:, None] * fading)[..., None, None] * _UP
         return with_positions(made, lifted)

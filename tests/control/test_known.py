@@ -13,11 +13,13 @@ from torch import Tensor
 
 from intermoe.control import Control, Given, Known, Target, known_latents
 from intermoe.control.known import WHOLE_GAP
+from intermoe.motion.bones import bone_lengths, with_rigid_bones
 from intermoe.motion.humanml3d import HUMANML3D
 from intermoe.motion.interhuman import CONTACT_COLUMNS, INTERHUMAN, from_joints, process_pair
 from intermoe.motion.interx import INTERX
 from intermoe.motion.rig import REST_POSE, at_rest
 from intermoe.motion.rotations import from_rot6d
+from intermoe.motion.skeleton import bone_vectors
 from intermoe.pipeline import UNTRAINED
 from intermoe.systems.intergen.config import InterGenConfig, InterGenModelConfig
 from intermoe.systems.intergen.network import InterGen
@@ -239,6 +241,53 @@ def test_what_is_decoded_with_a_jump_is_eased_beside_what_is_given() -> None:
     np.testing.assert_allclose(found[10:16, :66].numpy(), expected, atol=1e-4)
     jerk = lambda y: float(y[:, :66].diff(n=3, dim=0).abs().max())  # noqa: E731
     assert jerk(found) < 0.3 * jerk(decoded[0])
+
+
+def test_bones_beside_what_is_given_keep_their_length_and_do_not_tremble() -> None:
+    """Of somebody whose decoded motion is turned and smaller: led to what is given joint by joint, bones shrink."""
+    count, known = 60, 20
+    given = from_joints(torch.from_numpy(at_rest(REST_POSE)).float() + 0.01 * torch.arange(count)[:, None, None])
+    turned = INTERHUMAN.joints(given) @ torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]) * 0.9
+    jumps = 0.1 * torch.randn(count // 4, 22, 3, generator=torch.Generator().manual_seed(0))
+    turned = turned + jumps.repeat_interleave(4, dim=0)  # as latents of four frames each are off
+    where = torch.arange(count)[None] < known
+    kept = Given(INTERHUMAN, given[None] * where[..., None], where, blend=16)
+    pasted = kept.paste(from_joints(turned)[None])
+    lengths = bone_lengths(INTERHUMAN.joints(given))[None]
+    found = kept.with_rigid_bones(pasted, lengths)
+    assert torch.equal(found[0, :known], given[:known])
+
+    def variation(motion: Tensor) -> float:
+        lengths = torch.linalg.vector_norm(bone_vectors(INTERHUMAN.joints(motion[0])), dim=-1)
+        return float((lengths / lengths[:1] - 1).abs().max())
+
+    def jerk(motion: Tensor) -> float:
+        return float(INTERHUMAN.joints(motion[0]).diff(n=3, dim=0)[known - 3 :][:20].norm(dim=-1).mean())
+
+    assert variation(pasted) > 0.2
+    assert variation(found) < 1e-4
+    alone = pasted.clone()
+    alone[0, known:] = with_rigid_bones(pasted, lengths)[0, known:]
+    assert jerk(found) < 0.7 * jerk(alone)
+    moves = INTERHUMAN.joints(found[0]).diff(dim=0).flatten(1)
+    torch.testing.assert_close(found[0, known:-1, INTERHUMAN.velocity], moves[known:], rtol=0, atol=1e-6)
+    # without room to be led in nothing is smoothed, and who is given whole, or not at all, stays
+    for other in (Given(INTERHUMAN, given[None], where | True, 16), Given(INTERHUMAN, given[None], where & False, 16)):
+        assert torch.equal(other.with_rigid_bones(pasted, lengths), pasted)
+    hard = dataclasses.replace(kept, blend=0).with_rigid_bones(pasted, lengths)
+    torch.testing.assert_close(hard[0, known:], alone[0, known:])
+
+
+@pytest.mark.parametrize("given", [slice(0, 8), slice(0, FRAMES)])
+def test_who_is_given_keeps_their_own_bones(tiny_pipeline: Any, given: slice) -> None:
+    config = dataclasses.replace(tiny_pipeline.config, levels=True, rigid_bones=True)
+    parts = (tiny_pipeline.vae, tiny_pipeline.denoiser, tiny_pipeline.text_encoder, tiny_pipeline.statistics)
+    tall = torch.from_numpy(at_rest(1.3 * REST_POSE)).float().expand(FRAMES, 22, 3)[given]
+    found = made(InterMoEPipeline(config, *parts), Known(0, joints=tall, frames=given)).joints[0]
+    torch.testing.assert_close(bone_lengths(found[0]), bone_lengths(tall), rtol=1e-3, atol=0)
+    spread = torch.linalg.vector_norm(bone_vectors(found), dim=-1).std(dim=1)
+    assert spread.max() < 1e-3
+    assert not torch.allclose(bone_lengths(found[1]), bone_lengths(tall), rtol=0.05)
 
 
 def test_a_motion_of_constant_velocity_is_left_as_it_is() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from intermoe.control.known import BLEND, Control
 from intermoe.control.live import Live
-from intermoe.control.scene import OVERLAP, Scene
+from intermoe.control.scene import OVERLAP, TAIL, Scene
 from intermoe.control.timeline import count_windows, cut
 from intermoe.motion.humanml3d import HUMANML3D
 from intermoe.motion.interhuman import INTERHUMAN, facing_forward, from_joints
@@ -270,8 +270,9 @@ def test_each_window_has_the_next_seed_and_the_options_of_the_scene() -> None:
         return torch.stack([from_joints(walker(frames, z)) for z in (0.0, 1.0)])
 
     scene = scene_of(window, seed=11, resampling=4, min_frames=36, overlap=20)
-    assert [scene.next("walk", frames).shape[1] for frames in (30, 4, 25)] == [30, 4, 25]
-    assert [(frames, seed) for frames, seed, _ in asked] == [(36, 11), (36, 12), (45, 13)]
+    assert [scene.next("walk", frames).shape[1] for frames in (30, 4, 25, 38)] == [30, 4, 25, 38]
+    # each is longer by what its last frames are smoothed by, as far as the model goes
+    assert [(frames, seed) for frames, seed, _ in asked] == [(36, 11), (36, 12), (25 + 20 + TAIL, 13), (60, 14)]
     first, *later = (control for _, _, control in asked)
     assert first is None
     for control in later:

@@ -14,7 +14,7 @@ from intermoe.control.known import Control, Given, known_latents
 from intermoe.control.targets import Aims
 from intermoe.diffusion import SCHEDULERS, Sampler, build_scheduler, sample, scaled_input
 from intermoe.hub import CONFIG_FILE, WEIGHTS_FILE
-from intermoe.motion.bones import hold_bone_lengths, with_rigid_bones
+from intermoe.motion.bones import bone_lengths, hold_bone_lengths, with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.floor import with_persons_on_floor
 from intermoe.motion.smooth import with_smooth_joints
@@ -150,9 +150,18 @@ class InterMoEPipeline(MotionPipeline):
                 moved = None if free is None else free[row, :, :count]
                 latents[row, :, :count] = aims.refine(latents[row, :, :count], self._joints_of(each), moved)
         # each alone: bones and feet are straightened over all frames that are decoded together, padding included
-        decoded = (self.decode(row[None, :, :count])[0] for row, count in zip(latents, frames, strict=True))
-        motions = [motion[:, :length].clone() for motion, length in zip(decoded, lengths, strict=True)]
-        return [each.paste(motion) for each, motion in zip(given, motions, strict=True)] if given else motions
+        motions = []
+        for index, (row, count, length) in enumerate(zip(latents, frames, lengths, strict=True)):
+            kept = given[index] if given else None
+            motion = self._cleaned(self.codec.decode(row[None, :, :count])[0].cpu(), kept)[:, :length].clone()
+            motions.append(motion if kept is None else self._pasted(motion, kept))
+        return motions
+
+    def _pasted(self, motion: Tensor, given: Given) -> Tensor:
+        pasted = given.paste(motion)
+        if not self.config.rigid_bones:
+            return pasted
+        return given.with_rigid_bones(pasted, self._lengths(self.representation.joints(motion), given))
 
     def _joints_of(self, given: Given) -> Callable[[Tensor], Tensor]:
         """Latents (P, T', X) of a motion to its joints (P, T, 22, 3), those that are given in their place."""
@@ -162,7 +171,8 @@ class InterMoEPipeline(MotionPipeline):
 
         def joints_of(latents: Tensor) -> Tensor:
             joints = self.representation.joints(self.codec.decode_with_gradients(latents[None])[0])
-            joints = hold_bone_lengths(joints) if self.config.rigid_bones else joints
+            if self.config.rigid_bones:
+                joints = hold_bone_lengths(joints, self._lengths(joints, given))
             return torch.where(where, fixed, joints[:, :count])
 
         return joints_of
@@ -173,16 +183,32 @@ class InterMoEPipeline(MotionPipeline):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, P, T', X) to motion (B, P, 4T', ...), float32 on CPU, cleaned as the configuration says."""
-        motion = self.codec.decode(latents).cpu()
+        return torch.stack([self._cleaned(each) for each in self.codec.decode(latents).cpu()])
+
+    def _cleaned(self, motion: Tensor, given: Given | None = None) -> Tensor:
+        """Decoded motion (P, T, ...) as the configuration says; who is given keeps the bones that were given."""
         if self.config.smooth:
             motion = with_smooth_joints(motion)
         if self.config.rigid_bones:
-            motion = with_rigid_bones(motion)
+            motion = with_rigid_bones(motion, self._lengths(self.representation.joints(motion), given))
         if self.config.on_floor:
             motion = with_persons_on_floor(motion)
         if self.config.planted_feet:
             motion = with_planted_feet(motion)
         return motion
+
+    def _lengths(self, joints: Tensor, given: Given | None) -> Tensor:
+        """Lengths (P, 21) of the bones: those of what is given of a person, else of their joints (P, T, 22, 3)."""
+        lengths = bone_lengths(joints)
+        if given is None:
+            return lengths
+        of_given = self.representation.joints(given.motion).to(joints)
+        return torch.stack(
+            [
+                bone_lengths(joints[where]) if where.any() else own
+                for joints, where, own in zip(of_given, given.where, lengths, strict=True)
+            ]
+        )
 
     @torch.no_grad()
     def denoise_once(self, motion: Tensor, level: float, *, prompt: str = "", seed: int = 0) -> int:
