@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from einops import rearrange
 from torch.utils.data import Dataset
 
 from intermoe.data.cache import CachedClips, is_cache
@@ -229,7 +230,7 @@ class MotionDataset(Dataset[MotionItem]):
             if choice.mirrored and self.data_set.mirror is not None:
                 source = self.data_set.mirror(source)
             motion = self.data_set.convert(source)[frames or slice(None)]
-        return torch.from_numpy(np.ascontiguousarray(motion.swapaxes(0, 1)))
+        return torch.from_numpy(np.ascontiguousarray(rearrange(motion, "t p ... -> p t ...")))
 
     def num_frames(self, index: int) -> int:
         """Length of item ``index`` in converted frames, the same in every epoch."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.items import (
@@ -97,7 +98,7 @@ def usable_columns(raw: Array, label: str) -> Array:
 
 
 def _convert(source: Array, frames: slice | None = None, mirrored: bool = False, floor: Array | None = None) -> Array:
-    return process_persons(source, frames, mirrored=mirrored, floor=floor).swapaxes(0, 1)
+    return rearrange(process_persons(source, frames, mirrored=mirrored, floor=floor), "p t x -> t p x")
 
 
 def _mirror(source: Array) -> Array:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from einops import rearrange
 
 from intermoe.data.interhuman import usable_columns
 from intermoe.data.items import DataSet, RawClip, absent
@@ -48,7 +49,7 @@ class SinglePersonReader:
 
 def _convert(source: Array, frames: slice | None = None, mirrored: bool = False, floor: Array | None = None) -> Array:
     """Everyone starts at the origin, facing Z+, as person 1 of a pair does."""
-    return process_persons(source, frames, mirrored=mirrored, floor=floor).swapaxes(0, 1)
+    return rearrange(process_persons(source, frames, mirrored=mirrored, floor=floor), "p t x -> t p x")
 
 
 def _mirror(source: Array) -> Array:

@@ -88,7 +88,7 @@ def process_persons(
         first, taken = (mirror_raw(part.reshape(-1, RAW_WIDTH)).reshape(part.shape) for part in (first, taken))
     start = first[0, :width].reshape(NUM_JOINTS, 3).astype(np.float64)
     sin, cos = _facing(start[:, 0], -start[:, 1])
-    persons = taken.swapaxes(0, 1)
+    persons = rearrange(taken, "t p x -> p t x")
     places = persons[..., :width].astype(np.float64, order="C").reshape(*persons.shape[:2], NUM_JOINTS, 3)
     x, depth = places[..., 0] - start[0, 0], places[..., 1] - start[0, 1]
     height = places[..., 2] - floor[:, None, None]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from intermoe.nn.layers import sinusoid
@@ -107,10 +108,9 @@ class InterMaskLayer(nn.Module):
         return hidden + ff_gate * self.apart_feed_forward(modulated(hidden, ff_shift, ff_scale))
 
     def _spatial(self, normed: Tensor) -> Tensor:
-        by_time = normed.unflatten(1, (self.num_parts, -1)).transpose(1, 2)
-        rows = by_time.flatten(0, 1)
+        rows = rearrange(normed, "b (part t) d -> (b t) part d", part=self.num_parts)
         attended = self.spatial_attention(rows, rows)
-        return attended.unflatten(0, by_time.shape[:2]).transpose(1, 2).flatten(1, 2)
+        return rearrange(attended, "(b t) part d -> b (part t) d", b=len(normed))
 
     def _temporal(self, normed: Tensor, mask: Tensor | None) -> Tensor:
         rows = normed.unflatten(1, (self.num_parts, -1)).flatten(0, 1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from intermoe.control.known import Control, Given
@@ -109,7 +110,8 @@ class InterMaskPipeline(MotionPipeline):
             known=self._codes(given, counts) if given else None,
             generators=[torch.Generator().manual_seed(seed) for seed in seeds],
             callback=progress,
-        ).transpose(-1, -2)
+        )
+        codes = rearrange(codes, "b p part t -> b p t part")
         if given and _person(given[0]) == 1:  # the persons are exchangeable; the network's first is the given one
             codes = codes.flip(1)
         # each alone: the decoder would see the codes of padding
@@ -130,13 +132,13 @@ class InterMaskPipeline(MotionPipeline):
         """Motion (B, 2, T, ...), T a multiple of 4, to its codes (B, 2, T / 4, 5) int64."""
         check_tensor("motion", motion, ("B", PERSONS, "T", *self.representation.frame_shape))
         codes = self.tokenizer.encode(self.statistics.normalise(motion).flatten(0, 1).to(self.dtype))
-        return codes.unflatten(0, motion.shape[:2]).transpose(-1, -2)
+        return rearrange(codes, "(b p) part t -> b p t part", p=PERSONS)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Codes (B, 2, T / 4, 5) to motion (B, 2, T, ...), float32 on CPU."""
         check_tensor("latents", latents, ("B", PERSONS, "T / 4", NUM_PARTS))
-        motion = self.tokenizer.decode(latents.transpose(-1, -2).flatten(0, 1)).float().cpu()
+        motion = self.tokenizer.decode(rearrange(latents, "b p t part -> (b p) part t")).float().cpu()
         return self.statistics.denormalise(motion).unflatten(0, latents.shape[:2])
 
     def check(self, prompts: Sequence[str], num_frames: int) -> None:

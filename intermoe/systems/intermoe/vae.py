@@ -20,6 +20,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from intermoe.motion.representation import ABSENT, FRAMES_TOGETHER, REPRESENTATIONS, Representation
@@ -181,9 +182,9 @@ class SkeletalConv(nn.Module):
         # all three biases act alike: one product and two passes over the output less.
         kernel = self.temporal.weight + F.pad(self.own.weight[:, :, None, None], (half, half, reach, 0))
         bias = cast(Tensor, self.temporal.bias) + self.own.bias + self.neighbours.bias
-        # (B, T, J, C) seen as (B, C, T, J) is the channels-last layout, in which the convolution runs without copies.
-        extended = history.extend(x, reach).permute(0, 3, 1, 2)
-        out = F.conv2d(extended, kernel, bias, padding=(0, half)).permute(0, 2, 3, 1).contiguous()
+        # this view is the channels-last layout, in which the convolution runs without copies
+        extended = rearrange(history.extend(x, reach), "b t j c -> b c t j")
+        out = rearrange(F.conv2d(extended, kernel, bias, padding=(0, half)), "b c t j -> b t j c").contiguous()
         neighbours = F.linear(x, self.neighbours.weight).view(-1, joints, dim)
         out.view(-1, joints, dim).baddbmm_(neighbour_mean.expand(batch * frames, joints, joints), neighbours)
         return out
@@ -276,7 +277,8 @@ class CausalSkeletalVAE(nn.Module):
         for level, pool in enumerate((self.pool_0, self.pool_1)):
             x = self.encoder[level](x, self._neighbour_mean(level), history)
             x = _resample(x, _TIME_POOL, pool)
-        mean, log_var = self.head(x.flatten(0, 1)).transpose(0, 1).unflatten(0, (batch, -1)).chunk(2, dim=-1)
+        heads = rearrange(self.head(x.flatten(0, 1)), "part (b t) x -> b t part x", b=batch)
+        mean, log_var = heads.chunk(2, dim=-1)
         return LatentDistribution(mean.contiguous(), log_var.contiguous())
 
     def decode(self, latents: Tensor) -> Tensor:

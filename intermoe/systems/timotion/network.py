@@ -21,6 +21,7 @@ without positions does not see.
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from intermoe.nn.attention import Attention
@@ -63,7 +64,7 @@ class ConvBlock(nn.Module):
             inner = nn.functional.silu(self.norm1(inner, condition))
         if mask is not None:
             inner = inner.masked_fill(~mask[:, None, :, None], 0.0)
-        inner = self.conv1(inner.flatten(0, 1).transpose(1, 2)).transpose(1, 2).view_as(hidden)
+        inner = rearrange(self.conv1(rearrange(inner, "b p t d -> (b p) d t")), "(b p) d t -> b p t d", b=len(hidden))
         inner = nn.functional.silu(self.norm2(inner, condition))
         return hidden + nn.functional.linear(inner, self.conv2.weight[..., 0], self.conv2.bias)
 
