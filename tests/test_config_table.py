@@ -76,9 +76,9 @@ FIELDS: dict[str, dict[str, str]] = {
     },
     "PipelineConfig": {
         "rigid_bones": "test_pipeline.py::test_bones_are_rigid_where_the_configuration_says_so",
-        "planted_feet": "test_pipeline.py::test_feet_are_planted_where_the_configuration_says_so",
+        "planted_feet": "test_pipeline.py::test_what_is_generated_stands_where_the_configuration_says_so",
         "smooth": "test_pipeline.py::test_joints_are_smooth_where_the_configuration_says_so",
-        "on_floor": "test_pipeline.py::test_persons_are_put_on_the_floor_where_the_configuration_says_so",
+        "on_floor": "test_pipeline.py::test_what_is_generated_stands_where_the_configuration_says_so",
         "levels": "control/test_known.py::test_the_way_is_that_of_the_models_training",
         **dict.fromkeys(("vae", "denoiser", "text"), f"{SYSTEM}::test_parts_are_built_from_their_configurations"),
         "diffusion": f"{SYSTEM}::test_sampling_follows_the_diffusion_of_the_configuration",
@@ -200,6 +200,7 @@ FIELDS: dict[str, dict[str, str]] = {
     "LevelMixConfig": {
         **dict.fromkeys(SHARES, f"{LEVELS}::test_shares_are_met"),
         "run": f"{LEVELS}::test_independent_levels_change_with_person_and_run",
+        "positions": "train/test_denoiser.py::test_places_count_where_something_is_known",
     },
     "EvaluatorTrainConfig": {"model": "train/test_evaluator.py::test_a_run_resumes_and_is_an_evaluator"},
     "InterClipConfig": {

@@ -84,9 +84,10 @@ class PipelineConfig(ModelConfig):
     """Everything that ``InterMoEPipeline.from_pretrained`` needs besides weights and tokenizer.
 
     Of decoded motion, ``rigid_bones`` holds the bones at their mean length over the clip (``intermoe.motion.bones``),
-    and ``planted_feet`` keeps feet from sliding while its contact columns say that they stand
-    (``intermoe.motion.feet``); ``smooth`` takes away its trembling (``intermoe.motion.smooth``); ``on_floor`` has
-    persons touch the floor again and again (``intermoe.motion.floor``).
+    and ``smooth`` takes away its trembling (``intermoe.motion.smooth``). Of what is generated, ``on_floor`` has persons
+    touch the floor again and again (``intermoe.motion.floor``), and ``planted_feet`` keeps feet from sliding while the
+    contact columns say that they stand (``intermoe.motion.feet``); what is only decoded stays where it was, on a ladder
+    or a stool too.
     All but ``levels`` are for representations whose feet stand in the world; the release does none of it. ``levels``
     tells that the denoiser was trained with a noise level for each person and frame
     (``intermoe.train.config.LevelMixConfig``).

@@ -153,7 +153,8 @@ class InterMoEPipeline(MotionPipeline):
         motions = []
         for index, (row, count, length) in enumerate(zip(latents, frames, lengths, strict=True)):
             kept = given[index] if given else None
-            motion = self._cleaned(self.codec.decode(row[None, :, :count])[0].cpu(), kept)[:, :length].clone()
+            motion = self._held(self.codec.decode(row[None, :, :count])[0].cpu(), kept)
+            motion = self._grounded(motion)[:, :length].clone()
             motions.append(motion if kept is None else self._pasted(motion, kept))
         return motions
 
@@ -182,15 +183,19 @@ class InterMoEPipeline(MotionPipeline):
         return self.codec.encode(motion).mode()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, P, T', X) to motion (B, P, 4T', ...), float32 on CPU, cleaned as the configuration says."""
-        return torch.stack([self._cleaned(each) for each in self.codec.decode(latents).cpu()])
+        """Latents (B, P, T', X) to motion (B, P, 4T', ...), float32 on CPU, smooth and rigid as configured."""
+        return torch.stack([self._held(each) for each in self.codec.decode(latents).cpu()])
 
-    def _cleaned(self, motion: Tensor, given: Given | None = None) -> Tensor:
-        """Decoded motion (P, T, ...) as the configuration says; who is given keeps the bones that were given."""
+    def _held(self, motion: Tensor, given: Given | None = None) -> Tensor:
+        """Decoded motion (P, T, ...), smooth and rigid; who is given keeps the bones that were given."""
         if self.config.smooth:
             motion = with_smooth_joints(motion)
         if self.config.rigid_bones:
             motion = with_rigid_bones(motion, self._lengths(self.representation.joints(motion), given))
+        return motion
+
+    def _grounded(self, motion: Tensor) -> Tensor:
+        """Generated motion (P, T, ...) on the floor, with feet that stay."""
         if self.config.on_floor:
             motion = with_persons_on_floor(motion)
         if self.config.planted_feet:
