@@ -27,7 +27,7 @@ BLEND, MOST_BLEND = 16, 1000
 WHOLE_GAP = 60
 """Frames between given ones up to which a gap is led from both its ends as a whole."""
 RESAMPLING, MOST_RESAMPLING = 3, 100
-HOLDING, HELD_SMOOTH = 2, 3.0
+HOLDING, HELD_SMOOTH = 4, 10.0
 """How often bones beside given frames are held and motion is smoothed, and the weight of its third differences."""
 
 
