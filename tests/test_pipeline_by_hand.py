@@ -45,6 +45,33 @@ def test_what_is_asked_reaches_sample(tiny_pipeline: Any, monkeypatch: pytest.Mo
     assert got == [((tuple(PROMPTS), [9, 9], (4, 5)), values)]
 
 
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("guidance", [None, 1.5])
+def test_what_is_asked_of_a_scene_reaches_every_window(
+    tiny_pipeline: Any, live: bool, guidance: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[Any] = []
+
+    def sample(prompts: Any, lengths: Any, seeds: Any, *, control: Any, progress: Any, **options: Any) -> Any:
+        got.append((prompts, lengths, seeds, options, None if control is None else control.resampling))
+        return [torch.randn(2, *lengths, 262, generator=torch.Generator().manual_seed(0))]
+
+    monkeypatch.setattr(tiny_pipeline, "sample", sample)
+    options: dict[str, Any] = {"num_inference_steps": 7, "guidance_scale": guidance, "scheduler": "unipc"}
+    if live:
+        scene = tiny_pipeline.live(PROMPTS[0], seed=4, chunk=12, resampling=9, **options)
+        next(scene)
+        scene.send(PROMPTS[1])
+        next(scene)
+    else:
+        tiny_pipeline.timeline([(prompt, 12) for prompt in PROMPTS], seed=4, resampling=9, **options)
+    if guidance is None:
+        options["guidance_scale"] = tiny_pipeline.config.default_guidance
+    # the second window begins with all of the first, which is shorter than what two windows have in common
+    assert got == [([PROMPTS[0]], [12], [4], options, None), ([PROMPTS[1]], [12 + 12], [5], options, 9)]
+
+
 def test_seeds_end_where_their_numbers_do(tiny_pipeline: Any) -> None:
     last = 2**63 - 1
     assert tiny_pipeline(PROMPTS, num_frames=8, num_inference_steps=1, seed=last - 1).seeds == (last - 1, last)

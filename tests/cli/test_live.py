@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,8 @@ from typer.testing import CliRunner
 
 from intermoe.cli import app
 from intermoe.cli.live import half_the_cores
+from intermoe.export import FORMATS, load, written
+from intermoe.pipeline import ModelConfig
 
 pytest.importorskip("viser", reason="the page is viser's")
 
@@ -56,6 +62,64 @@ def test_a_page_goes_on_and_saves_until_it_is_interrupted(tmp_path: Path, monkey
     with np.load(file, allow_pickle=False) as archive:
         assert archive["joints"].shape == (2, 25, 22, 3)
         assert str(archive["prompt"]) == "Two people dance salsa."
+
+
+def test_all_that_a_page_needs_is_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: dict[str, Any] = {}
+
+    class Page:
+        def __init__(self, server: Any, motion: Any, fps: float, names: Any, save: Any, formats: Any, **options: Any):
+            handed.update(options, server=server, motion=motion, fps=fps, names=names, formats=formats)
+            self.save = save
+
+        def run(self) -> None:
+            handed["paths"] = self.save(np.zeros((2, 3, 22, 3), np.float32), "they bow; they wave", "npz")
+            raise KeyboardInterrupt
+
+    def living(prompt: str, **options: Any) -> str:
+        handed["asked"] = {"prompt": prompt, **options}
+        return "the motion"
+
+    @contextmanager
+    def served(port: int) -> Iterator[Any]:
+        handed["port"] = port
+        yield SimpleNamespace(get_host=lambda: "here", get_port=lambda: port)
+
+    pipeline = SimpleNamespace(
+        config=ModelConfig(fps=20),
+        representation=SimpleNamespace(persons=2),
+        default_guidance=lambda control: 4.5,
+        live=living,
+        unknown_words=lambda prompt: ["juggle"],
+    )
+
+    def loaded(model: str, device: str, **options: Any) -> Any:
+        handed["loaded"] = {"model": model, "device": device, **options}
+        return pipeline
+
+    monkeypatch.setattr("intermoe.viz.live.LivePage", Page)
+    monkeypatch.setattr("intermoe.viz.scene.serving", served)
+    monkeypatch.setattr("intermoe.cli.live.load_pipeline", loaded)
+    sampling = ["--steps", "9", "--seed", "7", "--chunk", "25", "--scheduler", "own"]
+    shown = ["--camera", "top", "--port", "81", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, ["live", "they bow", "--model", "m", "--device", "cpu", *sampling, *shown])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("http://here:81 ")
+    assert handed["loaded"] == {"model": "m", "device": "cpu", "scheduler": "own", "steps": 9}
+    options = {"seed": 7, "num_inference_steps": 9, "guidance_scale": 4.5, "scheduler": "own", "chunk": 25}
+    assert handed["asked"] == {"prompt": "they bow", **options}
+    assert (handed["motion"], handed["fps"], handed["camera"], handed["port"]) == ("the motion", 20, "top", 81)
+    assert handed["names"] == ["person 1", "person 2"]
+    assert handed["unknown"]("they juggle") == ["juggle"]
+    assert handed["formats"] == [name for name in written() if _is_there(name)]
+    (path,) = handed["paths"]
+    take = load(path)
+    assert (path.parent, take.prompt, take.fps, take.joints.shape[1]) == (tmp_path, "they bow; they wave", 20, 3)
+    assert take.details == {"model": "m", "seed": 7}
+
+
+def _is_there(name: str) -> bool:
+    return all(importlib.util.find_spec(package) for package in FORMATS[name].needs)
 
 
 @pytest.mark.parametrize(("asked", "threads"), [(None, 4), ("8", 8)])

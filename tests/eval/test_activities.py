@@ -82,9 +82,10 @@ def test_the_report(folders: list[Path], tmp_path: Path) -> None:
         pipeline,
         opened(folders, "train"),
         opened(folders, "val"),
-        Asked(paraphrases=paraphrases, num_frames=32),
+        Asked(captions=3, paraphrases=paraphrases, num_frames=32),
         seeds=(0, 2),
         num_inference_steps=3,
+        guidance_scale=1.5,
         batch_size=3,
         judge_steps=60,
         progress=lambda *each: done.append(each),
@@ -110,6 +111,10 @@ def test_the_report(folders: list[Path], tmp_path: Path) -> None:
     report.save(tmp_path / "activities.json")
     saved = json.loads((tmp_path / "activities.json").read_text(encoding="utf-8"))
     assert saved["recognised_by_seed"]["captions"] == {"0": 100, "2": 100}
+    assert saved["settings"] == {
+        "data": ["bow", "wave"], "activities": 2, "captions": 3, "num_frames": 32, "seeds": [0, 2],
+        "num_inference_steps": 3, "guidance_scale": 1.5, "judge_steps": 60,
+    }  # fmt: skip
     assert len(saved["by_activity"]["captions"]["wave"]["closest_wrists_cm"]) == 4
     assert report.table()[2] == ["activity recognised (%)", "100", "100", "100", "100", "50"]
     assert report.activity_table()[1] == ["bow", "4 of 4", "", "0 of 2", "wave 2"]

@@ -72,7 +72,7 @@ def test_everything_is_measured(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPa
     ]
 
     class Items:
-        split = "val"
+        split = "held out"
 
         def __len__(self) -> int:
             return 2
@@ -89,7 +89,7 @@ def test_everything_is_measured(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPa
     done: list[tuple[int, int]] = []
     items: Any = Items()
     report = evaluate_control(
-        tiny_pipeline, items, best_of=2, num_inference_steps=1, progress=lambda *each: done.append(each)
+        tiny_pipeline, items, best_of=2, seed=3, num_inference_steps=1, progress=lambda *each: done.append(each)
     )
     assert done == [(part, 8) for part in range(1, 9)]
     rows = {row[0]: row for row in report.rows}
@@ -98,7 +98,7 @@ def test_everything_is_measured(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPa
     for motion in motions:
         ends = (slice(0, 12), slice(20, 32))
         control = Control([Known(p, motion=motion[p, run], frames=run) for p in (0, 1) for run in ends])
-        made = tiny_pipeline("Two people bow.", 32, num_inference_steps=1, control=control).joints[0]
+        made = tiny_pipeline("Two people bow.", 32, seed=3, num_inference_steps=1, control=control).joints[0]
         errors.append(100 * (made - joints(motion))[:, 12:20].norm(dim=-1).mean().item())
     assert min(errors) > 0
     assert rows["gap of 1 s: joint error (cm)"][1] == pytest.approx(np.mean(errors), rel=1e-4)
@@ -111,7 +111,11 @@ def test_everything_is_measured(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPa
     assert rows["timeline: memory its second half adds (MB)"][1] < 50
     report.save(tmp_path / "control.json")
     read = json.loads((tmp_path / "control.json").read_text())
-    assert read["settings"]["items"] == 2
+    assert read["settings"] == {
+        "items": 2, "best_of": 2, "seed": 3, "by_levels": False, "num_inference_steps": 1, "split": "held out",
+        "guidance_scale": tiny_pipeline.config.default_guidance,
+        "guidance_scale_given": tiny_pipeline.config.default_guidance,
+    }  # fmt: skip
     assert read["rows"][0]["value"] == rows["reaction: joint error (cm), best"][1]
     assert report.table()[3][1] == "–"
     with pytest.raises(ValueError, match=r"^limit, best_of: expected 1 or more, got 0 and 10"):

@@ -108,7 +108,9 @@ def test_report_files_and_tables(evaluated, tmp_path):
     saved = json.loads((tmp_path / "kinematics.json").read_text())
     assert saved == report.to_dict()
     assert saved["rows"]["generation"]["joint_error_cm"] is None
-    assert saved["settings"]["seeds"] == [5, 6]
+    assert saved["settings"] == {
+        "split": "val", "items": 3, "captions": 6, "seeds": [5, 6], "num_inference_steps": 7, "guidance_scale": 2.0
+    }  # fmt: skip
     assert set(saved["generation_by_seed"]) == {"5", "6"}
     header, *lines = report.table()
     assert header == ["metric", "ground truth", "reconstruction", "generation"]

@@ -52,7 +52,8 @@ def test_every_frame_counts_alike_and_least_and_most_are_of_motions() -> None:
 
 def test_a_model(tiny_pipeline: Any, bowing: Path, tmp_path: Path) -> None:
     dataset = InterHumanDataset(bowing, "test", training=False, max_frames=40)
-    report = evaluate_routing(tiny_pipeline, dataset, limit=3, num_frames=16, num_inference_steps=2)
+    asked: Any = {"num_frames": 16, "seed": 5, "num_inference_steps": 2, "guidance_scale": 1.5}
+    report = evaluate_routing(tiny_pipeline, dataset, limit=3, **asked)
     rows = {row[0]: row[1:] for row in report.rows}
     levels = [name for name in rows if name.startswith("noise level")]
     assert levels == ["noise level 500; of a layer", "noise level 0; of a layer"]
@@ -65,7 +66,8 @@ def test_a_model(tiny_pipeline: Any, bowing: Path, tmp_path: Path) -> None:
     bias = tiny_pipeline.denoiser.moe_blocks()[0].selection_bias
     assert rows["selection bias of layer 1"][1] == pytest.approx(bias.min().item())
     report.save(tmp_path / "routing.json")
-    assert json.loads((tmp_path / "routing.json").read_text(encoding="utf-8"))["settings"]["prompts"] == 3
+    saved = json.loads((tmp_path / "routing.json").read_text(encoding="utf-8"))
+    assert saved["settings"] == {"split": "test", "prompts": 3, **asked}
     with pytest.raises(ValueError, match="limit: expected >= 1, got 0"):
         evaluate_routing(tiny_pipeline, dataset, limit=0)
 

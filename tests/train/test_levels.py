@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -111,6 +112,53 @@ def test_a_gap_is_one_stretch_of_all_persons_of_any_length_at_any_place() -> Non
     assert (short.bincount(minlength=11) > 0).all()
     assert short.max() == 10
     assert (mixed({"one_level": 0.0, "gap": 1.0}, [0, 1, 2], [1, 1, 1]) > 0).all()
+
+
+class _Told(ItemDraws):
+    """Numbers that are given: what tells the kind, how much of a sample, and where; a half for each frame's own."""
+
+    def __init__(self, share: float, place: float, count: int) -> None:
+        self.told = torch.tensor([[0.5, share, place]]).expand(count, 3)
+
+    def uniform(self, *shape: int) -> Tensor:
+        assert shape == (3,)
+        return self.told
+
+    def uniform_over(self, frames: Sequence[int], *shape: int) -> Tensor:
+        return torch.full((len(frames), max(frames), *shape), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "share", "place", "long", "short"),
+    [
+        # of 10 and of 4 latent frames: the number of clean ones is the share's whole part, never all of them
+        ("prefix", 0.05, 0.0, "..........", "...."),
+        ("prefix", 0.35, 0.0, "CCC.......", "C..."),
+        ("prefix", 0.999, 0.0, "CCCCCCCCC.", "CCC."),
+        # 1 + whole part of 9 or of 3 times the share are free, at the first place, the middle one and the last
+        ("gap", 0.0, 0.0, ".CCCCCCCCC", ".CCC"),
+        ("gap", 0.0, 0.999, "CCCCCCCCC.", "CCC."),
+        ("gap", 0.5, 0.5, "CCC.....CC", "C..C"),
+        ("gap", 0.999, 0.999, "C.........", "C..."),
+        # each frame's own number is 0.5
+        ("frames", 0.4, 0.0, "..........", "...."),
+        ("frames", 0.6, 0.0, "CCCCCCCCCC", "CCCC"),
+    ],
+)
+def test_which_frames_are_clean_by_hand(kind: str, share: float, place: float, long: str, short: str) -> None:
+    mix = LevelMixConfig(**{"one_level": 0.0, kind: 1.0})
+    levels = mixed_timesteps(mix, _Told(share, place, 2), torch.tensor([700, 0]), [10, 4], 2, DiffusionConfig())
+    for sample, cells, level in zip(levels, (long, short), (700, 1), strict=True):
+        wanted = torch.tensor([0 if cell == "C" else level for cell in cells])
+        assert torch.equal(sample[:, : len(cells)], wanted.expand(2, -1))
+
+
+@pytest.mark.parametrize(("share", "person"), [(0.0, 0), (0.499, 0), (0.5, 1), (0.999, 1)])
+def test_which_person_is_clean_by_hand(share: float, person: int) -> None:
+    mix = LevelMixConfig(one_level=0.0, person=1.0)
+    (levels,) = mixed_timesteps(mix, _Told(share, 0.0, 1), torch.tensor([700]), [10], 2, DiffusionConfig())
+    assert (levels[person] == 0).all()
+    assert (levels[1 - person] == 700).all()
 
 
 def test_levels_are_validated() -> None:
