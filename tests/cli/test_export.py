@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,6 +91,42 @@ def test_view_says_where_and_serves_this_machine_alone(bow: Path, monkeypatch: p
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("http://127.0.0.1:")
     assert len(seen) == 1
+
+
+def test_view_hands_on_all_that_the_files_tell(bow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    joints = export.load(bow).joints
+    export.save("slow.npz", joints, 12, ["Ann", "Ben"])
+    export.save("fast.amass.npz", joints, 60)
+    handed: dict[str, Any] = {}
+
+    class Viewer:
+        def __init__(self, server: Any, motions: Any, camera: str) -> None:
+            handed.update(server=server, motions=motions, camera=camera)
+
+        def run(self) -> None:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def served(port: int) -> Iterator[Any]:
+        yield SimpleNamespace(get_host=lambda: "here", get_port=lambda: port)
+
+    monkeypatch.setattr("intermoe.viz.viewer.Viewer", Viewer)
+    monkeypatch.setattr("intermoe.viz.scene.serving", served)
+    monkeypatch.setattr("intermoe.export.format.importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("intermoe.routing.read_trace", lambda file: "trace" if file.stem == "slow" else None)
+    monkeypatch.setattr("intermoe.routing.picture.routing_panel", lambda *of, **how: (of, how))
+    result = run("view", "slow.npz", "fast.amass.npz", "--port", 81, "--camera", "top")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("http://here:81 ")
+    assert handed["camera"] == "top"
+    slow, fast = handed["motions"]
+    assert (slow.title, slow.fps, slow.names) == ("slow", 12, ("Ann", "Ben"))
+    assert (fast.title, fast.fps, fast.names) == ("fast", 60, ("person 1", "person 2"))
+    for motion in (slow, fast):
+        np.testing.assert_allclose(motion.joints, joints, atol=1e-4)
+    # read on a screen twice as fine as its pixels
+    assert slow.panel == (("trace", 640), {"scale": 2})
+    assert fast.panel is None
 
 
 @pytest.mark.parametrize("port", [-1, 70000])

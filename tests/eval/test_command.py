@@ -53,6 +53,18 @@ def test_interhuman(run: Run, bowing: Path, tmp_path: Path) -> None:
     assert set(saved["rows"]) == {"ground truth", "model"}
     assert saved["model"] == "tiny"
     assert len(saved["replications"]) == 2
+    departs = [
+        "batches of 3 in place of 96",
+        "replications 2 in place of 20",
+        "texts for MultiModality 1 in place of 100",
+        "motions for each of them 2 in place of 30",
+    ]
+    assert saved["deviations_from_protocol"] == departs
+    (tmp_path / "evaluator" / "training.json").write_text("{}", encoding="utf-8")
+    assert run(*arguments).exit_code == 0
+    own = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["deviations_from_protocol"]
+    assert own == ["an evaluator trained by its user in place of the published one", *departs]
+    (tmp_path / "evaluator" / "training.json").unlink()
     again = run(*arguments)
     assert again.exit_code == 0, again.output
     assert (tmp_path / "out" / "results.json").read_text(encoding="utf-8") == first

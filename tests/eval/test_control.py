@@ -196,6 +196,65 @@ def test_free_motion_is_compared_by_the_start_of_either_person() -> None:
     assert rows[1][1] == pytest.approx(200.0, abs=1e-3)
 
 
+def test_reactions_are_compared_with_their_own_clip() -> None:
+    """A model that knows each second person by the first: its reactions are right, those to another clip are not.
+
+    In each clip wrists touch where nobody touches in the other; without a first person, people walk at another speed.
+    """
+    pairs = [np.stack([walk(24, speed, away) for away in (0.0, 2.0)]) for speed in (0.01, 0.03)]
+    for number, pair in enumerate(pairs):
+        pair[1, 6 + 12 * number, 20] = pair[0, 6 + 12 * number, 21] + np.float32([0.1, 0.0, 0.0])
+    items: Any = [
+        evaluation._Item(torch.stack([from_joints(torch.from_numpy(each)) for each in pair]), f"clip {number}")
+        for number, pair in enumerate(pairs)
+    ]
+    asked = []
+
+    def reacting(prompt: str, frames: int, *, control: Control | None, **options: Any) -> Any:
+        of = None
+        if control is not None:
+            (known,) = control.known
+            (of,) = (i for i, item in enumerate(items) if torch.equal(known.motion, item.motion[0]))
+            assert known.person == 0
+        asked.append((prompt, frames, of))
+        made = np.stack([walk(24, 0.02, 9.0)] * 2) if of is None else items[of].joints
+        return SimpleNamespace(joints=torch.from_numpy(made[None]))
+
+    rows = {row[0]: row for row in evaluation._reactions(reacting, items, 1, 7, {})}  # type: ignore[arg-type]
+    assert asked == [(f"clip {n}", 24, of) for n in (0, 1) for of in (n, None, 1 - n)]
+    best, met = rows["reaction: joint error (cm), best"], rows["reaction: contacts met (%)"]
+    assert best[1] == pytest.approx(0, abs=1e-4)
+    assert best[3] > 1
+    assert (met[1], met[3]) == (100, 0)
+
+
+def test_gaps_by_hand() -> None:
+    """People at 0.001 m times the frame squared, whose gap a model fills 0.5 m beside them.
+
+    Second differences are 0.002 m everywhere, and 0.5 m beside it at the seams; a line between the ends of 30 frames is
+    0.001 i (31 - i) metres off in the i-th of them.
+    """
+    pair = np.stack([walk(90, 0.0, away) for away in (0.0, 2.0)])
+    pair[..., 2] += (0.001 * np.arange(90, dtype=np.float32) ** 2)[:, None]
+    item = evaluation._Item(torch.stack([from_joints(torch.from_numpy(each)) for each in pair]), "they run")
+    given: list[tuple[int, slice]] = []
+
+    def filling(prompt: str, frames: int, *, control: Control, **options: Any) -> Any:
+        for known in control.known:
+            assert torch.equal(known.motion, item.motion[known.person, known.run])
+            given.append((known.person, known.run))
+        made = torch.from_numpy(pair.copy())
+        made[:, 30:60, :, 0] += 0.5
+        return SimpleNamespace(joints=made[None])
+
+    error, jump = evaluation._gaps(filling, [item], 7, {})  # type: ignore[arg-type]
+    assert given == [(person, run) for person in (0, 1) for run in (slice(0, 30), slice(60, 90))]
+    assert error[1] == pytest.approx(50, rel=1e-4)
+    assert error[3] == pytest.approx(100 * np.mean([0.001 * i * (31 - i) for i in range(1, 31)]), rel=1e-3)
+    assert jump[1] == pytest.approx(30 * math.hypot(0.5, 0.002), rel=1e-3)
+    assert jump[3] == pytest.approx(30 * 0.002, rel=1e-2)
+
+
 def test_jerk_is_the_third_derivative_by_seconds() -> None:
     """All joints at 0.5 t^3 metres: 3 m/s^3, at seams and inside."""
     frames = evaluation.SEGMENT * evaluation.SEGMENTS

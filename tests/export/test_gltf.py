@@ -73,6 +73,9 @@ def test_nodes_are_where_the_joints_are(motion: Any, tmp_path: Path) -> None:
     frames = motion.joints.shape[1]
     for person, skin in enumerate(glb.json["skins"]):
         assert [glb.json["nodes"][node]["name"] for node in skin["joints"]] == list(JOINT_NAMES)
+        # what a program shows that plays no animation stands where the motion begins
+        pelvis = glb.json["nodes"][skin["joints"][0]]["translation"]
+        np.testing.assert_allclose(pelvis, motion.joints[person, 0, 0], atol=1e-3)
         for key in {0, frames // 3, frames - 1}:
             world = glb.matrices(person, key)
             found = np.array([world[node][:3, 3] for node in skin["joints"]])

@@ -7,6 +7,7 @@ import io
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from intermoe import export
 from intermoe.viz import browser as told
+from intermoe.viz.camera import CAMERAS
 
 pytest.importorskip("viser", reason="pages of figures need viser")
 PROMPT = "two people <b>bow</b> & wave"
@@ -165,6 +167,35 @@ def test_the_file_is_small_and_says_what_it_shows(page_file: Path) -> None:
     assert "<title>two people &lt;b&gt;bow&lt;/b&gt; &amp; wave</title>" in text
     assert "Bo &lt;3" in text
     assert "<b>bow" not in text
+
+
+@pytest.mark.parametrize("camera", CAMERAS)
+def test_a_page_hands_on_all_that_a_take_says(camera: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is seen from, how long a frame is, who the persons are and what colours they have."""
+    from viser.infra._infra import StateSerializer
+
+    from intermoe.export import html
+    from intermoe.viz.figures import PERSON_COLOURS
+
+    looks: list[Any] = []
+    pauses: list[float] = []
+    set_stage, insert_sleep = html.set_stage, StateSerializer.insert_sleep
+    monkeypatch.setattr(html, "set_stage", lambda server, *how: (looks.append(how), set_stage(server, *how))[1])
+    monkeypatch.setattr(
+        StateSerializer, "insert_sleep", lambda each, pause: (pauses.append(pause), insert_sleep(each, pause))[1]
+    )
+    joints = np.random.default_rng(0).uniform(size=(2, 3, 24, 3))
+    take = export.Take(joints, 8, ("Ann", "Bo"), "they bow", view=export.View(camera))
+    text = html.page(take)
+    ((seen, place),) = looks
+    assert place == camera
+    np.testing.assert_array_equal(seen, np.float32(joints[:, :, :22]))
+    assert pauses == [1 / 8] * 3
+    for name, colour in zip(("Ann", "Bo"), PERSON_COLOURS, strict=False):
+        assert f'<i style="background: rgb{colour}"></i>{name}</span>' in text
+    assert "<p>they bow</p>" in text
+    assert "<title>they bow</title>" in text
+    assert "<title>intermoe</title>" in html.page(replace(take, prompt=""))
 
 
 @pytest.mark.parametrize("processor", [True, False])

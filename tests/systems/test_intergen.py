@@ -225,6 +225,13 @@ def test_a_foot_that_stands_must_not_move() -> None:
     assert losses(sliding, sliding)["feet"] == 0
 
 
+def test_a_foot_stands_by_its_height_before_the_step() -> None:
+    """One ankle: it rises by 1 cm from below 12 cm, goes on rising, and comes down by 1.6 cm from above."""
+    stepping = standing()
+    stepping[:, 0, :, 7, 1] = torch.tensor([0.115, 0.125, 0.135, 0.119])
+    assert losses(stepping, stepping)["feet"] == pytest.approx(30 * 0.01**2 / 3 / 3)
+
+
 def test_interaction_terms_by_hand() -> None:
     apart = standing()
     apart[:, 1] += torch.tensor([0.0, 0.0, 0.5])

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import intermoe.train
@@ -293,6 +294,20 @@ def _without(name: str) -> Any:
     return assign
 
 
+def test_the_table_says_under_what_conditions(done: Any, pairs: Path) -> None:
+    train, val = (len(InterHumanDataset(pairs, split, min_frames=16, training=False)) for split in ("train", "val"))
+    assert train != val
+    conditions = {
+        "budget": "4 steps a system", "data": "pairs", "items": f"{train} to train on, {val} to measure on",
+        "seed": 0, "steps": 2, "captions": 2, "batch_size": 8, "evaluator": "interclip",
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    assert done[1].settings == conditions
+    text = (done[0].folder / "comparison.md").read_text(encoding="utf-8")
+    told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in conditions.items())
+    assert f"Conditions: {told}.\n" in text
+
+
 def test_the_table_has_the_published_rows_beside(done: Any) -> None:
     comparison, report = done
     header, *lines = report.table()
@@ -304,7 +319,6 @@ def test_the_table_has_the_published_rows_beside(done: Any) -> None:
     assert named["ComMDM ‡"]["MM-Dist"] == "6.212"
     assert named["InterGen *"]["jitter (m/s³)"] == "–"
     text = (comparison.folder / "comparison.md").read_text(encoding="utf-8")
-    assert "Conditions: budget 4 steps a system, data pairs" in text
     assert "† released weights" in text
     saved = json.loads((comparison.folder / "comparison.json").read_text())
     assert saved["rows"]["Dense"] == report.rows["Dense"]

@@ -140,6 +140,21 @@ class TestScene:
             Scene(PAIR, size=(161, 160))
 
 
+@pytest.mark.parametrize(("fps", "clock"), [(30, "0.4 s"), (10, "1.2 s"), (12.5, "1.0 s")])
+def test_a_picture_says_what_is_done_who_is_who_and_when(
+    fps: float, clock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL.ImageDraw import ImageDraw
+
+    written: list[str] = []
+    monkeypatch.setattr(ImageDraw, "text", lambda pen, place, text, **how: written.append(text))
+    scene = Scene(walk([(0.0, 0.0), (0.0, 1.0), (1.0, 0.0)], frames=20), "they bow", fps=fps, size=(320, 320))
+    assert written == ["they bow", "person 1", "person 2", "person 3"] * 2  # in light and in shadow
+    written.clear()
+    scene.frame(12)
+    assert written == [clock]
+
+
 def test_a_caption_of_a_megabyte_is_cut_without_being_measured_whole() -> None:
     measured: list[int] = []
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,6 +115,48 @@ def test_controls_show_people_skeletons_trails_and_feet() -> None:
         assert 0.001 < first._skeletons[0].thickness < 0.05  # metres
         assert not first._trails[0].visible
         assert first._marks[0].visible
+
+
+def test_every_box_of_the_page_shows_and_hides_what_it_says() -> None:
+    """Each box is taken out of what it was and put back; all that is seen elsewhere stays as it was."""
+    panel = Panel(np.full((100, 300, 3), 200, dtype=np.uint8), [30.0, 170.0], 100.0)
+    motions = [Shown("real", people(), 30, ("Ann", "Bo"), panel), Shown("made", people(), 30, ("Cid", "Dee"))]
+    with serving() as server:
+        viewer = Viewer(server, motions)
+        drawn = [part.handle for cast in viewer._casts for part in cast._figures._parts]
+        things: dict[str, list[Any]] = {
+            "bodies": drawn,
+            "skeletons": [each for cast in viewer._casts for each in cast._skeletons],
+            "trails": [each for cast in viewer._casts for each in cast._trails],
+            "feet that stand": [each for cast in viewer._casts for each in cast._marks],
+            "experts": [viewer._panels[0][0]._image, viewer._panels[0][0]._lines],
+            **{label: [handle] for cast in viewer._casts for handle, label in cast.people},
+        }
+        assert list(things)[5:] == ["1 real: Ann", "1 real: Bo", "2 made: Cid", "2 made: Dee"]
+        inputs = server.gui._gui_input_handle_from_uuid.values()
+        boxes = {box.label: box for box in inputs if isinstance(box.value, bool)}
+        assert set(boxes) == {*things, "play"}
+
+        def seen() -> dict[str, bool]:
+            found = {name: {bool(each.visible) for each in handles} for name, handles in things.items()}
+            assert all(len(each) == 1 for each in found.values())
+            return {name: each.pop() for name, each in found.items()}
+
+        start = seen()
+        assert start == {name: name not in ("skeletons", "trails", "feet that stand") for name in things}
+        for name in things:
+            boxes[name].value = not start[name]
+            wait_until(lambda name=name: seen() == {**start, name: not start[name]})
+            boxes[name].value = start[name]
+            wait_until(lambda: seen() == start)
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    """Callbacks may run in a thread of their own."""
+    end = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_panel_leans_before_its_figures_and_its_line_moves() -> None:
