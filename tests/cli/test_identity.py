@@ -50,6 +50,7 @@ def test_the_data_alone(run: Any, pairs: Path, tmp_path: Path) -> None:
     assert set(CORRUPTIONS) < set(saved["ranking"])
     assert saved["ranking"]["averaged"]["separation_cm"] == 100
     assert "generation" not in saved["rows"]
+    assert saved["settings"] == {"split": "val", "items": 2, "model": False}
     assert "swapped midway" in result.stdout
 
 

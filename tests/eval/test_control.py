@@ -15,8 +15,10 @@ import torch
 from intermoe.control import Control, Known
 from intermoe.eval import control as evaluation
 from intermoe.eval.control import _contacts_met, _nearest_pelvises, _placed, evaluate_control
+from intermoe.metrics.bodies import penetration
 from intermoe.motion.interhuman import facing_forward, from_joints, joints
 from intermoe.motion.rig import REST_POSE, at_rest
+from intermoe.motion.skeleton import JOINT_NAMES
 
 pytestmark = pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
 
@@ -253,6 +255,66 @@ def test_gaps_by_hand() -> None:
     assert error[3] == pytest.approx(100 * np.mean([0.001 * i * (31 - i) for i in range(1, 31)]), rel=1e-3)
     assert jump[1] == pytest.approx(30 * math.hypot(0.5, 0.002), rel=1e-3)
     assert jump[3] == pytest.approx(30 * 0.002, rel=1e-2)
+
+
+def test_targets_by_hand() -> None:
+    """A wrist, then the other, then the pelvis, 15 cm along X and Z from free motion, are each missed by 3 cm."""
+    free = np.stack([walk(90, 0.01, away) for away in (0.0, 2.0)])
+    led = np.stack([walk(90, 0.02, away) for away in (0.0, 2.0)])
+    motion = torch.stack([from_joints(torch.from_numpy(each)) for each in free])
+    asked = []
+
+    def leading(prompt: str, frames: int, *, control: Control | None, **options: Any) -> Any:
+        made = free if control is None else led.copy()
+        if control is not None:
+            (target,) = control.targets
+            asked.append((target.person, target.joint, target.frames))
+            places = free[1, [30, 60], target.joint] + np.float32([0.15, 0.0, 0.15])
+            np.testing.assert_allclose(target.positions, places, atol=1e-6)
+            made[1, [30, 60], target.joint] = places + np.float32([0.0, 0.03, 0.0])
+        return SimpleNamespace(joints=torch.from_numpy(made[None]))
+
+    items = [evaluation._Item(motion, "they walk")] * 3
+    missed, sliding = evaluation._targets(leading, items, 7, {})  # type: ignore[arg-type]
+    assert asked == [(1, JOINT_NAMES.index(name), (30, 60)) for name in ("left_wrist", "right_wrist", "pelvis")]
+    assert missed[1] == pytest.approx(3, rel=1e-3)
+    # two balls of the foot of two persons, all below the floor, over 89 steps
+    assert sliding[1] == pytest.approx(4 * 89 * 0.02, rel=1e-3)
+    assert sliding[3] == pytest.approx(4 * 89 * 0.01, rel=1e-3)
+
+
+def test_last_segments_are_compared_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three segments of 20 frames, 1 cm higher and half a metre further apart each."""
+    monkeypatch.setattr(evaluation, "SEGMENT", 20)
+    monkeypatch.setattr(evaluation, "SEGMENTS", 3)
+    segment = np.repeat(np.arange(3), 20).astype(np.float32)
+    pair = np.stack([walk(60, 0.0, 0.0), walk(60, 0.0, 1.0)])
+    pair[..., 1] += 0.01 * segment[:, None] - pair[0, 0, :, 1].min()
+    pair[1, ..., 0] += 0.5 * segment[:, None]
+    played: Any = Played(pair)
+    item = evaluation._Item(torch.stack([from_joints(torch.from_numpy(walk(8, 0.1, 0.0)))] * 2), "they bow")
+    *_, lowest, apart = evaluation._timeline(played, [item], 0, {})
+    assert (lowest[1], lowest[3]) == pytest.approx((2, 0), abs=1e-3)
+    assert (apart[1], apart[3]) == pytest.approx((200, 100), rel=1e-4)
+
+
+def test_four_persons_are_compared_with_two() -> None:
+    """Of four in a row two are within each other; of two none is."""
+    places = {2: (0.0, 1.0), 4: (0.0, 1.0, 3.0, 3.25)}
+    made = {count: np.stack([walk(8, 0.0, away) for away in row]) for count, row in places.items()}
+    motion = torch.stack([from_joints(torch.from_numpy(each)) for each in made[2]])
+
+    def crowding(prompt: str, frames: int, *, num_persons: int, **options: Any) -> Any:
+        return SimpleNamespace(joints=torch.from_numpy(made[num_persons][None]))
+
+    items = [evaluation._Item(motion, "they stand")] * 2
+    depth, share, nearest = evaluation._persons(crowding, items, 7, {})  # type: ignore[arg-type]
+    assert depth[1] == penetration(made[4]).mean_depth_cm
+    assert depth[3] is None  # nobody of the two is within 60 cm
+    assert share[3] == penetration(made[2]).share
+    assert share[1] == penetration(made[4]).share
+    assert share[1] > share[3]
+    assert (nearest[1], nearest[3]) == pytest.approx((25, 100), rel=1e-4)
 
 
 def test_jerk_is_the_third_derivative_by_seconds() -> None:

@@ -112,6 +112,26 @@ def test_what_is_logged_is_of_all_micro_steps(tmp_path: Path, monkeypatch: pytes
     assert seen["routing/moe/tokens_without_expert"] == pytest.approx(3 / 8)
 
 
+def test_what_is_logged_of_routing_is_of_the_step_that_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second step and the last; of each its own tokens, with one expert or none, and not those in between."""
+    seen: dict[int, dict[str, float]] = {}
+
+    def log(_: Accelerator, values: dict[str, float], step: int, **__: Any) -> None:
+        seen.setdefault(step, {}).update(values)
+
+    monkeypatch.setattr(Accelerator, "log", log)
+    objective = Scripted([[FIRST] * taken + [NONE] * (8 - taken) for taken in (7, 6, 5, 3, 2)])
+    settings = config(run=RunConfig(log_every=2), steps=5)
+    fit(Accelerator(), objective, settings, Constants(8), None, tmp_path, resume=False)
+    assert list(seen) == [2, 4, 5]
+    for step, taken in ((2, 6), (4, 3), (5, 2)):
+        assert seen[step]["routing/moe/tokens_without_expert"] == pytest.approx(1 - taken / 8)
+        assert seen[step]["routing/moe/experts_per_token"] == pytest.approx(taken / 8)
+        assert (seen[step]["routing/moe/expert0"], seen[step]["routing/moe/expert1"]) == (taken, 0)
+
+
 def test_votes_of_samples_add_up_over_micro_steps(tmp_path: Path) -> None:
     """Three samples (one a micro-step and one that has no say) vote; counts alone would decide otherwise."""
     # sample 1: 2 and 1 of 3, 1.5 due: +1, -1; sample 2: 0 and 9 of 9: -1, +1 -> 0, 0. By counts: 2 and 10 of 12.
