@@ -230,6 +230,32 @@ def test_a_loaded_model_stands_in_its_row(done: Any, dense: Path, matrix: Path, 
     assert loaded.rows["Dense"]["train_steps"] is None
 
 
+def test_a_loaded_model_is_known_by_what_it_holds_wherever_it_is(
+    dense: Path, matrix: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def measure(pipeline: Any, *_: Any) -> dict[str, float | None]:
+        measured.append(pipeline.config.name)
+        return {"fid": float(len(measured))}
+
+    monkeypatch.setattr(compare, "measure_system", measure)
+    for name in ("one", "two"):
+        shutil.copytree(dense / "dense" / "run" / "model", tmp_path / name)
+
+    def row(name: str, **content: str) -> Any:
+        models = {"dense": tmp_path / name}
+        made = Comparison(matrix, tmp_path / "out", data=pairs, budget=4, settings=SETTINGS, models=models)
+        return made._row(made.config.systems[0], [], {"val": "a", **content}, None)["fid"]  # type: ignore[arg-type]
+
+    assert [row("one"), row("one"), row("two")] == [1, 1, 1]
+    values = json.loads((tmp_path / "one" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "one" / "config.json").write_text(json.dumps({**values, "name": "another"}), encoding="utf-8")
+    assert [row("one"), row("two"), row("one")] == [2, 1, 2]
+    assert [row("one", val="b"), row("one", evaluator="c")] == [3, 4]
+    assert measured == ["motion", "another", "another", "another"]
+
+
 def test_an_evaluator_is_trained_again_for_other_data(
     done: Any, matrix: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
