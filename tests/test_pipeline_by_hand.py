@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from intermoe.control import Control, Known, Target
+from intermoe.control.targets import Aims
 from intermoe.diffusion import DiffusionConfig
 from intermoe.export import View
 from intermoe.pipeline import MotionPipeline, PipelineResult
@@ -90,6 +92,27 @@ def test_noise_length_and_mask_of_every_motion(tiny_pipeline: Any, seen: list[tu
         noise = torch.randn((count, 2, 28), generator=torch.Generator().manual_seed(seed))
         torch.testing.assert_close(x[row, :, :count], noise.transpose(0, 1))
         assert not x[row, :, count:].any()
+
+
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+@pytest.mark.parametrize("given", [False, True])
+def test_what_is_led_to_targets_is_what_is_free(
+    tiny_pipeline: Any, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latent frames of four; of the first person two are given, and of the second none. Each motion has its own."""
+    asked: list[Any] = []
+
+    def refine(aims: Aims, latents: torch.Tensor, decode: Any, free: Any = None) -> torch.Tensor:
+        asked.append((latents.shape[1], free if free is None else free.tolist()))
+        assert decode(latents).shape[:2] == (2, (12, 16)[len(asked) - 1])
+        return latents
+
+    monkeypatch.setattr(Aims, "refine", refine)
+    known = [Known(0, motion=torch.randn(8, 262))] if given else []
+    control = Control(known, targets=[Target(1, "head", [10], positions=[(0.0, 1.0, 0.0)])])
+    tiny_pipeline.sample(PROMPTS, [12, 16], [3, 8], num_inference_steps=1, guidance_scale=1.0, control=control)
+    free = [[[False, False, *[True] * more], [True] * (2 + more)] if given else None for more in (1, 2)]
+    assert asked == [(3, free[0]), (4, free[1])]
 
 
 @pytest.mark.parametrize("prompt", ["", "they bow"])
