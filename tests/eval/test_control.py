@@ -300,7 +300,7 @@ def test_last_segments_are_compared_with_the_first(monkeypatch: pytest.MonkeyPat
 
 def test_four_persons_are_compared_with_two() -> None:
     """Of four in a row two are within each other; of two none is."""
-    places = {2: (0.0, 1.0), 4: (0.0, 1.0, 3.0, 3.25)}
+    places = {2: (0.0, 3.0), 4: (0.0, 3.0, 6.0, 6.25)}
     made = {count: np.stack([walk(8, 0.0, away) for away in row]) for count, row in places.items()}
     motion = torch.stack([from_joints(torch.from_numpy(each)) for each in made[2]])
 
@@ -313,8 +313,8 @@ def test_four_persons_are_compared_with_two() -> None:
     assert depth[3] is None  # nobody of the two is within 60 cm
     assert share[3] == penetration(made[2]).share
     assert share[1] == penetration(made[4]).share
-    assert share[1] > share[3]
-    assert (nearest[1], nearest[3]) == pytest.approx((25, 100), rel=1e-4)
+    assert share[1] > share[3] == 0
+    assert (nearest[1], nearest[3]) == pytest.approx((25, 300), rel=1e-4)
 
 
 def test_jerk_is_the_third_derivative_by_seconds() -> None:

@@ -324,7 +324,7 @@ def test_the_table_says_under_what_conditions(done: Any, pairs: Path) -> None:
     train, val = (len(InterHumanDataset(pairs, split, min_frames=16, training=False)) for split in ("train", "val"))
     assert train != val
     conditions = {
-        "budget": "4 steps a system", "data": "pairs", "items": f"{train} to train on, {val} to measure on",
+        "budget": "4 steps a system", "data": pairs.name, "items": f"{train} to train on, {val} to measure on",
         "seed": 0, "steps": 2, "captions": 2, "batch_size": 8, "evaluator": "interclip",
         "threads": torch.get_num_threads(),
     }  # fmt: skip
