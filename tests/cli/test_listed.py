@@ -184,6 +184,44 @@ def stopping(write: Callable[..., Any], *, after: int) -> Callable[..., Any]:
     return limited
 
 
+@pytest.mark.filterwarnings("ignore:control. model")
+def test_every_setting_that_files_depend_on_is_told_apart(generate: Callable[..., Any], tmp_path: Path) -> None:
+    """Each in turn is another one; what is given is known by its content, wherever it is."""
+    Path("prompts.txt").write_text("they bow", encoding="utf-8")
+    for name, place in (("given", 1.0), ("other", 1.5)):
+        target = {"person": 1, "joint": "head", "frames": [10], "positions": [[0.0, place, 0.0]]}
+        Path(f"{name}.json").write_text(json.dumps({"targets": [target]}), encoding="utf-8")
+    usual = {"--control": "given.json", "--guidance": 1.5, "--seed": 1, "--size": "128x160", "--scheduler": "ddim"}
+
+    def told(**changes: Any) -> str:
+        options = {**usual, **{f"--{name}": value for name, value in changes.items()}}
+        done = generate("--resume", "--out", "one", *(word for pair in options.items() for word in pair))
+        return "" if done.exit_code == 0 else str(done.stderr)
+
+    assert told() == ""
+    assert told() == ""
+    for key, changes in {
+        "guidance_scale": {"guidance": 2.0},
+        "num_inference_steps": {"steps": 3},
+        "scheduler": {"scheduler": "unipc"},
+        "seed": {"seed": 2},
+        "frames": {"frames": 20},
+        "size": {"size": "160x128"},
+        "camera": {"camera": "top"},
+        "persons": {"persons": 1},
+        "control": {"control": "other.json"},
+    }.items():
+        assert f" got others: {key} was " in told(**changes), key
+    Path("elsewhere.json").write_bytes(Path("given.json").read_bytes())
+    assert told(control="elsewhere.json") == ""
+    Path("given.json").write_bytes(Path("other.json").read_bytes())
+    assert " got others: control was " in told()
+    assert told(control="elsewhere.json") == ""
+    config = Path("model/config.json")
+    config.write_text(config.read_text(encoding="utf-8").replace('"tiny"', '"another"'), encoding="utf-8")
+    assert " got others: model was " in told(control="elsewhere.json")
+
+
 def test_what_does_not_belong_together_is_refused(generate: Callable[..., Any], tmp_path: Path) -> None:
     assert generate("--resume", "--out", "one").exit_code == 0
     for options, message in {

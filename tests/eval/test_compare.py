@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.eval import compare
-from intermoe.eval.compare import ComparisonSettings, _of_each_person, cost, measure_system, prompts_of
+from intermoe.eval.compare import ComparisonSettings, _of_each_person, cost, measure_system, measure_truth, prompts_of
 from intermoe.eval.protocol import PROTOCOLS
 from intermoe.metrics.identity import SWAP_THRESHOLD
 from intermoe.motion.representation import REPRESENTATIONS
@@ -128,6 +128,34 @@ def test_as_many_captions_as_every_item_has() -> None:
     dataset: Any = Dataset()
     assert prompts_of(dataset, 9) == [(0, "a"), (1, "d"), (2, "f"), (0, "b"), (1, "e"), (2, "g")]
     assert prompts_of(dataset, 1) == [(0, "a"), (1, "d"), (2, "f")]
+
+
+@pytest.mark.parametrize("captions", [1, 2])
+def test_the_data_are_measured_with_the_captions_that_systems_are_asked_for(captions: int) -> None:
+    """By a judge to whom every motion is a place of its own, and a caption the one of its item, but for the last."""
+    dataset: Any = Dataset()
+    asked = [words[turn] for turn in range(captions) for words in dataset.words]
+    seen: list[Any] = []
+
+    def embed_motion(motion: Tensor, lengths: Tensor) -> Tensor:
+        return torch.stack([torch.tensor([float(dataset.frames.index(n)), 0.0]) for n in lengths.tolist()])
+
+    def embed_text(texts: list[str]) -> Tensor:
+        seen.append(list(texts))
+        items = [next(i for i, words in enumerate(dataset.words) if text in words) for text in texts]
+        return torch.tensor([[float(item), 0.0] for item in [*items[:-1], 1]])  # the last one's item is number 2
+
+    judge: Any = SimpleNamespace(
+        representation="interhuman", device="cpu", embed_motion=embed_motion, embed_text=embed_text
+    )
+    found = measure_truth(dataset, ComparisonSettings(captions=captions), judge)
+    assert seen == [asked]
+    assert found["r_precision_1"] == pytest.approx((3 * captions - 1) / (3 * captions))
+    assert found["mm_dist"] == pytest.approx(1 / (3 * captions))
+    # of neighbours in the order of the captions 1, 1 and 2 apart, as interhuman's protocol has it three times as much
+    assert found["diversity"] == pytest.approx(3 * 4 / 3)
+    assert "fid" not in found
+    assert measure_truth(dataset, ComparisonSettings(captions=captions))["jitter"] == found["jitter"]
 
 
 def test_what_a_system_refuses_is_told_before_it_works() -> None:

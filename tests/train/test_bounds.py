@@ -150,3 +150,7 @@ def test_epochs_and_their_warm_up_are_counted_in_steps_rounded_up() -> None:
     counted = config.in_steps(items=10, items_per_step=4)
     assert (counted.steps, counted.warmup_steps) == (8, 2)  # 7.5 and 1.25
     assert (counted.epochs, counted.warmup_epochs) == (None, None)
+    # a warm-up that is longer than so few epochs ends with the step before the last, whichever way it was said
+    for longer in (OptimConfig(epochs=1, warmup_steps=200), OptimConfig(epochs=1, warmup_epochs=0.99, warmup_steps=0)):
+        counted = longer.in_steps(items=5, items_per_step=2)
+        assert (counted.steps, counted.warmup_steps) == (3, 2)
