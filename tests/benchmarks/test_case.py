@@ -100,6 +100,15 @@ def test_rows() -> None:
     assert rows[0].ratio == 1.0
 
 
+@pytest.mark.parametrize(("half", "ceiling"), [(1.0, 4.0), (8.0, 8.0)])
+def test_half_types_are_judged_by_the_faster_of_both_products(half: float, ceiling: float) -> None:
+    """They can be computed with in float32; float32 not in them."""
+    scope, ceilings = Scope(torch.device("cpu"), "quick"), Ceilings(1e9, {"float32": 4.0, "bfloat16": half})
+    for dtype, rate in ((torch.bfloat16, ceiling), (torch.float32, 4.0)):
+        (row,), _ = run(Case("moe", "forward", dtype, {}, lambda: contest(native=right)), scope, ceilings)
+        assert row.bound_share == pytest.approx(12 / rate / row.median)
+
+
 def test_a_missing_package_skips_the_case() -> None:
     def prepare() -> Contest:
         raise ModuleNotFoundError("diffusers is needed")

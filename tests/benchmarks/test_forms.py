@@ -9,7 +9,7 @@ import torch
 
 from intermoe import backends
 from intermoe.benchmarks import models
-from intermoe.benchmarks.forms import LOADS, competitors, draw, training
+from intermoe.benchmarks.forms import LOADS, competitors, draw, settled_bias, training
 from intermoe.benchmarks.harness.work import Shape
 from intermoe.ops.moe import moe
 
@@ -22,6 +22,15 @@ def test_the_selection_is_settled_at_the_capacity(capacity: float) -> None:
     shape = Shape(240, dim=32, experts=6, width=16, capacity=capacity)
     counts = moe(*draw(shape, torch.float32, CPU).steps(), backend="reference").counts
     assert (counts - shape.pairs // shape.experts).abs().max() <= 2
+
+
+def test_a_settled_bias_takes_just_so_many() -> None:
+    """None is on the threshold, so that no rounding decides."""
+    logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    scores, taken = torch.sigmoid(logits), [0, 1, 30, 50]
+    bias = settled_bias(logits, taken)
+    assert (scores + bias > 0).sum(0).tolist() == (scores + bias >= 0).sum(0).tolist() == taken
+    assert ((scores + bias)[:, 1:3].abs() > 1e-4).all()
 
 
 def test_no_rounding_of_the_logits_changes_the_selection() -> None:

@@ -45,6 +45,48 @@ def test_the_report_shows_them(make_report: Callable[..., Report], make_row: Cal
     assert "## Goals" not in markdown(make_report(make_row(dtype="float16")))
 
 
+def test_every_measure_by_hand(make_row: Callable[..., Row]) -> None:
+    """A time of ours is 2, that of what stands beside it 6: no two figures of a goal may be exchanged."""
+
+    def row(entry: str, call: str, dtype: str, tokens: float, median: float, **values: Any) -> Row:
+        return make_row(entry, median, call=call, dtype=dtype, shape={"S": tokens}, **values)
+
+    forward, training, half, single = goals.FORWARD, goals.TRAINING, goals.HALF, goals.SINGLE
+    found = goals.Rows(
+        [
+            row("triton", training, half, 9600.0, 1.0, peak_bytes=100),
+            row("triton, graph", forward, half, 9600.0, 2.0),
+            row("dense network, graph", forward, half, 9600.0, 6.0),
+            row("triton, graph", training, half, 9600.0, 5.0),
+            row("dense network, graph", training, half, 9600.0, 20.0),
+            row("triton, graph", forward, half, 300.0, 3e-6),
+            row("authors' form", forward, half, 300.0, 60e-6, difference=9.0),  # another's difference is its own affair
+            row("dense network", forward, half, 300.0, 1.0, difference=8.0),
+            row("triton, static", forward, half, 9600.0, 1.0, host_reads=0, difference=0.5),
+            row("triton, static", training, half, 9600.0, 1.0, host_reads=7, difference=0.25),
+            row("authors' form", training, half, 9600.0, 1.0, peak_bytes=400),
+            row("native", "overhead", single, 2.0, 1.0),
+            row("native, operator", "overhead", single, 2.0, 9e-6),
+            row("native, kernels alone", "overhead", single, 2.0, 4e-6),
+            row("native", "loading", single, 2.0, 1.0, step="loader", difference=7.0),  # no step of the block
+            make_row("authors' block", step="denoiser", call="call with guidance", shape={}, ratio=4.0),
+        ]
+    )
+    assert found.graphs(forward) == 3.0
+    assert found.graphs(training) == 4.0
+    assert found.graph(300) == 3e-6
+    assert [found.host_reads(call) for call in (forward, training)] == [0, 7]
+    assert found.memory(half, 9600) == 0.25
+    assert found.overhead() == pytest.approx(5.0)
+    assert found.denoiser(single) == 0.25
+    assert found.worst(half) == 0.5
+    with pytest.raises(KeyError):
+        found.worst(single)
+    of_cuda = {goal.name: goal for goal in goals.GOALS["cuda"]}
+    assert of_cuda["forward S=300 bfloat16 in a graph"].measure(found) == pytest.approx(3.0)
+    assert of_cuda["forward S=300 bfloat16 in a graph, authors' form"].measure(found) == pytest.approx(20.0)
+
+
 @pytest.mark.parametrize(("kind", "level"), [("cpu", "full"), ("cuda", "default")])
 def test_a_run_has_the_cases_of_every_goal(
     kind: str, level: str, make_report: Callable[..., Report], make_row: Callable[..., Row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from intermoe.benchmarks.harness.timing import (
     ratios,
     summarise,
     take_turns,
+    thread_seconds,
 )
 
 CPU = torch.device("cpu")
@@ -64,6 +66,15 @@ def test_peak_memory_counts_what_exists_at_the_same_time() -> None:
 def test_largest_allocation_is_that_of_one_tensor() -> None:
     assert largest_allocation(lambda _: (torch.empty(1000, 1000), torch.empty(500, 1000))) == 4_000_000
     assert largest_allocation(lambda _: None) == 0
+
+
+def test_a_thread_that_is_alone_is_not_charged_for_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several threads the caller's own time would leave out what the others compute."""
+    taken = {}
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        taken[threads] = thread_seconds(lambda: time.sleep(0.05))
+    assert taken[1] < 0.04 <= 0.05 <= taken[2]
 
 
 def test_machine() -> None:

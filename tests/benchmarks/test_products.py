@@ -44,9 +44,30 @@ def test_writing_replaces_one_machine(tmp_path: Path, monkeypatch: pytest.Monkey
     shutil.copy(fastest.__file__, path)
     monkeypatch.setattr(fastest, "__file__", str(path))
     rows = {("float32", "rows"): ((64, "own"), (None, "torch")), ("float16", "sums"): ((None, "own"),)}
-    products.write_table("some avx9", rows)
-    found = runpy.run_path(str(path))["FASTEST"]
-    assert found == {**fastest.FASTEST, "some avx9": rows}
+    kept = {("float32", "sums"): ((None, "torch"),), ("float32", "rows"): ((None, "torch"),)}
+    for before in ({}, {"some avx9": kept}):  # a run of one dtype leaves what others have measured
+        monkeypatch.setattr(fastest, "FASTEST", {**fastest.FASTEST, **before})
+        products.write_table("some avx9", rows)
+        found = runpy.run_path(str(path))["FASTEST"]
+        assert found == {**fastest.FASTEST, "some avx9": {**before.get("some avx9", {}), **rows}}
+
+
+@pytest.mark.parametrize("form", ["rows", "columns", "sums"])
+def test_an_entry_times_what_its_name_says_with_all_weights_in_turn(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison of which every entry was the last would find them equally fast."""
+    ran: list[tuple[str, int]] = []
+    monkeypatch.setattr(products.products, "run", lambda name, left, right, out: ran.append((name, right.data_ptr())))
+    found = dict(products.entries(form, torch.float32, 3, (12, 8)))
+    assert {"torch", "own"} <= found.keys()
+    turns = 1 if form == "sums" else products.WEIGHTS_IN_TURN
+    for name, entry in found.items():
+        ran.clear()
+        for _ in range(2 * turns):
+            entry()
+        assert {called for called, _ in ran} == {name}
+        weights = [weight for _, weight in ran]
+        assert len(set(weights)) == turns
+        assert weights[:turns] == weights[turns:]
 
 
 def test_every_entry_computes_the_product() -> None:

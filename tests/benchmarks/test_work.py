@@ -41,6 +41,51 @@ def test_counts_of_the_roofline(tokens: int, direction: str) -> None:
     assert found == {name: (2 * number * tokens * 768 * 1024, 2 * moved) for name, (number, moved) in products.items()}
 
 
+S, D, E, F, P = 6, 5, 3, 7, 9  # sizes of no common multiple: each array has its own number of bytes
+WIDE, INDEX = 4, 8  # bytes of a float32 and of an index
+
+
+@pytest.mark.parametrize("element", [2, 4])
+@pytest.mark.parametrize(
+    ("step", "flop", "stored", "others"),
+    [  # operations; elements of the storage type; bytes of the others
+        ("route", 2 * S * D * E, [S * D, S * D], [S * E * WIDE]),  # hidden and tokens; logits
+        ("route_backward", 4 * S * D * E, [S * D, S * D, S * D], [S * E * WIDE]),  # both gradients and hidden; logits'
+        ("select", 0, [], [S * E * WIDE, S * E * INDEX, P * INDEX, P * WIDE]),  # logits, slots, token_idx, gates
+        ("select_backward", 0, [], [S * E * WIDE, S * E * INDEX, S * E * WIDE, P * WIDE]),  # the same and gradients
+        ("experts", 6 * P * D * F, [P * D, 2 * E * D * F, 3 * P * F, P * F, E * D * F, P * D], []),
+        (
+            "experts_backward",
+            12 * P * D * F,
+            [
+                *(P * D, E * D * F, 2 * P * F, 2 * P * F, P * F),  # of h and its gradient, and the weighted activation
+                *(2 * P * F, 2 * E * D * F, P * D),  # of the pairs
+                *(2 * P * F, P * D, 2 * E * D * F),  # of w_gate_up
+                *(P * D, P * F, E * D * F),  # of w_down
+            ],
+            [],
+        ),
+    ],
+)
+def test_every_array_is_moved_once(step: str, flop: int, stored: list[int], others: list[int], element: int) -> None:
+    shape = Shape(S, D, E, F, capacity=P / S)
+    arguments = {"select": (), "select_backward": (), "experts": (element, True)}.get(step, (element,))
+    counted = work.total(getattr(work, step)(shape, *arguments))
+    assert (counted.flop, counted.bytes) == (flop, element * sum(stored) + sum(others))
+
+
+def test_a_training_step_is_made_of_both_directions() -> None:
+    shape, steps = Shape(S, D, E, F, capacity=P / S), ("route", "experts", "combine", "experts_backward", "combine")
+    parts = [getattr(work, s)(shape, *((2, True) if s == "experts" else (2,))) for s in (*steps, "route_backward")]
+    parts += [work.select(shape), work.select_backward(shape)]
+    whole = work.total(work.moe(shape, 2, True))
+    assert (whole.flop, whole.bytes) == (
+        sum(one.flop for part in parts for one in part), sum(one.bytes for part in parts for one in part)
+    )  # fmt: skip
+    one = work.total(work.dense(shape, 2, False))
+    assert (one.flop, one.bytes) == (6 * S * D * F, 2 * (2 * S * D + 2 * S * F + 3 * D * F))
+
+
 def test_the_bound_is_the_slower_ceiling() -> None:
     assert Work(100.0, 10.0).seconds(10.0, 10.0) == 10.0
     assert Work(100.0, 10.0).seconds(1000.0, 10.0) == 1.0

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from intermoe import InterMoEBlock, backends
+from intermoe.kernels.contract import Needs
 from intermoe.ops.moe import Experts, Route, Select, moe
 from intermoe.ops.routing import share
 
@@ -372,3 +373,22 @@ def test_a_backward_lets_go_of_what_was_saved_for_it(backend: str, monkeypatch: 
     hidden.grad = None  # which may lie where something was saved
     gc.collect()
     assert [one() for one in saved_ones if one() is not None] == []
+
+
+@pytest.mark.parametrize("asked", Needs._fields)
+def test_each_gradient_can_be_asked_for_alone(name: str, asked: str, relative_error: Callable[..., float]) -> None:
+    """And is then that of all together, whatever others it is computed from."""
+    g = torch.Generator().manual_seed(0)
+    sizes = {"hidden": (12, 16), "router_weight": (4, 16), "router_offset": (3, 4), "scale": (3, 16), "shift": (3, 16)}
+    sizes |= {"w_gate_up": (4, 48, 16), "w_down": (4, 16, 24)}
+    values = [torch.randn(sizes[key], generator=g) for key in Needs._fields]
+
+    def gradients(wanted: tuple[str, ...], backend: str) -> dict[str, Tensor | None]:
+        leaves = [value.clone().requires_grad_(key in wanted) for key, value in zip(sizes, values, strict=True)]
+        bias = torch.full((4,), -0.5)
+        moe(Route(*leaves[:5]), Select(bias), Experts(*leaves[5:]), backend=backend).out.square().sum().backward()
+        return {key: leaf.grad for key, leaf in zip(sizes, leaves, strict=True)}
+
+    found, expected = gradients((asked,), name), gradients(Needs._fields, "reference")
+    assert [key for key, grad in found.items() if grad is not None] == [asked]
+    assert relative_error(found[asked], expected[asked]) < 1e-5
