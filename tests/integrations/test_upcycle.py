@@ -17,6 +17,7 @@ from intermoe.integrations import (
     replace_feed_forward,
     restore_feed_forward,
 )
+from intermoe.integrations.dense import is_swiglu
 from intermoe.nn.layers import SwiGLU
 
 
@@ -134,6 +135,28 @@ def test_other_networks_are_refused_with_the_way_out(network: Any) -> None:
     block = Block(network())
     with pytest.raises(ValueError, match=r"expected SwiGLU networks without biases .* init='residual'"):
         replace(block, init="upcycle")
+
+
+class Dropping(nn.Module):
+    """Llama's network, with dropout between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(16, 24, bias=False) for _ in range(2))
+        self.down_proj, self.drop = nn.Linear(24, 16, bias=False), nn.Dropout(0.9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.drop(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_network_is_judged_as_it_is_in_evaluation(training: bool) -> None:
+    """Dropout is none of what it computes; and it is left in the mode that it was in."""
+    network = Dropping().train(training)
+    weights = [parameter.clone() for parameter in network.parameters()]
+    assert is_swiglu(network)
+    assert all(module.training == training for module in network.modules())
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), weights, strict=True))
 
 
 def test_biases_too_small_to_be_heard_are_refused_too() -> None:

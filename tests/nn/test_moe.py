@@ -427,6 +427,18 @@ def test_sharded_over_two_processes(tmp_path: Path, relative_error) -> None:
             assert relative_error(value, block.get_parameter(key)) < 1e-5, key
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_logits_of_a_half_block_are_sums_of_float32(dtype: torch.dtype) -> None:
+    """Of tokens and of the condition: ones of which a half type holds no sum of 2049, and 2 + 2049 no better."""
+    block = InterMoEBlock(2049, 2, 1, 2049, norm="none", fusion="sum").to(dtype)
+    with torch.no_grad():
+        block.motion_router.fill_(1.0), block.text_router.fill_(1.0)
+        hidden, condition = torch.ones(1, 1, 2049, dtype=dtype), torch.ones(1, 2049, dtype=dtype)
+        for of_tokens, of_rows in ((1, 0), (0, 1), (1, 1)):
+            logits = block.routing_logits(of_tokens * hidden, of_rows * condition)
+            assert logits.tolist() == [[[2049.0 * (of_tokens + of_rows)] * 2]]
+
+
 @pytest.mark.parametrize("shared", [0, 2])
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float16, torch.float32)])
 def test_a_condition_of_another_dtype_than_the_weights(shared: int, dtypes: tuple[torch.dtype, torch.dtype]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from intermoe.kernels.contract import Experts
 from intermoe.nn.distributed import clip_grad_norm_
 from intermoe.ops import exchange
+from intermoe.ops.combine import combine_reference
 from intermoe.ops.exchange import plan_exchange
 
 RANKS = Path(__file__).parent / "exchange_ranks.py"
@@ -48,6 +50,7 @@ def test_a_plan_by_hand() -> None:
     full = plan_exchange(chosen, counts, 2, 2, 2)  # one pair more than there is room for is nobody's
     assert full.slots.tolist() == [[0, -1, 2], [-1, -1, -1], [1, -1, 3]]
     assert full.filled.all()
+    assert full.offsets.tolist() == [0, 2, 4], "of the rows that there are"
 
 
 def test_a_weights_gradient_is_the_mean_over_ranks_of_all_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +60,20 @@ def test_a_weights_gradient_is_the_mean_over_ranks_of_all_replicas(monkeypatch: 
         (3 * exchange.Mean.apply(weight, 4, replicas)).sum().backward()
         assert weight.grad is not None
         assert weight.grad.tolist() == [expected, expected]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_gates_are_sums_of_float32(dtype: torch.dtype) -> None:
+    """Of rows in a half type, which holds no sum of the first and the others of a row."""
+    large = 2 / torch.finfo(dtype).eps
+    rows = torch.tensor([[large, 1, 1, 1], [large, 0, 0, 1]], dtype=dtype, requires_grad=True)
+    gates = torch.tensor([0.5, 0.25], requires_grad=True)
+    plan: Any = SimpleNamespace(slots=torch.tensor([[0, 1]]), token_idx=torch.tensor([0, 0]))
+    exchange._Combine.apply(rows, gates, plan, combine_reference).sum().backward()
+    assert gates.grad is not None
+    assert gates.grad.tolist() == [large + 3, large + 1]
+    assert rows.grad is not None
+    assert rows.grad.tolist() == [[0.5] * 4, [0.25] * 4]
 
 
 def test_a_rank_without_experts_meets_the_others_in_the_backward() -> None:

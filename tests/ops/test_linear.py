@@ -41,8 +41,14 @@ def test_linear(native_calls, dtype, with_bias: bool, shape, relative_error, tol
             assert out.shape == expected.shape
             assert out.dtype == dtype
             assert relative_error(out, expected) <= tolerance(dtype)
-        strided = torch.stack([x, x], dim=-1)[..., 0]
-        assert torch.equal(layer(strided), out)
+        for strided in (
+            torch.stack([x, x], dim=-1)[..., 0],  # elements apart
+            torch.cat([x, x], dim=-1)[..., :33],  # rows apart
+            x.movedim(0, -1).contiguous().movedim(-1, 0),  # the first dimension last in memory
+            x[..., :1, :].expand(x.shape) if x.dim() > 1 else x,  # one row for all
+        ):
+            wanted = layer(strided.contiguous())
+            assert torch.equal(layer(strided), wanted)
 
 
 def test_torch_where_it_is_asked_for(native_calls) -> None:

@@ -64,6 +64,16 @@ def test_gradients_have_the_types_of_what_they_are_of() -> None:
     assert [grad.dtype for grad in found] == [torch.float16, *wide, *narrow]
 
 
+def test_gradients_are_dense_however_the_inputs_lie() -> None:
+    """As every backend makes them: code compiled for other strides would read them in another order."""
+    flat = list(meta_call())
+    flat[:7] = [each.transpose(-1, -2).contiguous().transpose(-1, -2) for each in flat[:7]]
+    assert not any(each.is_contiguous() for each in flat[:7])
+    saved = operators._forward_fake(*flat)[2:]
+    found = operators._backward_fake(flat[5], None, *flat[:7], *saved, True, False, [True] * 7, "native")
+    assert all(grad.is_contiguous() for grad in found)
+
+
 @pytest.mark.parametrize("rule", [None, Rule("expert_choice", 1.5, None, "batch", "frame", 1)])
 def test_flat_arguments_are_those_that_were_given(rule: Rule | None) -> None:
     """The operators get all of a call, its limit of pairs and its options too."""
@@ -190,6 +200,26 @@ def test_a_call_is_on_one_device() -> None:
             moe(Route(hidden, router), Select(given), Experts(*experts))
 
 
+@pytest.mark.parametrize("name", [*Route._fields[1:5], "selection_bias", "valid", "w_gate_up", "w_down"])
+def test_any_argument_of_another_device_is_refused(name: str) -> None:
+    """Kernels take pointers: memory of another device they would read as if it were of this one."""
+    given: dict[str, torch.Tensor] = {
+        "router_weight": torch.zeros(3, 4), "router_offset": torch.zeros(5, 3), "scale": torch.zeros(1, 4),
+        "shift": torch.zeros(1, 4), "selection_bias": torch.full((3,), -0.5), "valid": torch.ones(5) > 0,
+        "w_gate_up": torch.zeros(3, 12, 4), "w_down": torch.zeros(3, 4, 6),
+    }  # fmt: skip
+
+    def call() -> None:
+        rows = (given[key] for key in Route._fields[1:5])
+        select, experts = Select(given["selection_bias"], given["valid"]), Experts(given["w_gate_up"], given["w_down"])
+        moe(Route(torch.zeros(5, 4), *rows), select, experts)
+
+    call()
+    given[name] = given[name].to("meta")
+    with pytest.raises(ValueError, match=rf"^hidden: expected all tensors on one device, got .*{name} on meta"):
+        call()
+
+
 def test_overflow_is_asked_of_the_device_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {}
     for name, most in (("cpu", 3), ("meta", 9)):
@@ -201,3 +231,8 @@ def test_overflow_is_asked_of_the_device_that_is_named(monkeypatch: pytest.Monke
     with pytest.raises(RuntimeError, match=r"expected at most 5 \(token, expert\) pairs .*, got 9"):
         raise_on_overflow(torch.device("meta"))
     raise_on_overflow(), raise_on_overflow(torch.device("meta"))  # raised once
+    found[torch.device("meta")].note(torch.tensor([5]), 5)  # a call that fits, after one that was told of
+    raise_on_overflow(torch.device("meta"))
+    found[torch.device("meta")].note(torch.tensor([7]), 5)  # and one that does not, if less than the first
+    with pytest.raises(RuntimeError, match=r"expected at most 5 .*, got 7"):
+        raise_on_overflow(torch.device("meta"))

@@ -90,12 +90,16 @@ def test_bad_arguments(steps) -> None:
         steps.select(torch.randn(4, 3), bias, torch.ones(5, dtype=torch.bool))
 
 
-def test_slots_out_of_range_are_refused() -> None:
+@pytest.mark.parametrize("outside", [3, 7])
+def test_slots_out_of_range_are_refused(outside: int) -> None:
+    """From the first pair that there is not; the last one is there."""
     if not backends.available()["native"].usable:
         pytest.skip(f"native backend: {backends.available()['native'].reason}")
     native = backends.load("native")
-    slots = torch.full((4, 2), 7)
-    with pytest.raises(RuntimeError, match=r"native select_backward: slots holds 7, but there are 3 pairs"):
+    slots = torch.full((4, 2), 2)
+    native.select_backward(torch.zeros(3), torch.zeros(4, 2), slots), native.combine(torch.zeros(3, 5), None, slots)
+    slots[3, 1] = outside
+    with pytest.raises(RuntimeError, match=rf"native select_backward: slots holds {outside}, but there are 3 pairs"):
         native.select_backward(torch.zeros(3), torch.zeros(4, 2), slots)
-    with pytest.raises(RuntimeError, match=r"native combine: slots holds 7, but there are 3 pairs"):
+    with pytest.raises(RuntimeError, match=rf"native combine: slots holds {outside}, but there are 3 pairs"):
         native.combine(torch.zeros(3, 5), None, slots)

@@ -68,6 +68,11 @@ def swap_twice(weight: nn.Parameter) -> None:
         weight.data = torch.randn(weight.shape)
 
 
+def cut(weight: nn.Parameter) -> None:
+    """Memory, strides, version and elements of what is left stay."""
+    weight.data = weight.data[:40]
+
+
 def behind_the_version(weight: nn.Parameter) -> None:
     weight.data.mul_(2)
 
@@ -75,8 +80,9 @@ def behind_the_version(weight: nn.Parameter) -> None:
 @pytest.mark.parametrize(
     "change",
     [step(torch.optim.SGD), step(torch.optim.AdamW, fused=True), edit, edit_in_inference_mode, load, swap, swap_twice,
-     behind_the_version],
-    ids=["sgd", "fused adamw", "edit", "inference mode", "load_state_dict", "data swap", "data swaps", "data.mul_"],
+     cut, behind_the_version],
+    ids=["sgd", "fused adamw", "edit", "inference mode", "load_state_dict", "data swap", "data swaps", "rows cut",
+         "data.mul_"],
 )  # fmt: skip
 def test_a_changed_weight_is_never_stale(change: Callable[[nn.Parameter], None]) -> None:
     torch.manual_seed(0)
@@ -89,6 +95,16 @@ def test_a_changed_weight_is_never_stale(change: Callable[[nn.Parameter], None])
         after = products.linear(x, weight, None)
         torch.testing.assert_close(after, x @ weight.detach().T, rtol=1e-4, atol=1e-4)
     assert not torch.equal(before, after)
+
+
+def test_one_weight_in_both_orders() -> None:
+    """In pairs of columns for the gate's product with what it gates, and as it is for a plain one."""
+    weight = nn.Parameter(torch.randn(64, 48))
+    for paired in (True, False, True):
+        found = products.packed(weight, 9, paired=paired)
+        assert found is not None
+        assert torch.equal(found, products._pack(weight.detach(), paired))
+    assert not torch.equal(products._pack(weight.detach(), True), products._pack(weight.detach(), False))
 
 
 def test_packed_from_the_first_use_on() -> None:

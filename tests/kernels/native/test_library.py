@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,25 @@ def test_an_instruction_set_that_there_is_not_is_refused(native: Any, level: int
     assert native.intermoe_use_instruction_set(level) != 0
     assert f"got {level}" in native.intermoe_last_error().decode()
     assert library.instruction_set() == own
+
+
+def test_what_is_said_of_the_processor_is_what_the_system_says(native: Any) -> None:
+    """It chooses the variant, the row of the table of products, and whether half types have units of their own."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+    except OSError:
+        pytest.skip("there is no /proc/cpuinfo")
+    said = dict(line.replace("\t", "").split(":", 1) for line in text.splitlines() if ":" in line)
+    flags = set(said.get("flags", "").split())
+    if not flags or "vendor_id" not in said:
+        pytest.skip("/proc/cpuinfo lists no flags of an x86 processor")
+    variants = {"avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx2", "avx512f", "avx512bw", "avx512vl", "avx512dq"}}
+    wanted = [name for name, needed in variants.items() if needed <= flags]
+    assert library.instruction_set() == ["baseline", *wanted][-1]
+    assert library.vendor() == {"GenuineIntel": "intel", "AuthenticAMD": "amd"}.get(said["vendor_id"].strip(), "other")
+    bfloat16, float16 = {"avx512_bf16", "amx_bf16"} & flags, {"avx512_fp16", "amx_fp16"} & flags
+    units = (1 if bfloat16 else 0) + (2 if float16 else 0) if "avx512" in wanted else 0
+    assert library.half_units() == units
 
 
 @pytest.mark.parametrize("ranges", [[[-1, 2], [2, 3]], [[0, 2], [2, 1]], [[0, 2], [2, 4]]])

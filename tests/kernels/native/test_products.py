@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 
 from intermoe import backends
 from intermoe.kernels.native import library, products
@@ -127,6 +128,22 @@ def test_choices_agree(name: str, dtype, add: bool, relative_error, tolerance) -
             out = torch.ones(40, 40, dtype=kept)
             products.run(name, a, b, out, add=add)
             assert relative_error(out, a.double() @ b.double() + int(add)) <= tolerance(dtype)
+
+
+def test_the_table_is_asked_by_form_type_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a sum over rows by how many are summed, whatever the height of what is made."""
+    asked: list[tuple[str, torch.dtype, int]] = []
+    monkeypatch.setattr(products, "choice", lambda *given: asked.append(given) or "torch")
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.randn(7, 5).to(dtype), torch.randn(5, 3).to(dtype)
+        products.product(left, right.T.contiguous().T, torch.empty(7, 3, dtype=dtype))
+        products.product(left, right, torch.empty(7, 3, dtype=dtype))
+        products.product(torch.randn(5, 7).to(dtype).T, right, torch.empty(7, 3, dtype=dtype))
+        assert asked == [("rows", dtype, 7), ("columns", dtype, 7), ("sums", dtype, 5)]
+        asked.clear()
+        products.linear(torch.randn(2, 4, 5).to(dtype), nn.Parameter(torch.randn(3, 5).to(dtype)), None)
+        assert set(asked) == {("packed", dtype, 8), ("rows", dtype, 8)}
+        asked.clear()
 
 
 def test_table_is_complete() -> None:

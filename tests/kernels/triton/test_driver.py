@@ -94,7 +94,9 @@ def test_a_program_lists_places_and_launches() -> None:
     [
         ({"num_ctas": 2}, "num_ctas=2"),
         ({"global_scratch_size": 64}, "global_scratch_size=64"),
+        ({"profile_scratch_size": 8}, "profile_scratch_size=8"),
         ({"launch_pdl": True}, "launch_pdl=True"),
+        ({"launch_cooperative_grid": True}, "launch_cooperative_grid=True"),
         ({"threads": 256}, "4 warps and 256 threads"),
         ({"types": ["u64", "u32", "u32"]}, "2 arguments and parameters"),
         ({"types": ["u64"]}, "2 arguments and parameters"),

@@ -306,6 +306,15 @@ def test_room_for_pairs_is_a_little_more_and_takes_few_values() -> None:
     assert len({registry.room(pairs, 9600, 8) for pairs in range(8192, 16384)}) <= 34
 
 
+@pytest.mark.parametrize(("start", "planned"), [(4, True), (5, True), (3, False)])
+def test_neighbours_in_memory_are_told_apart_and_what_overlaps_is_not(start: int, planned: bool) -> None:
+    """Views of one piece, as of weights that lie in one: the second begins where the first ends, behind it, within."""
+    whole = torch.zeros(12)
+    with standin.stand_in():
+        plan.planned(lambda x, y: (x.new_empty(3),))(whole[:4], whole[start : start + 4])
+        assert [made is not None for made in plan._plans.values()] == [True] * planned
+
+
 def test_a_tensor_given_twice_is_not_taken_for_either() -> None:
     """A plan of such a call would read one of them in place of the other ever after."""
     with standin.stand_in() as driver:
