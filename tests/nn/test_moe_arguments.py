@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from intermoe import InterMoEBlock, backends
+from intermoe.ops import moe as operation
 
 
 def small(**changes: object) -> InterMoEBlock:
@@ -142,6 +143,19 @@ def test_bad_call_is_named(arguments, error, message) -> None:
 def test_condition_without_a_place_for_it_is_refused() -> None:
     with pytest.raises(ValueError, match="condition: expected None"):
         small(cond_dim=None)(torch.zeros(2, 5, 16), torch.zeros(2, 8))
+
+
+def test_half_sums_are_of_a_backend_that_has_them_in_float16_without_gradients() -> None:
+    pytest.importorskip("triton")
+    operation._check_half_sums("triton", torch.float16, False)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        with pytest.raises(TypeError, match=rf"^half_sums: expected experts in torch.float16 .*, got {dtype}"):
+            operation._check_half_sums("triton", dtype, False)
+    with pytest.raises(RuntimeError, match=r"^half_sums: for inference only"):
+        operation._check_half_sums("triton", torch.float16, True)
+    for backend in ("reference", "native"):
+        with pytest.raises(ValueError, match=rf"^half_sums: expected a backend that has them, got '{backend}'"):
+            operation._check_half_sums(backend, torch.float16, False)
 
 
 def test_an_unusable_backend_is_refused_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,8 +204,8 @@ def test_a_call_is_on_one_device() -> None:
 def test_any_argument_of_another_device_is_refused(name: str) -> None:
     """Kernels take pointers: memory of another device they would read as if it were of this one."""
     given: dict[str, torch.Tensor] = {
-        "router_weight": torch.zeros(3, 4), "router_offset": torch.zeros(5, 3), "scale": torch.zeros(1, 4),
-        "shift": torch.zeros(1, 4), "selection_bias": torch.full((3,), -0.5), "valid": torch.ones(5) > 0,
+        "router_weight": torch.zeros(3, 4), "router_offset": torch.zeros(5, 3), "scale": torch.zeros(5, 4),
+        "shift": torch.zeros(5, 4), "selection_bias": torch.full((3,), -0.5), "valid": torch.ones(5) > 0,
         "w_gate_up": torch.zeros(3, 12, 4), "w_down": torch.zeros(3, 4, 6),
     }  # fmt: skip
 

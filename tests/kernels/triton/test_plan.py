@@ -379,6 +379,21 @@ def test_a_plan_is_of_tensors_alike_in_shape_type_strides_and_alignment() -> Non
     assert kinds((square,), (square.t(),)) == 2
 
 
+def test_a_plan_is_of_options_alike_by_their_values() -> None:
+    made: list[tuple[int, bool]] = []
+
+    def function(x: Tensor, *, size: int, flag: bool) -> tuple[Tensor, ...]:
+        made.append((size, flag))
+        return (x.new_empty(size),)
+
+    options = [(3, False), (4, False), (3, True), (4, True)]
+    with standin.stand_in():
+        planned = plan.planned(function)
+        for size, flag in (*options, *options):
+            assert planned(torch.zeros(2), size=size, flag=flag)[0].shape == (size,)
+    assert made == options
+
+
 def test_plans_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "MOST_PLANS", 3)
     with standin.stand_in():
