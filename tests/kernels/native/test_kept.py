@@ -97,8 +97,9 @@ def test_a_changed_weight_is_never_stale(change: Callable[[nn.Parameter], None])
     assert not torch.equal(before, after)
 
 
-def test_one_weight_in_both_orders() -> None:
+def test_one_weight_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     """In pairs of columns for the gate's product with what it gates, and as it is for a plain one."""
+    monkeypatch.setattr(products, "choice", lambda *_: "own")
     weight = nn.Parameter(torch.randn(64, 48))
     for paired in (True, False, True):
         found = products.packed(weight, 9, paired=paired)
