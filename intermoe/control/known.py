@@ -244,20 +244,20 @@ class Given:
         What is led and eased there moves joint by joint, and bones that are made right again at the end alone would
         tremble. So frames are held and smoothed in turns (``HOLDING``, ``HELD_SMOOTH``); what is given stays.
         """
-        result = motion.clone()
-        for row, given, where, own in zip(result, self.motion, self.where, lengths, strict=True):
-            if not where.any() or where.all():
-                continue
-            distance = _distances(where)
-            pull = torch.full((len(where),), 1 / HELD_SMOOTH, dtype=torch.float64)
-            pull[(distance == 0) | (distance > self.blend)] = math.inf
-            for _ in range(HOLDING if self.blend else 0):
-                row[~where] = with_rigid_bones(row, own)[~where]
+        some = self.where.any(dim=1) & ~self.where.all(dim=1)
+        if not some.any():
+            return motion
+        free, result = (some[:, None] & ~self.where)[..., None], motion.clone()
+        for _ in range(HOLDING if self.blend else 0):
+            result = torch.where(free, with_rigid_bones(result, lengths), result)
+            for person in some.nonzero()[:, 0].tolist():
+                row, where = result[person], self.where[person]
                 joints = self.representation.positions(row)
+                distance = _distances(where)
+                pull = torch.full((len(where),), 1 / HELD_SMOOTH, dtype=torch.float64)
+                pull[(distance == 0) | (distance > self.blend)] = math.inf
                 row[:] = with_positions(row, least_jerk(joints.flatten(-2), pull).view_as(joints))
-            row[:] = with_rigid_bones(row, own)
-            row[where] = given[where]
-        return result
+        return torch.where(free, with_rigid_bones(result, lengths), motion)
 
     def _follow(self, row: Tensor, moved: Tensor) -> None:
         """Velocities of frames (T,) that were moved, and of those before them, are differences to the next frame."""
