@@ -375,23 +375,6 @@ def test_rows_that_divide_nothing_are_told_by_their_name() -> None:
     check_route(HIDDEN[:0], WEIGHT, torch.zeros(0, 3), None, None)
 
 
-def test_conditions_of_other_numbers_of_rows_are_refused() -> None:
-    """Every backend belongs row r to tokens r S / R and on, of one R."""
-    tokens, dim, experts = 6, 4, 3
-    hidden, weight = torch.randn(tokens, dim), torch.randn(experts, dim)
-
-    def of(rows: int, width: int) -> torch.Tensor:
-        return torch.randn(rows, width)
-
-    check_route(hidden, weight, of(2, experts), of(2, dim), of(2, dim))
-    for rows, words in (
-        ((3, 2, 2), "scale: expected as many rows as router_offset has, 3, got 2"),
-        ((2, 2, 6), "shift: expected as many rows as scale has, 2, got 6"),
-    ):
-        with pytest.raises(ValueError, match=f"^{words}$"):
-            check_route(hidden, weight, of(rows[0], experts), of(rows[1], dim), of(rows[2], dim))
-
-
 def test_references_compute_where_their_arguments_are() -> None:
     """Wherever new tensors go by default: an array that forgot the device would be elsewhere than the others."""
     a = arguments(12, 4, 3, 5, rows=2)
