@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from intermoe.control import Control, Known, Target
+from intermoe.control.scene import TAIL
 from intermoe.control.targets import Aims
 from intermoe.diffusion import DiffusionConfig
 from intermoe.export import View
@@ -71,7 +72,8 @@ def test_what_is_asked_of_a_scene_reaches_every_window(
     if guidance is None:
         options["guidance_scale"] = tiny_pipeline.config.default_guidance
     # the second window begins with all of the first, which is shorter than what two windows have in common
-    assert got == [([PROMPTS[0]], [12], [4], options, None), ([PROMPTS[1]], [12 + 12], [5], options, 9)]
+    lengths = [12 + TAIL, 12 + 12 + TAIL]
+    assert got == [([PROMPTS[0]], lengths[:1], [4], options, None), ([PROMPTS[1]], lengths[1:], [5], options, 9)]
 
 
 def test_seeds_end_where_their_numbers_do(tiny_pipeline: Any) -> None:
