@@ -436,6 +436,7 @@ from intermoe import cli
 from intermoe.cli.__main__ import main
 from intermoe.files import replacing, replacing_folder
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has it ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and one of nohup this
 def command():
     folder = Path(sys.argv[1])
     with replacing_folder(folder / "model") as model, replacing(folder / "numbers.json") as numbers:
@@ -461,6 +462,7 @@ import os, signal, time, weakref
 from intermoe import cli
 from intermoe.cli.__main__ import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 class Freed:
     pass
 def command():
