@@ -208,6 +208,10 @@ def _check(route: Route, select: Select, experts: Experts) -> None:
     if select.max_pairs is not None and select.max_pairs < 1:
         raise ValueError(f"max_pairs: expected >= 1 or None, got {select.max_pairs}")
     check_route(hidden, router_weight, router_offset, scale, shift)
+    if router_offset is not None and scale is not None and len(router_offset) != len(scale):
+        raise ValueError(f"scale: expected as many rows as router_offset has, {len(router_offset)}, got {len(scale)}")
+    if scale is not None and shift is not None and len(scale) != len(shift):
+        raise ValueError(f"shift: expected as many rows as scale has, {len(scale)}, got {len(shift)}")
     if select.rule is None:
         check_select(len(hidden), len(router_weight), select.selection_bias, select.valid)
     check_same_device(

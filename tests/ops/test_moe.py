@@ -303,3 +303,22 @@ def test_what_fitted_once_is_checked_again_when_it_changes(monkeypatch: pytest.M
             with pytest.raises((ValueError, TypeError), match="expected"):
                 moe(route, select, Experts(*weights))
         assert len(checked) == before + 2
+
+
+@pytest.mark.parametrize("name", ["reference", "native"])
+def test_conditions_of_other_numbers_of_rows_are_refused_by_every_backend(name: str) -> None:
+    if not backends.available()[name].usable:
+        pytest.skip(f"{name} backend: {backends.available()[name].reason}")
+    hidden, weight = torch.randn(6, 4), torch.randn(3, 4)
+    select, experts = Select(torch.full((3,), -0.5)), Experts(torch.randn(3, 10, 4), torch.randn(3, 4, 5))
+
+    def of(*rows: int) -> Route:
+        return Route(hidden, weight, torch.randn(rows[0], 3), torch.randn(rows[1], 4), torch.randn(rows[2], 4))
+
+    assert moe(of(2, 2, 2), select, experts, backend=name).out.shape == (6, 4)
+    for rows, words in (
+        ((3, 2, 2), "scale: expected as many rows as router_offset has, 3, got 2"),
+        ((2, 2, 6), "shift: expected as many rows as scale has, 2, got 6"),
+    ):
+        with pytest.raises(ValueError, match=f"^{words}$"):
+            moe(of(*rows), select, experts, backend=name)
