@@ -17,7 +17,7 @@ from intermoe.config import check_flag, check_integer, check_several
 from intermoe.control.targets import Aims, Target
 from intermoe.diffusion import KnownLatents
 from intermoe.motion.arrays import LARGEST, real_array
-from intermoe.motion.bones import with_rigid_bones
+from intermoe.motion.bones import bone_lengths, with_rigid_bones
 from intermoe.motion.interhuman import with_positions
 from intermoe.motion.representation import Representation
 from intermoe.motion.smooth import least_jerk
@@ -237,6 +237,11 @@ class Given:
                 self._follow(row, moved)
                 row[where] = given[where]
         return result
+
+    def bone_lengths(self) -> Tensor:
+        """Lengths (P, 21) of the bones of what is given in InterHuman's layout, NaN of whom nothing is given."""
+        joints = self.representation.joints(self.motion)
+        return torch.stack([bone_lengths(each[where]) for each, where in zip(joints, self.where, strict=True)])
 
     def with_rigid_bones(self, motion: Tensor, lengths: Tensor) -> Tensor:
         """Pasted InterHuman motion (P, T, 262) whose bones keep ``lengths`` (P, 21) beside what is given too.

@@ -16,7 +16,7 @@ from intermoe.systems.intermoe.vae import LatentDistribution
 
 _DECIMETRES = 10.0
 _UNTOLD = 0.03
-"""What an estimate may be off by in a direction without a meaning; the default model's posteriors deviate by 0.0024."""
+"""What an estimate may be off by in a direction without a meaning."""
 CACHE_BYTES = 2**30
 CACHE_SHARE = 1 / 8
 
@@ -135,8 +135,8 @@ def position_map(latents: Tensor, positions: Tensor) -> Tensor:
     """A (X, Y), float32: what an error (N, X) of latents moves positions (N, Y) by, in decimetres.
 
     The ridge regression of positions, in metres, on ``latents``, with errors of ``_UNTOLD`` in each: an autoencoder
-    that keeps where the joints are does so nearly linearly (2 cm for the default model's), and directions in which
-    latents hardly vary would get coefficients that make of their noise metres.
+    that keeps where the joints are does so nearly linearly, and directions in which latents hardly vary would get
+    coefficients that make of their noise metres.
     """
     centred = latents.double() - latents.double().mean(dim=0)
     wanted = positions.double() - positions.double().mean(dim=0)

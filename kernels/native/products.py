@@ -193,6 +193,8 @@ def _made(name: str, weight: Tensor, rows: int, make: Callable[[Tensor], Any], *
     state = (weight._version, weight.data_ptr(), weight.shape, weight.stride(), how, library.instruction_set())
     last = kept.get(name)
     if last is None or last.state != state or not torch.equal(_probes(last.storage), last.probes):
+        for other in [each for each in kept if kept[each].state[:4] != state[:4]]:
+            del kept[other]  # made of what the weight no longer is, in memory that nothing else may hold
         storage = weight.detach()
         last = kept[name] = _Kept(state, storage, _probes(storage).clone(), make(storage))
     return last.made

@@ -153,27 +153,27 @@ class InterMoEPipeline(MotionPipeline):
         motions = []
         for index, (row, count, length) in enumerate(zip(latents, frames, lengths, strict=True)):
             kept = given[index] if given else None
-            motion = self._held(self.codec.decode(row[None, :, :count])[0].cpu(), kept)
+            bones = kept.bone_lengths() if kept is not None and self.config.rigid_bones else None
+            motion = self._held(self.codec.decode(row[None, :, :count])[0].cpu(), bones)
             motion = self._grounded(motion)[:, :length].clone()
-            motions.append(motion if kept is None else self._pasted(motion, kept))
+            if kept is not None:
+                own = None if bones is None else _known_or_own(bones, self.representation.joints(motion))
+                motion = kept.paste(motion)
+                motion = motion if own is None else kept.with_rigid_bones(motion, own)
+            motions.append(motion)
         return motions
-
-    def _pasted(self, motion: Tensor, given: Given) -> Tensor:
-        pasted = given.paste(motion)
-        if not self.config.rigid_bones:
-            return pasted
-        return given.with_rigid_bones(pasted, self._lengths(self.representation.joints(motion), given))
 
     def _joints_of(self, given: Given) -> Callable[[Tensor], Tensor]:
         """Latents (P, T', X) of a motion to its joints (P, T, 22, 3), those that are given in their place."""
         count = given.where.shape[1]
         fixed = self.representation.joints(given.motion).to(self.device)
         where = given.where.to(self.device)[..., None, None]
+        bones = given.bone_lengths().to(self.device) if self.config.rigid_bones else None
 
         def joints_of(latents: Tensor) -> Tensor:
             joints = self.representation.joints(self.codec.decode_with_gradients(latents[None])[0])
-            if self.config.rigid_bones:
-                joints = hold_bone_lengths(joints, self._lengths(joints, given))
+            if bones is not None:
+                joints = hold_bone_lengths(joints, _known_or_own(bones, joints))
             return torch.where(where, fixed, joints[:, :count])
 
         return joints_of
@@ -184,14 +184,15 @@ class InterMoEPipeline(MotionPipeline):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, P, T', X) to motion (B, P, 4T', ...), float32 on CPU, smooth and rigid as configured."""
-        return torch.stack([self._held(each) for each in self.codec.decode(latents).cpu()])
+        return self._held(self.codec.decode(latents).cpu())
 
-    def _held(self, motion: Tensor, given: Given | None = None) -> Tensor:
-        """Decoded motion (P, T, ...), smooth and rigid; who is given keeps the bones that were given."""
+    def _held(self, motion: Tensor, bones: Tensor | None = None) -> Tensor:
+        """Decoded motion (..., P, T, X), smooth and rigid, with ``bones`` (P, 21) where these are no NaN."""
         if self.config.smooth:
             motion = with_smooth_joints(motion)
         if self.config.rigid_bones:
-            motion = with_rigid_bones(motion, self._lengths(self.representation.joints(motion), given))
+            own = None if bones is None else _known_or_own(bones, self.representation.joints(motion))
+            motion = with_rigid_bones(motion, own)
         return motion
 
     def _grounded(self, motion: Tensor) -> Tensor:
@@ -201,19 +202,6 @@ class InterMoEPipeline(MotionPipeline):
         if self.config.planted_feet:
             motion = with_planted_feet(motion)
         return motion
-
-    def _lengths(self, joints: Tensor, given: Given | None) -> Tensor:
-        """Lengths (P, 21) of the bones: those of what is given of a person, else of their joints (P, T, 22, 3)."""
-        lengths = bone_lengths(joints)
-        if given is None:
-            return lengths
-        of_given = self.representation.joints(given.motion).to(joints)
-        return torch.stack(
-            [
-                bone_lengths(joints[where]) if where.any() else own
-                for joints, where, own in zip(of_given, given.where, lengths, strict=True)
-            ]
-        )
 
     @torch.no_grad()
     def denoise_once(self, motion: Tensor, level: float, *, prompt: str = "", seed: int = 0) -> int:
@@ -242,3 +230,8 @@ class InterMoEPipeline(MotionPipeline):
     def unknown_words(self, prompt: str) -> list[str]:
         """See ``TextEncoder.unknown_words``."""
         return self.text_encoder.unknown_words(prompt)
+
+
+def _known_or_own(bones: Tensor, joints: Tensor) -> Tensor:
+    """Lengths (P, 21) of bones that are known, and where these are NaN those of joints (P, T, 22, 3)."""
+    return torch.where(bones.isnan(), bone_lengths(joints), bones)

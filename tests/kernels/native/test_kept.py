@@ -217,3 +217,20 @@ def test_a_weight_is_kept_in_each_order_that_is_asked_for(monkeypatch: pytest.Mo
     assert products.in_onednn_order(weight, 99) is many
     assert products.packed(weight, 99, paired=False) is None
     assert products.in_onednn_order(weight, 9) is None
+
+
+@pytest.mark.parametrize("change", [edit, swap])
+def test_what_was_made_in_another_order_goes_with_what_it_was_made_of(
+    change: Callable[[nn.Parameter], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is of no use any more, and holds the memory of a weight that was."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(products, "choice", lambda form, dtype, rows: "own" if rows < 10 else products.ORDERED)
+    weight = nn.Parameter(torch.randn(8, 8))
+    many = weakref.ref(products.in_onednn_order(weight, 99)[0])
+    assert many() is not None
+    change(weight)
+    assert products.packed(weight, 9, paired=False) is not None
+    gc.collect()
+    assert many() is None
