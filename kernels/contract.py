@@ -54,7 +54,8 @@ class Route(NamedTuple):
     @property
     def rows(self) -> int:
         """R; 1 where nothing has rows."""
-        return next((len(rows) for rows in (self.router_offset, self.scale) if rows is not None), 1)
+        rows = self.scale if self.router_offset is None else self.router_offset
+        return 1 if rows is None else rows.shape[0]
 
 
 class Select(NamedTuple):

@@ -47,7 +47,7 @@ def moe_forward(
     route: Route, given: Select, experts: Experts, kind: Kind | None = None
 ) -> tuple[Tensor, Tensor, Saved | Kept]:
     """Route, select, experts and combine; what each takes and what is saved is told in ``contract``."""
-    out, counts, *rest = _forward(route, given, experts, kind, save_h=not experts.recompute, keep=True)
+    out, counts, *rest = _forward(route, given, experts, kind, not experts.recompute, keep=True)
     kept = Kept(*rest)
     return out, counts, kept.saved() if kind is None else kept
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..contract import described
 from . import driver
 from .registry import INTERPRETED
-from .together import Layout, Together, aligned
+from .together import Form, Layout, Together, aligned, allocator
 
 MOST_PLANS = 1024
 """More are made anew: pools of many lengths must not fill the memory."""
@@ -37,12 +37,25 @@ Results = tuple[Any, ...]
 
 Step = Callable[..., Results]
 
-_empty_like = torch.empty_like
+_data_ptr = Tensor.data_ptr
 _aten = torch.ops.aten
-_ALLOCATIONS = {_aten.empty.memory_format, _aten.new_empty.default, _aten.empty_like.default}
+_ALLOCATIONS = {
+    _aten.empty.memory_format,
+    _aten.new_empty.default,
+    _aten.empty_like.default,
+    _aten.empty_strided.default,
+}
 _VIEWS = {_aten.slice.Tensor, _aten.view.default, _aten.view.dtype, _aten.detach.default, _aten.alias.default}
 _plans: dict[tuple[Any, ...], Plan | None] = {}
-_active = threading.local()
+
+
+class _Active(threading.local):
+    """What is recorded in this thread."""
+
+    recorder: Recorder | None = None
+
+
+_active = _Active()
 
 
 class Started(NamedTuple):
@@ -75,7 +88,7 @@ class Recorder(TorchDispatchMode):
 
 def record(started: Started) -> None:
     """Note a launch, where a run is recorded in this thread."""
-    recorder: Recorder | None = getattr(_active, "recorder", None)
+    recorder = _active.recorder
     if recorder is not None:
         recorder.launches.append(started)
 
@@ -95,7 +108,7 @@ def planned(function: Step) -> Step:
 
     @functools.wraps(function)
     def call(*inputs: Any, kind: Hashable = None, **options: Any) -> Results:
-        if INTERPRETED or getattr(_active, "recorder", None) is not None:
+        if INTERPRETED or _active.recorder is not None:
             return function(*inputs, **options)
         alike = kind if kind is not None else described(flat(inputs))
         key = (function, torch.get_float32_matmul_precision(), alike, *options.values())
@@ -209,10 +222,12 @@ class Plan:
         for one in inputs:
             self._take(one)
         self._apart = any(type(one) is Together and one.layout is None for one in inputs)
-        self._patterns: list[Tensor] = []
+        self._forms: list[Form] = []
         """of all memory that a call allocates: that of the results, and last that in between"""
-        self._results = [self._result(one, merges) for one in results]
-        self._plain = self._results == list(range(len(results)))
+        self._joined: list[Callable[[list[Tensor]], Together]] = []
+        """of results that are ``Together``, last one first: how they are made of what is allocated"""
+        self._first_made = 1 + len(inputs) + sum(isinstance(one, Together) for one in results)
+        self._results = _getter([self._result(one, merges) for one in results])
         self._between(recorder)
         launches = [(one, [self._source(a) for a in one.arguments]) for one in recorder.launches]
         self.numbers: list[Any] = []
@@ -224,6 +239,7 @@ class Plan:
                 self.numbers += [value] * is_number
             self.steps.append((one.compiled[one.grid], itemgetter(*taken)))
         device = next(t.device for t in flat(inputs) if t is not None)
+        self._allocate, self._allocate_seen = allocator(device), allocator(device, seen=True)
         self.program = driver.program(
             [(one, sources[: one.given]) for one, sources in launches], self.places, self._bases, device
         )
@@ -252,25 +268,29 @@ class Plan:
             self._ranges.append((*_range(tensor), len(self.places)))
             self.places.append((self._bases, offset))
 
-    def _result(self, one: Any, merges: bool) -> Any:
-        """``None``, a pattern's number, -1 - an input's number, or how a ``Together`` is made and of which numbers."""
+    def _result(self, one: Any, merges: bool) -> int:
+        """Its number in the list that ``run`` takes results from: ``None``, the inputs, what is joined, what is made."""
         if one is None or id(one) in self._numbered:
-            return None if one is None else -1 - self._numbered[id(one)]
-        if isinstance(one, Together):
-            if not merges:
-                return Together, [self._result(tensor, merges) for tensor in one.tensors()]
+            return 0 if one is None else 1 + self._numbered[id(one)]
+        if not isinstance(one, Together):
+            self._place(_storage(one))
+            return self._first_made + self._allocates(Form.of(one))
+        if merges:
             layout = Layout(one.tensors())
             for tensor, offset in zip(one.tensors(), layout.offsets, strict=True):
                 self._place(_storage(tensor), offset)
-            return layout, self._allocates(layout.memory)
-        self._place(_storage(one))
-        return self._allocates(_pattern(one))
+            number = self._allocates(Form((layout.size,), (1,), torch.uint8))
+            self._joined.insert(0, lambda made: Together.of(made[number], layout))
+        else:
+            parts = [self._result(tensor, merges) - self._first_made for tensor in one.tensors()]
+            self._joined.insert(0, lambda made: Together(*[made[part] for part in parts]))
+        return self._first_made - len(self._joined)
 
-    def _allocates(self, pattern: Tensor) -> int:
-        """The number of a pattern, whose memory is one more base."""
+    def _allocates(self, form: Form) -> int:
+        """The number of memory of this form, which is one more base."""
         self._bases += 1
-        self._patterns.append(pattern)
-        return len(self._patterns) - 1
+        self._forms.append(form)
+        return len(self._forms) - 1
 
     def _between(self, recorder: Recorder) -> None:
         between: list[tuple[int, Between]] = []
@@ -283,10 +303,9 @@ class Plan:
         offsets, size = placed([one for _, one in between])
         self.arena = size
         if size:
-            device = recorder.buffers[0].device
             for (storage, _), offset in zip(between, offsets, strict=True):
                 self._place(storage, offset)
-            self._allocates(_pattern(torch.empty(size, dtype=torch.uint8, device=device)))
+            self._allocates(Form((size,), (1,), torch.uint8))
 
     def _source(self, argument: Any) -> tuple[bool, Any]:
         """Whether an argument is a number, ``None`` or a tensor that outlives all calls; and it, or else its place."""
@@ -306,35 +325,25 @@ class Plan:
 
     def run(self, inputs: tuple[Any, ...]) -> Results:
         """Launch everything for other inputs of the same kind."""
-        made = [_empty_like(pattern) for pattern in self._patterns]
+        seen = torch._C._len_torch_dispatch_stack() or torch._C._get_deterministic_algorithms()
+        allocate = self._allocate_seen if seen else self._allocate
+        made = [allocate(*form) for form in self._forms]
         given = flat(inputs) if self._apart else inputs
         bases = [0 if one is None else one.data_ptr() for one in given]
-        bases += [one.data_ptr() for one in made]
+        bases += map(_data_ptr, made)
         if self.program is None or not self.program.run(bases):
             values: list[Any] = [bases[base] + offset for base, offset in self.places]
             values += self.numbers
             for start, arguments in self.steps:
                 start(*arguments(values))
-        if self._plain:
-            return tuple(made[: len(self._results)])
-        return tuple([_joined(result, made, inputs) for result in self._results])
+        return self._results((None, *inputs, *[join(made) for join in self._joined], *made))
 
 
-def _joined(result: Any, made: list[Tensor], inputs: tuple[Any, ...]) -> Any:
-    """A result of the memory that was allocated, and of the inputs."""
-    if type(result) is int:
-        return made[result] if result >= 0 else inputs[-1 - result]
-    if result is None:
-        return None
-    how, numbers = result
-    return Together(*[made[n] for n in numbers]) if how is Together else Together.of(made[numbers], how)
-
-
-def _pattern(like: Tensor) -> Tensor:
-    """A tensor without memory, to allocate others by: that takes half the time of telling shape, dtype and device."""
-    pattern = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    pattern.untyped_storage().resize_(0)
-    return pattern
+def _getter(numbers: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """What takes the values of these numbers."""
+    if len(numbers) > 1:
+        return itemgetter(*numbers)
+    return lambda values: tuple([values[number] for number in numbers])
 
 
 def _range(tensor: Tensor) -> tuple[int, int]:
