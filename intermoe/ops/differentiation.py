@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ _SLOTS = Saved._fields.index("slots")
 class _Rest:
     """What one call takes beside the inputs that get gradients."""
 
-    select: Select
+    select: Select | None
     normalise: bool
     recompute: bool
     half_sums: bool
@@ -50,9 +50,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``out``, ``counts``, ``logits`` and ``slots``; the first and the third are differentiable."""
     if kind is not None and torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
-        call = _Call(select, backend, kind, route, experts)
-        out, logits = _apply(_Direct, call, *route[:5], experts.w_gate_up, experts.w_down)
-        (counts, slots), call.made = call.made, ()
+        call = _Call(route, select, experts, backend, kind)
+        out, logits, (counts, slots) = _apply(_Direct, call, *route[:5], *experts[:2])
         return out, counts, logits, slots
     out, counts, logits, slots = _Forward.run(*_split(route, select, experts, backend))
     return out, counts, logits, slots
@@ -170,60 +169,56 @@ def _needs(needed: tuple[bool, ...]) -> Needs:
     return Needs(*needed[1:])
 
 
-@dataclass(slots=True)
-class _Call:
-    """What one plain call takes beside the inputs that get gradients, and what it leaves."""
+class _Call(NamedTuple):
+    """One plain call."""
 
+    route: Route
     select: Select
+    experts: Experts
     backend: str
     kind: Kind
-    route: Any
-    experts: Any
-    made: tuple[Tensor, ...] = ()
-    """counts and slots, which have no gradients and cost more as results of a function of autograd's"""
-    form: Any = None
-    kept: tuple[Any, ...] = ()
-    """what the backend keeps beside the logits, of this type; no one else reads it, so nothing watches over it"""
 
 
 class _Direct(Function):
-    """The operation of plain tensors where gradients may be asked for and no hooks see what is saved."""
+    """The operation of plain tensors where gradients may be asked for and no hooks see what is saved.
+
+    Its results: ``out`` and the logits, and a pair of counts and slots, which have no gradients and cost more as
+    results of their own.
+    """
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, *inputs: Any) -> tuple[Tensor, Tensor]:
-        route, experts = call.route, call.experts
-        out, counts, kept = backends.load(call.backend).moe_forward(route, call.select, experts, call.kind)
+    def forward(ctx: Any, call: _Call, *inputs: Any) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        route, select, experts, name, kind = call
+        out, counts, kept = backends.load(name).moe_forward(route, select, experts, kind)
         logits, *others = kept
-        call.made, call.form, call.kept = (counts, kept.slots), type(kept), tuple(others)
-        # tensors that get gradients are autograd's to keep
-        call.route, call.experts, call.select = route.normalise, experts[2:], None
+        # tensors that get gradients are autograd's to keep; the others no one else reads, so nothing watches over them
         ctx.save_for_backward(*inputs, logits)
         ctx.set_materialize_grads(False)
-        ctx.call = call
-        return out, logits
+        ctx.options, ctx.form, ctx.others = (name, kind, route.normalise, *experts[2:]), type(kept), others
+        return out, logits, (counts, kept.slots)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None, grad_logits: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_out, grad_logits, _ = grads
         needs = _needs(ctx.needs_input_grad)
         if (grad_out is None and grad_logits is None) or not any(needs):
             return (None,) * (1 + _INPUTS)
         *inputs, logits = ctx.saved_tensors
-        call = ctx.call
-        saved = call.form(logits, *call.kept)
+        saved = ctx.form(logits, *ctx.others)
         spent = not torch._C._autograd._get_current_graph_task_keep_graph()
         if spent:
-            call.kept = ()
+            ctx.others = None
         if grad_out is None:
             grad_out = grad_of_out(tuple(inputs))
+        name, kind, normalise, recompute, half_sums = ctx.options
         derived = torch.is_grad_enabled() or forward_ad._current_level >= 0
         if derived or _is_wrapped(grad_out) or operators.is_watched((grad_out,)):
-            recompute, half_sums = call.experts
-            rest = _Rest(call.select, call.route, recompute, half_sums, call.backend)
+            rest = _Rest(None, normalise, recompute, half_sums, name)
             found = _Backward.apply(rest, needs, grad_out, grad_logits, *inputs, *saved.saved())
             return None, *(grad if need else None for grad, need in zip(found, needs, strict=True))
-        route, experts = Route(*inputs[:5], call.route), Experts(*inputs[5:], *call.experts)
-        backend = backends.load(call.backend)
-        return None, *backend.moe_backward(grad_out, grad_logits, route, experts, saved, needs, call.kind, spent)
+        route, experts = Route(*inputs[:5], normalise), Experts(*inputs[5:], recompute, half_sums)
+        backend = backends.load(name)
+        return None, *backend.moe_backward(grad_out, grad_logits, route, experts, saved, needs, kind, spent)
 
 
 class _Backward(_Function):

@@ -73,8 +73,7 @@ def moe(
         ValueError, TypeError: for arguments that do not fit, naming them. RuntimeError: for a backend that cannot
             serve, and for derivatives that there are none of.
     """
-    device = route.hidden.device
-    compiling = torch.compiler.is_compiling()
+    device, compiling = route.hidden.device, torch.compiler.is_compiling()
     if not compiling and route.hidden.is_neg():  # what its memory holds is not its value
         route = route._replace(hidden=route.hidden.resolve_neg())
     dtype = route.hidden.dtype
@@ -84,7 +83,8 @@ def moe(
         dtype = torch.get_autocast_dtype(device.type)
         experts = experts._replace(w_gate_up=experts.w_gate_up.to(dtype), w_down=experts.w_down.to(dtype))
     kind = _checked(route, select, experts)
-    past = None if compiling else recomputation.recall()
+    hooked = not compiling and recomputation.is_hooked()
+    past = recomputation.recall() if hooked else None
     if past is None:
         name = backends.resolve(device, experts.w_down.dtype, backend)
     else:
@@ -97,7 +97,7 @@ def moe(
     with torch.autocast(device.type, enabled=False) if autocast else _NOTHING:
         if backends.detects_nan():
             check_logits(logits_reference(route), select.valid)
-        watched = not compiling and recomputation.is_watched()
+        watched = hooked and recomputation.is_watched()
         received: tuple[Tensor, ...] = () if past is None else past.received
         if peers is None:
             out, counts, logits, slots = _run(route, select, experts, name, differentiable or watched, kind)
@@ -119,12 +119,9 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _run(route: Route, select: Select, experts: Experts, name: str, differentiable: bool, kind: Kind | None) -> _Made:
-    if kind is not None and not differentiable and name != backends.REFERENCE:
-        out, counts = backends.load(name).moe_inference(route, select, experts, kind)
-        return out, counts, None, None
     if name == backends.REFERENCE and not route.hidden.is_meta:
         return moe_reference(route, select, experts)[:4]
-    if torch.compiler.is_compiling():
+    if kind is None and torch.compiler.is_compiling():
         flat = operators.flatten(route, select, experts, name)
         if differentiable:
             out, counts, *made = torch.ops.intermoe.moe_forward(*flat)
@@ -134,7 +131,10 @@ def _run(route: Route, select: Select, experts: Experts, name: str, differentiab
         return out, counts, None, None
     if differentiable:
         return differentiation.forward(route, select, experts, name, kind)
-    out, counts = differentiation.inference(route, select, experts, name)
+    if kind is None:
+        out, counts = differentiation.inference(route, select, experts, name)
+    else:
+        out, counts = backends.load(name).moe_inference(route, select, experts, kind)
     return out, counts, None, None
 
 

@@ -37,15 +37,18 @@ _decisions: weakref.WeakKeyDictionary[_CheckpointFrame, list[Decision]] = weakre
 _recalled: weakref.WeakKeyDictionary[_Hook, int] = weakref.WeakKeyDictionary()
 
 
+def is_hooked() -> bool:
+    """Whether hooks see what is saved here, a checkpoint's or others: without any the rest need not be asked."""
+    return _autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 def is_watched() -> bool:
     """Whether the code runs within a checkpoint, for the first time or again."""
-    return _autograd._top_saved_tensors_default_hooks(False) is not None and bool(_hooks())
+    return bool(_hooks())
 
 
 def recall() -> Decision | None:
     """The decision of the forward that is computed again here, if one is; call it once a forward."""
-    if _autograd._top_saved_tensors_default_hooks(False) is None:
-        return None
     for hook in _hooks():
         frame, again = _frame_of(hook)
         if again and frame is not None:

@@ -60,17 +60,18 @@ def moe_inference(route: Route, given: Select, experts: Experts, kind: Kind | No
 
 
 def _forward(route: Route, given: Select, experts: Experts, kind: Kind | None, save_h: bool, keep: bool) -> list[Any]:
-    hidden, router_weight, *_, normalise = route
-    max_pairs = registry.allocated_pairs(hidden.shape[0], router_weight.shape[0], given.max_pairs)
+    hidden, weight, *_, normalise = route
+    bias, valid, rule, max_pairs = given
+    w_gate_up, w_down, _, half_sums = experts
+    max_pairs = registry.allocated_pairs(hidden.shape[0], weight.shape[0], max_pairs)
     flag = overflow_flag(hidden.device)
     flag.raise_if_set()
-    tensors = (*route[:5], *given[:2], *experts[:2])
     # what the host reads in the middle of a call can be in no plan, but what is before and behind it can
     made = (_steps if max_pairs is None else _planned_steps)(
-        *tensors, kind=kind, rule=given.rule, normalise=normalise, max_pairs=max_pairs,
-        save_h=save_h, half_sums=experts.half_sums, keep=keep,
+        *route[:5], bias, valid, w_gate_up, w_down, kind=kind, rule=rule, normalise=normalise, max_pairs=max_pairs,
+        save_h=save_h, half_sums=half_sums, keep=keep,
     )  # fmt: skip
-    if hidden.device.type == "cpu":
+    if hidden.is_cpu:
         flag.raise_if_set()
     return [*made, max_pairs] if keep and max_pairs is not None else [*made]
 

@@ -269,7 +269,7 @@ class Plan:
             self.places.append((self._bases, offset))
 
     def _result(self, one: Any, merges: bool) -> int:
-        """Its number in the list that ``run`` takes results from: ``None``, the inputs, what is joined, what is made."""
+        """Its number in the list that ``run`` takes from: ``None``, the inputs, what is joined, what is made."""
         if one is None or id(one) in self._numbered:
             return 0 if one is None else 1 + self._numbered[id(one)]
         if not isinstance(one, Together):
