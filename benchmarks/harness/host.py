@@ -34,6 +34,8 @@ from intermoe.kernels.contract import Experts, Kind, Needs, Route, Select
 from intermoe.ops.moe import moe
 
 REPEATS, CALLS, WARM_UPS = 25, 100, 10
+ROW = 8
+"""Operations one after the other, as many as the default model has."""
 
 # tokens, dim, experts, expert_dim, rows of the condition, max_pairs; narrow, as what the stand-in leaves to torch costs
 TINY = (8, 16, 4, 16, 1, None)
@@ -42,6 +44,9 @@ TRAINING = (9600, 64, 8, 64, 64, None)
 STATIC = (9600, 64, 8, 64, 64, 9600)
 MODEL = {"S=9600": (9600, 768, 8, 1024, 64, None), "S=9600, static": (9600, 768, 8, 1024, 64, 9600)}
 """of the default model in training, for its memory"""
+
+
+IN_A_ROW = f"forward + backward, each of {ROW} in a row"
 
 
 def least(calls: dict[str, Callable[[], object]], repeats: int = REPEATS, count: int = CALLS) -> dict[str, float]:
@@ -72,7 +77,8 @@ def calls(backend: str, shape: tuple[Any, ...], dtype: torch.dtype) -> dict[str,
     """The public operation and the backend's own functions, for inference and for a training step."""
     route, select, experts = _arguments(shape, dtype)
     package = backends.load(backend)
-    leaves = [t.clone().requires_grad_() for t in (*route[:5], *experts[:2]) if t is not None]
+    rows = [[t.clone().requires_grad_() for t in (*route[:5], *experts[:2]) if t is not None] for _ in range(ROW)]
+    leaves = rows[0]
     trained = (Route(*leaves[:5]), select, Experts(*leaves[5:]))
     grad = torch.randn_like(route.hidden)
     needs = Needs(*[True] * len(Needs._fields))
@@ -95,12 +101,25 @@ def calls(backend: str, shape: tuple[Any, ...], dtype: torch.dtype) -> dict[str,
             return package.moe_inference(route, select, experts, kind)
 
     nothing = _nothing(leaves, grad)
+
+    def both() -> None:
+        direct_step()
+        nothing()
+
+    def in_a_row() -> tuple[Tensor, ...]:
+        hidden = leaves[0]
+        for _, *others in rows:
+            hidden = moe(Route(hidden, *others[:4]), select, Experts(*others[4:]), backend=backend).out
+        return torch.autograd.grad(hidden, [leaves[0], *(leaf for row in rows for leaf in row[1:])], grad)
+
     return {
         "inference": inference,
         "inference, backend": direct_inference,
         "forward + backward": step,
         "forward + backward, backend": direct_step,
         "forward + backward, torch alone": nothing,
+        "forward + backward, backend and torch alone": both,
+        IN_A_ROW: in_a_row,
     }
 
 
@@ -148,7 +167,7 @@ def memory(shape: tuple[Any, ...]) -> dict[str, int]:
 
 
 def _row(name: str, times: dict[str, float]) -> dict[str, Any]:
-    rounded = {what: round(value, 1) for what, value in times.items()}
+    rounded = {what: round(value / (ROW if what == IN_A_ROW else 1), 1) for what, value in times.items()}
     over = {what: round(times[what] - times[f"{what}, backend"], 1) for what in ("inference", "forward + backward")}
     return {"case": name, "microseconds": rounded, "over the backend": over}
 

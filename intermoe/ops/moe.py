@@ -82,7 +82,7 @@ def moe(
     if autocast:
         dtype = torch.get_autocast_dtype(device.type)
         experts = experts._replace(w_gate_up=experts.w_gate_up.to(dtype), w_down=experts.w_down.to(dtype))
-    kind = _checked(route, select, experts)
+    kind = _checked(route, select, experts, compiling)
     hooked = not compiling and recomputation.is_hooked()
     past = recomputation.recall() if hooked else None
     if past is None:
@@ -180,14 +180,13 @@ _kinds: dict[tuple[Any, ...], Kind] = {}
 _MOST_KNOWN = 1024
 
 
-def _checked(route: Route, select: Select, experts: Experts) -> Kind | None:
+def _checked(route: Route, select: Select, experts: Experts, compiling: bool) -> Kind | None:
     """Check the arguments; plain ones once for each kind, which is returned: a check takes longer than a look."""
-    (*inputs, normalise), (bias, valid, rule, max_pairs) = route, select
-    tensors = (*inputs, bias, valid, experts.w_gate_up, experts.w_down)
-    if not operators.is_plain(tensors):
+    tensors = (*route[:5], *select[:2], *experts[:2])
+    if compiling or not operators.is_plain(tensors):
         _check(route, select, experts)
         return None
-    key = (described(tensors), normalise, rule is None, max_pairs)
+    key = (described(tensors), route.normalise, select.rule is None, select.max_pairs)
     kind = _kinds.get(key)
     if kind is None:
         _check(route, select, experts)

@@ -47,8 +47,8 @@ def unflatten(flat: Flat) -> tuple[Route, Select, Experts, str]:
 
 
 def is_plain(tensors: tuple[Any, ...]) -> bool:
-    """Whether nothing traces, transforms or watches a call of these, hidden first, so that it needs no operator."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
+    """Whether nothing transforms or watches a call of these, hidden first, so that it needs no operator."""
+    if torch._C._len_torch_dispatch_stack() or forward_ad._current_level >= 0:
         return False
     if torch._C._are_functorch_transforms_active() or tensors[0].is_meta:
         return False

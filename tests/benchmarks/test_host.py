@@ -42,6 +42,20 @@ def test_rows_have_times_of_both_ways_and_launches() -> None:
         assert set(row["over the backend"]) == {"inference", "forward + backward"}
 
 
+def test_a_row_tells_the_time_of_one_operation_in_it() -> None:
+    times = {"inference": 3.0, "forward + backward": 5.0, host.IN_A_ROW: 16.0}
+    row = host._row("", times | {"inference, backend": 1.0, "forward + backward, backend": 2.0})
+    assert row["microseconds"][host.IN_A_ROW] == 2.0
+    assert row["over the backend"] == {"inference": 2.0, "forward + backward": 3.0}
+
+
+def test_operations_in_a_row_get_gradients_of_their_own() -> None:
+    with standin.stand_in(pairs=300) as driver:
+        calls = host.calls("triton", host.PROMPT, torch.bfloat16)
+        assert len(calls[host.IN_A_ROW]()) == 1 + 6 * host.ROW
+        assert len(driver.launches) == 16 * host.ROW
+
+
 def test_the_least_of_the_repeats_counts() -> None:
     ran: list[str] = []
     calls = {name: lambda name=name: ran.append(name) for name in ("a", "b")}

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is for Linux")
 
 from intermoe.kernels.triton.arguments import expect_divisor, expect_rows
-from intermoe.kernels.triton.together import ALIGNMENT, Spare
+from intermoe.kernels.triton.together import ALIGNMENT, Form, Spare, allocator
 
 
 def test_spare_memory_is_handed_out_at_boundaries_and_never_twice() -> None:
@@ -41,3 +41,15 @@ def test_other_rows_are_refused(rows: int, tokens: int) -> None:
     told = f"^scale: expected a number of rows that divides the number of tokens {tokens}, got {rows}$"
     with pytest.raises(ValueError, match=told):
         expect_rows("scale", torch.zeros(rows, 5), tokens, 5)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # what compiled code allocates by is there for the first alone
+@pytest.mark.parametrize("seen", [False, True])
+def test_memory_is_allocated_by_its_form(device: str, seen: bool) -> None:
+    allocate = allocator(torch.device(device), seen)
+    for shape, dtype in (((3, 5), torch.bfloat16), ((0, 5), torch.float32), ((8,), torch.int64), ((), torch.uint8)):
+        wanted = torch.empty(shape, dtype=dtype, device=device)
+        made = allocate(*Form.of(wanted))
+        found = (made.shape, made.dtype, made.stride(), made.device, made.untyped_storage().nbytes())
+        expected = (wanted.shape, dtype, wanted.stride(), wanted.device, wanted.untyped_storage().nbytes())
+        assert found == expected

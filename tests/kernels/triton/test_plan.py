@@ -412,3 +412,34 @@ def test_an_input_that_is_a_result_is_that_of_the_call() -> None:
             assert results[0] is y
             assert results[2] is None
             assert results[3] is x
+
+
+def planned_empty(x: Tensor) -> Tensor:
+    """Memory that a plan allocates."""
+    planned = plan.planned(lambda x: (torch.empty_like(x),))
+    planned(x)
+    (made,) = planned(x)
+    assert (made.shape, made.dtype, made.device) == (x.shape, x.dtype, x.device)
+    return made
+
+
+def test_what_a_plan_allocates_is_filled_where_torch_says_so(nan_filled_memory: None) -> None:
+    with standin.stand_in():
+        assert planned_empty(torch.zeros(4, 16)).isnan().all()
+
+
+def test_modes_see_what_a_plan_allocates() -> None:
+    with standin.stand_in():
+        planned, x = plan.planned(lambda x: (torch.empty_like(x),)), torch.zeros(3)
+        planned(x)
+        with plan.Recorder() as seen:
+            (made,) = planned(x)
+        assert [one.data_ptr() for one in seen.buffers] == [made.data_ptr()]
+
+
+def test_what_a_plan_allocates_is_of_inference_within_inference() -> None:
+    """Else it could not be told from what a gradient may be asked for."""
+    with standin.stand_in():
+        assert not planned_empty(torch.zeros(3)).is_inference()
+        with torch.inference_mode():
+            assert planned_empty(torch.zeros(5)).is_inference()

@@ -196,9 +196,9 @@ def test_a_gradient_lies_where_the_tokens_were():
     inputs = [v.requires_grad_(i != 5) for i, v in enumerate(arguments(tokens=64))]
     saved = []
     out = moe(*steps(inputs), backend="triton").out
-    call = out.grad_fn.call
-    saved += [call.kept[call.form._fields.index(name) - 1].data_ptr() for name in ("tokens", "h")]
-    del call
+    node = out.grad_fn
+    saved += [node.others[node.form._fields.index(name) - 1].data_ptr() for name in ("tokens", "h")]
+    del node
     hidden, scale = torch.autograd.grad(out, (inputs[0], inputs[3]), torch.ones_like(out))
     assert hidden.data_ptr() == saved[0]
     assert scale.data_ptr() not in saved
