@@ -19,7 +19,7 @@ class OverflowFlag:
     def __init__(self, device: torch.device) -> None:
         self.pair = torch.zeros(2, dtype=torch.int64, pin_memory=device.type == "cuda")
         self.numbers = self.pair.numpy()  # the same memory
-        self._read = memoryview(self.numbers)  # and once more, read in a twentieth of a microsecond
+        self._read = self.numbers.data  # and once more, read in a twentieth of a microsecond
 
     def raise_if_set(self) -> None:
         """Raise ``RuntimeError`` with the numbers if an overflow has reached the host, and reset the flag."""
