@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import load, load_file
 
 from intermoe import InterMoEPipeline
 from intermoe.cli.common import load_pipeline
@@ -190,6 +192,28 @@ def test_an_upload_is_one_commit_with_a_card(
     for name, content in client.uploaded.items():
         (tmp_path / name).write_bytes(content)
     MotionPipeline.from_pretrained(tmp_path)  # what was written is a model
+    sent = load_file(tmp_path / "model.safetensors")
+    assert {value.dtype for name, value in sent.items() if name.endswith(".w_down")} == {torch.float16}
+
+
+def test_an_upload_says_what_its_model_is(
+    client: type[Client], tiny_pipeline: InterMoEPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every number of the card is the model's own, and each has another value."""
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "intermoe.pipeline.base.model_card", lambda name, **of: (told.update(of, name=name), "a card")[1]
+    )
+    config = replace(tiny_pipeline.config, min_frames=9, max_frames=63)
+    monkeypatch.setattr(tiny_pipeline, "config", config)
+    tiny_pipeline.push_to_hub(REPO)
+    assert client.uploaded["README.md"] == b"a card"
+    sent = load(client.uploaded["model.safetensors"])
+    own = [f"{part}.{name}" for part, m in tiny_pipeline.modules.items() for name, _ in m.named_parameters()]
+    assert told == {
+        "name": REPO, "system": "intermoe", "representation": INTERHUMAN, "fps": config.fps, "frames": (9, 63),
+        "parameters": sum(sent[name].numel() for name in own),
+    }  # fmt: skip
 
 
 def test_a_card_that_is_there_stays(client: type[Client], tiny_pipeline: InterMoEPipeline) -> None:

@@ -44,6 +44,19 @@ def test_what_is_saved_has_the_promised_shapes(options: dict[str, Any], kept: in
     assert len(found.mean) == len(found.rstd) == (5 if options.get("normalise", True) else 0)
 
 
+def test_only_what_has_a_gradient_asks_for_one() -> None:
+    """What is saved for the backward beside the logits is no result to go on with: its gradient would be lost."""
+    status = backends.available()["native"]
+    if not status.usable:
+        pytest.skip(f"native backend: {status.reason}")
+    route = Route(*(torch.randn(size).requires_grad_() for size in ((5, 4), (3, 4), (5, 3), (5, 4), (5, 4))))
+    weights = (torch.randn(size).requires_grad_() for size in ((3, 12, 4), (3, 4, 6)))
+    flat = operators.flatten(route, Select(torch.full((3,), -0.3)), Experts(*weights), "native")
+    made = torch.ops.intermoe.moe_forward(*flat)
+    names = ("out", "counts", *Saved._fields)
+    assert {name for name, each in zip(names, made, strict=True) if each.requires_grad} == {"out", "logits"}
+
+
 @pytest.mark.parametrize("asked", Needs._fields)
 def test_gradients_have_the_shapes_of_what_asked_for_them(asked: str) -> None:
     flat, needs = meta_call(), [name == asked for name in Needs._fields]

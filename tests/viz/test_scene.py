@@ -188,6 +188,27 @@ def test_a_panel_leans_before_its_figures_and_its_line_moves() -> None:
         assert not stage._lines.visible
 
 
+@pytest.mark.parametrize("camera", ["side", "front", "top"])
+def test_at_first_everybody_and_the_whole_panel_are_in_view(camera: str) -> None:
+    """A panel is wider than two people who stand behind each other; windows are at least 0.9 times as wide as high."""
+    panel = Panel(np.full((100, 300, 3), 200, dtype=np.uint8), [30.0, 170.0], 100.0)
+    with serving() as server:
+        viewer = Viewer(server, [Shown("a", people(), 30, ("Ann", "Bo"), panel)], camera)
+        image, look = viewer._panels[0][0]._image, server.initial_camera
+        turn, half = from_quaternions(np.asarray(image.wxyz, dtype=float)), (image.render_width, image.render_height)
+        corners = [
+            image.position + turn[:, :2] @ (np.array(half) / 2 * s) for s in ((-1, -1), (-1, 1), (1, -1), (1, 1))
+        ]
+        seen = np.concatenate([viewer._casts[0]._joints.reshape(-1, 3), corners]) - look.position
+        ahead = np.asarray(look.look_at) - look.position
+        ahead = ahead / np.linalg.norm(ahead)
+        right = np.cross(ahead, look.up)
+        right /= np.linalg.norm(right)
+        depth, edge = seen @ ahead, np.tan(look.fov / 2)
+        assert (np.abs(seen @ right) / depth).max() < 0.9 * edge
+        assert (np.abs(seen @ np.cross(right, ahead)) / depth).max() < edge
+
+
 def test_it_plays_in_real_time_until_it_is_stopped() -> None:
     with serving() as server:
         viewer = Viewer(server, [Shown("bow", people(60), 30, ("Ann", "Bo"))])

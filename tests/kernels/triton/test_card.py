@@ -1,10 +1,12 @@
 """What is read off a card, and what forgets it."""
 
+import json
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
-from intermoe.kernels.triton import configs
+from intermoe.kernels.triton import configs, registry
 from intermoe.kernels.triton.aot import Resources
 
 
@@ -12,6 +14,69 @@ def test_an_architecture_has_both_of_its_numbers(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     assert configs.architecture_of.__wrapped__(torch.device("cuda")) == 86
     assert configs.architecture_of(torch.device("cpu")) == 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "capability", "reason"),
+    [
+        *((dtype, "cuda", (8, 0), None) for dtype in (torch.float32, torch.float16, torch.bfloat16)),
+        (torch.float32, "cuda", (8, 9), None),
+        (torch.float32, "cuda:1", (9, 0), None),
+        (torch.float32, "cuda", (7, 5), "needs compute capability 8.0 or newer, got 7.5"),
+        (torch.float64, "cuda", (8, 0), "dtype torch.float64 is not supported; use float32, float16 or bfloat16"),
+        (torch.float32, "cpu", (8, 0), "needs a CUDA device, got cpu; set TRITON_INTERPRET=1 before starting Python"),
+        (torch.float32, "cuda", None, "no CUDA device; use a machine with an NVIDIA GPU"),
+        (torch.float32, "cuda", "hip", "needs an NVIDIA device, this PyTorch is built for AMD"),
+    ],
+)
+def test_which_cards_are_served(dtype, device, capability, reason, monkeypatch):
+    monkeypatch.setattr(registry, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", "6" if capability == "hip" else None)
+    found = registry.unusable_reason.__wrapped__(torch.device(device), dtype)
+    assert (found or "").startswith(reason or "")
+    assert (found is None) == (reason is None)
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), None])
+def test_what_is_told_of_this_machine(capability, monkeypatch):
+    monkeypatch.setattr(registry, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(registry, "unusable_reason", registry.unusable_reason.__wrapped__)
+    found = registry.status.__wrapped__()
+    assert (found.name, found.usable, found.devices) == (
+        "triton", capability == (8, 0), ("cuda",) if capability == (8, 0) else ()
+    )  # fmt: skip
+    told = {None: "no CUDA device", (7, 5): "needs compute capability 8.0 or newer, got 7.5", (8, 0): ""}
+    assert found.reason == told[capability]
+    assert bool(found.remedy) == (capability != (8, 0))
+
+
+def test_a_tile_that_is_tried_leaves_the_others_of_a_table(tmp_path):
+    """And what was in force before is so again afterwards."""
+    keys = [configs.Key(86, kernel, "half", "large") for kernel in ("up", "down", "grad_pairs")]
+    mine, tried = configs.Tile(64, 32, 32, 4, 2), configs.Tile(32, 32, 16, 2, 1)
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(configs.table_json(dict.fromkeys(keys[:2], mine))))
+
+    def found():
+        return [configs.tile(key.architecture, key.kernel, key.precision, key.size) for key in keys]
+
+    shipped = [configs.shipped(86)[key] for key in keys]
+    try:
+        configs.use_table(path)
+        assert found() == [mine, mine, shipped[2]]
+        with configs.overridden(keys[0], tried):
+            assert found() == [tried, mine, shipped[2]]
+            with configs.overridden(keys[2], tried):
+                assert found() == [tried, mine, tried]
+        assert found() == [mine, mine, shipped[2]]
+    finally:
+        configs.use_table(None)
+    assert found() == shipped
 
 
 def test_plans_of_another_table_are_forgotten(monkeypatch):
