@@ -160,6 +160,34 @@ def test_each_block_of_a_checkpoint_recalls_its_own_choice() -> None:
     torch.testing.assert_close(found[1], found[0])
 
 
+@pytest.mark.parametrize(
+    "options", [{"max_pairs": 60}, {"max_pairs": None}, {"recompute": True}, {"routing": "expert_choice"}]
+)
+def test_a_forward_that_is_computed_again_is_the_same_call(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the choice in place of the bias or rule; every other option is that of the first time."""
+    status = backends.available()["native"]
+    if not status.usable:
+        pytest.skip(f"native backend: {status.reason}")
+    package, made = backends.load("native"), []
+    original = package.moe_forward
+
+    def recorded(route: Route, select: Select, experts: Experts, *rest: Any) -> Any:
+        made.append((route.normalise, select.max_pairs, experts[2:], select))
+        return original(route, select, experts, *rest)
+
+    monkeypatch.setattr(package, "moe_forward", recorded)
+    block = InterMoEBlock(16, 4, 24, None, backend="native", **options)
+    hidden = torch.randn(1, 12, 16, requires_grad=True)
+    checkpoint(block, hidden, use_reentrant=False).sum().backward()
+    (*first, given), (*again, recalled) = made
+    assert first == again == [True, options.get("max_pairs"), (options.get("recompute", False), False)]
+    assert (recalled.selection_bias, recalled.rule) == (None, None)
+    assert (given.rule is not None) == ("routing" in options)
+    assert torch.equal(recalled.valid.view(1, 12, 4), block.chosen_pairs(hidden))
+
+
 def test_operations_are_counted_by_hand() -> None:
     """Of pairs that are known, else of as many as there is room for: all of them where nothing is kept."""
     hidden, router, w_down = torch.zeros(6, 4), torch.zeros(3, 4), torch.zeros(3, 4, 5)
