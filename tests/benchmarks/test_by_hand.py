@@ -14,7 +14,7 @@ from intermoe.benchmarks import forms, models
 from intermoe.benchmarks.harness import case as harness
 from intermoe.benchmarks.harness import profiling, report, suite, timing, work
 from intermoe.benchmarks.harness.case import Case, Contest, Scope
-from intermoe.benchmarks.harness.report import Report, Row
+from intermoe.benchmarks.harness.report import Report, Row, Skipped
 from intermoe.benchmarks.harness.timing import Ceilings
 from intermoe.benchmarks.harness.work import Shape, Work
 
@@ -104,6 +104,26 @@ def test_every_condition(make_report: Callable[..., Report], machine: dict[str, 
         *more,
         "The run ended early: 3 cases were not reached.",
     ]
+
+
+def test_every_section(make_report: Callable[..., Report], make_row: Callable[..., Row]) -> None:
+    """What failed is told first and once; what was skipped by how many cases have one entry and reason in common."""
+    rows = [make_row(step=step, ratio=1.5, ratio_low=1.25) for step in ("vae", "loader", "vae")]
+    absent = [Skipped(f"case {number}", "megablocks", "not\nhere") for number in range(2)]
+    run = replace(
+        make_report(*rows), to_do=0, skipped=(*absent, Skipped("b", "all", "no room"), Skipped("c", "x", "wrong", True))
+    )
+    head = ["# Benchmarks on Some CPU (R) @ 3 GHz", "", *(f"- {line}" for line in report.conditions(run)), ""]
+    assert report.markdown(run).splitlines() == [
+        *head,
+        *("## Failed", "", "| case | entry | what |", "|---|---|---|", "| c | x | wrong |", ""),
+        *("## vae", "", *report.table([rows[0], rows[2]]), "", "## loader", "", *report.table(rows[1:2]), ""),
+        *("## Skipped", "", "| entry | cases | reason |", "|---|---|---|", "| megablocks | 2 | not here |"),
+        "| all | 1 | no room |",
+    ]
+    assert report.line(run, rows[0].case) == f"{rows[0].case}: native 2 s (1.50), native 2 s (1.50)"
+    assert report.line(run, "c") == "c: x FAILED: wrong"
+    assert report.line(run, "b") == "b: no room"
 
 
 def test_ceilings_are_the_best_that_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from intermoe.kernels.triton import configs, registry
+from intermoe.kernels.triton import configs, overflow, registry
 from intermoe.kernels.triton.aot import Resources
+from intermoe.ops import exchange
 
 
 def test_an_architecture_has_both_of_its_numbers(monkeypatch):
@@ -105,3 +106,27 @@ def test_as_many_blocks_fit_as_the_scarcest_allows(registers, shared, threads, b
 
 def test_a_size_class_ends_with_its_number():
     assert [configs.size_class(8 * rows, 8) for rows in (48, 49, 192, 193)] == ["small", "medium", "medium", "large"]
+
+
+@pytest.mark.parametrize("which", ["max_pairs of a call", "max_pairs to a rank"])
+def test_an_overflow_is_told_where_its_device_is_asked_for(which, monkeypatch):
+    """Once, with its own numbers; of no device in particular, whichever overflowed."""
+    devices = [torch.device("cpu", 0), torch.device("cpu", 1)]
+    made = {"max_pairs of a call": overflow.OverflowFlag, "max_pairs to a rank": exchange._Limit}[which]
+    flags = {device: made(torch.device("cpu")) for device in devices}
+    if which == "max_pairs of a call":
+        monkeypatch.setattr(overflow, "_flags", flags)
+        ask, numbers = overflow.raise_on_overflow, [flag.numbers for flag in flags.values()]
+    else:
+        monkeypatch.setattr(exchange, "_limits", flags)
+        ask, numbers = (lambda device: exchange.raise_on_overflow(device, wait=True)), [f.host for f in flags.values()]
+    numbers[1][:] = torch.tensor([73, 61])
+    ask(devices[0])
+    with pytest.raises(RuntimeError, match=r"73.*61|61.*73"):
+        ask(devices[1])
+    ask(devices[1])
+    ask(None)
+    numbers[0][:] = torch.tensor([9, 5])
+    with pytest.raises(RuntimeError, match=r"9.*5|5.*9"):
+        ask(None)
+    ask(None)
