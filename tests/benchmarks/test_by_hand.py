@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from intermoe.benchmarks import forms, models
+from intermoe.benchmarks import forms, grid, models
 from intermoe.benchmarks.harness import case as harness
-from intermoe.benchmarks.harness import profiling, report, suite, timing, work
+from intermoe.benchmarks.harness import goals, profiling, report, suite, timing, work
 from intermoe.benchmarks.harness.case import Case, Contest, Scope
 from intermoe.benchmarks.harness.report import Report, Row, Skipped
 from intermoe.benchmarks.harness.timing import Ceilings
@@ -354,3 +354,84 @@ def test_what_every_case_counts() -> None:
         p.numel() for p in models.build_denoiser(models.TINY, torch.float32, CPU).parameters()
     )
     assert whole.flop > 0
+
+
+class Asked(goals.Rows):
+    """Any row there could be; notes which are asked for."""
+
+    def __init__(self, row: Row) -> None:
+        super().__init__([])
+        self.row, self.asked = row, set[tuple[str, str, int, str]]()
+
+    def moe(self, call: str, dtype: str, tokens: int, entry: str) -> Row:
+        self.asked.add((call, dtype, tokens, entry))
+        return self.row
+
+    def ours(self, call: str, dtype: str, tokens: int) -> Row:
+        return self.moe(call, dtype, tokens, "ours")
+
+
+@pytest.mark.parametrize("kind", list(goals.GOALS))
+def test_goals_are_called_by_what_they_measure(kind: str, make_row: Callable[..., Row]) -> None:
+    """Direction, size, type and what stands beside it; products in float32 are TF32 on a GPU."""
+    single = "TF32" if kind == "cuda" else "float32"
+    told = [goal for goal in goals.GOALS[kind] if "S=" in goal.name]
+    assert len({goal.name for goal in goals.GOALS[kind]}) == len(goals.GOALS[kind]) > len(told) >= 9
+    for goal in told:
+        rows = Asked(make_row(peak_bytes=1, host_reads=1))
+        goal.measure(rows)
+        ((call, dtype, tokens),) = {asked[:3] for asked in rows.asked}
+        assert ("with backward" in goal.name) == (call == "forward + backward"), goal.name
+        assert f"S={tokens}" in goal.name
+        spoken = single if dtype == "float32" else dtype
+        assert spoken in goal.name or "memory" in goal.name, goal.name
+        assert dtype == ("float32" if kind == "cpu" else "bfloat16") or "memory" not in goal.name, goal.name
+        assert not {"float32", "bfloat16", "TF32"} - {spoken} & set(goal.name.replace(",", "").split()), goal.name
+        beside = {entry.partition(",")[0] for _, _, _, entry in rows.asked} - {"ours", "triton"}
+        assert all(entry.removesuffix(" network") in goal.name for entry in beside), goal.name
+        assert ("in a graph" in goal.name or "in graphs" in goal.name) == any("graph" in each[3] for each in rows.asked)
+
+
+@pytest.mark.parametrize(
+    ("flags", "clock", "amx", "clocks"),
+    [
+        ("fpu amx_tile avx2", "2999.6", True, "3000 MHz"),
+        ("fpu amx_bf16 avx2", "800", False, "800 MHz"),
+        ("", None, False, None),
+    ],
+)
+def test_every_field_of_a_machine(
+    flags: str, clock: str | None, amx: bool, clocks: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"model name": "A CPU", "flags": flags} | ({} if clock is None else {"cpu MHz": clock})
+    monkeypatch.setattr(timing, "_processor", lambda: found)
+    monkeypatch.setattr(timing.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(timing.platform, "release", lambda: "6.1")
+    monkeypatch.setattr(timing.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    monkeypatch.setattr(timing.shutil, "which", lambda tool: f"/bin/{tool}")
+    answer = SimpleNamespace(returncode=0, stdout="570.1, 1 MHz, 2 MHz, 3 MHz, 4 W, 50\n")
+    asked: list[list[str]] = []
+    monkeypatch.setattr(timing.subprocess, "run", lambda command, **_: (asked.append(command), answer)[1])
+    cpu = timing.machine(CPU)
+    assert replace(cpu, versions={}).to_dict() == {
+        "device": "A CPU", "kind": "cpu", "system": "Linux 6.1 x86_64", "threads": 7, "instructions": "AVX512",
+        "amx": amx, "float32_products": "high", "driver": None, "clocks": clocks, "versions": {},
+    }  # fmt: skip
+    assert not asked
+    cuda = timing.machine(torch.device("cuda", 2))
+    assert (cuda.device, cuda.kind, cuda.driver) == ("card 2", "cuda", "570.1")
+    assert cuda.clocks == "SM 1 MHz (at most 3 MHz), memory 2 MHz, power limit 4 W, 50 degrees"
+    assert asked[0][:2] == ["/bin/nvidia-smi", "--id=2"]
+    answer.returncode = 1
+    assert timing.machine(torch.device("cuda", 2)).clocks is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens", "sets"), [("cpu", 300, 1), ("cuda", 300, 4), ("cuda", 10_000, 4), ("cuda", 10_001, 1)]
+)
+def test_small_pools_of_a_gpu_take_turns_so_that_no_cache_holds_them(kind: str, tokens: int, sets: int) -> None:
+    assert grid.sets_for(Shape(tokens), torch.device(kind)) == sets
