@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 from intermoe import backends, cli
 from intermoe.cli import backends as machine
+from intermoe.cli.evaluate.protocol import _told
+from intermoe.eval.estimate import Estimate
 from intermoe.kernels.contract import Status
 from intermoe.systems.published import Files, Layout
 
@@ -148,3 +150,14 @@ def test_devices_and_backends_are_shown_with_all_that_is_known(monkeypatch: pyte
     assert versions["torch"] == torch.__version__.partition("+")[0] or versions["torch"] == torch.__version__
     assert versions["intermoe"] == machine._version("intermoe")
     assert machine._version("there-is-no-such-distribution") == "not installed"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ranks", "told"),
+    [
+        (7384.0, 1, "12 motions to generate: about 2 h 3 min (7384 s), 1.5 GB of files"),
+        (95.0, 4, "12 motions to generate: about 0 h 2 min (95 s) with 4 processes, 1.5 GB of files"),
+    ],
+)
+def test_what_an_evaluation_will_take_is_told_in_hours_and_minutes(seconds: float, ranks: int, told: str) -> None:
+    assert _told(Estimate(motions=12, seconds=seconds, bytes=3 * 2**29), ranks) == told

@@ -56,7 +56,7 @@ def test_every_caption_is_drawn_as_often_as_another(folder: Path) -> None:
 
 
 def test_window_caption_mirror_and_exchange_are_drawn_independently(interhuman_folder: Callable[..., Path]) -> None:
-    """Each of the sixteen ways to draw an item of two captions and of early and late windows is as likely as another."""
+    """Each of the 16 ways to draw an item of two captions, in an early or a late window, is as likely as another."""
     root = interhuman_folder({"train": {"1": 24}})
     dataset = InterHumanDataset(root, "train", max_frames=20, mirror=True, swap_persons=True)
     draws = (dataset.choose(0, epoch) for epoch in range(4 * EPOCHS))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from intermoe.kernels.triton import configs, overflow, registry
+from intermoe.kernels.triton import arguments, configs, overflow, registry
 from intermoe.kernels.triton.aot import Resources
 from intermoe.ops import exchange
 
@@ -130,3 +130,23 @@ def test_an_overflow_is_told_where_its_device_is_asked_for(which, monkeypatch):
     with pytest.raises(RuntimeError, match=r"9.*5|5.*9"):
         ask(None)
     ask(None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "fits"),
+    [(1, 6, True), (3, 6, True), (6, 6, True), (4, 6, False), (7, 6, False), (0, 6, False), (0, 0, True), (5, 0, True)],
+)
+def test_rows_stand_for_equally_many_tokens(rows, tokens, fits, monkeypatch):
+    """None would leave every token without one, of which the kernels read; without tokens nothing is read."""
+    monkeypatch.setattr(arguments, "INTERPRETED", False)
+    given = torch.zeros(rows, 2)
+    for check in (
+        lambda: arguments.expect_divisor("rows", rows, tokens),
+        lambda: arguments.expect_rows("rows", given, tokens, 2),
+    ):
+        if fits:
+            check()
+            continue
+        with pytest.raises(ValueError, match=rf"^rows: expected a number of rows .* of tokens {tokens}, got {rows}$"):
+            check()
+    arguments.expect_rows("rows", None, tokens, 2)
