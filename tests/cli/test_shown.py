@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from intermoe import backends, cli
 from intermoe.cli import backends as machine
+from intermoe.cli import common, generate
 from intermoe.cli.evaluate.protocol import _told
 from intermoe.eval.estimate import Estimate
 from intermoe.kernels.contract import Status
@@ -161,3 +162,76 @@ def test_devices_and_backends_are_shown_with_all_that_is_known(monkeypatch: pyte
 )
 def test_what_an_evaluation_will_take_is_told_in_hours_and_minutes(seconds: float, ranks: int, told: str) -> None:
     assert _told(Estimate(motions=12, seconds=seconds, bytes=3 * 2**29), ranks) == told
+
+
+class Bar:
+    """A bar of progress that keeps what it was told, by task."""
+
+    disable = False
+
+    def __init__(self) -> None:
+        self.told: dict[str, list[tuple[int, int]]] = {}
+        self.at: dict[str, tuple[int, int]] = {}
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def add_task(self, name: str, total: int | None) -> str:
+        self.told[name], self.at[name] = [], (0, total or 0)
+        return name
+
+    def update(
+        self, name: str, *, completed: int | None = None, total: int | None = None, description: str = ""
+    ) -> None:
+        before, of = self.at[name]
+        self.at[name] = before if completed is None else completed, of if total is None else total
+        self.told[name].append(self.at[name])
+
+    def advance(self, name: str) -> None:
+        self.update(name, completed=self.at[name][0] + 1)
+
+
+def test_progress_of_a_generation_is_of_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of a batch go on from those before; motions are counted one by one."""
+    bar = Bar()
+    monkeypatch.setattr(generate, "progress_bar", lambda: bar)
+
+    def sample(batch: range, advance: Callable[[int, int], None]) -> list[Any]:
+        for step in (1, 2, 3):
+            advance(step, 3)
+        return [f"take {index}" for index in batch]
+
+    written: list[tuple[int, Any]] = []
+    generate._make([range(2), range(2, 3)], sample, lambda index, take: iter([written.append((index, take))]))
+    assert bar.told["sampling"] == [(step, 6) for step in range(1, 7)]
+    assert bar.told["writing"] == [(0, 3), (1, 3), (2, 3), (2, 3), (3, 3)]
+    assert written == [(0, "take 0"), (1, "take 1"), (2, "take 2")]
+    assert not bar.disable
+    generate._make([], sample, lambda *_: iter([]), shown=False)
+    assert bar.disable
+
+
+def test_progress_of_others_is_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for shown in (True, False):
+        bar = Bar()
+        monkeypatch.setattr(common, "progress_bar", lambda bar=bar: bar)
+        with common.progress("measuring", shown=shown) as told:
+            told(1, 4)
+            told(3, 4)
+        assert bar.told == {"measuring": [(1, 4), (3, 4)]}
+        assert bar.disable is not shown
+
+
+def test_a_table_in_a_file_is_as_wide_as_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal's width is the terminal's; who says a width has it."""
+    lines = [[f"column {number}" for number in range(14)], ["0.123±0.456"] * 14]
+    monkeypatch.delenv("COLUMNS", raising=False)
+    common.print_table(lines)
+    assert cells(capsys.readouterr().out) == lines
+    monkeypatch.setenv("COLUMNS", "80")
+    common.print_table(lines)
+    assert max(map(len, capsys.readouterr().out.splitlines())) == 80
