@@ -247,13 +247,37 @@ def test_weights_that_are_not_finite_are_not_sent(client: type[Client], tiny_pip
     assert not client.calls
 
 
-def test_a_name_that_is_none_is_refused_before_anything_is_asked(
-    client: type[Client], tiny_pipeline: InterMoEPipeline, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("change", "error", "told"),
+    [
+        ({"repo_id": "mine"}, ValueError, r"^repo_id: expected owner/name, got 'mine'"),
+        ({"private": "yes"}, TypeError, r"^private: expected .*, got 'yes'"),
+        ({"revision": 3}, TypeError, r"^revision: expected .*a branch.*, got 3"),
+    ],
+)
+def test_what_no_repository_takes_is_refused_before_anything_is_written(
+    change: dict[str, Any],
+    error: type[Exception],
+    told: str,
+    client: type[Client],
+    tiny_pipeline: InterMoEPipeline,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(type(tiny_pipeline), "save_pretrained", lambda *_, **__: pytest.fail("written in vain"))
-    with pytest.raises(ValueError, match=r"^repo_id: expected owner/name, got 'mine'"):
-        tiny_pipeline.push_to_hub("mine")
+    with pytest.raises(error, match=told):
+        tiny_pipeline.push_to_hub(**{"repo_id": REPO, **change})
     assert not client.calls
+
+
+@pytest.mark.parametrize("message", [None, "a better model"])
+def test_a_commit_says_what_it_is_told_to(
+    message: str | None, client: type[Client], tiny_pipeline: InterMoEPipeline
+) -> None:
+    tiny_pipeline.push_to_hub(REPO, **({} if message is None else {"commit_message": message}))
+    asked = dict(client.calls)["upload"]
+    assert asked == {
+        "repo_id": REPO, "revision": None, "commit_message": message or "Upload a model of intermoe"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("most", "asked"), [(60, 60), (120, 120), (300, 120)])

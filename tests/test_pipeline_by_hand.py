@@ -100,6 +100,25 @@ def test_a_result_says_what_it_was_made_of(tiny_pipeline: Any, monkeypatch: pyte
             assert found.take(index).view == View()
 
 
+@pytest.mark.parametrize("levels", [False, True])
+def test_guidance_is_off_where_a_model_that_was_trained_so_is_given_motion(
+    levels: bool, tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Targets are not given motion, and a model without levels is led by its words as ever."""
+    monkeypatch.setattr(tiny_pipeline, "trained_with_levels", levels)
+    own = tiny_pipeline.config.default_guidance
+    assert own > 1
+    given = Control([Known(0, motion=torch.zeros(9, 262))])
+    led = Control(targets=[Target(0, "pelvis", [3], positions=[(0.0, 1.0, 0.0)])])
+    for control, expected in (
+        (None, own),
+        (led, own),
+        (Control(bodies_apart=True), own),
+        (given, 1.0 if levels else own),
+    ):
+        assert tiny_pipeline.default_guidance(control) == expected
+
+
 def test_seeds_end_where_their_numbers_do(tiny_pipeline: Any) -> None:
     last = 2**63 - 1
     assert tiny_pipeline(PROMPTS, num_frames=8, num_inference_steps=1, seed=last - 1).seeds == (last - 1, last)
