@@ -13,7 +13,7 @@ import torch
 from intermoe.benchmarks import forms, grid, models
 from intermoe.benchmarks.harness import case as harness
 from intermoe.benchmarks.harness import goals, profiling, report, suite, timing, work
-from intermoe.benchmarks.harness.case import Case, Contest, Scope
+from intermoe.benchmarks.harness.case import Case, Contest, Scope, tolerance
 from intermoe.benchmarks.harness.report import Report, Row, Skipped
 from intermoe.benchmarks.harness.timing import Ceilings
 from intermoe.benchmarks.harness.work import Shape, Work
@@ -333,26 +333,33 @@ OTHERS: dict[str, tuple[int | None, float | None]] = {
 """Tokens of a call, and seconds of motion."""
 
 
-def test_what_every_case_counts() -> None:
-    """The work of its own direction and size, its tokens, and the seconds of motion that it makes."""
-    listed = {f"{c.step} {c.call}": c for c in suite.cases(Scope(CPU, "quick")) if c.dtype == torch.float32}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_every_case_counts(dtype: torch.dtype) -> None:
+    """The work of its own direction, size and type, its tokens, and the seconds of motion that it makes."""
+    listed = {f"{c.step} {c.call}": c for c in suite.cases(Scope(CPU, "quick")) if c.dtype == dtype}
+    element, half = dtype.itemsize, dtype == torch.bfloat16
     for name, counted in STEPS.items():
+        if half and name.startswith(("select", "scaling")):
+            assert name not in listed
+            continue
         given, shape = listed[name].prepare(), listed[name].shape
         sizes = {key: int(shape[key]) for key in "SDEF"}
         rows = 1 if name.startswith("scaling tokens") else 4
         own = Shape(*sizes.values(), capacity=shape.get("capacity", 1.0), rows=rows)
-        assert given.work == counted(own, 4), name
+        assert given.work == counted(own, element), name
         assert (given.tokens, given.seconds_of_motion) == (own.tokens, None), name
+        assert given.tolerance == tolerance(dtype), name
         if name.startswith("moe"):
-            dense = work.dense(own, 4, name.endswith("backward"))
+            dense = work.dense(own, element, name.endswith("backward"))
             assert given.other_work == {"dense network": dense, "dense network, graph": dense}
     for name, expected in OTHERS.items():
+        if half and not name.startswith("denoiser"):
+            continue
         given = listed[name].prepare()
         assert (given.tokens, given.seconds_of_motion) == expected, name
     (whole,) = listed["denoiser call with guidance"].prepare().work or ()
-    assert whole.bytes == 4 * sum(
-        p.numel() for p in models.build_denoiser(models.TINY, torch.float32, CPU).parameters()
-    )
+    weights = models.build_denoiser(models.TINY, dtype, CPU).parameters()
+    assert whole.bytes == sum(p.numel() * (4 if p.dtype == torch.float32 else 2) for p in weights)
     assert whole.flop > 0
 
 

@@ -82,11 +82,12 @@ ASKING = {
     "evaluate control": ("evaluate", "control", "--data", "."),
     "evaluate kinematics": ("evaluate", "kinematics", "--data", "."),
     "evaluate identity": ("evaluate", "identity", "--data", ".", "--model", "duets"),
+    "evaluate identity, of the data alone": ("evaluate", "identity", "--data", "."),
     "evaluate activities": ("evaluate", "activities", "--data", "."),
     "evaluate routing": ("evaluate", "routing", "--data", "."),
     "evaluate interhuman": ("evaluate", "interhuman", "--data", ".", "--evaluator", ".", "--out", "out"),
 }
-SEVERAL = ("ablate", "evaluate kinematics", "evaluate identity", "evaluate activities")
+SEVERAL = {name for name in ASKING if name.startswith(("ablate", "evaluate kin", "evaluate id", "evaluate act"))}
 """Commands of several seeds."""
 MOST = {"generate": 2**63 - 2, "generate, a scene": 2**62, "live": 2**62}
 
