@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -24,11 +25,13 @@ from intermoe import checkpoints
 from intermoe.files import (
     WRITING,
     claimed_stem,
+    file_digest,
     finishing_folder,
     locked,
     read_sealed,
     replacing,
     replacing_folder,
+    seal,
     uninterrupted,
     write_arrays,
     write_json,
@@ -409,6 +412,37 @@ def test_arrays_of_any_name_are_written_whole_or_not_at_all(tmp_path: Path) -> N
         write_arrays(path, {"x": np.array([None])})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["?", "i1", "u8", "f2", "f4", "f8", "c8", "c16", "U3", "S3"])
+def test_arrays_of_every_kind_are_kept_or_refused_for_a_number(kind: str, tmp_path: Path) -> None:
+    path, values = tmp_path / "arrays.npz", np.array([0, 1, 100]).astype(kind)
+    write_arrays(path, {"x": values})
+    with np.load(path) as arrays:
+        assert arrays["x"].dtype == values.dtype
+        np.testing.assert_array_equal(arrays["x"], values)
+    path.unlink()
+    for wrong in (math.nan, math.inf, -math.inf) if values.dtype.kind in "fc" else ():
+        values[1] = wrong if values.dtype.kind == "f" else complex(0.0, wrong)
+        with pytest.raises(FloatingPointError, match="got others in 'x'"):
+            write_arrays(path, {"x": values})
+        assert not path.exists()
+
+
+def test_a_hash_is_of_the_whole_and_of_nothing_else(tmp_path: Path) -> None:
+    """Of every byte of a large file, and of a mapping whatever the order of its keys, at any depth."""
+    path, content = tmp_path / "large", bytearray(2**24 + 3)
+    found = []
+    for place in (0, 2**24 - 1, 2**24, 2**24 + 2):
+        content[place] ^= 1
+        path.write_bytes(content)
+        found.append(file_digest(path))
+        assert found[-1] == hashlib.blake2b(content, digest_size=16).hexdigest()
+    assert len(set(found)) == 4
+    one, other = {"a": 1, "b": {"c": [1, 2], "d": None}}, {"b": {"d": None, "c": [1, 2]}, "a": 1}
+    assert seal(one) == seal(other)
+    changed = ({**one, "a": 1.5}, {**one, "b": {"c": [2, 1], "d": None}}, {"a": 1}, {**one, "e": 0})
+    assert len({seal(each) for each in (one, *changed)}) == 5
 
 
 def test_a_folder_that_must_be_new_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import load, load_file
 
 from intermoe import InterMoEPipeline
 from intermoe.cli.common import load_pipeline
@@ -190,6 +192,28 @@ def test_an_upload_is_one_commit_with_a_card(
     for name, content in client.uploaded.items():
         (tmp_path / name).write_bytes(content)
     MotionPipeline.from_pretrained(tmp_path)  # what was written is a model
+    sent = load_file(tmp_path / "model.safetensors")
+    assert {value.dtype for name, value in sent.items() if name.endswith(".w_down")} == {torch.float16}
+
+
+def test_an_upload_says_what_its_model_is(
+    client: type[Client], tiny_pipeline: InterMoEPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every number of the card is the model's own, and each has another value."""
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "intermoe.pipeline.base.model_card", lambda name, **of: (told.update(of, name=name), "a card")[1]
+    )
+    config = replace(tiny_pipeline.config, min_frames=9, max_frames=63)
+    monkeypatch.setattr(tiny_pipeline, "config", config)
+    tiny_pipeline.push_to_hub(REPO)
+    assert client.uploaded["README.md"] == b"a card"
+    sent = load(client.uploaded["model.safetensors"])
+    own = [f"{part}.{name}" for part, m in tiny_pipeline.modules.items() for name, _ in m.named_parameters()]
+    assert told == {
+        "name": REPO, "system": "intermoe", "representation": INTERHUMAN, "fps": config.fps, "frames": (9, 63),
+        "parameters": sum(sent[name].numel() for name in own),
+    }  # fmt: skip
 
 
 def test_a_card_that_is_there_stays(client: type[Client], tiny_pipeline: InterMoEPipeline) -> None:
@@ -223,13 +247,37 @@ def test_weights_that_are_not_finite_are_not_sent(client: type[Client], tiny_pip
     assert not client.calls
 
 
-def test_a_name_that_is_none_is_refused_before_anything_is_asked(
-    client: type[Client], tiny_pipeline: InterMoEPipeline, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("change", "error", "told"),
+    [
+        ({"repo_id": "mine"}, ValueError, r"^repo_id: expected owner/name, got 'mine'"),
+        ({"private": "yes"}, TypeError, r"^private: expected .*, got 'yes'"),
+        ({"revision": 3}, TypeError, r"^revision: expected .*a branch.*, got 3"),
+    ],
+)
+def test_what_no_repository_takes_is_refused_before_anything_is_written(
+    change: dict[str, Any],
+    error: type[Exception],
+    told: str,
+    client: type[Client],
+    tiny_pipeline: InterMoEPipeline,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(type(tiny_pipeline), "save_pretrained", lambda *_, **__: pytest.fail("written in vain"))
-    with pytest.raises(ValueError, match=r"^repo_id: expected owner/name, got 'mine'"):
-        tiny_pipeline.push_to_hub("mine")
+    with pytest.raises(error, match=told):
+        tiny_pipeline.push_to_hub(**{"repo_id": REPO, **change})
     assert not client.calls
+
+
+@pytest.mark.parametrize("message", [None, "a better model"])
+def test_a_commit_says_what_it_is_told_to(
+    message: str | None, client: type[Client], tiny_pipeline: InterMoEPipeline
+) -> None:
+    tiny_pipeline.push_to_hub(REPO, **({} if message is None else {"commit_message": message}))
+    asked = dict(client.calls)["upload"]
+    assert asked == {
+        "repo_id": REPO, "revision": None, "commit_message": message or "Upload a model of intermoe"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("most", "asked"), [(60, 60), (120, 120), (300, 120)])

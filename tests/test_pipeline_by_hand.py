@@ -76,6 +76,49 @@ def test_what_is_asked_of_a_scene_reaches_every_window(
     assert got == [([PROMPTS[0]], lengths[:1], [4], options, None), ([PROMPTS[1]], lengths[1:], [5], options, 9)]
 
 
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+def test_a_result_says_what_it_was_made_of(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call for each of its motions, a timeline for its one; and so does what becomes a file."""
+    config = dataclasses.replace(tiny_pipeline.config, fps=20)
+    monkeypatch.setattr(tiny_pipeline, "config", config)
+    made = {
+        "call": tiny_pipeline(PROMPTS, num_frames=12, num_inference_steps=1, seed=4),
+        "scene": tiny_pipeline.timeline([(each, 12) for each in PROMPTS], num_inference_steps=1, seed=6),
+    }
+    prompts = {"call": tuple(PROMPTS), "scene": ("; ".join(PROMPTS),)}
+    view = View("top", (128, 256))
+    for name, seeds, frames in (("call", (4, 5), 12), ("scene", (6,), 24)):
+        found = made[name]
+        assert (found.prompts, found.seeds, found.fps) == (prompts[name], seeds, 20)
+        assert (found.joints.shape[:3], found.motion.shape[:3]) == ((len(seeds), 2, frames),) * 2
+        for index, seed in enumerate(seeds):
+            take = found.take(index, details={"model": "m"}, view=view)
+            assert (take.prompt, take.fps, take.view) == (prompts[name][index], 20, view)
+            assert dict(take.details) == {"seed": seed, "model": "m"}
+            assert torch.equal(torch.from_numpy(take.motion), found.motion[index])
+            assert torch.equal(torch.from_numpy(take.joints), found.joints[index])
+            assert found.take(index).view == View()
+
+
+@pytest.mark.parametrize("levels", [False, True])
+def test_guidance_is_off_where_a_model_that_was_trained_so_is_given_motion(
+    levels: bool, tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Targets are not given motion, and a model without levels is led by its words as ever."""
+    monkeypatch.setattr(tiny_pipeline, "trained_with_levels", levels)
+    own = tiny_pipeline.config.default_guidance
+    assert own > 1
+    given = Control([Known(0, motion=torch.zeros(9, 262))])
+    led = Control(targets=[Target(0, "pelvis", [3], positions=[(0.0, 1.0, 0.0)])])
+    for control, expected in (
+        (None, own),
+        (led, own),
+        (Control(bodies_apart=True), own),
+        (given, 1.0 if levels else own),
+    ):
+        assert tiny_pipeline.default_guidance(control) == expected
+
+
 def test_seeds_end_where_their_numbers_do(tiny_pipeline: Any) -> None:
     last = 2**63 - 1
     assert tiny_pipeline(PROMPTS, num_frames=8, num_inference_steps=1, seed=last - 1).seeds == (last - 1, last)

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from intermoe.benchmarks.harness.report import Report, Row, compare, markdown, si
+from intermoe.cli import app
 
 
 def test_save_and_load(tmp_path: Path, make_report: Callable[..., Report]) -> None:
@@ -96,3 +98,30 @@ def test_on_a_cpu_a_change_shows_against_what_took_turns(
         return make_report(make_row(median=ours), make_row("authors' form", median=3 * theirs, **ratios))
 
     assert [change.verdict for change in compare(run(1.0, 1.0), run(ours, theirs))] == verdicts
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "cells", "slower"),
+    [(2.0, 5.0, ["2 s", "5 s", "2.50", "slower"], 1), (5.0, 2.0, ["5 s", "2 s", "0.40", "faster"], 0)],
+)
+def test_two_runs_are_shown_old_then_new(
+    make_report: Callable[..., Report],
+    make_row: Callable[..., Row],
+    tmp_path: Path,
+    old: float,
+    new: float,
+    cells: list[str],
+    slower: int,
+) -> None:
+    """What is slower alone is counted, and is an error."""
+    runs = (make_report(make_row(median=m), make_row("reference", median=3e-3)) for m in (old, new))
+    files = [str(run.save(tmp_path / str(number))) for number, run in enumerate(runs)]
+    done = CliRunner().invoke(app, ["bench", "--compare", *files], env={"COLUMNS": "250"})
+    assert done.exit_code == slower, done.output
+    lines = [line.replace("┃", "│") for line in done.stdout.splitlines()]
+    assert [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line[:1] == "│"] == [
+        ["case", "old", "new", "new / old", "beyond the spread"],
+        ["moe forward float32 S=300: native", *cells],
+        ["moe forward float32 S=300: reference", "3 ms", "3 ms", "1.00", ""],
+    ]
+    assert lines[-1] == f"2 rows in common, {slower} slower beyond the spread"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from intermoe.cli import app
 from intermoe.cli.common import check_sampling, load_pipeline, own_sampling, usable_device
 from intermoe.pipeline import MotionPipeline
 from intermoe.systems.intergen.config import InterGenModelConfig
@@ -68,6 +71,51 @@ def test_a_scene_counts_on_from_its_seed() -> None:
     check_sampling(None, None, 2**63 - 1)
     with pytest.raises(ValueError, match=r"--seed: expected a value in \[0, 2\*\*62\] for a scene"):
         check_sampling(None, None, 2**62 + 1, scene=True)
+
+
+ASKING = {
+    "generate": ("generate", "bow", "turn"),  # the second has the seed after it
+    "generate, a scene": ("generate", "--timeline", "two people bow:90"),
+    "live": ("live",),
+    "routing": ("routing", "bow"),
+    "ablate": ("ablate", "--data", ".", "--out", "out"),
+    "evaluate control": ("evaluate", "control", "--data", "."),
+    "evaluate kinematics": ("evaluate", "kinematics", "--data", "."),
+    "evaluate identity": ("evaluate", "identity", "--data", ".", "--model", "duets"),
+    "evaluate identity, of the data alone": ("evaluate", "identity", "--data", "."),
+    "evaluate activities": ("evaluate", "activities", "--data", "."),
+    "evaluate routing": ("evaluate", "routing", "--data", "."),
+    "evaluate interhuman": ("evaluate", "interhuman", "--data", ".", "--evaluator", ".", "--out", "out"),
+}
+SEVERAL = {name for name in ASKING if name.startswith(("ablate", "evaluate kin", "evaluate id", "evaluate act"))}
+"""Commands of several seeds."""
+MOST = {"generate": 2**63 - 2, "generate, a scene": 2**62, "live": 2**62}
+
+
+@pytest.mark.parametrize("command", ASKING)
+def test_every_command_refuses_what_no_model_samples_with(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In one line by its option, before weights or an evaluator are read."""
+    pytest.importorskip("viser")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("work began")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(MotionPipeline, "from_pretrained", fail)
+    monkeypatch.setattr("intermoe.evaluators.evaluator.load_evaluator", fail)
+    monkeypatch.setattr("intermoe.train.ablate.run_ablation", fail)
+    wrong = [("--steps", 0), ("--guidance", 0.5), ("--guidance", "inf"), ("--guidance", "nan")]
+    wrong += (
+        [("--seeds", 2**32)] if command in SEVERAL else [("--seed", -1), ("--seed", MOST.get(command, 2**63 - 1) + 1)]
+    )
+    for option, value in wrong:
+        done = CliRunner().invoke(app, [*ASKING[command], f"{option}={value}"])
+        assert done.exit_code == 2, (option, value, done.output)
+        assert done.stderr.startswith(f"error: {option}: expected "), done.stderr
+        assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_device_without_numbers_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from intermoe import export
 from intermoe.cli import generate
-from intermoe.cli.common import load_pipeline, own_sampling, parse_seeds, parse_view
+from intermoe.cli.common import check_drawing, load_pipeline, own_sampling, parse_seeds, parse_view
 from intermoe.control import Control, Known, Target
 from intermoe.motion.interhuman import INTERHUMAN
 from intermoe.motion.rig import REST_POSE, at_rest
@@ -91,3 +92,21 @@ def test_what_is_reacted_to_is_cut_and_resampled_only_when_told(tmp_path: Path) 
     control = generate._read_control(pipeline, None, tmp_path / "slow.npz", True, None)
     assert control is not None
     assert control.known[0].run == slice(0, 15)
+
+
+DRAWN = {"npz": (), "png": ("matplotlib",), "svg": ("matplotlib",), "gif": ("matplotlib", "PIL")}
+
+
+@pytest.mark.parametrize(("format", "needed"), [*DRAWN.items(), ("mp4", ("matplotlib", "PIL", "imageio_ffmpeg"))])
+def test_what_a_picture_needs_is_asked_for_before_any_work(
+    format: str, needed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for absent in ("matplotlib", "PIL", "imageio_ffmpeg"):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, absent=absent: None if name == absent else name)
+        if absent not in needed:
+            check_drawing(["npz", format])
+            continue
+        with pytest.raises(
+            ModuleNotFoundError, match=rf"^--format {format} needs {absent}: pip install 'intermoe\[viz\]'$"
+        ):
+            check_drawing(["npz", format])

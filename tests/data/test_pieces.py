@@ -24,6 +24,7 @@ from intermoe.data.interhuman import InterHumanReader
 from intermoe.data.items import RawClip
 from intermoe.data.statistics import compute_statistics
 from intermoe.data.workers import in_order
+from intermoe.files import write_sealed
 
 INTERHUMAN = DATA_SETS["interhuman"]
 
@@ -277,6 +278,22 @@ def test_processes_change_no_bit_of_statistics(folder: Path) -> None:
     one, two = (compute_statistics(dataset, passes=2, workers=workers) for workers in (1, 2))
     np.testing.assert_array_equal(one.mean, two.mean)
     np.testing.assert_array_equal(one.std, two.std)
+
+
+def test_sums_of_as_many_pieces_are_gone_on_with_and_no_others(tmp_path: Path) -> None:
+    """A data set of another length, or other passes, has other pieces; so has a file that was edited."""
+    path = tmp_path / "sums.json"
+    kept = {"of": 5, "done": 2, "count": 30, "total": [1.0, 2.0], "squares": [3.0, 4.0]}
+    assert statistics._taken_up(path, 5)[0] == 0
+    write_sealed(path, kept)
+    done, (count, total, squares) = statistics._taken_up(path, 5)
+    assert (done, count, total.tolist(), squares.tolist()) == (2, 30, [1.0, 2.0], [3.0, 4.0])
+    for number in (2, 4, 6):
+        done, (count, total, squares) = statistics._taken_up(path, number)
+        assert (done, count, total.tolist(), squares.tolist()) == (0, 0, [0.0], [0.0])
+    path.write_text(path.read_text().replace("30", "31"))
+    assert statistics._taken_up(path, 5)[0] == 0
+    assert statistics._taken_up(None, 5)[0] == 0
 
 
 def test_what_was_begun_with_other_settings_is_begun_anew_once(

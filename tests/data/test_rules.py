@@ -55,6 +55,16 @@ def test_every_caption_is_drawn_as_often_as_another(folder: Path) -> None:
     assert {fixed.choose(0, epoch)[1] for epoch in range(20)} == {CAPTION}
 
 
+def test_window_caption_mirror_and_exchange_are_drawn_independently(interhuman_folder: Callable[..., Path]) -> None:
+    """Each of the 16 ways to draw an item of two captions, in an early or a late window, is as likely as another."""
+    root = interhuman_folder({"train": {"1": 24}})
+    dataset = InterHumanDataset(root, "train", max_frames=20, mirror=True, swap_persons=True)
+    draws = (dataset.choose(0, epoch) for epoch in range(4 * EPOCHS))
+    cases = Counter((each.start < 2, "waves" in words, each.mirrored, each.swapped) for each, words in draws)
+    for case in itertools.product((False, True), repeat=4):
+        assert cases[case] / (4 * EPOCHS) == pytest.approx(1 / 16, abs=0.025), case
+
+
 @pytest.mark.parametrize(
     ("options", "needed"), [({}, 15), ({"min_frames": 20}, 20), ({"min_frames": 24, "max_frames": 24}, 24)]
 )

@@ -16,7 +16,7 @@ import torch
 
 from intermoe.data import DATA_SETS, MotionDataset
 from intermoe.eval.estimate import estimate
-from intermoe.eval.protocol import PROTOCOLS
+from intermoe.eval.protocol import PROTOCOLS, SOURCES, Protocol, Published
 from intermoe.eval.report import EvaluationReport
 from intermoe.eval.runner import (
     GENERATED,
@@ -378,3 +378,30 @@ def test_every_deviation_is_told(make: Make, change: dict[str, Any], told: str) 
     assert set(fewer) == {
         told, "replications 3 in place of 20", "an evaluator trained by its user in place of the published one",
     }  # fmt: skip
+
+
+def test_every_cell_and_note_of_a_report_is_of_its_own_number(make: Make) -> None:
+    names = {
+        "fid": "FID", "r_precision_1": "R@1", "r_precision_2": "R@2", "r_precision_3": "R@3", "mm_dist": "MM-Dist",
+        "diversity": "Div", "multimodality": "MM", "multimodality_scaled": "MM scaled",
+    }  # fmt: skip
+    rows = tuple({"model": {name: 10.0 * place + by for place, name in enumerate(names, start=1)}} for by in (0, 2))
+    row = Published("another", 1.5, (2.5, None, 3.5), 4.5, 5.5, 6.5, "published")
+    protocol = Protocol("interhuman", 96, 6.0, 2.0, True, False, (row,))
+    settings = dataclasses.replace(make().settings, batch_size=7)
+    report = EvaluationReport(settings, protocol, rows, "tiny", "interclip", False)
+    assert report.table() == [
+        ["", *names.values()],
+        ["tiny", *(f"{10 * place + 1}.000±{1.96 / math.sqrt(2):.3f}" for place in range(1, 9))],
+        ["another *", "1.500", "2.500", "–", "3.500", "4.500", "5.500", "6.500", "–"],
+    ]
+    assert report.notes()[0] == (
+        "2 replications, ± is the 95 % interval; texts among 7 motions; FID of embeddings times 6; Diversity times 6, "
+        "divided by 2; MM (MultiModality) of embeddings as they are, scaled: times 6, divided by 2"
+    )
+    assert report.notes()[1:] == [*SOURCES, *(f"not the published protocol: {each}" for each in report.deviations())]
+    told = report.to_dict()
+    assert (told["model"], told["evaluator"], told["replications"]) == ("tiny", "interclip", list(rows))
+    assert told["protocol"] == {"batch_size": 96, "scale": 6.0, "divide_by": 2.0}
+    assert told["published"] == [{"name": "another", **row.numbers()}]
+    assert told["rows"]["model"]["mm_dist"] == {"mean": 51.0, "interval_95": pytest.approx(1.96 / math.sqrt(2))}

@@ -14,7 +14,8 @@ import pytest
 
 from intermoe import export
 from intermoe.export.gltf import _Document
-from intermoe.motion.skeleton import JOINT_NAMES
+from intermoe.motion.rig import REST_POSE, at_rest
+from intermoe.motion.skeleton import JOINT_NAMES, PARENTS
 from intermoe.viz.figures import PERSON_COLOURS
 
 _TYPES = {5126: "<f4", 5121: "<u1", 5123: "<u2"}
@@ -165,3 +166,28 @@ def test_every_array_begins_where_its_numbers_may() -> None:
     content = document.to_bytes()
     assert document.root["buffers"][0]["byteLength"] == 36
     assert np.frombuffer(content[-12:], "f4").tolist() == [1.0] * 3
+
+
+def test_each_persons_nodes_are_their_own(tmp_path: Path) -> None:
+    """Skeleton, skin and animation of a person speak of that person's joints, and of nobody else's."""
+    places = np.array([[x, 0.95, 0] for x in (-1.0, 0.0, 1.0)])
+    joints = (at_rest(REST_POSE) + places[:, None])[:, None].repeat(3, axis=1)
+    names = ["Ann", "Bo", "Cid"]
+    root = Glb(export.save(tmp_path / "bow.glb", joints, names=names)[0]).json
+    taken: set[int] = set()
+    for person, name in enumerate(names):
+        skin, animation = root["skins"][person], root["animations"][person]
+        own = skin["joints"]
+        assert [root["nodes"][node]["name"] for node in own] == list(JOINT_NAMES)
+        assert skin["skeleton"] == own[0]
+        assert {channel["target"]["node"] for channel in animation["channels"]} == set(own)
+        for joint, node in enumerate(own):
+            below = root["nodes"][node].get("children", [])
+            assert below == [own[child] for child, parent in enumerate(PARENTS) if parent == joint]
+        (figure,) = [node for node in root["nodes"] if node["name"] == name]
+        (body,) = [node for node in root["nodes"] if node["name"] == f"{name}, body"]
+        assert figure["children"] == [own[0]]
+        assert (body["skin"], root["meshes"][body["mesh"]]["name"]) == (person, name)
+        assert (skin["name"], animation["name"]) == (name, name)
+        assert taken.isdisjoint(own)
+        taken |= set(own)

@@ -199,6 +199,19 @@ def test_a_page_hands_on_all_that_a_take_says(camera: str, monkeypatch: pytest.M
     assert "<title>intermoe</title>" in html.page(replace(take, prompt=""))
 
 
+@pytest.mark.parametrize("height", [480, 300])
+def test_a_notebook_shows_the_page_as_high_as_it_is_told(height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from intermoe.export import html
+
+    monkeypatch.setattr(html, "page", lambda take: f'<p title="{take.prompt}">')
+    take = export.Take(np.zeros((1, 2, 22, 3), np.float32), prompt="bow")
+    shown = (html.Page(take) if height == 480 else html.Page(take, height))._repr_html_()
+    assert shown == (
+        '<iframe srcdoc="&lt;p title=&quot;bow&quot;&gt;" '
+        f'style="width: 100%; height: {height}px; border: none"></iframe>'
+    )
+
+
 @pytest.mark.parametrize("processor", [True, False])
 def test_edges_are_smooth_where_a_graphics_card_draws_and_fast_where_the_processor_does(
     opened_blank: Any, processor: bool

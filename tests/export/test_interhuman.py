@@ -9,6 +9,8 @@ import pytest
 
 from intermoe import export
 from intermoe.data.interhuman import DATA_SET, InterHumanReader
+from intermoe.motion.rig import REST_POSE, at_rest
+from intermoe.motion.rotations import about_axis, from_rot6d
 
 
 def test_an_item_is_both_persons(duets: Path) -> None:
@@ -20,6 +22,23 @@ def test_an_item_is_both_persons(duets: Path) -> None:
     paths = [duets / "motions_processed" / person / "181202.npy" for person in ("person1", "person2")]
     np.testing.assert_array_equal(export.load(paths).joints, take.joints)
     assert export.load(paths[1]).joints.shape == (1, *take.joints.shape[1:])
+
+
+def test_a_person_keeps_the_rotations_of_the_file(tmp_path: Path) -> None:
+    """Stored column after column, Z up; they are the joints' own, not fitted to bones."""
+    rng = np.random.default_rng(0)
+    turns = about_axis(2, rng.uniform(-2, 2, (5, 21))) @ about_axis(0, rng.uniform(-2, 2, (5, 21)))
+    places = at_rest(REST_POSE) + np.arange(5)[:, None, None] * (0.03, 0.0, 0.01) + (0.4, 0.9, 0.2)
+    stored = np.zeros((5, 492))
+    stored[:, :66] = (places[..., [0, 2, 1]] * (1, -1, 1)).reshape(5, 66)
+    stored[:, 186:312] = turns[..., :2].swapaxes(-1, -2).reshape(5, 126)
+    np.save(tmp_path / "a.npy", stored)
+    take = export.load(tmp_path / "a.npy")
+    assert (take.fps, take.motion.shape) == (30, (1, 4, 262))
+    np.testing.assert_array_equal(take.motion[..., :66].reshape(take.joints.shape), take.joints)
+    assert not take.rig.fitted
+    kept = from_rot6d(take.motion[0, :, 132:258].reshape(4, 21, 6))
+    np.testing.assert_allclose(kept, turns[:4], atol=1e-5)
 
 
 @pytest.mark.parametrize(

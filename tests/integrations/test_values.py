@@ -124,6 +124,7 @@ def test_time_first_hosts_are_turned_and_turned_back() -> None:
         padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
         out = layer(x if batch_first else x.transpose(0, 1), src_key_padding_mask=padding)
         answers.append((out if batch_first else out.transpose(0, 1))[~padding])
+        assert layer.linear1.moe.token_count == 8, "padding is found on either axis"
     torch.testing.assert_close(*answers)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe.nn.attention import Attention, CrossAttention, SelfAttention
-from intermoe.nn.layers import TimestepEmbedding, sinusoid
+from intermoe.nn.layers import TimestepEmbedding, ZeroLinear, sinusoid
 from intermoe.nn.multihead import EncoderLayer, MultiheadAttention
 
 
@@ -71,3 +71,25 @@ def test_partners_of_padded_samples_are_those_of_their_sample() -> None:
             x, other, condition = X[i : i + 1, :, :length], OTHER[i : i + 1, :, :length], CONDITION[i : i + 1]
             torch.testing.assert_close(cross[i, :, :length], layers[0](x, other, condition)[0])
             torch.testing.assert_close(own[i, :, :length], layers[1](x, condition)[0])
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "on the meta device first"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_that_starts_at_zero_changes_nothing_at_first(later: bool, bias: bool) -> None:
+    """And what is drawn after it does not depend on it: it draws as a Linear does."""
+    torch.manual_seed(3)
+    nn.Linear(5, 4, bias=bias)
+    after = torch.rand(2)
+    torch.manual_seed(3)
+    if later:
+        with torch.device("meta"):
+            layer = ZeroLinear(5, 4, bias=bias)
+        layer = layer.to_empty(device="cpu")
+        for parameter in layer.parameters():
+            nn.init.constant_(parameter, torch.nan)  # what new memory may hold
+        layer.reset_parameters()
+    else:
+        layer = ZeroLinear(5, 4, bias=bias)
+    assert torch.equal(torch.rand(2), after)
+    assert torch.equal(layer(torch.randn(3, 5)), torch.zeros(3, 4))
+    assert not any(parameter.any() for parameter in layer.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from intermoe import backends
 from intermoe.kernels.contract import Experts
 from intermoe.nn.distributed import clip_grad_norm_
 from intermoe.ops import exchange
 from intermoe.ops.combine import combine_reference
 from intermoe.ops.exchange import plan_exchange
+from intermoe.ops.experts import experts_reference
 
 RANKS = Path(__file__).parent / "exchange_ranks.py"
 
@@ -74,6 +77,32 @@ def test_gradients_of_gates_are_sums_of_float32(dtype: torch.dtype) -> None:
     assert gates.grad.tolist() == [large + 3, large + 1]
     assert rows.grad is not None
     assert rows.grad.tolist() == [[0.5] * 4, [0.25] * 4]
+
+
+@pytest.mark.parametrize("asked", [bits for bits in itertools.product((False, True), repeat=3) if any(bits)], ids=str)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_asks_for_a_gradient_alone_gets_it(
+    asked: tuple[bool, ...], recompute: bool, relative_error: Callable[..., float]
+) -> None:
+    """Rows, first and second weights of a rank's experts, in every combination, as by the reference."""
+    status = backends.available()["native"]
+    if not status.usable:
+        pytest.skip(f"native backend: {status.reason}")
+    torch.manual_seed(0)
+    given = [torch.randn(size) for size in ((7, 6), (2, 10, 6), (2, 6, 5))]
+    order, offsets, grad = torch.tensor([3, 0, 5, 1, 6, 2, 4]), torch.tensor([0, 3, 7]), torch.randn(7, 6)
+    found = []
+    for own in (True, False):
+        rows, up, down = (t.clone().requires_grad_(need) for t, need in zip(given, asked, strict=True))
+        if own:
+            out = exchange._Experts.apply(rows, order, offsets, up, down, recompute, backends.load("native"))
+        else:
+            out = torch.zeros(7, 6).index_copy(0, order, experts_reference(rows, order, offsets, up, down))
+        out.backward(grad)
+        found.append([rows.grad, up.grad, down.grad])
+    for one, other, need in zip(*found, asked, strict=True):
+        assert (one is not None) == (other is not None) == need
+        assert not need or relative_error(one, other) < 1e-5
 
 
 def test_a_rank_without_experts_meets_the_others_in_the_backward() -> None:

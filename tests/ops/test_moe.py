@@ -322,3 +322,43 @@ def test_conditions_of_other_numbers_of_rows_are_refused_by_every_backend(name: 
     ):
         with pytest.raises(ValueError, match=f"^{words}$"):
             moe(of(*rows), select, experts, backend=name)
+
+
+RULES = {
+    "token choice": Rule("token_choice", 1.0, 2, "batch", "frame", 2),
+    "expert choice": Rule("expert_choice", 1.0, None, "batch", "frame", 2),
+    "expert choice of each sample": Rule("expert_choice", 2.0, None, "sample", "frame", 2),
+    "whole sequences": Rule("dynamic", 1.0, None, "batch", "sequence", 2),
+}
+
+
+@pytest.mark.parametrize("kind", ["bias", "choice", *RULES])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["reference", "native"])
+def test_pairs_are_those_of_the_rule_token_by_token(name: str, training: bool, kind: str, relative_error) -> None:
+    """Whatever decides, each token gets the sum of what its experts make of it, by their shares of the softmax."""
+    if not backends.available()[name].usable:
+        pytest.skip(f"{name} is not usable here")
+    torch.manual_seed(0)
+    hidden, router, up, down = (torch.randn(size) for size in ((12, 6), (4, 6), (4, 10, 6), (4, 6, 5)))
+    bias, valid = torch.tensor([-0.3, -0.5, -0.6, -0.7]), torch.arange(12) % 5 != 3
+    logits = hidden @ router.T
+    if kind == "bias":
+        chosen, select = (torch.sigmoid(logits) + bias > 0) & valid[:, None], Select(bias, valid)
+    elif kind == "choice":
+        chosen = torch.rand(12, 4) < 0.4
+        select = Select(None, chosen)
+    else:
+        chosen, select = RULES[kind](logits, valid, bias), Select(bias, valid, RULES[kind])
+        assert not torch.equal(chosen, (torch.sigmoid(logits) + bias > 0) & valid[:, None])
+    gates, expected = torch.softmax(logits, dim=1), torch.zeros(12, 6)
+    for token, expert in chosen.nonzero().tolist():
+        gate, linear = (up[expert] @ hidden[token]).chunk(2)
+        made = down[expert] @ (torch.nn.functional.silu(gate) * linear)
+        expected[token] += gates[token, expert] * made
+    route = Route(hidden.requires_grad_(training), router, normalise=False)
+    with torch.set_grad_enabled(training):
+        found = moe(route, select, Experts(up, down), backend=name)
+    assert relative_error(found.out, expected) < 1e-5
+    assert torch.equal(found.counts, chosen.sum(dim=0))
+    assert found.slots is None or torch.equal(found.slots >= 0, chosen)

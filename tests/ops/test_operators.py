@@ -44,6 +44,19 @@ def test_what_is_saved_has_the_promised_shapes(options: dict[str, Any], kept: in
     assert len(found.mean) == len(found.rstd) == (5 if options.get("normalise", True) else 0)
 
 
+def test_only_what_has_a_gradient_asks_for_one() -> None:
+    """What is saved for the backward beside the logits is no result to go on with: its gradient would be lost."""
+    status = backends.available()["native"]
+    if not status.usable:
+        pytest.skip(f"native backend: {status.reason}")
+    route = Route(*(torch.randn(size).requires_grad_() for size in ((5, 4), (3, 4), (5, 3), (5, 4), (5, 4))))
+    weights = (torch.randn(size).requires_grad_() for size in ((3, 12, 4), (3, 4, 6)))
+    flat = operators.flatten(route, Select(torch.full((3,), -0.3)), Experts(*weights), "native")
+    made = torch.ops.intermoe.moe_forward(*flat)
+    names = ("out", "counts", *Saved._fields)
+    assert {name for name, each in zip(names, made, strict=True) if each.requires_grad} == {"out", "logits"}
+
+
 @pytest.mark.parametrize("asked", Needs._fields)
 def test_gradients_have_the_shapes_of_what_asked_for_them(asked: str) -> None:
     flat, needs = meta_call(), [name == asked for name in Needs._fields]
@@ -145,6 +158,34 @@ def test_each_block_of_a_checkpoint_recalls_its_own_choice() -> None:
         out.square().sum().backward()
         found.append(x.grad)
     torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_pairs": 60}, {"max_pairs": None}, {"recompute": True}, {"routing": "expert_choice"}]
+)
+def test_a_forward_that_is_computed_again_is_the_same_call(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the choice in place of the bias or rule; every other option is that of the first time."""
+    status = backends.available()["native"]
+    if not status.usable:
+        pytest.skip(f"native backend: {status.reason}")
+    package, made = backends.load("native"), []
+    original = package.moe_forward
+
+    def recorded(route: Route, select: Select, experts: Experts, *rest: Any) -> Any:
+        made.append((route.normalise, select.max_pairs, experts[2:], select))
+        return original(route, select, experts, *rest)
+
+    monkeypatch.setattr(package, "moe_forward", recorded)
+    block = InterMoEBlock(16, 4, 24, None, backend="native", **options)
+    hidden = torch.randn(1, 12, 16, requires_grad=True)
+    checkpoint(block, hidden, use_reentrant=False).sum().backward()
+    (*first, given), (*again, recalled) = made
+    assert first == again == [True, options.get("max_pairs"), (options.get("recompute", False), False)]
+    assert (recalled.selection_bias, recalled.rule) == (None, None)
+    assert (given.rule is not None) == ("routing" in options)
+    assert torch.equal(recalled.valid.view(1, 12, 4), block.chosen_pairs(hidden))
 
 
 def test_operations_are_counted_by_hand() -> None:

@@ -80,3 +80,26 @@ def test_padding_has_no_part_in_the_z_loss(block: InterMoEBlock) -> None:
         found.append(loss.item())
     assert found[0] == found[1]
     assert _z_loss(block, hidden[:, ::2]).item() == pytest.approx(found[0])
+
+
+def test_what_is_told_of_loads_by_hand() -> None:
+    """Of 9 tokens a capacity of 2 over 3 experts lets each take 6, of 8 tokens one of 0.5 over 2 experts 2."""
+    large, small = InterMoEBlock(4, 3, 4, None, capacity=2.0), InterMoEBlock(4, 2, 4, None, capacity=0.5)
+    routing = Routing(nn.ModuleDict({"large": large, "small": small}))
+    for block, counts, tokens, idle in ((large, [9, 6, 3], 9, 4), (small, [2, 3], 8, 5)):
+        block.expert_counts, block.token_count = torch.tensor(counts), torch.tensor(tokens)
+        routing.idle["large" if block is large else "small"] = torch.tensor(idle)
+    assert routing.balance() == (0.5, 1.5)
+    small.expert_counts[0] = 0
+    assert routing.balance() == (0.0, 1.5)
+    large.expert_counts[0], small.expert_counts[0] = 6, 2
+    small.expert_counts[1] = 5
+    assert routing.balance() == (0.5, 2.5)
+    assert routing.health(lambda totals: 2 * totals) == {
+        "large/expert0": 12.0, "large/expert1": 12.0, "large/expert2": 6.0,
+        "large/experts_per_token": 15 / 9, "large/tokens_without_expert": 4 / 9,
+        "small/expert0": 4.0, "small/expert1": 10.0,
+        "small/experts_per_token": 7 / 8, "small/tokens_without_expert": 5 / 8,
+    }  # fmt: skip
+    small.token_count.zero_()
+    assert routing.health(lambda totals: totals)["small/experts_per_token"] == 7.0  # no division by nothing

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,37 @@ def test_windows_depend_on_seed_epoch_and_index_alone(pairs: Path) -> None:
     assert first["motion"].shape == (2, 16, 262)
     assert any(torch.equal(first["motion"], whole[:, s : s + 16]) for s in range(whole.shape[1] - 15))
     assert len({windows.draw(2, epoch)["motion"].sum().item() for epoch in range(6)}) > 1
+
+
+class Lengths:
+    """A data set that tells which frames of which item it is asked for."""
+
+    seed = 0
+
+    def __init__(self, *lengths: int) -> None:
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def num_frames(self, index: int) -> int:
+        return self.lengths[index]
+
+    def draw(self, index: int, epoch: int, frames: slice) -> Any:
+        return index, epoch, frames.start, frames.stop
+
+
+def test_windows_begin_at_every_place_that_leaves_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stride at all its multiples to the last that fits; at random at any, the first and the last included."""
+    dataset: Any = Lengths(10, 7, 4, 12)
+    strided: Any = Windows(dataset, 4, stride=3)
+    starts = [(0, 0), (0, 3), (0, 6), (1, 0), (1, 3), (2, 0), (3, 0), (3, 3), (3, 6)]
+    assert [strided.draw(place, 5) for place in range(len(strided))] == [(i, 5, s, s + 4) for i, s in starts]
+    random: Any = Windows(dataset, 4)
+    assert (len(random), random.num_frames(3)) == (4, 4)
+    for number, expected in ((0.0, [0, 0, 0, 0]), (0.5, [3, 2, 0, 4]), (1 - 2**-53, [6, 3, 0, 8])):
+        monkeypatch.setattr(random, "_numbers", lambda epoch, number=number: np.full((4, 1), number))
+        assert [random.draw(index, 2) for index in range(4)] == [(i, 2, s, s + 4) for i, s in enumerate(expected)]
 
 
 def test_a_run_is_not_overwritten(trained_vae: Path, pairs: Path, write_config: Callable[..., Path]) -> None:

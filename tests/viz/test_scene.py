@@ -15,9 +15,9 @@ from intermoe.motion.rotations import about_axis, from_quaternions
 from intermoe.viz.body import build_body
 
 pytest.importorskip("viser", reason="scenes are viser's")
-from intermoe.viz.figures import PERSON_COLOURS
+from intermoe.viz.figures import PERSON_COLOURS, tinted
 from intermoe.viz.panel import Panel
-from intermoe.viz.scene import Figures, _ball, _spindle, serving
+from intermoe.viz.scene import _SHADE, Figures, _ball, _lit, _spindle, serving
 from intermoe.viz.viewer import Shown, Viewer
 
 
@@ -83,6 +83,26 @@ def test_figures_have_the_colours_of_the_video_as_shares_of_light() -> None:
             shown = np.where(shares <= 0.0031308, 12.92 * shares, 1.055 * shares ** (1 / 2.4) - 0.055)
             away = np.abs(255 * shown - PERSON_COLOURS[person]).max(-1)
             assert away.min() < 4  # a share is rounded to a 255th: three steps of sRGB in the dark
+
+
+def test_every_ball_and_stump_has_the_tone_of_its_limb() -> None:
+    """Found by its place: a capsule of that tone ends, or begins, where it is, as thick as it is there."""
+    joints = people(1)
+    body = build_body(joints)
+    with serving() as server:
+        figures = Figures(server.scene, joints, ("Ann", "Bo"))
+        for person in range(2):
+            tones = [_lit(tinted(person, tone)) for tone in body.tones.tolist()]
+            balls, *stumps, shadow = figures._parts[4 * person : 4 * person + 4]
+            for part in (balls, *stumps):
+                found = zip(part.places[0], part.handle.batched_scales, part.handle.batched_colors, strict=True)
+                for place, scale, colour in found:
+                    ends = np.linalg.norm(body.ends[person, 0] - place, axis=-1) < 5e-4
+                    ends &= np.abs(body.radii - scale[0]) < 1e-5
+                    assert ends.any()
+                    assert any(np.array_equal(tones[capsule], colour) for capsule in np.flatnonzero(ends.any(axis=1)))
+            assert len(np.unique(balls.handle.batched_colors, axis=0)) == 4  # trunk, left, right, skin
+            assert (np.asarray(shadow.handle.batched_colors) == _lit(_SHADE)).all()
 
 
 def _tips(handle: object) -> np.ndarray:
@@ -186,6 +206,27 @@ def test_a_panel_leans_before_its_figures_and_its_line_moves() -> None:
         viewer.show(0.0)
         assert not stage._image.visible
         assert not stage._lines.visible
+
+
+@pytest.mark.parametrize("camera", ["side", "front", "top"])
+def test_at_first_everybody_and_the_whole_panel_are_in_view(camera: str) -> None:
+    """A panel is wider than two people who stand behind each other; windows are at least 0.9 times as wide as high."""
+    panel = Panel(np.full((100, 300, 3), 200, dtype=np.uint8), [30.0, 170.0], 100.0)
+    with serving() as server:
+        viewer = Viewer(server, [Shown("a", people(), 30, ("Ann", "Bo"), panel)], camera)
+        image, look = viewer._panels[0][0]._image, server.initial_camera
+        turn, half = from_quaternions(np.asarray(image.wxyz, dtype=float)), (image.render_width, image.render_height)
+        corners = [
+            image.position + turn[:, :2] @ (np.array(half) / 2 * s) for s in ((-1, -1), (-1, 1), (1, -1), (1, 1))
+        ]
+        seen = np.concatenate([viewer._casts[0]._joints.reshape(-1, 3), corners]) - look.position
+        ahead = np.asarray(look.look_at) - look.position
+        ahead = ahead / np.linalg.norm(ahead)
+        right = np.cross(ahead, look.up)
+        right /= np.linalg.norm(right)
+        depth, edge = seen @ ahead, np.tan(look.fov / 2)
+        assert (np.abs(seen @ right) / depth).max() < 0.9 * edge
+        assert (np.abs(seen @ np.cross(right, ahead)) / depth).max() < edge
 
 
 def test_it_plays_in_real_time_until_it_is_stopped() -> None:

@@ -18,6 +18,7 @@ from intermoe.kernels import triton as package
 from intermoe.kernels.contract import Kind, Needs, Route, Select
 from intermoe.kernels.triton import configs, launch, plan, registry
 from intermoe.kernels.triton.registry import INTERPRETED
+from intermoe.kernels.triton.together import Layout, Together
 from intermoe.ops.moe import moe
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter takes the Python code")
@@ -265,6 +266,33 @@ def test_what_cannot_be_told_from_pointers_has_no_plan(function: Any, repeated: 
     with standin.stand_in():
         plan.planned(function)(torch.zeros(2, 4))
         assert [made is not None for made in plan._plans.values()] == [repeated]
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["apart", "in one piece"])
+def test_what_lies_within_an_input_is_at_the_same_distance_in_every_call(joined: bool) -> None:
+    """Of an input of its own, and of several that are kept together."""
+
+    def within(x: Tensor, kept: Together) -> list[Tensor]:
+        return [one[first:] for one in (x, *kept.tensors()) for first in (0, 1, 3)]
+
+    def function(x: Tensor, kept: Together) -> tuple[Tensor]:
+        for one in within(x, kept):
+            started(one)
+        return (x.new_empty(2),)
+
+    planned = plan.planned(function)
+    with standin.stand_in() as driver:
+        for _ in range(3):
+            parts = (torch.zeros(5), torch.zeros(7), torch.zeros(9, dtype=torch.int64))
+            layout = Layout(parts)
+            memory = torch.zeros(layout.memory.shape, dtype=torch.uint8)
+            given = torch.zeros(6), Together.of(memory, layout) if joined else Together(*parts)
+            driver.launches.clear()
+            planned(*given)
+            pointers = [one.arguments["x_ptr"] for one in driver.launches]
+            found = [one.data_ptr() if isinstance(one, Tensor) else one for one in pointers]
+            assert found == [one.data_ptr() for one in within(*given)]
+        assert [made is not None for made in plan._plans.values()] == [True]
 
 
 def test_other_tiles_and_precisions_make_other_plans(monkeypatch: pytest.MonkeyPatch) -> None:
