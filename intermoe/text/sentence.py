@@ -119,6 +119,7 @@ class SentenceTextEncoder(PieceTextEncoder):
         embedded = (self._embedded(states, mask) - self.mean) / self.spread
         if self.training:
             embedded = embedded + NOISE * torch.randn_like(embedded)
+        states, embedded = states.to(self.input.weight.dtype), embedded.to(self.about.weight.dtype)
         hidden = self.input(states) + self.position_embedding[: states.shape[1]]
         hidden = self.norm(self.transformer(hidden.masked_fill(~mask[..., None], 0.0), src_key_padding_mask=~mask))
         details = self.output(masked_mean(hidden, mask))

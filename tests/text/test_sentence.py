@@ -132,6 +132,16 @@ def test_padding_and_case_do_not_matter_but_order_does(sentences: Path) -> None:
     assert not torch.allclose(encoder(["bow people two"]), alone, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_type_embeds_the_same_in_float32(sentences: Path, dtype: torch.dtype) -> None:
+    encoder = build(sentences).eval()
+    expected = encoder(CAPTIONS)
+    found = encoder.to(dtype)(CAPTIONS)
+    assert found.dtype == torch.float32
+    assert encoder.input.weight.dtype == dtype
+    torch.testing.assert_close(found, expected, rtol=0, atol=16 * torch.finfo(dtype).eps * expected.abs().max().item())
+
+
 def test_training_blurs_the_caption_and_drops_details(sentences: Path) -> None:
     encoder = build(sentences).train()
     with torch.no_grad():
