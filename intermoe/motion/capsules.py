@@ -32,23 +32,37 @@ def overlaps(first: Tensor, second: Tensor) -> Tensor:
     Args:
         first, second: joints (..., 22, 3).
     """
-    starts, ends, radii = zip(*CAPSULES, strict=True)
-    thick = first.new_tensor(radii)
+    apart, _, _ = between(first, second)
+    return (together(first) - apart.square().sum(-1).clamp(min=1e-12).sqrt()).clamp(min=0)
+
+
+def together(like: Tensor) -> Tensor:
+    """Metres (C, C) between the axes of two bodies' capsules that touch, in the dtype of ``like``."""
+    thick = like.new_tensor([radius for _, _, radius in CAPSULES])
+    return thick[:, None] + thick
+
+
+def between(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The way from each capsule's axis of one body to each of another where they are nearest (Ericson 2005, 5.1.9).
+
+    Args:
+        first, second: joints (..., 22, 3).
+
+    Returns:
+        From the second's to the first's (..., C, C, 3), and where on either axis it ends, (..., C, C) in [0, 1] from
+        its first joint on; the places are held for gradients.
+    """
+    starts, ends, _ = zip(*CAPSULES, strict=True)
     a, b = first[..., starts, None, :], first[..., ends, None, :]
     c, d = second[..., None, starts, :], second[..., None, ends, :]
-    return (thick[:, None] + thick - _between(a, b, c, d)).clamp(min=0)
-
-
-def _between(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
-    """Distance of the segments a-b and c-d (Ericson 2005, 5.1.9), whose two closest points are held for gradients."""
     u, v, w = b - a, d - c, a - c
     uu, vv, uv = (u * u).sum(-1).clamp(min=1e-8), (v * v).sum(-1).clamp(min=1e-8), (u * v).sum(-1)
     uw, vw = (u * w).sum(-1), (v * w).sum(-1)
     s = ((uv * vw - uw * vv) / (uu * vv - uv * uv).clamp(min=1e-8)).clamp(0, 1)
     t = (s * uv + vw) / vv
     s = torch.where(t < 0, -uw / uu, torch.where(t > 1, (uv - uw) / uu, s)).clamp(0, 1)
-    s, t = s.detach()[..., None], t.clamp(0, 1).detach()[..., None]
-    return (w + s * u - t * v).square().sum(-1).clamp(min=1e-12).sqrt()
+    s, t = s.detach(), t.clamp(0, 1).detach()
+    return w + s[..., None] * u - t[..., None] * v, s, t
 
 
 def deepest(joints: Tensor) -> Tensor:

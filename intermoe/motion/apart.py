@@ -1,0 +1,163 @@
+"""Bodies that are not in each other."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from intermoe.motion.bones import bone_lengths, hold_bone_lengths
+from intermoe.motion.capsules import CAPSULES, between, deepest, together
+from intermoe.motion.interhuman import joints, with_positions
+from intermoe.motion.skeleton import JOINT_NAMES, NUM_JOINTS
+
+SWEEPS = 5
+REACH = 8
+"""Frames before and after a displacement over which it fades, a quarter of a second."""
+_LIMBS, _BODIES = 4.0, 2.0
+"""Over-relaxation of what moves a limb, which its bones take back in part, and a body: what is spread over time is a
+mean, and less than is needed where most is."""
+_TRUNK = 3
+"""So many of ``CAPSULES``, the first, are the trunk and the head; they move the whole body."""
+_STARTS, _ENDS, _ = zip(*CAPSULES, strict=True)
+_ROOTED = [number for number, start in enumerate(_STARTS) if JOINT_NAMES[start].endswith(("_hip", "_shoulder"))]
+"""Those that begin at the trunk; what moves their beginning moves the whole body."""
+_FURTHEST = 0.2
+"""Metres that a joint is moved at once."""
+_CANCELLED = 0.3
+"""Share of the length below which ways that cancel each other lead less far."""
+_NEAREST = 1e-6
+
+
+def with_bodies_apart(motion: Tensor, fixed: Tensor | None = None) -> Tensor:
+    """InterHuman motion (P, T, 262), un-normalised, whose persons' bodies are out of each other.
+
+    Bodies are capsules around bones (``intermoe.motion.capsules``). Where two are in each other, position-based
+    dynamics (Müller et al. 2007) move them by the shortest way out, half of it each: trunks along the ground, with all
+    that hangs on them; limbs alone, and all the way where they are in a trunk. Each of up to ``SWEEPS`` displacements
+    fades over ``REACH`` frames, and bones have their lengths again. Velocities are the differences of the positions
+    (the last frame's stays); other columns stay. Frames that are not moved stay as they are.
+
+    Args:
+        fixed: (P, T) bool, who is not moved when; others go all the way then.
+
+    Raises:
+        ValueError: not (P, T, 262).
+    """
+    positions = joints(motion)
+    if positions.dim() != 4:
+        raise ValueError(f"motion: expected shape (P, T, {motion.shape[-1]}), got {tuple(motion.shape)}")
+    if fixed is None:
+        fixed = torch.zeros(positions.shape[:2], dtype=torch.bool)
+    lengths, fixed = bone_lengths(positions), fixed.to(positions.device)
+    inside = deepest(positions).nonzero()[:, 0]
+    if len(inside) == 0:
+        return motion
+    # nothing is moved further away in time than this
+    near = slice(max(0, int(inside.min()) - SWEEPS * REACH), int(inside.max()) + SWEEPS * REACH + 1)
+    moved = positions.clone()
+    moved[:, near] = _moved_apart(positions[:, near], fixed[:, near], _free(fixed)[:, near], lengths)
+    changed = (moved != positions).flatten(-2).any(dim=-1)
+    changed[:, :-1] |= changed[:, 1:]  # a velocity leads to the next frame
+    return torch.where((changed & ~fixed)[..., None], with_positions(motion, moved), motion)
+
+
+def _moved_apart(positions: Tensor, fixed: Tensor, free: Tensor, lengths: Tensor) -> Tensor:
+    """Joints (P, T, 22, 3) out of each other; bones have their lengths again after the first sweep and in the end."""
+    touched = torch.zeros_like(fixed)
+    for sweep in range(SWEEPS):
+        shift = _ways_out(positions, fixed)
+        if not shift.any():
+            break
+        shift = free[..., None, None] * _faded(shift)
+        positions = positions + shift
+        touched |= shift.flatten(-2).any(dim=-1)
+        if sweep == 0:
+            positions = _with_bones(positions, touched, lengths)
+    return _with_bones(positions, touched, lengths)
+
+
+def _with_bones(positions: Tensor, where: Tensor, lengths: Tensor) -> Tensor:
+    """Joints (P, T, 22, 3), ``where`` (P, T) with bones of ``lengths`` (P, 21)."""
+    frames = where.any(dim=0)
+    here = positions[:, frames]
+    held = positions.clone()
+    held[:, frames] = torch.where(where[:, frames, None, None], hold_bone_lengths(here, lengths), here)
+    return held
+
+
+def _ways_out(positions: Tensor, fixed: Tensor) -> Tensor:
+    """By what joints (P, T, 22, 3) are moved out of others' bodies, frame by frame."""
+    shift = torch.zeros_like(positions)
+    for one, other in combinations(range(len(positions)), 2):
+        way, s, t = between(positions[one], positions[other])
+        distance = torch.linalg.vector_norm(way, dim=-1)
+        depth = (together(way) - distance).clamp(min=0)
+        if not depth.any():
+            continue
+        out = way / distance.clamp(min=_NEAREST)[..., None]
+        out = torch.where(distance[..., None] < _NEAREST, out.new_tensor([1.0, 0.0, 0.0]), out)  # of one place, X
+        own = _share(fixed[one], fixed[other], depth)
+        shift[one] += _moved((own * depth)[..., None] * out, s)
+        theirs = _share(fixed[other], fixed[one], depth).mT
+        shift[other] += _moved(-((theirs * depth)[..., None] * out).transpose(1, 2), t.mT)
+    return shift
+
+
+def _share(fixed: Tensor, other: Tensor, depth: Tensor) -> Tensor:
+    """What of the way out (T, C, C) the capsules of a body go, which are the rows; fixed (T,) either may be."""
+    trunk = torch.arange(depth.shape[-1], device=depth.device) < _TRUNK
+    share = torch.full(depth.shape[1:], 0.5, device=depth.device)
+    share[~trunk[:, None] & trunk] = 1.0
+    share[trunk[:, None] & ~trunk] = 0.0
+    share = torch.where(other[:, None, None], 1.0, share)
+    return torch.where(fixed[:, None, None], 0.0, share)
+
+
+def _moved(push: Tensor, place: Tensor) -> Tensor:
+    """Joints' displacement (T, 22, 3) by what pushes a body's capsules (T, C, C, 3) at places (T, C, C) of them."""
+    strongest = torch.linalg.vector_norm(push, dim=-1).argmax(dim=-1, keepdim=True)
+    push = push.gather(2, strongest[..., None].expand(-1, -1, -1, 3))[:, :, 0]
+    s = place.gather(2, strongest)[..., 0]
+    reach = (s**2 + (1 - s) ** 2)[..., None]
+    pushed = push.any(dim=-1)
+    at_start, at_end = (weight / reach * push for weight in ((1 - s)[..., None], s[..., None]))
+    total = push.new_zeros(len(push), NUM_JOINTS, 3)
+    count = push.new_zeros(len(push), NUM_JOINTS, 1)
+    for capsule in range(_TRUNK, len(CAPSULES)):
+        for joint, moved in ((_STARTS[capsule], at_start), (_ENDS[capsule], at_end)):
+            if joint == _STARTS[capsule] and capsule in _ROOTED:
+                continue
+            total[:, joint] += moved[:, capsule]
+            count[:, joint] += pushed[:, capsule, None]
+    whole = torch.cat([push[:, :_TRUNK], at_start[:, _ROOTED]], dim=1) * push.new_tensor([1.0, 0.0, 1.0])
+    deepest = torch.linalg.vector_norm(whole, dim=-1).argmax(dim=1)
+    return _LIMBS * total / count.clamp(min=1) + _BODIES * whole.gather(1, deepest[:, None, None].expand(-1, 1, 3))
+
+
+def _free(fixed: Tensor) -> Tensor:
+    """How far (P, T) each person may be moved, from 0 where it is ``fixed`` to 1 from ``REACH`` frames on."""
+    window = torch.hann_window(2 * REACH + 1, periodic=False, device=fixed.device)
+    near = F.pad(fixed.float(), (REACH, REACH)).unfold(-1, 2 * REACH + 1, 1)
+    return 1 - (near * window).amax(dim=-1)
+
+
+def _faded(shift: Tensor) -> Tensor:
+    """Displacements (P, T, 22, 3) spread over time: as long as those around in the mean, fading where there are none.
+
+    They go where those around go together. Who walks through somebody would be held back at first and pushed on in the
+    end; that cancels, and what is left leads past.
+    """
+    rows = torch.cat([shift, torch.linalg.vector_norm(shift, dim=-1, keepdim=True)], dim=-1).permute(0, 2, 3, 1)
+    window = torch.hann_window(2 * REACH + 1, periodic=False, dtype=rows.dtype, device=rows.device).view(1, 1, -1)
+
+    def spread(values: Tensor) -> Tensor:
+        return F.conv1d(values.reshape(-1, 1, values.shape[-1]), window, padding=REACH).view(values.shape)
+
+    there = rows[:, :, 3:].ne(0).to(rows)
+    way, length = (spread(rows) / spread(there).clamp(min=1)).permute(0, 3, 1, 2).split([3, 1], dim=-1)
+    left = torch.linalg.vector_norm(way, dim=-1, keepdim=True)
+    far = way * (1 + _CANCELLED) * length / (left + _CANCELLED * length).clamp(min=_NEAREST)
+    return far * (_FURTHEST / torch.linalg.vector_norm(far, dim=-1, keepdim=True).clamp(min=_FURTHEST))
