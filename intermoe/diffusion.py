@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 SCHEDULERS = ("ddim", "dpmsolver++", "unipc", "ddpm")
+LAST_LEVEL = 0.03
+"""Where in the schedule the last of distilled steps is."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Sampler:
         scheduler: one of ``SCHEDULERS``.
         num_inference_steps: in [1, num_train_timesteps].
         guidance_scale: >= 1; 1 calls the network on the condition alone.
+        timesteps: those that a first-order solver steps through, the noisiest first, in place of ``scheduler``'s own.
 
     Raises:
         ValueError: for a value outside its range, naming it. ModuleNotFoundError: as ``build_scheduler``.
@@ -108,6 +111,7 @@ class Sampler:
     scheduler: str = "ddim"
     num_inference_steps: int = 50
     guidance_scale: float = 3.5
+    timesteps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         high = self.diffusion.num_train_timesteps
@@ -118,12 +122,36 @@ class Sampler:
     @cached_property
     def solver(self) -> SchedulerMixin:
         """The scheduler itself."""
-        return build_scheduler(self.scheduler, self.diffusion)
+        if not self.timesteps:
+            return build_scheduler(self.scheduler, self.diffusion)
+        return _diffusers().DPMSolverMultistepScheduler(
+            **_shared(self.diffusion), algorithm_type="dpmsolver++", solver_order=1, final_sigmas_type="zero"
+        )
+
+    def start(self, device: torch.device | str) -> SchedulerMixin:
+        """The scheduler before its first step."""
+        if self.timesteps:
+            self.solver.set_timesteps(timesteps=list(self.timesteps), device=device)
+        else:
+            self.solver.set_timesteps(self.num_inference_steps, device=device)
+        return self.solver
 
     def is_guided(self, timestep: Tensor) -> bool:
         """Whether the estimate at a timestep is a guided one."""
         last = self.diffusion.guidance_until * self.diffusion.num_train_timesteps
         return self.guidance_scale > 1 and bool(timestep >= last)
+
+
+def distilled(diffusion: DiffusionConfig, num_inference_steps: int, guidance_scale: float) -> Sampler:
+    """The sampler of distilled steps: DDIM's, at equal distances from the noisiest timestep on.
+
+    But the last is at ``LAST_LEVEL`` of the schedule: where more noise is left what is estimated trembles.
+    """
+    train, number = diffusion.num_train_timesteps, num_inference_steps
+    timesteps = [train - 1 - step * train // number for step in range(number)]
+    if number > 1:
+        timesteps[-1] = min(timesteps[-1], int(LAST_LEVEL * train))
+    return Sampler(diffusion, "ddim", number, guidance_scale, tuple(timesteps))
 
 
 def by_runs(values: Tensor) -> Tensor:
@@ -148,16 +176,7 @@ def build_scheduler(name: str, config: DiffusionConfig) -> SchedulerMixin:
     """
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler: expected one of {SCHEDULERS}, got {name!r}")
-    try:
-        import diffusers
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("diffusers is needed for diffusion: pip install 'intermoe[generate]'") from error
-    shared: dict[str, Any] = {
-        "num_train_timesteps": config.num_train_timesteps,
-        "trained_betas": _cosine_betas(config),
-        "prediction_type": "sample",
-        "timestep_spacing": "leading",
-    }
+    diffusers, shared = _diffusers(), _shared(config)
     if name == "ddim":
         return diffusers.DDIMScheduler(**shared, clip_sample=False, set_alpha_to_one=True)
     if name == "dpmsolver++":
@@ -165,6 +184,24 @@ def build_scheduler(name: str, config: DiffusionConfig) -> SchedulerMixin:
     if name == "unipc":
         return diffusers.UniPCMultistepScheduler(**shared)
     return diffusers.DDPMScheduler(**shared, clip_sample=False)
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("diffusers is needed for diffusion: pip install 'intermoe[generate]'") from error
+    return diffusers
+
+
+def _shared(config: DiffusionConfig) -> dict[str, Any]:
+    """What every solver is told of a model's schedule."""
+    return {
+        "num_train_timesteps": config.num_train_timesteps,
+        "trained_betas": _cosine_betas(config),
+        "prediction_type": "sample",
+        "timestep_spacing": "leading",
+    }
 
 
 def _cosine_betas(config: DiffusionConfig) -> Any:
@@ -357,7 +394,7 @@ def sample(
     Returns:
         (B, P, T', X), the last estimate of the clean latents.
     """
-    scheduler, guidance_scale, latent_scale = sampler.solver, sampler.guidance_scale, sampler.diffusion.latent_scale
+    guidance_scale, latent_scale = sampler.guidance_scale, sampler.diffusion.latent_scale
     device, dtype = text_condition.device, text_condition.dtype
     if noise is None:
         if generators is None or len(generators) != shape[0]:
@@ -368,7 +405,7 @@ def sample(
     if mask is not None:
         x = x.masked_fill(~mask[:, None, :, None], 0.0)
     both = torch.cat([text_condition, torch.zeros_like(text_condition)])
-    scheduler.set_timesteps(sampler.num_inference_steps, device=device)
+    scheduler = sampler.start(device)
     if known is not None:
         first = scheduler.timesteps[:1].expand(shape[0])
         x = torch.where(known.where[..., None], scheduler.add_noise(known.kept(x, latent_scale), x, first), x)

@@ -22,6 +22,7 @@ COMPARE = "train/test_compare.py"
 ABLATE, BLOCK, KINDS = "train/test_ablate.py", "nn/test_moe.py", "ops/test_routing.py"
 
 LEVELS = "train/test_levels.py"
+DISTILL = "train/test_distill.py"
 
 REACH_BLOCKS = f"{SYSTEM}::test_values_of_routing_reach_every_block"
 SIZES = f"{SYSTEM}::test_widths_and_depths_of_the_denoiser"
@@ -68,6 +69,13 @@ FIELDS: dict[str, dict[str, str]] = {
         "nn/test_attention.py::test_attention_by_hand",
         "first_person": "systems/intermoe/test_denoiser.py::test_the_text_can_name_the_first_person",
         "recompute": f"{SCALE}::test_recomputation_changes_neither_gradients_nor_biases_nor_counts",
+        "shortcut": f"{DISTILL}::test_shortcuts_are_for_the_steps_that_they_were_learned_for",
+    },
+    "ShortcutConfig": {
+        **dict.fromkeys(
+            ("steps", "guidance_scale"), f"{DISTILL}::test_shortcuts_are_for_the_steps_that_they_were_learned_for"
+        ),
+        "width": f"{DISTILL}::test_shortcuts_are_all_that_is_learned",
     },
     "ModelConfig": {
         "system": f"{SYSTEM}::test_the_system_chooses_the_pipeline",
@@ -79,6 +87,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "planted_feet": "test_pipeline.py::test_what_is_generated_stands_where_the_configuration_says_so",
         "smooth": "test_pipeline.py::test_joints_are_smooth_where_the_configuration_says_so",
         "on_floor": "test_pipeline.py::test_what_is_generated_stands_where_the_configuration_says_so",
+        "bodies_apart": "test_pipeline.py::test_what_is_generated_stands_where_the_configuration_says_so",
         "levels": "control/test_known.py::test_the_way_is_that_of_the_models_training",
         **dict.fromkeys(("vae", "denoiser", "text"), f"{SYSTEM}::test_parts_are_built_from_their_configurations"),
         "diffusion": f"{SYSTEM}::test_sampling_follows_the_diffusion_of_the_configuration",
@@ -188,7 +197,7 @@ FIELDS: dict[str, dict[str, str]] = {
     ),
     "DenoiserTrainConfig": {
         **dict.fromkeys(
-            ("name", "rigid_bones", "planted_feet", "on_floor", "smooth"),
+            ("name", "rigid_bones", "planted_feet", "on_floor", "bodies_apart", "smooth"),
             f"{TRAIN}::test_name_and_cleaning_are_saved_with_the_model",
         ),
         "load_balance": f"{TRAIN}::test_load_balance_is_added_with_its_weight",
@@ -201,6 +210,13 @@ FIELDS: dict[str, dict[str, str]] = {
         **dict.fromkeys(SHARES, f"{LEVELS}::test_shares_are_met"),
         "run": f"{LEVELS}::test_independent_levels_change_with_person_and_run",
         "positions": "train/test_denoiser.py::test_places_count_where_something_is_known",
+    },
+    "DistillConfig": {
+        **dict.fromkeys(
+            ("steps", "teacher_steps", "guidance_scale", "trajectories"),
+            f"{DISTILL}::test_trajectories_are_the_models_own_from_noise_to_motion",
+        ),
+        "width": f"{DISTILL}::test_shortcuts_are_all_that_is_learned",
     },
     "EvaluatorTrainConfig": {"model": "train/test_evaluator.py::test_a_run_resumes_and_is_an_evaluator"},
     "InterClipConfig": {

@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from intermoe import InterMoEPipeline
+from intermoe.control import Control, Known, Target
 from intermoe.hub import available_models
 from intermoe.metrics.kinematics import bone_variation
+from intermoe.motion.apart import with_bodies_apart
 from intermoe.motion.bones import with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.floor import with_persons_on_floor
@@ -109,21 +111,53 @@ def test_bones_are_rigid_where_the_configuration_says_so(tiny_pipeline, monkeypa
     assert bone_variation(rigid[0, ..., :66].unflatten(-1, (22, 3)).detach().numpy()) < 1e-3
 
 
-@pytest.mark.parametrize("names", [["planted_feet"], ["on_floor"], ["on_floor", "planted_feet"]])
+@pytest.mark.parametrize(
+    "names", [["planted_feet"], ["on_floor"], ["bodies_apart"], ["on_floor", "bodies_apart", "planted_feet"]]
+)
 def test_what_is_generated_stands_where_the_configuration_says_so(tiny_pipeline, monkeypatch, names: list[str]) -> None:
-    """First on the floor, then feet; motion that is only decoded stays where it was: a real one may be on a ladder."""
+    """First the floor, then bodies, then feet; motion that is only decoded stays: a real one may be on a ladder."""
     call = {"num_frames": 24, "num_inference_steps": 2, "seed": 3}
     monkeypatch.setattr(tiny_pipeline, "config", replace(tiny_pipeline.config, rigid_bones=True))
     latents = torch.randn(2, 2, 3, 28)
     decoded, generated = tiny_pipeline.decode(latents), tiny_pipeline("two people bow", **call)
     expected = generated.motion[0]
+    cleaned = {
+        "planted_feet": with_planted_feet, "on_floor": with_persons_on_floor, "bodies_apart": with_bodies_apart
+    }  # fmt: skip
     for name in names:
-        expected = {"planted_feet": with_planted_feet, "on_floor": with_persons_on_floor}[name](expected)
+        expected = cleaned[name](expected)
     monkeypatch.setattr(tiny_pipeline, "config", replace(tiny_pipeline.config, **dict.fromkeys(names, True)))
     assert torch.equal(tiny_pipeline.decode(latents), decoded)
     found = tiny_pipeline("two people bow", **call).motion[0]
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found, generated.motion[0], atol=1e-3)
+
+
+def test_bodies_are_moved_apart_beside_what_is_given_and_not_away_from_targets(tiny_pipeline, monkeypatch) -> None:
+    call = {"num_frames": 24, "num_inference_steps": 2, "seed": 3}
+    given = tiny_pipeline("two people bow", **call).motion[0, 0]
+    known, target = Known(0, motion=given), Target(1, "left_wrist", [5], positions=[[0.0, 1.0, 0.5]])
+    cases = {
+        "known": Control([known]),
+        "apart": Control(bodies_apart=True),
+        "targets": Control(targets=[target]),
+        "both": Control([known], targets=[target]),
+    }
+    before = {
+        name: tiny_pipeline("two people bow", control=control, **call).motion[0] for name, control in cases.items()
+    }
+    monkeypatch.setattr(tiny_pipeline, "config", replace(tiny_pipeline.config, bodies_apart=True))
+    after = {
+        name: tiny_pipeline("two people bow", control=control, **call).motion[0] for name, control in cases.items()
+    }
+    fixed = torch.tensor([[True], [False]]).expand(2, 24)
+    assert torch.equal(after["known"], with_bodies_apart(before["known"], fixed))
+    assert torch.equal(after["known"][0], given)
+    torch.testing.assert_close(after["apart"], with_bodies_apart(before["apart"]))
+    for name in ("known", "apart"):
+        assert not torch.equal(after[name], before[name])
+    for name in ("targets", "both"):
+        assert torch.equal(after[name], before[name])
 
 
 def test_joints_are_smooth_where_the_configuration_says_so(tiny_pipeline, monkeypatch) -> None:
@@ -136,7 +170,7 @@ def test_joints_are_smooth_where_the_configuration_says_so(tiny_pipeline, monkey
     torch.testing.assert_close(tiny_pipeline.decode(latents), with_rigid_bones(smooth))
 
 
-@pytest.mark.parametrize("name", ["rigid_bones", "planted_feet", "on_floor", "smooth"])
+@pytest.mark.parametrize("name", ["rigid_bones", "planted_feet", "on_floor", "bodies_apart", "smooth"])
 def test_only_interhuman_motion_is_cleaned(tiny_pipeline, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: expected false for interx"):
         replace(tiny_pipeline.config, **{name: True}, vae=VAEConfig(representation="interx", latent_dim=4))

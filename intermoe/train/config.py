@@ -293,8 +293,8 @@ class DenoiserTrainConfig(TrainConfig):
     ``load_balance`` weighs the load-balance loss of token-choice routing (Fedus et al. 2021 have 0.01);
     ``router_z`` weighs the z-loss of the routers' logits (``intermoe.ops.routing.router_z_loss``), which keeps the
     number of experts that a token takes alike at all noise levels; 0 is the published training.
-    ``rigid_bones``, ``planted_feet``, ``on_floor`` and ``smooth`` go into the saved pipeline (``PipelineConfig``), as
-    does whether ``levels`` are mixed.
+    ``rigid_bones``, ``planted_feet``, ``on_floor``, ``bodies_apart`` and ``smooth`` go into the saved pipeline
+    (``PipelineConfig``), as does whether ``levels`` are mixed.
     """
 
     trainer: str = "denoiser"
@@ -302,6 +302,7 @@ class DenoiserTrainConfig(TrainConfig):
     rigid_bones: bool = False
     planted_feet: bool = False
     on_floor: bool = False
+    bodies_apart: bool = False
     smooth: bool = False
     load_balance: float = 0.01
     router_z: float = 0.0
@@ -321,3 +322,30 @@ class DenoiserTrainConfig(TrainConfig):
         _require(ok, "router_z", "0 with run.compile, whose graphs have no room for it", self.router_z)
         expected = f"denoiser.text_dim={self.denoiser.text_dim}"
         _require(self.text.output_dim == self.denoiser.text_dim, "text.output_dim", expected, self.text.output_dim)
+
+
+@dataclass(frozen=True)
+class DistillConfig(TrainConfig):
+    """Distillation of a model into ``steps`` steps of DDIM at ``guidance_scale`` (``intermoe.train.distill``).
+
+    What is learned are those of the steps that are guided (the model's ``guidance_until``), from ``trajectories`` of
+    its own with ``teacher_steps`` steps, made in batches of ``data.batch_size``; one batch in twenty validates.
+    ``width`` is that of the networks that learn.
+    """
+
+    trainer: str = "distill"
+    steps: int = 4
+    teacher_steps: int = 20
+    guidance_scale: float = 3.5
+    trajectories: int = 4800
+    width: int = 48
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.steps >= 1, "steps", ">= 1", self.steps)
+        ok = self.teacher_steps > self.steps and self.teacher_steps % self.steps == 0
+        _require(ok, "teacher_steps", f"a multiple of steps={self.steps} above it", self.teacher_steps)
+        _require(self.guidance_scale > 1.0, "guidance_scale", "> 1", self.guidance_scale)
+        least = 2 * self.data.batch_size
+        _require(self.trajectories >= least, "trajectories", f">= two batches, {least}", self.trajectories)
+        _require(self.width >= 1, "width", ">= 1", self.width)

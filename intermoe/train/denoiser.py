@@ -366,6 +366,7 @@ def _save_pipeline(
         rigid_bones=config.rigid_bones,
         planted_feet=config.planted_feet,
         on_floor=config.on_floor,
+        bodies_apart=config.bodies_apart,
         smooth=config.smooth,
         vae=vae.config,
         denoiser=config.denoiser,

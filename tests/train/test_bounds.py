@@ -13,7 +13,7 @@ import torch
 import intermoe.train.config
 from intermoe.config import Config, ConfigError, _require
 from intermoe.data.sets import DATA_SETS
-from intermoe.train.config import DenoiserTrainConfig, OptimConfig, VAETrainConfig
+from intermoe.train.config import DenoiserTrainConfig, DistillConfig, OptimConfig, VAETrainConfig
 
 ALL_SETS = f"one of {tuple(DATA_SETS)}"
 SCHEDULED = {"optim": {"schedule": "steps"}}
@@ -98,16 +98,26 @@ OF_DENOISER: list[tuple[dict[str, Any], str, Any, Any, str]] = [
      "0 with run.compile, whose graphs have no room for it"),
     ({"denoiser": {"text_dim": 16}}, "text.output_dim", 8, 16, "denoiser.text_dim=16"),
 ]  # fmt: skip
+OF_DISTILLATION: list[tuple[dict[str, Any], str, Any, Any, str]] = [
+    ({}, "trainer", "denoiser", "distill", "'distill'"),
+    ({}, "steps", 0, 1, ">= 1"),
+    ({"steps": 4}, "teacher_steps", 4, 8, "a multiple of steps=4 above it"),
+    ({"steps": 4}, "teacher_steps", 10, 12, "a multiple of steps=4 above it"),
+    ({"data": {"batch_size": 8}}, "trajectories", 15, 16, ">= two batches, 16"),
+    ({}, "guidance_scale", 1.0, 1.1, "> 1"),
+    ({}, "width", 0, 1, ">= 1"),
+]
 ROWS = [
     *((kind, *row) for kind in (VAETrainConfig, DenoiserTrainConfig) for row in BOTH),
     *((VAETrainConfig, *row) for row in OF_VAE),
     *((DenoiserTrainConfig, *row) for row in OF_DENOISER),
+    *((DistillConfig, *row) for row in OF_DISTILLATION),
 ]
 
 
 def build(kind: type[Config], beside: dict[str, Any], key: str, value: Any) -> Config:
     *section, name = key.split(".")
-    values = {part: dict(own) for part, own in beside.items()}
+    values = {part: dict(own) if isinstance(own, dict) else own for part, own in beside.items()}
     (values.setdefault(section[0], {}) if section else values)[name] = value
     return kind.from_dict(values, where="")
 
@@ -140,7 +150,7 @@ def test_no_bound_is_without_a_row() -> None:
         _require(ok, name, expected, got)
 
     with mock.patch.object(intermoe.train.config, "_require", heard):
-        VAETrainConfig(), DenoiserTrainConfig()
+        VAETrainConfig(), DenoiserTrainConfig(), DistillConfig()
         VAETrainConfig.from_dict({"run": {"compile": "inductor"}})
     assert asked == {row[2].rpartition(".")[2] for row in ROWS}
 

@@ -274,12 +274,12 @@ def test_name_and_cleaning_are_saved_with_the_model(
     write_config: Callable[..., Path], pairs: Path, trained_vae: Path, tmp_path: Path
 ) -> None:
     changes = {"name": "dancers", "rigid_bones": True, "planted_feet": True, "on_floor": True, "data.max_frames": 250}
-    changes["smooth"] = True
+    changes |= {"smooth": True, "bodies_apart": True}
     config = write_config("denoiser", **changes, **{"optim.steps": 1, "optim.warmup_steps": 0, "data.min_frames": 18})
     folder = run_denoiser(config, tmp_path / "run", vae=trained_vae / "model", data=pairs)
     saved = PipelineConfig.load(folder / "config.json")
-    cleaned = (saved.rigid_bones, saved.planted_feet, saved.on_floor, saved.smooth)
-    assert (saved.name, *cleaned) == ("dancers", True, True, True, True)
+    cleaned = (saved.rigid_bones, saved.planted_feet, saved.on_floor, saved.bodies_apart, saved.smooth)
+    assert (saved.name, *cleaned) == ("dancers", True, True, True, True, True)
     assert (saved.fps, saved.min_frames, saved.max_frames) == (30, 18, 250)
     assert (saved.vae.latent_dim, saved.denoiser.num_experts) == (4, 3)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["name"] == "dancers"

@@ -34,6 +34,24 @@ class VAEConfig(Config):
 
 
 @dataclass(frozen=True)
+class ShortcutConfig(Config):
+    """What a denoiser learned beside its weights to sample in few steps (``intermoe.train.distill``).
+
+    ``steps`` of DDIM (``intermoe.diffusion.distilled``) at ``guidance_scale``, 0 for nothing learned; ``width`` of the
+    networks that it is held in.
+    """
+
+    steps: int = 0
+    guidance_scale: float = 3.5
+    width: int = 48
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 0, "steps", ">= 0", self.steps)
+        _require(self.guidance_scale > 1.0, "guidance_scale", "> 1", self.guidance_scale)
+        _require(self.width >= 1, "width", ">= 1", self.width)
+
+
+@dataclass(frozen=True)
 class DenoiserConfig(Config):
     """Denoiser. ``input_dim`` is the latent width of one person and frame (coarse joints x latent_dim).
 
@@ -44,6 +62,8 @@ class DenoiserConfig(Config):
     (``intermoe.nn.attention.Attention``).
 
     ``recompute`` saves memory in training: a layer's activations are dropped and computed again in the backward.
+
+    ``shortcut`` is for sampling in few steps.
 
     The routing values are those of ``intermoe.InterMoEBlock``, whose rows here are samples: both persons' frames.
     """
@@ -69,6 +89,7 @@ class DenoiserConfig(Config):
     first_person: bool = False
     zero_key: bool = True
     recompute: bool = False
+    shortcut: ShortcutConfig = field(default_factory=ShortcutConfig)
 
     def __post_init__(self) -> None:
         for name in ("input_dim", "text_dim", "dim", "num_layers", "num_heads", "num_experts", "expert_dim"):
@@ -85,9 +106,10 @@ class PipelineConfig(ModelConfig):
 
     Of decoded motion, ``rigid_bones`` holds the bones at their mean length over the clip (``intermoe.motion.bones``),
     and ``smooth`` takes away its trembling (``intermoe.motion.smooth``). Of what is generated, ``on_floor`` has persons
-    touch the floor again and again (``intermoe.motion.floor``), and ``planted_feet`` keeps feet from sliding while the
-    contact columns say that they stand (``intermoe.motion.feet``); what is only decoded stays where it was, on a ladder
-    or a stool too.
+    touch the floor again and again (``intermoe.motion.floor``), ``planted_feet`` keeps feet from sliding while the
+    contact columns say that they stand (``intermoe.motion.feet``), and ``bodies_apart`` moves persons out of each other
+    (``intermoe.motion.apart``), but not where joints are asked for at places; what is only decoded stays where it was,
+    on a ladder or a stool too.
     All but ``levels`` are for representations whose feet stand in the world; the release does none of it. ``levels``
     tells that the denoiser was trained with a noise level for each person and frame
     (``intermoe.train.config.LevelMixConfig``).
@@ -96,6 +118,7 @@ class PipelineConfig(ModelConfig):
     rigid_bones: bool = False
     planted_feet: bool = False
     on_floor: bool = False
+    bodies_apart: bool = False
     smooth: bool = False
     levels: bool = False
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -105,7 +128,7 @@ class PipelineConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rigid_bones", "planted_feet", "on_floor", "smooth"):
+        for name in ("rigid_bones", "planted_feet", "on_floor", "bodies_apart", "smooth"):
             ok = not getattr(self, name) or REPRESENTATIONS[self.vae.representation].grounded
             _require(ok, name, f"false for {self.vae.representation}", getattr(self, name))
         _require(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from intermoe.diffusion import Sampler
 from intermoe.nn.attention import CrossAttention, SelfAttention
-from intermoe.nn.layers import Linear, TimestepEmbedding, sinusoid
+from intermoe.nn.layers import Linear, TimestepEmbedding, ZeroLinear, sinusoid
 from intermoe.nn.moe import InterMoEBlock
 from intermoe.ops.checks import check_tensor
 from intermoe.systems.intermoe.config import DenoiserConfig
@@ -57,6 +59,31 @@ class DenoiserLayer(nn.Module):
         return hidden + pooled.view(hidden.shape), loss
 
 
+class Shortcut(nn.Module):
+    """What is added to a layer's result where few steps are taken: a narrow network beside it, zero at first.
+
+    Of tokens h and condition c it is up(silu(down(LN(h)) + condition(silu(c)))) (adapters, Houlsby et al. 2019).
+    """
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.down = Linear(dim, width)
+        self.condition = Linear(dim, width, bias=False)
+        self.up = ZeroLinear(width, dim)
+
+    def forward(self, hidden: Tensor, condition: Tensor) -> Tensor:
+        """hidden (B, P, T, D), condition (B, D) or (B, P, K, D), K dividing T -> (B, P, T, D)."""
+        levels = self.condition(nn.functional.silu(condition))
+        if condition.dim() == 2:
+            levels = levels[:, None, None]
+        else:
+            levels = levels.repeat_interleave(hidden.shape[2] // condition.shape[2], dim=2)
+        narrow = self.down(nn.functional.layer_norm(hidden, (self.dim,)))
+        added: Tensor = self.up(nn.functional.silu(narrow + levels))
+        return added
+
+
 class Denoiser(nn.Module):
     """Estimates clean latents of P persons from noisy ones, a timestep and a text condition.
 
@@ -77,9 +104,20 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.first_person = nn.Parameter(torch.zeros(config.dim)) if config.first_person else None
+        self.shortcuts = nn.ModuleList(
+            Shortcut(config.dim, config.shortcut.width)
+            for _ in range(config.num_layers if config.shortcut.steps else 0)
+        )
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None = None, *, balance: bool = False
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        mask: Tensor | None = None,
+        *,
+        balance: bool = False,
+        shortcut: bool = False,
     ) -> Any:
         """One denoising estimate.
 
@@ -90,6 +128,7 @@ class Denoiser(nn.Module):
             text: (B, text_dim) text condition; zeros for none.
             mask: (B, T') bool, True = valid; padded frames are not attended to, routed or counted, whatever they hold.
             balance: return the balance loss too.
+            shortcut: the estimate that few steps need (``config.shortcut``), for a denoiser that learned it.
 
         Returns:
             (B, P, T', input_dim) estimate of the clean latents. Values at padded frames are meaningless. With
@@ -97,6 +136,8 @@ class Denoiser(nn.Module):
             a small coefficient; zero but for training by token-choice routing.
         """
         self._check(x, timesteps, text, mask)
+        if shortcut and not self.shortcuts:
+            raise ValueError("shortcut: expected false for a denoiser that was not distilled, got true")
         if mask is not None:  # an attention weight of 0 times infinity would be NaN
             x = x.masked_fill(~mask[:, None, :, None], 0.0)
         levels, words = self.embed_timestep(timesteps), self.embed_text(text)
@@ -107,12 +148,14 @@ class Denoiser(nn.Module):
             hidden = torch.cat([hidden[:, :1] + self.first_person, hidden[:, 1:]], dim=1)
         recompute = self.config.recompute and torch.is_grad_enabled()
         losses: list[Tensor] = []
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             if recompute:
                 made = checkpoint(layer, hidden, condition, mask, balance=balance, use_reentrant=False)
             else:
                 made = layer(hidden, condition, mask, balance=balance)
             hidden, *loss = made if balance else (made,)
+            if shortcut:
+                hidden = hidden + self.shortcuts[number](hidden, condition)
             losses += loss
         estimate: Tensor = self.out(hidden)
         return (estimate, torch.stack(losses).sum()) if balance else estimate
@@ -141,3 +184,13 @@ class Denoiser(nn.Module):
             check_tensor("mask", mask, (size["B"], size["T'"]))
             if mask.dtype != torch.bool:
                 raise TypeError(f"mask: expected dtype torch.bool (True = valid), got {mask.dtype}")
+
+
+def with_shortcuts(denoiser: Denoiser, sampler: Sampler) -> Callable[..., Tensor]:
+    """A distilled denoiser as its few steps call it: with its shortcuts at guided timesteps, at which few steps err."""
+
+    def estimate(x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
+        made: Tensor = denoiser(x, timesteps, text, mask, shortcut=sampler.is_guided(timesteps[0]))
+        return made
+
+    return estimate

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from intermoe.control.known import Control, Given, known_latents
 from intermoe.control.targets import Aims
-from intermoe.diffusion import SCHEDULERS, Sampler, build_scheduler, sample, scaled_input
+from intermoe.diffusion import SCHEDULERS, Sampler, build_scheduler, distilled, sample, scaled_input
 from intermoe.hub import CONFIG_FILE, WEIGHTS_FILE
+from intermoe.motion.apart import with_bodies_apart
 from intermoe.motion.bones import bone_lengths, hold_bone_lengths, with_rigid_bones
 from intermoe.motion.feet import with_planted_feet
 from intermoe.motion.floor import with_persons_on_floor
@@ -24,7 +25,7 @@ from intermoe.pipeline.system import check_level
 from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
-from intermoe.systems.intermoe.denoiser import Denoiser
+from intermoe.systems.intermoe.denoiser import Denoiser, with_shortcuts
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.text.protocol import TextEncoder
 
@@ -127,16 +128,20 @@ class InterMoEPipeline(MotionPipeline):
                 row[:, :count] = cast(Aims, aims).step(row[:, :count], self._joints_of(each))
             return steered
 
+        sampler = Sampler(
+            self.config.diffusion,
+            self.schedulers[0] if scheduler is None else scheduler,
+            num_inference_steps,
+            guidance_scale,
+        )
+        shortcut = known is None and self._is_distilled_for(sampler)
+        if shortcut:
+            sampler = distilled(self.config.diffusion, num_inference_steps, guidance_scale)
         latents = sample(
-            self.denoiser,
+            with_shortcuts(self.denoiser, sampler) if shortcut else self.denoiser,
             self.text_encoder(prompts).to(self.dtype),
             (len(prompts), persons, max(frames), width),
-            Sampler(
-                self.config.diffusion,
-                self.schedulers[0] if scheduler is None else scheduler,
-                num_inference_steps,
-                guidance_scale,
-            ),
+            sampler,
             mask=None if valid.all() else valid.to(self.device),
             generators=generators,
             noise=rearrange(noise, "b t p x -> b p t x"),
@@ -150,18 +155,32 @@ class InterMoEPipeline(MotionPipeline):
                 moved = None if free is None else free[row, :, :count]
                 latents[row, :, :count] = aims.refine(latents[row, :, :count], self._joints_of(each), moved)
         # each alone: bones and feet are straightened over all frames that are decoded together, padding included
+        apart = self.config.bodies_apart and not (aims is not None and aims.targets)
         motions = []
         for index, (row, count, length) in enumerate(zip(latents, frames, lengths, strict=True)):
             kept = given[index] if given else None
             bones = kept.bone_lengths() if kept is not None and self.config.rigid_bones else None
             motion = self._held(self.codec.decode(row[None, :, :count])[0].cpu(), bones)
-            motion = self._grounded(motion)[:, :length].clone()
+            if self.config.on_floor:
+                motion = with_persons_on_floor(motion)
+            if kept is None and apart:
+                motion = with_bodies_apart(motion)
+            if self.config.planted_feet:
+                motion = with_planted_feet(motion)
+            motion = motion[:, :length].clone()
             if kept is not None:
                 own = None if bones is None else _known_or_own(bones, self.representation.joints(motion))
                 motion = kept.paste(motion)
                 motion = motion if own is None else kept.with_rigid_bones(motion, own)
+                if apart:
+                    motion = with_bodies_apart(motion, kept.where)
             motions.append(motion)
         return motions
+
+    def _is_distilled_for(self, sampler: Sampler) -> bool:
+        shortcut = self.config.denoiser.shortcut
+        own = (self.schedulers[0], shortcut.steps, shortcut.guidance_scale)
+        return own == (sampler.scheduler, sampler.num_inference_steps, sampler.guidance_scale)
 
     def _joints_of(self, given: Given) -> Callable[[Tensor], Tensor]:
         """Latents (P, T', X) of a motion to its joints (P, T, 22, 3), those that are given in their place."""
@@ -193,14 +212,6 @@ class InterMoEPipeline(MotionPipeline):
         if self.config.rigid_bones:
             own = None if bones is None else _known_or_own(bones, self.representation.joints(motion))
             motion = with_rigid_bones(motion, own)
-        return motion
-
-    def _grounded(self, motion: Tensor) -> Tensor:
-        """Generated motion (P, T, ...) on the floor, with feet that stay."""
-        if self.config.on_floor:
-            motion = with_persons_on_floor(motion)
-        if self.config.planted_feet:
-            motion = with_planted_feet(motion)
         return motion
 
     @torch.no_grad()
