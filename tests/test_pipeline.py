@@ -133,12 +133,14 @@ def test_what_is_generated_stands_where_the_configuration_says_so(tiny_pipeline,
     assert not torch.allclose(found, generated.motion[0], atol=1e-3)
 
 
-def test_bodies_are_moved_apart_beside_what_is_given_and_not_away_from_targets(tiny_pipeline, monkeypatch) -> None:
+def test_bodies_are_moved_apart_but_not_from_a_given_person_or_targets(tiny_pipeline, monkeypatch) -> None:
     call = {"num_frames": 24, "num_inference_steps": 2, "seed": 3}
     given = tiny_pipeline("two people bow", **call).motion[0, 0]
-    known, target = Known(0, motion=given), Target(1, "left_wrist", [5], positions=[[0.0, 1.0, 0.5]])
+    known, first = Known(0, motion=given), Known(0, motion=given[:8], frames=slice(0, 8))
+    target = Target(1, "left_wrist", [5], positions=[[0.0, 1.0, 0.5]])
     cases = {
-        "known": Control([known]),
+        "reaction": Control([known]),
+        "frames": Control([first]),
         "apart": Control(bodies_apart=True),
         "targets": Control(targets=[target]),
         "both": Control([known], targets=[target]),
@@ -150,13 +152,14 @@ def test_bodies_are_moved_apart_beside_what_is_given_and_not_away_from_targets(t
     after = {
         name: tiny_pipeline("two people bow", control=control, **call).motion[0] for name, control in cases.items()
     }
-    fixed = torch.tensor([[True], [False]]).expand(2, 24)
-    assert torch.equal(after["known"], with_bodies_apart(before["known"], fixed))
-    assert torch.equal(after["known"][0], given)
+    fixed = torch.zeros(2, 24, dtype=torch.bool)
+    fixed[0, :8] = True
+    assert torch.equal(after["frames"], with_bodies_apart(before["frames"], fixed))
+    assert torch.equal(after["frames"][0, :8], given[:8])
     torch.testing.assert_close(after["apart"], with_bodies_apart(before["apart"]))
-    for name in ("known", "apart"):
+    for name in ("frames", "apart"):
         assert not torch.equal(after[name], before[name])
-    for name in ("targets", "both"):
+    for name in ("reaction", "targets", "both"):
         assert torch.equal(after[name], before[name])
 
 
