@@ -135,15 +135,16 @@ def test_what_is_generated_stands_where_the_configuration_says_so(tiny_pipeline,
 
 def test_bodies_are_moved_apart_but_not_from_a_given_person_or_targets(tiny_pipeline, monkeypatch) -> None:
     call = {"num_frames": 24, "num_inference_steps": 2, "seed": 3}
-    given = tiny_pipeline("two people bow", **call).motion[0, 0]
-    known, first = Known(0, motion=given), Known(0, motion=given[:8], frames=slice(0, 8))
+    given = tiny_pipeline("two people bow", **call).motion[0]
+    start, some = slice(0, 8), slice(0, 12)
     target = Target(1, "left_wrist", [5], positions=[[0.0, 1.0, 0.5]])
     cases = {
-        "reaction": Control([known]),
-        "frames": Control([first]),
+        "reaction": Control([Known(0, motion=given[0])]),
+        "for a while": Control([Known(0, motion=given[0, some], frames=some)]),
+        "frames": Control([Known(person, motion=given[person, start], frames=start) for person in (0, 1)]),
         "apart": Control(bodies_apart=True),
         "targets": Control(targets=[target]),
-        "both": Control([known], targets=[target]),
+        "both": Control([Known(0, motion=given[0])], targets=[target]),
     }
     before = {
         name: tiny_pipeline("two people bow", control=control, **call).motion[0] for name, control in cases.items()
@@ -153,13 +154,13 @@ def test_bodies_are_moved_apart_but_not_from_a_given_person_or_targets(tiny_pipe
         name: tiny_pipeline("two people bow", control=control, **call).motion[0] for name, control in cases.items()
     }
     fixed = torch.zeros(2, 24, dtype=torch.bool)
-    fixed[0, :8] = True
+    fixed[:, start] = True
     assert torch.equal(after["frames"], with_bodies_apart(before["frames"], fixed))
-    assert torch.equal(after["frames"][0, :8], given[:8])
+    assert torch.equal(after["frames"][:, start], given[:, start])
     torch.testing.assert_close(after["apart"], with_bodies_apart(before["apart"]))
     for name in ("frames", "apart"):
         assert not torch.equal(after[name], before[name])
-    for name in ("reaction", "targets", "both"):
+    for name in ("reaction", "for a while", "targets", "both"):
         assert torch.equal(after[name], before[name])
 
 

@@ -108,8 +108,8 @@ class PipelineConfig(ModelConfig):
     and ``smooth`` takes away its trembling (``intermoe.motion.smooth``). Of what is generated, ``on_floor`` has persons
     touch the floor again and again (``intermoe.motion.floor``), ``planted_feet`` keeps feet from sliding while the
     contact columns say that they stand (``intermoe.motion.feet``), and ``bodies_apart`` moves persons out of each other
-    (``intermoe.motion.apart``), but not where joints are asked for at places, or all of a person is given, whom the
-    other may touch; what is only decoded stays where it was, on a ladder or a stool too.
+    (``intermoe.motion.apart``), but not where joints are asked for at places, or one person is given, whom the other
+    may touch; what is only decoded stays where it was, on a ladder or a stool too.
     All but ``levels`` are for representations whose feet stand in the world; the release does none of it. ``levels``
     tells that the denoiser was trained with a noise level for each person and frame
     (``intermoe.train.config.LevelMixConfig``).

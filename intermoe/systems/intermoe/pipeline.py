@@ -172,7 +172,8 @@ class InterMoEPipeline(MotionPipeline):
                 own = None if bones is None else _known_or_own(bones, self.representation.joints(motion))
                 motion = kept.paste(motion)
                 motion = motion if own is None else kept.with_rigid_bones(motion, own)
-                if apart and not kept.where.all(dim=1).any():  # who reacts may touch
+                reacts = kept.where.any(dim=0) & ~kept.where.all(dim=0)
+                if apart and not reacts.any():  # who reacts may touch
                     motion = with_bodies_apart(motion, kept.where)
             motions.append(motion)
         return motions
