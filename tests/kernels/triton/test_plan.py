@@ -285,7 +285,7 @@ def test_what_lies_within_an_input_is_at_the_same_distance_in_every_call(joined:
         for _ in range(3):
             parts = (torch.zeros(5), torch.zeros(7), torch.zeros(9, dtype=torch.int64))
             layout = Layout(parts)
-            memory = torch.zeros(layout.memory.shape, dtype=torch.uint8)
+            memory = torch.zeros(layout.size, dtype=torch.uint8)
             given = torch.zeros(6), Together.of(memory, layout) if joined else Together(*parts)
             driver.launches.clear()
             planned(*given)
