@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -101,7 +102,7 @@ class Sampler:
         scheduler: one of ``SCHEDULERS``.
         num_inference_steps: in [1, num_train_timesteps].
         guidance_scale: >= 1; 1 calls the network on the condition alone.
-        timesteps: those that a first-order solver steps through, the noisiest first, in place of ``scheduler``'s own.
+        timesteps: of DDIM, the noisiest first; by default its own.
 
     Raises:
         ValueError: for a value outside its range, naming it. ModuleNotFoundError: as ``build_scheduler``.
@@ -117,6 +118,13 @@ class Sampler:
         high = self.diffusion.num_train_timesteps
         if not 1 <= self.num_inference_steps <= high:
             raise ValueError(f"num_inference_steps: expected a value in [1, {high}], got {self.num_inference_steps}")
+        if self.timesteps:
+            falling = all(one > other for one, other in pairwise([high, *self.timesteps, -1]))
+            if len(self.timesteps) != self.num_inference_steps or not falling:
+                expected = f"{self.num_inference_steps} falling numbers in [0, {high})"
+                raise ValueError(f"timesteps: expected {expected}, got {self.timesteps}")
+            if self.scheduler != "ddim":
+                raise ValueError(f"scheduler: expected 'ddim' with own timesteps, got {self.scheduler!r}")
         check_guidance(self.guidance_scale)
 
     @cached_property
@@ -373,6 +381,7 @@ def sample(
     noise: Tensor | None = None,
     known: KnownLatents | None = None,
     steer: Callable[[Tensor], Tensor] | None = None,
+    guided: Callable[..., Tensor] | None = None,
     callback: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Latents from noise. Condition and unconditional run as one doubled batch; guidance_scale 1 skips the latter.
@@ -389,12 +398,13 @@ def sample(
         known: latents that are given and stay. The estimate of them is always what they are, so that every solver
             brings them to the level of each step.
         steer: what is made of each estimate of the clean latents, (B, P, T', X) to the same.
+        guided: called in place of ``denoiser`` at guided timesteps.
         callback: called as ``callback(steps_done, num_inference_steps)``.
 
     Returns:
         (B, P, T', X), the last estimate of the clean latents.
     """
-    guidance_scale, latent_scale = sampler.guidance_scale, sampler.diffusion.latent_scale
+    latent_scale = sampler.diffusion.latent_scale
     device, dtype = text_condition.device, text_condition.dtype
     if noise is None:
         if generators is None or len(generators) != shape[0]:
@@ -404,7 +414,7 @@ def sample(
     x = noise.to(device=device, dtype=wide)
     if mask is not None:
         x = x.masked_fill(~mask[:, None, :, None], 0.0)
-    both = torch.cat([text_condition, torch.zeros_like(text_condition)])
+    both = with_none(text_condition)
     scheduler = sampler.start(device)
     if known is not None:
         first = scheduler.timesteps[:1].expand(shape[0])
@@ -418,10 +428,7 @@ def sample(
             seen = scaled_input(scheduler, seen, levels, latent_scale)
         seen = seen.to(dtype)
         if sampler.is_guided(timestep):
-            doubled = None if mask is None else mask.repeat(2, 1)
-            estimate = denoiser(torch.cat([seen, seen]), torch.cat([levels, levels]), both, doubled).to(wide)
-            conditional, unconditional = estimate.chunk(2)
-            estimate = guidance_scale * conditional + (1 - guidance_scale) * unconditional
+            estimate = guided_estimate(guided or denoiser, seen, levels, both, mask, sampler.guidance_scale)
         else:
             estimate = denoiser(seen, levels, text_condition, mask).to(wide)
         if steer is not None:
@@ -440,6 +447,30 @@ def sample(
             callback(step + 1, sampler.num_inference_steps)
     x = x / latent_scale
     return x if known is None else known.kept(x)
+
+
+def with_none(text_condition: Tensor) -> Tensor:
+    """Condition (B, C) and, after it, none: (2B, C)."""
+    return torch.cat([text_condition, torch.zeros_like(text_condition)])
+
+
+def guided_estimate(
+    denoiser: Callable[..., Tensor],
+    seen: Tensor,
+    timesteps: Tensor,
+    both: Tensor,
+    mask: Tensor | None,
+    guidance_scale: float,
+) -> Tensor:
+    """The guided estimate, at least in float32, of what the network sees, (B, P, T', X); one call of twice as many.
+
+    Args:
+        both: (2B, C), from ``with_none``. timesteps, mask: as ``Denoiser.forward`` takes them.
+    """
+    doubled = None if mask is None else mask.repeat(2, 1)
+    estimates = denoiser(torch.cat([seen, seen]), torch.cat([timesteps, timesteps]), both, doubled)
+    conditional, unconditional = estimates.to(torch.promote_types(estimates.dtype, torch.float32)).chunk(2)
+    return guidance_scale * conditional + (1 - guidance_scale) * unconditional
 
 
 def _fresh_noise(

@@ -134,6 +134,8 @@ def place(
     recipe("salsa_vae", optim=small, data={"batch_size": 2})
     recipe("salsa_decoder", optim=small, data={"batch_size": 2})
     recipe("salsa_denoiser", optim=small, denoiser=denoiser, text=text, text_pretraining={"steps": 2})
+    alike = {**small, "mixed_precision": "no"}  # that of the others: a process has one
+    recipe("duets_distill", optim=alike, data={"batch_size": 2}, trajectories=4, teacher_steps=8)
     judge = {
         "width": 8,
         "embedding_dim": 8,
@@ -167,11 +169,11 @@ def place(
     return tmp_path
 
 
-def recipe(name: str, **changes: dict[str, Any]) -> None:
+def recipe(name: str, **changes: Any) -> None:
     """The shipped recipe of that name with other sizes."""
     values = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     for section, own in changes.items():
-        values[section] = {**values.get(section, {}), **own}
+        values[section] = {**values.get(section, {}), **own} if isinstance(own, dict) else own
     Path(name).write_text(json.dumps(values), encoding="utf-8")
 
 

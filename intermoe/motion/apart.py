@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from intermoe.motion.bones import bone_lengths, hold_bone_lengths
-from intermoe.motion.capsules import CAPSULES, between, deepest, together
+from intermoe.motion.capsules import CAPSULES, between, together
 from intermoe.motion.interhuman import joints, with_positions
 from intermoe.motion.skeleton import JOINT_NAMES, NUM_JOINTS
 
@@ -51,22 +51,16 @@ def with_bodies_apart(motion: Tensor, fixed: Tensor | None = None) -> Tensor:
         raise ValueError(f"motion: expected shape (P, T, {motion.shape[-1]}), got {tuple(motion.shape)}")
     if fixed is None:
         fixed = torch.zeros(positions.shape[:2], dtype=torch.bool)
-    lengths, fixed = bone_lengths(positions), fixed.to(positions.device)
-    inside = deepest(positions).nonzero()[:, 0]
-    if len(inside) == 0:
-        return motion
-    # nothing is moved further away in time than this
-    near = slice(max(0, int(inside.min()) - SWEEPS * REACH), int(inside.max()) + SWEEPS * REACH + 1)
-    moved = positions.clone()
-    moved[:, near] = _moved_apart(positions[:, near], fixed[:, near], _free(fixed)[:, near], lengths)
+    fixed = fixed.to(positions.device)
+    moved = _moved_apart(positions, fixed)
     changed = (moved != positions).flatten(-2).any(dim=-1)
-    changed[:, :-1] |= changed[:, 1:]  # a velocity leads to the next frame
+    changed = changed | F.pad(changed[:, 1:], (0, 1))  # a velocity leads to the next frame
     return torch.where((changed & ~fixed)[..., None], with_positions(motion, moved), motion)
 
 
-def _moved_apart(positions: Tensor, fixed: Tensor, free: Tensor, lengths: Tensor) -> Tensor:
+def _moved_apart(positions: Tensor, fixed: Tensor) -> Tensor:
     """Joints (P, T, 22, 3) out of each other; bones have their lengths again after the first sweep and in the end."""
-    touched = torch.zeros_like(fixed)
+    lengths, free, touched = bone_lengths(positions), _free(fixed), torch.zeros_like(fixed)
     for sweep in range(SWEEPS):
         shift = _ways_out(positions, fixed)
         if not shift.any():
@@ -76,7 +70,7 @@ def _moved_apart(positions: Tensor, fixed: Tensor, free: Tensor, lengths: Tensor
         touched |= shift.flatten(-2).any(dim=-1)
         if sweep == 0:
             positions = _with_bones(positions, touched, lengths)
-    return _with_bones(positions, touched, lengths)
+    return _with_bones(positions, touched, lengths) if touched.any() else positions
 
 
 def _with_bones(positions: Tensor, where: Tensor, lengths: Tensor) -> Tensor:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import filecmp
 import functools
-import itertools
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from intermoe.checkpoints import check_finite, load_module, load_safetensors
+from intermoe.checkpoints import load_module, load_safetensors
 from intermoe.data.batching import MotionBatch, collate
 from intermoe.data.dataset import MotionDataset
 from intermoe.data.sets import DATA_SETS
@@ -37,12 +36,15 @@ from intermoe.train.condition import keep_tokenizer, prepare_text
 from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.latents import (
+    METRIC_FILE,
     LatentDataset,
     LatentEncoder,
     collate_latents,
-    error_metric,
+    first_motions,
     position_map,
+    read_fitted,
     without_padding,
+    write_metric,
 )
 from intermoe.train.levels import mixed_timesteps
 from intermoe.train.loading import Batch
@@ -53,10 +55,8 @@ from intermoe.train.text import pretrain_text
 from intermoe.train.vae import load_vae_folder
 
 TEXT_FILE = "text.safetensors"
-METRIC_FILE = "metric.safetensors"
 POSITIONS_FILE = "positions.safetensors"
 CAPTIONS_KEPT = 100_000
-METRIC_EPOCHS = 4
 VALIDATION_NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where the validation loss is taken, as shares of the diffusion's timesteps."""
 
@@ -263,12 +263,12 @@ def run_denoiser(
         encoder = LatentEncoder(LatentCodec(loaded, statistics))
         metric = None
         if config.diffusion.loss_std_floor > 0:
-            path = once(output_dir / METRIC_FILE, functools.partial(_fit_metric, config, train, encoder))
-            metric = _read(path, "metric")
+            write = functools.partial(write_metric, config.diffusion.loss_std_floor, train, encoder)
+            metric = read_fitted(once(output_dir / METRIC_FILE, write), "metric")
         positions = None
         if config.levels.mixed and config.levels.positions > 0:
             path = once(output_dir / POSITIONS_FILE, functools.partial(_fit_positions, train, encoder))
-            positions = _read(path, "positions")
+            positions = read_fitted(path, "positions")
         if config.text_pretraining.steps:
             path = once(output_dir / TEXT_FILE, functools.partial(_pretrain, config, text, train, encoder, metric))
             load_module(text, load_safetensors(path), path)
@@ -316,30 +316,10 @@ def _pretrain(
     write_tensors(path, text.state_dict())
 
 
-def _read(path: Path, key: str) -> Tensor:
-    tensors = load_safetensors(path)
-    if key not in tensors:
-        raise ValueError(f"{path}: missing key {key!r}")
-    check_finite(tensors[key], key, path)
-    return tensors[key]
-
-
-def _first_motions(train: MotionDataset) -> Iterator[Tensor]:
-    """What each item is drawn as in the first epochs, mirrored or not, and other windows of long ones."""
-    draws = itertools.product(range(len(train)), range(METRIC_EPOCHS))
-    for choice in dict.fromkeys(train.choose(index, epoch)[0] for index, epoch in draws):
-        yield train.motion(choice)
-
-
-def _fit_metric(config: DenoiserTrainConfig, train: MotionDataset, encoder: LatentEncoder, path: Path) -> None:
-    latents = torch.cat([encoder.posterior(motion).mean.flatten(0, 2) for motion in _first_motions(train)])
-    write_tensors(path, {"metric": error_metric(latents, config.diffusion.loss_std_floor)})
-
-
 def _fit_positions(train: MotionDataset, encoder: LatentEncoder, path: Path) -> None:
     representation = REPRESENTATIONS[encoder.codec.vae.config.representation]
     latents, positions = [], []
-    for motion in _first_motions(train):
+    for motion in first_motions(train):
         means = encoder.posterior(motion).mean[0]
         joints = representation.positions(motion[:, : means.shape[1] * encoder.downsampling])
         latents.append(means.flatten(0, 1))

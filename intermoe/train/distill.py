@@ -19,11 +19,13 @@ from typing import Any, TypedDict
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from intermoe.checkpoints import load_safetensors
 from intermoe.data.dataset import MotionDataset
-from intermoe.diffusion import Sampler, distilled, sample, scaled_input
+from intermoe.diffusion import Sampler, distilled, guided_estimate, sample, scaled_input, with_none
 from intermoe.files import replacing_folder, write_tensors
 from intermoe.systems.intermoe.config import ShortcutConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
@@ -31,7 +33,7 @@ from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 from intermoe.train import run
 from intermoe.train.config import DistillConfig
 from intermoe.train.draws import ItemDraws
-from intermoe.train.latents import LatentEncoder, error_metric
+from intermoe.train.latents import METRIC_FILE, LatentEncoder, read_fitted, write_metric
 from intermoe.train.loading import Batch
 from intermoe.train.loop import Objective, fit
 
@@ -82,26 +84,20 @@ class Steps:
     def estimate(
         self, denoiser: Callable[..., Tensor], step: int, noisy: Tensor, condition: Tensor, mask: Tensor
     ) -> Tensor:
-        """The denoiser's estimate of clean latents before step ``step``, guided as in sampling."""
-        timestep = torch.full((len(noisy),), self.timesteps[step], device=noisy.device)
+        """The denoiser's estimate of clean latents before step ``step``, a guided one, as in sampling."""
+        timesteps = torch.full((len(noisy),), self.timesteps[step], device=noisy.device)
         seen = noisy
         if self.sampler.diffusion.scale_input:
-            seen = scaled_input(self.sampler.solver, seen, timestep, self.scale)
-        if not self.sampler.is_guided(timestep[0]):
-            return denoiser(seen, timestep, condition, mask)
-        both = torch.cat([condition, torch.zeros_like(condition)])
-        estimates = denoiser(torch.cat([seen, seen]), timestep.repeat(2), both, mask.repeat(2, 1))
-        told, untold = estimates.chunk(2)
-        guidance = self.sampler.guidance_scale
-        return guidance * told + (1 - guidance) * untold
+            seen = scaled_input(self.sampler.solver, seen, timesteps, self.scale)
+        return guided_estimate(denoiser, seen, timesteps, with_none(condition), mask, self.sampler.guidance_scale)
 
 
 class DistillObjective(Objective):
     """The shortcuts of a denoiser that is frozen, and the error of its estimates on trajectories."""
 
-    metric: Tensor
+    metric: Tensor | None
 
-    def __init__(self, denoiser: Denoiser, steps: Steps, metric: Tensor) -> None:
+    def __init__(self, denoiser: Denoiser, steps: Steps, metric: Tensor | None = None) -> None:
         super().__init__()
         self.shortcuts = denoiser.shortcuts
         self.denoiser = [denoiser.eval()]  # in a list: it is neither trained nor saved
@@ -123,7 +119,11 @@ class DistillObjective(Objective):
         }
 
     def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
-        """Training: the error at one step, drawn with the first item. Validation: at each, from where the own lead."""
+        """Training: the error at one step, the same for the batch. Validation: at each, from where the own lead.
+
+        The step is drawn with the batch's first item, so that, unlike others', an optimiser step of several batches
+        depends on how they share its items.
+        """
         states, condition, mask = batch["states"].unbind(dim=1), batch["condition"], batch["mask"]
         number = len(states) - 1
         estimated = functools.partial(self.steps.estimate, functools.partial(self.denoiser[0], shortcut=True))
@@ -131,7 +131,8 @@ class DistillObjective(Objective):
         def error(step: int, noisy: Tensor) -> tuple[Tensor, Tensor]:
             estimate = estimated(step, noisy, condition, mask)
             wanted = self.steps.wanted(step, noisy, states[step + 1])
-            off = (estimate - wanted).float().masked_fill(~mask[:, None, :, None], 0.0) @ self.metric
+            off = (estimate - wanted).float().masked_fill(~mask[:, None, :, None], 0.0)
+            off = off if self.metric is None else off @ self.metric
             return off.square().mean(dim=(1, 3)).sum() / mask.sum(), estimate
 
         if validating:
@@ -237,7 +238,8 @@ def run_distill(
 
     Args:
         config_path: YAML or JSON of ``DistillConfig``.
-        output_dir: gets ``config.json``, ``trajectories``, ``checkpoints``, ``logs`` and ``model``.
+        output_dir: gets ``config.json``, ``trajectories``, ``checkpoints``, ``logs``, ``model``, and
+            ``metric.safetensors`` if the model was trained with one.
         model: the model's folder or name; on ``resume`` the one that the run was started with.
         resume: go on from the newest complete checkpoint in ``output_dir``, with the trajectories that are there.
         data: folder of the data in place of the configured one.
@@ -268,9 +270,13 @@ def run_distill(
     denoiser.load_state_dict(denoiser.state_dict() | base)
     denoiser.requires_grad_(False).shortcuts.requires_grad_(True)
     with run.claimed(config, output_dir, resume=resume, splits=splits) as accelerator:
+        metric = None
+        if diffusion.loss_std_floor > 0:
+            encoder = LatentEncoder(pipeline.codec)
+            write = functools.partial(write_metric, diffusion.loss_std_floor, splits["train"], encoder)
+            metric = read_fitted(run.once(accelerator, output_dir / METRIC_FILE, write, resume=resume), "metric")
         pipeline.to(accelerator.device)
         drawn = _trajectories(accelerator, pipeline, splits["train"], config, output_dir, resume=resume)
-        metric = error_metric(_latents(splits["train"], pipeline), diffusion.loss_std_floor or 1.0)
         objective = DistillObjective(denoiser.to(accelerator.device), steps, metric)
         state = fit(accelerator, objective, config, *drawn, output_dir, resume=resume)
         if state is not None:
@@ -280,14 +286,6 @@ def run_distill(
                 InterMoEPipeline(made, *parts, pipeline.statistics).save_pretrained(temporary)
                 run.write_config(temporary / "training.json", run.without_paths(config))
     return output_dir / "model"
-
-
-@torch.no_grad()
-def _latents(data: MotionDataset, pipeline: InterMoEPipeline) -> Tensor:
-    """Latents (N, X) of the motion of the training data, for the directions in which they vary."""
-    encoder = LatentEncoder(pipeline.codec)
-    motions = (data.motion(data.choose(index, 0)[0]) for index in range(len(data)))
-    return torch.cat([encoder.posterior(motion.to(pipeline.device)).mean.flatten(0, 2) for motion in motions]).cpu()
 
 
 def _trajectories(
@@ -303,7 +301,8 @@ def _trajectories(
     folder = output_dir / FOLDER
     folder.mkdir(exist_ok=True)
     count = config.trajectories // config.data.batch_size
-    for number in range(count):
+    console, main = Console(stderr=True), accelerator.is_main_process
+    for number in track(range(count), description=FOLDER, console=console, disable=not main):
         with accelerator.autocast():
             write = functools.partial(make_trajectories, pipeline, data, config, number)
             run.once(accelerator, folder / f"{number}.safetensors", write, resume=resume)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from intermoe.checkpoints import check_finite, load_safetensors
 from intermoe.data.batching import MotionBatch
 from intermoe.data.dataset import MotionChoice, MotionDataset
+from intermoe.files import write_tensors
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.vae import LatentDistribution
 
+METRIC_FILE = "metric.safetensors"
+METRIC_EPOCHS = 4
 _DECIMETRES = 10.0
 _UNTOLD = 0.03
 """What an estimate may be off by in a direction without a meaning."""
@@ -109,6 +115,28 @@ class LatentDataset:
             self.free -= posterior.nbytes
             self.kept[choice] = posterior
         return posterior
+
+
+def first_motions(train: MotionDataset) -> Iterator[Tensor]:
+    """What each item is drawn as in the first epochs, mirrored or not, and other windows of long ones."""
+    draws = itertools.product(range(len(train)), range(METRIC_EPOCHS))
+    for choice in dict.fromkeys(train.choose(index, epoch)[0] for index, epoch in draws):
+        yield train.motion(choice)
+
+
+def write_metric(std_floor: float, train: MotionDataset, encoder: LatentEncoder, path: Path) -> None:
+    """Write ``error_metric`` of the latents of ``first_motions`` as ``metric``."""
+    latents = torch.cat([encoder.posterior(motion).mean.flatten(0, 2) for motion in first_motions(train)])
+    write_tensors(path, {"metric": error_metric(latents, std_floor)})
+
+
+def read_fitted(path: Path, key: str) -> Tensor:
+    """What ``write_metric`` or its like wrote. Raises ``ValueError`` that names the file where it is not there."""
+    tensors = load_safetensors(path)
+    if key not in tensors:
+        raise ValueError(f"{path}: missing key {key!r}")
+    check_finite(tensors[key], key, path)
+    return tensors[key]
 
 
 def error_metric(latents: Tensor, std_floor: float) -> Tensor:

@@ -116,7 +116,7 @@ def test_frames_that_are_fixed_stay_and_those_beside_them_do_not_jump() -> None:
 def test_an_arm_leaves_a_trunk_that_stays() -> None:
     """Somebody with arms outstretched stands beside somebody whose arms hang, one hand in the other's trunk."""
     motion = standing([[0.0, 0.0], [0.55, 0.0]])
-    hanging = joints(walking(30))[0, :1] * torch.tensor([1.0, 1.0, 1.0])
+    hanging = joints(walking(30))[0, :1]
     motion = with_positions(motion, torch.stack([hanging.expand(motion.shape[1], -1, -1), joints(motion)[1]]))
     inside = overlaps(*joints(motion)[:, 0])
     trunk, arm = CAPSULES.index((J("spine3"), J("neck"), 0.11)), len(CAPSULES) - 1

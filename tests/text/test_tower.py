@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from intermoe.text.build import build_text_encoder
-from intermoe.text.clip import ClipPooledEncoder, ClipPrompts, ClipTextEncoder
+from intermoe.text.clip import ClipPooledEncoder, ClipPrompts, ClipTextEncoder, ClipTower
 from intermoe.text.protocol import TextConfig
 from intermoe.text.tower import load_tower
 
@@ -42,6 +42,18 @@ def test_states_are_those_of_the_pretrained_tower(folder: Path) -> None:
     encoder.encode_tokens(tokens)
     expected = transformers.CLIPTextModel.from_pretrained(folder)(input_ids=tokens).last_hidden_state
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [ClipTextEncoder, ClipPooledEncoder])
+def test_a_half_type_embeds_the_same_in_float32(kind: type[ClipTower], dtype: torch.dtype, folder: Path) -> None:
+    torch.manual_seed(0)
+    encoder = kind(_config(folder)).eval()
+    tokens = torch.tensor([[1, 4, 9, 49, 0, 0, 0], [1, 7, 3, 5, 2, 8, 49]])
+    expected = encoder.encode_tokens(tokens)
+    found = encoder.to(dtype).encode_tokens(tokens)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=16 * torch.finfo(dtype).eps * expected.abs().max().item())
 
 
 def test_another_size_and_an_absent_model_are_refused(folder: Path, tmp_path: Path) -> None:

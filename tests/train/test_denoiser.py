@@ -20,9 +20,9 @@ from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.train import load_vae_folder, run_denoiser
 from intermoe.train.condition import training_captions
 from intermoe.train.config import DenoiserTrainConfig
-from intermoe.train.denoiser import DenoiserObjective, _fit_metric, _fit_positions
+from intermoe.train.denoiser import DenoiserObjective, _fit_positions
 from intermoe.train.draws import ItemDraws
-from intermoe.train.latents import LatentEncoder
+from intermoe.train.latents import LatentEncoder, write_metric
 
 
 @pytest.fixture
@@ -177,8 +177,7 @@ def test_the_metric_is_of_what_the_first_four_epochs_draw(tmp_path: Path) -> Non
             return windows[choice][None, None]
 
     encoder = SimpleNamespace(posterior=lambda motion: SimpleNamespace(mean=motion))
-    config = SimpleNamespace(diffusion=SimpleNamespace(loss_std_floor=0.1))
-    _fit_metric(config, Items(), encoder, tmp_path / "metric.safetensors")  # type: ignore[arg-type]
+    write_metric(0.1, Items(), encoder, tmp_path / "metric.safetensors")  # type: ignore[arg-type]
     metric = load_file(tmp_path / "metric.safetensors")["metric"]
     drawn = windows[[0, 1, 2, 3, 5]].flatten(0, 1).double()
     variances, axes = np.linalg.eigh(np.cov(drawn.numpy().T, bias=True))

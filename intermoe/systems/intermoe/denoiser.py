@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from intermoe.diffusion import Sampler
 from intermoe.nn.attention import CrossAttention, SelfAttention
 from intermoe.nn.layers import Linear, TimestepEmbedding, ZeroLinear, sinusoid
 from intermoe.nn.moe import InterMoEBlock
@@ -128,7 +126,7 @@ class Denoiser(nn.Module):
             text: (B, text_dim) text condition; zeros for none.
             mask: (B, T') bool, True = valid; padded frames are not attended to, routed or counted, whatever they hold.
             balance: return the balance loss too.
-            shortcut: the estimate that few steps need (``config.shortcut``), for a denoiser that learned it.
+            shortcut: the estimate that few guided steps need (``config.shortcut``), for a denoiser that learned it.
 
         Returns:
             (B, P, T', input_dim) estimate of the clean latents. Values at padded frames are meaningless. With
@@ -184,13 +182,3 @@ class Denoiser(nn.Module):
             check_tensor("mask", mask, (size["B"], size["T'"]))
             if mask.dtype != torch.bool:
                 raise TypeError(f"mask: expected dtype torch.bool (True = valid), got {mask.dtype}")
-
-
-def with_shortcuts(denoiser: Denoiser, sampler: Sampler) -> Callable[..., Tensor]:
-    """A distilled denoiser as its few steps call it: with its shortcuts at guided timesteps, at which few steps err."""
-
-    def estimate(x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
-        made: Tensor = denoiser(x, timesteps, text, mask, shortcut=sampler.is_guided(timesteps[0]))
-        return made
-
-    return estimate
