@@ -381,7 +381,6 @@ def sample(
     noise: Tensor | None = None,
     known: KnownLatents | None = None,
     steer: Callable[[Tensor], Tensor] | None = None,
-    guided: Callable[..., Tensor] | None = None,
     callback: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Latents from noise. Condition and unconditional run as one doubled batch; guidance_scale 1 skips the latter.
@@ -398,7 +397,6 @@ def sample(
         known: latents that are given and stay. The estimate of them is always what they are, so that every solver
             brings them to the level of each step.
         steer: what is made of each estimate of the clean latents, (B, P, T', X) to the same.
-        guided: called in place of ``denoiser`` at guided timesteps.
         callback: called as ``callback(steps_done, num_inference_steps)``.
 
     Returns:
@@ -428,7 +426,7 @@ def sample(
             seen = scaled_input(scheduler, seen, levels, latent_scale)
         seen = seen.to(dtype)
         if sampler.is_guided(timestep):
-            estimate = guided_estimate(guided or denoiser, seen, levels, both, mask, sampler.guidance_scale)
+            estimate = guided_estimate(denoiser, seen, levels, both, mask, sampler.guidance_scale)
         else:
             estimate = denoiser(seen, levels, text_condition, mask).to(wide)
         if steer is not None:

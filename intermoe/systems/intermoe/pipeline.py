@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -26,7 +25,7 @@ from intermoe.pipeline.system import check_level
 from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
-from intermoe.systems.intermoe.denoiser import Denoiser
+from intermoe.systems.intermoe.denoiser import Denoiser, with_shortcuts
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.text.protocol import TextEncoder
 
@@ -135,12 +134,12 @@ class InterMoEPipeline(MotionPipeline):
             num_inference_steps,
             guidance_scale,
         )
-        guided = None
+        denoise: Callable[..., Tensor] = self.denoiser
         if known is None and self._is_distilled_for(sampler):
-            guided = functools.partial(self.denoiser, shortcut=True)
             sampler = distilled(self.config.diffusion, num_inference_steps, guidance_scale)
+            denoise = with_shortcuts(self.denoiser, sampler)
         latents = sample(
-            self.denoiser,
+            denoise,
             self.text_encoder(prompts).to(self.dtype),
             (len(prompts), persons, max(frames), width),
             sampler,
@@ -149,7 +148,6 @@ class InterMoEPipeline(MotionPipeline):
             noise=rearrange(noise, "b t p x -> b p t x"),
             known=known,
             steer=None if aims is None else steer,
-            guided=guided,
             callback=progress,
         )
         if aims is not None:
