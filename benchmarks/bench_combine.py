@@ -28,9 +28,9 @@ def reference(drawn: Drawn, gated: bool) -> Ready:
 
 
 def cases(scope: Scope) -> Iterator[Case]:
-    calls = {"forward": True, "backward": False}
+    calls = {"forward": (True, work.combine), "backward": (False, work.combine_backward)}
     parts = {
-        call: (partial(kernel, gated=gated), partial(reference, gated=gated), work.combine)
-        for call, gated in calls.items()
+        call: (partial(kernel, gated=gated), partial(reference, gated=gated), counted)
+        for call, (gated, counted) in calls.items()
     }
     return step_cases(scope, "combine", parts)

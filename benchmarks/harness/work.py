@@ -83,8 +83,15 @@ def experts_backward(shape: Shape, element: int) -> list[Work]:
 
 
 def combine(shape: Shape, element: int) -> list[Work]:
-    """Experts' outputs and slots read, one row per token written."""
-    return [Work(2.0 * shape.pairs * shape.dim, (shape.pairs + shape.tokens) * shape.dim * element)]
+    """Experts' outputs, slots and gates read, one row per token written."""
+    (summed,) = combine_backward(shape, element)
+    return [Work(summed.flop, summed.bytes + 4.0 * shape.pairs)]
+
+
+def combine_backward(shape: Shape, element: int) -> list[Work]:
+    """The same sum of the pairs' gradients, without gates."""
+    moved = (shape.pairs + shape.tokens) * shape.dim * element + 8.0 * shape.tokens * shape.experts
+    return [Work(2.0 * shape.pairs * shape.dim, moved)]
 
 
 def moe(shape: Shape, element: int, training: bool) -> list[Work]:
@@ -100,7 +107,7 @@ def moe(shape: Shape, element: int, training: bool) -> list[Work]:
     return [
         *forward,
         *experts_backward(shape, element),
-        *combine(shape, element),
+        *combine_backward(shape, element),
         *select_backward(shape),
         *route_backward(shape, element),
     ]

@@ -15,6 +15,7 @@ from torch import Tensor
 from intermoe.config import check_integer
 from intermoe.control.known import Control, Known
 from intermoe.motion.representation import Representation
+from intermoe.seeds import derived_seed
 
 MOST = 8
 GAP = 0.1
@@ -67,7 +68,7 @@ def crowd(
     scenes = [[motion[:num_persons]] for motion in make(every, seeds, control)]
     for number in range(1, -(-num_persons // size)):
         left = num_persons - number * size
-        own = [(seed + (number << 32)) % 2**63 for seed in seeds]
+        own = [derived_seed(seed, number) for seed in seeds]
         if left >= size or not reacts:
             added = [motion[:left] for motion in make(every, own, apart)]
         else:

@@ -27,6 +27,7 @@ from intermoe.checkpoints import load_safetensors
 from intermoe.data.dataset import MotionDataset
 from intermoe.diffusion import Sampler, distilled, guided_estimate, sample, scaled_input, with_none
 from intermoe.files import replacing_folder, write_tensors
+from intermoe.seeds import derived_seed
 from intermoe.systems.intermoe.config import ShortcutConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
@@ -194,7 +195,7 @@ def make_trajectories(
         choice, caption = data.choose(place % len(data), place // len(data))
         captions.append(caption)
         frames.append(max(1, data.motion(choice).shape[1] // pipeline.vae.downsampling))
-        noises.append(torch.Generator().manual_seed((config.seed << 32) + place))
+        noises.append(torch.Generator().manual_seed(derived_seed(config.seed, place)))
     persons, width, device = pipeline.representation.persons, pipeline.config.denoiser.input_dim, pipeline.device
     noise = torch.zeros(size, persons, max(frames), width)
     for row, count, generator in zip(noise, frames, noises, strict=True):

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from intermoe.benchmarks import forms, grid, models
+from intermoe.benchmarks import bench_loader, forms, grid, models
 from intermoe.benchmarks.harness import case as harness
 from intermoe.benchmarks.harness import goals, profiling, report, suite, timing, work
 from intermoe.benchmarks.harness.case import Case, Contest, Scope, tolerance
 from intermoe.benchmarks.harness.report import Report, Row, Skipped
 from intermoe.benchmarks.harness.timing import Ceilings
 from intermoe.benchmarks.harness.work import Shape, Work
+from intermoe.data import DATA_SETS
 
 CPU = torch.device("cpu")
 
@@ -72,13 +73,19 @@ def test_every_cell_of_the_table(make_row: Callable[..., Row]) -> None:
         peak_bytes=8000, host_reads=9, seconds_per_second=0.011, difference=1.2e-7, note="no routing",
     )  # fmt: skip
     bare = make_row("loop", 2.0, flop_per_second=None, bound_share=None)
-    assert report.table([row, bare]) == [
+    nothing = make_row(
+        "loop", 0.0, tokens_per_second=0.0, flop_per_second=0.0, bound_share=0.0,
+        peak_bytes=0, host_reads=0, seconds_per_second=0.0, difference=0.0,
+    )  # fmt: skip
+    assert report.table([row, bare, nothing]) == [
         "| case | entry | median | middle 80 % | ratio | tokens/s | FLOP/s | of bound | peak memory | host reads "
         "| s per s | difference |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
         "| moe forward float32 S=300 | loop (no routing) | 2 ms | 1 ms – 4 ms | 1.25 | 5 M | 6 G | 70% | 8 kB | 9 "
         "| 0.011 | 1.2e-07 |",
         "| moe forward float32 S=300 | loop | 2 s | 1.8 s – 2.2 s | 1.00 |  |  |  |  |  |  |  |",
+        # what was counted and is none is told; what was not counted is not
+        "| moe forward float32 S=300 | loop | 0 s | 0 s – 0 s | 1.00 | 0  | 0  | 0% | 0 B | 0 | 0 | 0.0e+00 |",
     ]
 
 
@@ -313,7 +320,7 @@ STEPS: dict[str, Callable[[Shape, int], list[Work]]] = {
     "experts forward": lambda shape, element: work.experts(shape, element, False),
     "experts backward": work.experts_backward,
     "combine forward": work.combine,
-    "combine backward": work.combine,
+    "combine backward": work.combine_backward,
     "scaling tokens, forward": lambda shape, element: work.moe(shape, element, False),
     "scaling tokens, forward + backward": lambda shape, element: work.moe(shape, element, True),
     "scaling experts": lambda shape, element: work.moe(shape, element, False),
@@ -361,6 +368,23 @@ def test_what_every_case_counts(dtype: torch.dtype) -> None:
     weights = models.build_denoiser(models.TINY, dtype, CPU).parameters()
     assert whole.bytes == sum(p.numel() * (4 if p.dtype == torch.float32 else 2) for p in weights)
     assert whole.flop > 0
+
+
+def test_a_network_is_counted_by_its_products_and_its_parameters() -> None:
+    """4 rows of 3 numbers to 5: two operations a multiplication; 15 weights and 5 biases of 2 bytes."""
+    network = torch.nn.Linear(3, 5).bfloat16()
+    twice = models.counted(lambda: network(torch.zeros(4, 3, dtype=torch.bfloat16)), network, network)
+    assert twice == [Work(2 * 4 * 3 * 5, 2 * 2 * 20)]
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_a_loader_counts_what_a_batch_holds(windows: bool) -> None:
+    """However many sequences there are."""
+    contest = bench_loader.loading(DATA_SETS["solo"], windows, 70, (0,))
+    (motion,) = contest.entries["0 workers"](0)
+    assert len(motion) == contest.tokens == bench_loader.BATCH
+    longest = bench_loader.WINDOW if windows else bench_loader.FRAMES
+    assert longest <= motion.shape[2] < longest + 8  # padded
 
 
 class Asked(goals.Rows):

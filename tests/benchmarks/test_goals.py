@@ -114,3 +114,22 @@ def test_a_run_has_the_cases_of_every_goal(
     report = make_report(*made)
     judged = goals.judge(replace(report, machine=replace(report.machine, kind=kind)))
     assert [j.goal.name for j in judged] == [goal.name for goal in goals.GOALS[kind]]
+    for good in (True, False):  # a goal is reached where ours is ahead, and missed where it is behind
+        report = make_report(*(_told(row, good) for row in made))
+        judged = goals.judge(replace(report, machine=replace(report.machine, kind=kind)))
+        assert {j.goal.name: j.reached for j in judged} == {goal.name: good for goal in goals.GOALS[kind]}
+
+
+def _told(row: Row, good: bool) -> Row:
+    """The row of a run in which ours is far ahead of everything, or far behind; times are told in seconds."""
+    ours = row.entry.startswith(("native", "triton"))
+    kernels = row.entry.endswith("kernels alone")
+    much, little = (1e6, 1e-6) if good else (1e-6, 1e6)
+    return replace(
+        row,
+        median=0.0 if kernels else (9e-6 if good else 11e-6) if row.call == "overhead" else little if ours else 1.0,
+        ratio=1.0 if ours else much,
+        peak_bytes=1 if ours == good else 1000,
+        host_reads=0 if good else 1,
+        difference=0.0 if good else 0.5,
+    )

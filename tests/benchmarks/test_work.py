@@ -54,6 +54,8 @@ WIDE, INDEX = 4, 8  # bytes of a float32 and of an index
         ("select", 0, [], [S * E * WIDE, S * E * INDEX, P * INDEX, P * WIDE]),  # logits, slots, token_idx, gates
         ("select_backward", 0, [], [S * E * WIDE, S * E * INDEX, S * E * WIDE, P * WIDE]),  # the same and gradients
         ("experts", 6 * P * D * F, [P * D, 2 * E * D * F, 3 * P * F, P * F, E * D * F, P * D], []),
+        ("combine", 2 * P * D, [P * D, S * D], [S * E * INDEX, P * WIDE]),  # outputs, out; slots, gates
+        ("combine_backward", 2 * P * D, [P * D, S * D], [S * E * INDEX]),  # the same, without gates
         (
             "experts_backward",
             12 * P * D * F,
@@ -75,8 +77,11 @@ def test_every_array_is_moved_once(step: str, flop: int, stored: list[int], othe
 
 
 def test_a_training_step_is_made_of_both_directions() -> None:
-    shape, steps = Shape(S, D, E, F, capacity=P / S), ("route", "experts", "combine", "experts_backward", "combine")
-    parts = [getattr(work, s)(shape, *((2, True) if s == "experts" else (2,))) for s in (*steps, "route_backward")]
+    shape, steps = Shape(S, D, E, F, capacity=P / S), ("route", "experts", "combine", "experts_backward")
+    parts = [
+        getattr(work, s)(shape, *((2, True) if s == "experts" else (2,)))
+        for s in (*steps, "combine_backward", "route_backward")
+    ]
     parts += [work.select(shape), work.select_backward(shape)]
     whole = work.total(work.moe(shape, 2, True))
     assert (whole.flop, whole.bytes) == (

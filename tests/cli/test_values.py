@@ -12,8 +12,15 @@ import pytest
 import torch
 
 from intermoe import export
-from intermoe.cli import generate
-from intermoe.cli.common import check_drawing, load_pipeline, own_sampling, parse_seeds, parse_view
+from intermoe.cli import compare, data, generate, view
+from intermoe.cli.common import (
+    check_drawing,
+    file_or_shipped,
+    load_pipeline,
+    own_sampling,
+    parse_seeds,
+    parse_view,
+)
 from intermoe.control import Control, Known, Target
 from intermoe.motion.interhuman import INTERHUMAN
 from intermoe.motion.rig import REST_POSE, at_rest
@@ -110,3 +117,57 @@ def test_what_a_picture_needs_is_asked_for_before_any_work(
             ModuleNotFoundError, match=rf"^--format {format} needs {absent}: pip install 'intermoe\[viz\]'$"
         ):
             check_drawing(["npz", format])
+
+
+def test_a_file_goes_before_what_ships_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a bare name is one of those that ship."""
+    monkeypatch.chdir(tmp_path)
+    shipped = file_or_shipped(Path("salsa"), "matrix", "ablations", "matrix")
+    assert (shipped.name, shipped.parent.name, shipped.is_file()) == ("salsa.yaml", "ablations", True)
+    for name in ("mine/salsa", "salsas", ""):
+        with pytest.raises(FileNotFoundError) as told:
+            file_or_shipped(Path(name), "matrix", "ablations", "matrix")
+        names = ", ".join(sorted(path.stem for path in shipped.parent.glob("*.yaml")))
+        assert str(told.value) == f"matrix: {str(Path(name))!r} is neither a file nor a shipped matrix ({names})"
+    Path("salsa").write_text("mine")
+    assert file_or_shipped(Path("salsa"), "matrix", "ablations", "matrix") == Path("salsa")
+    assert file_or_shipped(tmp_path / "salsa", "matrix", "ablations", "matrix") == tmp_path / "salsa"
+
+
+def test_a_folder_may_have_an_equals_sign_in_its_name() -> None:
+    """The number comes last, the name of a system first."""
+    assert data._times(["runs/lr=3=0.5", "b=2"]) == {"runs/lr=3": 0.5, "b": 2.0}
+    assert compare._named("mdm=runs/lr=3") == ("mdm", "runs/lr=3")
+    for text in ("runs=", "runs", "=x"):
+        with pytest.raises(ValueError, match=f"--times: expected FOLDER=NUMBER, got '{text}'"):
+            data._times([text])
+    for text in ("mdm=", "=runs", "mdm"):
+        with pytest.raises(ValueError, match=f"--load: expected NAME=FOLDER, got '{text}'"):
+            compare._named(text)
+    with pytest.raises(ValueError, match="--times: expected 'a' once, got it twice"):
+        data._times(["a=1", "a=2"])
+
+
+def test_arguments_come_before_the_lines_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("they wave\n\nthey turn\n", encoding="utf-8")
+    assert generate._collect_prompts(["they bow"], tmp_path / "list.txt") == ["they bow", "they wave", "they turn"]
+    with pytest.raises(ValueError, match="prompts: expected at least one"):
+        generate._collect_prompts([], None)
+    with pytest.raises(ValueError, match="prompts: expected words in every prompt"):
+        generate._collect_prompts(["they bow", " "], None)
+
+
+def test_what_a_size_may_be() -> None:
+    assert parse_view("side", "640X128").size == (640, 128)
+    for size in ("640", "640x", "x480", "640x480x3", "-640x480", "64.0x48", "123456x48"):
+        with pytest.raises(ValueError, match=f"--size: expected WIDTHxHEIGHT, as 640x640, got '{size}'"):
+            parse_view("side", size)
+
+
+def test_a_file_of_routing_has_its_experts_and_no_other(tmp_path: Path) -> None:
+    """By its ending and what it holds."""
+    export.save(tmp_path / "x.npz", still(3), fps=30)
+    assert view._experts(tmp_path / "x.npz") is None
+    assert view._experts(tmp_path / "absent.npz") is None
+    (tmp_path / "x.bvh").write_text("HIERARCHY")
+    assert view._experts(tmp_path / "x.bvh") is None

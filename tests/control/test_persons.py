@@ -18,6 +18,7 @@ from intermoe.control.persons import GAP, check_persons, count_groups, crowd
 from intermoe.motion.interhuman import INTERHUMAN, SOLO, from_joints, joints
 from intermoe.motion.interx import INTERX
 from intermoe.motion.rig import REST_POSE, at_rest
+from intermoe.seeds import derived_seed
 
 FRAMES = 12
 
@@ -76,7 +77,7 @@ def test_noise_and_control() -> None:
     crowd(made, INTERHUMAN, [5, 2**63 - 1], 4, control)
     assert made.calls == [
         ([0, 1], [5, 2**63 - 1], control),
-        ([0, 1], [5 + 2**32, 2**32 - 1], None),
+        ([0, 1], [derived_seed(5, 1), derived_seed(2**63 - 1, 1)], None),
     ]
     made = Maker()
     crowd(made, INTERHUMAN, [5], 5, Control(bodies_apart=True), reacts=True)
@@ -86,7 +87,9 @@ def test_noise_and_control() -> None:
 def test_who_is_left_over_reacts_to_the_first() -> None:
     made = Maker()
     scenes = crowd(made, INTERHUMAN, [5, 6], 3, reacts=True)
-    assert [(which, seeds) for which, seeds, _ in made.calls[1:]] == [([0], [5 + 2**32]), ([1], [6 + 2**32])]
+    assert [(which, seeds) for which, seeds, _ in made.calls[1:]] == [
+        ([0], [derived_seed(5, 1)]), ([1], [derived_seed(6, 1)])
+    ]  # fmt: skip
     for (_, _, control), scene in zip(made.calls[1:], scenes, strict=True):
         assert control is not None
         (known,) = control.known
@@ -134,6 +137,9 @@ def test_a_model(tiny_pipeline: Any) -> None:
     assert four.joints.shape == (2, 4, 16, 22, 3)
     assert torch.equal(four.joints[:, :2], pair.joints)
     assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    for scene in four.joints:  # nobody does what a person of the other group does
+        poses = scene - scene[:, :, :1]
+        assert all((poses[one] - poses[other]).abs().max() > 1e-3 for one in (0, 1) for other in (2, 3))
     one = tiny_pipeline("Two people bow.", num_persons=1, **options)
     assert torch.equal(one.joints[0], pair.joints[0, :1])
     with pytest.raises(ValueError, match="num_persons"):

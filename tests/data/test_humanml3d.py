@@ -10,6 +10,7 @@ import torch
 
 from intermoe.data import DATA_SETS, MotionDataset
 from intermoe.data.humanml3d import HumanML3DReader
+from intermoe.data.items import ItemError
 from intermoe.motion.humanml3d import root_centred_joints, world_joints
 
 HUMANML3D = DATA_SETS["humanml3d"]
@@ -62,6 +63,41 @@ def test_clips_are_sequences_and_the_parts_that_captions_describe(humanml3d_fold
     assert dataset.names == ["000001", "000001@1-4.5", "000001@0-2", "M000001"]
     assert dataset[3]["motion"].shape == (1, 60, 263)
     assert dataset.captions(3) == ("a man walks.", "a person strolls")
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "frames"),
+    [  # times of 20 frames a second, whole frames of which count
+        ("1.03", "4.58", (20, 91)),  # 20.6 and 91.6
+        ("0.049", "0.1", (0, 2)),
+        ("0.0", "0.05", (0, 1)),
+        ("2.0", "0.0", None),
+        ("5.95", "99.0", (119, 120)),
+        ("6.0", "7.0", None),  # from the end on
+        ("nan", "1.0", (0, 20)),
+    ],
+)
+def test_a_part_is_cut_at_whole_frames(humanml3d_folder, start: str, end: str, frames: tuple[int, int] | None) -> None:
+    root = humanml3d_folder({"train": {"a": 120}})
+    (root / "texts" / "a.txt").write_text(f"a man walks#x#0.0#0.0\nhe sits#x#{start}#{end}\n")
+    motion = np.load(root / "new_joint_vecs" / "a.npy")
+    whole, *parts = HumanML3DReader(root).read("train", "a")
+    assert (whole.name, len(whole.source)) == ("a", 120)
+    assert len(parts) == (frames is not None)
+    if frames is not None:
+        np.testing.assert_array_equal(parts[0].source[:, 0], motion[slice(*frames)])
+        assert parts[0].name == f"a@{0.0 if start == 'nan' else float(start):g}-{float(end):g}"
+
+
+@pytest.mark.parametrize(("time", "read"), [("999999", True), ("1000000", False), ("-0.001", False)])
+def test_times_that_no_sequence_has(humanml3d_folder, time: str, read: bool) -> None:
+    root = humanml3d_folder({"train": {"a": 60}})
+    (root / "texts" / "a.txt").write_text(f"he sits#x#0.0#{time}\n")
+    if read:
+        assert [len(clip.source) for clip in HumanML3DReader(root).read("train", "a")] == [60]
+        return
+    with pytest.raises(ItemError, match=r"unreadable caption file: a: texts/a\.txt: expected caption#tokens#start#end"):
+        HumanML3DReader(root).read("train", "a")
 
 
 def test_long_sequences_become_windows(humanml3d_folder) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from intermoe.checkpoints import load_safetensors
 from intermoe.diffusion import DiffusionConfig, Sampler, distilled, sample
+from intermoe.files import write_tensors
 from intermoe.pipeline import MotionPipeline
 from intermoe.systems.intermoe.config import ShortcutConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
@@ -288,6 +289,42 @@ def test_a_run_goes_on_with_the_trajectories_that_are_there(
     assert made == [0, 1]
     first, second = (load_safetensors(each / "model.safetensors") for each in (whole, resumed))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(("trajectories", "validating"), [(6, 1), (59, 1), (120, 2)])
+def test_one_batch_in_twenty_validates_and_is_not_trained_on(
+    trajectories: int, validating: int, model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at least; what does not fill a batch is not made."""
+    drawn: list[list[str]] = []
+    asked: list[int] = []
+
+    def write(pipeline: Any, data: Any, config: DistillConfig, number: int, path: Path) -> None:
+        asked.append(number)
+        values = {"states": torch.zeros(3, 3, 2, 4, 28), "condition": torch.zeros(3, 8)}
+        write_tensors(path, {**values, "frames": torch.tensor([4, 2, 3])})
+
+    def fit(accelerator: Any, objective: Any, config: Any, train: Any, validation: Any, *_: Any, **__: Any) -> None:
+        drawn.extend([each.draw(number, 0)["name"] for number in range(len(each))] for each in (train, validation))
+        assert [train.num_frames(number) for number in range(3)] == [4, 2, 3]
+
+    monkeypatch.setattr(distill, "make_trajectories", write)
+    monkeypatch.setattr(distill, "fit", fit)
+    run_distill(recipe(tmp_path, trajectories=trajectories), tmp_path / "run", model=model, data=pairs)
+    assert asked == list(range(trajectories // 3))
+    names = [f"trajectory {number}, {row}" for number in asked for row in range(3)]
+    assert drawn == [names[3 * validating :], names[: 3 * validating]]
+
+
+def test_no_two_runs_share_their_noise(model: Path, pairs: Path, tmp_path: Path) -> None:
+    """Not even those of seeds beside each other."""
+    pipeline = InterMoEPipeline.from_pretrained(model)
+    first = []
+    for seed in (0, 1, 2):
+        config, data = opened(tmp_path, pairs, seed=seed)
+        make_trajectories(pipeline, data, config, 1, tmp_path / "1.safetensors")
+        first += [item["states"][0].flatten()[:16] for item in Trajectories(tmp_path, [1]).items]
+    assert len({tuple(noise.tolist()) for noise in first}) == 9
 
 
 def test_what_is_not_guided_is_not_distilled(model: Path, pairs: Path, tmp_path: Path) -> None:
