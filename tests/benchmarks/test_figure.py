@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,3 +40,56 @@ def test_nothing_to_draw(tmp_path: Path, make_report: Callable[..., Report], mak
     with pytest.raises(ValueError, match="expected rows of the step 'moe' to draw"):
         figure.roofline(make_report(make_row(step="vae")), tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
+
+
+def panel(report: Report) -> Any:
+    """The axes of the report's only call."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    figure._panel(axes, report, figure.points(report))
+    return axes
+
+
+def test_points_lie_where_they_were_measured_and_ours_are_told_by_their_tokens(
+    make_report: Callable[..., Report], make_row: Callable[..., Row]
+) -> None:
+    rows = [
+        make_row(intensity=20.0, flop_per_second=3e9),
+        make_row("dense network", ratio=0.5, dtype="bfloat16", intensity=40.0, flop_per_second=5e9),
+    ]
+    axes = panel(make_report(*rows))
+    (ours, dense) = (line for line in axes.lines if line.get_marker() != "None")
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in (ours, dense)] == [(20.0, 3e9), (40.0, 5e9)]
+    assert [line.get_marker() for line in (ours, dense)] == ["o", "s"]
+    assert [line.get_color() for line in (ours, dense)] == [figure.COLOURS["float32"], figure.COLOURS["bfloat16"]]
+    assert [text.xy for text in axes.texts if text.get_text() == "S=300"] == [(20.0, 3e9)]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+
+
+@pytest.mark.parametrize("half", [2e9, 400e9])
+def test_a_ceiling_rises_with_the_copy_and_ends_at_the_product(
+    half: float, make_report: Callable[..., Report], make_row: Callable[..., Row]
+) -> None:
+    """A copy of 20 GB/s and a product of 100 GFLOP/s meet at 5 FLOP a byte; half types are computed in the faster."""
+    rows = [make_row(intensity=x, dtype=name) for x, name in ((4.0, "float32"), (40.0, "bfloat16"))]
+    run = make_report(*rows)
+    run = replace(run, ceilings=replace(run.ceilings, product={"float32": 100e9, "bfloat16": half}))
+    axes = panel(run)
+    rates = sorted({100e9, max(half, 100e9)})
+    roofs = [line for line in axes.lines if line.get_marker() == "None"]
+    assert len(roofs) == len(rates)
+    for line, rate in zip(roofs, rates, strict=True):
+        assert list(line.get_xdata()) == [1.0, rate / 20e9, 160.0]  # a quarter of the least, four times the most
+        assert list(line.get_ydata()) == [20e9, rate, rate]
+    told = [text.get_text() for text in axes.texts if "product" in text.get_text() or "copy" in text.get_text()]
+    names = ["float32 and bfloat16: 100 GFLOP/s"] if half < 100e9 else ["float32: 100 GFLOP/s", "bfloat16: 400 GFLOP/s"]
+    assert told == [*(f"large product, {name}" for name in names), "copy: 20 GB/s"]
+
+
+def test_the_legend_has_what_is_drawn() -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    figure._legend(axes, {"bfloat16"}, {"this package", "expert loop"})
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["bfloat16", "this package", "expert loop"]

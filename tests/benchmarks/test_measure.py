@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
+from intermoe.benchmarks.harness import timing
 from intermoe.benchmarks.harness.timing import (
     Budget,
     largest_allocation,
@@ -75,6 +77,46 @@ def test_a_thread_that_is_alone_is_not_charged_for_waiting(monkeypatch: pytest.M
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         taken[threads] = thread_seconds(lambda: time.sleep(0.05))
     assert taken[1] < 0.04 <= 0.05 <= taken[2]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sets", "repeats"),
+    [(1.0, 1, 1), (1e-3, 1, 1), (0.4e-3, 1, 3), (0.1e-3, 4, 3), (1e-7, 1, 100), (1e-7, 4, 100)],
+)
+def test_on_a_gpu_a_millisecond_lies_between_two_events(
+    seconds: float, sets: int, repeats: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As often as that takes, but at most 100 times; every other input set has run before."""
+    asked: list[tuple[int, ...]] = []
+    ran: list[int] = []
+    monkeypatch.setattr(timing, "clock", lambda call, device, *given: (asked.append(given), seconds)[1])
+    told = timing.clock_of(ran.append, torch.device("cuda"), sets)
+    assert ran == list(range(1, sets))
+    assert asked == [(sets,)]
+    assert told() == seconds
+    assert asked[1:] == [(sets, repeats)]
+
+
+def test_a_clock_of_a_gpu_tells_seconds_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its events are 12 ms apart, between which three input sets ran twice."""
+    order: list[Any] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            order.append("event")
+
+        def synchronize(self) -> None:
+            order.append("wait")
+
+        def elapsed_time(self, other: Event) -> float:
+            return 12.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert timing.clock(order.append, torch.device("cuda"), 3, 2) == pytest.approx(0.002)
+    assert order == ["event", 0, 1, 2, 0, 1, 2, "event", "wait"]
 
 
 def test_machine() -> None:

@@ -123,6 +123,25 @@ def test_every_case_of_a_run_has_a_name_of_its_own(kind: str, level: str) -> Non
     assert varied == {"quick": ["0.5", "2"], "default": [], "full": ["0.5", "1", "2", "4"]}[level]
 
 
+@pytest.mark.parametrize(
+    ("kind", "level", "training", "generation"),
+    [
+        ("cpu", "quick", [2, 4, 16], [(16, 2), (16, 10)]),
+        ("cpu", "default", [2, 4, 16], [(120, 10), (120, 50), (300, 10)]),
+        ("cpu", "full", [8, 4, 16], [(120, 10), (120, 50), (300, 10), (300, 50)]),
+        ("cuda", "default", [8, 64, 256], [(120, 10), (120, 50), (300, 10), (300, 50)]),
+    ],
+)
+def test_how_much_a_level_trains_and_generates(
+    kind: str, level: str, training: list[int], generation: list[tuple[int, int]]
+) -> None:
+    """Layers and samples of the denoiser's step, windows of the autoencoder's; frames and steps."""
+    listed = suite.cases(Scope(torch.device(kind), level), ("training", "generation"))
+    denoiser, vae, *generated = [case.shape for case in listed]
+    assert [denoiser["layers"], denoiser["B"], vae["B"]] == training
+    assert [(shape["frames"], shape["steps"]) for shape in generated] == generation
+
+
 @pytest.mark.parametrize("frames", [16, 120])
 def test_generation_counts_the_seconds_that_it_makes(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []

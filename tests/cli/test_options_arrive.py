@@ -43,7 +43,11 @@ class _Given(list[str]):
 
 
 PIPELINE = SimpleNamespace(
-    config=CONFIG, default_guidance=lambda control: 4.5, device="cpu", schedulers=("own",), check=lambda *_: None
+    config=CONFIG,
+    default_guidance=lambda control: 4.5,
+    device="cpu",
+    schedulers=("own", "other"),
+    check=lambda *_: None,
 )
 DATASET = {"split": "test", "training": False, "strict": True}
 WITHIN = {"min_frames": 20, "max_frames": 77}
@@ -264,6 +268,19 @@ DEFAULTS: list[tuple[str, str, Called]] = [
     ("evaluate activities", "--data d", {
         "intermoe.eval.activities.Asked": {"captions": 2, "paraphrases": None, "num_frames": 77},
         "intermoe.eval.activities.evaluate_activities": {"seeds": [0], "judge_steps": 900, **OWN},
+    }),
+    ("evaluate interhuman", "--data d --evaluator e --out r --batch-size 3", {
+        "intermoe.evaluators.words.read_texts": {"folder": Path("d/texts")},
+        "intermoe.data.dataset.MotionDataset": {"split": "test", "seed": 0},
+        "intermoe.eval.runner.Evaluation": {
+            "keep_motions": True,
+            "settings": {
+                "data": "interhuman", "split": "test", "items": 5, "model": f"digest of {common.DEFAULT_MODEL}",
+                "evaluator": "digest of e", "batch_size": 3, "seed": 0, "mm_captions": 5, "mm_samples": 30,
+                "scheduler": "own", "generation_batch": 64, **OWN,
+            },
+        },
+        "intermoe.eval.runner.evaluate": {"replications": 20},
     }),
     ("evaluate routing", "--data d", {
         FIRST: {"split": "train"}, "intermoe.eval.routing.evaluate_routing":

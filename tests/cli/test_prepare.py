@@ -44,6 +44,16 @@ def test_prepare_reports_by_name_and_is_done_once(few: Path, tmp_path: Path) -> 
     assert "1 items that cannot be used" in strict.stderr
 
 
+def test_twenty_of_a_kind_are_told_by_name(few: Path, tmp_path: Path) -> None:
+    names = [str(name) for name in range(80_000, 80_025)]
+    (few / "split" / "train.txt").write_text("\n".join(["100", *names]), encoding="utf-8")
+    done = run("prepare", "interhuman", few, "--out", tmp_path / "cache")
+    assert done.exit_code == 0, done.output
+    assert "train: 1 of 26 sequences\n" in done.stderr
+    told = ", ".join(f"{name}: no file annots/{name}.txt" for name in names[:20])
+    assert f"  no caption: 25 ({told}, and 5 more)\n" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

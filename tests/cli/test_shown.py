@@ -9,16 +9,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from intermoe import backends, cli
+from intermoe import backends, cli, export
 from intermoe.cli import backends as machine
 from intermoe.cli import common, generate
 from intermoe.cli.evaluate.protocol import _told
 from intermoe.eval.estimate import Estimate
 from intermoe.kernels.contract import Status
+from intermoe.motion.interhuman import INTERHUMAN
+from intermoe.pipeline import ModelConfig
 from intermoe.systems.published import Files, Layout
 
 
@@ -211,6 +214,52 @@ def test_progress_of_a_generation_is_of_all_batches(monkeypatch: pytest.MonkeyPa
     assert not bar.disable
     generate._make([], sample, lambda *_: iter([]), shown=False)
     assert bar.disable
+
+
+class Still:
+    """A pipeline whose people stand still, and which keeps what it is asked for."""
+
+    schedulers = ("own", "other")
+    config = ModelConfig(min_frames=4, max_frames=50)
+    representation = INTERHUMAN
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def default_guidance(self, control: Any) -> float:
+        return 4.5
+
+    def check(self, prompts: list[str], num_frames: int) -> None: ...
+
+    def __call__(self, prompts: list[str], **options: Any) -> Any:
+        self.asked.append({"prompts": prompts, **options, "progress": None})
+        joints = np.zeros((2, options["num_frames"], 22, 3), dtype=np.float32)
+
+        def take(index: int, details: dict[str, Any], view: Any) -> export.Take:
+            return export.Take(joints, 30, prompt=prompts[index], details=details, view=view)
+
+        return SimpleNamespace(prompts=prompts, take=take)
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "guidance", "scheduler"),
+    [((), 50, 4.5, "own"), (("--steps", 7, "--guidance", 2.5, "--scheduler", "other"), 7, 2.5, "other")],
+)
+def test_a_file_says_how_it_was_made(
+    given: tuple[Any, ...], steps: int, guidance: float, scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's own numbers too, where nobody gave others."""
+    pipeline = Still()
+    monkeypatch.setattr(generate, "load_pipeline", lambda *_, **__: pipeline)
+    done = run("generate", "they bow", "--format", "npz", "--out", tmp_path, "--model", "m", "--seed", 3, *given)
+    assert done.exit_code == 0, done.output
+    (written,) = (Path(line) for line in done.stdout.split())
+    assert export.load(written).details == {
+        "model": "m", "num_inference_steps": steps, "guidance_scale": guidance, "scheduler": scheduler,
+    }  # fmt: skip
+    asked = {"num_inference_steps": steps, "guidance_scale": guidance, "scheduler": scheduler if given else None}
+    own = {"prompts": ["they bow"], "num_frames": 50, "seed": 3, "num_persons": None, "control": None, "progress": None}
+    assert pipeline.asked == [{**own, **asked}]
 
 
 def test_progress_of_others_is_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

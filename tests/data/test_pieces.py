@@ -255,6 +255,17 @@ def test_little_is_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(results) == [970, 980, 990]
 
 
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine of many; where the system does not say which, all of them, or one."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7}, raising=False)
+    assert workers_of.available_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert workers_of.available_cores() == 64
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert workers_of.available_cores() == 1
+
+
 def test_pages_of_a_cache_can_be_left(folder: Path, tmp_path: Path) -> None:
     clips = CachedClips(INTERHUMAN, prepare(INTERHUMAN, folder, tmp_path / "cache").folder, "train")
     before = [np.array(clips[index]) for index in range(3)]

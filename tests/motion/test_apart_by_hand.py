@@ -146,6 +146,15 @@ def test_two_go_apart_by_what_they_are_in_each_other() -> None:
     assert alone[1].norm() > one[1].norm()
 
 
+def test_two_of_one_place_part_to_the_sides() -> None:
+    """Along X, one to each side, by as much as their thickness."""
+    here = joints(standing([[0.0, 0.0], [0.0, 0.0]], frames=2))
+    shift = apart._ways_out(here, torch.zeros(2, 2, dtype=torch.bool))
+    torch.testing.assert_close(shift[0], -shift[1])
+    assert (shift[0, :, J("pelvis")] > 0.1).any(dim=-1).all()
+    assert not shift[..., 1:].any()
+
+
 def test_bones_have_their_lengths_after_the_first_displacement_and_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

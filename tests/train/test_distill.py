@@ -196,6 +196,14 @@ def test_who_takes_the_teachers_steps_has_nothing_to_learn(model: Path, pairs: P
     assert losses[8]["loss"] == pytest.approx((losses[8]["loss_step1"] + losses[8]["loss_step2"]) / 2)
 
 
+def test_what_is_frozen_drops_nothing_out_in_training(tiny_pipeline: InterMoEPipeline) -> None:
+    steps, denoiser = Steps(distilled(DIFFUSION, 4, 3.5)), with_shortcuts(tiny_pipeline)
+    objective = DistillObjective(denoiser.train(), steps).train()
+    assert not any(module.training for module in denoiser.modules() if module not in set(denoiser.shortcuts.modules()))
+    assert {id(p) for p in objective.parameters()} == {id(p) for p in denoiser.shortcuts.parameters()}
+    assert set(objective.state_dict()) == {f"shortcuts.{name}" for name in denoiser.shortcuts.state_dict()}
+
+
 def test_a_batch_starts_where_the_learned_steps_lead_or_where_the_teachers_did(
     model: Path, pairs: Path, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe import InterMoEBlock
-from intermoe.train.routing import Routing, _z_loss
+from intermoe.train.routing import RouterZ, Routing, _z_loss
 
 
 @pytest.fixture
@@ -103,3 +103,29 @@ def test_what_is_told_of_loads_by_hand() -> None:
     }  # fmt: skip
     small.token_count.zero_()
     assert routing.health(lambda totals: totals)["small/experts_per_token"] == 7.0  # no division by nothing
+
+
+def test_z_losses_are_collected_where_they_are_asked_for() -> None:
+    """Of each block that is called, in the order of the calls; an error ends the asking as well."""
+    torch.manual_seed(0)
+    first, second = (InterMoEBlock(4, 3, 4, None, backend="reference") for _ in range(2))
+    for block in (first, second):
+        torch.nn.init.normal_(block.motion_router)
+    router = RouterZ(nn.ModuleList([first, second]))
+    hidden, mask = torch.randn(1, 3, 4), torch.tensor([[True, True, False]])
+    first(hidden)
+    assert router.losses is None
+    with router.collecting() as losses:
+        second(hidden, mask=mask)
+        first(hidden)
+    expected = [_z_loss(second, hidden, None, mask), _z_loss(first, hidden)]
+    assert [loss.item() for loss in losses] == [loss.item() for loss in expected]
+    second(hidden)
+    assert router.losses is None
+    assert len(losses) == 2
+    with router.collecting() as again:
+        first(hidden)
+    assert len(again) == 1
+    with pytest.raises(KeyboardInterrupt), router.collecting():
+        raise KeyboardInterrupt
+    assert router.losses is None
