@@ -419,3 +419,20 @@ def test_every_option_has_a_value_in_a_case(command: str) -> None:
     for parameter in COMMANDS[command].params:
         if parameter.name not in ("help", *OTHERWISE.get(command, ())) and parameter.param_type_name == "option":
             assert words & {*parameter.opts, *parameter.secondary_opts}, parameter.name
+
+
+@pytest.mark.parametrize("command", ["evaluate kinematics", "evaluate identity"])
+def test_what_a_model_cannot_generate_is_refused_before_it_generates(
+    command: str, called: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def refuse(pipeline: Any, dataset: Any, seeds: list[int]) -> None:
+        asked.append((pipeline, seeds))
+        raise ValueError("caption: too long")
+
+    monkeypatch.setattr("intermoe.eval.kinematics.check_generation", refuse)
+    done = CliRunner().invoke(app, [*command.split(), "--data", "d", "--model", "m", "--seeds", "3,5"])
+    assert (done.exit_code, done.stderr) == (2, "error: caption: too long\n")
+    assert asked == [(PIPELINE, [3, 5])]
+    assert not any(place.rpartition(".")[2].startswith("evaluate_") for place in called)
