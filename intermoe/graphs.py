@@ -129,7 +129,7 @@ class _Kept:
             found = _Captured(call, given, self)
         self.graphs[kind] = found
         for own, value in zip(found.inputs, given, strict=True):
-            if own is not None:
+            if own is not None and value is not None:
                 own.copy_(value)
         found.graph.replay()
         out = found.output.clone()

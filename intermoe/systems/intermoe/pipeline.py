@@ -146,10 +146,11 @@ class InterMoEPipeline(MotionPipeline):
             num_inference_steps,
             guidance_scale,
         )
-        denoise: Callable[..., Tensor] | GuidedApart = self._graphs.of(self.denoiser)
+        plain = self._graphs.of(self.denoiser)
+        denoise: Callable[..., Tensor] | GuidedApart = plain
         if known is None and self._is_distilled_for(sampler):  # shortcuts were learned at the guided timesteps
             sampler = distilled(self.config.diffusion, num_inference_steps, guidance_scale)
-            denoise = GuidedApart(self._graphs.of(self.denoiser, shortcut=True), denoise)
+            denoise = GuidedApart(self._graphs.of(self.denoiser, shortcut=True), plain)
         latents = sample(
             denoise,
             self.text_encoder(prompts).to(self.dtype),
