@@ -72,7 +72,7 @@ class Graphs:
         if reason := _refusal(network):
             self._tell(reason)
             return call
-        seen = (_weights(network), _settings(network), _surroundings(network))
+        seen = (weights_of(network), _settings(network), _surroundings(network))
         with self._lock:
             if self._kept is None or self._kept.seen != seen:
                 self._kept = _Kept(seen, device)
@@ -223,7 +223,7 @@ def _refusal_of(part: nn.Module) -> str | None:
     return "max_pairs is set, which the host looks after" if part.max_pairs is not None else waits_for_host(part)
 
 
-def _weights(network: nn.Module) -> list[Any]:
+def weights_of(network: nn.Module) -> list[Any]:
     """Which memory a replay reads, and as what."""
     tensors = itertools.chain(network.parameters(), network.buffers())
     return [(t.data_ptr(), t.dtype, t.shape, t.stride(), t.device) for t in tensors]

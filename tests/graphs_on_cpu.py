@@ -73,11 +73,11 @@ class Recorder(TorchDispatchMode):
         """Fill the graph's own memory with what no one may read."""
         for tensor in self.made:
             if tensor.is_floating_point():
-                tensor.fill_(float("nan"))
+                tensor.data.fill_(float("nan"))  # of which autograd does not hear
 
     def replay(self) -> None:
         """Compute it once more, into the same memory."""
-        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+        with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), torch.autocast("cpu", enabled=False):
             self.spoil()
             for func, args, kwargs, out in self.operations:
                 given = {storage(tensor) for tensor in tensors_of((args, kwargs))}
