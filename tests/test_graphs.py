@@ -398,7 +398,7 @@ def test_routing_is_recorded_in_every_step(
 
 def test_a_pipeline_that_is_moved_gives_its_memory_back(graphs_on_cpu: Any, pipeline: InterMoEPipeline) -> None:
     pipeline("Two people bow.", num_frames=16, num_inference_steps=4)
-    assert pipeline._graphs._kept is not None
-    assert pipeline.to("cpu")._graphs._kept is None
+    assert pipeline.graphs._kept is not None
+    assert pipeline.to("cpu").graphs._kept is None
     twin = copy.deepcopy(pipeline)
-    assert twin._graphs is not pipeline._graphs
+    assert twin.graphs is not pipeline.graphs

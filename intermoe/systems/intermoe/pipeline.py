@@ -37,12 +37,13 @@ if TYPE_CHECKING:
 class InterMoEPipeline(MotionPipeline):
     """A text encoder, a denoiser and an autoencoder that belong together.
 
-    On a GPU the denoiser's calls are captured as CUDA graphs and replayed (``intermoe.graphs``).
-
     Args:
         config: the model's configuration.
         vae, denoiser, text_encoder: its parts.
         statistics: of its motion columns.
+
+    Attributes:
+        graphs: on a GPU the denoiser's captured calls, which are replayed (``intermoe.graphs``).
     """
 
     config_type = PipelineConfig
@@ -67,7 +68,7 @@ class InterMoEPipeline(MotionPipeline):
         self.denoiser = denoiser.eval()
         self.text_encoder = text_encoder.eval()
         self.statistics = statistics
-        self._graphs = Graphs()
+        self.graphs = Graphs()
 
     @classmethod
     def load(cls, folder: Path) -> InterMoEPipeline:
@@ -92,7 +93,7 @@ class InterMoEPipeline(MotionPipeline):
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """See ``MotionPipeline.to``. Memory of captured calls is given back."""
-        self._graphs.forget()
+        self.graphs.forget()
         return super().to(device, dtype)
 
     @property
@@ -146,11 +147,11 @@ class InterMoEPipeline(MotionPipeline):
             num_inference_steps,
             guidance_scale,
         )
-        plain = self._graphs.of(self.denoiser)
+        plain = self.graphs.of(self.denoiser)
         denoise: Callable[..., Tensor] | GuidedApart = plain
         if known is None and self._is_distilled_for(sampler):  # shortcuts were learned at the guided timesteps
             sampler = distilled(self.config.diffusion, num_inference_steps, guidance_scale)
-            denoise = GuidedApart(self._graphs.of(self.denoiser, shortcut=True), plain)
+            denoise = GuidedApart(self.graphs.of(self.denoiser, shortcut=True), plain)
         latents = sample(
             denoise,
             self.text_encoder(prompts).to(self.dtype),
