@@ -182,9 +182,9 @@ def described(given: Given) -> tuple[Any, ...]:
     return tuple([None if t is None else (t.shape, t.dtype, t.device, t.requires_grad) for t in given])
 
 
-def waits_for_host(block: InterMoEBlock) -> str | None:
-    """Why a call of a block cannot be captured, ``None`` where it can."""
-    name = backends.resolve(block.w_down.device, block.w_down.dtype, block.backend)
+def waits_for_host(block: InterMoEBlock, device: torch.device) -> str | None:
+    """Why a call of a block that is, or will be, on a device cannot be captured, ``None`` where it can."""
+    name = backends.resolve(device, block.w_down.dtype, block.backend)
     if name == backends.REFERENCE or backends.load(name).allocated_pairs(1, block.num_experts, 1) is None:
         return f"its backend {name!r} asks the host how many pairs are selected"
     return "its experts are spread over processes" if block.is_spread else None
@@ -220,7 +220,11 @@ def _refusal_of(part: nn.Module) -> str | None:
         return "it is in training mode"
     if not isinstance(part, InterMoEBlock):
         return None
-    return "max_pairs is set, which the host looks after" if part.max_pairs is not None else waits_for_host(part)
+    return (
+        "max_pairs is set, which the host looks after"
+        if part.max_pairs is not None
+        else waits_for_host(part, part.w_down.device)
+    )
 
 
 def weights_of(network: nn.Module) -> list[Any]:

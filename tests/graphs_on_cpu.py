@@ -152,7 +152,7 @@ class GraphsOnCpu:
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
         monkeypatch.setattr("intermoe.graphs.is_gpu", lambda device: True)
-        monkeypatch.setattr("intermoe.graphs.waits_for_host", lambda block: None)
+        monkeypatch.setattr("intermoe.graphs.waits_for_host", lambda block, device: None)
         monkeypatch.setattr("intermoe.ops.moe._run", run_densely)
         monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "reference")
 

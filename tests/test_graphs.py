@@ -279,7 +279,7 @@ def test_backends_that_ask_the_host_are_not_captured(denoiser: Denoiser, name: s
     if not backends.available()[name].usable:
         pytest.skip(f"{name} is not usable here")
     with backends.use(name):
-        reason = graphs.waits_for_host(denoiser.moe_blocks()[0])
+        reason = graphs.waits_for_host(denoiser.moe_blocks()[0], torch.device("cpu"))
     assert reason == f"its backend '{name}' asks the host how many pairs are selected"
 
 

@@ -37,7 +37,7 @@ def check_graphs(accelerator: Accelerator, model: nn.Module) -> None:
         kind = accelerator.distributed_type.value
         raise ValueError(f"{expected} for {accelerator.num_processes} processes ({kind}), got true")
     for name, block in blocks_of(model):
-        if reason := graphs.waits_for_host(block):
+        if reason := graphs.waits_for_host(block, accelerator.device):
             raise ValueError(f"{expected} where {name} cannot be captured ({reason}), got true")
 
 

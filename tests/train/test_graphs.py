@@ -179,6 +179,37 @@ def test_where_there_are_no_graphs_they_are_refused(denoiser: Denoiser, monkeypa
         check_graphs(Accelerator(cpu=True), denoiser)
 
 
+def test_a_backend_is_that_of_the_device_of_the_run(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is not there yet when it is asked."""
+    gpu, asked = torch.device("cuda", 1), []
+
+    class Static:
+        def allocated_pairs(self, tokens: int, experts: int, max_pairs: int | None) -> int | None:
+            return max_pairs
+
+    def resolve(device: torch.device, *_: Any) -> str:
+        asked.append(device)
+        return "static"
+
+    monkeypatch.setattr(backends, "resolve", resolve)
+    monkeypatch.setattr(backends, "load", lambda name: Static())
+    check_graphs(SimpleNamespace(device=gpu, distributed_type=DistributedType.NO), denoiser)  # type: ignore[arg-type]
+    assert asked == [gpu, gpu]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("cuda" not in backends.available()["triton"].devices, reason="triton does not serve CUDA here")
+def test_a_run_on_a_gpu(trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path) -> None:
+    weights = []
+    for replays in (True, False):
+        changes = {"data.max_frames": 44, "run.cuda_graphs": replays, "denoiser.dropout": 0.0}
+        output = tmp_path / str(replays)
+        run_denoiser(write_config("denoiser", **changes), output, vae=trained_vae / "model", data=pairs)
+        weights.append(load_file(output / "model" / "model.safetensors"))
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], rtol=1e-3, atol=1e-5, msg=key)
+
+
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {"denoiser.dropout": 0.0},
     "dropout": {"denoiser.dropout": 0.2},
