@@ -220,11 +220,9 @@ def _refusal_of(part: nn.Module) -> str | None:
         return "it is in training mode"
     if not isinstance(part, InterMoEBlock):
         return None
-    return (
-        "max_pairs is set, which the host looks after"
-        if part.max_pairs is not None
-        else waits_for_host(part, part.w_down.device)
-    )
+    if part.max_pairs is not None:
+        return "max_pairs is set, which the host looks after"
+    return waits_for_host(part, part.w_down.device)
 
 
 def weights_of(network: nn.Module) -> list[Any]:

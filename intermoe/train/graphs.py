@@ -30,15 +30,14 @@ Call = Callable[..., tuple[Tensor, ...]]
 
 def check_graphs(accelerator: Accelerator, model: nn.Module) -> None:
     """Raise ``ValueError`` where a step of ``model`` cannot be captured."""
-    expected = "run.cuda_graphs: expected false"
     if not graphs.is_gpu(accelerator.device):
-        raise ValueError(f"{expected} on {accelerator.device}, which has no CUDA graphs, got true")
+        raise ValueError(f"run.cuda_graphs: expected false on {accelerator.device}, which has no CUDA graphs, got true")
     if accelerator.distributed_type != DistributedType.NO:
         kind = accelerator.distributed_type.value
-        raise ValueError(f"{expected} for {accelerator.num_processes} processes ({kind}), got true")
+        raise ValueError(f"run.cuda_graphs: expected false for {accelerator.num_processes} processes ({kind}), got true")
     for name, block in blocks_of(model):
         if reason := graphs.waits_for_host(block, accelerator.device):
-            raise ValueError(f"{expected} where {name} cannot be captured ({reason}), got true")
+            raise ValueError(f"run.cuda_graphs: expected false where {name} cannot be captured ({reason}), got true")
 
 
 def blocks_of(model: nn.Module) -> list[tuple[str, InterMoEBlock]]:
