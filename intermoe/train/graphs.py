@@ -33,8 +33,8 @@ def check_graphs(accelerator: Accelerator, model: nn.Module) -> None:
     if not graphs.is_gpu(accelerator.device):
         raise ValueError(f"run.cuda_graphs: expected false on {accelerator.device}, which has no CUDA graphs, got true")
     if accelerator.distributed_type != DistributedType.NO:
-        kind = accelerator.distributed_type.value
-        raise ValueError(f"run.cuda_graphs: expected false for {accelerator.num_processes} processes ({kind}), got true")
+        ranks, kind = accelerator.num_processes, accelerator.distributed_type.value
+        raise ValueError(f"run.cuda_graphs: expected false for {ranks} processes ({kind}), got true")
     for name, block in blocks_of(model):
         if reason := graphs.waits_for_host(block, accelerator.device):
             raise ValueError(f"run.cuda_graphs: expected false where {name} cannot be captured ({reason}), got true")
