@@ -5,6 +5,7 @@ Dropout is off, so that every entry computes the same loss; each entry trains it
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, test
 from intermoe.diffusion import DiffusionConfig, build_scheduler, training_loss
 from intermoe.systems.intermoe.config import VAEConfig
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
+from intermoe.train.graphs import TrainingGraph
 
 __all__ = ["cases", "test_case"]
 
@@ -67,6 +69,11 @@ def denoiser(scope: Scope, layers: int, batch: int) -> Contest:
         names[0]: entry(Trainee(built, loss), names[0]),
         "authors' block": entry(Trainee(published, loss), "reference"),
     }
+    if scope.device.type == "cuda":
+        twin = copy.deepcopy(built)
+        graph = TrainingGraph(lambda *given: (twin(*given),), twin)
+        replayed = Trainee(twin, lambda _: loss(lambda x, timesteps, text, _: graph(x, timesteps, text)[0]))
+        entries[f"{names[0]}, captured"] = entry(replayed, names[0])
     tokens = batch * PERSONS * models.FRAMES
     return Contest(entries, lambda: (expected,), tolerance(torch.float32), tokens=tokens, skipped=skipped)
 

@@ -37,8 +37,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _marked(case: Case, scope: Scope) -> Any:
-    """What the goals on a GPU are judged by is marked ``gpu``, like the tests that need one."""
-    judged = scope.device.type == "cuda" and case.step == "moe"
+    """What the goals on a GPU are judged by, and captured loops, are marked ``gpu``, like the tests that need one."""
+    judged = scope.device.type == "cuda" and case.step in ("moe", "generation", "training")
     return pytest.param(case, id=case.name, marks=[pytest.mark.gpu] if judged else [])
 
 

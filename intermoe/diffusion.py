@@ -136,18 +136,26 @@ class Sampler:
             **_shared(self.diffusion), algorithm_type="dpmsolver++", solver_order=1, final_sigmas_type="zero"
         )
 
-    def start(self, device: torch.device | str) -> SchedulerMixin:
-        """The scheduler before its first step."""
+    def start(self) -> SchedulerMixin:
+        """The scheduler before its first step. Its timesteps are the host's, which decides by them without a wait."""
         if self.timesteps:
-            self.solver.set_timesteps(timesteps=list(self.timesteps), device=device)
+            self.solver.set_timesteps(timesteps=list(self.timesteps))
         else:
-            self.solver.set_timesteps(self.num_inference_steps, device=device)
+            self.solver.set_timesteps(self.num_inference_steps)
         return self.solver
 
-    def is_guided(self, timestep: Tensor) -> bool:
+    def is_guided(self, timestep: int) -> bool:
         """Whether the estimate at a timestep is a guided one."""
         last = self.diffusion.guidance_until * self.diffusion.num_train_timesteps
-        return self.guidance_scale > 1 and bool(timestep >= last)
+        return self.guidance_scale > 1 and timestep >= last
+
+
+@dataclass(frozen=True)
+class GuidedApart:
+    """A denoiser that is called otherwise at guided timesteps than at the others; each as ``Denoiser.forward``."""
+
+    guided: Callable[..., Tensor]
+    unguided: Callable[..., Tensor]
 
 
 def distilled(diffusion: DiffusionConfig, num_inference_steps: int, guidance_scale: float) -> Sampler:
@@ -328,7 +336,11 @@ def scaled_input(scheduler: SchedulerMixin, noisy: Tensor, timesteps: Tensor, la
     Args:
         timesteps: (B,), or (B, P, K), of which 0 marks what is clean.
     """
-    alpha_bar = scheduler.alphas_cumprod.to(noisy.device)[timesteps]
+    return _scaled_input(scheduler.alphas_cumprod.to(noisy.device), noisy, timesteps, latent_scale)
+
+
+def _scaled_input(table: Tensor, noisy: Tensor, timesteps: Tensor, latent_scale: float) -> Tensor:
+    alpha_bar = table[timesteps]
     if timesteps.dim() == 1:
         variance = (alpha_bar * latent_scale**2 + 1 - alpha_bar)[:, None, None]
     else:
@@ -371,7 +383,7 @@ def _mean_where_noisy(
 
 @torch.no_grad()
 def sample(
-    denoiser: Callable[..., Tensor],
+    denoiser: Callable[..., Tensor] | GuidedApart,
     text_condition: Tensor,
     shape: tuple[int, int, int, int],
     sampler: Sampler,
@@ -387,8 +399,10 @@ def sample(
 
     Timesteps below ``guidance_until`` of the schedule are not guided (Kynkäänniemi et al. 2024): there the text has
     decided already, and guidance exaggerates details instead. ``latent_scale`` and ``scale_input`` are as in training.
+    Which timestep it is the host knows: the loop itself reads nothing of the device.
 
     Args:
+        denoiser: called as ``Denoiser.forward``.
         text_condition: (B, C).
         shape: (B, P, T', X) of the latents.
         mask: (B, T') bool, True = valid, or ``None``. What noise holds at padded frames changes nothing.
@@ -413,33 +427,37 @@ def sample(
     if mask is not None:
         x = x.masked_fill(~mask[:, None, :, None], 0.0)
     both = with_none(text_condition)
-    scheduler = sampler.start(device)
+    apart = denoiser if isinstance(denoiser, GuidedApart) else GuidedApart(denoiser, denoiser)
+    scheduler = sampler.start()
+    guided = [sampler.is_guided(timestep) for timestep in scheduler.timesteps.tolist()]
+    # what the network is told of the schedule, sent to the device once
+    table, alphas = scheduler.timesteps.to(device), scheduler.alphas_cumprod.to(device)
     if known is not None:
-        first = scheduler.timesteps[:1].expand(shape[0])
+        first = table[:1].expand(shape[0])
         x = torch.where(known.where[..., None], scheduler.add_noise(known.kept(x, latent_scale), x, first), x)
 
-    def estimated(x: Tensor, timestep: Tensor) -> Tensor:
-        seen, levels = x, timestep.expand(shape[0])
+    def estimated(x: Tensor, step: int) -> Tensor:
+        seen, levels = x, table[step].expand(shape[0])
         if known is not None and known.by_levels:
-            seen, levels = known.kept(x, latent_scale), known.levels(timestep)
+            seen, levels = known.kept(x, latent_scale), known.levels(table[step])
         if sampler.diffusion.scale_input:
-            seen = scaled_input(scheduler, seen, levels, latent_scale)
+            seen = _scaled_input(alphas, seen, levels, latent_scale)
         seen = seen.to(dtype)
-        if sampler.is_guided(timestep):
-            estimate = guided_estimate(denoiser, seen, levels, both, mask, sampler.guidance_scale)
+        if guided[step]:
+            estimate = guided_estimate(apart.guided, seen, levels, both, mask, sampler.guidance_scale)
         else:
-            estimate = denoiser(seen, levels, text_condition, mask).to(wide)
+            estimate = apart.unguided(seen, levels, text_condition, mask).to(wide)
         if steer is not None:
             estimate = steer(estimate)
         return estimate if known is None else known.kept(estimate)
 
     following = [*scheduler.timesteps[1:], None]
     for step, (timestep, after) in enumerate(zip(scheduler.timesteps, following, strict=True)):
-        estimate = estimated(x, timestep)
+        estimate = estimated(x, step)
         for _ in range(0 if known is None or after is None else known.passes - 1):
             fresh = _fresh_noise(generators, mask, shape).to(x)
             x = _noised_back(scheduler, x, latent_scale * estimate, timestep, after, fresh)
-            estimate = estimated(x, timestep)
+            estimate = estimated(x, step)
         x = _stepped(scheduler, latent_scale * estimate, timestep, x, mask, generators)
         if callback is not None:
             callback(step + 1, sampler.num_inference_steps)

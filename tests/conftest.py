@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -203,6 +204,18 @@ def nan_filled_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def graphs_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A stand-in for CUDA graphs, which counts ``captures`` and ``replays``; see ``graphs_on_cpu.py``."""
+    spec = importlib.util.spec_from_file_location("graphs_on_cpu", Path(__file__).parent / "graphs_on_cpu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module.GraphsOnCpu(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -171,6 +171,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "log_every": "train/test_vae.py::test_run_leaves_a_model_its_configuration_and_its_logs",
         **dict.fromkeys(("validate_every", "checkpoint_every", "keep_checkpoints"), DUE),
         "compile": f"{SCALE}::test_compiled_parts_are_those_of_the_configuration",
+        "cuda_graphs": "train/test_graphs.py::test_a_run_is_the_same_bit_for_bit",
         "fid_clips": FID,
         "fid_steps": FID,
         "fid_evaluator": FID,

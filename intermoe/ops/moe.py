@@ -9,12 +9,14 @@ pre-activations are saved, not the experts' outputs. Where nothing is differenti
 With ``max_pairs`` a backend may allocate for that many pairs instead of asking the host how many there are: no host
 read at all, so the call can be captured by ``torch.cuda.graph``. A call that selects more yields NaN and raises at the
 next point that meets the host: the next call, ``update_selection_bias`` or ``raise_on_overflow``, which waits for it
-(after a graph's replay, call that one).
+(after a graph's replay, call that one). Within ``room_for_all_pairs`` calls without a limit have one that suffices.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +56,28 @@ _Made = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 _NOTHING = nullcontext()
 
 
+class _Room(threading.local):
+    """What the calls of this thread make room for."""
+
+    for_all_pairs = False
+
+
+_room = _Room()
+
+
+@contextmanager
+def room_for_all_pairs() -> Iterator[None]:
+    """Within, calls of this thread without ``max_pairs`` make room for all S * E pairs, which always suffices.
+
+    A backend that can then asks the host for nothing: it is for the length of a capture.
+    """
+    before, _room.for_all_pairs = _room.for_all_pairs, True
+    try:
+        yield
+    finally:
+        _room.for_all_pairs = before
+
+
 def moe(
     route: Route, select: Select, experts: Experts, *, backend: str | None = None, peers: Peers | None = None
 ) -> Result:
@@ -76,6 +100,8 @@ def moe(
     device, compiling = route.hidden.device, torch.compiler.is_compiling()
     if not compiling and route.hidden.is_neg():  # what its memory holds is not its value
         route = route._replace(hidden=route.hidden.resolve_neg())
+    if not compiling and _room.for_all_pairs and select.max_pairs is None and peers is None:
+        select = select._replace(max_pairs=max(1, route.hidden.shape[0] * experts.w_down.shape[0]))
     dtype = route.hidden.dtype
     # whether it is in force anywhere is known in an eighth of the time
     autocast = (compiling or torch._C._is_any_autocast_enabled()) and is_autocast(device)

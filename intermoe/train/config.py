@@ -130,9 +130,11 @@ class OptimConfig(Config):
 class RunConfig(Config):
     """How often things are logged, validated and saved, in optimiser steps. May differ when a run is resumed.
 
-    ``compile`` is a backend of ``torch.compile`` ("inductor") for the repeated parts of the model. With ``fid_clips``
-    the validation of a denoiser generates motion for that many captions, with ``fid_steps`` solver steps, and gives its
-    FID: of embeddings by the evaluator in the folder ``fid_evaluator``, or without one of latents averaged over time.
+    ``compile`` is a backend of ``torch.compile`` ("inductor") for the repeated parts of the model. With ``cuda_graphs``
+    a GPU replays captured forwards and backwards of the denoiser, whose batches are all padded to ``data.max_frames``
+    (``intermoe.train.graphs``); for a denoiser's training on one GPU. With ``fid_clips`` the validation of a denoiser
+    generates motion for that many captions, with ``fid_steps`` solver steps, and gives its FID: of embeddings by the
+    evaluator in the folder ``fid_evaluator``, or without one of latents averaged over time.
     """
 
     log_every: int = 20
@@ -140,6 +142,7 @@ class RunConfig(Config):
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     compile: str | None = None
+    cuda_graphs: bool = False
     fid_clips: int = 0
     fid_steps: int = 10
     fid_evaluator: str | None = None
@@ -150,6 +153,7 @@ class RunConfig(Config):
         if self.compile is not None:
             known = torch.compiler.list_backends(exclude_tags=())
             _require(self.compile in known, "compile", f"null or one of {known}", self.compile)
+            _require(not self.cuda_graphs, "cuda_graphs", "false with run.compile", self.cuda_graphs)
         for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
 
@@ -158,10 +162,12 @@ class RunConfig(Config):
 class TrainConfig(Config):
     """What all trainings have in common. ``trainer`` says whose recipe it is (``intermoe.train.trainers``).
 
-    ``MIN_STEPS`` is the least number of sampling steps of what is trained.
+    ``MIN_STEPS`` is the least number of sampling steps of what is trained, ``CAPTURES`` whether its steps can be
+    captured (``run.cuda_graphs``).
     """
 
     MIN_STEPS: ClassVar[int] = 1
+    CAPTURES: ClassVar[bool] = False
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -172,6 +178,8 @@ class TrainConfig(Config):
         own = type(self).trainer  # of the class, which is the default
         _require(self.trainer == own, "trainer", repr(own), self.trainer)
         _require(0 <= self.seed < 2**32, "seed", "a value in [0, 2**32)", self.seed)
+        ok = self.CAPTURES or not self.run.cuda_graphs
+        _require(ok, "run.cuda_graphs", f"false for trainer {own!r}", self.run.cuda_graphs)
 
 
 @dataclass(frozen=True)
@@ -297,6 +305,7 @@ class DenoiserTrainConfig(TrainConfig):
     (``PipelineConfig``), as does whether ``levels`` are mixed.
     """
 
+    CAPTURES: ClassVar[bool] = True
     trainer: str = "denoiser"
     name: str = "intermoe"
     rigid_bones: bool = False
@@ -320,6 +329,8 @@ class DenoiserTrainConfig(TrainConfig):
         _require(self.router_z >= 0.0, "router_z", ">= 0", self.router_z)
         ok = self.router_z == 0.0 or self.run.compile is None
         _require(ok, "router_z", "0 with run.compile, whose graphs have no room for it", self.router_z)
+        ok = not (self.run.cuda_graphs and self.denoiser.recompute)
+        _require(ok, "run.cuda_graphs", "false with denoiser.recompute", self.run.cuda_graphs)
         expected = f"denoiser.text_dim={self.denoiser.text_dim}"
         _require(self.text.output_dim == self.denoiser.text_dim, "text.output_dim", expected, self.text.output_dim)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ from intermoe.train import run
 from intermoe.train.condition import keep_tokenizer, prepare_text
 from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.draws import ItemDraws
+from intermoe.train.graphs import TrainingGraph
 from intermoe.train.latents import (
     METRIC_FILE,
     LatentDataset,
@@ -94,7 +96,8 @@ class DenoiserObjective(Objective):
         self.router_z, self.router_z_losses = config.router_z, RouterZ(self.denoiser)
         self.levels = config.levels
         steps = config.diffusion.num_train_timesteps
-        self.run = config.run
+        self.run, self.max_frames = config.run, config.data.max_frames
+        self.graph = TrainingGraph(self._estimates, self.denoiser)
         self.evaluator: list[Evaluator] = []  # in a list: it is neither trained nor saved
         if config.run.fid_evaluator is not None:
             self.evaluator = [load_evaluator(config.run.fid_evaluator)]
@@ -134,24 +137,25 @@ class DenoiserObjective(Objective):
             timesteps = shifted_timesteps(host.uniform(), self.diffusion.num_train_timesteps, self.timestep_shift)
             kept = draws.uniform() >= self.condition_dropout
             if self.levels.mixed:
-                timesteps = by_runs(mixed_timesteps(self.levels, host, timesteps, frames, persons, self.diffusion))
+                timesteps = mixed_timesteps(self.levels, host, timesteps, frames, persons, self.diffusion)
+                timesteps = timesteps if self.run.cuda_graphs else by_runs(timesteps)
             timesteps = timesteps.to(latents.device, non_blocking=True)
             metrics = ErrorMetrics(self.error_metric, self.known_metric)
             weights: dict[str, Any] = {"diffusion": self.weighed, "metrics": metrics}
-            balances: list[Tensor] = []
+            beside: list[Tensor] = []
 
             def denoise(*arguments: Tensor) -> Tensor:
-                estimate, balance = self.denoiser(*arguments, balance=True)
-                balances.append(balance)
-                return cast(Tensor, estimate)
+                estimate, *others = self._network(*arguments)
+                beside.extend(others)
+                return estimate
 
             inputs = (latents, condition * kept[:, None], mask, timesteps, noise)
-            if self.router_z == 0.0:
-                return {"loss": self._loss(*inputs, denoiser=denoise, **weights) + self.load_balance * balances[0]}
-            with self.router_z_losses.collecting() as z_losses:
-                loss = self._loss(*inputs, denoiser=denoise, **weights)
-            z = torch.stack(z_losses).sum()
-            return {"loss": loss + self.load_balance * balances[0] + self.router_z * z, "router_z": z}
+            loss = self._loss(*inputs, denoiser=denoise, **weights)
+            balance, *z_losses = beside
+            loss = loss + self.load_balance * balance
+            if not z_losses:
+                return {"loss": loss}
+            return {"loss": loss + self.router_z * z_losses[0], "router_z": z_losses[0]}
         values: dict[str, Tensor] = {}
         for t in self.validation_timesteps:
             timesteps = torch.full((len(latents),), t, device=latents.device)
@@ -169,6 +173,28 @@ class DenoiserObjective(Objective):
             )
             values |= {"generated": self._features(made, mask), "real": self._features(posterior.mode(), mask)}
         return values
+
+    def _network(self, x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """As ``_estimates``; with ``run.cuda_graphs`` of frames padded to the most that there are, for one shape."""
+        if not self.run.cuda_graphs:
+            return self._estimates(x, timesteps, text, mask)
+        frames = x.shape[2]
+        rest = self.max_frames // self.encoder.downsampling - frames
+        x, mask = F.pad(x, (0, 0, 0, rest)), F.pad(mask, (0, rest))
+        if timesteps.dim() == 3:
+            timesteps = F.pad(timesteps, (0, rest))
+        call = self.graph if self.replays else self._estimates
+        estimate, *others = call(x, timesteps, text, mask)
+        return estimate[:, :, :frames], *others
+
+    def _estimates(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        """The denoiser's estimate and balance loss, and where it is weighed the routers' z-loss."""
+        if self.router_z == 0.0:
+            estimate, balance = self.denoiser(*arguments, balance=True)
+            return estimate, balance
+        with self.router_z_losses.collecting() as z_losses:
+            estimate, balance = self.denoiser(*arguments, balance=True)
+        return estimate, balance, torch.stack(z_losses).sum()
 
     def _encoded(self, batch: Batch) -> tuple[LatentDistribution, Tensor, list[int]]:
         """Posterior, mask, and the numbers of latent frames."""

@@ -63,7 +63,7 @@ class Steps:
         self.timesteps = sampler.timesteps
         self.levels: list[float] = [*sampler.solver.alphas_cumprod[list(self.timesteps)].tolist(), 1.0]
         """Share of the signal's variance, alpha_bar, at each timestep and at the end."""
-        self.guided = sum(sampler.is_guided(torch.tensor(timestep)) for timestep in self.timesteps)
+        self.guided = sum(map(sampler.is_guided, self.timesteps))
         """How many steps are guided, the first ones."""
 
     def _coefficients(self, step: int) -> tuple[float, float]:

@@ -35,6 +35,7 @@ from intermoe.train import checkpoint
 from intermoe.train.config import OptimConfig, TrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.ema import WeightAverage
+from intermoe.train.graphs import check_graphs
 from intermoe.train.loading import Batch, batches
 from intermoe.train.progress import RunProgress
 from intermoe.train.routing import Routing
@@ -48,6 +49,8 @@ class Objective(nn.Module):
 
     generates = False
     """Whether ``forward`` also takes ``generating`` and then returns features of what it generates, for the FID."""
+    replays = False
+    """Whether forwards in training replay captured ones, which call no hooks (``run.cuda_graphs``)."""
 
     def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
         """Scalars by name, drawing from the generators of the items in ``draws``.
@@ -114,7 +117,9 @@ class Trainer:
                 # Lengths differ from batch to batch. Whole graphs: only in those does torch trace operators whose
                 # results' size depends on the data, such as the block's.
                 part.compile(backend=config.run.compile, dynamic=True, fullgraph=True)
-        self.collate = objective.collate
+        if config.run.cuda_graphs:
+            check_graphs(accelerator, objective)
+        self.objective, self.collate = objective, objective.collate
         parameters = [p for p in objective.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters,
@@ -189,7 +194,9 @@ class Trainer:
         """One optimiser step; returns the losses, averaged over its micro-steps."""
         self._seed(0, self.step)
         self.model.train()
-        self.routing.start(probe=self._due(self.config.run.log_every, self.step + 1))
+        probe = self._due(self.config.run.log_every, self.step + 1)
+        self.routing.start(probe=probe)
+        self.objective.replays = self.config.run.cuda_graphs and not probe
         self.optimizer.zero_grad()
         micro_steps = self.optim.accumulation_steps
         totals: dict[str, Tensor] = {}

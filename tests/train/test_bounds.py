@@ -80,6 +80,7 @@ OF_VAE: list[tuple[dict[str, Any], str, Any, Any, str]] = [
      "data.mirror", True, False, "false for interx"),
     ({"data": {"representation": "humanml3d", "mirror": False}, "model": {"representation": "humanml3d"}},
      "data.swap_persons", True, False, "false for humanml3d"),
+    ({}, "run.cuda_graphs", True, False, "false for trainer 'vae'"),
 ]  # fmt: skip
 OF_DENOISER: list[tuple[dict[str, Any], str, Any, Any, str]] = [
     ({}, "trainer", "vae", "denoiser", "'denoiser'"),
@@ -97,6 +98,8 @@ OF_DENOISER: list[tuple[dict[str, Any], str, Any, Any, str]] = [
     ({"run": {"compile": "inductor"}}, "router_z", 0.1, 0.0,
      "0 with run.compile, whose graphs have no room for it"),
     ({"denoiser": {"text_dim": 16}}, "text.output_dim", 8, 16, "denoiser.text_dim=16"),
+    ({"run": {"compile": "inductor"}}, "run.cuda_graphs", True, False, "false with run.compile"),
+    ({"denoiser": {"recompute": True}}, "run.cuda_graphs", True, False, "false with denoiser.recompute"),
 ]  # fmt: skip
 OF_DISTILLATION: list[tuple[dict[str, Any], str, Any, Any, str]] = [
     ({}, "trainer", "denoiser", "distill", "'distill'"),

@@ -67,7 +67,7 @@ def with_shortcuts(pipeline: InterMoEPipeline, steps: int = 4, guidance: float =
 def test_steps_are_those_of_ddim_from_noise_alone(number: int) -> None:
     """x' = sqrt(a') s x_0 + sqrt(1 - a') e with the e of x = sqrt(a) s x_0 + sqrt(1 - a) e (Song et al. 2021)."""
     sampler = distilled(DIFFUSION, number, 3.5)
-    steps, solver = Steps(sampler), sampler.start("cpu")
+    steps, solver = Steps(sampler), sampler.start()
     assert list(steps.timesteps) == solver.timesteps.tolist() == sorted(steps.timesteps, reverse=True)
     assert steps.timesteps[0] == DIFFUSION.num_train_timesteps - 1
     assert steps.levels[0] < 1e-6

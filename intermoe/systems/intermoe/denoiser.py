@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from intermoe.diffusion import Sampler
 from intermoe.nn.attention import CrossAttention, SelfAttention
 from intermoe.nn.layers import Linear, TimestepEmbedding, ZeroLinear, sinusoid
 from intermoe.nn.moe import InterMoEBlock
@@ -184,13 +182,3 @@ class Denoiser(nn.Module):
             check_tensor("mask", mask, (size["B"], size["T'"]))
             if mask.dtype != torch.bool:
                 raise TypeError(f"mask: expected dtype torch.bool (True = valid), got {mask.dtype}")
-
-
-def with_shortcuts(denoiser: Denoiser, sampler: Sampler) -> Callable[..., Tensor]:
-    """A denoiser that was distilled as its few steps call it: with shortcuts at the guided timesteps."""
-
-    def denoise(x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
-        estimate: Tensor = denoiser(x, timesteps, text, mask, shortcut=sampler.is_guided(timesteps[0]))
-        return estimate
-
-    return denoise

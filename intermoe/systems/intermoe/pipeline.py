@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from einops import rearrange
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from intermoe.control.known import Control, Given, known_latents
 from intermoe.control.targets import Aims
-from intermoe.diffusion import SCHEDULERS, Sampler, build_scheduler, distilled, sample, scaled_input
+from intermoe.diffusion import SCHEDULERS, GuidedApart, Sampler, build_scheduler, distilled, sample, scaled_input
+from intermoe.graphs import Graphs
 from intermoe.hub import CONFIG_FILE, WEIGHTS_FILE
 from intermoe.motion.apart import with_bodies_apart
 from intermoe.motion.bones import bone_lengths, hold_bone_lengths, with_rigid_bones
@@ -25,9 +26,12 @@ from intermoe.pipeline.system import check_level
 from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
-from intermoe.systems.intermoe.denoiser import Denoiser, with_shortcuts
+from intermoe.systems.intermoe.denoiser import Denoiser
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
 from intermoe.text.protocol import TextEncoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class InterMoEPipeline(MotionPipeline):
@@ -37,6 +41,9 @@ class InterMoEPipeline(MotionPipeline):
         config: the model's configuration.
         vae, denoiser, text_encoder: its parts.
         statistics: of its motion columns.
+
+    Attributes:
+        graphs: on a GPU the denoiser's captured calls, which are replayed (``intermoe.graphs``).
     """
 
     config_type = PipelineConfig
@@ -61,6 +68,7 @@ class InterMoEPipeline(MotionPipeline):
         self.denoiser = denoiser.eval()
         self.text_encoder = text_encoder.eval()
         self.statistics = statistics
+        self.graphs = Graphs()
 
     @classmethod
     def load(cls, folder: Path) -> InterMoEPipeline:
@@ -82,6 +90,11 @@ class InterMoEPipeline(MotionPipeline):
                 biases stay in float32. Loading gives float32 weights in any case.
         """
         write_model(folder, self.config, self.modules, self.statistics, self.text_encoder.tokenizer_json, dtype)
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """See ``MotionPipeline.to``. Memory of captured calls is given back."""
+        self.graphs.forget()
+        return super().to(device, dtype)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -134,10 +147,11 @@ class InterMoEPipeline(MotionPipeline):
             num_inference_steps,
             guidance_scale,
         )
-        denoise: Callable[..., Tensor] = self.denoiser
-        if known is None and self._is_distilled_for(sampler):
+        plain = self.graphs.of(self.denoiser)
+        denoise: Callable[..., Tensor] | GuidedApart = plain
+        if known is None and self._is_distilled_for(sampler):  # shortcuts were learned at the guided timesteps
             sampler = distilled(self.config.diffusion, num_inference_steps, guidance_scale)
-            denoise = with_shortcuts(self.denoiser, sampler)
+            denoise = GuidedApart(self.graphs.of(self.denoiser, shortcut=True), plain)
         latents = sample(
             denoise,
             self.text_encoder(prompts).to(self.dtype),
