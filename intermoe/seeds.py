@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 
 def derived_seed(seed: int, number: int) -> int:
@@ -11,3 +12,8 @@ def derived_seed(seed: int, number: int) -> int:
     On a CPU torch's generators look at 32 bits of a seed alone, so that no number can lie in the bits above.
     """
     return int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """A CPU's generator for a seed in [0, 2**63), of which every bit counts; below 2**32 it is torch's own."""
+    return torch.Generator().manual_seed(seed if seed < 2**32 else derived_seed(seed, 0))

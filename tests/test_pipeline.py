@@ -112,10 +112,10 @@ def test_bones_are_rigid_where_the_configuration_says_so(tiny_pipeline, monkeypa
 
 
 @pytest.mark.parametrize(
-    "names", [["planted_feet"], ["on_floor"], ["bodies_apart"], ["on_floor", "bodies_apart", "planted_feet"]]
+    "names", [["planted_feet"], ["on_floor"], ["bodies_apart"], ["on_floor", "planted_feet", "bodies_apart"]]
 )
 def test_what_is_generated_stands_where_the_configuration_says_so(tiny_pipeline, monkeypatch, names: list[str]) -> None:
-    """First the floor, then bodies, then feet; motion that is only decoded stays: a real one may be on a ladder."""
+    """First the floor, then feet, then bodies; motion that is only decoded stays: a real one may be on a ladder."""
     call = {"num_frames": 24, "num_inference_steps": 2, "seed": 3}
     monkeypatch.setattr(tiny_pipeline, "config", replace(tiny_pipeline.config, rigid_bones=True))
     latents = torch.randn(2, 2, 3, 28)

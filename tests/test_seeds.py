@@ -6,7 +6,8 @@ import itertools
 
 import torch
 
-from intermoe.seeds import derived_seed
+from intermoe.pipeline import MotionPipeline
+from intermoe.seeds import derived_seed, generator_of
 
 
 def test_every_seed_and_number_draws_others() -> None:
@@ -17,3 +18,17 @@ def test_every_seed_and_number_draws_others() -> None:
     assert len(drawn) == len(keys)
     assert seeds == [derived_seed(*key) for key in keys]
     assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_every_bit_of_a_seed_counts() -> None:
+    seeds = [0, 1, 2**32 - 1, 2**32, 2**32 + 1, 2**40, 2**63 - 1]
+    drawn = {tuple(torch.rand(4, generator=generator_of(seed)).tolist()) for seed in seeds}
+    assert len(drawn) == len(seeds)
+    for seed in (0, 7, 2**32 - 1):
+        own = torch.rand(4, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(torch.rand(4, generator=generator_of(seed)), own)
+
+
+def test_seeds_of_a_pipeline_are_told_apart_by_their_high_bits(tiny_pipeline: MotionPipeline) -> None:
+    first, second = (tiny_pipeline("two people bow", 16, seed=seed, num_inference_steps=2) for seed in (5, 5 + 2**32))
+    assert not torch.equal(first.motion, second.motion)

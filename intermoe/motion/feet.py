@@ -11,14 +11,18 @@ from intermoe.motion.skeleton import FOOT_JOINTS
 # Hip, knee, ankle and ball of each leg, and which of the contact columns is that of the ball.
 _LEGS = (((1, 4, 7, 10), FOOT_JOINTS.index(10)), ((2, 5, 8, 11), FOOT_JOINTS.index(11)))
 # Frames over which a displacement fades.
-REACH = 10.0
+REACH = 14.0
+# What generated contact columns, which are means of what may be, are above while a foot stands; real ones are 0 or 1.
+STANDS = 0.3
 _STRAIGHT = 1 - 1e-4
 _SHORTEST = 1e-6
 _FOOT = 1e-3
 
 
 def with_planted_feet(motion: Tensor) -> Tensor:
-    """InterHuman motion (..., T, 262), un-normalised, whose feet do not slide while its contact columns say they stand.
+    """InterHuman motion (..., T, 262), un-normalised, whose feet do not slide while they stand.
+
+    They stand where the contact columns of their balls are above ``STANDS``.
 
     Each foot is moved horizontally by o_t, which minimises
 
@@ -35,7 +39,7 @@ def with_planted_feet(motion: Tensor) -> Tensor:
     positions = joints(motion)
     parts = list(positions.unbind(dim=-2))
     for (hip, knee, ankle, ball), column in _LEGS:
-        stands = motion[..., CONTACT_COLUMNS][..., :-1, column, None] > 0.5
+        stands = motion[..., CONTACT_COLUMNS][..., :-1, column, None] > STANDS
         offset = _offsets(parts[ball], stands)
         leg = (parts[hip], parts[knee], parts[ankle], parts[ball])
         moved, parts[knee] = _bend(*leg, parts[ankle] + offset)

@@ -17,6 +17,7 @@ from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.pipeline import MotionPipeline, Progress, check_batch
 from intermoe.pipeline.system import check_level
+from intermoe.seeds import generator_of
 from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intergen.config import InterGenConfig, InterGenModelConfig, RawMotionConfig
 from intermoe.systems.intergen.network import InterGen
@@ -111,7 +112,7 @@ class RawMotionPipeline(MotionPipeline):
         if control is not None:
             self.check_control(control, max(lengths))
         check_batch(prompts, lengths, seeds)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [generator_of(seed) for seed in seeds]
         rows = [self.entries + length for length in lengths]
         shape = (len(prompts), self.representation.persons, max(rows), self.config.network.input_dim)
         noise = torch.zeros(shape)
@@ -180,7 +181,7 @@ class RawMotionPipeline(MotionPipeline):
     def denoise_once(self, motion: Tensor, level: float, *, prompt: str = "", seed: int = 0) -> int:
         """See ``MotionPipeline.denoise_once``."""
         clean = self.from_motion(motion[None].to(self.device))
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
+        noise = torch.randn(clean.shape, generator=generator_of(seed)).to(clean)
         timestep = int(check_level(level) * self.config.diffusion.num_train_timesteps)
         timesteps = torch.tensor([timestep], device=clean.device)
         noisy = build_scheduler("ddpm", self.config.diffusion).add_noise(clean, noise, timesteps)

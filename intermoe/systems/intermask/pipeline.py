@@ -15,6 +15,7 @@ from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.ops.checks import check_tensor
 from intermoe.pipeline import MotionPipeline, Progress, check_batch
+from intermoe.seeds import generator_of
 from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intermask.config import InterMaskModelConfig, UnmaskingConfig
 from intermoe.systems.intermask.network import PERSONS, InterMask
@@ -108,7 +109,7 @@ class InterMaskPipeline(MotionPipeline):
             (torch.arange(max(counts)) < torch.tensor(counts)[:, None]).to(self.device),
             UnmaskingConfig(num_inference_steps, guidance_scale, self.config.keep_share),
             known=self._codes(given, counts) if given else None,
-            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+            generators=[generator_of(seed) for seed in seeds],
             callback=progress,
         )
         codes = rearrange(codes, "b p part t -> b p t part")

@@ -23,6 +23,7 @@ from intermoe.motion.smooth import with_smooth_joints
 from intermoe.motion.statistics import Statistics
 from intermoe.pipeline import MotionPipeline, Progress, check_batch
 from intermoe.pipeline.system import check_level
+from intermoe.seeds import generator_of
 from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
@@ -118,7 +119,7 @@ class InterMoEPipeline(MotionPipeline):
         check_batch(prompts, lengths, seeds)
         frames = [-(-length // self.vae.downsampling) for length in lengths]
         persons, width = self.representation.persons, self.config.denoiser.input_dim
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [generator_of(seed) for seed in seeds]
         noise = torch.zeros(len(prompts), max(frames), persons, width)
         for row, count, generator in zip(noise, frames, generators, strict=True):
             row[:count] = torch.randn((count, persons, width), generator=generator)
@@ -178,18 +179,17 @@ class InterMoEPipeline(MotionPipeline):
             motion = self._held(self.codec.decode(row[None, :, :count])[0].cpu(), bones)
             if self.config.on_floor:
                 motion = with_persons_on_floor(motion)
-            if kept is None and apart:
-                motion = with_bodies_apart(motion)
             if self.config.planted_feet:
                 motion = with_planted_feet(motion)
             motion = motion[:, :length].clone()
+            reacts = False
             if kept is not None:
                 own = None if bones is None else _known_or_own(bones, self.representation.joints(motion))
                 motion = kept.paste(motion)
                 motion = motion if own is None else kept.with_rigid_bones(motion, own)
-                reacts = kept.where.any(dim=0) & ~kept.where.all(dim=0)
-                if apart and not reacts.any():  # who reacts may touch
-                    motion = with_bodies_apart(motion, kept.where)
+                reacts = bool((kept.where.any(dim=0) & ~kept.where.all(dim=0)).any())
+            if apart and not reacts:  # who reacts may touch
+                motion = with_bodies_apart(motion, None if kept is None else kept.where)
             motions.append(motion)
         return motions
 
@@ -234,7 +234,7 @@ class InterMoEPipeline(MotionPipeline):
     def denoise_once(self, motion: Tensor, level: float, *, prompt: str = "", seed: int = 0) -> int:
         """See ``MotionPipeline.denoise_once``."""
         latents = self.encode(motion[None].to(self.device)).to(self.dtype)
-        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
+        noise = torch.randn(latents.shape, generator=generator_of(seed)).to(latents)
         timestep = int(check_level(level) * self.config.diffusion.num_train_timesteps)
         timesteps = torch.tensor([timestep], device=latents.device)
         scheduler = build_scheduler("ddpm", self.config.diffusion)
