@@ -324,11 +324,12 @@ def test_threads_take_turns(graphs_on_cpu: Any, denoiser: Denoiser) -> None:
                 if not torch.equal(kept.of(denoiser)(*inputs(seed)), expected[seed]):
                     wrong.append(seed)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
     assert not wrong
     assert graphs_on_cpu.captures == 1
 

@@ -183,11 +183,12 @@ def test_two_threads_at_once(native, relative_error) -> None:
                     if not torch.equal(block(inputs[i]), expected[i]):
                         wrong.append(i)
 
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+        threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(timeout=60)
+        assert not any(thread.is_alive() for thread in threads)
     assert not wrong
 
 
