@@ -59,9 +59,9 @@ def test_use_holds_in_its_own_thread_only() -> None:
     seen: list[str] = []
     before = backends.resolve(CPU, torch.float32)
     with backends.use("reference"):
-        thread = threading.Thread(target=lambda: seen.append(backends.resolve(CPU, torch.float32)))
+        thread = threading.Thread(target=lambda: seen.append(backends.resolve(CPU, torch.float32)), daemon=True)
         thread.start()
-        thread.join()
+        thread.join(timeout=60)
     assert seen == [before]
 
 

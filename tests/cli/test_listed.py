@@ -283,10 +283,11 @@ def test_nobody_writes_before_all_have_looked(tmp_path: Path, monkeypatch: pytes
                 run.stem(index).with_name(f"{run.stem(index).name}.npz").touch()
 
     monkeypatch.setattr(PromptList, "is_made", late)
-    threads = [threading.Thread(target=process, args=(rank,), name=str(rank)) for rank in range(2)]
+    threads = [threading.Thread(target=process, args=(rank,), name=str(rank), daemon=True) for rank in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
     assert shares == {0: [range(n, n + 1) for n in (0, 2, 4)], 1: [range(n, n + 1) for n in (1, 3, 5)]}
     assert all(map(run.is_made, range(6)))

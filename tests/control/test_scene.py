@@ -292,11 +292,12 @@ def test_threads_that_take_from_one_live_scene_get_a_chunk_each(tiny_pipeline: A
         barrier.wait()
         taken.append(next(together))
 
-    threads = [threading.Thread(target=take) for _ in range(4)]
+    threads = [threading.Thread(target=take, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
     assert all(any(torch.equal(one, other) for other in taken) for one in expected)
 
 

@@ -263,12 +263,12 @@ def test_threads_that_call_one_host_at_once(own_host: Any) -> None:
             left.wait(30)
 
     block.norm.register_forward_hook(wait)
-    thread = threading.Thread(target=lambda: slow.append(block(x, first)))
+    thread = threading.Thread(target=lambda: slow.append(block(x, first)), daemon=True)
     thread.start()
     entered.wait(30)
     fast = block(x, second)
     left.set()
-    thread.join()
+    thread.join(timeout=60)
     assert torch.equal(fast, alone[1])
     assert torch.equal(slow[0], alone[0])
 

@@ -44,13 +44,14 @@ def test_up_to_twice_the_weights_of_a_file_are_built(count: int, size: int, refu
 
 def test_what_other_threads_build_is_not_counted(weights: Path) -> None:
     with to_be_filled(weights):
-        thread = threading.Thread(target=vectors, args=(50, 50))
+        thread = threading.Thread(target=vectors, args=(50, 50), daemon=True)
         failed: list[BaseException] = []
         threading.excepthook, before = lambda told: failed.append(told.exc_value), threading.excepthook
         thread.start()
-        thread.join()
+        thread.join(timeout=60)
         threading.excepthook = before
     assert failed == []
+    assert not thread.is_alive()
 
 
 def test_weights_of_an_encoder_that_lies_elsewhere_are_not_those_of_the_file(

@@ -304,10 +304,11 @@ def test_a_frame_is_sent_before_the_next_takes_its_place() -> None:
                     while True:
                         sizes.append(len(watching.recv(timeout=2)))
 
-            watcher = threading.Thread(target=watch)
+            watcher = threading.Thread(target=watch, daemon=True)
             watcher.start()
             run(page, lambda: len(page._seen) >= 40 * CHUNK)
-            watcher.join()
+            watcher.join(timeout=60)
+        assert not watcher.is_alive()
     frames = sum(size > 2000 for size in sizes)  # what moves everybody; other messages are shorter
     assert 0.5 * 40 * CHUNK < frames <= 40 * CHUNK + 2
 
