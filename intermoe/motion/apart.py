@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import torch
@@ -29,6 +30,14 @@ _FURTHEST = 0.2
 _CANCELLED = 0.3
 """Share of the length below which ways that cancel each other lead less far."""
 _NEAREST = 1e-6
+_BETWEEN = 2 * CAPSULES[0][2]
+"""Metres between two pelvises whose trunks touch; who comes nearer walks through the other."""
+_ROOM = 0.35
+"""Metres between the pelvises of two who pass each other, arms and all."""
+_PASSES = 3
+"""How often those who are led past each other are looked at again: who is led past one may come near another."""
+_STANDING = 0.1
+"""Metres along the ground below which two do not pass each other."""
 
 
 def with_bodies_apart(motion: Tensor, fixed: Tensor | None = None) -> Tensor:
@@ -37,8 +46,10 @@ def with_bodies_apart(motion: Tensor, fixed: Tensor | None = None) -> Tensor:
     Bodies are capsules around bones (``intermoe.motion.capsules``). Where two are in each other, position-based
     dynamics (Müller et al. 2007) move them by the shortest way out, half of it each: trunks along the ground, with all
     that hangs on them; limbs alone, and all the way where they are in a trunk. Each of up to ``SWEEPS`` displacements
-    fades over ``REACH`` frames, and bones have their lengths again. Velocities are the differences of the positions
-    (the last frame's stays); other columns stay. Frames that are not moved stay as they are.
+    fades over ``REACH`` frames, and bones have their lengths again. Who walks through somebody is led past them first,
+    and again in the end: nobody's pelvis is nearer to another's than two trunks are thick. Velocities are the
+    differences of the positions (the last frame's stays); other columns stay. Frames that are not moved stay as they
+    are.
 
     Args:
         fixed: (P, T) bool, who is not moved when; others go all the way then.
@@ -61,6 +72,7 @@ def with_bodies_apart(motion: Tensor, fixed: Tensor | None = None) -> Tensor:
 def _moved_apart(positions: Tensor, fixed: Tensor) -> Tensor:
     """Joints (P, T, 22, 3) out of each other; bones have their lengths again after the first sweep and in the end."""
     lengths, free, touched = bone_lengths(positions), _free(fixed), torch.zeros_like(fixed)
+    positions = _led_past(positions, fixed, free)
     for sweep in range(SWEEPS):
         shift = _ways_out(positions, fixed)
         if not shift.any():
@@ -70,7 +82,57 @@ def _moved_apart(positions: Tensor, fixed: Tensor) -> Tensor:
         touched |= shift.flatten(-2).any(dim=-1)
         if sweep == 0:
             positions = _with_bones(positions, touched, lengths)
-    return _with_bones(positions, touched, lengths) if touched.any() else positions
+    return _led_past(_with_bones(positions, touched, lengths) if touched.any() else positions, fixed, free)
+
+
+def _led_past(positions: Tensor, fixed: Tensor, free: Tensor) -> Tensor:
+    """Joints (P, T, 22, 3) with whole bodies moved along the ground, so that no two pelvises are within ``_BETWEEN``.
+
+    While two are nearer, they keep ``_ROOM`` at one side of each other, which fades over ``REACH`` frames around: at
+    that on which they are when they are nearest, across their way, or straight apart if they do not pass. Each goes
+    half of it, or all where the other is ``fixed`` (P, T); ``free`` as of ``_free``.
+    """
+    for _ in range(_PASSES):
+        shift = torch.zeros_like(positions[:, :, 0])
+        for one, other in combinations(range(len(positions)), 2):
+            offset = positions[one, :, 0] - positions[other, :, 0]
+            for begin, end in _runs(torch.linalg.vector_norm(offset, dim=-1) < _BETWEEN):
+                way = _past(offset, begin, end)
+                held = fixed[[one, other], max(begin - REACH, 0) : end + REACH].any(dim=1).tolist()
+                share = 0.5 if held[0] == held[1] else float(held[1])
+                shift[one] += share * way
+                shift[other] -= (1 - share) * way
+        if not shift.any():
+            break
+        positions = positions + (free[..., None] * shift)[:, :, None]
+    return positions
+
+
+def _runs(where: Tensor) -> list[tuple[int, int]]:
+    """First frame and the one after the last of each run of (T,); those with up to ``REACH`` frames between are one."""
+    runs: list[tuple[int, int]] = []
+    for frame in where.nonzero()[:, 0].tolist():
+        begin = runs.pop()[0] if runs and frame - runs[-1][1] <= REACH else frame
+        runs.append((begin, frame + 1))
+    return runs
+
+
+def _past(offset: Tensor, begin: int, end: int) -> Tensor:
+    """By what (T, 3) an offset of two pelvises grows so that along the ground it is ``_ROOM`` in [begin, end)."""
+    ground = offset[:, [0, 2]]
+    here = ground[begin:end]
+    nearest = here[torch.linalg.vector_norm(here, dim=-1).argmin()]
+    x, z = (ground[min(end, len(ground) - 1)] - ground[max(begin - 1, 0)]).tolist()
+    across = ground.new_tensor([-z, x]) if math.hypot(x, z) > _STANDING else nearest
+    side = across / torch.linalg.vector_norm(across).clamp(min=_NEAREST)
+    side = side if float(side @ nearest) >= 0 else -side
+    along = here @ ground.new_tensor([-side[1], side[0]])
+    needed = (_ROOM**2 - along.square()).clamp(min=0).sqrt() - here @ side
+    frames = torch.arange(len(ground), device=ground.device)
+    beyond = torch.maximum(begin - frames, frames - (end - 1)).clamp(min=0, max=REACH)
+    weight = (1 + torch.cos(torch.pi * beyond / REACH)) / 2
+    way = (needed.amax().clamp(min=0) * weight)[:, None] * side
+    return torch.stack([way[:, 0], torch.zeros_like(weight), way[:, 1]], dim=-1)
 
 
 def _with_bones(positions: Tensor, where: Tensor, lengths: Tensor) -> Tensor:

@@ -129,11 +129,43 @@ def test_an_arm_leaves_a_trunk_that_stays() -> None:
     assert moved[1, :, still].max() < 0.05 < moved[1, :, J("right_wrist")].min()
 
 
+@pytest.mark.parametrize("aside", [-0.6, -0.7, -0.75, -0.9])
+@pytest.mark.parametrize("held", [None, 0, 1])
+def test_no_pelvis_comes_within_two_trunks_of_another(aside: float, held: int | None) -> None:
+    motion = meeting(aside=aside)
+    offset = joints(motion)[0, :, 0] - joints(motion)[1, :, 0]
+    frame = int(offset.norm(dim=-1).argmin())
+    assert offset[frame].norm() < 0.22
+    fixed = torch.zeros(2, motion.shape[1], dtype=torch.bool)
+    if held is not None:
+        fixed[held] = True
+    made = joints(with_bodies_apart(motion, fixed))
+    apart = made[0, :, 0] - made[1, :, 0]
+    assert apart.norm(dim=-1).min() > 0.22
+    # on the side on which they were, and each as far as the other, where nobody is held
+    side = offset[frame] * torch.tensor([1.0, 0.0, 0.0])  # they walk along Z
+    assert apart[frame] @ side > 0
+    far = (made - joints(motion))[:, frame, 0, 0].abs()
+    assert far.max() > 0.1
+    if held is None:
+        torch.testing.assert_close(far[0], far[1], rtol=0, atol=0.03)
+    step = made.diff(dim=1) - joints(motion).diff(dim=1)
+    assert step.norm(dim=-1).max() < (0.2 if held is None else 0.3)
+
+
+def test_who_is_lifted_over_another_is_not_led_past() -> None:
+    """Their pelvises are in one place seen from above, and half a metre apart."""
+    motion = standing([[0.0, 0.0], [0.02, 0.0]])
+    up = torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.5, 0.0]])
+    motion = with_positions(motion, joints(motion) + up[:, None, None])
+    assert torch.equal(with_bodies_apart(motion), motion)
+
+
 def test_two_in_one_place_leave_it() -> None:
     motion = standing([[0.0, 0.0], [0.0, 0.0]])
     made = with_bodies_apart(motion)
     pelvis = joints(made)[..., 0, :]
-    assert (pelvis[0] - pelvis[1]).norm(dim=-1).min() > 0.15
+    assert (pelvis[0] - pelvis[1]).norm(dim=-1).min() > 0.21
     torch.testing.assert_close(pelvis[..., 1], joints(motion)[..., 0, 1], rtol=0, atol=0.02)  # along the ground
 
 
@@ -151,6 +183,8 @@ def test_three_people_leave_each_other() -> None:
     made = with_bodies_apart(motion)
     before, after = (penetration(joints(each).numpy()) for each in (motion, made))
     assert after.depth < 0.4 * before.depth
+    pelvis = joints(made)[:, :, 0]
+    assert min(float((pelvis[a] - pelvis[b]).norm(dim=-1).min()) for a, b in ((0, 1), (0, 2), (1, 2))) > 0.21
 
 
 @pytest.mark.parametrize("shape", [(12, 262), (1, 2, 12, 262), (2, 12, 261)])
