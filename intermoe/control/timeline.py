@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from intermoe.config import check_integer, check_several
-from intermoe.control.scene import Scene
+from intermoe.control.scene import OVERLAP, Scene
 from intermoe.export import MOST_FRAMES
 
 Segments = Sequence[tuple[str, int]]
@@ -51,10 +51,9 @@ def windows(scene: Scene, segments: Segments) -> Iterator[Tensor]:
             yield scene.next(prompt, count)
 
 
-def count_windows(segments: Segments, first: int, later: int) -> int:
-    """How many windows ``windows`` makes of a scene whose first one holds ``first`` frames, and others ``later``."""
-    total = 0
+def window_lengths(segments: Segments, max_frames: int) -> list[int]:
+    """Frames of each window that ``windows`` makes of a scene of a model of up to ``max_frames``."""
+    lengths: list[int] = []
     for _, frames in segments:
-        total += len(cut(frames, first, later))
-        first = later
-    return total
+        lengths += cut(frames, max_frames - OVERLAP if lengths else max_frames, max_frames - OVERLAP)
+    return lengths

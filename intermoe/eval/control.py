@@ -7,7 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from intermoe.control import Control, Known, Target
+from intermoe.control.timeline import window_lengths
 from intermoe.data.interhuman import InterHumanDataset
 from intermoe.eval.kinematics import check_two
 from intermoe.files import write_json
@@ -31,7 +32,8 @@ Joints = npt.NDArray[np.float32]
 CONTACT, MET, MET_SECONDS = 0.15, 0.20, 0.3
 """Wrists nearer than the first, in metres, touch; a touch is met within the second, and within the third in time."""
 GAP = 30
-SEGMENT, SEGMENTS = 90, 6
+SEGMENT, SEGMENTS = 300, 6
+"""Frames of each prompt of a timeline, and how many there are: a minute at 30 a second."""
 WINDOWS, REPEATS = 20, 3
 _WRISTS = [JOINT_NAMES.index("left_wrist"), JOINT_NAMES.index("right_wrist")]
 _NEAR = 3
@@ -242,7 +244,7 @@ def _timeline(pipeline: MotionPipeline, items: list[_Item], seed: int, options: 
     joints = pipeline.timeline(segments, seed=seed, **options).joints[0].numpy()
     third = np.linalg.norm(np.diff(joints, n=3, axis=1), axis=-1).mean(axis=(0, 2)) * 30**3
     near = np.zeros(len(third), dtype=bool)
-    for seam in range(SEGMENT, joints.shape[1], SEGMENT):
+    for seam in accumulate(window_lengths(segments, pipeline.config.max_frames)[:-1]):
         near[seam - _NEAR : seam + _NEAR] = True
     lowest = joints[..., 1].min(axis=(0, 2))
     return [

@@ -16,7 +16,7 @@ from intermoe.control.known import RESAMPLING, Control, check_resampling
 from intermoe.control.live import CHUNK, STEPS, Live
 from intermoe.control.persons import check_persons, count_groups, crowd
 from intermoe.control.scene import MAX_SEED, OVERLAP, Scene
-from intermoe.control.timeline import Segments, check_segments, count_windows, windows
+from intermoe.control.timeline import Segments, check_segments, window_lengths, windows
 from intermoe.hub import CONFIG_FILE, check_upload, model_card, model_folder, upload
 from intermoe.pipeline.models import system_of
 from intermoe.pipeline.result import PipelineResult
@@ -266,8 +266,7 @@ class MotionPipeline(System):
         segments = check_segments(segments)
         prompts = [prompt for prompt, _ in segments]
         self.check(prompts, min(segments[0][1], self.config.max_frames))
-        done, later = 0, self.config.max_frames - OVERLAP
-        steps = num_inference_steps * count_windows(segments, self.config.max_frames, later)
+        done, steps = 0, num_inference_steps * len(window_lengths(segments, self.config.max_frames))
 
         def advance(step: int, of: int) -> None:
             nonlocal done

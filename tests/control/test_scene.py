@@ -15,7 +15,7 @@ from torch import Tensor
 from intermoe.control.known import BLEND, Control
 from intermoe.control.live import Live
 from intermoe.control.scene import OVERLAP, TAIL, Scene
-from intermoe.control.timeline import count_windows, cut
+from intermoe.control.timeline import cut, window_lengths
 from intermoe.motion.humanml3d import HUMANML3D
 from intermoe.motion.interhuman import INTERHUMAN, facing_forward, from_joints
 
@@ -201,7 +201,7 @@ def test_prompts_longer_than_a_window_are_cut_into_equal_ones() -> None:
         assert sum(lengths) == frames
         assert lengths[0] <= 40
         assert max(lengths[1:], default=0) <= 20
-    assert count_windows([("a", 30), ("b", 50), ("c", 12)], 40, 20) == 5
+    assert window_lengths([("a", 30), ("b", 50), ("c", 12)], 40) == [30, 17, 17, 16, 12]
 
 
 @pytest.mark.parametrize(

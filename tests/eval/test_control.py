@@ -163,6 +163,8 @@ def test_what_a_system_does_not_follow_is_left_out(
 class Played:
     """Motion of one kind, whatever is asked for; notes the seeds."""
 
+    config = SimpleNamespace(max_frames=300)
+
     def __init__(self, joints: Any) -> None:
         self.joints, self.seeds = torch.from_numpy(joints), []
 
@@ -327,3 +329,16 @@ def test_jerk_is_the_third_derivative_by_seconds() -> None:
     rows = {row[0]: row for row in evaluation._timeline(played, [item], 0, {})}
     seams = rows["timeline: jerk at seams (m/s³)"]
     assert (seams[1], seams[3]) == pytest.approx((3.0, 3.0), rel=1e-6)
+
+
+def test_jerk_is_looked_for_where_windows_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of 60 frames makes a second prompt of 60 in two windows; people jump where each begins, nowhere else."""
+    monkeypatch.setattr(evaluation, "SEGMENT", 60)
+    monkeypatch.setattr(evaluation, "SEGMENTS", 2)
+    shift = np.isin(np.arange(120), (60, 90))[:, None, None] * np.array([0.0, 1.0, 0.0])
+    played: Any = Played(np.stack([at_rest(REST_POSE) + shift] * 2))
+    played.config = SimpleNamespace(max_frames=60)
+    item = evaluation._Item(torch.stack([from_joints(torch.from_numpy(walk(8, 0.1, 0.0)))] * 2), "they bow")
+    row = next(row for row in evaluation._timeline(played, [item], 0, {}) if "seams" in row[0])
+    # third differences of a jump are 1, 3, 3 and 1 of it, and six frames at each of two seams are looked at
+    assert (row[1], row[3]) == pytest.approx((30**3 * 8 / 6, 0.0))
