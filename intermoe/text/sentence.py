@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -28,6 +31,7 @@ NOISE = 0.5
 """Spread of the noise on a caption's embedding in training, of that of the captions: other wording lands nearby."""
 DETAILS_DROPPED = 0.4
 """Share of the captions whose details are left out in training, so that the embedding alone says what it can."""
+_PLACEHOLDER = re.compile(r"\[unused\d+\]")
 _EPS = 1e-12
 _BATCH = 256
 _WIDER = 4
@@ -88,9 +92,16 @@ class SentenceTextEncoder(PieceTextEncoder):
         """Fill the frozen part from the sentence encoder ``name_or_path``, and note the training's ``captions``.
 
         Raises:
-            ValueError: as ``load_frozen``, or an encoder of other sizes.
+            ValueError: as ``load_frozen``, or an encoder of other sizes or other word pieces.
         """
-        self.frozen.take(load_frozen(name_or_path))
+        theirs = parse_tokenizer(sentence_encoder_tokenizer(name_or_path)).get_vocab()
+        own = self._tokenizer.get_vocab()
+        if missing := sorted(own.keys() - theirs.keys()):
+            raise ValueError(f"text.name_or_path: expected a sentence encoder with word piece {missing[0]!r}, got none")
+        if len(own) != self.config.vocab_size:
+            told = f"as many word pieces as the tokenizer has of {name_or_path!r}"
+            raise ValueError(f"text.vocab_size: expected {len(own)}, {told}, got {self.config.vocab_size}")
+        self.frozen.take(load_frozen(name_or_path), [theirs[piece] for piece in sorted(own, key=own.__getitem__)])
         captions = sorted(set(captions))
         for caption in captions:
             self.seen[[piece for pieces in self._words(caption).values() for piece in pieces]] = True
@@ -191,12 +202,14 @@ class PackedSentenceEncoder(nn.Module):
         return [dict(cast(nn.ModuleDict, layer).items()) for layer in self.layers]  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def take(self, encoder: Any) -> None:
-        """Take the weights of ``encoder``, transformers' ``BertModel``. Raises ``ValueError`` for another one."""
+    def take(self, encoder: Any, rows: Sequence[int]) -> None:
+        """Take the weights of ``encoder``, transformers' ``BertModel``, of its word pieces those at ``rows``.
+
+        Raises ``ValueError`` for another encoder.
+        """
         theirs = encoder.state_dict()
         expected = {
             "hidden_size": self.words.scale.shape[1] * GROUP,
-            "vocab_size": len(self.words.packed),
             "num_hidden_layers": len(self.layers),
             "num_attention_heads": self.heads,
             "intermediate_size": _WIDER * self.positions.shape[1],
@@ -206,7 +219,7 @@ class PackedSentenceEncoder(nn.Module):
             got = getattr(encoder.config, name, None)
             if got != value:
                 raise ValueError(f"text.name_or_path: expected a sentence encoder with {name} {value}, got {got}")
-        self.words.pack(theirs["embeddings.word_embeddings.weight"])
+        self.words.pack(theirs["embeddings.word_embeddings.weight"][list(rows)])
         kinds = theirs["embeddings.token_type_embeddings.weight"]
         self.positions.copy_(theirs["embeddings.position_embeddings.weight"][: len(self.positions)] + kinds[0])
         self.norm.copy_(torch.stack([theirs[f"embeddings.LayerNorm.{name}"] for name in ("weight", "bias")]))
@@ -259,6 +272,39 @@ def sentence_encoder_tokenizer(name_or_path: str) -> str:
             f"name_or_path: expected a tokenizer of the tokenizers library in {name_or_path!r}, got another"
         )
     return str(tokenizer.backend_tokenizer.to_str())
+
+
+def without_other_scripts(tokenizer_json: str, captions: Iterable[str]) -> str:
+    """``tokenizer.json`` without the word pieces that no prompt in the scripts of ``captions`` has.
+
+    Those are pieces with a letter of another script, and placeholders ("[unused7]"); a prompt that has such letters has
+    unknown words then. Special tokens keep their ids, other pieces take the lowest free ones in their order. What is no
+    WordPiece tokenizer, or has fewer pieces left than a special token's id, stays as it is.
+    """
+    content = json.loads(tokenizer_json)
+    model = content["model"]
+    if model.get("type") != "WordPiece":
+        return tokenizer_json
+    special = {token["content"]: token["id"] for token in content["added_tokens"]}
+    scripts = {_script(letter) for caption in captions for letter in caption if letter.isalpha()}
+    pieces = [
+        piece
+        for piece in sorted(model["vocab"], key=model["vocab"].__getitem__)
+        if piece not in special
+        and not _PLACEHOLDER.fullmatch(piece)
+        and all(_script(letter) in scripts for letter in piece if letter.isalpha())
+    ]
+    number = len(special) + len(pieces)
+    if max(special.values(), default=-1) >= number:
+        return tokenizer_json
+    free = sorted(set(range(number)) - set(special.values()))
+    model["vocab"] = special | dict(zip(pieces, free, strict=True))
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+def _script(letter: str) -> str:
+    """First word of a letter's name: LATIN, GREEK, CJK."""
+    return unicodedata.name(letter, "").partition(" ")[0]
 
 
 def _parts(items: Sequence[_Item], size: int) -> list[Sequence[_Item]]:

@@ -17,7 +17,7 @@ from intermoe.reading import read_text
 from intermoe.text.build import build_text_encoder
 from intermoe.text.clip import ClipTower
 from intermoe.text.protocol import TextConfig, TextEncoder
-from intermoe.text.sentence import SentenceTextEncoder, sentence_encoder_tokenizer
+from intermoe.text.sentence import SentenceTextEncoder, sentence_encoder_tokenizer, without_other_scripts
 from intermoe.text.tower import load_tower
 from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train import run
@@ -38,7 +38,8 @@ def prepare_text(
     if text.kind == "wordpiece":
         tokenizer = read_text(path) if known else train_word_pieces(config, text, train)
     elif text.kind == "sentence":
-        tokenizer = read_text(path) if known else sentence_encoder_tokenizer(str(text.name_or_path))
+        whole = None if known else sentence_encoder_tokenizer(str(text.name_or_path))
+        tokenizer = read_text(path) if whole is None else without_other_scripts(whole, training_captions(config, train))
     torch.manual_seed(config.seed)
     encoder = build_text_encoder(text, tokenizer)
     if isinstance(encoder, ClipTower):

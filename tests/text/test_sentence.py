@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 
 from intermoe.text.build import build_text_encoder
 from intermoe.text.packed import GROUP, PackedMatrix
-from intermoe.text.protocol import TextConfig
-from intermoe.text.sentence import SentenceTextEncoder, sentence_encoder_tokenizer
+from intermoe.text.protocol import TextConfig, parse_tokenizer
+from intermoe.text.sentence import SentenceTextEncoder, sentence_encoder_tokenizer, without_other_scripts
 
 SMALL: dict[str, Any] = {
     "kind": "sentence", "output_dim": 6, "width": 8, "num_layers": 1, "num_heads": 2, "feedforward_dim": 12,
@@ -188,10 +189,86 @@ def test_what_does_not_fit_is_named(sentences: Path, tmp_path: Path) -> None:
         ("num_hidden_layers", "sentence_layers", 1, 2),
         ("num_attention_heads", "sentence_heads", 8, 4),
         ("hidden_size", "vector_dim", 2 * GROUP, GROUP),
-        ("vocab_size", "vocab_size", 17, 16),
     ):
         with pytest.raises(ValueError, match=f"expected a sentence encoder with {name} {value}, got {got}"):
             build(sentences, **{field: value})
+    with pytest.raises(ValueError, match=r"text.vocab_size: expected 16, as many word pieces as .*, got 17"):
+        build(sentences, vocab_size=17)
+
+
+def tokenizer_of(pieces: list[str], special: dict[str, int], **changes: Any) -> str:
+    """A BERT tokenizer whose special tokens have ids of their own and other pieces those between."""
+    tokens = [{"id": index, "content": token, **FLAGS} for token, index in special.items()]
+    left = iter(range(len(pieces) + max(special.values()) + 1))
+    free = [index for index in left if index not in special.values()][: len(pieces)]
+    model = {
+        "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+        "vocab": dict(zip(pieces, free, strict=True)) | special,
+    }  # fmt: skip
+    ends = {token: {"id": token, "ids": [special[token]], "tokens": [token]} for token in ("[CLS]", "[SEP]")}
+    single = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    single.append({"SpecialToken": {"id": "[SEP]", "type_id": 0}})
+    return json.dumps(
+        {
+            "version": "1.0", "truncation": None, "padding": None, "added_tokens": tokens,
+            "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "BertPreTokenizer"}, "decoder": None,
+            "post_processor": {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": ends},
+            "model": model | changes,
+        }
+    )  # fmt: skip
+
+
+FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+SPECIAL = {"[PAD]": 0, "[UNK]": 4, "[CLS]": 2, "[SEP]": 3}
+PIECES = ["[unused0]", "[unused12]", "two", "α", "bow", "行", "##s", "##я", "3", "é", "—", "unused"]
+
+
+def test_pieces_of_other_scripts_are_left_out_and_the_rest_moves_up() -> None:
+    whole = tokenizer_of(PIECES, SPECIAL)
+    left = json.loads(without_other_scripts(whole, ["two bow", "3!"]))
+    expected = {"two": 1, "bow": 5, "##s": 6, "3": 7, "é": 8, "—": 9, "unused": 10}
+    assert left["model"]["vocab"] == SPECIAL | expected
+    other = {key: value for key, value in json.loads(whole).items() if key != "model"}
+    assert {key: value for key, value in left.items() if key != "model"} == other
+    prompt = "Two bows α 3"
+    tokens = [parse_tokenizer(each).encode(prompt).tokens for each in (whole, json.dumps(left))]
+    assert tokens[0] == ["[CLS]", "two", "bow", "##s", "α", "3", "[SEP]"]
+    assert tokens[1] == ["[CLS]", "two", "bow", "##s", "[UNK]", "3", "[SEP]"]
+
+
+def test_pieces_of_the_captions_own_scripts_stay() -> None:
+    left = json.loads(without_other_scripts(tokenizer_of(PIECES, SPECIAL), ["two 行", "я"]))["model"]["vocab"]
+    assert {"行", "##я", "two"} <= left.keys()
+    assert not {"α", "[unused0]"} & left.keys()
+
+
+@pytest.mark.parametrize("whole", [
+    tokenizer_of(PIECES, {**SPECIAL, "[UNK]": 14}),  # seven pieces and four tokens would leave it no id
+    tokenizer_of(PIECES, SPECIAL, type="WordLevel"),
+])  # fmt: skip
+def test_a_tokenizer_of_another_kind_stays(whole: str) -> None:
+    assert without_other_scripts(whole, ["two bow"]) == whole
+
+
+def test_an_encoder_of_fewer_pieces_hears_the_same(sentences: Path) -> None:
+    whole = sentence_encoder_tokenizer(str(sentences))
+    content = json.loads(whole)
+    vocabulary = content["model"]["vocab"]
+    gone = vocabulary.pop("dance")
+    content["model"]["vocab"] = {piece: index - (index > gone) for piece, index in vocabulary.items()}
+    few = build_text_encoder(TextConfig(**{**SMALL, "vocab_size": 15, "name_or_path": "x"}), json.dumps(content))
+    assert isinstance(few, SentenceTextEncoder)
+    few.take_encoder(str(sentences), ["two people bow"])
+    every = build(sentences, ["two people bow"])
+    every.load_state_dict(every.state_dict() | dict(few.named_parameters()))
+    prompts = ["two people bow!", "turn"]
+    torch.testing.assert_close(few.eval()(prompts), every.eval()(prompts), rtol=0, atol=0)
+    assert few.unknown_words("dance") == ["dance"]
+    content["model"]["vocab"]["waltz"] = 15
+    strange = build_text_encoder(TextConfig(**{**SMALL, "name_or_path": "x"}), json.dumps(content))
+    assert isinstance(strange, SentenceTextEncoder)
+    with pytest.raises(ValueError, match="expected a sentence encoder with word piece 'waltz', got none"):
+        strange.take_encoder(str(sentences), ["two people bow"])
 
 
 def test_a_package_that_holds_a_model_is_found(
