@@ -23,6 +23,7 @@ ABLATE, BLOCK, KINDS = "train/test_ablate.py", "nn/test_moe.py", "ops/test_routi
 
 LEVELS = "train/test_levels.py"
 DISTILL = "train/test_distill.py"
+BETWEEN, BETWEEN_RUN = "systems/intermoe/test_between.py", "train/test_between.py"
 
 REACH_BLOCKS = f"{SYSTEM}::test_values_of_routing_reach_every_block"
 SIZES = f"{SYSTEM}::test_widths_and_depths_of_the_denoiser"
@@ -91,6 +92,11 @@ FIELDS: dict[str, dict[str, str]] = {
         "levels": "control/test_known.py::test_the_way_is_that_of_the_models_training",
         **dict.fromkeys(("vae", "denoiser", "text"), f"{SYSTEM}::test_parts_are_built_from_their_configurations"),
         "diffusion": f"{SYSTEM}::test_sampling_follows_the_diffusion_of_the_configuration",
+        "between": f"{BETWEEN}::test_a_short_gap_is_filled_alike_for_every_seed_and_prompt",
+    },
+    "BetweenConfig": {
+        **dict.fromkeys(("width", "layers", "code", "waves"), f"{BETWEEN}::test_sizes_of_the_network"),
+        "max_frames": f"{BETWEEN}::test_short_gaps_are_filled_and_nothing_else",
     },
     "RawMotionConfig": {
         **dict.fromkeys(("network", "text"), f"{PIPELINES}::test_what_is_saved_comes_back_bit_for_bit"),
@@ -219,6 +225,9 @@ FIELDS: dict[str, dict[str, str]] = {
         ),
         "width": f"{DISTILL}::test_shortcuts_are_all_that_is_learned",
     },
+    "BetweenTrainConfig": dict.fromkeys(
+        ("gaps", "noise", "between"), f"{BETWEEN_RUN}::test_each_value_of_the_recipe_counts"
+    ),
     "EvaluatorTrainConfig": {"model": "train/test_evaluator.py::test_a_run_resumes_and_is_an_evaluator"},
     "InterClipConfig": {
         "representation": f"{EVALUATOR}::test_dropout_and_representation_of_interclip",
@@ -346,7 +355,9 @@ FIELDS: dict[str, dict[str, str]] = {
         f"{FILE}::test_targets_are_what_they_say",
     ),
     "ControlFile": {
-        **dict.fromkeys(("known", "blend", "resampling"), f"{FILE}::test_entries_are_where_they_say"),
+        **dict.fromkeys(
+            ("known", "blend", "resampling", "estimate_gaps"), f"{FILE}::test_entries_are_where_they_say"
+        ),
         **dict.fromkeys(("targets", "bodies_apart"), f"{FILE}::test_targets_are_what_they_say"),
     },
     "MDMConfig": {

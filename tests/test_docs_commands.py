@@ -136,6 +136,7 @@ def place(
     recipe("salsa_denoiser", optim=small, denoiser=denoiser, text=text, text_pretraining={"steps": 2})
     alike = {**small, "mixed_precision": "no"}  # that of the others: a process has one
     recipe("duets_distill", optim=alike, data={"batch_size": 2}, trajectories=4, teacher_steps=8)
+    recipe("duets_between", optim=alike, data={"batch_size": 2})
     judge = {
         "width": 8,
         "embedding_dim": 8,

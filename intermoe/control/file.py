@@ -97,6 +97,7 @@ class ControlFile(Config):
     bodies_apart: bool = False
     blend: int = BLEND
     resampling: int = RESAMPLING
+    estimate_gaps: bool = True
 
     def __post_init__(self) -> None:
         some = bool(self.known or self.targets or self.bodies_apart)
@@ -128,7 +129,7 @@ def read_control(path: str | Path, representation: Representation) -> Control:
             targets.append(target.read())
         except ValueError as error:
             raise ValueError(f"{path}: targets[{index}].{error}") from error
-    return Control(known, entries.blend, entries.resampling, targets, entries.bodies_apart)
+    return Control(known, entries.blend, entries.resampling, targets, entries.bodies_apart, entries.estimate_gaps)
 
 
 def reaction_to(path: str | Path, representation: Representation, *, resample: bool, max_frames: int) -> Control:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from intermoe.config import check_flag, check_integer, check_several
@@ -131,6 +132,9 @@ class Control:
             (``intermoe.diffusion.KnownLatents``). More cost more time and fit better.
         targets: where joints shall be.
         bodies_apart: whether bodies, as capsules, keep out of each other.
+        estimate_gaps: whether gaps between given frames, where they are short and nothing has targets, are filled as
+            the frames beside them let expect, the same for every prompt and seed, by a model that has learned it
+            (``PipelineConfig.between``); otherwise they are drawn like all else.
 
     Raises:
         ValueError: a value outside its range. TypeError: a value of another kind.
@@ -141,6 +145,7 @@ class Control:
     resampling: int = RESAMPLING
     targets: Sequence[Target] = ()
     bodies_apart: bool = False
+    estimate_gaps: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "known", check_several(self.known, "known"))
@@ -151,6 +156,7 @@ class Control:
                 raise TypeError(f"known: expected Known, got {known!r}")
         object.__setattr__(self, "targets", check_several(self.targets, "targets"))
         check_flag(self.bodies_apart, "bodies_apart")
+        check_flag(self.estimate_gaps, "estimate_gaps")
         for target in self.targets:
             if not isinstance(target, Target):
                 raise TypeError(f"targets: expected Target, got {target!r}")
@@ -208,6 +214,18 @@ class Given:
         count = self.where.shape[1]
         filled = torch.stack([_interpolated(*each) for each in zip(self.motion, self.where, strict=True)])
         return torch.cat([filled, filled[:, -1:].expand(-1, frames - count, *filled.shape[2:])], dim=1)
+
+    def with_gaps(self, between: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> Given:
+        """The same, of InterHuman's layout, with what ``between`` fills as if it were given.
+
+        Args:
+            between: joints (P, T, 22, 3) and where (P, T) they are given, to such joints and where they were filled.
+        """
+        motion = self.filled(self.where.shape[1])
+        joints, filled = between(self.representation.joints(motion), self.where)
+        moved = filled | F.pad(filled[:, 1:], (0, 1))  # a velocity leads to the next frame
+        motion = torch.where(moved[..., None], with_positions(motion, joints), motion)
+        return replace(self, motion=motion, where=self.where | filled)
 
     def paste(self, motion: Tensor) -> Tensor:
         """Decoded motion (P, T, ...) with what is given in its place.

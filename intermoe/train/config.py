@@ -13,7 +13,7 @@ from intermoe.config import Config, _require
 from intermoe.data.sets import DATA_SETS
 from intermoe.diffusion import DiffusionConfig
 from intermoe.motion.representation import FRAMES_TOGETHER
-from intermoe.systems.intermoe.config import DenoiserConfig, VAEConfig
+from intermoe.systems.intermoe.config import BetweenConfig, DenoiserConfig, VAEConfig
 from intermoe.text.protocol import TextConfig
 
 SCHEDULES = ("cosine", "constant", "steps")
@@ -360,3 +360,25 @@ class DistillConfig(TrainConfig):
         least = 2 * self.data.batch_size
         _require(self.trajectories >= least, "trajectories", f">= two batches, {least}", self.trajectories)
         _require(self.width >= 1, "width", ">= 1", self.width)
+
+
+@dataclass(frozen=True)
+class BetweenTrainConfig(TrainConfig):
+    """Training of what fills short gaps between given frames (``intermoe.train.between``).
+
+    ``gaps`` of each clip in a batch, and ``noise`` on what is seen beside them, in its standard deviations. Of
+    ``optim``'s steps each sees ``data.batch_size`` clips.
+    """
+
+    trainer: str = "between"
+    gaps: int = 8
+    noise: float = 0.05
+    between: BetweenConfig = field(default_factory=lambda: BetweenConfig(width=224))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.gaps >= 1, "gaps", ">= 1", self.gaps)
+        _require(self.noise >= 0.0, "noise", ">= 0", self.noise)
+        _require(self.between.width >= 1, "between.width", ">= 1", self.between.width)
+        name = self.data.representation
+        _require(name == "interhuman", "data.representation", "'interhuman'", name)

@@ -284,7 +284,7 @@ def run_distill(
             denoiser.cpu().load_state_dict(denoiser.state_dict() | state)
             with replacing_folder(output_dir / "model") as temporary:
                 parts = (pipeline.vae.cpu(), denoiser, pipeline.text_encoder.cpu())
-                InterMoEPipeline(made, *parts, pipeline.statistics).save_pretrained(temporary)
+                InterMoEPipeline(made, *parts, pipeline.statistics, pipeline.between).save_pretrained(temporary)
                 run.write_config(temporary / "training.json", run.without_paths(config))
     return output_dir / "model"
 

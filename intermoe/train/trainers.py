@@ -13,6 +13,7 @@ TRAINERS: Registry[Training] = Registry(
     {
         "vae": "intermoe.train.vae:TRAINER",
         "denoiser": "intermoe.train.denoiser:TRAINER",
+        "between": "intermoe.train.between:TRAINER",
         "distill": "intermoe.train.distill:TRAINER",
         "evaluator": "intermoe.train.evaluator:TRAINER",
         "motion": "intermoe.train.motion:TRAINER",

@@ -41,10 +41,11 @@ def written(folder: Path, *known: Any, **rest: Any) -> Path:
 def test_entries_are_where_they_say(tmp_path: Path, pair: Any) -> None:
     first = {"person": 0, "file": "pair.npz", "of": 1, "start": 3, "frames": [8, 14]}
     control = read_control(
-        written(tmp_path, first, {"person": 1, "file": "pair.npz"}, blend=3, resampling=4), INTERHUMAN
+        written(tmp_path, first, {"person": 1, "file": "pair.npz"}, blend=3, resampling=4, estimate_gaps=False),
+        INTERHUMAN,
     )
     given = control.place(INTERHUMAN, 30, 2)
-    assert (control.blend, control.resampling) == (3, 4)
+    assert (control.blend, control.resampling, control.estimate_gaps) == (3, 4, False)
     assert given.where.int().sum(dim=1).tolist() == [6, FRAMES]
     assert given.where[0, 8:14].all()
     assert given.where[1, :FRAMES].all()

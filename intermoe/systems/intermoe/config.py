@@ -101,6 +101,26 @@ class DenoiserConfig(Config):
 
 
 @dataclass(frozen=True)
+class BetweenConfig(Config):
+    """A network that fills short gaps between given frames (``intermoe.systems.intermoe.between``).
+
+    ``width`` of its layers, 0 for none, ``layers`` behind the first, ``code`` numbers that a frame's joints become,
+    ``waves`` of a gap, and ``max_frames`` of the longest one.
+    """
+
+    width: int = 0
+    layers: int = 2
+    code: int = 36
+    waves: int = 6
+    max_frames: int = 45
+
+    def __post_init__(self) -> None:
+        _require(self.width >= 0, "width", ">= 0", self.width)
+        for name in ("layers", "code", "waves", "max_frames"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+
+
+@dataclass(frozen=True)
 class PipelineConfig(ModelConfig):
     """Everything that ``InterMoEPipeline.from_pretrained`` needs besides weights and tokenizer.
 
@@ -112,7 +132,7 @@ class PipelineConfig(ModelConfig):
     may touch; what is only decoded stays where it was, on a ladder or a stool too.
     All but ``levels`` are for representations whose feet stand in the world; the release does none of it. ``levels``
     tells that the denoiser was trained with a noise level for each person and frame
-    (``intermoe.train.config.LevelMixConfig``).
+    (``intermoe.train.config.LevelMixConfig``). ``between`` is for gaps between given frames, of InterHuman's layout.
     """
 
     rigid_bones: bool = False
@@ -125,9 +145,12 @@ class PipelineConfig(ModelConfig):
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     text: TextConfig = field(default_factory=TextConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    between: BetweenConfig = field(default_factory=BetweenConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        ok = self.between.width == 0 or self.vae.representation == "interhuman"
+        _require(ok, "between.width", f"0 for {self.vae.representation}", self.between.width)
         for name in ("rigid_bones", "planted_feet", "on_floor", "bodies_apart", "smooth"):
             ok = not getattr(self, name) or REPRESENTATIONS[self.vae.representation].grounded
             _require(ok, name, f"false for {self.vae.representation}", getattr(self, name))

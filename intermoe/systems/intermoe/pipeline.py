@@ -25,6 +25,7 @@ from intermoe.pipeline import MotionPipeline, Progress, check_batch
 from intermoe.pipeline.system import check_level
 from intermoe.seeds import generator_of
 from intermoe.systems.files import read_text_encoder, read_weights, to_be_filled, write_model
+from intermoe.systems.intermoe.between import Between
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import PipelineConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
@@ -42,6 +43,7 @@ class InterMoEPipeline(MotionPipeline):
         config: the model's configuration.
         vae, denoiser, text_encoder: its parts.
         statistics: of its motion columns.
+        between: fills short gaps between given frames; a part if ``config.between`` has a width.
 
     Attributes:
         graphs: on a GPU the denoiser's captured calls, which are replayed (``intermoe.graphs``).
@@ -59,7 +61,10 @@ class InterMoEPipeline(MotionPipeline):
         denoiser: Denoiser,
         text_encoder: TextEncoder,
         statistics: Statistics,
+        between: Between | None = None,
     ) -> None:
+        if (between is None) != (config.between.width == 0):
+            raise ValueError(f"between: expected a network of width {config.between.width}, got {between!r}")
         self.config = config
         self.representation = vae.representation
         self.codec = LatentCodec(vae, statistics)
@@ -69,6 +74,7 @@ class InterMoEPipeline(MotionPipeline):
         self.denoiser = denoiser.eval()
         self.text_encoder = text_encoder.eval()
         self.statistics = statistics
+        self.between = None if between is None else between.eval()
         self.graphs = Graphs()
 
     @classmethod
@@ -78,9 +84,10 @@ class InterMoEPipeline(MotionPipeline):
         text_encoder = read_text_encoder(folder, config.text)
         with to_be_filled(folder / WEIGHTS_FILE):
             vae, denoiser = CausalSkeletalVAE(config.vae), Denoiser(config.denoiser)
-        parts = {"vae": vae, "denoiser": denoiser, "text": text_encoder}
+            between = Between(config.between) if config.between.width else None
+        parts = _named(vae, denoiser, text_encoder, between)
         statistics = read_weights(folder, parts, columns=vae.representation.frame_shape[-1])
-        return cls(config, vae, denoiser, text_encoder, statistics)
+        return cls(config, vae, denoiser, text_encoder, statistics, between)
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json, model.safetensors and, for an own tokenizer, tokenizer.json; each whole or not at all.
@@ -99,8 +106,8 @@ class InterMoEPipeline(MotionPipeline):
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """Autoencoder, denoiser and text encoder."""
-        return {"vae": self.vae, "denoiser": self.denoiser, "text": self.text_encoder}
+        """Autoencoder, denoiser, text encoder and, where there is one, what fills gaps."""
+        return _named(self.vae, self.denoiser, self.text_encoder, self.between)
 
     @torch.no_grad()
     def sample(
@@ -128,8 +135,9 @@ class InterMoEPipeline(MotionPipeline):
         aims = control.aims if control else None
         known = None
         if control and control.known:
+            estimates = self.between is not None and control.estimate_gaps and aims is None
             known = known_latents(
-                given,
+                [each.with_gaps(cast(Between, self.between).filled) for each in given] if estimates else given,
                 lambda motion: self.encode(self.statistics.familiar(motion).to(self.device)),
                 self.vae.downsampling,
                 by_levels=self.trained_with_levels,
@@ -257,6 +265,14 @@ class InterMoEPipeline(MotionPipeline):
     def unknown_words(self, prompt: str) -> list[str]:
         """See ``TextEncoder.unknown_words``."""
         return self.text_encoder.unknown_words(prompt)
+
+
+def _named(
+    vae: CausalSkeletalVAE, denoiser: Denoiser, text_encoder: TextEncoder, between: Between | None
+) -> dict[str, nn.Module]:
+    """The parts with weights by the names that the model's file has."""
+    parts: dict[str, nn.Module] = {"vae": vae, "denoiser": denoiser, "text": text_encoder}
+    return parts if between is None else {**parts, "between": between}
 
 
 def _known_or_own(bones: Tensor, joints: Tensor) -> Tensor:
