@@ -166,7 +166,8 @@ def _reactions(pipeline: MotionPipeline, items: list[_Item], best_of: int, seed:
         stranger = items[(number + 1) % len(items)].motion[0]
         frames = min(len(stranger), item.motion.shape[1])
         control = Control([Known(0, motion=stranger[:frames])])
-        other.append(_contacts_met(item.joints, _made(pipeline, item, seed, options, control)[1]))
+        made = [_made(pipeline, item, seed + k, options, control)[1] for k in range(best_of)]
+        other.append(float(np.mean([_contacts_met(item.joints, each) for each in made])))
     return [
         ("reaction: joint error (cm), best", _mean(reacting), "free, placed at the same start", _mean(placed)),
         ("reaction: the same of free motion, the given person at their start (cm)", _mean(beside), "", None),

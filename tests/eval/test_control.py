@@ -182,7 +182,7 @@ def test_every_trial_of_a_reaction_has_noise_of_its_own() -> None:
     items: Any = [evaluation._Item(motion, "they bow")] * 2
     played: Any = Played(pair)
     evaluation._reactions(played, items, 3, 7, {})
-    once = [(7 + k, given) for given in (True, False) for k in range(3)] + [(7, True)]
+    once = [(7 + k, given) for given in (True, False, True) for k in range(3)]
     assert played.seeds[: len(once)] == once
     assert played.seeds == 2 * once
 
@@ -329,6 +329,23 @@ def test_jerk_is_the_third_derivative_by_seconds() -> None:
     rows = {row[0]: row for row in evaluation._timeline(played, [item], 0, {})}
     seams = rows["timeline: jerk at seams (m/s³)"]
     assert (seams[1], seams[3]) == pytest.approx((3.0, 3.0), rel=1e-6)
+
+
+def test_contacts_are_means_over_all_reactions_to_either_clip() -> None:
+    """Who reacts touches where the real one did with three seeds of four, and is far away with the fourth."""
+    pair = np.stack([walk(24, 0.01, away) for away in (0.0, 1.0)])
+    pair[1, 8:12, 20] = pair[0, 8:12, 20]
+    far = pair + np.float32([0.0, 0.0, 5.0])
+    motion = torch.stack([from_joints(torch.from_numpy(each)) for each in pair])
+
+    class Touching(Played):
+        def __call__(self, prompt: str, frames: int, *, seed: int, **options: Any) -> Any:
+            made = np.stack([pair[0], far[1] if seed == 3 else pair[1]])
+            return SimpleNamespace(joints=torch.from_numpy(made)[None, :, :frames])
+
+    items: Any = [evaluation._Item(motion, "they bow")] * 2
+    row = evaluation._reactions(Touching(pair), items, 4, 0, {})[-1]  # type: ignore[arg-type]
+    assert (row[1], row[3]) == pytest.approx((75, 75))
 
 
 def test_jerk_is_looked_for_where_windows_meet(monkeypatch: pytest.MonkeyPatch) -> None:
