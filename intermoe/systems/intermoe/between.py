@@ -22,6 +22,8 @@ from intermoe.systems.intermoe.config import BetweenConfig
 
 SEEN = (0, 1, 3, 6, 12)
 """Frames that are seen on either side of a gap, by their distance from the one beside it."""
+LEAST = 4
+"""Given frames on either side of a gap, at least: fewer do not tell how fast somebody goes."""
 _FLAT = 3 * NUM_JOINTS
 _SMALLEST = 1e-6
 _FASTEST, _SPEEDS = 10.0, 0.1
@@ -61,6 +63,11 @@ class Gap(NamedTuple):
     def frames(self) -> int:
         """How many it has."""
         return self.end - self.begin
+
+    @property
+    def least(self) -> int:
+        """How many are given on the side that has fewer."""
+        return min(self.begin - self.first, self.last + 1 - self.end)
 
 
 class Between(nn.Module):
@@ -137,11 +144,11 @@ class Between(nn.Module):
 
 
 def gaps(given: Tensor, max_frames: int) -> list[Gap]:
-    """Those of up to ``max_frames`` between frames that are ``given`` (T,)."""
+    """Those of up to ``max_frames`` between ``LEAST`` or more frames that are ``given`` (T,)."""
     edges = nn.functional.pad(given.int(), (1, 1)).diff()
     runs = list(zip(edges.eq(1).nonzero()[:, 0].tolist(), edges.eq(-1).nonzero()[:, 0].tolist(), strict=True))
     every = [Gap(first, begin, end, last - 1) for (first, begin), (end, last) in itertools.pairwise(runs)]
-    return [gap for gap in every if gap.frames <= max_frames]
+    return [gap for gap in every if gap.frames <= max_frames and gap.least >= LEAST]
 
 
 def ends_of(joints: Tensor, gap: Gap) -> Ends:

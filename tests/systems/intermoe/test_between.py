@@ -128,10 +128,14 @@ def test_noise_is_in_standard_deviations_of_what_is_seen() -> None:
 
 
 def test_gaps_lie_between_given_frames_and_are_short() -> None:
-    given = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 0], dtype=torch.bool)
-    assert gaps(given, 3) == [Gap(1, 3, 4, 4), Gap(4, 5, 8, 10)]
-    assert gaps(given, 4) == [Gap(1, 3, 4, 4), Gap(4, 5, 8, 10), Gap(8, 11, 15, 15)]
-    assert gaps(given, 2) == [Gap(1, 3, 4, 4)]
+    runs = [(2, False), (4, True), (1, False), (5, True), (3, False), (4, True), (4, False), (4, True), (6, False)]
+    given = torch.cat([torch.full((count,), there) for count, there in runs])
+    first, second, third = Gap(2, 6, 7, 11), Gap(7, 12, 15, 18), Gap(15, 19, 23, 26)
+    assert gaps(given, 4) == [first, second, third]
+    assert gaps(given, 3) == [first, second]
+    assert gaps(given, 2) == [first]
+    given[18] = False  # three frames are too few on either side, and the gap beside them is longer
+    assert gaps(given, 5) == [first]
     for nothing in (torch.zeros(5, dtype=torch.bool), torch.ones(5, dtype=torch.bool)):
         assert gaps(nothing, 9) == []
 
@@ -151,14 +155,14 @@ def test_short_gaps_are_filled_and_nothing_else() -> None:
     between, people = network(), joints(walking(40))
     where = torch.ones(2, 40, dtype=torch.bool)
     where[0, 10:20] = False  # as long as they may be
-    where[0, 39] = False  # not between given frames
+    where[0, 36] = where[0, 39] = False  # too few frames beside it, and none
     where[1, 12:23] = False  # too long
     made, filled = between.filled(people, where)
     expected = torch.zeros(2, 40, dtype=torch.bool)
     expected[0, 10:20] = True
     assert torch.equal(filled, expected)
     assert torch.equal(made[~expected], people[~expected])
-    gap = Gap(0, 10, 20, 38)
+    gap = Gap(0, 10, 20, 35)
     alone = between.estimate(ends_of(people[0], gap), torch.arange(10.0)[None])[0]
     torch.testing.assert_close(made[0, 10:20], alone)
     people[0, 10:20] = 99.0  # what lies there is not looked at
