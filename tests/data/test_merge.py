@@ -41,9 +41,7 @@ def solo_folder(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def test_pairs_have_as_many_captions_as_both_of_their_persons(
-    solo_folder: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_pairs_have_as_many_captions_as_both_of_their_persons(solo_folder: Callable[..., Path], tmp_path: Path) -> None:
     solo = solo_folder({"train": {"a": 41, "b": 60, "c": 50, "d": 45}})
     for clip, captions in (("b", 1), ("c", 3)):
         text = "".join(f"a person waves {clip} {number}.\n" for number in range(captions))

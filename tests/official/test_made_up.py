@@ -58,6 +58,7 @@ def assert_is(pipeline: Any, name: str, motion: dict[str, Any], network: torch.n
     for value, found in ((first, pipeline.statistics.mean), (first + 1, pipeline.statistics.std)):
         np.testing.assert_allclose(found, np.linspace(value, value + 0.5, columns), rtol=1e-6)
     assert config.network == network.config == pipeline.network.config
+    assert not network.training
     expected, state = network.state_dict(), pipeline.network.state_dict()
     assert expected.keys() == state.keys()
     assert all(torch.equal(state[key], value) for key, value in expected.items())

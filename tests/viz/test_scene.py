@@ -234,7 +234,7 @@ def test_at_first_everybody_and_the_whole_panel_are_in_view(camera: str) -> None
 
 
 def test_time_goes_as_fast_as_the_slider_says_and_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that is 1/200 s further at each look, and does not heed sleeps: 0.7 s of motion a turn, at speed 70."""
+    """By a clock that is 1/200 s further at each look and does not heed sleeps: 0.7 s of motion a turn, at 70."""
     with serving() as server:
         viewer = Viewer(server, [Shown("a", people(20), 30, ("Ann", "Bo")), Shown("b", people(60), 60, ("Ann", "Bo"))])
         slept: list[float] = []
