@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("viser", reason="scenes are viser's")
 from intermoe.motion.rig import REST_POSE, at_rest
-from intermoe.motion.skeleton import FOOT_JOINTS
+from intermoe.motion.skeleton import FOOT_JOINTS, JOINT_NAMES
+from intermoe.viz import live, viewer
 from intermoe.viz import scene as module
-from intermoe.viz import viewer
 from intermoe.viz.camera import BODY_MARGIN
 from intermoe.viz.colours import INK, PAPER
 from intermoe.viz.figures import PERSON_COLOURS, TILE_METRES, TILES
@@ -153,3 +153,67 @@ def test_a_panel_is_told_its_size_and_place() -> None:
     name, lines, colour = scene.add_line_segments.call_args.args
     assert (name, colour, lines.shape) == ("/experts now", INK, (2, 2, 3))
     assert 0.001 < scene.add_line_segments.call_args.kwargs["thickness"] < 0.05
+
+
+class Led:
+    """A motion of two people who stand; what it is told is kept."""
+
+    prompt = "stand"
+
+    def __init__(self) -> None:
+        self.leads: list[Any] = []
+
+    def __next__(self) -> np.ndarray:
+        return standing()
+
+    def send(self, prompt: str) -> None:
+        self.prompt = prompt
+
+    def aim(self, leads: list[Any]) -> None:
+        self.leads = leads
+
+
+def a_page(server: Any, motion: Led, fps: float = 10.0) -> live.LivePage:
+    return live.LivePage(server, motion, fps, ("Ann", "Bo"), lambda *_: [], ("npz", "glb"), unknown=lambda words: [])
+
+
+def test_a_live_page_has_these_controls() -> None:
+    with module.serving() as server:
+        page = a_page(server, Led())
+        inputs = {each.label: each for each in server.gui._gui_input_handle_from_uuid.values()}
+        values = {label: each.value for label, each in inputs.items() if not isinstance(each.value, bool)}
+        assert {label: values[label] for label in ("prompt", "person", "joint", "format")} == {
+            "prompt": "stand", "person": "Ann", "joint": "right_wrist", "format": "npz",
+        }  # fmt: skip
+        assert {label for label, each in inputs.items() if each.value is True} >= {"play", "camera goes along"}
+        options = {label: tuple(inputs[label].options) for label in ("person", "joint", "format")}
+        assert options == {"person": ("Ann", "Bo"), "joint": tuple(JOINT_NAMES), "format": ("npz", "glb")}
+        assert {"do this next", "lead it", "let go of all", "save what was seen"} <= inputs.keys()
+        with mock.patch.object(
+            server.scene, "add_transform_controls", wraps=server.scene.add_transform_controls
+        ) as add:
+            page.lead(1, "left_wrist")
+        assert add.call_args.args[0].endswith("/leads/2 left_wrist")
+        given = add.call_args.kwargs
+        np.testing.assert_allclose(given.pop("position"), standing()[1, 0, JOINT_NAMES.index("left_wrist")], atol=1e-6)
+        assert given == {"scale": 0.3, "disable_rotations": True, "depth_test": False}
+
+
+def test_a_live_page_does_not_hurry_after_a_frame_that_was_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first frame takes a second: two frames follow at once, then there is one every tenth again."""
+    now, shown = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def advance() -> bool:
+        now[0] += 0.0 if shown else 1.0
+        shown.append(now[0])
+        return True
+
+    with module.serving() as server:
+        page = a_page(server, Led())
+        monkeypatch.setattr(live, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+        monkeypatch.setattr(page, "_advance", advance)
+        page.run(lambda: len(shown) == 6)
+    np.testing.assert_allclose(shown, [1.0, 1.0, 1.0, 1.1, 1.2, 1.3])
