@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from intermoe.motion.bones import bone_lengths
 from intermoe.motion.interhuman import INTERHUMAN, from_joints
 from intermoe.motion.rig import REST_POSE, at_rest
 from intermoe.motion.skeleton import bone_vectors
-from intermoe.pipeline import MotionPipeline, PipelineResult
+from intermoe.pipeline import UNTRAINED, MotionPipeline, PipelineResult
 from intermoe.systems.intermoe import pipeline as module
 
 PROMPTS = ["two people bow", "one of them turns to the left"]
@@ -269,3 +270,29 @@ def test_joints_of_what_is_sampled_have_the_bones_of_who_is_given(
     expected = torch.linalg.vector_norm(bone_vectors(INTERHUMAN.joints(tall)), dim=-1)[:1]
     torch.testing.assert_close(lengths[0], expected.expand(10, 21), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(lengths[1], bone_lengths(plain)[1:].expand(10, 21), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [True, False])
+def test_a_user_is_warned_of_what_the_model_has_not_learned(
+    levels: bool, tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of words that it has never seen in any case, each prompt once; of motion that is given where it has no levels."""
+    monkeypatch.setattr(tiny_pipeline, "trained_with_levels", levels)
+    untrained = f"control: model 'tiny' {UNTRAINED}"
+    words = [f"the model has never seen: juggle (in {prompt!r}); it can only guess" for prompt in ("juggle", "juggle.")]
+    monkeypatch.setattr(tiny_pipeline, "unknown_words", lambda prompt: ["juggle"] if "juggle" in prompt else [])
+    prompts = ["juggle", "two people bow", "juggle.", "juggle"]
+    known = Control([Known(0, joints=torch.zeros(12, 22, 3))])
+    for call, given in (
+        (lambda: tiny_pipeline(prompts, num_frames=12, num_inference_steps=1), False),
+        (lambda: tiny_pipeline(prompts, num_frames=12, num_inference_steps=1, control=known), True),
+        (lambda: tiny_pipeline.timeline([(prompt, 12) for prompt in prompts], num_inference_steps=1), True),
+        (lambda: tiny_pipeline.live("juggle", num_inference_steps=1), True),
+    ):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            call()
+        seen = words[:1] if call.__code__.co_consts.count("juggle") else words
+        expected = [*seen, *([untrained] if given and not levels else [])]
+        assert [str(each.message) for each in told if each.category is UserWarning] == expected
+        assert {each.filename for each in told if each.category is UserWarning} == {__file__}
