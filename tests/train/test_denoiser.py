@@ -158,7 +158,9 @@ def test_what_a_run_of_one_level_is_fitted_to(
 
 
 @pytest.mark.parametrize(("training", "frozen"), [(True, True), (True, False), (False, False), (False, True)])
-def test_captions_are_kept_of_a_text_encoder_alone_that_never_changes(training: bool, frozen: bool) -> None:
+def test_captions_are_kept_of_a_text_encoder_alone_that_never_changes(
+    training: bool, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[list[str]] = []
 
     class Text(torch.nn.Embedding):
@@ -171,8 +173,12 @@ def test_captions_are_kept_of_a_text_encoder_alone_that_never_changes(training: 
     for captions in (["bow", "wave"], ["wave", "bow"]):
         found = DenoiserObjective._condition(objective, captions)  # type: ignore[arg-type]
         assert torch.equal(found, text.weight[[len(caption) for caption in captions]])
+    monkeypatch.setattr(module, "CAPTIONS_KEPT", 1)
     kept = frozen and not training
     assert seen == ([["bow"], ["wave"]] if kept else [["bow", "wave"], ["wave", "bow"]])
+    DenoiserObjective._condition(objective, ["bow"])  # type: ignore[arg-type]
+    assert seen[-1] == ["bow"]  # two are more than are kept now
+    assert len(objective.embedded) == kept
 
 
 def test_where_joints_are_is_fitted_to_whole_latent_frames(tmp_path: Path) -> None:
