@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("viser", reason="scenes are viser's")
 from intermoe.motion.rig import REST_POSE, at_rest
 from intermoe.motion.skeleton import FOOT_JOINTS, JOINT_NAMES
-from intermoe.viz import live, viewer
+from intermoe.viz import browser, live, viewer
 from intermoe.viz import scene as module
 from intermoe.viz.camera import BODY_MARGIN
 from intermoe.viz.colours import INK, PAPER
@@ -217,3 +217,15 @@ def test_a_live_page_does_not_hurry_after_a_frame_that_was_late(monkeypatch: pyt
         monkeypatch.setattr(page, "_advance", advance)
         page.run(lambda: len(shown) == 6)
     np.testing.assert_allclose(shown, [1.0, 1.0, 1.0, 1.1, 1.2, 1.3])
+
+
+def test_a_file_does_not_fade_in_and_a_served_page_counts_its_pauses() -> None:
+    assert browser.file_head().startswith(browser.STYLE)
+    assert browser.STYLE not in browser.served_head()
+    for head in (browser.file_head(), browser.served_head()):
+        assert browser.SOFTWARE in head
+        assert "%s" not in head
+    assert [str(browser.LONGEST_PAUSE) in head for head in (browser.file_head(), browser.served_head())] == [
+        False,
+        True,
+    ]
