@@ -163,3 +163,13 @@ def test_only_the_backends_packages_name_a_backend() -> None:
 
 def is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def test_a_backend_whose_parts_are_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ImportError("No module named 'triton.language'", name="triton.language")
+
+    monkeypatch.setattr(backends, "load", absent)
+    remedy = "pip install --upgrade triton (where there is one for this system)"
+    reason = "cannot be imported: No module named 'triton.language'"
+    assert backends._status("triton") == contract.Status("triton", False, (), reason, remedy)

@@ -189,6 +189,17 @@ def test_whatever_stands_in_a_place_is_taken_or_told_by_the_key(kind) -> None:
             assert path[-1] in told or path[0] in told, f"{path}, {odd!r}: {told}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Changed(Config):
+    changes: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+def test_numbers_of_numpy_within_a_mapping_are_plain_in_the_end() -> None:
+    plain = Changed({"a": np.float32(0.5), "b": [np.int64(2)]}).to_dict()["changes"]
+    assert plain == {"a": 0.5, "b": [2]}
+    assert [type(value) for value in (plain["a"], plain["b"][0])] == [float, int]
+
+
 def test_numbers_of_numpy_are_numbers() -> None:
     values = {"rates": [np.float32(0.5), np.int64(2)], "count": np.uint8(3)}
     loaded = Sample.from_dict(values)

@@ -8,6 +8,7 @@ import logging
 import pickle
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -281,6 +282,19 @@ def test_backends_that_ask_the_host_are_not_captured(denoiser: Denoiser, name: s
     with backends.use(name):
         reason = graphs.waits_for_host(denoiser.moe_blocks()[0], torch.device("cpu"))
     assert reason == f"its backend '{name}' asks the host how many pairs are selected"
+
+
+def test_spread_experts_are_not_captured(denoiser: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a backend that asks nothing of the host: two numbers for one more pair."""
+    asked: list[tuple[int, ...]] = []
+    backend = SimpleNamespace(allocated_pairs=lambda *sizes: asked.append(sizes) or 2)
+    monkeypatch.setattr(backends, "load", lambda name: backend)
+    monkeypatch.setattr(backends, "resolve", lambda device, dtype, name: "quick")
+    block = denoiser.moe_blocks()[0]
+    assert graphs.waits_for_host(block, torch.device("cpu")) is None
+    monkeypatch.setattr(block, "is_spread", True)
+    assert graphs.waits_for_host(block, torch.device("cpu")) == "its experts are spread over processes"
+    assert {sizes[1] for sizes in asked} == {block.num_experts}
 
 
 def test_wrong_arguments_are_refused_as_without(graphs_on_cpu: Any, denoiser: Denoiser) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import pytest
 import torch
 
-from intermoe.control import Control, Known, Target
+from intermoe.control import Control, Given, Known, Target
 from intermoe.control.scene import TAIL
 from intermoe.control.targets import Aims
 from intermoe.diffusion import DiffusionConfig
 from intermoe.export import View
-from intermoe.pipeline import MotionPipeline, PipelineResult
+from intermoe.motion.bones import bone_lengths
+from intermoe.motion.interhuman import INTERHUMAN, from_joints
+from intermoe.motion.rig import REST_POSE, at_rest
+from intermoe.motion.skeleton import bone_vectors
+from intermoe.pipeline import UNTRAINED, MotionPipeline, PipelineResult
+from intermoe.systems.intermoe import pipeline as module
 
 PROMPTS = ["two people bow", "one of them turns to the left"]
 
@@ -207,3 +213,86 @@ def test_a_model_comes_on_the_device_that_is_asked_for(
     monkeypatch.setattr(type(tiny_pipeline), "to", lambda self, device=None, dtype=None: asked.append(device) or self)
     MotionPipeline.from_pretrained(tmp_path, device="cuda:1")
     assert "cuda:1" in map(str, asked)
+
+
+STEPS = {
+    "smooth": "with_smooth_joints", "rigid_bones": "with_rigid_bones", "on_floor": "with_persons_on_floor",
+    "planted_feet": "with_planted_feet", "bodies_apart": "with_bodies_apart",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [(), *((name,) for name in STEPS), tuple(STEPS)])
+def test_a_motion_is_corrected_as_configured_and_no_more(
+    asked: tuple[str, ...], tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this order; persons are not moved apart where joints were asked for at places."""
+    done: list[str] = []
+
+    def noting(name: str) -> Any:
+        def correct(motion: torch.Tensor, *_: Any) -> torch.Tensor:
+            done.append(name)
+            return motion
+
+        return correct
+
+    for name, function in STEPS.items():
+        monkeypatch.setattr(module, function, noting(name))
+    config = dataclasses.replace(tiny_pipeline.config, **dict.fromkeys(asked, True))
+    monkeypatch.setattr(tiny_pipeline, "config", config)
+    tiny_pipeline(["two people bow"], num_frames=12, num_inference_steps=1)
+    assert done == list(asked)
+    done.clear()
+    aim = Control(targets=(Target(0, "pelvis", [3], positions=[[0.0, 1.0, 0.0]]),))
+    tiny_pipeline(["two people bow"], num_frames=12, num_inference_steps=1, control=aim)
+    assert done == [name for name in asked if name != "bodies_apart"]
+
+
+@pytest.mark.parametrize("rigid", [True, False])
+def test_joints_of_what_is_sampled_have_the_bones_of_who_is_given(
+    rigid: bool, tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is led to targets: frames that are given stand as they are, the others' bones are as long as theirs."""
+    monkeypatch.setattr(tiny_pipeline, "config", dataclasses.replace(tiny_pipeline.config, rigid_bones=rigid))
+    tall = from_joints(torch.from_numpy(at_rest(1.3 * REST_POSE)).float().expand(10, 22, 3))
+    where = torch.zeros(2, 10, dtype=torch.bool)
+    where[0, :4] = True
+    given = Given(INTERHUMAN, torch.stack([tall, tall]) * where[..., None], where, 0)
+    latents = torch.randn(2, 3, tiny_pipeline.config.denoiser.input_dim)
+    with torch.no_grad():
+        found = tiny_pipeline._joints_of(given)(latents)
+        plain = INTERHUMAN.joints(tiny_pipeline.codec.decode_with_gradients(latents[None])[0])
+    assert found.shape == (2, 10, 22, 3)
+    torch.testing.assert_close(found[0, :4], INTERHUMAN.joints(tall)[:4])
+    if not rigid:
+        assert torch.equal(found[~where], plain[:, :10][~where])
+        return
+    lengths = torch.linalg.vector_norm(bone_vectors(found), dim=-1)
+    expected = torch.linalg.vector_norm(bone_vectors(INTERHUMAN.joints(tall)), dim=-1)[:1]
+    torch.testing.assert_close(lengths[0], expected.expand(10, 21), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(lengths[1], bone_lengths(plain)[1:].expand(10, 21), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("levels", [True, False])
+def test_a_user_is_warned_of_what_the_model_has_not_learned(
+    levels: bool, tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of words that it has never seen in any case, each prompt once; of motion that is given where it has no levels."""
+    monkeypatch.setattr(tiny_pipeline, "trained_with_levels", levels)
+    untrained = f"control: model 'tiny' {UNTRAINED}"
+    words = [f"the model has never seen: juggle (in {prompt!r}); it can only guess" for prompt in ("juggle", "juggle.")]
+    monkeypatch.setattr(tiny_pipeline, "unknown_words", lambda prompt: ["juggle"] if "juggle" in prompt else [])
+    prompts = ["juggle", "two people bow", "juggle.", "juggle"]
+    known = Control([Known(0, joints=torch.zeros(12, 22, 3))])
+    for call, given in (
+        (lambda: tiny_pipeline(prompts, num_frames=12, num_inference_steps=1), False),
+        (lambda: tiny_pipeline(prompts, num_frames=12, num_inference_steps=1, control=known), True),
+        (lambda: tiny_pipeline.timeline([(prompt, 12) for prompt in prompts], num_inference_steps=1), True),
+        (lambda: tiny_pipeline.live("juggle", num_inference_steps=1), True),
+    ):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            call()
+        seen = words[:1] if call.__code__.co_consts.count("juggle") else words
+        expected = [*seen, *([untrained] if given and not levels else [])]
+        assert [str(each.message) for each in told if each.category is UserWarning] == expected
+        assert {each.filename for each in told if each.category is UserWarning} == {__file__}

@@ -9,7 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from intermoe import backends
+from intermoe.benchmarks.harness.report import si
 from intermoe.cli import app
+from intermoe.cli import bench as command
 
 
 def bench(*arguments: object) -> tuple[int, str]:
@@ -36,7 +38,9 @@ def test_writes_numbers_table_and_figure(run: Path) -> None:
     assert {"megablocks", "sonic-moe"} <= {skipped["entry"] for skipped in report["skipped"]}
 
 
-def test_compare(run: Path, tmp_path: Path) -> None:
+def test_compare(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[list[list[str]]] = []
+    monkeypatch.setattr(command, "print_table", tables.append)
     code, output = bench("--compare", run, run)
     assert code == 0
     assert "0 slower beyond the spread" in output
@@ -48,6 +52,10 @@ def test_compare(run: Path, tmp_path: Path) -> None:
     slower.write_text(json.dumps(report), encoding="utf-8")
     code, output = bench("--compare", run, slower)
     assert code == 1
+    header, line = tables[-1][:2]
+    assert header == ["case", "old", "new", "new / old", "beyond the spread"]
+    assert line[3:] == ["1000.00", "slower"]
+    assert [line[1], line[2]] == [si(row["median"] / 1000, "s"), si(row["median"], "s")]
     assert "1 slower beyond the spread" in output
 
 

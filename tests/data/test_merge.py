@@ -41,6 +41,20 @@ def solo_folder(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def test_pairs_have_as_many_captions_as_both_of_their_persons(solo_folder: Callable[..., Path], tmp_path: Path) -> None:
+    solo = solo_folder({"train": {"a": 41, "b": 60, "c": 50, "d": 45}})
+    for clip, captions in (("b", 1), ("c", 3)):
+        text = "".join(f"a person waves {clip} {number}.\n" for number in range(captions))
+        (solo / "annots" / f"{clip}.txt").write_text(text, encoding="utf-8")
+    assert merge([solo], tmp_path / "all").left_out == []
+    counts = {"a": 2, "b": 1, "c": 3, "d": 2}
+    pairs = [name.removeprefix("solo-") for name in lines(tmp_path / "all" / "split" / "train.txt")]
+    assert len(pairs) == 4
+    for name in lines(tmp_path / "all" / "split" / "train.txt"):
+        first, second = name[-3], name[-1]
+        assert len(lines(tmp_path / "all" / "annots" / f"{name}.txt")) == min(counts[first], counts[second])
+
+
 def lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines()
 

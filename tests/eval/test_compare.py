@@ -14,6 +14,7 @@ from intermoe.eval import compare
 from intermoe.eval.compare import ComparisonSettings, _of_each_person, cost, measure_system, measure_truth, prompts_of
 from intermoe.eval.protocol import PROTOCOLS
 from intermoe.metrics.identity import SWAP_THRESHOLD
+from intermoe.metrics.kinematics import bone_variation, jitter
 from intermoe.motion.representation import REPRESENTATIONS
 from intermoe.nn.moe import InterMoEBlock
 from intermoe.pipeline import ModelConfig
@@ -213,6 +214,10 @@ def test_one_person_alone_by_hand() -> None:
     assert found["floor_penetration_cm"] == pytest.approx(8.0 * 4 / 16)
     assert found["foot_skating_share"] == pytest.approx(100 * 6 / (6 + 11))
     assert _of_each_person([joints[1] + 5.0], 30.0)["foot_skating_share"] is None
+    for rate in (20.0, 30.0):  # averages weigh every clip alike
+        found = _of_each_person(joints, rate)
+        assert found["jitter"] == pytest.approx(sum(jitter(each, fps=rate) for each in joints) / 2)
+        assert found["bone_variation"] == pytest.approx(sum(bone_variation(each) for each in joints) / 2)
 
 
 class Numbered:
@@ -227,8 +232,12 @@ class Numbered:
         return torch.tensor([[float(text), 0.0] for text in texts])
 
 
-def test_embeddings_are_compared_by_hand() -> None:
-    """Every text finds its own motion; the second motion would rather find the third text."""
+@pytest.mark.parametrize("published", [True, False])
+def test_embeddings_are_compared_by_hand(published: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every text finds its own motion; the second motion would rather find the third text. Without a protocol numbers
+    are as they are."""
+    if not published:
+        monkeypatch.setattr(compare, "PROTOCOLS", {})
     made, truth = [0.2, 1.6, 2.1], [1.0, 2.0, 6.0]
 
     def of(value: float) -> Tensor:
@@ -241,7 +250,7 @@ def test_embeddings_are_compared_by_hand() -> None:
     found = compare._of_embeddings([(of(m), t) for m, t in zip(made, "012", strict=True)], dataset, evaluator)
     assert [found[f"r_precision_{k}"] for k in (1, 2, 3)] == [1, 1, 1]
     assert found["mm_dist"] == pytest.approx((0.2 + 0.6 + 0.1) / 3, rel=1e-6)
-    protocol = PROTOCOLS["interhuman"]
+    protocol = PROTOCOLS["interhuman"] if published else SimpleNamespace(scale=1.0, divide_by=1.0)
     apart = (np.mean(made) - np.mean(truth)) ** 2 + (np.std(made, ddof=1) - np.std(truth, ddof=1)) ** 2
     assert found["fid"] == pytest.approx(protocol.scale**2 * apart, rel=1e-5)
     diverse = np.mean([1.4, 0.5, 1.9]) * protocol.scale / protocol.divide_by

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from intermoe import cli
 from intermoe.data import InterHumanDataset
+from intermoe.eval import routing
 from intermoe.eval.routing import _by_group, _counts, _moments, _where, evaluate_routing
 
 
@@ -70,6 +72,23 @@ def test_a_model(tiny_pipeline: Any, bowing: Path, tmp_path: Path) -> None:
     assert saved["settings"] == {"split": "test", "prompts": 3, **asked}
     with pytest.raises(ValueError, match="limit: expected >= 1, got 0"):
         evaluate_routing(tiny_pipeline, dataset, limit=0)
+
+
+def test_biases_and_moments_are_those_of_the_model(
+    tiny_pipeline: Any, bowing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moments are told the experts of each motion's groups of frames, over steps, layers and persons."""
+    (block,) = tiny_pipeline.denoiser.moe_blocks()
+    monkeypatch.setitem(block._buffers, "selection_bias", torch.tensor([-0.5, -0.25, -0.75 + 1 / 16]))
+    told: list[Any] = []
+    monkeypatch.setattr(routing, "_moments", lambda *given: told.append(given) or [])
+    dataset = InterHumanDataset(bowing, "test", training=False, max_frames=40)
+    report = evaluate_routing(tiny_pipeline, dataset, limit=3, num_frames=16, num_inference_steps=2)
+    rows = {row[0]: row[1:] for row in report.rows}
+    assert rows["selection bias of layer 1"] == (pytest.approx(-0.4791667), -0.6875, -0.25)
+    ((experts, joints),) = told
+    assert (experts.shape, joints.shape) == ((3, 4), (3, 2, 16, 22, 3))
+    assert experts.mean() == pytest.approx(rows["all; of a step and layer"][0])
 
 
 def test_the_command(tiny_pipeline: Any, bowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,12 @@ def test_pieces_hold_every_motion_once(make: Make) -> None:
         np.testing.assert_allclose(arrays["motion_embedding"], embedded.detach().numpy(), atol=1e-6)
         text = evaluation.evaluator.embed_text(captions).detach().numpy()
         np.testing.assert_allclose(arrays["text_embedding"], text, atol=1e-6)
+    kept = {}
+    for path in sorted((evaluation.folder / "pieces" / "00").glob("*.npz")):
+        with np.load(path) as arrays:
+            kept.setdefault(path.name.partition("-")[0], set()).add("motion" in arrays)
+    assert kept.pop("truth", {False}) == kept.pop("reference", {False}) == {False}  # the data are there already
+    assert set(map(frozenset, kept.values())) == {frozenset({True})}
 
 
 def test_it_goes_on_where_it_stopped(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

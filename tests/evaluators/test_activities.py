@@ -95,6 +95,22 @@ def test_every_setting_of_the_training_reaches_it(name: str, value: float, monke
     assert not torch.equal(train_judge(clips, steps=2).out[1].weight, plain)
 
 
+def test_the_rate_rises_over_an_eighteenth_of_the_steps_and_falls_like_a_cosine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates: list[float] = []
+
+    class Told(torch.optim.AdamW):
+        def step(self) -> None:  # type: ignore[override]
+            rates.append(self.param_groups[0]["lr"] / judges.RATE)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Told)
+    monkeypatch.setattr(judges, "BATCH", 2)
+    train_judge([Clip(pair(30, speed), activity=str(speed)) for speed in (0.5, 3.0)], steps=36)
+    falls = (1 + np.cos(np.pi * np.arange(36) / 36)) / 2
+    np.testing.assert_allclose(rates, [0.5, *falls[1:]])
+
+
 def test_what_training_varies() -> None:
     """Half of the clips are mirrored and half have their persons exchanged, independently; parts of them, all of them
     moved as one: by 1.5 cm a joint, 5 cm a person and axis."""

@@ -186,6 +186,13 @@ def test_a_text_is_its_words_and_their_categories() -> None:
     torch.testing.assert_close(embedded[:1], expected)
 
 
+def test_an_evaluator_is_saved_in_a_folder_within_others_and_in_place_of_another(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "evaluator"
+    for evaluator in (interclip(dropout=0.5), interclip(dropout=0.0)):
+        save_evaluator(folder, evaluator)
+        assert load_evaluator(folder).config == evaluator.config
+
+
 def test_a_loaded_evaluator_is_frozen_and_does_not_drop(tmp_path: Path) -> None:
     save_evaluator(tmp_path, interclip(dropout=0.5))
     loaded = load_evaluator(tmp_path)

@@ -59,6 +59,14 @@ def test_other_arrays_are_named(tmp_path: Path, array: np.ndarray, told: str) ->
         export.save(tmp_path / "b.npy", np.zeros((1, 2, 22, 3)))
 
 
+def test_persons_of_other_lengths_are_told_with_their_lengths_and_rate(tmp_path: Path) -> None:
+    for name, frames in (("a", 5), ("b", 7)):
+        np.save(tmp_path / f"{name}.npy", np.zeros((frames, 492)))
+    told = r"^persons: expected the same length and rate, got a\.npy: 5 frames, 30 fps, b\.npy: 7 frames, 30 fps$"
+    with pytest.raises(ValueError, match=told):
+        export.load([tmp_path / "a.npy", tmp_path / "b.npy"])
+
+
 def test_more_than_two_persons_are_refused(tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.npy" for name in "abc"]
     for path in paths:

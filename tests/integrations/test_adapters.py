@@ -32,6 +32,7 @@ def test_an_adapter_that_is_given_comes_before_the_known_one() -> None:
     [
         ("valid", VALID),
         ("valid", VALID.long()),
+        ("valid", VALID.float()),
         ("padding", ~VALID),
         ("padding", torch.where(VALID, 0.0, -torch.inf)),  # torch adds such ones to scores
         ("additive", torch.where(VALID, 0.0, -10000.0)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,8 @@ from intermoe.routing.trace import RoutingTrace
 from intermoe.viz.colours import INK
 
 pytest.importorskip("matplotlib")
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
 from intermoe.routing.picture import RoutingScene, draw_routing, routing_panel
 
 
@@ -34,3 +38,28 @@ def test_the_line_is_in_the_middle_of_what_a_frame_lasts(trace: RoutingTrace) ->
         seen = np.flatnonzero((scene.frame(index)[210:-6] == INK).all(axis=(0, 2)))
         wanted = [round(start + width * (index + 0.5) / 60) for start in panel.moments(0.0)]
         assert seen.tolist() == sorted(column for place in wanted for column in (place - 1, place))
+
+
+def test_everything_has_room_however_long_names_of_layers_are(trace: RoutingTrace) -> None:
+    """Texts lie within the picture, maps and curves right of the names and beside each other."""
+    for name in ("first", "one with a longer name"):
+        named = dataclasses.replace(trace, layers=(name,))
+        figure = draw_routing(named).figure
+        width, height = figure.get_size_inches() * figure.dpi
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        boxes = {text.get_text(): text.get_window_extent(renderer) for text in figure.texts}
+        assert {name, "person 1: experts over time", "person 2: experts over time"} <= boxes.keys()
+        assert {"load: share of tokens", "experts per token over the steps"} <= boxes.keys()
+        assert all(min(box.x0, box.y0, width - box.x1, height - box.y1) > 0 for box in boxes.values())
+        places = [axes.get_position().extents * (width, height, width, height) for axes in figure.axes]
+        assert len(places) == 4
+        assert boxes[name].x1 < places[0][0] - 10
+        for left, right in zip(places, [*places[1:], (width,)], strict=True):
+            assert left[2] < right[0]
+        panel = routing_panel(named, 640)
+        paper = panel.image[0, 0]
+        assert (panel.image[:, 0] == paper).all()
+        written = panel.image[:, : int(panel.moments(0.0)[0]) - 2]
+        assert 60 < panel.moments(0.0)[0] + 3 > 6 * len(name)
+        assert (written[:, -4:] == paper).all()
+        assert (written != paper).any()

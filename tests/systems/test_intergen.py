@@ -114,6 +114,12 @@ def test_bad_call_is_named(arguments: tuple[Tensor, ...], error: type[Exception]
         tiny()(*arguments)
 
 
+def test_one_frame_is_enough() -> None:
+    x = torch.randn(1, 2, 1, 6)
+    for mask in (None, torch.ones(1, 1, dtype=torch.bool)):
+        assert tiny()(x, torch.tensor([3]), torch.randn(1, 5), mask).shape == x.shape
+
+
 def test_configuration() -> None:
     config = InterGenConfig(dim=32)
     assert InterGenConfig.from_dict(config.to_dict()) == config

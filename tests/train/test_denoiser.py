@@ -17,12 +17,13 @@ from intermoe.data import InterHumanDataset, collate
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.vae import CausalSkeletalVAE
+from intermoe.train import denoiser as module
 from intermoe.train import load_vae_folder, run_denoiser
 from intermoe.train.condition import training_captions
 from intermoe.train.config import DenoiserTrainConfig
 from intermoe.train.denoiser import DenoiserObjective, _fit_positions
 from intermoe.train.draws import ItemDraws
-from intermoe.train.latents import LatentEncoder, write_metric
+from intermoe.train.latents import LatentDataset, LatentEncoder, write_metric
 
 
 @pytest.fixture
@@ -133,6 +134,51 @@ def test_places_count_where_something_is_known(
         biases[weight] = load_file(output / "model" / "model.safetensors")["denoiser.out.bias"]
     assert not torch.equal(*biases.values())
     assert load_file(tmp_path / "4.0" / "positions.safetensors")["positions"].shape == (28, 4 * 22 * 3)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_run_of_one_level_is_fitted_to(
+    trained_vae: Path,
+    pairs: Path,
+    write_config: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+) -> None:
+    """Splits in their order, encoded once where one process draws; weighed places are for runs of several levels."""
+    fitted: list[tuple[object, ...]] = []
+    monkeypatch.setattr(module, "fit", lambda *given, resume: fitted.append(given))
+    changes = {"levels.positions": 4.0, "data.num_workers": workers}
+    run_denoiser(write_config("denoiser", **changes), tmp_path / "run", vae=trained_vae / "model", data=pairs)
+    objective, (train, validation) = fitted[0][1], fitted[0][3:5]
+    assert [len(train), len(validation)] == [5, 2]
+    assert [isinstance(split, LatentDataset) for split in (train, validation)] == [workers == 0] * 2
+    assert objective.known_metric is None
+    assert not (tmp_path / "run" / "positions.safetensors").exists()
+
+
+@pytest.mark.parametrize(("training", "frozen"), [(True, True), (True, False), (False, False), (False, True)])
+def test_captions_are_kept_of_a_text_encoder_alone_that_never_changes(
+    training: bool, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    class Text(torch.nn.Embedding):
+        def forward(self, captions: list[str]) -> torch.Tensor:  # type: ignore[override]
+            seen.append(captions)
+            return self.weight[[len(caption) for caption in captions]]
+
+    text = Text(5, 2).requires_grad_(not frozen).train(training)
+    objective = SimpleNamespace(text=text, embedded={})
+    for captions in (["bow", "wave"], ["wave", "bow"]):
+        found = DenoiserObjective._condition(objective, captions)  # type: ignore[arg-type]
+        assert torch.equal(found, text.weight[[len(caption) for caption in captions]])
+    monkeypatch.setattr(module, "CAPTIONS_KEPT", 1)
+    kept = frozen and not training
+    assert seen == ([["bow"], ["wave"]] if kept else [["bow", "wave"], ["wave", "bow"]])
+    DenoiserObjective._condition(objective, ["bow"])  # type: ignore[arg-type]
+    assert seen[-1] == ["bow"]  # two are more than are kept now
+    assert len(objective.embedded) == kept
 
 
 def test_where_joints_are_is_fitted_to_whole_latent_frames(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_descriptions_change_places_with_their_persons_and_are_mirrored(describe
         choice, caption = dataset.choose(1, epoch)
         side = "right" if choice.mirrored else "left"
         order = (2, 1) if choice.swapped else (1, 2)
+        assert split_texts(caption, 2)[0].startswith(("the first dancer", "the second dancer", "two people dance"))
         assert split_texts(caption, 2)[1:] == [f"walks {side} {person}" for person in order]
         seen.add((choice.mirrored, choice.swapped))
     assert len(seen) == 4

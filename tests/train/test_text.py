@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from intermoe.data import InterHumanDataset
 from intermoe.data.sets import DATA_SETS
 from intermoe.text.build import build_text_encoder
 from intermoe.text.protocol import TextConfig
 from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train import run_denoiser
-from intermoe.train.config import TextPretrainingConfig
+from intermoe.train.condition import prepare_text, train_word_pieces
+from intermoe.train.config import DenoiserTrainConfig, TextPretrainingConfig
 from intermoe.train.text import SEGMENTS, _rate, latent_summary, pretrain_text, turn_summary
 
 
@@ -171,3 +174,23 @@ def test_no_finite_loss_stops_with_its_step() -> None:
             TextPretrainingConfig(steps=1),
             seed=0,  # type: ignore[arg-type]
         )
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("resume", [True, False])
+def test_word_pieces_are_those_of_a_run_that_goes_on(
+    resume: bool, there: bool, pairs: Path, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = DenoiserTrainConfig.load(write_config("denoiser"))
+    train = InterHumanDataset(pairs, "train", min_frames=16)
+    own = train_word_pieces(config, config.text, train)
+    kept = WordPieceTextEncoder.train_tokenizer(["somebody kneels"], 40)
+    if there:
+        (tmp_path / "tokenizer.json").write_text(kept, encoding="utf-8")
+    encoder = prepare_text(config, config.text, train, tmp_path, resume=resume)
+    assert encoder.tokenizer_json == (kept if resume and there else own) != (own if resume and there else kept)
+    again = prepare_text(config, config.text, train, tmp_path, resume=resume)
+    other = prepare_text(dataclasses.replace(config, seed=1), config.text, train, tmp_path, resume=resume)
+    pairs_of = list(zip(encoder.parameters(), again.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(one, two) for one, two, _ in pairs_of)
+    assert any(not torch.equal(one, three) for one, _, three in pairs_of)

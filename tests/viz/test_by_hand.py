@@ -7,6 +7,7 @@ import pytest
 
 from intermoe.viz import Grid
 from intermoe.viz.camera import BODY_MARGIN, Camera, frame_motion
+from intermoe.viz.colours import linear, mixed
 from intermoe.viz.figures import Scene
 from intermoe.viz.mesh import RINGS, SEGMENTS, capsule
 
@@ -109,3 +110,10 @@ def test_feet_that_stand_are_told_by_their_speed_in_metres_a_second(fps: int, st
     with serving() as server:
         viewer = Viewer(server, [Shown("slow", one[None], fps, ("Ann",))])
         assert viewer._casts[0]._stands[0, 0].any() == stands
+
+
+def test_shares_of_light_of_dark_and_of_bright_numbers() -> None:
+    """sRGB is a line up to 10 of 255, then a power: 0.5 is 0.21404 of the light."""
+    assert linear((0, 10, 255)) == pytest.approx((0.0, 10 / 255 / 12.92, 1.0))
+    assert linear((11, 51, 128)) == pytest.approx((0.003347, 0.033105, 0.215861), abs=1e-6)
+    assert mixed((10, 20, 30), (110, 0, 30), 0.25) == (35, 15, 30)

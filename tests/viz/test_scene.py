@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from intermoe.motion.rotations import about_axis, from_quaternions
 from intermoe.viz.body import build_body
 
 pytest.importorskip("viser", reason="scenes are viser's")
+from intermoe.viz import viewer as module
 from intermoe.viz.figures import PERSON_COLOURS, tinted
 from intermoe.viz.panel import Panel
 from intermoe.viz.scene import _SHADE, Figures, _ball, _lit, _spindle, serving
@@ -155,6 +157,8 @@ def test_every_box_of_the_page_shows_and_hides_what_it_says() -> None:
         assert list(things)[5:] == ["1 real: Ann", "1 real: Bo", "2 made: Cid", "2 made: Dee"]
         inputs = server.gui._gui_input_handle_from_uuid.values()
         boxes = {box.label: box for box in inputs if isinstance(box.value, bool)}
+        sliders = {box.label: (box.min, box.max, box.step, box.value) for box in inputs if box not in boxes.values()}
+        assert sliders == {"seconds": (0.0, pytest.approx(20 / 30), 0.001, 0.0), "speed": (0.1, 2.0, 0.1, 1.0)}
         assert set(boxes) == {*things, "play"}
 
         def seen() -> dict[str, bool]:
@@ -227,6 +231,30 @@ def test_at_first_everybody_and_the_whole_panel_are_in_view(camera: str) -> None
         depth, edge = seen @ ahead, np.tan(look.fov / 2)
         assert (np.abs(seen @ right) / depth).max() < 0.9 * edge
         assert (np.abs(seen @ np.cross(right, ahead)) / depth).max() < edge
+
+
+def test_time_goes_as_fast_as_the_slider_says_and_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that is 1/200 s further at each look and does not heed sleeps: 0.7 s of motion a turn, at 70."""
+    with serving() as server:
+        viewer = Viewer(server, [Shown("a", people(20), 30, ("Ann", "Bo")), Shown("b", people(60), 60, ("Ann", "Bo"))])
+        slept: list[float] = []
+        now = iter(np.arange(200) / 200)
+        clock = SimpleNamespace(monotonic=lambda: float(next(now)), sleep=slept.append)
+        monkeypatch.setattr(module, "time", clock)
+        seen: list[float] = []
+        monkeypatch.setattr(viewer, "_slider", SimpleNamespace(value=0.0))
+        monkeypatch.setattr(viewer, "_speed", SimpleNamespace(value=70.0))
+
+        def stop() -> bool:
+            viewer._time = viewer._slider.value
+            seen.append(viewer._time)
+            viewer._playing = SimpleNamespace(value=len(seen) != 2)
+            return len(seen) == 7
+
+        viewer.run(stop)
+        # two looks at the clock a turn; the second turn stands still; of 1 s of motion
+        np.testing.assert_allclose(seen, [0.0, 0.7, 0.7, 0.4, 0.1, 0.8, 0.5], atol=1e-9)
+        np.testing.assert_allclose(slept, [1 / 60 - 1 / 200] * 6)  # until the quickest motion's next frame
 
 
 def test_it_plays_in_real_time_until_it_is_stopped() -> None:

@@ -66,11 +66,28 @@ def test_full_size_state_dict_is_read_whole(golden: Golden) -> None:
     assert sum(parameter.numel() for parameter in vae.parameters()) + fixed == 1_006_948
 
 
+@pytest.mark.parametrize(
+    ("dataset", "contacts"), [("interhuman", [7, 10, 8, 11]), ("interx", []), ("t2m", [7, 10, 8, 11])]
+)
+def test_feet_of_a_data_set_are_those_that_it_has(
+    dataset: str, contacts: list[int], published_file: Callable[..., dict[str, Tensor]]
+) -> None:
+    config = {**CONFIG, "dataset_name": dataset}
+    state = published_file(lambda state: load_vae(state, config), {})
+    told = load_vae(state, {**config, "contact_joints": contacts}).config
+    assert told == load_vae(state, config).config
+    assert (told.latent_dim, told.num_blocks, told.kernel_size, told.dropout) == (6, 2, 3, 0.1)
+    other = [] if contacts else [7, 10, 8, 11]
+    with pytest.raises(ValueError, match=r"config: contact_joints: expected \["):
+        load_vae(state, {**config, "contact_joints": other})
+
+
 def test_every_weight_is_copied(state: dict[str, Tensor]) -> None:
     """No parameter keeps its initial value: a number everywhere in the file is it everywhere in the model."""
     graphs = ("adj_matrix", "skeleton_pool", "skeleton_unpool")
     poisoned = {key: value if key.endswith(graphs) else torch.full_like(value, 1234.5) for key, value in state.items()}
     vae = load_vae(poisoned, CONFIG)
+    assert not vae.training
     assert [name for name, parameter in vae.named_parameters() if not (parameter == 1234.5).all()] == []
 
 

@@ -11,7 +11,7 @@ from intermoe.motion.representation import ABSENT, REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import VAEConfig
-from intermoe.systems.intermoe.vae import CausalSkeletalVAE, History, JointEncoder, ResidualBlock
+from intermoe.systems.intermoe.vae import CausalSkeletalVAE, History, JointDecoder, JointEncoder, ResidualBlock
 
 LAYOUTS = ("interhuman", "interx", "humanml3d")
 
@@ -105,3 +105,6 @@ def test_joints_of_few_and_of_many_features_are_drawn_as_torch_draws_a_linear(la
         for drawn in (encoder.weight[first : first + len(columns)], encoder.bias[joint]):
             assert 0.95 * bound < float(drawn.detach().abs().max()) <= bound
         first += len(columns)
+    decoder = JointDecoder(representation, 400)
+    for drawn in (decoder.weight, decoder.bias):
+        assert 0.95 / 20 < float(drawn.detach().abs().max()) <= 1 / 20  # of 400 channels
