@@ -237,7 +237,8 @@ def test_a_client_listens_from_the_first_frame_on(monkeypatch: pytest.MonkeyPatc
 SHOWS = """<canvas data-engine></canvas><script>
     const script = `onmessage = ({data}) => setTimeout(() => postMessage(data), data.wait || 0)`;
     const worker = new Worker(URL.createObjectURL(new Blob([script])));
-    const told = (name, update, place, wait) => worker.postMessage({wait, messages: [{name: "/stage/floor", updates: {}},
+    const floor = {name: "/stage/floor", updates: {}};
+    const told = (name, update, place, wait) => worker.postMessage({wait, messages: [floor,
         {name, updates: {[update]: new Float32Array(place)}}]});
     told("/stage/person 1/balls", "batched_positions", [0.1, 2, 3, 4]);
     told("/stage/person 2/balls", "batched_positions", [5, 6, 7, 8]);
