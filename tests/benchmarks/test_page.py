@@ -16,10 +16,12 @@ import pytest
 from intermoe.benchmarks import page
 from intermoe.benchmarks.harness.case import WrongResult
 from intermoe.benchmarks.page import _coloured, walking
+from intermoe.motion.rig import REST_POSE, at_rest
 
 
 def test_people_beside_each_other_who_go_on() -> None:
     joints = walking(3, 5)
+    np.testing.assert_allclose(joints[0, 0], at_rest(REST_POSE) + np.array([0, 0.95, 0]), atol=1e-12)
     assert joints.shape == (3, 5, 22, 3)
     np.testing.assert_allclose(np.diff(joints, axis=1), np.tile([0, 0, 0.02], (3, 4, 22, 1)), atol=1e-12)
     np.testing.assert_allclose(np.diff(joints, axis=0), np.tile([0.9, 0, 0], (2, 5, 22, 1)), atol=1e-12)
