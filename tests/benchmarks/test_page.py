@@ -115,6 +115,13 @@ def test_a_page_without_figures_that_move_is_an_error(
         page.opened(tmp_path / "a.html", 320, 240, 2.5)
 
 
+@pytest.mark.parametrize("found", ["chromium", "chromium-browser", "google-chrome"])
+def test_a_browser_may_have_one_of_three_names(found: str, chromium: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page.shutil, "which", lambda name: f"/y/{name}" if name == found else None)
+    page.new_tab(chromium, 1, 2)
+    assert chromium.started[0]["executable_path"] == f"/y/{found}"
+
+
 def test_without_a_browser(chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page.shutil, "which", lambda name: None)
     with pytest.raises(FileNotFoundError, match="chromium: expected it to be installed"):
