@@ -56,12 +56,12 @@ def test_the_documentation_has_rows_of_the_table_alone() -> None:
 
 def test_the_first_of_the_repeats_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """All begin together; the median of the others is told."""
-    took = [100.0, 3.0, 1.0, 2.0]
+    took = [100.0, 3.0, 1.0, 11.0]
     clock = itertools.chain.from_iterable((0.0, seconds) for seconds in took)
     order: list[str] = []
     monkeypatch.setattr(exchange.dist, "barrier", lambda: order.append("barrier"))
     monkeypatch.setattr(exchange.time, "perf_counter", lambda: next(clock))
-    assert exchange.measure(lambda: order.append("call"), repeats=3) == 2.0
+    assert exchange.measure(lambda: order.append("call"), repeats=3) == 3.0
     assert order == ["barrier", "call"] * 4
 
 
@@ -134,6 +134,7 @@ def test_what_a_process_tells(rank: int, monkeypatch: pytest.MonkeyPatch, capsys
         ("all_reduce", reduced), ("all_to_all_single", exchanged),
     ):  # fmt: skip
         monkeypatch.setattr(exchange.dist, name, fake)
+    torch.manual_seed(9)  # what each draws is the same, whatever was drawn before
     exchange._rank(rank, ranks, "/x/ranks", load)
     assert order == [
         ("threads", 1),

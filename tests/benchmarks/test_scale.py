@@ -63,8 +63,8 @@ def told(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 
 
 def test_every_figure_of_what_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """100 items of 5 MB in all in 4 s, which took 6 s of the processors; of 2 cores 1 s in 8 was idle."""
-    clock, cpu, idle = iter([10.0, 14.0]), iter([1.0, 7.0]), iter([100.0, 101.0])
+    """100 items of 5 MB in all in about 4 s, which took 6 s of the processors; of 2 cores 1 s in 8 was idle."""
+    clock, cpu, idle = iter([10.0, 14.003]), iter([1.0, 7.004]), iter([100.0, 101.0])
     peaks = {scale.resource.RUSAGE_SELF: 500_000, scale.resource.RUSAGE_CHILDREN: 125_000}
     monkeypatch.setattr(scale.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(scale, "cpu_seconds", lambda: next(cpu))
@@ -86,13 +86,13 @@ def test_a_preparation_is_told_at_a_tenth_at_half_and_at_the_end(
     system: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A process that ran 1 s and waited 0.5 s for a core in each 2 s was at work for three quarters."""
-    clock = iter([0.0, *(2.0 * number for number in range(1, 7))])
+    clock = iter([0.0, *(2.001 * number for number in range(1, 7))])
     monkeypatch.setattr(scale.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(scale, "active_children", lambda: [SimpleNamespace(pid=7), SimpleNamespace(pid=None)])
     monkeypatch.setattr(scale, "peak_megabytes", lambda pid: {"self": 3, 7: 4}[pid])
     watch = scale.Watch()
     for number, done in enumerate((9, 10, 49, 50, 99, 100), start=1):
-        system("/proc/7/schedstat", f"{number * 1_000_000_000} {number * 500_000_000} 5\n")
+        system("/proc/7/schedstat", f"{number * 1_000_100_000} {number * 500_000_000} 5\n")
         watch(done, 100)
     assert told(capsys) == [
         {
