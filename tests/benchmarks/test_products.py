@@ -88,9 +88,12 @@ def test_what_an_entry_times_is_the_product(
         factors.update(left=left, right=right, out=out)
         run(name, left, right, out)
 
+    pack, packed = products.products._pack, []
     monkeypatch.setattr(products.products, "run", noted)
+    monkeypatch.setattr(products.products, "_pack", lambda *given, **how: packed.append(given) or pack(*given, **how))
     w = torch.randn(12, 8).to(dtype)
     found = dict(products._entries_of(form, dtype, 5, w))
+    assert len(packed) == (form == "packed"), "what is packed is so before it is timed, and nothing else is"
     for name in ("own", "float32", "torch"):  # one of them, at least, notes what is multiplied
         found.get(name, lambda: None)()
     left, right, out = factors["left"], factors["right"], factors["out"]
