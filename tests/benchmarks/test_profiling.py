@@ -19,7 +19,7 @@ from intermoe.benchmarks.harness.work import Shape
 
 
 def test_gaps_are_where_nothing_is_busy() -> None:
-    spans = [(30.0, 40.0), (0.0, 10.0), (5.0, 15.0), (31.0, 32.0)]  # side by side, and one within another
+    spans = [(37.0, 47.0), (7.0, 17.0), (12.0, 22.0), (38.0, 39.0)]  # side by side, and one within another
     assert gaps(spans) == pytest.approx((40e-6, 15e-6))
     assert gaps([(0.0, 100.0), (10.0, 40.0), (90.0, 95.0)]) == pytest.approx((100e-6, 0.0))
 

@@ -79,6 +79,7 @@ def test_a_report_after_every_case(
     assert [r.to_do for r in reports] == [3, 2, 1, 1 if lost else 0]
     told = [[row.entry for row in report.rows] for report in reports]
     assert told == [[], ["one", "two"], ["one", "two"], ["one", "two", *([] if lost else ["three"])]]
+    assert suite.assemble(scope, (), (), limits).to_do == 0, "nothing is left where nothing is said of it"
     own = [Skipped(name, "y", "no room") for name in "abc"]
     gone = Skipped("c", "all", "the device is lost: c: an illegal address", failed=True)
     assert [report.skipped for report in reports] == [
