@@ -120,6 +120,15 @@ def test_a_missing_package_skips_the_case() -> None:
     assert not skipped.failed
 
 
+def test_a_case_of_which_nothing_can_run_is_skipped() -> None:
+    """As an export whose module is not installed; it is no failure."""
+    given = Contest({}, None, 0.0, skipped={"write": "viser not installed"})
+    case = Case("export", "html", torch.float32, {}, lambda: given)
+    rows, (skipped,) = run(case, Scope(torch.device("cpu"), "quick"), Ceilings(1e9, {"float32": 1e9}))
+    assert not rows
+    assert (skipped.entry, skipped.reason, skipped.failed) == ("write", "viser not installed", False)
+
+
 def test_unknown_level() -> None:
     with pytest.raises(ValueError, match="level: expected one of"):
         Scope(torch.device("cpu"), "slow")
