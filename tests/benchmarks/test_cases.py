@@ -193,6 +193,16 @@ def test_what_is_captured_on_a_gpu(everything: bool, monkeypatch: pytest.MonkeyP
     assert (contest.sets, contest.skipped) == (4, {"a": "b"})
 
 
+def test_the_overhead_is_of_the_shape_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(bench_moe, "draw", lambda *given: asked.append(given) or draw(*given))
+    case = suite.cases(Scope(CPU), ("moe",), ("overhead",))[0]
+    name = backends.resolve(CPU, torch.float32)
+    assert list(case.prepare().entries) == [name, f"{name}, operator", f"{name}, kernels alone"]
+    ((shape, dtype, device),) = asked
+    assert (grid.dimensions(shape), dtype, device) == (case.shape, torch.float32, CPU)
+
+
 def test_pieces_of_a_pool_are_what_the_reference_takes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """All in order, the last one shorter; with backward only the output is compared."""
     monkeypatch.setattr(bench_scaling, "PIECE", 10)
