@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,16 @@ import torch
 from torch import nn
 
 from intermoe import backends
-from intermoe.benchmarks import bench_denoiser, bench_moe, bench_scaling, bench_training, forms, grid, models
+from intermoe.benchmarks import (
+    bench_denoiser,
+    bench_generation,
+    bench_moe,
+    bench_scaling,
+    bench_training,
+    forms,
+    grid,
+    models,
+)
 from intermoe.benchmarks.bench_training import Trainee
 from intermoe.benchmarks.forms import Form, draw, ours, training
 from intermoe.benchmarks.grid import Drawn
@@ -312,3 +322,136 @@ def test_how_a_training_step_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
         bench_training.denoiser(Scope(CPU, "quick"), 3, 4)
     assert seen[0] == (models.TINY, 4, 2, 75, torch.float32, CPU)
     assert seen[1] == ("network", "text", None, [0, 333, 666, 999], True)
+
+
+class Card(str):
+    """A CPU that says it is a GPU."""
+
+    type = "cuda"
+
+
+def test_on_a_gpu_a_training_step_is_captured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each entry on its own backend, with weights of its own, and all with the same loss."""
+    used: list[str] = []
+    captured: list[nn.Module] = []
+
+    @contextmanager
+    def use(name: str) -> Any:
+        used.append(name)
+        with backends_use(name):
+            yield
+
+    def graph(call: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
+        captured.append(module)
+        return call
+
+    backends_use = backends.use
+    monkeypatch.setattr(bench_training.backends, "use", use)
+    monkeypatch.setattr(bench_training, "TrainingGraph", graph)
+    monkeypatch.setattr(bench_training, "usable_backends", lambda *_: (["native", "reference"], {"triton": "no GPU"}))
+    scope: Any = SimpleNamespace(device=Card("cpu"), quick=True)
+    contest = bench_training.denoiser(scope, 2, 2)
+    assert list(contest.entries) == ["native", "authors' block", "native, captured"]
+    assert contest.skipped == {"triton": "no GPU"}
+    (before,) = contest.expected()
+    for name, backend in zip(contest.entries, ("native", "reference", "native"), strict=True):
+        used.clear()
+        torch.testing.assert_close(contest.entries[name](0)[0], before, rtol=1e-5, atol=0)
+        assert used == [backend], name
+    assert len(captured) == 1
+    assert all(parameter.grad is not None for parameter in captured[0].moe_blocks()[0].parameters())
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_an_autoencoder_trains_on_windows(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published loss of a batch: what is missed, squared, and a fiftieth of the divergence; in training mode."""
+    made: list[Any] = []
+
+    class Autoencoder(nn.Linear):
+        def __init__(self, config: Any) -> None:
+            super().__init__(262, 1)
+            made.append(config)
+            self.eval()
+
+        def encode(self, motion: torch.Tensor) -> Any:
+            made.append((motion.shape, self.training))
+            mean = self(motion)
+            return SimpleNamespace(mode=lambda: motion * 0 + mean, kl=lambda: mean.sum())
+
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            return latents * 3
+
+    monkeypatch.setattr(bench_training, "CausalSkeletalVAE", Autoencoder)
+    contest = bench_training.vae(Scope(CPU, "quick" if quick else "default"), 5)
+    config = bench_training.VAEConfig(dropout=0.0)
+    assert made == [replace(config, latent_dim=4, num_blocks=1) if quick else config, ((5, 64, 262), True)]
+    motion = torch.randn(5, 64, 262, generator=torch.Generator().manual_seed(1))
+    (found,) = contest.entries["whole"](0)
+    torch.testing.assert_close(found, contest.expected()[0])
+    torch.manual_seed(0)
+    mean = nn.Linear(262, 1)(motion)
+    torch.testing.assert_close(found, (3 * mean - motion).square().mean() + 0.02 * mean.sum())
+
+
+def test_with_backward_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What recomputes is there and half sums are not; every set has a gradient of its own, of the storage type."""
+    seen: list[Any] = []
+    names = ("triton", "triton, recompute", "triton, static", "triton, half sums", "dense network")
+    usable = {name: Form(lambda x: x, note="no routing" * (name == "dense network")) for name in names}
+    monkeypatch.setattr(bench_moe, "draw", lambda *given: given)
+    monkeypatch.setattr(bench_moe, "competitors", lambda *_, **__: (dict(usable), {}))
+    monkeypatch.setattr(bench_moe, "training", lambda form, sets, grads: seen.append((len(sets), grads)) or form)
+    scope: Any = SimpleNamespace(device=Card("cpu"), all_backends=True)
+    contest = bench_moe.contest(scope, SHAPE, torch.bfloat16, True)
+    assert list(contest.entries) == [
+        "triton", "triton, recompute", "triton, static", "dense network", "triton, graph", "dense network, graph"
+    ]  # fmt: skip
+    assert contest.graphs == {"triton, graph", "dense network, graph"}
+    assert len(seen) == 7
+    sets, grads = seen[0]
+    assert (sets, len(grads)) == (4, 4)
+    assert {(tuple(grad.shape), grad.dtype) for grad in grads} == {((24, 16), torch.bfloat16)}
+    assert not torch.equal(grads[0], grads[1])
+    assert all(given is grads for _, given in seen)
+
+
+def test_a_generation_is_captured_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default backend's; the other entries start every kernel."""
+    seen: list[Any] = []
+    monkeypatch.setattr(bench_generation, "usable_backends", lambda *_: (["native", "reference"], {"triton": "no"}))
+    monkeypatch.setattr(models, "on", lambda backend, call: lambda number: (backend, call()))
+
+    class Pipeline:
+        graphs: Any = None
+
+        def __call__(self, *_: Any, **__: Any) -> Any:
+            return SimpleNamespace(joints=type(self.graphs).__name__)
+
+    pipeline = Pipeline()
+    monkeypatch.setattr(bench_generation.InterMoEPipeline, "from_pretrained", lambda *_, **__: pipeline)
+    scope: Any = SimpleNamespace(device=Card("cpu"), quick=True, all_backends=True)
+    contest = bench_generation.shipped(scope, 30, 4)
+    assert {name: entry(0) for name, entry in contest.entries.items()} == {
+        "native": ("native", ("NoGraphs",)), "reference": ("reference", ("NoGraphs",)),
+        "native, captured": ("native", ("Graphs",)),
+    }  # fmt: skip
+    assert contest.expected() == ("reference", ("NoGraphs",))
+    assert contest.skipped == {"triton": "no"}
+
+    def sample(network: Any, *_: Any, **__: Any) -> torch.Tensor:
+        seen.append(network)
+        return torch.zeros(1, 2, 4, models.TINY.input_dim)
+
+    class Seen(bench_generation.Graphs):
+        def of(self, network: Any, **_: Any) -> Any:
+            return "captured", network
+
+    monkeypatch.setattr(bench_generation, "sample", sample)
+    monkeypatch.setattr(bench_generation, "Graphs", Seen)
+    contest = bench_generation.published(scope, 16, 2)
+    assert [entry(0)[0] for entry in contest.entries.values()] == ["native", "native", "reference"]
+    assert list(contest.entries) == ["native", "native, captured", "authors' block"]
+    plain, (how, network), theirs = seen
+    assert (how, type(network)) == ("captured", type(plain.func))
+    assert plain.func is network
+    assert isinstance(theirs.func.layers[0].moe, models.PublishedBlock)

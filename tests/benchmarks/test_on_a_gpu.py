@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -197,6 +198,51 @@ def test_a_driver_that_tells_nothing(tool: str | None, answer: str, monkeypatch:
     monkeypatch.setattr(timing.shutil, "which", lambda name: tool)
     monkeypatch.setattr(timing.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=answer))
     assert timing._nvidia(0) == (None, None)
+
+
+def test_a_driver_is_asked_quietly_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(timing.shutil, "which", lambda name: f"/bin/{name}")
+    answer = SimpleNamespace(returncode=0, stdout=" 570 , a, b, c, d, e \n")
+    monkeypatch.setattr(timing.subprocess, "run", lambda command, **how: asked.append(how) or answer)
+    assert timing._nvidia(1) == ("570", "SM a (at most c), memory b, power limit d, e degrees")
+    assert asked == [{"capture_output": True, "text": True, "timeout": 20, "check": False}]
+
+
+def test_a_processor_is_the_first_that_the_system_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Linux; elsewhere its name is what Python knows."""
+    told = tmp_path / "cpuinfo"
+    monkeypatch.setattr(timing, "Path", lambda path: told if path == "/proc/cpuinfo" else Path(path))
+    monkeypatch.setattr(timing.platform, "processor", lambda: "a name")
+    assert timing._processor() == {"model name": "a name"}
+    told.write_text("model name\t: A CPU @ 3: fast\ncpu MHz\t\t: 12.5\nflags\t:\n\nmodel name\t: Another\n")
+    assert timing._processor() == {"model name": "A CPU @ 3: fast", "cpu MHz": "12.5", "flags": ""}
+    assert timing._cpu_clock(timing._processor()) == "12 MHz"
+    assert timing._cpu_clock({}) is None
+
+
+def test_versions_are_of_what_is_installed_and_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"intermoe": "1", "torch": "2", "triton": "3", "numpy": "4", "diffusers": "5"}
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise timing.metadata.PackageNotFoundError
+        return installed[name]
+
+    monkeypatch.setattr(timing.metadata, "version", version)
+    monkeypatch.setattr(timing.platform, "python_version", lambda: "0")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert timing.machine(CPU).versions == {"python": "0", **installed, "cuda": "12.8"}
+    del installed["diffusers"]
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert timing.machine(CPU).versions == {"python": "0", **installed}
+
+
+def test_only_a_gpu_is_waited_for(order: list[Any]) -> None:
+    timing.synchronise(CPU)
+    assert not order
+    timing.synchronise(CUDA)
+    assert order == ["wait for cuda"]
 
 
 @pytest.mark.parametrize(
