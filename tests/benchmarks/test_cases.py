@@ -164,6 +164,7 @@ def test_every_step_runs_on_its_input_set_and_is_prepared_once(monkeypatch: pyte
         return lambda: (drawn.tokens,)
 
     monkeypatch.setattr(grid, "sets_for", lambda *_: 2)
+    monkeypatch.setattr(grid.backends, "load", lambda name: f"module of {name}")
     monkeypatch.setattr(grid, "usable_backends", lambda *_: (["native", "reference"], {"triton": "no GPU"}))
     contest = grid._contest(Scope(CPU), SHAPE, torch.float32, kernel, lambda drawn: lambda: (drawn.logits,), [])
     both = [Drawn.draw(SHAPE, torch.float32, CPU, seed) for seed in range(2)]
@@ -172,7 +173,7 @@ def test_every_step_runs_on_its_input_set_and_is_prepared_once(monkeypatch: pyte
         assert torch.equal(contest.entries["native"](number)[0], both[number].tokens)
         assert torch.equal(contest.entries["reference"](number)[0], both[number].logits)
     assert torch.equal(contest.expected()[0], both[0].logits)
-    assert [steps is backends.load("native") for steps, _ in prepared] == [True, True]
+    assert [steps for steps, _ in prepared] == ["module of native"] * 2
     assert (contest.sets, contest.skipped) == (2, {"triton": "no GPU"})
 
 
@@ -332,7 +333,7 @@ class Card(str):
 
 def test_on_a_gpu_a_training_step_is_captured_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each entry on its own backend, with weights of its own, and all with the same loss."""
-    used: list[str] = []
+    own, used = backends.resolve(CPU, torch.float32), list[str]()
     captured: list[nn.Module] = []
 
     @contextmanager
@@ -348,13 +349,13 @@ def test_on_a_gpu_a_training_step_is_captured_too(monkeypatch: pytest.MonkeyPatc
     backends_use = backends.use
     monkeypatch.setattr(bench_training.backends, "use", use)
     monkeypatch.setattr(bench_training, "TrainingGraph", graph)
-    monkeypatch.setattr(bench_training, "usable_backends", lambda *_: (["native", "reference"], {"triton": "no GPU"}))
+    monkeypatch.setattr(bench_training, "usable_backends", lambda *_: ([own, "other"], {"triton": "no GPU"}))
     scope: Any = SimpleNamespace(device=Card("cpu"), quick=True)
     contest = bench_training.denoiser(scope, 2, 2)
-    assert list(contest.entries) == ["native", "authors' block", "native, captured"]
+    assert list(contest.entries) == [own, "authors' block", f"{own}, captured"]
     assert contest.skipped == {"triton": "no GPU"}
     (before,) = contest.expected()
-    for name, backend in zip(contest.entries, ("native", "reference", "native"), strict=True):
+    for name, backend in zip(contest.entries, (own, "reference", own), strict=True):
         used.clear()
         torch.testing.assert_close(contest.entries[name](0)[0], before, rtol=1e-5, atol=0)
         assert used == [backend], name
