@@ -16,7 +16,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import shutil
 import threading
 import time
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from intermoe.benchmarks.harness.case import WrongResult
-from intermoe.benchmarks.page import HOOK, SOFTWARE, WAIT
+from intermoe.benchmarks.page import new_tab
 from intermoe.cli.live import half_the_cores
 from intermoe.viz.body import build_body
 from intermoe.viz.live import LivePage
@@ -118,17 +117,10 @@ def browse(opened: ExitStack, port: int, count: int) -> list[Any]:
         return []
     from playwright.sync_api import sync_playwright
 
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        raise FileNotFoundError("chromium: expected it to be installed (apt-get install chromium), found none")
     running = opened.enter_context(sync_playwright())
     tabs = []
     for _ in range(count):
-        browser = running.chromium.launch(executable_path=chromium, args=list(SOFTWARE))
-        opened.callback(browser.close)
-        tab = browser.new_page(viewport={"width": 640, "height": 480})
-        tab.set_default_timeout(WAIT)
-        tab.add_init_script(HOOK)
+        tab = new_tab(running, 640, 480)
         tab.add_init_script(ARRIVED)
         tab.goto(f"http://127.0.0.1:{port}")
         tab.wait_for_selector("canvas[data-engine]")

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +83,21 @@ def walking(persons: int, frames: int) -> npt.NDArray[np.float64]:
     return np.stack([pose + moments * step + np.array([0.9 * person, 0, 0]) for person in range(persons)])
 
 
+def new_tab(running: Any, width: int, height: int) -> Any:
+    """An empty page in a new chromium, which draws in software, ends with ``running`` and counts its pictures.
+
+    Raises ``FileNotFoundError`` where there is none.
+    """
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        raise FileNotFoundError("chromium: expected it to be installed (apt-get install chromium), found none")
+    browser = running.chromium.launch(executable_path=chromium, args=list(SOFTWARE))
+    tab = browser.new_page(viewport={"width": width, "height": height})
+    tab.set_default_timeout(WAIT)
+    tab.add_init_script(HOOK)
+    return tab
+
+
 def opened(file: Path, width: int, height: int, seconds: float) -> tuple[float, float]:
     """Seconds to the first picture with figures, and frames drawn a second while it plays.
 
@@ -90,15 +106,9 @@ def opened(file: Path, width: int, height: int, seconds: float) -> tuple[float, 
     """
     from playwright.sync_api import sync_playwright
 
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        raise FileNotFoundError("chromium: expected it to be installed (apt-get install chromium), found none")
     with sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=chromium, args=list(SOFTWARE))
-        tab = browser.new_page(viewport={"width": width, "height": height})
-        tab.set_default_timeout(WAIT)
+        tab = new_tab(running, width, height)
         time.sleep(SETTLE)
-        tab.add_init_script(HOOK)
         tab.goto(file.as_uri(), wait_until="commit")
         first = float(tab.evaluate(FIRST))
         before = _coloured(tab.screenshot())
@@ -107,7 +117,6 @@ def opened(file: Path, width: int, height: int, seconds: float) -> tuple[float, 
         rate = float(tab.evaluate(RATE, seconds))
         if np.array_equal(before, _coloured(tab.screenshot())):
             raise WrongResult(f"{file}: no figure moves")
-        browser.close()
     return first, rate
 
 

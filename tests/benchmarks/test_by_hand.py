@@ -456,7 +456,8 @@ def test_every_field_of_a_machine(
     cuda = timing.machine(torch.device("cuda", 2))
     assert (cuda.device, cuda.kind, cuda.driver) == ("card 2", "cuda", "570.1")
     assert cuda.clocks == "SM 1 MHz (at most 3 MHz), memory 2 MHz, power limit 4 W, 50 degrees"
-    assert asked[0][:2] == ["/bin/nvidia-smi", "--id=2"]
+    fields = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
+    assert asked[0] == ["/bin/nvidia-smi", "--id=2", f"--query-gpu={fields}", "--format=csv,noheader"]
     answer.returncode = 1
     assert timing.machine(torch.device("cuda", 2)).clocks is None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, checked, run
+from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, checked, relative, run, tolerance
 from intermoe.benchmarks.harness.timing import Ceilings
 from intermoe.benchmarks.harness.work import Work
 
@@ -38,6 +38,35 @@ def test_wrong_results_are_not_timed_and_the_others_are(found: torch.Tensor, mes
     assert list(calls) == list(differences) == ["native", "grouped_mm"]
     assert given.failed == {"loop": message}
     assert not given.skipped
+
+
+def test_a_difference_is_a_share_of_the_references_norm() -> None:
+    """Twice what is right is off by all of it, and half of it by a half; of several outputs the worst counts."""
+    given = contest(twice=lambda _: (2 * RIGHT,), half=lambda _: (RIGHT / 2,), both=lambda _: (RIGHT / 2, 2 * RIGHT))
+    given.tolerance, given.expected = 2.0, lambda: (RIGHT,)
+    entries = dict(given.entries)
+    given.entries = {name: entries[name] for name in ("twice", "half")}
+    assert checked(given)[1] == {"twice": 1.0, "half": 0.5}
+    given.entries, given.expected = {"both": entries["both"]}, lambda: (RIGHT, RIGHT)
+    assert checked(given)[1] == {"both": 1.0}
+    assert relative(torch.ones(3), torch.zeros(3)) == pytest.approx(3**0.5), "of nothing it is the norm itself"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "expected"),
+    [
+        (torch.float32, "highest", 1e-5),
+        (torch.float32, "high", 4 * 2**-10),  # TF32 has 10 bits
+        (torch.bfloat16, "high", 8 * 2**-7),
+        (torch.bfloat16, "highest", 8 * 2**-7),
+        (torch.float16, "highest", 8 * 2**-10),
+    ],
+)
+def test_how_far_two_computations_may_be_apart(
+    dtype: torch.dtype, precision: str, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    assert tolerance(dtype) == expected
 
 
 def test_another_function_need_only_be_finite() -> None:
@@ -118,6 +147,15 @@ def test_a_missing_package_skips_the_case() -> None:
     assert not rows
     assert skipped.reason == "diffusers is needed"
     assert not skipped.failed
+
+
+def test_a_case_of_which_nothing_can_run_is_skipped() -> None:
+    """As an export whose module is not installed; it is no failure."""
+    given = Contest({}, None, 0.0, skipped={"write": "viser not installed"})
+    case = Case("export", "html", torch.float32, {}, lambda: given)
+    rows, (skipped,) = run(case, Scope(torch.device("cpu"), "quick"), Ceilings(1e9, {"float32": 1e9}))
+    assert not rows
+    assert (skipped.entry, skipped.reason, skipped.failed) == ("write", "viser not installed", False)
 
 
 def test_unknown_level() -> None:

@@ -67,6 +67,44 @@ def test_points_lie_where_they_were_measured_and_ours_are_told_by_their_tokens(
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
 
 
+@pytest.mark.parametrize(("kind", "told"), [("cpu", ", 2 threads"), ("cuda", "")])
+def test_every_call_has_a_panel_of_its_own_points(
+    kind: str,
+    told: str,
+    make_report: Callable[..., Report],
+    make_row: Callable[..., Row],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """In the order of the run; all share an axis that begins at a quarter of the least, and the legend has all."""
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: drawn.append(self) or Path(path).write_text("."))
+    rows = [
+        make_row(call="forward + backward", intensity=20.0, flop_per_second=4e9),
+        make_row(call="forward", intensity=30.0, flop_per_second=5e9, dtype="bfloat16"),
+        make_row("authors' form", call="forward", ratio=2.0, intensity=40.0, flop_per_second=2e9, dtype="bfloat16"),
+    ]
+    report = make_report(*rows)
+    figure.roofline(replace(report, machine=replace(report.machine, kind=kind)), tmp_path / "a.png")
+    (whole,) = drawn
+    panels = whole.axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["forward + backward", "forward"]
+    places = [
+        [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() != "None"]
+        for axes in panels
+    ]
+    assert places == [[(20.0, 4e9)], [(30.0, 5e9), (40.0, 2e9)]]
+    assert [axes.get_ylim()[0] for axes in panels] == [0.5e9] * 2
+    assert [axes.get_ylabel() for axes in panels] == ["FLOP/s", ""]
+    assert [axes.get_xlabel() for axes in panels] == ["FLOP per byte that must be moved"] * 2
+    assert panels[0].get_legend() is None
+    names = [text.get_text() for text in panels[1].get_legend().get_texts()]
+    assert names == ["float32", "bfloat16", "this package", "authors' form"]
+    assert whole._suptitle.get_text() == f"The block's operation on Some CPU (R) @ 3 GHz{told}"
+
+
 @pytest.mark.parametrize("half", [2e9, 400e9])
 def test_a_ceiling_rises_with_the_copy_and_ends_at_the_product(
     half: float, make_report: Callable[..., Report], make_row: Callable[..., Row]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from intermoe import backends
+from intermoe.benchmarks import forms as forms_of
 from intermoe.benchmarks import models
 from intermoe.benchmarks.forms import LOADS, competitors, draw, settled_bias, training
 from intermoe.benchmarks.harness.work import Shape
@@ -50,6 +51,36 @@ def test_loads_take_as_many_pairs_in_all(load: str) -> None:
         assert counts.tolist() == [240, 0, 0, 0, 0, 0]
     if load == "half the experts empty":
         assert counts.tolist()[3:] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "load", "taken"),
+    [
+        (Shape(240, experts=6), "even", [40] * 6),
+        (Shape(240, experts=6, capacity=1.5), "one hot expert", [240, *[24] * 5]),
+        (Shape(240, experts=6, capacity=0.5), "one hot expert", [120, *[0] * 5]),
+        (Shape(240, experts=1, capacity=1.5), "one hot expert", [240]),
+        (Shape(240, experts=5, capacity=1.5), "half the experts empty", [120, 120, 120, 0, 0]),
+        (Shape(240, experts=2, capacity=1.5), "half the experts empty", [240, 0]),
+    ],
+)
+def test_how_many_tokens_each_expert_takes(shape: Shape, load: str, taken: list[int]) -> None:
+    assert forms_of._taken(shape, load) == taken
+
+
+def test_what_is_near_a_threshold_is_moved_away_on_its_own_side() -> None:
+    """And nothing else is: tokens that are clear of it, and experts that take all or none, whatever their scores."""
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(500, 16, generator=g), 2 * torch.eye(3, 16)
+    offset = torch.tensor([[0.0, 30.0, -30.0]])  # scores of 1 and of 0
+    bias = torch.tensor([-0.5, -1.0, 0.0])
+    hidden[:4, 0] = torch.tensor([1e-3, -1e-3, 1e-4, -1e-4])  # within a thousandth of the threshold, by their scores
+    moved = forms_of._clear_of_thresholds(hidden, weight, offset, bias)
+    near = (torch.sigmoid(2 * hidden[:, 0]) - 0.5).abs() < forms_of.MARGIN
+    assert near[:4].all()
+    assert torch.equal(moved[~near], hidden[~near])
+    torch.testing.assert_close(moved[near, 0] - hidden[near, 0], forms_of.PUSH / 2 * hidden[near, 0].sign())
+    assert torch.equal(moved[:, 1:], hidden[:, 1:])
 
 
 def test_unknown_load() -> None:

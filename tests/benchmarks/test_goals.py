@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from intermoe.benchmarks.harness import goals, suite
-from intermoe.benchmarks.harness.case import Scope
+from intermoe.benchmarks.harness.case import Scope, tolerance
 from intermoe.benchmarks.harness.report import Report, Row, markdown
 from intermoe.benchmarks.harness.timing import name_of
 
@@ -133,3 +133,16 @@ def _told(row: Row, good: bool) -> Row:
         host_reads=0 if good else 1,
         difference=0.0 if good else 0.5,
     )
+
+
+@pytest.mark.parametrize("kind", list(goals.GOALS))
+def test_a_difference_is_to_be_what_is_timed_at_all(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU float32 products are TF32."""
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high" if kind == "cuda" else "highest")
+    found = {goal.name.split()[-1]: goal.bound for goal in goals.GOALS[kind] if "difference" in goal.name}
+    single = "TF32" if kind == "cuda" else "float32"
+    assert found == {
+        single: goals.most(tolerance(torch.float32)), "bfloat16": goals.most(tolerance(torch.bfloat16))
+    }  # fmt: skip
+    (reads, *_) = [goal for goal in goals.GOALS["cuda"] if goal.name.startswith("host reads")]
+    assert (reads.bound, reads.unit) == (goals.most(0.0), "")

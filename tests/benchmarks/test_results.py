@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from intermoe.benchmarks.harness.report import Report, Row, compare, markdown, si
+from intermoe import backends
+from intermoe.benchmarks.harness.report import OURS, Report, Row, compare, is_ours, markdown, si
 from intermoe.cli import app
 
 
@@ -64,6 +66,22 @@ def test_compare_flags_what_lies_beyond_the_spread(
     assert change.ratio == pytest.approx(new / 2.0)
 
 
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_ranges_that_touch_overlap(kind: str, make_report: Callable[..., Report], make_row: Callable[..., Row]) -> None:
+    """By the last bit more they do not."""
+    past = make_report(make_row(low=1.0, high=3.0))
+    past = replace(past, machine=replace(past.machine, kind=kind))
+    for low, high, verdict in ((3.0, 4.0, "same"), (0.5, 1.0, "same"), (3.001, 4.0, "slower"), (0.5, 0.999, "faster")):
+        now = replace(past, rows=(make_row(low=low, high=high),))
+        assert [change.verdict for change in compare(past, now)] == [verdict]
+
+
+def test_entries_of_this_package_are_its_backends_with_what_follows_their_names() -> None:
+    assert set(OURS) == set(backends.NAMES)
+    assert all(is_ours(name) and is_ours(f"{name}, static") for name in backends.NAMES)
+    assert not any(is_ours(name) for name in ("authors' form", "native-like", "dense network, triton"))
+
+
 def test_compare_matches_cases_and_entries(make_report: Callable[..., Report], make_row: Callable[..., Row]) -> None:
     old = make_report(make_row(), make_row("reference"), make_row(call="forward + backward"))
     new = make_report(make_row("reference"), make_row(dtype="bfloat16"))
@@ -74,7 +92,16 @@ def test_compare_matches_cases_and_entries(make_report: Callable[..., Report], m
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.00123, "1.23 ms"), (2.5e-8, "25 ns"), (3e12, "3 Ts"), (0.0, "0 s"), (1.0, "1 s"), (None, "")],
+    [
+        (float("inf"), "inf s"),
+        (float("nan"), "nan s"),
+        (0.00123, "1.23 ms"),
+        (2.5e-8, "25 ns"),
+        (3e12, "3 Ts"),
+        (0.0, "0 s"),
+        (1.0, "1 s"),
+        (None, ""),
+    ],
 )
 def test_si(value: float | None, text: str) -> None:
     assert si(value, "s") == text

@@ -84,22 +84,34 @@ def test_gradients_of_gates_are_sums_of_float32(dtype: torch.dtype) -> None:
 def test_what_asks_for_a_gradient_alone_gets_it(
     asked: tuple[bool, ...], recompute: bool, relative_error: Callable[..., float]
 ) -> None:
-    """Rows, first and second weights of a rank's experts, in every combination, as by the reference."""
+    """Rows, first and second weights of a rank's experts, each combination, as by the reference; no more."""
     status = backends.available()["native"]
     if not status.usable:
         pytest.skip(f"native backend: {status.reason}")
     torch.manual_seed(0)
     given = [torch.randn(size) for size in ((7, 6), (2, 10, 6), (2, 6, 5))]
     order, offsets, grad = torch.tensor([3, 0, 5, 1, 6, 2, 4]), torch.tensor([0, 3, 7]), torch.randn(7, 6)
+    native, told = backends.load("native"), []
+
+    def forward(*given: Any) -> Any:
+        told.append(given[-1])
+        return native.experts_forward(*given)
+
+    def backward(*given: Any) -> Any:
+        told.append((given[5] is not None, given[-1]))
+        return native.experts_backward(*given)
+
+    package = SimpleNamespace(experts_forward=forward, experts_backward=backward)
     found = []
     for own in (True, False):
         rows, up, down = (t.clone().requires_grad_(need) for t, need in zip(given, asked, strict=True))
         if own:
-            out = exchange._Experts.apply(rows, order, offsets, up, down, recompute, backends.load("native"))
+            out = exchange._Experts.apply(rows, order, offsets, up, down, recompute, package)
         else:
             out = torch.zeros(7, 6).index_copy(0, order, experts_reference(rows, order, offsets, up, down))
         out.backward(grad)
         found.append([rows.grad, up.grad, down.grad])
+    assert told == [not recompute, (not recompute, asked)], "h is kept or computed again"
     for one, other, need in zip(*found, asked, strict=True):
         assert (one is not None) == (other is not None) == need
         assert not need or relative_error(one, other) < 1e-5

@@ -275,6 +275,37 @@ def test_a_limit_of_pairs_is_kept(name: str, case) -> None:
         moe(route, select._replace(max_pairs=0), experts, backend=name)
 
 
+@pytest.mark.parametrize("num_tokens", [0, 6])
+def test_room_for_all_pairs_is_for_calls_within_that_have_no_limit(
+    num_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of this thread alone; an empty pool has room for one, as no limit is less."""
+    steps = draw(Shape(6, dim=8, experts=4, width=4, rows=1), torch.float32, torch.device("cpu")).steps()
+    route, select, experts = steps[0]._replace(hidden=steps[0].hidden[:num_tokens]), *steps[1:]
+    asked: list[int | None] = []
+    run = operation._run
+    monkeypatch.setattr(operation, "_run", lambda *given: (asked.append(given[1].max_pairs), run(*given))[1])
+
+    def call(limit: int | None = None) -> None:
+        with torch.no_grad():
+            moe(route, select._replace(max_pairs=limit), experts, backend="reference")
+
+    call()
+    with pytest.raises(KeyError), operation.room_for_all_pairs():  # noqa: PT012
+        call()
+        call(23)
+        with operation.room_for_all_pairs():
+            call()
+        call()
+        other = threading.Thread(target=call)
+        other.start()
+        other.join(60)
+        raise KeyError
+    call()
+    every = max(1, num_tokens * 4)
+    assert asked == [None, every, 23, every, every, None, None]
+
+
 def test_half_sums_are_refused_where_there_are_none(case) -> None:
     with pytest.raises(ValueError, match="half_sums: expected a backend that has them, got 'reference'"):
         moe(*case.steps(half_sums=True), backend="reference")

@@ -44,6 +44,61 @@ def test_what_is_saved_has_the_promised_shapes(options: dict[str, Any], kept: in
     assert len(found.mean) == len(found.rstd) == (5 if options.get("normalise", True) else 0)
 
 
+@pytest.mark.parametrize("hidden", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("recompute", [True, False])
+def test_what_is_promised_is_what_a_backend_makes(
+    hidden: torch.dtype, stored: torch.dtype, normalise: bool, recompute: bool
+) -> None:
+    """Shapes and types of results, of what is saved, and of gradients; every pair is chosen, so that P is known."""
+    status = backends.available()["native"]
+    if not status.usable:
+        pytest.skip(f"native backend: {status.reason}")
+    rows = [torch.randn(5, 4)] * 2 if normalise else [None] * 2
+    route = Route(torch.randn(5, 4, dtype=hidden), torch.randn(3, 4), torch.randn(5, 3), *rows, normalise)
+    weights = (torch.randn(size, dtype=stored) for size in ((3, 12, 4), (3, 4, 6)))
+    select = Select(None, torch.ones(5, 3, dtype=torch.bool))
+    flat = operators.flatten(route, select, Experts(*weights, recompute), "native")
+    meta = [each.to("meta") if isinstance(each, torch.Tensor) else each for each in flat]
+
+    def kinds(tensors: tuple[torch.Tensor, ...]) -> list[Any]:
+        return [(tuple(t.shape), t.dtype) for t in tensors]
+
+    made, promised = operators._forward(*flat), operators._forward_fake(*meta)
+    assert kinds(made) == kinds(promised)
+    assert kinds(operators._inference(*flat)) == kinds(operators._inference_fake(*meta)) == kinds(made[:2])
+    needs = [each is not None for each in flat[:7]]
+    options = (normalise, recompute, needs, "native")
+    grads = operators._backward(torch.randn_like(made[0]), None, *flat[:7], *made[2:], *options)
+    assert kinds(grads) == kinds(operators._backward_fake(promised[0], None, *meta[:7], *promised[2:], *options))
+
+
+class Kept(torch.Tensor):
+    """A tensor of a kind of its own."""
+
+
+def test_what_transforms_or_watches_a_call_is_noticed() -> None:
+    """Every way but none: modes and kinds of tensors that see operators, and those that transform what is computed."""
+    x, given = torch.ones(2), (torch.ones(2), None, torch.nn.Parameter(torch.ones(2)))
+    found = {"nothing": (operators.is_plain(given), operators.is_watched(given))}
+
+    def look(name: str, tensors: tuple[Any, ...] = given) -> None:
+        found[name] = operators.is_plain(tensors), operators.is_watched(tensors)
+
+    with torch.utils.flop_counter.FlopCounterMode(display=False):
+        look("a mode")
+    with torch.autograd.forward_ad.dual_level():
+        look("forward mode")
+    torch.func.grad(lambda x: (look("a transform"), x.sum())[1])(x)
+    look("no data", (x.to("meta"),))
+    look("another kind", (x, x.as_subclass(Kept)))
+    assert found == {
+        "nothing": (True, False), "a mode": (False, True), "forward mode": (False, False),
+        "a transform": (False, False), "no data": (False, True), "another kind": (False, True),
+    }  # fmt: skip
+
+
 def test_only_what_has_a_gradient_asks_for_one() -> None:
     """What is saved for the backward beside the logits is no result to go on with: its gradient would be lost."""
     status = backends.available()["native"]

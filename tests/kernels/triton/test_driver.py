@@ -121,3 +121,14 @@ def test_parameters_are_read_in_the_code_that_triton_makes(monkeypatch: pytest.M
     assert threads == 32 * specimen.num_warps
     assert kinds[:13] == ["u64"] * 9 + ["u32"] * 3 + ["f32"]
     assert set(kinds[13:]) <= {"u64"}
+
+
+def test_without_the_native_library_its_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are then started one by one."""
+
+    def absent() -> None:
+        raise driver.library.LibraryUnavailable("no library was built", "build it")
+
+    monkeypatch.setattr(driver.library, "load", absent)
+    with pytest.raises(driver.Unknown, match=r"^no library was built"):
+        driver._opened.__wrapped__("libcuda.so.1")
