@@ -10,9 +10,9 @@ import numpy as np
 from intermoe.eval.runner import Evaluation, Piece
 
 FEW, MORE = 2, 6
+"""Denoising steps of the two timings whose difference is the price of a step."""
 SAMPLES = 2
 """Pieces that are timed of each kind of work."""
-"""Denoising steps of the two timings whose difference is the price of a step."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ KERNELS = ("up", "down", "grad_hidden", "grad_pairs", "grad_weight")
 PRECISIONS = ("half", "tf32", "ieee")
 SIZES = ("small", "medium", "large")
 SMALL_ROWS, MEDIUM_ROWS = 48, 192
-"""Most rows of an expert: one and a half times the lowest and the highest tile of the tables below."""
-"""Average rows per expert up to which a call is "small" or "medium"."""
+"""Average rows per expert up to which a call is "small" or "medium": one and a half times the lowest and the highest
+tile of the tables below."""
 
 
 @dataclass(frozen=True)

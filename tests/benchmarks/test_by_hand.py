@@ -175,6 +175,27 @@ def test_bytes_of_every_launch_that_multiplies_nothing(precision: str, element: 
         assert all(w.flops == w.padded_flops == 0 for w in found)
 
 
+@pytest.mark.parametrize(("precision", "element"), [("half", 2), ("tf32", 4)])
+def test_bytes_of_every_product(precision: str, element: int) -> None:
+    """By what each reads and writes; the activation and its gradient are passes of their own but in the forward."""
+    pytest.importorskip("triton")
+    from intermoe.benchmarks.harness import roofline
+
+    pairs, d, f = 9600, 768, 1024
+    narrow, wide, up, down = pairs * d, pairs * f, 8 * 2 * f * d, 8 * d * f
+    expected = {
+        "up": narrow + up + 2 * wide + wide,  # pairs, weights; pre-activations and activations
+        "up inference": narrow + up + wide,
+        "down": wide + down + narrow,
+        "grad_hidden": narrow + down + wide,
+        "grad_pairs": 2 * wide + up + narrow,
+        "grad_weight up": 2 * wide + narrow + up,
+        "grad_weight down": narrow + wide + down,
+    }
+    found = {name: roofline.grouped(name, 86, precision, pairs).bytes / element for name in expected}
+    assert found == expected
+
+
 def test_tiles_of_every_product(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tile of 64 rows, 128 columns and 32 of the sum; 1000 tokens are 125 rows of each of 8 experts, two tiles."""
     pytest.importorskip("triton")

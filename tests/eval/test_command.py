@@ -16,6 +16,8 @@ import torch
 from typer.testing import CliRunner
 
 from intermoe import cli
+from intermoe.cli.common import Process
+from intermoe.eval.estimate import Estimate
 from intermoe.evaluators.bigru import BiGRUConfig, BiGRUEvaluator
 from intermoe.evaluators.evaluator import save_evaluator
 from intermoe.motion.statistics import Statistics
@@ -36,6 +38,25 @@ def run(tiny_pipeline: Any, tiny_evaluator: Any, tmp_path: Path, monkeypatch: py
     tiny_pipeline.save_pretrained("model")
     save_evaluator("evaluator", tiny_evaluator)
     return lambda *arguments: CliRunner().invoke(cli.app, ["evaluate", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(("ranks", "told"), [(1, "(7260 s), "), (3, "(7260 s) with 3 processes, ")])
+def test_an_estimate_is_of_all_processes(
+    ranks: int, told: str, run: Run, bowing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def estimate(evaluation: Any, replications: int, *, processes: int = 1) -> Estimate:
+        asked.append((replications, processes))
+        return Estimate(7260.0, 18, 3 * 2**29)
+
+    monkeypatch.setattr("intermoe.eval.estimate.estimate", estimate)
+    monkeypatch.setattr("intermoe.cli.evaluate.protocol.launched", lambda: Process(ranks=ranks))
+    arguments = ("--data", bowing, "--evaluator", "evaluator", "--model", "model", "--out", "out", *SMALL)
+    result = run("interhuman", *arguments, "--dry-run", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert asked == [(2, ranks)]
+    assert result.stdout.strip() == f"18 motions to generate: about 2 h 1 min {told}1.5 GB of files"
 
 
 def test_interhuman(run: Run, bowing: Path, tmp_path: Path) -> None:

@@ -202,6 +202,25 @@ def test_what_is_not_finite_or_not_whole_is_named(make: Make, monkeypatch: pytes
         evaluate(evaluation, 1)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", ["motion", "text"])
+def test_one_number_of_an_embedding_that_is_not_finite_is_enough(
+    side: str, value: float, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = make()
+    kind = type(evaluation.evaluator)
+    embed = getattr(kind, f"embed_{side}")
+
+    def spoilt(*given: Any) -> torch.Tensor:
+        found: torch.Tensor = embed(*given).clone()
+        found[1, 2] = value
+        return found
+
+    monkeypatch.setattr(kind, f"embed_{side}", spoilt)
+    with pytest.raises(FloatingPointError, match=rf"truth-0000.npz: .* got others in {side}_embedding of items 3$"):
+        evaluation.make(0, evaluation.pieces(0)[0], 1)
+
+
 def test_processes_share_the_work(make: Make) -> None:
     expected = evaluate(make("one"), 1)
     evaluation = make("three")

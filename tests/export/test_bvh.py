@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from intermoe import export
-from intermoe.export.skeletons import metres_per_unit, upright, y_up_to_z_up
+from intermoe.export.skeletons import body_joints, metres_per_unit, upright, y_up_to_z_up
 from intermoe.motion.rotations import from_rot6d, to_rotation_vectors
-from intermoe.motion.skeleton import JOINT_NAMES, PARENTS
+from intermoe.motion.skeleton import JOINT_NAMES, NUM_JOINTS, PARENTS
 
 
 def degrees(matrices: np.ndarray) -> np.ndarray:
@@ -140,6 +140,14 @@ def test_other_names_units_and_axes_are_read(two_people: np.ndarray, tmp_path: P
     rows = [" ".join(map(str, row)) for row in values.tolist()]
     (tmp_path / "z_up.bvh").write_text(head + "MOTION\n" + "\n".join([*lines[1:3], *rows]) + "\n")
     np.testing.assert_allclose(export.load(tmp_path / "z_up.bvh").joints, two_people[:1], atol=1e-4)
+
+
+@pytest.mark.parametrize("twice", [[0], [15, 20], list(range(NUM_JOINTS))], ids=len)
+def test_of_joints_that_are_called_alike_the_first_is_the_bodys(twice: list[int]) -> None:
+    """What hangs on a body, or another body, comes after it."""
+    body, others = [f"mixamorig:{name}" for name in MIXAMO], [f"prop:{MIXAMO[joint]}" for joint in twice]
+    assert body_joints([*body, "sword", *others]) == list(range(NUM_JOINTS))
+    assert body_joints(["world", *body, *reversed(others)]) == list(range(1, 1 + NUM_JOINTS))
 
 
 @pytest.mark.parametrize("along", [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0)])

@@ -183,3 +183,23 @@ def test_only_who_was_moved_gets_their_bones_again() -> None:
             torch.testing.assert_close(
                 bone_lengths(held[person, frame][None, None])[0], lengths[person], rtol=0, atol=1e-4
             )
+
+
+@pytest.mark.parametrize(
+    ("frame", "held"),
+    [(29 - REACH, False), (30 - REACH, True), (29, True), (32, True), (34 + REACH, True), (35 + REACH, False)],
+)
+@pytest.mark.parametrize("who", [0, 1])
+def test_who_is_fixed_near_a_meeting_is_not_led_past_and_the_other_goes_all_the_way(
+    frame: int, held: bool, who: int
+) -> None:
+    """Near is where what leads past fades. Two of one place but for 10 cm meet in frames 30 to 34."""
+    places = torch.zeros(2, 70, NUM_JOINTS, 3)
+    places[1, :, :, 0] = 1.0
+    places[1, 30:35, :, 0] = 0.1
+    fixed = torch.zeros(2, 70, dtype=torch.bool)
+    fixed[who, frame] = True
+    moved = (apart._led_past(places, fixed, torch.ones(2, 70)) - places)[:, 32, 0, 0]
+    needed = apart._ROOM - 0.1
+    share = (0.0 if who == 0 else 1.0) if held else 0.5
+    assert moved.tolist() == pytest.approx([-share * needed, (1 - share) * needed], abs=1e-6)

@@ -13,6 +13,7 @@ from torch import Tensor
 from intermoe.motion.bones import SWEEPS, hold_bone_lengths, with_rigid_bones
 from intermoe.motion.feet import REACH, with_planted_feet
 from intermoe.motion.interhuman import joints, mirror_raw, process_pair, with_positions
+from intermoe.motion.rig import REST_POSE, RIGID, at_rest, fit_rig, forward_kinematics
 from intermoe.motion.skeleton import FOOT_JOINTS, LEFT_JOINTS, PARENTS, RIGHT_JOINTS
 
 Floats = npt.NDArray[np.float64]
@@ -252,3 +253,19 @@ def test_a_foot_goes_no_farther_than_its_leg() -> None:
     distance = np.linalg.norm(planted[:, 7] - planted[:, 1], axis=-1)
     assert distance.max() <= reach + 1e-5
     assert distance.max() > 0.99 * reach
+
+
+@pytest.mark.parametrize("joint", [1, 14, 20])
+@pytest.mark.parametrize(("frames", "person"), [([120], 0), ([0, 1], 1), (list(range(200)), 1)])
+def test_a_bone_that_leaves_its_place_for_a_moment_slides(joint: int, frames: list[int], person: int) -> None:
+    """However short the moment: kinematics gives the joints back at every frame."""
+    positions = np.tile(at_rest(REST_POSE), (2, 200, 1, 1))
+    below = [joint]
+    for child in range(joint + 1, 22):
+        below += [child] if PARENTS[child] in below else []
+    bone = positions[0, 0, joint] - positions[0, 0, PARENTS[joint]]
+    longer = np.where(np.isin(np.arange(200), frames), np.where(np.arange(200) % 2, 0.01, 0.02), 0.0)
+    positions[person][:, below] += (longer[:, None] * bone / np.linalg.norm(bone))[:, None]
+    rig = fit_rig(positions)
+    assert rig.sliding == (joint,)
+    assert np.linalg.norm(forward_kinematics(rig.offsets, rig.rotations) - positions, axis=-1).max() < RIGID

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.tensor
 
 from intermoe import backends
 from intermoe.kernels.contract import Experts
 from intermoe.nn.distributed import clip_grad_norm_
+from intermoe.nn.moe import InterMoEBlock
 from intermoe.ops import exchange
 from intermoe.ops.combine import combine_reference
 from intermoe.ops.exchange import plan_exchange
@@ -150,6 +152,24 @@ def test_gradients_within_the_norm_stay_and_longer_ones_are_cut_to_it() -> None:
             parameter.grad = torch.full((1,), grad)
         assert clip_grad_norm_([*parameters, torch.nn.Parameter(torch.zeros(1))], limit).item() == pytest.approx(5.0)
         assert [p.grad.item() for p in parameters if p.grad is not None] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [(), ("w_down",), ("w_gate_up", "w_down")], ids=str)
+def test_weights_that_are_frozen_stay_so_when_they_are_spread(
+    frozen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed.tensor, "distribute_tensor", lambda weight, mesh, placements: weight.clone())
+    block = InterMoEBlock(8, 2, 4, None)
+    for name in frozen:
+        block.get_parameter(name).requires_grad_(False)
+    before = {name: (p.detach().clone(), p.requires_grad) for name, p in block.named_parameters()}
+    block.distribute(SimpleNamespace(ndim=1, get_group=None))  # type: ignore[arg-type]
+    after = dict(block.named_parameters())
+    assert {name for name, p in after.items() if not p.requires_grad} == set(frozen)
+    assert after.keys() == before.keys()
+    for name, (value, trained) in before.items():
+        assert torch.equal(after[name].detach(), value)
+        assert after[name].requires_grad == trained
 
 
 def test_a_mesh_of_three_dimensions_is_refused() -> None:

@@ -194,3 +194,25 @@ def test_words_are_drawn_as_large_as_what_the_layers_add() -> None:
     assert float(encoder.token_embedding.weight[1:].detach().std()) == pytest.approx(1.0, rel=0.05)
     assert float(encoder.position_embedding.detach().std()) == pytest.approx(0.5, rel=0.05)
     assert not encoder.token_embedding.weight[0].any()
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_clip_tokenizer_neither_cuts_nor_fills_whatever_its_file_says(cut: bool, filled: bool) -> None:
+    """The encoder does both itself, and warns of what it cuts."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: number for number, word in enumerate(["?", "two", "people", "bow", "[START]", "[END]"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[START] $A [END]", special_tokens=[("[START]", 4), ("[END]", 5)]
+    )
+    if cut:
+        tokenizer.enable_truncation(3)
+    if filled:
+        tokenizer.enable_padding(length=6, pad_id=3, pad_token="bow")
+    clip = small_clip()
+    clip._use_tokenizer(tokenizer.to_str())
+    assert clip.tokenize(["two people bow", "two"]).tolist() == [[4, 1, 2, 3, 5, 0], [4, 1, 5, 0, 0, 0]]
+    with pytest.warns(UserWarning, match="has 8 tokens, cut to 6"):
+        assert clip.tokenize(["two people bow two people bow"]).tolist() == [[4, 1, 2, 3, 1, 5]]

@@ -53,6 +53,26 @@ def test_from_the_side_is_across_where_they_mostly_stand() -> None:
     assert abs(forward[0]) > 5 * abs(forward[2])
 
 
+@pytest.mark.parametrize("camera", ["side", "front", "top"])
+@pytest.mark.parametrize(
+    ("extent", "distance"),
+    [
+        ((1.0, 1.7, 1.0), 5.0),  # nobody is looked at from nearer
+        ((1.0, 9.0, 1.0), 5.0),  # height alone takes nobody farther away
+        ((6.0, 1.7, 0.0), 10.8),
+        ((0.0, 1.7, 6.0), 10.8),
+        ((3.0, 1.7, 4.0), 9.0),
+    ],
+)
+def test_who_spreads_over_the_floor_is_looked_at_from_farther_away(
+    extent: tuple[float, float, float], distance: float, camera: str
+) -> None:
+    joints = np.zeros((2, 3, 22, 3))
+    joints[1] = extent
+    position = frame_motion(joints, VIEWPORT, camera).position
+    assert np.linalg.norm(position - np.array(extent) / 2) == pytest.approx(distance)
+
+
 @pytest.mark.parametrize("fps", [30, 60])
 def test_a_path_is_smoothed_over_half_a_second_at_any_rate(fps: int) -> None:
     """Both step aside by 2 m at once after 4 s: a deviation earlier 16 % of the way are done, later 84 %."""

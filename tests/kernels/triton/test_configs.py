@@ -56,6 +56,31 @@ def test_a_users_table_replaces_single_entries(tmp_path):
     assert configs.tile(86, "up", "half", "large") != mine
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_tile_for_a_while_leaves_the_users_as_they_were(tmp_path, fails):
+    keys = [configs.Key(86, kernel, "half", "large") for kernel in ("up", "down", "grad_pairs")]
+    mine, other, third = (configs.Tile(size, 32, 32, 4, 2) for size in (16, 32, 64))
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(configs.table_json({keys[0]: mine, keys[1]: mine})))
+
+    def in_force():
+        return [configs.tile(*vars(key).values()) for key in keys]
+
+    shipped = in_force()[2]
+    configs.use_table(path)
+    try:
+        with configs.overridden(keys[0], other):
+            assert in_force() == [other, mine, shipped]
+            with configs.overridden(keys[2], third):
+                assert in_force() == [other, mine, third]
+            assert in_force() == [other, mine, shipped]
+            if fails:
+                raise RuntimeError("it did not compile")
+    except RuntimeError:
+        assert fails
+    assert in_force() == [mine, mine, shipped]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
