@@ -76,6 +76,24 @@ def test_what_cannot_work_is_told_in_a_line(bow: Path, tmp_path: Path, arguments
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_each_format_is_given_the_look_and_the_name_of_the_first_file(
+    bow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = export.load(bow)
+    for person, name in enumerate(("ann", "ben")):
+        export.save(f"{name}.bvh", take.joints[person : person + 1], 30)
+    given: list[tuple[Path, Any]] = []
+    monkeypatch.setattr(export, "save_take", lambda path, take: (given.append((path, take)), [path])[1])
+    done = run(
+        "export", "ben.bvh", "ann.bvh", "--format", "npz", "--format", "glb", "--camera", "top", "--size", "320x200"
+    )
+    assert done.exit_code == 0, done.output
+    for _, take in given:
+        assert (take.view.camera, take.view.size) == ("top", (320, 200))
+        np.testing.assert_allclose(take.joints, export.load(bow).joints[::-1], atol=1e-4)
+    assert [path.name for path, _ in given] == ["ben.npz", "ben.glb"]
+
+
 def test_view_says_where_and_serves_this_machine_alone(bow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("viser", reason="pages of figures need viser")
     from intermoe.viz.viewer import Viewer

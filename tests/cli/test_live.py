@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from intermoe.cli import app
 from intermoe.cli.live import half_the_cores
-from intermoe.export import FORMATS, load, written
+from intermoe.export import FORMATS, Take, load, save_take, written
 from intermoe.pipeline import ModelConfig
 
 pytest.importorskip("viser", reason="the page is viser's")
@@ -97,6 +97,10 @@ def test_all_that_a_page_needs_is_handed_on(tmp_path: Path, monkeypatch: pytest.
         handed["loaded"] = {"model": model, "device": device, **options}
         return pipeline
 
+    takes: list[Take] = []
+    monkeypatch.setattr(
+        "intermoe.export.save_take", lambda path, saved: (takes.append(saved), save_take(path, saved))[1]
+    )
     monkeypatch.setattr("intermoe.viz.live.LivePage", Page)
     monkeypatch.setattr("intermoe.viz.scene.serving", served)
     monkeypatch.setattr("intermoe.cli.live.load_pipeline", loaded)
@@ -116,6 +120,8 @@ def test_all_that_a_page_needs_is_handed_on(tmp_path: Path, monkeypatch: pytest.
     take = load(path)
     assert (path.parent, take.prompt, take.fps, take.joints.shape[1]) == (tmp_path, "they bow; they wave", 20, 3)
     assert take.details == {"model": "m", "seed": 7}
+    assert path.stem == "they-bow-they-wave"
+    assert [(saved.view.camera, saved.prompt) for saved in takes] == [("top", "they bow; they wave")]
 
 
 def _is_there(name: str) -> bool:

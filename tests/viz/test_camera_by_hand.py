@@ -87,3 +87,15 @@ def test_a_path_is_smoothed_over_half_a_second_at_any_rate(fps: int) -> None:
         place = int((4 + seconds) * fps)
         assert path[place - 1 : place + 1, 0].mean() / 2 == pytest.approx(share, abs=0.005)
     np.testing.assert_allclose(path[[0, -1]], [[0, 0, 0], [2, 0, 0]], atol=1e-9)
+
+
+def test_a_path_is_between_all_persons_and_rests_before_and_after() -> None:
+    """A walk of 1 m/s: half of what is smoothed at an end rests there, 0.5 s / sqrt(2 pi) of a walk within it."""
+    joints = np.zeros((3, 120, 22, 3))
+    joints[:, :, 0] = [[[0.0, 0.9, 0.0]], [[6.0, 1.0, 0.0]], [[0.0, 1.1, 9.0]]]
+    joints[:, :, :, 2] += np.arange(120)[:, None] / 30
+    path = centre_path(joints, 30)
+    np.testing.assert_allclose(path[:, 0], 2.0)
+    np.testing.assert_allclose(path[:, 1], 0.0)
+    inside = FOLLOW_SECONDS / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(path[[0, 60, -1], 2], [3 + inside, 5, 3 + 119 / 30 - inside], atol=5e-3)

@@ -100,6 +100,21 @@ def test_meshes_are_told_all_that_they_are() -> None:
             assert (given["batched_wxyzs"] == [1, 0, 0, 0]).all()
 
 
+def test_a_bone_that_changes_is_drawn_as_long_as_it_is_on_average() -> None:
+    """Two people who grow from their size to three times that, the second of them half as large as the first."""
+    growing = at_rest(REST_POSE) * np.linspace(1, 3, 5)[:, None, None]
+    scene = told()
+    Figures(scene, np.stack([growing, growing / 2]), ("Ann", "Bo"))
+    wanted = np.linalg.norm(REST_POSE[1:], axis=-1)
+    calls = scene.add_batched_meshes_simple.call_args_list
+    for name, size in (("Ann", 1.0), ("Bo", 0.5)):
+        drawn = [call.kwargs["batched_scales"][:, 1] for call in calls if call.args[0].startswith(f"/{name}/bones")]
+        shadow = next(call.kwargs["batched_scales"][:, 1] for call in calls if call.args[0] == f"/{name}/shadow")
+        for lengths in (np.concatenate(drawn), shadow):
+            # two hands and the head, which do not grow, are 0.07 and 0.05 m
+            np.testing.assert_allclose(np.sort(lengths), np.sort([*(2 * size * wanted), 0.07, 0.07, 0.05]), rtol=1e-5)
+
+
 @pytest.mark.parametrize("fps", [30.0, 120.0])
 def test_feet_stand_that_are_low_and_slow(fps: float) -> None:
     """Of Ann one foot stands and one is too high; of Bo one is too quick until the last frame, one is slow enough."""
