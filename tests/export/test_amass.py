@@ -107,3 +107,16 @@ def test_rotations_survive_the_way_to_bvh(motion: Any, tmp_path: Path) -> None:
     if motion.case not in ("generated", "one frame"):  # whose bones do not keep their places, or do not show them
         turned = np.swapaxes(first.rotations, -1, -2) @ second.rotations
         assert np.degrees(np.arccos(np.clip((np.trace(turned, axis1=-2, axis2=-1) - 1) / 2, -1, 1))).max() < 1
+
+
+def test_files_are_persons_in_their_order_and_the_first_says_what_is_done(
+    two_people: np.ndarray, tmp_path: Path
+) -> None:
+    paths = [
+        export.save(tmp_path / f"{prompt}.amass.npz", two_people[person : person + 1], prompt=prompt)[0]
+        for person, prompt in enumerate(("bow", "wave"))
+    ]
+    for order in ((0, 1), (1, 0)):
+        take = export.load([paths[person] for person in order])
+        assert take.prompt == ("bow", "wave")[order[0]]
+        np.testing.assert_allclose(take.joints, two_people[list(order)], atol=1e-3)

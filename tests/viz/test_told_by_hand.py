@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("viser", reason="scenes are viser's")
 from intermoe.motion.rig import REST_POSE, at_rest
+from intermoe.motion.rotations import about_axis
 from intermoe.motion.skeleton import FOOT_JOINTS, JOINT_NAMES
 from intermoe.viz import browser, live, viewer
 from intermoe.viz import scene as module
@@ -113,6 +114,29 @@ def test_a_bone_that_changes_is_drawn_as_long_as_it_is_on_average() -> None:
         for lengths in (np.concatenate(drawn), shadow):
             # two hands and the head, which do not grow, are 0.07 and 0.05 m
             np.testing.assert_allclose(np.sort(lengths), np.sort([*(2 * size * wanted), 0.07, 0.07, 0.05]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [2, 7])
+def test_people_who_go_on_are_as_if_they_had_begun_so(frames: int) -> None:
+    """After a load, each is told their own places and turns, up to the last frame of what was loaded."""
+    turns = about_axis(1, np.arange(frames) / 5) @ about_axis(0, np.arange(frames) / 7)
+    others = np.stack([standing(frames)[0] @ turns, standing(frames)[1] @ turns.transpose(0, 2, 1)])
+    loaded, begun = Figures(told(), standing(), ("Ann", "Bo")), Figures(told(), others, ("Ann", "Bo"))
+    loaded.load(others)
+    assert len(loaded) == frames
+    for frame in (0, frames - 1, 500):
+        loaded.show(frame)
+        begun.show(min(frame, frames - 1))
+        for part, wanted in zip(loaded._parts, begun._parts, strict=True):
+            np.testing.assert_array_equal(part.handle.batched_positions, wanted.handle.batched_positions)
+            if part.turns is not None:
+                np.testing.assert_array_equal(part.handle.batched_wxyzs, wanted.handle.batched_wxyzs)
+
+
+def test_the_page_goes_along_with_what_is_between_all_pelvises() -> None:
+    joints = np.full((3, 22, 3), 7.0)
+    joints[:, 0] = [[0.0, 0.9, 0.0], [6.0, 1.0, 0.0], [0.0, 1.1, 9.0]]
+    np.testing.assert_allclose(live._middle(joints), [2.0, 0.0, 3.0])
 
 
 @pytest.mark.parametrize("fps", [30.0, 120.0])
