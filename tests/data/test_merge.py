@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from intermoe import cli
 from intermoe.data import DATA_SETS, MotionDataset, prepare
 from intermoe.data.items import ItemError
-from intermoe.data.merge import merge
+from intermoe.data.merge import _listings, merge
 from intermoe.data.solo import APART, SoloReader, compose, join_captions, partners
 
 
@@ -184,6 +184,18 @@ def test_partners_are_others_as_long_or_longer() -> None:
         assert all(lengths[other] >= lengths[index] for index, other in enumerate(chosen))
 
 
+def test_partners_are_among_the_next_32_by_length() -> None:
+    """Of a hundred clips, each a frame longer than the one before; the longest has the one before it."""
+    farthest = 0
+    for seed in range(20):
+        chosen = np.array(partners(list(range(40, 140)), np.random.default_rng(seed)))
+        ahead = chosen - np.arange(100)
+        assert ((ahead[:-1] >= 1) & (ahead[:-1] <= 32)).all()
+        assert ahead[-1] == -1
+        farthest = max(farthest, int(ahead.max()))
+    assert farthest == 32
+
+
 @pytest.mark.parametrize(
     ("first", "second", "joined"),
     [
@@ -209,6 +221,26 @@ def test_times_list_training_clips_and_even_out_activities(
     assert {name: listed[name] for name in "1234"} == {"1": 12, "2": 4, "3": 4, "4": 4}
     assert 25 <= sum(count for name, count in listed.items() if "+" in name) <= 75
     assert lines(tmp_path / "all" / "split" / "val.txt") == ["5"]
+
+
+def test_activities_are_evened_out_where_every_clip_has_one() -> None:
+    """Of three clips two wave; where nothing is known of the third, each is listed as often as is asked for."""
+    entries = {name: {"name": name, "tags": {"activity": "wave"}} for name in "ab"}
+    rng = np.random.default_rng(0)
+    assert _listings("abc", entries, 2.0, rng) == [2, 2, 2]
+    assert _listings("abc", {**entries, "c": {"name": "c", "tags": {"activity": "bow"}}}, 4.0, rng) == [3, 3, 6]
+
+
+@pytest.mark.parametrize(("more", "repeated"), [(1, 1), (2, 1), (3, 2), (4, 2), (6, 3)])
+def test_own_captions_are_repeated_by_the_nearest_whole_number(
+    interhuman_folder: Callable[..., Path], tmp_path: Path, more: int, repeated: int
+) -> None:
+    pairs = interhuman_folder({"train": {"1": 40}})
+    (pairs / "items.json").write_text(json.dumps([{"name": "1", "tags": {"activity": "bow"}}]), encoding="utf-8")
+    own, further = lines(pairs / "annots" / "1.txt"), [f"both bow, {i}" for i in range(more)]
+    assert len(own) == 2
+    merge([pairs], tmp_path / "all", wordings={"bow": further})
+    assert lines(tmp_path / "all" / "annots" / "1.txt") == repeated * own + further
 
 
 def test_wordings_are_further_captions_of_training_clips_of_an_activity(

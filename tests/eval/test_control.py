@@ -359,3 +359,51 @@ def test_jerk_is_looked_for_where_windows_meet(monkeypatch: pytest.MonkeyPatch) 
     row = next(row for row in evaluation._timeline(played, [item], 0, {}) if "seams" in row[0])
     # third differences of a jump are 1, 3, 3 and 1 of it, and six frames at each of two seams are looked at
     assert (row[1], row[3]) == pytest.approx((30**3 * 8 / 6, 0.0))
+
+
+class Scene:
+    """A live scene of 10 frames a window, that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.windows, self.told = 0, []
+
+    def __next__(self) -> Any:
+        self.windows += 1
+        return torch.zeros(2, 10, 22, 3)
+
+    def send(self, prompt: str) -> None:
+        self.told.append((self.windows, prompt))
+
+
+def two_items() -> Any:
+    motion = torch.stack([from_joints(torch.from_numpy(walk(8, 0.1, 0.0)))] * 2)
+    return [evaluation._Item(motion, caption) for caption in ("they bow", "they wave")]
+
+
+def played_live(monkeypatch: pytest.MonkeyPatch, instants: list[float]) -> tuple[Any, Scene, list[str]]:
+    """A pipeline whose scene is told by a clock that shows ``instants``."""
+    scene, asked = Scene(), []
+    monkeypatch.setattr(evaluation, "time", SimpleNamespace(perf_counter=iter(instants).__next__))
+    pipeline = SimpleNamespace(
+        config=SimpleNamespace(fps=20), live=lambda caption, **_: (asked.append(caption), scene)[1]
+    )
+    return pipeline, scene, asked
+
+
+def test_halves_of_a_long_scene_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 frames in 2 and in 6 seconds, at 20 a second, after a window that does not count."""
+    pipeline, scene, asked = played_live(monkeypatch, [5.0, 7.0, 11.0, 17.0])
+    monkeypatch.setattr(evaluation, "WINDOWS", 3)
+    monkeypatch.setattr(evaluation, "_peak_memory", iter([100.0, 130.0, 180.0]).__next__)
+    duration, memory = evaluation._length(pipeline, two_items(), 0, {})
+    assert (duration[1], duration[3]) == pytest.approx((6 / 1.5, 2 / 1.5))
+    assert (memory[1], memory[3]) == (50.0, 30.0)
+    assert (scene.windows, asked) == (1 + 3 + 3, ["they bow"])
+
+
+def test_live_motion_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """50 frames in 2 seconds, and the first window after another prompt half a second later."""
+    pipeline, scene, asked = played_live(monkeypatch, [5.0, 7.0, 11.0, 11.5])
+    (row,) = evaluation._live(pipeline, two_items(), 0)
+    assert (row[1], row[3]) == pytest.approx((25.0, 0.5))
+    assert (scene.windows, asked, scene.told) == (7, ["they bow"], [(6, "they wave")])

@@ -16,7 +16,7 @@ from torch import Tensor
 from intermoe import official
 from intermoe.evaluators.evaluator import load_evaluator, save_evaluator
 from intermoe.evaluators.interclip import InterClipConfig, InterClipMotionEncoder
-from intermoe.evaluators.words import read_texts
+from intermoe.evaluators.words import read_texts, read_word_vectors
 from intermoe.nn.layers import sinusoid
 from intermoe.text.protocol import TextConfig
 
@@ -252,6 +252,35 @@ def test_word_lists_are_not_unpickled(bigru_files: Path) -> None:
     (bigru_files / "hhi_vab_words.pkl").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no hhi_vab_words\.pkl"):
         official.load_bigru(bigru_files / "interx.tar", "interx", bigru_files)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_number_of_a_word_vector_that_is_not_finite_is_enough(bigru_files: Path, value: float) -> None:
+    path = bigru_files / "hhi_vab_data.npy"
+    vectors = np.load(path)
+    words, read = read_word_vectors(bigru_files, "hhi_vab")
+    assert words == ["sos", "eos", "unk", "walk", "person"]
+    np.testing.assert_array_equal(read, vectors.astype(np.float32))
+    vectors[3, 2] = value
+    np.save(path, vectors)
+    with pytest.raises(ValueError, match=r"hhi_vab_data\.npy: expected a finite vector for each of 5 words"):
+        read_word_vectors(bigru_files, "hhi_vab")
+
+
+@pytest.mark.parametrize(
+    "words", ["sos eos unk walk walk", "a eos unk walk sit", "sos a unk walk sit", "sos eos a walk sit"]
+)
+def test_words_are_different_and_have_the_three_special_ones(bigru_files: Path, words: str) -> None:
+    (bigru_files / "hhi_vab_words.pkl").write_bytes(pickle.dumps(words.split()))
+    with pytest.raises(ValueError, match=r"hhi_vab_words\.pkl: expected different words with sos, eos and unk"):
+        read_word_vectors(bigru_files, "hhi_vab")
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 9), (6, 9), (5, 9, 1)])
+def test_word_vectors_are_a_row_for_each_word(bigru_files: Path, shape: tuple[int, ...]) -> None:
+    np.save(bigru_files / "hhi_vab_data.npy", np.ones(shape))
+    with pytest.raises(ValueError, match=r"expected a finite vector for each of 5 words, got shape"):
+        read_word_vectors(bigru_files, "hhi_vab")
 
 
 def test_folders_that_hold_no_evaluator(tmp_path: Path) -> None:

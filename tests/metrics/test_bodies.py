@@ -97,3 +97,27 @@ def test_wrong_arrays_are_refused(function: Any) -> None:
     spoilt[1, 3, 5, 0] = np.nan
     with pytest.raises(ValueError, match="joints: expected finite numbers, got others in 1 frames, first in 3"):
         function(spoilt)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_pelvises_are_near_in_space(axis: int) -> None:
+    clip = posts(0, 0)
+    for frame, metres in enumerate((0.5, 0.59, 0.61, 0.7)):
+        clip[1, frame, :, axis] += metres
+    assert bodies.penetration(clip).near == 2
+
+
+def test_hands_of_any_two_of_three_meet() -> None:
+    clip = posts(0, 2, 5)
+    assert bodies.closest_wrists(clip) == pytest.approx(2)
+    for one, other in ((0, 2), (1, 2), (0, 1)):
+        meeting = clip.copy()
+        meeting[one, 1, LEFT_WRIST] = meeting[other, 1, LEFT_WRIST] + np.array([0.0, 0.0, 0.1])
+        assert bodies.closest_wrists(meeting) == pytest.approx(0.1)
+
+
+def test_hands_meet_at_the_distance_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "TOUCH", 0.25)
+    clip = posts(0, 2)
+    clip[0, 2, LEFT_WRIST], clip[1, 2, RIGHT_WRIST] = (1.0, 1.0, 0.0), (1.0, 1.0, 0.25)
+    assert measure([Clip(clip, activity="handshake")], [Clip(clip)], paired=False)["hands_met"] == 100

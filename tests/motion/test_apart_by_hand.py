@@ -203,3 +203,60 @@ def test_who_is_fixed_near_a_meeting_is_not_led_past_and_the_other_goes_all_the_
     needed = apart._ROOM - 0.1
     share = (0.0 if who == 0 else 1.0) if held else 0.5
     assert moved.tolist() == pytest.approx([-share * needed, (1 - share) * needed], abs=1e-6)
+
+
+def test_two_who_are_both_fixed_near_a_meeting_go_half_of_it_each() -> None:
+    places = torch.zeros(2, 70, NUM_JOINTS, 3)
+    places[1, :, :, 0] = 1.0
+    places[1, 30:35, :, 0] = 0.1
+    fixed = torch.zeros(2, 70, dtype=torch.bool)
+    fixed[0, 28] = fixed[1, 37] = True
+    moved = (apart._led_past(places, fixed, torch.ones(2, 70)) - places)[:, 32, 0, 0]
+    assert moved.tolist() == pytest.approx([-0.5 * (apart._ROOM - 0.1), 0.5 * (apart._ROOM - 0.1)], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("between", "runs"), [(REACH, [(5, 15 + REACH)]), (REACH + 1, [(5, 10), (11 + REACH, 16 + REACH)])]
+)
+def test_meetings_with_few_frames_between_are_one(between: int, runs: list[tuple[int, int]]) -> None:
+    near = torch.zeros(40, dtype=torch.bool)
+    near[5:10] = near[10 + between : 15 + between] = True
+    assert apart._runs(near) == runs
+    assert apart._runs(near & False) == []
+
+
+@pytest.mark.parametrize("along", [(0.0, 1.0), (1.0, 0.0), (-0.6, 0.8)])
+def test_who_passes_keeps_to_the_side_on_which_they_are_when_nearest(along: tuple[float, float]) -> None:
+    """Within 11 frames a person comes by at 5, 2 (on the other side) and 6 cm; the way leads 12 cm along theirs.
+
+    From the frame before the meeting to the one after it, that is: in the meeting itself it leads 1 cm.
+    """
+    forward, aside = torch.tensor(along), torch.tensor([along[1], -along[0]])
+    ahead = torch.tensor([-0.3] * 4 + [-0.02, 0.04, 0.04, 0.05, 0.1] + [0.3] * 4)
+    beside = torch.tensor([0.05] * 5 + [0.05, -0.02, 0.06] + [0.05] * 5)
+    ground = ahead[:, None] * forward + beside[:, None] * aside
+    offset = torch.stack([ground[:, 0], torch.full((13,), 0.4), ground[:, 1]], dim=-1)
+    needed = max(math.sqrt(0.35**2 - a**2) + b for a, b in ((0.04, 0.05), (0.04, -0.02), (0.05, 0.06)))
+    far = torch.tensor([needed * fade(max(5 - frame, frame - 7, 0)) for frame in range(13)])
+    wanted = -far[:, None] * aside
+    way = apart._past(offset, 5, 8)
+    torch.testing.assert_close(way[:, [0, 2]], wanted, rtol=0, atol=1e-5)
+    assert not way[:, 1].any()
+
+
+def test_who_does_not_pass_goes_straight_apart() -> None:
+    """Somebody comes 9 cm near and goes back: less than a step is no passing."""
+    ground = torch.tensor([[0.3, 0.4]] * 5 + [[0.03, 0.04]] * 3 + [[0.3, 0.49]] * 5)
+    offset = torch.stack([ground[:, 0], torch.zeros(13), ground[:, 1]], dim=-1)
+    way = apart._past(offset, 5, 8)
+    torch.testing.assert_close(way[6], torch.tensor([0.6, 0.0, 0.8]) * (apart._ROOM - 0.05), rtol=0, atol=1e-5)
+
+
+def test_who_is_led_past_one_into_another_is_led_past_them_too() -> None:
+    """Of three in a row the first two are 10 cm apart; 25 cm between these would bring the second near the third."""
+    places = torch.zeros(3, 50, NUM_JOINTS, 3)
+    places[:, 20:30, :, 0] = torch.tensor([0.0, 0.1, 0.4])[:, None, None]
+    places[:, :20, :, 0] = places[:, 30:, :, 0] = torch.tensor([-3.0, 0.1, 4.0])[:, None, None]
+    nobody = torch.zeros(3, 50, dtype=torch.bool)
+    pelvis = apart._led_past(places, nobody, torch.ones(3, 50))[:, :, 0, 0]
+    assert pelvis.diff(dim=0).min() >= apart._BETWEEN

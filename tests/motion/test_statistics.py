@@ -107,6 +107,10 @@ def test_a_file_of_something_else_is_named(tmp_path, content, message):
         (np.zeros(3), np.ones(4), "std: expected the shape of mean"),
         (np.zeros(3), np.zeros(3), "std: expected positive"),
         (np.full(3, np.nan), np.ones(3), "mean: expected a vector of finite"),
+        (np.array([0, np.nan, 0]), np.ones(3), "mean: expected a vector of finite"),
+        (np.zeros(3), np.array([1, np.inf, 1]), "std: expected a vector of finite"),
+        (np.zeros(3), np.array([1, 0, 1]), "std: expected positive"),
+        (np.zeros(3), np.array([1, 1, -1]), "std: expected positive"),
         (np.zeros((3, 1)), np.ones((3, 1)), "mean: expected a vector"),
     ],
 )

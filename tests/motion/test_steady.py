@@ -117,3 +117,63 @@ def test_joints_stay_where_they_are() -> None:
     joints = np.random.default_rng(0).normal(size=(2, 60, 22, 3))
     rig = fit_rig(joints)
     np.testing.assert_allclose(forward_kinematics(rig.offsets, rig.rotations), joints, atol=1e-3)
+
+
+def test_the_bone_that_moves_most_says_how_fast_a_joint_turns() -> None:
+    """Of three bones two lie in the axis of a turn and rest; the third moves by 12 degrees a frame."""
+    time, moved = np.arange(12), np.radians(12)
+    swinging = about_axis(0, moved * time) @ np.array([0.0, 1.0, 0.0])
+    bones = np.stack([np.tile(ALONG, (12, 1)), swinging, np.tile(-ALONG, (12, 1))], axis=1)[None]
+    turns = about_axis(0, (np.radians(10) + 1.9 * moved) * time)[None]
+    assert steady_turns(turns, bones, None) is turns
+
+
+def test_one_frame_or_person_that_is_late_is_slowed_and_no_other() -> None:
+    """The first person's fit jumps by 40 degrees between two frames; nobody's does elsewhere."""
+    degrees = np.zeros((2, 20))
+    degrees[0, 9:] = 40.0
+    fitted = np.stack([about_axis(0, np.radians(row)) for row in degrees])
+    still = np.tile(np.eye(3)[:2], (2, 20, 1, 1))
+    steady = steady_turns(fitted, still, None)
+    wanted = np.clip(np.arange(20) - 8, 0, 4) * 10.0
+    np.testing.assert_allclose(np.degrees(to_rotation_vectors(steady))[0, :, 0], wanted, atol=1e-6)
+    np.testing.assert_array_equal(steady[1], fitted[1])
+
+
+@pytest.mark.parametrize("swaying", [False, True])
+def test_a_twist_that_flips_is_made_good_by_ten_degrees_a_frame(swaying: bool) -> None:
+    """A bone that rests, about which the fit turns by 170 degrees and a frame later by 170 more, which is 20 back.
+
+    So 340 degrees are 20 the other way; what the model knows of twists is taken off what is made good.
+    """
+    time = np.arange(30)
+    known_twist = 3.0 * time if swaying else 0.0 * time
+    jump = np.where(time < 8, 0.0, np.where(time < 9, 170.0, 340.0))
+    fitted = rotation_matrices(np.radians(known_twist + jump)[None, :, None] * ALONG)
+    known = rotation_matrices(np.radians(known_twist)[None, :, None] * ALONG) if swaying else None
+    bones = np.tile(ALONG, (1, 30, 1))
+    steady = steady_twists(fitted, bones, known, ALONG[None])
+    off = rotation_matrices(np.radians(known_twist)[None, :, None] * -ALONG) @ steady
+    found = np.degrees(to_rotation_vectors(off))[0, :, 0]
+    assert np.abs(np.diff(found)).max() <= 10 + 1e-6
+    np.testing.assert_allclose(found[[7, 8, 9, 29]], [0, 10, 0, -20], atol=1e-6)
+
+
+def test_a_known_twist_of_nearly_half_a_turn_is_no_flip() -> None:
+    """The fit turns by 184 degrees a frame where 176 are known: 8 degrees off, not 352."""
+    fitted, known = (rotation_matrices(np.radians(rate) * np.arange(8)[None, :, None] * ALONG) for rate in (184, 176))
+    assert steady_twists(fitted, np.tile(ALONG, (1, 8, 1)), known, ALONG[None]) is fitted
+
+
+@pytest.mark.parametrize("by_bones", [False, True])
+def test_a_frame_in_which_more_is_known_to_turn_is_that_frame_alone(by_bones: bool) -> None:
+    """The fit turns by 90 degrees at once; from the second frame after that to the third 24 degrees are said to."""
+    fitted = about_axis(0, np.where(np.arange(20) < 5, 0.0, np.pi / 2))[None]
+    bones, known = np.tile(np.eye(3)[:2], (1, 20, 1, 1)), None
+    later = np.arange(20) >= 7
+    if by_bones:  # a bone that moves by half as much
+        bones[0, :, 1] = about_axis(0, np.where(later, np.radians(12), 0.0)) @ np.eye(3)[1]
+    else:
+        known = about_axis(2, np.where(later, np.radians(24), 0.0))[None]
+    steady = steady_turns(fitted, bones, known)
+    np.testing.assert_allclose(np.degrees(steps(steady))[0, 4:12], [10, 10, 34, 10, 10, 10, 6, 0], atol=1e-6)

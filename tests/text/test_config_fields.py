@@ -88,3 +88,19 @@ def test_layers_and_heads_of_the_clip_tower(value: int) -> None:
     layers = clip.get_submodule("tower").layers
     assert len(layers) == value
     assert layers[0].self_attn.num_heads == value
+
+
+def test_a_prompt_that_has_no_room_for_pieces_keeps_its_words() -> None:
+    """Every word may be spelled; where all pieces are more than the encoder reads, none is and nothing is cut."""
+    long = build(dropout=0.999, max_tokens=60).train()
+    row = long.token_ids("turns people left right")
+    torch.manual_seed(0)
+    pieces = [long._spell_at_random(row) for _ in range(20)]
+    most = max(map(len, pieces))
+    assert most > len(row)
+    for room, kept in ((most, False), (most - 1, True)):
+        short = build(dropout=0.999, max_tokens=room).train()
+        torch.manual_seed(0)
+        found = [short._spell_at_random(row) for _ in range(20)]
+        assert found == [each if len(each) <= room else row for each in pieces]
+        assert (row in found) is kept
