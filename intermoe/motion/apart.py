@@ -47,7 +47,7 @@ def with_bodies_apart(motion: Tensor, fixed: Tensor | None = None) -> Tensor:
     dynamics (Müller et al. 2007) move them by the shortest way out, half of it each: trunks along the ground, with all
     that hangs on them; limbs alone, and all the way where they are in a trunk. Each of up to ``SWEEPS`` displacements
     fades over ``REACH`` frames, and bones have their lengths again. Who walks through somebody is led past them first,
-    and again in the end: nobody's pelvis is nearer to another's than two trunks are thick. Velocities are the
+    and again in the end: no pelvis of who may move is nearer to another's than two trunks are thick. Velocities are the
     differences of the positions (the last frame's stays); other columns stay. Frames that are not moved stay as they
     are.
 

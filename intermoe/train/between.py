@@ -23,6 +23,7 @@ from intermoe.systems.intermoe.between import SEEN, Between, Ends, seen
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 from intermoe.train import run
 from intermoe.train.config import BetweenTrainConfig
+from intermoe.train.distill import model_of
 from intermoe.train.draws import ItemDraws
 from intermoe.train.latents import read_fitted
 from intermoe.train.loading import Batch
@@ -157,10 +158,7 @@ def run_between(
     """
     config = run.with_data(BetweenTrainConfig.load(config_path), data)
     output_dir = Path(output_dir)
-    pipeline = InterMoEPipeline.from_pretrained(model)
-    own, read = pipeline.config.vae.representation, config.data.representation
-    if own != read:
-        raise ValueError(f"data.representation: expected {own!r}, which this model is for, got {read!r}")
+    pipeline = model_of(model, config)
     made = dataclasses.replace(pipeline.config, between=config.between)
     splits = {name: run.open_split(config, name, min_frames=config.data.min_frames) for name in ("train", "val")}
     with run.claimed(config, output_dir, resume=resume, splits=splits) as accelerator:

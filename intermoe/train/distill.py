@@ -32,7 +32,7 @@ from intermoe.systems.intermoe.config import ShortcutConfig
 from intermoe.systems.intermoe.denoiser import Denoiser
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 from intermoe.train import run
-from intermoe.train.config import DistillConfig
+from intermoe.train.config import DistillConfig, TrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.latents import METRIC_FILE, LatentEncoder, read_fitted, write_metric
 from intermoe.train.loading import Batch
@@ -228,6 +228,15 @@ def make_trajectories(
     )
 
 
+def model_of(model: str | Path, config: TrainConfig) -> InterMoEPipeline:
+    """The model that ``config`` teaches more. Raises as ``from_pretrained``, and ``ValueError`` for other motion."""
+    pipeline = InterMoEPipeline.from_pretrained(model)
+    own, read = pipeline.config.vae.representation, config.data.representation
+    if own != read:
+        raise ValueError(f"data.representation: expected {own!r}, which this model is for, got {read!r}")
+    return pipeline
+
+
 def run_distill(
     config_path: str | Path,
     output_dir: str | Path,
@@ -251,10 +260,7 @@ def run_distill(
     """
     config = run.with_data(DistillConfig.load(config_path), data)
     output_dir = Path(output_dir)
-    pipeline = InterMoEPipeline.from_pretrained(model)
-    own, read = pipeline.config.vae.representation, config.data.representation
-    if own != read:
-        raise ValueError(f"data.representation: expected {own!r}, which this model is for, got {read!r}")
+    pipeline = model_of(model, config)
     diffusion = pipeline.config.diffusion
     steps = Steps(distilled(diffusion, config.steps, config.guidance_scale))
     if not steps.guided:

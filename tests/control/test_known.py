@@ -15,7 +15,7 @@ from intermoe.control import Control, Given, Known, Target, known_latents
 from intermoe.control.known import WHOLE_GAP
 from intermoe.motion.bones import bone_lengths, with_rigid_bones
 from intermoe.motion.humanml3d import HUMANML3D
-from intermoe.motion.interhuman import CONTACT_COLUMNS, INTERHUMAN, from_joints, joints, process_pair
+from intermoe.motion.interhuman import CONTACT_COLUMNS, INTERHUMAN, from_joints, process_pair
 from intermoe.motion.interx import INTERX
 from intermoe.motion.rig import REST_POSE, at_rest
 from intermoe.motion.rotations import from_rot6d
@@ -25,7 +25,6 @@ from intermoe.systems.intergen.config import InterGenConfig, InterGenModelConfig
 from intermoe.systems.intergen.network import InterGen
 from intermoe.systems.intergen.pipeline import InterGenPipeline
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
-from tests.motion.conftest import walking
 
 FRAMES = 22
 
@@ -582,35 +581,3 @@ def test_the_autoencoder_reads_nothing_that_training_did_not_have(
     assert torch.equal(result.joints[0, 0], joints)
     (motion,) = seen
     assert tiny_pipeline.statistics.normalise(motion[0, 0]).abs().max() == pytest.approx(4.0, rel=1e-4)
-
-
-def test_what_fills_gaps_is_as_if_it_were_given() -> None:
-    """Of two persons one has a gap that is filled and one that is not; nothing else of the motion moves."""
-    motion = torch.stack([from_joints(each) for each in joints(walking(24))])
-    motion[..., 66:132] += 0.25  # what is given need not be its positions' differences
-    where = torch.ones(2, 24, dtype=torch.bool)
-    where[0, 6:10] = where[1, 12:20] = False
-    given = Given(INTERHUMAN, motion * where[..., None], where, 8)
-    asked = []
-
-    def between(people: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        asked.append((people, there))
-        filled = torch.zeros_like(there)
-        filled[0, 6:10] = True
-        return people + 0.5 * filled[..., None, None], filled
-
-    made = given.with_gaps(between)
-    line = given.filled(24)
-    assert torch.equal(asked[0][0], joints(line))
-    assert torch.equal(asked[0][1], where)
-    expected = where.clone()
-    expected[0, 6:10] = True
-    assert torch.equal(made.where, expected)
-    assert torch.equal(given.where, where)
-    torch.testing.assert_close(joints(made.motion)[0, 6:10], joints(line)[0, 6:10] + 0.5)
-    still = torch.ones(2, 24, dtype=torch.bool)
-    still[0, 5:10] = False
-    assert torch.equal(made.motion[still], line[still])
-    steps = made.motion[..., 66:132].unflatten(-1, (22, 3))[0, 5:10]
-    torch.testing.assert_close(steps, joints(made.motion)[0].diff(dim=0)[5:10], rtol=1e-4, atol=1e-5)
-    assert torch.equal(made.motion[..., 132:], line[..., 132:])

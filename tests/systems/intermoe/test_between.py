@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from intermoe.control import Control, Known, Target
-from intermoe.motion.interhuman import from_joints
+from intermoe.control import Control, Given, Known, Target
+from intermoe.motion.interhuman import INTERHUMAN, from_joints
 from intermoe.pipeline import MotionPipeline
 from intermoe.systems.intermoe.between import SEEN, Between, Ends, Gap, ends_of, gaps, mirrored, seen
 from intermoe.systems.intermoe.config import BetweenConfig, PipelineConfig, VAEConfig
@@ -259,6 +259,38 @@ def test_the_estimate_is_what_is_known_of_the_latents(
         placed = place(Control(given(16, 24)).place(filling.representation, 40, 2))
         encoded = filling.encode(filling.statistics.familiar(placed.filled(40))[None])[0].flatten(2)
         assert torch.equal(kept[number].latents[0], encoded)
+
+
+def test_what_fills_gaps_is_as_if_it_were_given() -> None:
+    """Of two persons one has a gap that is filled and one that is not; nothing else of the motion moves."""
+    motion = torch.stack([from_joints(each) for each in joints(walking(24))])
+    motion[..., 66:132] += 0.25  # what is given need not be its positions' differences
+    where = torch.ones(2, 24, dtype=torch.bool)
+    where[0, 6:10] = where[1, 12:20] = False
+    placed = Given(INTERHUMAN, motion * where[..., None], where, 8)
+    asked = []
+
+    def between(people: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append((people, there))
+        filled = torch.zeros_like(there)
+        filled[0, 6:10] = True
+        return people + 0.5 * filled[..., None, None], filled
+
+    made = placed.with_gaps(between)
+    line = placed.filled(24)
+    assert torch.equal(asked[0][0], joints(line))
+    assert torch.equal(asked[0][1], where)
+    expected = where.clone()
+    expected[0, 6:10] = True
+    assert torch.equal(made.where, expected)
+    assert torch.equal(placed.where, where)
+    torch.testing.assert_close(joints(made.motion)[0, 6:10], joints(line)[0, 6:10] + 0.5)
+    still = torch.ones(2, 24, dtype=torch.bool)
+    still[0, 5:10] = False
+    assert torch.equal(made.motion[still], line[still])
+    steps = made.motion[..., 66:132].unflatten(-1, (22, 3))[0, 5:10]
+    torch.testing.assert_close(steps, joints(made.motion)[0].diff(dim=0)[5:10], rtol=1e-4, atol=1e-5)
+    assert torch.equal(made.motion[..., 132:], line[..., 132:])
 
 
 def test_a_model_comes_back_with_its_network(filling: InterMoEPipeline, tmp_path: Path) -> None:
