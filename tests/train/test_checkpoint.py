@@ -112,3 +112,54 @@ def test_broken_parts_of_checkpoints_that_know_no_content_are_named(name: str, t
     read = checkpoint.read_weights if name == checkpoint.MODEL else checkpoint.read_optimizer
     with pytest.raises(ValueError, match=name):
         read(path)
+
+
+def test_states_that_differ_in_a_name_an_order_or_a_border_are_told_apart() -> None:
+    states: list[Any] = [
+        {"a": 1}, {"b": 1}, {"a": 1.0}, {1: 1}, {"1": 1}, [1, 2], [2, 1], [12], [[1], [2]], ["1", "2"],
+        None, {"a": None}, {"a": torch.tensor(1.0)}, {"a": torch.tensor(2.0)}, {"a": {"b": 1}},
+    ]  # fmt: skip
+    assert len({checkpoint._digest(state) for state in states}) == len(states)
+    assert checkpoint._digest((1, 2)) == checkpoint._digest([1, 2])  # a file gives back lists or tuples
+
+
+def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
+    for name in ("step-7", "step-0000007", "step-00000007-old", "old-step-00000007", "step-0000000a"):
+        (tmp_path / name).mkdir()
+    assert checkpoint.latest_checkpoint(tmp_path) is None
+    path = _write(tmp_path, 7)
+    assert checkpoint.latest_checkpoint(tmp_path) == path
+    assert path.name == "step-00000007"
+
+
+def test_a_checkpoint_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files and its folder, then the name; then the folder that holds the name."""
+    done: list[tuple[str, ...]] = []
+    replace, sync = checkpoint.os.replace, checkpoint._sync
+    monkeypatch.setattr(checkpoint, "_sync", lambda path: done.append(("sync", path.name)) or sync(path))
+    monkeypatch.setattr(checkpoint.os, "replace", lambda a, b: done.append(("name", Path(b).name)) or replace(a, b))
+    path = _write(tmp_path, 7)
+    done = [step for step in done if step[1] not in {f.name for f in path.iterdir()} or step[0] == "sync"]
+    files = {("sync", file.name) for file in path.iterdir()}
+    assert len(files) == 5
+    assert set(done[:5]) == files
+    assert done[5:] == [("sync", f".writing-{path.name}"), ("name", path.name), ("sync", tmp_path.name)]
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"optimizer\.pt: cannot be written: PytorchStreamWriter failed writing file"):
+        _write(tmp_path, 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["[7]", '{"a": 1}', '"step"'])
+def test_counters_without_a_step_are_no_counters(content: str, tmp_path: Path) -> None:
+    path = _write(tmp_path, 7)
+    (path / checkpoint.CONTENTS).unlink()
+    (path / checkpoint.STATE).write_text(content)
+    with pytest.raises(ValueError, match=r"state\.json: expected the counters of a checkpoint, got other values"):
+        checkpoint.read_state(path)

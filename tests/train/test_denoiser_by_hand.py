@@ -34,7 +34,9 @@ CPU = torch.device("cpu")
 FRAMES = [5, 2, 4]
 
 
-def objective(pipeline: InterMoEPipeline, error: Tensor | None = None, positions: Tensor | None = None, **changes: Any):
+def objective(
+    pipeline: InterMoEPipeline, error: Tensor | None = None, positions: Tensor | None = None, **changes: Any
+) -> DenoiserObjective:
     values = {"denoiser": pipeline.config.denoiser, "text": pipeline.config.text, "trainer": "denoiser", **changes}
     config = DenoiserTrainConfig(**values)
     return DenoiserObjective(config, LatentEncoder(pipeline.codec), pipeline.text_encoder, error, positions)
@@ -102,7 +104,7 @@ def test_what_the_loss_is_asked_in_training(tiny_pipeline: InterMoEPipeline, ask
 
 
 def test_what_the_loss_is_asked_in_validation(tiny_pipeline: InterMoEPipeline, asked: list[dict[str, Any]]) -> None:
-    """Five noise levels for all items, with all texts, every level weighed alike and no metric; the loss is the mean."""
+    """Five noise levels for all items, with all texts, weighed alike, and no metric; the loss is the mean."""
     diffusion = DiffusionConfig(condition_dropout=0.5, snr_gamma=5.0, num_train_timesteps=40)
     made = objective(tiny_pipeline, torch.randn(28, 28), diffusion=diffusion).eval()
     given = batch()

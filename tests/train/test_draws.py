@@ -51,3 +51,24 @@ def test_numbers_are_distributed_as_they_should_be() -> None:
     assert normal.shape == (2000, 1, 3)
     assert abs(normal.mean()) < 0.05
     assert abs(normal.std() - 1) < 0.05
+
+
+def test_an_item_has_the_same_numbers_on_the_host_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single numbers of a device's items are drawn on the host, by generators of the same seeds."""
+    seeds: list[tuple[str, int]] = []
+
+    class Generator:
+        def __init__(self, device: torch.device = CPU) -> None:
+            self.device = device
+
+        def manual_seed(self, seed: int) -> Generator:
+            seeds.append((self.device.type, seed))
+            return self
+
+    monkeypatch.setattr(torch, "Generator", Generator)
+    ItemDraws((3, 1), [0, 1, 2, 3, 4], CPU)
+    expected, numbers = [seed for _, seed in seeds], [4, 2]
+    assert len(set(expected)) == 5
+    seeds.clear()
+    ItemDraws((3, 1), numbers, torch.device("cuda"))
+    assert seeds == [(device, expected[n]) for device in ("cuda", "cpu") for n in numbers]

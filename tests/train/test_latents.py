@@ -1,18 +1,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from intermoe.data.batching import collate
 from intermoe.data.interhuman import InterHumanDataset
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.intermoe.codec import LatentCodec
-from intermoe.systems.intermoe.vae import CausalSkeletalVAE
+from intermoe.systems.intermoe.vae import CausalSkeletalVAE, LatentDistribution
 from intermoe.train import latents as module
 from intermoe.train import load_vae_folder
-from intermoe.train.latents import LatentDataset, LatentEncoder, collate_latents, error_metric, position_map
+from intermoe.train.latents import (
+    LatentDataset,
+    LatentEncoder,
+    collate_latents,
+    error_metric,
+    position_map,
+    read_fitted,
+)
 
 CPU = torch.device("cpu")
 
@@ -106,3 +116,72 @@ def test_positions_move_with_latents_by_a_linear_map_in_decimetres() -> None:
     found = position_map(latents, latents @ metres)
     assert found[3].abs().max() < 0.2
     torch.testing.assert_close(found[[0, 1, 2, 4, 5]], 10 * metres[[0, 1, 2, 4, 5]], rtol=3e-3, atol=2e-2)
+
+
+def test_the_map_to_positions_by_hand() -> None:
+    """10 (C + 0.03^2)^-1 D for the covariances C of the latents and D of latents and positions, over N."""
+    latents = torch.tensor([[1.0, 0.0], [3.0, 0.1], [5.0, -0.1], [7.0, 0.0]])
+    positions = torch.tensor([[0.0, 1.0, 2.0], [1.0, 1.5, 2.5], [2.0, 1.0, 0.0], [3.0, 0.5, -1.0]])
+    off, moved = latents - latents.mean(dim=0), positions - positions.mean(dim=0)
+    covariance = [[sum(a * b for a, b in zip(x, y, strict=True)) / 4 for y in off.T.tolist()] for x in off.T.tolist()]
+    (a, b), (c, d) = covariance
+    a, d = a + 0.0009, d + 0.0009
+    inverse = torch.tensor([[d, -b], [-c, a]]) / (a * d - b * c)
+    expected = 10 * inverse @ (off.T @ moved / 4)
+    torch.testing.assert_close(position_map(latents, positions), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_metric_by_hand() -> None:
+    """Deviations 4, 1 and 0.1 along the axes, whose floor is 0.5: weights in the ratio of 1/4, 1 and 2."""
+    std = torch.tensor([4.0, 1.0, 0.1])
+    latents = 5 + torch.cat([torch.diag(std), -torch.diag(std)]) * 3**0.5  # variance std^2 over six rows
+    metric = error_metric(latents, 0.5)
+    weights = torch.tensor([0.25, 1.0, 2.0])
+    weights = weights * std.square().sum() / (weights * std.square()).sum()
+    torch.testing.assert_close(metric @ metric.T, torch.diag(weights), rtol=1e-4, atol=1e-5)
+    assert metric.dtype == torch.float32
+    assert metric.is_contiguous()
+    flat = error_metric(torch.ones(4, 2) + torch.tensor([[1.0, 0], [-1, 0], [1, 0], [-1, 0]]), 0.1)
+    assert flat.isfinite().all()  # a direction that does not vary at all
+
+
+def test_what_was_fitted_is_read_or_named(tmp_path: Path) -> None:
+    path = tmp_path / "metric.safetensors"
+    save_file({"metric": torch.eye(2), "other": torch.tensor([torch.inf])}, path)
+    assert torch.equal(read_fitted(path, "metric"), torch.eye(2))
+    with pytest.raises(ValueError, match=r"metric\.safetensors: missing key 'positions'"):
+        read_fitted(path, "positions")
+    with pytest.raises(ValueError, match=r"metric\.safetensors: 'other': expected finite"):
+        read_fitted(path, "other")
+
+
+def test_how_much_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LatentDataset(None, None, CPU).free == 2**30  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    assert LatentDataset(None, None, torch.device("cuda")).free == 125  # type: ignore[arg-type]
+
+
+def test_the_number_of_whole_latent_frames_decides_what_is_encoded() -> None:
+    """Of one motion whole groups of four, of a batch as many as its longest has; the rest is the mean motion."""
+    seen: list[torch.Tensor] = []
+
+    def encode(motion: torch.Tensor) -> LatentDistribution:
+        seen.append(motion)
+        frames = motion.shape[2] // 4
+        return LatentDistribution(torch.ones(len(motion), 2, frames, 3), torch.full((len(motion), 2, frames, 3), 2.0))
+
+    codec = SimpleNamespace(
+        encode=encode, vae=SimpleNamespace(downsampling=4), statistics=SimpleNamespace(mean=np.array([5.0, 6.0]))
+    )
+    encoder = LatentEncoder(codec)  # type: ignore[arg-type]
+    posterior = encoder.posterior(torch.zeros(2, 11, 2))
+    assert seen[-1].shape == (1, 2, 8, 2)
+    assert posterior.mean.shape == (1, 2, 2, 3)
+    motion = torch.arange(2 * 2 * 15 * 2.0).view(2, 2, 15, 2)
+    posterior, mask = encoder({"motion": motion, "lengths": torch.tensor([14, 7])})  # type: ignore[typeddict-item]
+    assert mask.tolist() == [[True, True, True], [True, False, False]]
+    assert torch.equal(seen[-1][0], motion[0, :, :12])
+    assert torch.equal(seen[-1][1, :, :4], motion[1, :, :4])
+    assert torch.equal(seen[-1][1, :, 4:], torch.tensor([5.0, 6.0]).expand(2, 8, 2))
+    for values, own in ((posterior.mean, 1.0), (posterior.log_var, 2.0)):
+        assert torch.equal(values, own * mask[:, None, :, None].expand(2, 2, 3, 3))

@@ -173,3 +173,32 @@ def test_levels_are_validated() -> None:
     data = {"representation": "humanml3d", "mirror": False, "swap_persons": False}
     with pytest.raises(ConfigError, match=r"levels\.person: expected 0 for humanml3d"):
         DenoiserTrainConfig.from_dict({"data": data, "levels": {"one_level": 0.5, "person": 0.5}})
+
+
+def test_levels_of_parts_are_shifted_as_those_of_samples_are() -> None:
+    """A half of the schedule moved to s / (1 + s) of it, for each person and run."""
+    mix = LevelMixConfig(one_level=0.0, independent=1.0)
+    for shift, level in ((1.0, 50), (3.0, 75)):
+        diffusion = DiffusionConfig(num_train_timesteps=100, timestep_shift=shift)
+        levels = mixed_timesteps(mix, _Told(0.0, 0.0, 1), torch.tensor([7]), [5], 2, diffusion)
+        assert torch.equal(levels, torch.full((1, 2, 5), level))
+
+
+def test_frames_of_one_run_share_their_numbers() -> None:
+    """Runs of three of eight latent frames: 0 to 2, 3 to 5, and the two that are left."""
+
+    class Rising(_Told):
+        def uniform_over(self, frames: Sequence[int], *shape: int) -> Tensor:
+            time = torch.arange(max(frames)) / 10
+            assert shape == (2, 2)
+            return time[None, :, None, None].expand(len(frames), -1, 2, 2)
+
+    mix = {"one_level": 0.0, "run": 3}
+    levels = mixed_timesteps(
+        LevelMixConfig(**mix, independent=1.0), Rising(0.0, 0.0, 1), torch.tensor([7]), [8], 2, DiffusionConfig()
+    )
+    assert levels[0, 1].tolist() == [1, 1, 1, 300, 300, 300, 600, 600]  # the least level is 1
+    clean = mixed_timesteps(
+        LevelMixConfig(**mix, frames=1.0), Rising(0.35, 0.0, 1), torch.tensor([7]), [8], 2, DiffusionConfig()
+    )
+    assert clean[0, 0].tolist() == [0, 0, 0, 0, 0, 0, 7, 7]

@@ -237,3 +237,22 @@ def test_progress_shows_loss_throughput_and_time_left(capsys: pytest.CaptureFixt
         progress.say("begun")
         progress.advance(5, 0.25, 12.5, "", logged=True)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_a_bar_and_no_lines_of_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bar has the numbers of every step, also of those that a log would leave out."""
+    monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda self: True))
+    progress = RunProgress(10, 2, 4, shown=True)
+    assert not progress.bar.disable
+    (task,) = progress.bar.tasks
+    assert (task.total, task.completed) == (10, 2)
+    progress.advance(4, 0.5, 12.5, "expert load 0.90 to 1.10", logged=False)
+    assert (task.completed, task.fields) == (4, {"loss": 0.5, "rate": 12.5, "note": "expert load 0.90 to 1.10"})
+    progress.advance(5, 0.25, 2.5, "", logged=True)
+    progress.validated(5, {"loss": 0.5})
+    assert (task.completed, task.fields) == (5, {"loss": 0.25, "rate": 2.5, "note": ""})
+    progress.say("[begun]")
+    assert capsys.readouterr().err.split() == ["[begun]"]
+    assert RunProgress(10, 2, 4, shown=False).bar.disable

@@ -314,6 +314,16 @@ def test_clips_of_all_processes_are_compared_and_none_twice(tmp_path: Path, monk
     assert made._validate(Numbers(6))["fid"] == pytest.approx(frechet_distance(generated, real))
 
 
+def test_all_processes_generate_in_the_same_turns(tmp_path: Path) -> None:
+    """Two clips lie in the first batch, whose turn is that of the second process, too."""
+    for rank in (0, 1):
+        accelerator = Two()
+        accelerator.process_index = rank
+        objective, made = made_for(2, accelerator, tmp_path)
+        made._validate(Numbers(6))
+        assert [generating for _, generating in objective.asked] == [True, False]
+
+
 def test_one_clip_alone_has_no_distance(tmp_path: Path) -> None:
     _, made = made_for(2, Accelerator(), tmp_path)
     assert set(made._validate(Numbers(1))) == {"loss"}

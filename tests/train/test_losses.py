@@ -123,3 +123,27 @@ def test_velocity_of_positions_is_in_units_of_the_velocity_columns() -> None:
     output[:, ::2, 3] = 0.5 / std[3]  # joint 1, along x
     losses = vae_losses(output, target, _posterior(), torch.zeros(262), std, VAELossConfig())
     torch.testing.assert_close(losses["velocity"], 0.5 / std[66 + 3] / 66)
+
+
+def test_each_term_by_hand_where_square_and_absolute_errors_differ() -> None:
+    """One column of each kind is off: smooth L1 is e^2 / 2 below 1 and |e| - 1/2 above it, L1 is |e|."""
+    std, target = torch.ones(262), _standing().repeat(2, 1, 1)
+    arguments = (_posterior(), torch.zeros(262), std, VAELossConfig())
+
+    def terms(column: int, error: float) -> dict[str, float]:
+        output = target.clone()
+        output[1, :, column] += error
+        return {name: value.item() for name, value in vae_losses(output, target, *arguments).items()}
+
+    # of two motions of 262 columns one is off in one
+    assert terms(261, 0.5)["reconstruction"] == pytest.approx(0.125 / 262 / 2)
+    assert terms(261, 3.0)["reconstruction"] == pytest.approx(2.5 / 262 / 2)
+    velocity = terms(70, 3.0)  # of 66 columns from 66 on
+    assert velocity["velocity"] == pytest.approx(3.0 / 66 / 2)
+    assert velocity["rotation"] == velocity["position"] == velocity["bone"] == 0
+    rotation = terms(140, 3.0)  # of 126 columns from 132 on
+    assert rotation["rotation"] == pytest.approx(3.0 / 126 / 2)
+    assert rotation["velocity"] == rotation["position"] == rotation["bone"] == 0
+    position = terms(0, 0.4)  # the first of 22 joints, 4 dm to the side in every frame
+    assert position["position"] == pytest.approx(4.0 / 22 / 2)
+    assert position["velocity"] == position["rotation"] == 0

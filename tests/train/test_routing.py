@@ -129,3 +129,30 @@ def test_z_losses_are_collected_where_they_are_asked_for() -> None:
     with pytest.raises(KeyboardInterrupt), router.collecting():
         raise KeyboardInterrupt
     assert router.losses is None
+
+
+def test_what_is_asked_of_a_block_is_asked_with_its_condition() -> None:
+    """Tokens without an expert and the z-loss are of the logits of tokens and condition, as the forward's are."""
+    torch.manual_seed(0)
+    block = InterMoEBlock(4, 3, 4, 5, norm="none", backend="reference").train()
+    torch.nn.init.normal_(block.motion_router)
+    torch.nn.init.normal_(block.text_router)
+    hidden, condition, mask = torch.randn(2, 9, 4), 3 * torch.randn(2, 5), torch.ones(2, 9, dtype=torch.bool)
+    mask[1, 5:] = False
+    chosen = block.chosen_pairs(hidden, condition, mask)
+    idle = int((~chosen.any(dim=-1))[mask].sum())
+    assert idle != int((~block.chosen_pairs(hidden, torch.zeros(2, 5), mask).any(dim=-1))[mask].sum()) > 0
+    routing, router = Routing(nn.ModuleDict({"moe": block})), RouterZ(block)
+    for given in ({"condition": condition, "mask": mask}, {}):
+        routing.start(probe=True)
+        with router.collecting() as losses:
+            block(hidden, **given) if given else block(hidden, condition, mask)
+        routing.count()
+        routing.count()  # of a second micro-step whose forward found as many
+        assert routing.idle["moe"] == 2 * idle
+        logits = block.routing_logits(hidden, condition)[mask]
+        torch.testing.assert_close(losses[0], torch.logsumexp(logits, dim=-1).square().mean())
+    routing.start()
+    block(hidden, condition, mask)
+    routing.count()
+    assert routing.idle["moe"] == 0, "nothing is counted that is not asked for"

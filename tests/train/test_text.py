@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,17 @@ from intermoe.text.build import build_text_encoder
 from intermoe.text.protocol import TextConfig
 from intermoe.text.wordpiece import WordPieceTextEncoder
 from intermoe.train import run_denoiser
+from intermoe.train import text as text_module
 from intermoe.train.condition import prepare_text, train_word_pieces
 from intermoe.train.config import DenoiserTrainConfig, TextPretrainingConfig
-from intermoe.train.text import SEGMENTS, _rate, latent_summary, pretrain_text, turn_summary
+from intermoe.train.text import (
+    SEGMENTS,
+    _rate,
+    _root_mean_square,
+    latent_summary,
+    pretrain_text,
+    turn_summary,
+)
 
 
 def turning_person(degrees: float, frames: int = 81) -> torch.Tensor:
@@ -194,3 +203,56 @@ def test_word_pieces_are_those_of_a_run_that_goes_on(
     pairs_of = list(zip(encoder.parameters(), again.parameters(), other.parameters(), strict=True))
     assert all(torch.equal(one, two) for one, two, _ in pairs_of)
     assert any(not torch.equal(one, three) for one, _, three in pairs_of)
+
+
+def test_the_optimiser_of_the_text_and_the_mode_of_its_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW of what is trained, the encoder and both heads; dropout in every step and none after them."""
+    seen: list[dict[str, Any]] = []
+    modes: list[bool] = []
+    own = torch.optim.AdamW
+
+    def adamw(parameters: list[torch.nn.Parameter], **options: Any) -> torch.optim.AdamW:
+        seen.append({"parameters": parameters, **options})
+        return own(parameters, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", adamw)
+    encoder = build(Turners()).eval()
+    first = next(encoder.parameters()).requires_grad_(False)
+    encoder.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    pretrain_text(encoder, Turners(), encode, TextPretrainingConfig(steps=3, learning_rate=2e-3), seed=0)  # type: ignore[arg-type]
+    (call,) = seen
+    assert (call["lr"], call["betas"]) == (2e-3, (0.9, 0.99))
+    own_weights = {id(p) for p in encoder.parameters() if p.requires_grad}
+    given = {id(p) for p in call["parameters"]}
+    assert own_weights < given
+    assert id(first) not in given
+    # latents of 2 persons with 66 numbers over 8 stretches, by a layer of 256; turns of 2 persons with 12 numbers
+    heads = {tuple(p.shape) for p in call["parameters"] if id(p) not in own_weights}
+    assert heads == {(256, 16), (256,), (2 * 66 * 8, 256), (2 * 66 * 8,), (24, 16), (24,)}
+    assert modes == [True] * 3
+    assert not encoder.training
+
+
+def test_turns_of_several_persons_over_their_stretches_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Headings at the ends of eight stretches of 17 frames, and of what counts as a full turn every way of summing."""
+    headings = [np.arange(17.0) ** 2, -3.0 * np.arange(17.0)]
+    asked: list[tuple[float, float]] = []
+
+    def turns(person: np.ndarray, *, min_degrees: float, fps: float) -> list[float]:
+        asked.append((min_degrees, fps))
+        return [360.0, -540.0, 720.0] if len(asked) == 1 else []
+
+    monkeypatch.setattr(text_module, "yaw", lambda person: headings[int(person[0, 0, 0])])
+    monkeypatch.setattr(text_module, "turns", turns)
+    joints = torch.tensor([0.0, 1.0])[:, None, None, None].expand(2, 17, 22, 3)
+    summary = turn_summary(joints, 25)
+    steps = [(2 * (k + 1)) ** 2 - (2 * k) ** 2 for k in range(8)]
+    expected = [*steps, 256, 540, 1080, -540, *[-6] * 8, -48, 0, 0, 0]
+    torch.testing.assert_close(summary, torch.tensor(expected) / 180)
+    assert asked == [(text_module.FULL_TURN, 25)] * 2
+
+
+def test_what_never_changes_is_divided_by_no_zero() -> None:
+    values = torch.tensor([[3.0, 0.0], [4.0, 0.0]])
+    torch.testing.assert_close(_root_mean_square(values, dim=0), torch.tensor([12.5**0.5, 1e-3]))
+    torch.testing.assert_close(_root_mean_square(values), torch.tensor(2.5))

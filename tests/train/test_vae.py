@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from intermoe.data import InterHumanDataset, collate
 from intermoe.motion.statistics import Statistics
 from intermoe.train import load_vae_folder, run_vae
+from intermoe.train import vae as module
 from intermoe.train.config import VAETrainConfig
 from intermoe.train.draws import ItemDraws
 from intermoe.train.vae import VAEObjective, Windows
@@ -199,3 +200,75 @@ def test_starting_from_another_configuration_is_refused(
         run_vae(
             write_config("vae", **{"model.latent_dim": 8}), tmp_path / "run", data=pairs, init=trained_vae / "model"
         )
+
+
+def started(
+    pairs: Path, config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, init: Path | None = None
+) -> tuple[VAEObjective, Any, Any]:
+    """Objective and both data sets of a run that trains nothing."""
+    seen: list[Any] = []
+    monkeypatch.setattr(module, "fit", lambda *given, **_: seen.extend((given[1], given[3], given[4])))
+    run_vae(config, folder, data=pairs, init=init)
+    return seen[0], seen[1], seen[2]
+
+
+def test_items_shorter_than_a_window_are_for_validation_alone(
+    pairs: Path, write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 40, 29, 33, 26 and 30 frames one is too short for a window of 28; of 31 and 24 none is."""
+    with pytest.warns(UserWarning, match="1 of 5 items cannot be used"):
+        _, windows, validation = started(pairs, write_config("vae", window=28), tmp_path / "run", monkeypatch)
+    assert windows.dataset.names == ["1", "2", "3", "5"]
+    assert (windows.dataset.split, validation.split, len(validation)) == ("train", "val", 2)
+
+
+def test_a_run_that_starts_from_a_model_has_its_statistics_and_weights(
+    trained_vae: Path, pairs: Path, write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever those of the data are."""
+    shutil.copytree(trained_vae / "model", tmp_path / "start")
+    own = Statistics(np.linspace(-3, 2, 262), np.linspace(0.5, 4, 262))
+    own.save(tmp_path / "start" / "statistics.json")
+    objective, *_ = started(pairs, write_config("vae", seed=5), tmp_path / "run", monkeypatch, tmp_path / "start")
+    np.testing.assert_allclose(objective.mean, own.mean)
+    np.testing.assert_allclose(objective.std, own.std)
+    assert Statistics.load(tmp_path / "run" / "statistics.json").digest() == own.digest()
+    before = load_vae_folder(trained_vae / "model")[0].state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in objective.vae.state_dict().items())
+    fresh, *_ = started(pairs, write_config("vae", seed=5), tmp_path / "fresh", monkeypatch)
+    again, *_ = started(pairs, write_config("vae", seed=5), tmp_path / "again", monkeypatch)
+    assert all(map(torch.equal, fresh.vae.parameters(), again.vae.parameters()))
+    assert not torch.equal(fresh.vae.head.weight, before["head.weight"])
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_what_the_losses_are_asked_and_whose_numbers_are_whose(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items in a batch get what they get alone, each person of them; all that they are compared by is handed on."""
+    config = VAETrainConfig.from_dict(
+        {"window": 16, "latent_noise": noise, "model": {"latent_dim": 4, "num_blocks": 1}, "losses": {"kl": 0.25}}
+    )
+    statistics = Statistics(np.linspace(-1, 1, 262), np.linspace(0.5, 2, 262))
+    torch.manual_seed(0)
+    objective = VAEObjective(config, statistics).eval()  # without dropout
+    decoded: list[torch.Tensor] = []
+    asked: list[tuple[Any, ...]] = []
+    decode = objective.vae.decode
+    monkeypatch.setattr(objective.vae, "decode", lambda latents: decoded.append(latents) or decode(latents))
+    monkeypatch.setattr(module, "vae_losses", lambda *given: asked.append(given) or {})
+    raw, lengths = torch.randn(3, 2, 16, 262), torch.tensor([16, 16, 12])
+    for rows, numbers in ((slice(0, 3), range(3)), (slice(1, 2), range(1, 2))):
+        batch = {"motion": raw[rows], "lengths": lengths[rows]}
+        objective(batch, ItemDraws((4,), numbers, torch.device("cpu")))
+    torch.testing.assert_close(decoded[0][2:4], decoded[1], rtol=1e-4, atol=1e-5)
+    output, target, posterior, mean, std, weights, representation = asked[0]
+    normalised = (raw - torch.tensor(statistics.mean)) / torch.tensor(statistics.std)
+    normalised[2, :, 12:] = 0.0
+    torch.testing.assert_close(target, normalised.flatten(0, 1).float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output, decode(decoded[0]))
+    torch.testing.assert_close(posterior.mean, objective.vae.encode(target).mean)
+    assert (mean is objective.mean, std is objective.std, weights.kl) == (True, True, 0.25)
+    assert representation.name == "interhuman"
+    drawn = (decoded[0] - posterior.mean) / torch.exp(0.5 * posterior.log_var)
+    if noise == 0:
+        assert drawn.std().item() == pytest.approx(1, abs=0.1)
+        assert len({row.sum().item() for row in drawn}) == 6, "every person has numbers of their own"
