@@ -52,15 +52,16 @@ class Replacement:
     layers: tuple[ReplacedLayer, ...]
 
     def __str__(self) -> str:
-        width = max((len(layer.name) for layer in self.layers), default=0)
-        head = f"{'feed-forward network':{width}}  {'routed on':12} {'parameters':>23}  {'kFLOP per token':>19}"
+        names = "feed-forward network"
+        width = max(len(name) for name in (names, *(layer.name for layer in self.layers)))
+        head = f"{names:{width}}  {'routed on':12} {'parameters':>24} {'kFLOP per token':>20}"
         rows = [
             f"{layer.name:{width}}  {'tokens' if layer.condition is None else '+ ' + layer.condition:12} "
             f"{layer.dense_parameters:>10,} -> {layer.moe_parameters:>10,} "
             f"{layer.dense_flops / 1e3:>8,.1f} -> {layer.moe_flops / 1e3:>8,.1f}"
             for layer in self.layers
         ]
-        return "\n".join([f"{head:{width}}", *rows])
+        return "\n".join([head, *rows])
 
 
 def replace_feed_forward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from intermoe.data import InterHumanDataset
 from intermoe.systems.intermoe.pipeline import InterMoEPipeline
 from intermoe.train import ablate
 from intermoe.train.ablate import AblationConfig, AblationSettings, run_ablation, save_autoencoder, variant_configs
+from intermoe.train.config import DataConfig, DenoiserTrainConfig
+from intermoe.train.draws import ItemDraws
 from intermoe.train.vae import load_vae_folder
 
 MATRIX = Path(ablate.__file__).parent / "configs" / "ablations" / "salsa.yaml"
@@ -306,3 +310,93 @@ def test_every_clip_of_every_seed_and_caption_has_noise_of_its_own() -> None:
     made: Any = ablate._generate(pipeline, dataset, settings, 2)
     assert made == [(f"{name} by {seed}", name) for seed, name in enumerate(2 * ["a0", "a1", "a2", "b0", "b1", "b2"])]
     assert [length for _, length, _ in seen[:3]] == [20, 40, 60]
+
+
+def test_what_is_measured_on_the_data_is_of_every_valid_token_of_every_layer_and_level(
+    tiny_pipeline: Any, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three items and then two: the loss is the mean over items, experts are counted over what is no padding."""
+    seen: list[tuple[int, int, int]] = []
+
+    def count(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = dict(zip(("hidden", "condition", "mask"), args, strict=False)) | kwargs
+        hidden, condition, mask = call["hidden"], call["condition"], call["mask"]
+        chosen = block.chosen_pairs(hidden, condition, mask)[mask]
+        seen.append((int(mask.sum()), int(chosen.sum()), int((~chosen.any(dim=-1)).sum())))
+
+    losses: list[tuple[int, float]] = []
+    forward = ablate.DenoiserObjective.forward
+
+    def watched(self: Any, batch: Any, *given: Any, **options: Any) -> Any:
+        values = forward(self, batch, *given, **options)
+        losses.append((len(batch["names"]), values["loss"].item()))
+        return values
+
+    config = DenoiserTrainConfig(
+        denoiser=tiny_pipeline.config.denoiser, text=tiny_pipeline.config.text, data=DataConfig(batch_size=3)
+    )
+    dataset = InterHumanDataset(pairs, "train", training=False)
+    expected_draws = [
+        ItemDraws((config.seed, 1), range(start, stop), torch.device("cpu")) for start, stop in ((0, 3), (3, 5))
+    ]
+    drawn: list[torch.Tensor] = []
+    own = ItemDraws.normal
+    monkeypatch.setattr(ItemDraws, "normal", lambda self, *shape: drawn.append(own(self, *shape)) or drawn[-1])
+    monkeypatch.setattr(ablate.DenoiserObjective, "forward", watched)
+    denoiser = copy.deepcopy(tiny_pipeline.denoiser)
+    for block in denoiser.moe_blocks():
+        torch.nn.init.normal_(block.motion_router)
+        block.selection_bias.fill_(-0.6)
+        block.register_forward_pre_hook(count, with_kwargs=True)
+    parts = (tiny_pipeline.vae, denoiser, tiny_pipeline.text_encoder, tiny_pipeline.statistics)
+    with torch.no_grad():
+        loss, per_token, idle = ablate._validate(InterMoEPipeline(tiny_pipeline.config, *parts), config, dataset)
+    assert [size for size, _ in losses] == [3, 2]
+    assert loss == pytest.approx((3 * losses[0][1] + 2 * losses[1][1]) / 5)
+    tokens, pairs_taken, none = (sum(values) for values in zip(*seen, strict=True))
+    assert len(seen) == 2 * 5
+    assert tokens == 5 * 2 * sum(frames // 4 for frames in (40, 29, 33, 26, 30))
+    assert 0 < none < tokens
+    assert per_token == pytest.approx(pairs_taken / tokens)
+    assert idle == pytest.approx(none / tokens)
+    for found, draws in zip(drawn, expected_draws, strict=True):
+        lengths = [int(row.flatten(1).any(dim=1).sum()) for row in found]
+        assert torch.equal(found, own(draws, lengths, *found.shape[2:])), "as in training's validation"
+
+
+def test_captions_that_all_items_have() -> None:
+    class Three:
+        def __len__(self) -> int:
+            return 3
+
+        def captions(self, index: int) -> tuple[str, ...]:
+            return tuple(f"{line}{index}" for line in "abc"[: (3, 2, 3)[index]])
+
+    assert ablate._captions(Three()) == [["a0", "a1", "a2"], ["b0", "b1", "b2"]]  # type: ignore[arg-type]
+
+
+def test_numbers_of_a_table_by_hand(tmp_path: Path) -> None:
+    """Each column with its digits, those that no row has left out; what is not known is a dash."""
+    variants = (ablate.Variant("a", "A", {}, {"fid": 4.5}), ablate.Variant("b", "B", {}, {"r_precision_1": 0.5}))
+    rows: dict[str, Any] = {
+        "ground truth": {"jitter": 123.456, "bone_variation": 0.126},
+        "b": {"parameters": 1.005, "validation_loss": 0.123456, "fid": 2.0, "r_precision_1": 0.12345, "jitter": None},
+        "a": {"fid": None, "experts_per_token": 1.256},
+    }
+    report = ablate.AblationReport(AblationConfig("base", variants, "There"), {"steps": 3, "seed": 0}, rows)
+    assert report.table() == [
+        ["variant", "denoiser (M)", "validation loss", "experts per token", "bone variation (%)", "jitter (m/s³)",
+         "FID", "R@1", "published FID (There)", "published R@1 (There)"],
+        ["ground truth", "–", "–", "–", "0.13", "123", "–", "–", "–", "–"],
+        ["B", "1.00", "0.1235", "–", "–", "–", "2.0000", "0.123", "–", "0.500"],
+        ["A", "–", "–", "1.26", "–", "–", "–", "–", "4.500", "–"],
+    ]  # fmt: skip
+    report.save(tmp_path)
+    lines = (tmp_path / "ablation.md").read_text(encoding="utf-8").splitlines()
+    assert lines[1] == "| --- |" + " ---: |" * 9
+    assert lines[3] == "| B | 1.00 | 0.1235 | – | – | – | 2.0000 | 0.123 | – | 0.500 |"
+    assert lines[-1] == "Settings: steps 3, seed 0. Published numbers are of other data and another evaluator."
+    assert json.loads((tmp_path / "ablation.json").read_text(encoding="utf-8")) == {
+        "settings": {"steps": 3, "seed": 0}, "rows": rows,
+        "published": {"on": "There", "a": {"fid": 4.5}, "b": {"r_precision_1": 0.5}},
+    }  # fmt: skip

@@ -163,3 +163,21 @@ def test_counters_without_a_step_are_no_counters(content: str, tmp_path: Path) -
     (path / checkpoint.STATE).write_text(content)
     with pytest.raises(ValueError, match=r"state\.json: expected the counters of a checkpoint, got other values"):
         checkpoint.read_state(path)
+
+
+def test_a_removal_that_is_cut_short_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, 1)
+
+    def cut(path: Path, ignore_errors: bool = False) -> None:
+        if path.exists():
+            next(path.iterdir()).unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", cut)
+        with pytest.raises(KeyboardInterrupt):
+            _write(tmp_path, 2, keep=1)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000002"]
+    assert checkpoint.read_state(tmp_path / "step-00000002")["step"] == 2
+    _write(tmp_path, 3, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]

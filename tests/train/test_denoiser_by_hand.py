@@ -7,6 +7,7 @@ import filecmp
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -279,3 +280,23 @@ def test_an_autoencoder_of_the_same_size_and_time_is_still_another(tmp_path: Pat
     assert module._vae_of_run(source, tmp_path / "new", resume=True) == source
     with pytest.raises(ValueError, match="vae: expected the folder of a trained VAE to start a run, got None"):
         module._vae_of_run(None, tmp_path / "new", resume=True)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_text_encoder_that_is_not_trained_drops_nothing(frozen: bool, tiny_pipeline: InterMoEPipeline) -> None:
+    made = objective(tiny_pipeline)
+    made.text = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout()).requires_grad_(not frozen)
+    made.train()
+    assert made.denoiser.training
+    assert [module.training for module in made.text.modules()] == [not frozen] * 3
+    made.eval()
+    assert not any(module.training for module in made.modules())
+
+
+def test_an_evaluator_that_is_not_there_is_told_before_anything_is_made(
+    write_config: Callable[..., Path], trained_vae: Path, pairs: Path, tmp_path: Path
+) -> None:
+    config = write_config("denoiser", **{"run.fid_clips": 2, "run.fid_evaluator": str(tmp_path / "absent")})
+    with pytest.raises(FileNotFoundError, match="absent"):
+        module.run_denoiser(config, tmp_path / "run", vae=trained_vae / "model", data=pairs)
+    assert not (tmp_path / "run").exists()

@@ -272,3 +272,26 @@ def test_what_the_losses_are_asked_and_whose_numbers_are_whose(noise: float, mon
     if noise == 0:
         assert drawn.std().item() == pytest.approx(1, abs=0.1)
         assert len({row.sum().item() for row in drawn}) == 6, "every person has numbers of their own"
+
+
+def test_every_sequence_gets_noise_of_its_own_level() -> None:
+    """Two items of three persons: six levels, and noise of all frames and parts."""
+
+    class Told:
+        def uniform(self, *shape: int) -> torch.Tensor:
+            assert shape == (3, 1, 1, 1)
+            return torch.arange(6.0).view(2, 3, 1, 1, 1) / 10
+
+        def normal(self, frames: int, *shape: int) -> torch.Tensor:
+            assert (frames, shape) == (2, (3, 7, 4))
+            return torch.arange(2 * 2 * 3 * 7 * 4.0).view(2, 2, 3, 7, 4)
+
+    config = VAETrainConfig.from_dict({"latent_noise": 0.5, "model": {"latent_dim": 4, "num_blocks": 1}})
+    objective = VAEObjective(config, Statistics(np.zeros(262), np.ones(262)))
+    latents = torch.randn(6, 2, 7, 4)
+    found = objective._disturbed(latents, Told(), 3)  # type: ignore[arg-type]
+    for item in range(2):
+        for person in range(3):
+            noise = Told().normal(2, 3, 7, 4)[item, :, person]
+            row = 3 * item + person
+            torch.testing.assert_close(found[row], latents[row] + 0.5 * (row / 10) * noise)
