@@ -364,6 +364,9 @@ class Trainer:
         optimizer = self.optimizer.optimizer
         set_optimizer_state_dict(self.model, optimizer, checkpoint.read_optimizer(path), options=FULL_STATE)
         self.scheduler.load_state_dict(state["scheduler"])
+        # the rate of the next step as this run has it: with another number of steps it is another
+        self.scheduler.last_epoch -= 1
+        self.scheduler.step()
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ from intermoe.metrics.distribution import frechet_distance
 from intermoe.train import loop
 from intermoe.train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from intermoe.train.draws import ItemDraws
-from intermoe.train.loop import Batch, Objective, Trainer
+from intermoe.train.loop import Batch, Objective, Trainer, fit
 
 CPU = torch.device("cpu")
 
@@ -334,3 +336,27 @@ def test_no_clip_is_generated_that_is_not_asked_for(tmp_path: Path) -> None:
     objective, made = made_for(0, Accelerator(), tmp_path)
     assert set(made._validate(Numbers(3))) == {"loss"}
     assert [generating for _, generating in objective.asked] == [False, False]
+
+
+class Sliding(Objective):
+    """A loss of constant slope: AdamW moves the weight by the rate of each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.seen: list[float] = []
+
+    def forward(self, batch: Batch, draws: ItemDraws, validating: bool = False) -> dict[str, Tensor]:
+        self.seen.append(self.weight.item())
+        return {"loss": 5 * self.weight.sum()}
+
+
+def test_a_run_that_goes_on_for_more_steps_has_their_rates_from_the_first_on(tmp_path: Path) -> None:
+    """Whatever the rate was at which it ended, which is 0 where it was finished."""
+    values = {"schedule": "cosine", "learning_rate": 0.1, "weight_decay": 0.0, "ema_decay": 0.0}
+    fit(Accelerator(), Sliding(), settings(steps=4, **values), Numbers(8), None, tmp_path, resume=False)
+    longer = Sliding()
+    fit(Accelerator(), longer, settings(steps=8, **values), Numbers(8), None, tmp_path, resume=True)
+    weights = [*longer.seen, longer.weight.item()]
+    rates = [0.05 * (1 + math.cos(math.pi * step / 8)) for step in range(4, 8)]
+    assert [a - b for a, b in itertools.pairwise(weights)] == pytest.approx(rates, abs=1e-5)
