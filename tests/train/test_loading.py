@@ -12,6 +12,7 @@ from torch.utils.data import get_worker_info
 
 from intermoe.data.batching import collate
 from intermoe.data.items import MotionItem
+from intermoe.train import loading
 from intermoe.train.loading import SharedMemory, batches
 from intermoe.train.stream import StreamSampler
 
@@ -132,3 +133,33 @@ def test_what_lies_in_its_place_is_not_moved_and_what_comes_after_it_lies_behind
     assert not any(value.is_shared() for value in batch.values())
     narrow.collate = lambda items: {"motion": torch.ones(len(items), 16)}
     assert not isinstance(narrow(range(2)), dict)  # its place is free again
+
+
+@pytest.mark.parametrize(("make", "plain"), [(collate, True), (with_parts, False)])
+def test_places_are_as_large_as_the_largest_batch(make: Any, plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three items of nine frames, which are padded to twelve: 2 persons x 12 x 3 float32, and lengths, by 64 bytes."""
+    sizes: list[tuple[int, int]] = []
+    loaders: list[dict[str, Any]] = []
+
+    class Memory(SharedMemory):
+        def __init__(self, collate: Any, workers: int, size: int) -> None:
+            sizes.append((workers, size))
+            super().__init__(collate, workers, size)
+
+    def loader(dataset: Any, **options: Any) -> list[Any]:
+        loaders.append({"dataset": dataset, **options})
+        return []
+
+    monkeypatch.setattr(loading, "SharedMemory", Memory)
+    monkeypatch.setattr(loading, "DataLoader", loader)
+    sampler = StreamSampler(LENGTHS, 3, range(2), seed=1)
+    assert list(batches(Numbered(), sampler, make, 2)) == []
+    assert sizes == [(2, 896 + 64)]  # of 864 and 24 bytes
+    (given,) = loaders
+    assert given["batch_sampler"] is sampler
+    assert (given["num_workers"], given["prefetch_factor"]) == (2, 2)
+    assert given["worker_init_fn"] is loading.end_with_parent
+    assert isinstance(given["collate_fn"], Memory)
+    assert given["collate_fn"].collate is make
+    place = given["dataset"].new
+    assert (place == given["collate_fn"].new) if plain else place is Tensor.new_empty

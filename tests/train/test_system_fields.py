@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from intermoe.data import InterHumanDataset, collate
+from intermoe.data.sets import train_statistics
 from intermoe.motion.statistics import Statistics
 from intermoe.train.draws import ItemDraws
 from intermoe.train.intermask import run_intermask, run_tokenizer
@@ -265,3 +267,50 @@ def test_a_single_persons_statistics_are_of_their_own_frame(single: Path, pairs:
     mean = Statistics.load(single.parent / "statistics.json").mean
     world = InterHumanDataset(pairs, "train", min_frames=16, swap_persons=True)
     assert abs(mean[0]) < 0.5 * max(abs(float(world.draw(i, 0)["motion"][1, 0, 0])) for i in range(5))
+
+
+def test_each_description_is_checked_on_its_own(
+    caught: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a system encodes them so; elsewhere a caption is one text."""
+    seen: list[tuple[int, Callable[[str], list[str]]]] = []
+
+    def check(text: Any, *splits: Any, texts: Callable[[str], list[str]]) -> None:
+        seen.append((len(splits), texts))
+
+    monkeypatch.setattr("intermoe.train.motion.run.check_captions", check)
+    caption = "they bow | one stands | one walks"
+    for system, parts in (("in2in", ["they bow", "one stands", "one walks"]), ("intergen", [caption])):
+        caught("motion", MOTION, system=system)
+        splits, texts = seen[-1]
+        assert (splits, list(texts(caption))) == (2, parts)
+
+
+def test_statistics_are_of_the_training_data(caught: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """And not of those that validate, which are others."""
+    raw, codes = caught("motion", MOTION), caught("tokenizer", TOKENIZER)
+    own, others = train_statistics(raw["train"]), train_statistics(raw["validation"])
+    assert abs(own.mean - others.mean).max() > 0.01
+    np.testing.assert_allclose(raw["objective"].statistics.mean, own.mean)
+    np.testing.assert_allclose(raw["objective"].statistics.std, own.std)
+    windows = train_statistics(codes["train"].dataset)
+    np.testing.assert_allclose(codes["objective"].mean, windows.mean)
+    np.testing.assert_allclose(codes["objective"].std, windows.std)
+
+
+def test_items_that_hold_no_window_are_not_cut(caught: Callable[..., dict[str, Any]]) -> None:
+    """Of 40, 29, 33, 26 and 30 frames one is too short for a window of 28; of those that validate none."""
+    with pytest.warns(UserWarning, match="1 of 5 items cannot be used"):
+        seen = caught("tokenizer", TOKENIZER, window=28)
+    assert seen["train"].dataset.names == ["1", "2", "3", "5"]
+    assert (seen["train"].dataset.split, seen["validation"].split, len(seen["validation"])) == ("train", "val", 2)
+
+
+def test_weights_are_drawn_from_the_run_s_seed(caught: Callable[..., dict[str, Any]], single: Path) -> None:
+    for kind, values, others in (
+        ("tokenizer", TOKENIZER, ()), ("commdm", COMMDM, (single,)),
+    ):  # fmt: skip
+        first, again, other = (caught(kind, values, *others, seed=seed)["objective"] for seed in (4, 4, 5))
+        pairs_of = list(zip(first.parameters(), again.parameters(), other.parameters(), strict=True))
+        assert all(torch.equal(one, two) for one, two, _ in pairs_of), kind
+        assert any(not torch.equal(one, three) for one, _, three in pairs_of), kind
