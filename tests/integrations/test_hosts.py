@@ -151,3 +151,22 @@ def test_a_block_is_known_by_its_module_where_its_name_is_a_common_one() -> None
         replace_feed_forward(torch.nn.Sequential(Block()), num_experts=2, expert_dim=8)
     Block.__module__ = "timm.models.vision_transformer"
     assert len(replace_feed_forward(torch.nn.Sequential(Block()), num_experts=2, expert_dim=8).layers) == 1
+
+
+def test_weights_of_a_host_of_transformers_are_all_there_and_no_more(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(0)
+    model = vit()
+    replace_feed_forward(model, num_experts=2, expert_dim=8)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    state = load_file(path)
+    lost = next(name for name in state if name.endswith("w_down"))
+    for changed, name in (
+        ({key: value for key, value in state.items() if key != lost}, "w_down"),
+        ({**state, "left.over": torch.zeros(1)}, "left.over"),
+    ):
+        save_file(changed, path, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=rf"^folder: expected in .* the weights of ViTForImage.*, got .*{name}"):
+            load_pretrained(type(model), tmp_path)

@@ -137,7 +137,7 @@ def test_what_lies_in_its_place_is_not_moved_and_what_comes_after_it_lies_behind
 
 @pytest.mark.parametrize(("make", "plain"), [(collate, True), (with_parts, False)])
 def test_places_are_as_large_as_the_largest_batch(make: Any, plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of three items of nine frames, which are padded to twelve: 2 persons x 12 x 3 float32, and lengths, by 64 bytes."""
+    """Of three items of nine frames, padded to twelve: 2 persons x 12 x 3 float32, and lengths, by 64 bytes."""
     sizes: list[tuple[int, int]] = []
     loaders: list[dict[str, Any]] = []
 
