@@ -11,6 +11,10 @@ import torch
 
 from intermoe.data import DATA_SETS, MotionDataset, collate
 from intermoe.evaluators.evaluator import load_evaluator
+from intermoe.evaluators.interclip import InterClip
+from intermoe.text.wordpiece import WordPieceTextEncoder
+from intermoe.train import evaluator as module
+from intermoe.train.condition import train_word_pieces
 from intermoe.train.draws import ItemDraws
 from intermoe.train.evaluator import EvaluatorObjective, EvaluatorTrainConfig, run_evaluator
 
@@ -143,3 +147,33 @@ def test_shipped_configurations_are_valid(name: str) -> None:
     config = EvaluatorTrainConfig.load(path)
     if name == "interhuman_evaluator":
         assert (config.model.width, config.model.num_layers, config.model.embedding_dim) == (1024, 8, 512)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_a_run_trains_on_and_what_it_keeps(
+    resume: bool, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Splits in their order, weights of the run's seed, word pieces of its captions or of the run that goes on."""
+    seen: list[Any] = []
+
+    def fit(accelerator: Any, objective: Any, config: Any, train: Any, validation: Any, *_: Any, resume: bool) -> Any:
+        seen.extend((objective, train, validation, resume))
+        return {name: value + 1 for name, value in objective.state_dict().items()}
+
+    monkeypatch.setattr(module, "fit", fit)
+    path, output = write(tmp_path / "config.json", seed=6), tmp_path / "run"
+    output.mkdir()
+    kept = WordPieceTextEncoder.train_tokenizer(["somebody kneels"], 40)
+    (output / "tokenizer.json").write_text(kept, encoding="utf-8")
+    folder = run_evaluator(path, output, data=pairs, resume=resume)
+    objective, train, validation, resumed = seen
+    assert resumed is resume
+    assert (train.split, len(train), validation.split, len(validation)) == ("train", 5, "val", 2)
+    config = EvaluatorTrainConfig.load(path)
+    tokenizer = kept if resume else train_word_pieces(config, config.model.text, train)
+    assert (output / "tokenizer.json").read_text(encoding="utf-8") == tokenizer
+    torch.manual_seed(6)
+    expected = InterClip(config.model, tokenizer).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in objective.evaluator.state_dict().items())
+    saved = load_evaluator(folder).state_dict()
+    assert all(torch.equal(saved[name], value + 1) for name, value in expected.items())

@@ -314,3 +314,16 @@ def test_weights_are_drawn_from_the_run_s_seed(caught: Callable[..., dict[str, A
         pairs_of = list(zip(first.parameters(), again.parameters(), other.parameters(), strict=True))
         assert all(torch.equal(one, two) for one, two, _ in pairs_of), kind
         assert any(not torch.equal(one, three) for one, _, three in pairs_of), kind
+
+
+def test_splits_are_handed_on_in_their_order(caught: Callable[..., dict[str, Any]], single: Path, codes: Path) -> None:
+    """Five items to train on, drawn with augmentation, and two to validate with, as they are."""
+    for kind, values, others in (
+        ("motion", MOTION, ()), ("mdm", MDM, ()), ("commdm", COMMDM, (single,)), ("tokenizer", TOKENIZER, ()),
+        ("intermask", INTERMASK, (codes,)),
+    ):  # fmt: skip
+        seen = caught(kind, values, *others)
+        train, validation = (getattr(seen[name], "dataset", seen[name]) for name in ("train", "validation"))
+        assert (train.split, len(train), validation.split, len(validation)) == ("train", 5, "val", 2), kind
+        assert (train.mirror, train.swap_persons) == (True, True), kind
+        assert (validation.mirror, validation.swap_persons) == (False, False), kind
