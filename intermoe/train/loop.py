@@ -365,8 +365,9 @@ class Trainer:
         set_optimizer_state_dict(self.model, optimizer, checkpoint.read_optimizer(path), options=FULL_STATE)
         self.scheduler.load_state_dict(state["scheduler"])
         # the rate of the next step as this run has it: with another number of steps it is another
-        self.scheduler.last_epoch -= 1
-        self.scheduler.step()
+        schedule = zip(optimizer.param_groups, self.scheduler.base_lrs, self.scheduler.lr_lambdas, strict=True)
+        for group, base, factor in schedule:
+            group["lr"] = base * factor(self.scheduler.last_epoch)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]

@@ -360,3 +360,25 @@ def test_a_run_that_goes_on_for_more_steps_has_their_rates_from_the_first_on(tmp
     weights = [*longer.seen, longer.weight.item()]
     rates = [0.05 * (1 + math.cos(math.pi * step / 8)) for step in range(4, 8)]
     assert [a - b for a, b in itertools.pairwise(weights)] == pytest.approx(rates, abs=1e-5)
+
+
+def test_what_is_read_of_a_run_is_what_it_had(tmp_path: Path) -> None:
+    """Counters, rate and optimiser, where nothing of the run changes."""
+    config = settings(steps=6, schedule="cosine", warmup_steps=2, learning_rate=0.1)
+    before, after = (trainer(Accelerator(), Sliding(), config, tmp_path) for _ in range(2))
+    batches = before._batches()
+    for before.step in range(3):
+        before._optimise(batches)
+    before.step = 3
+    before._save()
+    after._load(tmp_path / "checkpoints" / "step-00000003")
+    assert after.step == 3
+    assert after._counters() == before._counters()
+    one, other = (made.optimizer.optimizer.state_dict() for made in (before, after))
+    (group,), (found,) = one["param_groups"], other["param_groups"]
+    assert {**found, "betas": tuple(found["betas"])} == group
+    assert group["lr"] == pytest.approx(0.05 * (1 + math.cos(math.pi / 4)))
+    for name, value in one["state"][0].items():
+        assert torch.equal(value, other["state"][0][name]), name
+    assert torch.equal(after.average.shadow[0], before.average.shadow[0])
+    assert not torch.equal(after.average.shadow[0], after.parameters[0].detach())
