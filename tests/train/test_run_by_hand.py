@@ -137,7 +137,7 @@ def test_what_is_written_once(main: bool, resume: bool, there: bool, written: bo
         path.touch()
     accelerator: Any = SimpleNamespace(is_main_process=main, wait_for_everyone=lambda: order.append("wait"))
     assert run.once(accelerator, path, lambda given: order.append(given), resume=resume) == path
-    assert order == [path, "wait"] if written else ["wait"]
+    assert order == ([path, "wait"] if written else ["wait"])
 
 
 def test_what_is_encoded_on_its_own_is_checked_on_its_own() -> None:
