@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import Replicate, Shard
 
 from intermoe import InterMoEBlock
-from intermoe.nn.attention import Attention
-from intermoe.nn.distributed import clip_grad_norm_
-from intermoe.nn.layers import AdaLN, SwiGLU, whole
+from intermoe.nn.attention import Attention, CrossAttention, SelfAttention
+from intermoe.nn.distributed import clip_grad_norm_, local, peers_of, spread
+from intermoe.nn.layers import AdaLN, SwiGLU, TimestepEmbedding, sinusoid, whole
 from intermoe.nn.multihead import EncoderLayer, MultiheadAttention
+from intermoe.ops import exchange
 
 
 def test_a_block_is_that_of_the_paper_where_nothing_is_said() -> None:
@@ -141,3 +145,85 @@ def test_gradients_are_cut_as_torch_cuts_them() -> None:
 def test_a_parameter_that_is_whole_is_itself() -> None:
     parameter = nn.Parameter(torch.zeros(2))
     assert whole(parameter) is parameter
+
+
+def drawn(layer: nn.Module) -> nn.Module:
+    """No weight at zero, so that every one of them counts."""
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return layer
+
+
+def test_a_timestep_goes_through_one_layer_and_then_the_other() -> None:
+    torch.manual_seed(0)
+    layer, timesteps = drawn(TimestepEmbedding(6)), torch.tensor([[3, 700], [0, 41]])
+    inner = nn.functional.linear(sinusoid(timesteps, 6), layer.inner.weight, layer.inner.bias)
+    expected = nn.functional.linear(inner * torch.sigmoid(inner), layer.out.weight, layer.out.bias)
+    torch.testing.assert_close(layer(timesteps), expected)
+
+
+@pytest.mark.parametrize("persons", [1, 2, 3])
+def test_persons_attend_to_their_own_frames_and_to_those_of_the_others(persons: int) -> None:
+    """Each side under its own normalisation; of samples of other lengths the valid frames alone."""
+    torch.manual_seed(persons)
+    own, others = drawn(SelfAttention(8, 2)), drawn(CrossAttention(8, 2))
+    hidden, partners, condition = torch.randn(2, persons, 4, 8), torch.randn(2, persons, 4, 8), torch.randn(2, 8)
+    lengths = (4, 2)
+    mask = torch.arange(4) < torch.tensor(lengths)[:, None]
+    found = own(hidden, condition, mask), others(hidden, partners, condition, mask)
+    for sample, length in enumerate(lengths):
+        given = condition[sample : sample + 1]
+        for person in range(persons):
+            queries = own.norm(hidden[sample : sample + 1, person], given)
+            wanted = own.attention(queries, queries[:, :length])[0]
+            torch.testing.assert_close(found[0][sample, person], wanted, rtol=1e-4, atol=1e-5)
+            seen = [partners[sample, other, :length] for other in range(persons) if other != person]
+            context = torch.cat([others.context_norm(each[None], given) for each in seen] or [hidden[:1, 0, :0]], dim=1)
+            queries = others.norm(hidden[sample : sample + 1, person], given)
+            wanted = others.attention(queries, context)[0]
+            torch.testing.assert_close(found[1][sample, person], wanted, rtol=1e-4, atol=1e-5)
+
+
+class Mesh:
+    """Of two replicas of three ranks, or of three ranks."""
+
+    def __init__(self, ndim: int) -> None:
+        self.ndim = ndim
+
+    def get_group(self, dimension: int) -> str:
+        return f"group {dimension}"
+
+    def size(self, dimension: int | None = None) -> int:
+        sizes = (2, 3)[-self.ndim :]
+        return 3 * (self.ndim == 2) + 3 if dimension is None else sizes[dimension]
+
+
+class Spread:
+    """A weight that is split over a mesh, as this rank sees it."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.device_mesh, self.part = mesh, torch.ones(2, requires_grad=True)
+
+    def to_local(self) -> torch.Tensor:
+        return self.part
+
+
+@pytest.mark.parametrize(("ndim", "ranks"), [(1, 3), (2, 6)])
+def test_a_weight_is_split_over_the_last_dimension_and_its_gradient_is_the_mean_over_all(
+    ndim: int, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[Any] = []
+    summed: list[Any] = []
+    monkeypatch.setattr(
+        torch.distributed.tensor, "distribute_tensor", lambda w, mesh, places: (placed.append((mesh, places)), w)[1]
+    )
+    monkeypatch.setattr(exchange.dist, "all_reduce", lambda grad, group: summed.append(group))
+    mesh: Any = Mesh(ndim)
+    spread(nn.Parameter(torch.zeros(3, 2)), mesh)
+    assert placed == [(mesh, [*[Replicate()] * (ndim - 1), Shard(0)])]
+    weight = Spread(mesh)
+    assert peers_of(weight) == exchange.Peers(f"group {ndim - 1}", 3)  # type: ignore[arg-type]
+    (12 * local(weight)).sum().backward()
+    assert weight.part.grad is not None
+    assert weight.part.grad.tolist() == [12 / ranks] * 2
+    assert summed == (["group 0"] if ndim == 2 else [])

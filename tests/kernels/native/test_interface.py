@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -184,3 +185,35 @@ def test_normalised_tokens_of_a_mean_that_a_sum_loses(variant: ctypes.CDLL) -> N
     exact /= (exact.square().mean(1, keepdim=True) + 1e-6).sqrt()
     assert (tokens.double().mean(1)).abs().max() < 1e-6
     assert (tokens.double() - exact).abs().max() < 2e-5
+
+
+def test_what_failed_is_told_to_the_thread_that_called(native: ctypes.CDLL) -> None:
+    told: dict[str, bytes] = {}
+
+    def work() -> None:
+        told["before"] = native.intermoe_last_error()
+        answer(native, "combine", {**NUMBERS["combine"], "dtype": 9})
+        told["after"] = native.intermoe_last_error()
+
+    assert answer(native, "combine", {**NUMBERS["combine"], "dtype": 5}) != 0
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(60)
+    assert told == {"before": b"", "after": b"unknown dtype code 9"}
+    assert native.intermoe_last_error() == b"unknown dtype code 5"
+
+
+@pytest.mark.parametrize(("outputs", "depth", "paired"), [(37, 9, False), (32, 5, False), (38, 9, True), (64, 3, True)])
+def test_a_packed_weight_keeps_within_its_memory(variant: ctypes.CDLL, outputs: int, depth: int, paired: bool) -> None:
+    """Whole panels of two vectors, the last filled up with zeros; no number is lost."""
+    weight = torch.rand(outputs, depth) + 1
+    vector = {"baseline": 4, "avx2": 8, "avx512": 16}[library.instruction_set()]
+    columns, panel = (outputs // 2, vector) if paired else (outputs, 2 * vector)
+    count = variant.intermoe_packed_count(outputs, depth, int(paired))
+    assert count == -(-columns // panel) * 2 * vector * depth
+    made = torch.full((count + 64,), -7.0)
+    sizes = (1, depth, outputs, depth, int(paired))
+    assert variant.intermoe_pack_cpu(weight.data_ptr(), *sizes, made.data_ptr(), 0, 2) == 0
+    assert (made[count:] == -7).all()
+    packed = made[:count]
+    assert torch.equal(packed[packed != 0].sort().values, weight.flatten().sort().values)

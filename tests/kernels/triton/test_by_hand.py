@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,9 @@ from intermoe.kernels.contract import Needs
 from intermoe.kernels.triton import aot, arguments, configs, driver, launch, registry, tune
 from intermoe.kernels.triton.together import Layout, Together
 from intermoe.ops.select import select_reference
+
+selection: Any = import_module("intermoe.kernels.triton.select")  # the package has functions of these names
+products: Any = import_module("intermoe.kernels.triton.experts")
 
 compiled_alone = pytest.mark.skipif(registry.INTERPRETED, reason="the interpreter compiles nothing")
 
@@ -112,7 +116,7 @@ def test_what_is_compiled_ahead_is_what_is_launched(
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        with standin.stand_in() as recorded:
+        with standin.stand_in(together=False) as recorded:
             route, select, experts = host._arguments((40, dim, 8, width, 4, 320), dtype)
             select = select._replace(valid=torch.ones(40, 8, dtype=torch.bool))
             package.moe_inference(route, select, experts)
@@ -253,3 +257,51 @@ def test_a_workload_s_pairs_are_a_share_of_its_tokens(monkeypatch: pytest.Monkey
         assert 0 < counts.std() < 0.3 * counts.mean()
         assert torch.equal(one.tokens, other.tokens)
         assert one.tokens.std().item() == pytest.approx(0.5, rel=0.1)  # so that products of width 4 are about 1
+
+
+def test_pools_beyond_32_bits_and_experts_beyond_64_are_refused() -> None:
+    for tokens, experts in ((0, 1), (5, 64), (2**28 - 1, 8), (2**31 - 1, 1)):
+        selection._check_size(tokens, experts)
+    for experts in (0, 65):
+        with pytest.raises(ValueError, match=f"^logits: expected 1 to 64 experts, got {experts}$"):
+            selection._check_size(5, experts)
+    for tokens, experts in ((2**28, 8), (2**31, 1)):
+        told = rf"^logits: expected tokens \* experts < 2\*\*31, got {tokens} \* {experts}$"
+        with pytest.raises(ValueError, match=told):
+            selection._check_size(tokens, experts)
+    for most in (-1, 2**31):
+        with pytest.raises(ValueError, match=rf"^max_pairs: expected >= 0 and < 2\*\*31, got {most}$"):
+            selection.allocate_and_fill(torch.zeros(2, 3), torch.zeros(3), None, most)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "name", "rounds"),
+    [
+        (torch.bfloat16, "highest", "half", False), (torch.float16, "high", "half", False),
+        (torch.float32, "highest", "ieee", False), (torch.float32, "high", "tf32", True),
+    ],
+)  # fmt: skip
+def test_what_the_launches_of_a_call_share(
+    dtype: torch.dtype, precision: str, name: str, rounds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row tiles: each expert's last may be a part of one, but there are no more than pairs."""
+    monkeypatch.setattr(products, "architecture_of", lambda device: 86)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        shared = products.Shared(torch.zeros(490, 6, dtype=dtype), 33, torch.zeros(5, 6, 7, dtype=dtype))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    sizes = (shared.num_tokens, shared.dim, shared.num_experts, shared.expert_dim, shared.num_pairs)
+    assert sizes == (490, 6, 5, 7, 33)
+    assert (shared.architecture, shared.precision, shared.size, shared.rounds) == (86, name, "medium", rounds)
+    assert shared.tile("down") == configs.tile(86, "down", name, "medium")
+    tiles = [configs.Tile(size, 32, 16, 4, 3) for size in (16, 32, 64)]
+    assert [shared.row_tiles(tile) for tile in tiles] == [3 + 5, 2 + 5, 1 + 5]
+    shared.num_pairs = 4
+    assert shared.row_tiles(tiles[0]) == 4
+    assert shared.rowwise() == {"NUM_EXPERTS": 5, "PADDED_EXPERTS": 8}
+    assert shared.blocks(tiles[1]) == {
+        "BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 16, "PRECISION": "ieee" if name == "ieee" else "tf32",
+        "num_warps": 4, "num_stages": 3,
+    }  # fmt: skip
