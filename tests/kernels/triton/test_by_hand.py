@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +17,7 @@ pytest.importorskip("triton")
 from intermoe.benchmarks.harness import host, standin
 from intermoe.kernels import triton as package
 from intermoe.kernels.contract import Needs
-from intermoe.kernels.triton import aot, arguments, configs, driver, launch, registry, tune
+from intermoe.kernels.triton import aot, arguments, configs, driver, launch, overflow, registry, tune
 from intermoe.kernels.triton.together import Layout, Together
 from intermoe.ops.select import select_reference
 
@@ -305,3 +306,72 @@ def test_what_the_launches_of_a_call_share(
         "BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 16, "PRECISION": "ieee" if name == "ieee" else "tf32",
         "num_warps": 4, "num_stages": 3,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_an_overflow_of_the_current_device_is_told_once_it_is_through(
+    wait: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device without a number is the current one; without waiting, what has arrived is told."""
+    flags = {torch.device("cuda", number): overflow.OverflowFlag(torch.device("cpu")) for number in (0, 1)}
+    waited: list[torch.device] = []
+    monkeypatch.setattr(overflow, "_flags", flags)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    flags[torch.device("cuda", 1)].numbers[:] = (73, 61)
+    told = (
+        r"^max_pairs: 73 \(token, expert\) pairs were selected but only 61 allocated, so results since then are wrong; "
+        r"use max_pairs >= 73, or max_pairs=None for the exact mode$"
+    )
+    with pytest.raises(RuntimeError, match=told):
+        overflow.raise_on_overflow(torch.device("cuda"), wait)
+    assert waited == [torch.device("cuda", 1)] * wait
+    overflow.raise_on_overflow(torch.device("cuda"), wait)
+    overflow.raise_on_overflow(None, wait)
+
+
+def test_the_first_tensor_of_a_call_says_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On its own, first of several, or behind one that there is not; a device that is not served is told."""
+    x, served = torch.zeros(2), {"cpu"}
+    reason = lambda device, dtype: None if device.type in served else f"not on {device}"  # noqa: E731
+    monkeypatch.setattr(registry, "unusable_reason", reason)
+    call = registry.on_its_device(lambda *given, **options: (given, options))
+    for given in ((x, 3), ((x, None), 4), (None, x)):
+        assert call(*given, flag=True) == (given, {"flag": True})
+    away = x.to("meta")
+    for given in ((away, x), ((away, x), x), (None, away, x)):
+        with pytest.raises(RuntimeError, match=r"^backend 'triton': not on meta$"):
+            call(*given)
+
+
+@pytest.mark.parametrize(
+    ("value", "on"),
+    [("1", True), ("true", True), ("YES", True), ("On", True), ("y", True), ("0", False), ("", False), ("no", False)],
+)
+def test_the_interpreter_is_asked_for_in_the_ways_that_triton_knows(
+    value: str, on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", value)
+    spec = importlib.util.spec_from_file_location("intermoe.kernels.triton.registry_again", registry.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    assert on == made.INTERPRETED
+
+
+@pytest.mark.parametrize(
+    ("capability", "remedy"),
+    [
+        (None, "use a machine with an NVIDIA GPU, its driver and a CUDA build of torch"),
+        ((7, 5), "use an NVIDIA GPU of the Ampere generation or newer"),
+        ((8, 0), ""),
+    ],
+)
+def test_what_to_do_where_it_is_not_served(capability: Any, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(registry, "unusable_reason", registry.unusable_reason.__wrapped__)
+    assert registry.status.__wrapped__().remedy == remedy
