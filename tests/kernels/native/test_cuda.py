@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from intermoe.kernels import native
+from intermoe.kernels.native import library
+from intermoe.kernels.native.registry import CODES, call
 from intermoe.ops.combine import combine_reference
 from intermoe.ops.moe import Experts, Route, Select, moe
 from intermoe.ops.select import select_reference
@@ -160,3 +162,103 @@ def test_indices_outside_are_not_accessed(place) -> None:
     expert_out, _ = native.experts_forward(*(t.to(place) for t in arguments))
     assert expert_out[1:].isnan().all()
     assert expert_out[0].isfinite().all()
+
+
+S, D, E, F, R, P = 6, 16, 3, 8, 2, 7
+"""Sizes of which every row is whole pieces of 16 bytes."""
+PAIRS = torch.tensor([[0, -1, 4], [1, 2, -1], [-1, -1, 5], [-1, 3, -1], [-1, -1, -1], [-1, -1, 6]])
+# Of each step its arrays in order, those that are stored in a half type as "T"; what it writes; and its sizes.
+STEPS: dict[str, tuple[dict[str, tuple[object, tuple[int, ...]]], tuple[str, ...], tuple[float, ...]]] = {
+    "route_forward": (
+        {"hidden": ("T", (S, D)), "router_weight": (torch.float32, (E, D)), "router_offset": (torch.float32, (R, E)),
+         "scale": (torch.float32, (R, D)), "shift": (torch.float32, (R, D)), "tokens": ("T", (S, D)),
+         "logits": (torch.float32, (S, E)), "mean": (torch.float32, (S,)), "rstd": (torch.float32, (S,))},
+        ("tokens", "logits", "mean", "rstd"), (S, D, E, R, 1e-6),
+    ),
+    "route_backward": (
+        {"grad_tokens": ("T", (S, D)), "grad_logits": (torch.float32, (S, E)), "hidden": ("T", (S, D)),
+         "mean": (torch.float32, (S,)), "rstd": (torch.float32, (S,)), "router_weight": (torch.float32, (E, D)),
+         "scale": (torch.float32, (R, D)), "grad_hidden": ("T", (S, D)), "grad_router_weight": (torch.float32, (E, D)),
+         "grad_router_offset": (torch.float32, (R, E)), "grad_scale": (torch.float32, (R, D)),
+         "grad_shift": (torch.float32, (R, D)), "scratch": (torch.float32, (99 * D,))},
+        ("grad_hidden", "grad_router_weight", "grad_router_offset", "grad_scale", "grad_shift"), (S, D, E, R),
+    ),
+    "swiglu_forward": ({"h": ("T", (P, 2 * F)), "activation": ("T", (P, F))}, ("activation",), (P, F)),
+    "swiglu_backward": (
+        {"h": ("T", (P, 2 * F)), "gates": (torch.float32, (P,)), "inner": ("T", (P, F)), "grad_h": ("T", (P, 2 * F)),
+         "grad_gates": (torch.float32, (P,))},
+        ("inner", "grad_h", "grad_gates"), (P, F),
+    ),
+    "combine": (
+        {"expert_out": ("T", (P, D)), "gates": (torch.float32, (P,)), "slots": (torch.int64, (S, E)),
+         "shift": (torch.int64, (E,)), "out": ("T", (S, D))},
+        ("out",), (P, S, D, E),
+    ),
+}  # fmt: skip
+
+
+def results(step: str, dtype: torch.dtype, place: torch.device, moved: str | None) -> list[Tensor]:
+    """What a step writes; ``moved``: the name of one of its arrays that starts off a boundary of 16 bytes."""
+    given, written, sizes = STEPS[step]
+    g, arrays = torch.Generator().manual_seed(0), {}
+    for name, (stored, shape) in given.items():
+        made = torch.randn(shape, generator=g).to(dtype if stored == "T" else stored)
+        arrays[name] = made
+    if step == "combine":
+        arrays |= {"slots": PAIRS.clone(), "shift": torch.zeros(E, dtype=torch.int64)}
+    arrays = {name: each.to(place) for name, each in arrays.items()}
+    if moved is not None:
+        arrays[moved] = off_boundary(arrays[moved])
+        assert arrays[moved].data_ptr() % 16 != 0
+    assert all(each.data_ptr() % 16 == 0 for name, each in arrays.items() if name != moved)
+    call(step, *arrays.values(), *sizes, CODES[dtype])
+    return [arrays[name].cpu() for name in written]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("step", STEPS)
+def test_any_one_array_may_lie_off_a_boundary(place, step: str, dtype: torch.dtype) -> None:
+    """All of those that are read or written 16 bytes at a time must lie on one; else none is."""
+    expected = results(step, dtype, place, None)
+    bound = 8 * torch.finfo(dtype).eps
+    for name in STEPS[step][0]:
+        if name in ("slots", "shift") and step == "combine":
+            continue  # numbers of 8 bytes, one at a time
+        for found, wanted in zip(results(step, dtype, place, name), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("moved", ["source", "out"])
+def test_rows_are_gathered_to_and_from_any_place(place, moved: str) -> None:
+    source, rows, out = torch.randn(5, 8), torch.tensor([3, 0, 3]), torch.zeros(3, 8)
+    source, rows, out = (each.to(place) for each in (source, rows, out))
+    source, out = (off_boundary(each) if name == moved else each for name, each in (("source", source), ("out", out)))
+    call("gather", source, rows, 3, 5, 32, out)
+    assert torch.equal(out, source[rows])
+
+
+@pytest.mark.parametrize(
+    ("step", "numbers", "message"),
+    [
+        ("select_count", (-1, 3, 1), "expected S >= 0 and E >= 1, got S=-1, E=3"),
+        ("select_count", (4, 0, 1), "expected S >= 0 and E >= 1, got S=4, E=0"),
+        ("select_count", (4, 3, 2), "expected V = 1 or E = 3, got V=2"),
+        ("select_fill", (4, 0), "expected S >= 0 and E >= 1, got S=4, E=0"),
+        ("select_backward", (0, -1, 3), "expected S >= 0 and E >= 1, got S=-1, E=3"),
+        ("route_forward", (6, 2, 3, 4, 1e-6, 0), "sizes do not fit: S=6 D=2 E=3 R=4 dtype=0"),
+        ("route_forward", (6, 2, 3, 2, 1e-6, 3), "sizes do not fit: S=6 D=2 E=3 R=2 dtype=3"),
+        ("route_backward", (6, 0, 3, 2, 0), "sizes do not fit: S=6 D=0 E=3 R=2 dtype=0"),
+        ("gather", (0, 0, 7), "expected rows of whole elements, got 7 bytes"),
+        ("swiglu_forward", (0, 4, 3), "unknown dtype code 3"),
+        ("swiglu_backward", (0, 4, -1), "unknown dtype code -1"),
+        ("combine", (0, 0, 4, 3, 3), "unknown dtype code 3"),
+        ("combine", (0, 2**31, 4, 3, 0), "a grid of 2147483648 x 1 x 1 blocks is too large"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_told(place, step: str, numbers: tuple[float, ...], message: str) -> None:
+    """With one piece of zeros as every array; no kernel starts that would go beyond it."""
+    room, given = torch.zeros(64, device=place), iter(numbers)
+    kinds = library.SIGNATURES[f"intermoe_{step}_cuda"].partition(":")[2][:-2]
+    arguments = [room if kind == "p" else next(given) for kind in kinds]
+    with pytest.raises(RuntimeError, match=f"^native {step}: {message}$"):
+        call(step, *arguments)
