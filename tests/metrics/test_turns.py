@@ -60,6 +60,28 @@ def test_turns_at_the_edges_of_the_clip_and_small_ones():
     assert turns(rotating((0, 20), (90, 20), (0, 20)), min_degrees=45) == pytest.approx([90], abs=15)
 
 
+def test_a_turn_ends_where_its_direction_does():
+    """12 degrees a frame, there and back: the way of the frames in between, and not a frame more."""
+    assert turns(rotating((360, 30))) == pytest.approx([360 - 12])
+    assert turns(rotating((360, 30), (-360, 30))) == pytest.approx([348, -348])
+    assert turns(rotating((-360, 30), (0, 30))) == pytest.approx([-348])
+    (angle,) = turns(rotating((0, 20), (300, 20), (0, 20)))
+    assert turns(rotating((0, 20), (300, 20), (0, 20)), min_degrees=angle) == [angle]
+
+
+@pytest.mark.parametrize("fps", [30, 24])
+def test_speed_is_that_of_a_heading_smoothed_over_three_frames(fps):
+    """A step of the heading becomes a Gaussian bell of speed, whose height tells whether it counts, at an end too."""
+    bell = np.exp(-0.5 * (np.arange(-30, 31) / 3.0) ** 2)
+    bell /= bell.sum()
+    within, at_end = 60 / (fps * (bell[30] + bell[31]) / 2), 60 / (fps * bell[30])
+    for step, before in ((within, 20), (at_end, 1)):
+        for sign in (1, -1):
+            below, above = (rotating((0, before), (sign * share * step, 1), (0, 20)) for share in (0.985, 1.015))
+            assert turns(below, min_degrees=5, fps=fps) == []
+            assert turns(above, min_degrees=5, fps=fps) == pytest.approx([sign * 1.015 * step])
+
+
 @pytest.mark.parametrize(("angles", "count"), [([], 0), ([280], 1), ([-530], 1), ([550], 2), ([-400, -700], 3)])
 def test_count(angles, count):
     assert count_turns(angles) == count
@@ -89,6 +111,26 @@ def test_count(angles, count):
         ("person 2 spins counter-clockwise 3 times", [TurnClaim(1, "left", 3)]),
         ("she does a 360 degree spin to the left", [TurnClaim(None, "left", 1)]),
         ("the one in front turns twice", [TurnClaim(None, None, 2)]),
+        ("she whirls towards their left", [TurnClaim(None, "left", None)]),
+        ("each person rotates five times", [TurnClaim(0, None, 5), TurnClaim(1, None, 5)]),
+        ("both dancers revolve four times", [TurnClaim(0, None, 4), TurnClaim(1, None, 4)]),
+        ("dancer 1 pirouettes six times anti-clockwise", [TurnClaim(0, "left", 6)]),
+        ("person 2 twirls around right", [TurnClaim(1, "right", None)]),
+        ("the first partner spins a few times", [TurnClaim(0, None, SEVERAL, at_least=True)]),
+        ("the second one makes many turns rightwards", [TurnClaim(1, "right", SEVERAL, at_least=True)]),
+        ("the first person bows, another dancer makes multiple spins", [TurnClaim(None, None, SEVERAL, at_least=True)]),
+        ("the first person spins 12 times", [TurnClaim(0, None, 12)]),
+        (
+            "the first makes a complete turn: the other partner a whirl",
+            [TurnClaim(0, None, 1), TurnClaim(None, None, 1)],
+        ),
+        *(
+            (
+                f"the first person spins once{word} the second person spins twice to the left",
+                [TurnClaim(0, None, 1), TurnClaim(1, "left", 2)],
+            )
+            for word in (" as", " before", " after", " while", ",", ".", " and then")
+        ),
         # No claims: no turning of a body, or neither direction nor number.
         ("Two people dance salsa turning around each other", []),
         ("the second dancer mostly turned away from the first", []),
