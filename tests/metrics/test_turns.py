@@ -80,6 +80,16 @@ def test_speed_is_that_of_a_heading_smoothed_over_three_frames(fps):
             below, above = (rotating((0, before), (sign * share * step, 1), (0, 20)) for share in (0.985, 1.015))
             assert turns(below, min_degrees=5, fps=fps) == []
             assert turns(above, min_degrees=5, fps=fps) == pytest.approx([sign * 1.015 * step])
+            if fps == 30:  # where nobody says
+                assert turns(below, min_degrees=5) == []
+                assert len(turns(above, min_degrees=5)) == 1
+
+
+@pytest.mark.parametrize(("speed", "direction"), [(62, True), (58, False)])
+def test_who_turns_slowly_does_not_turn(speed, direction):
+    """In degrees a second, at 30 frames where nobody says."""
+    person = rotating((speed * 2, 60))
+    assert agreement(np.stack([person, STILL[:60]]), "the first dancer turns left").direction is direction
 
 
 @pytest.mark.parametrize(("angles", "count"), [([], 0), ([280], 1), ([-530], 1), ([550], 2), ([-400, -700], 3)])
