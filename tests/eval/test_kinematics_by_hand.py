@@ -15,10 +15,11 @@ import torch
 
 from intermoe.data import InterHumanDataset
 from intermoe.eval import evaluate_identity, evaluate_kinematics, kinematics
-from intermoe.eval.activities import Asked, evaluate_activities
-from intermoe.eval.control import evaluate_control
+from intermoe.eval.activities import ActivityReport, Asked, evaluate_activities
+from intermoe.eval.control import ControlReport, evaluate_control
+from intermoe.eval.identity_report import IdentityReport, IdentityRow
 from intermoe.eval.kinematics import KinematicReport, check_generation, generate_clips, metric_table
-from intermoe.eval.routing import evaluate_routing
+from intermoe.eval.routing import RoutingReport, evaluate_routing
 from intermoe.eval.runner import EvaluationSettings
 from intermoe.metrics.clips import METRICS
 from intermoe.motion.interhuman import joints
@@ -172,3 +173,24 @@ def test_evaluations_ask_alike_where_nobody_says() -> None:
     for function, defaults in wanted.items():
         parameters = inspect.signature(function).parameters
         assert {key: parameters[key].default for key in defaults} == defaults, function
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        KinematicReport({"a": {"clips": 1}}, {}, {}),
+        IdentityReport({"a": IdentityRow(1, {"style_overlap": 0.5}, 2.0, 3.0)}, {}, {}),
+        ActivityReport({"a": {"clips": 1}}, {}, {"a": {3: 50.0}}, {}),
+        ControlReport((("a", 1.0, "", None),), {}),
+        RoutingReport((("a", 1.0, 0.5, 2.0),), {}),
+    ],
+    ids=lambda report: type(report).__name__,
+)
+def test_a_report_never_replaces_a_file(report: Any, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    report.save(path)
+    assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(report.to_dict()))
+    path.write_text("mine", encoding="utf-8")
+    with pytest.raises(FileExistsError, match=str(path)):
+        report.save(path)
+    assert path.read_text(encoding="utf-8") == "mine"

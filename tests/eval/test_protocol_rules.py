@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,11 @@ def test_protocols_and_marks_as_published() -> None:
         "r_precision_1": 2.5, "r_precision_2": None,
     }  # fmt: skip
     assert Published("plain").mark == "*"
+    written = json.loads(files("intermoe.systems").joinpath("published.json").read_text(encoding="utf-8"))
+    for name, each in PROTOCOLS.items():
+        assert [(row.name, row.fid) for row in each.published] == [
+            (row["name"], row.get("fid")) for row in written[name]
+        ]
     assert (protocol.REPLICATIONS, protocol.CAPTIONS, protocol.SAMPLES) == (20, 100, 30)
 
 

@@ -23,6 +23,7 @@ from intermoe.eval.runner import (
     Evaluation,
     EvaluationSettings,
     _pairs,
+    digest,
     evaluate,
 )
 
@@ -296,3 +297,27 @@ def test_processes_wait_for_each_other_before_numbers(
     assert found == ([] if rank else [{"model": {"fid": float(number)}} for number in range(2)])
     total = sum(event[0].isdigit() for event in work.events)
     assert done == [(number, total) for number in range(1, total + 1)]
+
+
+def test_a_digest_tells_files_of_the_same_bytes_apart(tmp_path: Path) -> None:
+    """What one file ends with and the next begins with, and which of them there are."""
+    found = []
+    for number, parts in enumerate(
+        (
+            {"config.json": b"ab", "tokenizer.json": b"c"},
+            {"config.json": b"a", "tokenizer.json": b"bc"},
+            {"config.json": b"abc"},
+            {"tokenizer.json": b"abc"},
+            {"model.safetensors": b"abc"},
+            {},
+        )
+    ):
+        (tmp_path / str(number)).mkdir()
+        for name, content in parts.items():
+            (tmp_path / str(number) / name).write_bytes(content)
+        found.append(digest(tmp_path / str(number)))
+    assert len(set(found)) == len(found)
+    assert {len(each) for each in found} == {16}
+    assert set("".join(found)) <= set("0123456789abcdef")
+    (tmp_path / "0" / "training.json").write_bytes(b"beside it")
+    assert digest(tmp_path / "0") == found[0]

@@ -235,3 +235,11 @@ def test_motion_is_of_thirty_frames_a_second_unless_told_otherwise():
     rng = np.random.default_rng(0)
     moving = [Clip(pair() + 0.01 * rng.normal(size=(2, 40, 22, 3)), ("the first dancer spins once",))]
     assert measure(moving, moving, paired=True) == measure(moving, moving, paired=True, fps=30)
+
+
+def test_every_clip_reproduces_one_of_the_reference():
+    clips = [Clip(pair()), Clip(pair())]
+    for fewer in ((clips, clips[:1]), (clips[:1], clips)):
+        with pytest.raises(ValueError, match="argument 2 is"):
+            measure(*fewer, paired=True)
+        assert measure(*fewer, paired=False)["joint_error_cm"] is None

@@ -219,3 +219,24 @@ def test_bad_input():
     lost[9] = np.nan
     with pytest.raises(ValueError, match="joints: expected finite numbers, got others in 1 frames, first in 9"):
         turns(lost)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "part", "full"), [(44, False, False), (46, True, False), (269, True, False), (271, True, True)]
+)
+def test_the_least_of_a_part_of_a_turn_and_of_a_full_one(degrees, part, full):
+    for side, sign in (("left", 1), ("right", -1)):
+        person = rotating((0, 20), (sign * degrees, 5), (0, 20))
+        pair = np.stack([STILL[:45], person])
+        assert agreement(pair, f"the second dancer turns {side}") == TurnAgreement(part, None)
+        assert agreement(pair, f"the second dancer turns once to the {side}") == TurnAgreement(full, full)
+        assert len(turns(person)) == full
+
+
+def test_who_turns_most_turns_most_in_both_directions_together():
+    """200 degrees to the left and back are more than 300 to the left, and have no direction."""
+    there_and_back = rotating((0, 10), (200, 20), (0, 10), (-210, 20), (0, 10))
+    once = rotating((0, 20), (300, 30), (0, 20))
+    for pair in ((there_and_back, once), (once, there_and_back)):
+        assert agreement(np.stack(pair), "one of them turns to the left").direction is False
+        assert agreement(np.stack(pair), "one of them turns to the right").direction is True
