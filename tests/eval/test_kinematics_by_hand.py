@@ -21,7 +21,7 @@ from intermoe.eval.identity_report import IdentityReport, IdentityRow
 from intermoe.eval.kinematics import KinematicReport, check_generation, generate_clips, metric_table
 from intermoe.eval.routing import RoutingReport, evaluate_routing
 from intermoe.eval.runner import EvaluationSettings
-from intermoe.metrics.clips import METRICS
+from intermoe.metrics.clips import METRICS, measure
 from intermoe.motion.interhuman import joints
 from intermoe.motion.representation import REPRESENTATIONS
 
@@ -89,6 +89,21 @@ def test_clips_are_of_their_caption_seed_and_activity(dataset: InterHumanDataset
             own = joints(pipeline.motions[words[number]]) + 0.01 * ((6 * seed + number) % 10)
             np.testing.assert_array_equal(clip.joints, own.numpy())
     assert done == [(3, 12), (4, 12), (6, 12), (9, 12), (10, 12), (12, 12)]
+
+
+def test_a_report_tells_seeds_apart_and_all_of_them_together(dataset: InterHumanDataset) -> None:
+    pipeline: Any = Echo(dataset)
+    report = evaluate_kinematics(pipeline, dataset, seeds=(3, 1))
+    made = generate_clips(pipeline, dataset, seeds=(3, 1), num_inference_steps=50, guidance_scale=3.5)
+    truth = kinematics.real_clips(dataset)
+    alone = {seed: measure(clips, truth, paired=False) for seed, clips in made.items()}
+    assert report.generation_by_seed == alone
+    assert alone[3] != alone[1]
+    assert report.rows["generation"] == measure([*made[3], *made[1]], truth, paired=False)
+    assert report.rows["ground truth"] == measure(truth, truth, paired=True)
+    assert report.rows["reconstruction"] == measure(kinematics.reconstructed(pipeline, dataset), truth, paired=True)
+    pipeline.has_latents = False
+    assert list(evaluate_kinematics(pipeline, dataset, seeds=(0,)).rows) == ["ground truth", "generation"]
 
 
 def test_items_are_told_apart_by_what_is_done_in_them(dataset: InterHumanDataset) -> None:

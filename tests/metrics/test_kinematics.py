@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -243,3 +244,11 @@ def test_every_clip_reproduces_one_of_the_reference():
         with pytest.raises(ValueError, match="argument 2 is"):
             measure(*fewer, paired=True)
         assert measure(*fewer, paired=False)["joint_error_cm"] is None
+
+
+def test_what_is_not_installed_is_named_with_what_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(
+        ImportError, match=r'^the evaluation needs scipy; install it with: pip install "intermoe\[eval\]"$'
+    ):
+        wasserstein(np.zeros(2), np.ones(2))
