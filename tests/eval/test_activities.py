@@ -211,7 +211,8 @@ def test_places_by_hand() -> None:
     assert evaluation._recognised(clips, ranked) == {"recognised": 25, "among_three": 50}
 
 
-def test_bad_arguments(folders: list[Path]) -> None:
+def test_bad_arguments(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "train_judge", lambda *_, **__: pytest.fail("work began"))
     sets = opened(folders, "train"), opened(folders, "val")
     pipeline: Any = Playback(folders)
     with pytest.raises(ValueError, match="captions: expected >= 1, got 0"):
