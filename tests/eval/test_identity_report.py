@@ -64,17 +64,16 @@ def means(clips: list[Any]) -> list[float]:
     return np.mean([astuple(measure_identity(clip)) for clip in clips], axis=0).tolist()
 
 
-@pytest.mark.parametrize("has_latents", [True, False])
-def test_rows_are_of_the_data_the_model_and_broken_copies(dataset: InterHumanDataset, has_latents: bool) -> None:
-    pipeline: Any = Echo(dataset, has_latents)
+def test_rows_are_of_the_data_the_model_and_broken_copies(dataset: InterHumanDataset) -> None:
+    pipeline: Any = Echo(dataset)
     done: list[Any] = []
     report = evaluate_identity(
         dataset, pipeline, seeds=(0, 2), num_inference_steps=7, guidance_scale=1.5, batch_size=1,
         progress=lambda *each: done.append(each),
     )  # fmt: skip
     longer = [f"{name}, longer limbs" for name in CORRUPTIONS]
-    made = ["reconstruction", "generation"] if has_latents else ["generation"]
-    assert list(report.rows) == ["ground truth", *made, *CORRUPTIONS, "person 2 with longer limbs", *longer]
+    made = ["ground truth", "reconstruction", "generation"]
+    assert list(report.rows) == [*made, *CORRUPTIONS, "person 2 with longer limbs", *longer]
     assert list(report.ranking) == [*CORRUPTIONS, *longer]
     names = ("num_frames", "seed", "num_inference_steps", "guidance_scale")
     asked = [tuple(each[name] for name in names) for each in pipeline.asked]
@@ -84,13 +83,12 @@ def test_rows_are_of_the_data_the_model_and_broken_copies(dataset: InterHumanDat
     limbs = [corruptions.scale_skeleton(clip, LONG_LIMBS, person=1) for clip in clean]
     wanted = {
         "ground truth": clean,
+        "reconstruction": [clip / 2 for clip in clean],
         "generation": [np.float32(grown) * clip for grown in (1, 1.2) for clip in clean],
         "averaged": [corruptions.average(clip) for clip in clean],
         "person 2 with longer limbs": limbs,
         "swapped midway, longer limbs": [corruptions.swap_midway(clip) for clip in limbs],
     }
-    if has_latents:
-        wanted["reconstruction"] = [clip / 2 for clip in clean]
     for name, clips in wanted.items():
         row = report.rows[name]
         assert row.clips == len(clips)
@@ -102,6 +100,18 @@ def test_rows_are_of_the_data_the_model_and_broken_copies(dataset: InterHumanDat
     assert report.settings == {
         "split": "val", "items": 2, "model": True, "seeds": [0, 2], "num_inference_steps": 7, "guidance_scale": 1.5
     }  # fmt: skip
+
+
+def test_without_latents_there_is_no_reconstruction_and_without_a_model_no_generation(
+    dataset: InterHumanDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = IdentityMetrics(1.0, 0.2, 0.3, 0.4, 50.0)
+    monkeypatch.setattr("intermoe.eval.identity_report.measure_identity", lambda joints: clip)
+    pipeline: Any = Echo(dataset, has_latents=False)
+    assert list(evaluate_identity(dataset, pipeline).rows)[:3] == ["ground truth", "generation", "swapped midway"]
+    report = evaluate_identity(dataset)
+    assert list(report.rows)[:2] == ["ground truth", "swapped midway"]
+    assert report.settings == {"split": "val", "items": 2, "model": False}
 
 
 def test_copies_are_broken_as_their_names_say() -> None:
