@@ -114,6 +114,23 @@ def test_without_latents_there_is_no_reconstruction_and_without_a_model_no_gener
     assert report.settings == {"split": "val", "items": 2, "model": False}
 
 
+def test_copies_with_longer_limbs_are_ranked_against_undamaged_ones(
+    dataset: InterHumanDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured by how high the second person begins, a tenth higher with longer limbs, which no exchange changes."""
+
+    def measure(joints: Any) -> IdentityMetrics:
+        return IdentityMetrics(float(joints[1, 0, 0, 1]), 0.0, 0.0, 0.0, 50.0)
+
+    monkeypatch.setattr("intermoe.eval.identity_report.measure_identity", measure)
+    report = evaluate_identity(dataset)
+    longer = report.rows["person 2 with longer limbs"].mean["bone_inconsistency"]
+    assert longer == pytest.approx(1.1 * report.rows["ground truth"].mean["bone_inconsistency"])
+    for name in ("swapped midway", "swapped, blend of 10"):
+        for suffix in ("", ", longer limbs"):
+            assert report.ranking[name + suffix]["bone_inconsistency"] == 0, name
+
+
 def test_copies_are_broken_as_their_names_say() -> None:
     pair = np.random.default_rng(0).normal(size=(2, 40, 22, 3))
     wanted: dict[str, Any] = {
