@@ -207,6 +207,7 @@ def test_a_timeline_takes_captions_in_turn(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_scenes_are_asked_for_with_their_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = evaluation.WINDOWS
     monkeypatch.setattr(evaluation, "WINDOWS", 1)
     asked: list[Any] = []
 
@@ -224,7 +225,7 @@ def test_scenes_are_asked_for_with_their_seed(monkeypatch: pytest.MonkeyPatch) -
     evaluation._length(pipeline, items, 6, OPTIONS)
     evaluation._live(pipeline, items, 7)
     assert asked == [("they bow", {"seed": 6, **OPTIONS}), ("they bow", {"seed": 7}), "they wave"]
-    assert (evaluation.SEGMENT, evaluation.SEGMENTS) == (10 * 30, 6)  # a minute
+    assert (evaluation.SEGMENT, evaluation.SEGMENTS, windows) == (10 * 30, 6, 20)  # a minute, and each half of a scene
     monkeypatch.setattr(evaluation.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * 1024))
     assert _peak_memory() == 3.0
 
