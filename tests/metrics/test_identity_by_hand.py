@@ -114,3 +114,16 @@ def test_copies_of_bodies_without_bones_are_finite(pair: Floats) -> None:
         with pytest.raises(ValueError, match=rf"^blend: expected a value in \[0, 50\] frames, got {blend}$"):
             corruptions.mirror_midway(pair, blend=blend)
     assert corruptions.swap_midway(pair, blend=50).shape == pair.shape
+
+
+def test_bones_without_length_stay_themselves() -> None:
+    assert bone_inconsistency(np.zeros((2, 4, 22, 3))) == 0
+
+
+def test_a_millimetre_says_where_persons_stand(pair: Floats) -> None:
+    """Beside each other along X, their mirror is the plane of X and Y: Z changes its sign about theirs, X stays."""
+    pair[1] += pair[0, 25, 0] - pair[1, 25, 0] + (1e-3, 0.0, 0.0)
+    mirrored = corruptions.mirror_midway(pair)[:, 25:, 0]
+    place = pair[0, 25, 0, 2]
+    np.testing.assert_allclose(mirrored[..., 0], pair[:, 25:, 0, 0], atol=1e-9)
+    np.testing.assert_allclose(mirrored[..., 2] - place, place - pair[:, 25:, 0, 2], atol=1e-9)
