@@ -200,3 +200,20 @@ def test_seeds_are_numbered_over_all_captions(monkeypatch: pytest.MonkeyPatch) -
     ]
     words = [f"{which} {n}" for which in ("first", "second") for n in range(3)]
     assert found == {"asked": [33, 2.5], "made": list(zip(np.arange(12.0, 18.0).tolist(), words, strict=True))}
+
+
+def test_the_data_are_measured_as_often_as_they_have_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(
+        compare, "_of_motion", lambda pairs, _: told.append([(m.shape[1], c) for m, c in pairs]) or {"jitter": 1.0}
+    )
+    monkeypatch.setattr(
+        compare, "_of_embeddings", lambda pairs, *_: told.append([(m.shape[1], c) for m, c in pairs]) or {"fid": 2.0}
+    )
+    dataset: Any = Dataset()
+    judge: Any = object()
+    assert compare.measure_truth(dataset, ComparisonSettings(captions=2), judge) == {"jitter": 1.0}
+    wanted = [(FRAMES[n], f"{which} {n}") for which in ("first", "second") for n in range(3)]
+    assert told == [wanted, wanted]
+    assert compare.measure_truth(dataset, ComparisonSettings()) == {"jitter": 1.0}
+    assert told[2:] == [wanted[:3]]

@@ -109,6 +109,14 @@ def test_without_latents_there_is_no_reconstruction_and_without_a_model_no_gener
     monkeypatch.setattr("intermoe.eval.identity_report.measure_identity", lambda joints: clip)
     pipeline: Any = Echo(dataset, has_latents=False)
     assert list(evaluate_identity(dataset, pipeline).rows)[:3] == ["ground truth", "generation", "swapped midway"]
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "intermoe.eval.identity_report.generate_clips",
+        lambda *_, seeds, **options: (asked.update(options), {seed: [SimpleNamespace(joints=0)] for seed in seeds})[1],
+    )
+    settings = {"num_inference_steps": 7, "guidance_scale": 1.5, "batch_size": 5, "progress": print}
+    assert evaluate_identity(dataset, pipeline, seeds=(4, 1), **settings).rows["generation"].clips == 2  # type: ignore[arg-type]
+    assert asked == settings
     report = evaluate_identity(dataset)
     assert list(report.rows)[:2] == ["ground truth", "swapped midway"]
     assert report.settings == {"split": "val", "items": 2, "model": False}
