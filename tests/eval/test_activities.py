@@ -24,7 +24,7 @@ from intermoe.eval.activities import (
     evaluate_activities,
 )
 from intermoe.eval.kinematics import real_clips
-from intermoe.metrics.clips import Clip, measure
+from intermoe.metrics.clips import METRICS, Clip, measure
 from intermoe.motion.interhuman import joints
 from intermoe.motion.representation import REPRESENTATIONS
 
@@ -211,7 +211,8 @@ def test_places_by_hand() -> None:
     assert evaluation._recognised(clips, ranked) == {"recognised": 25, "among_three": 50}
 
 
-def test_bad_arguments(folders: list[Path]) -> None:
+def test_bad_arguments(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "train_judge", lambda *_, **__: pytest.fail("work began"))
     sets = opened(folders, "train"), opened(folders, "val")
     pipeline: Any = Playback(folders)
     with pytest.raises(ValueError, match="captions: expected >= 1, got 0"):
@@ -264,3 +265,97 @@ def test_what_each_activity_was_taken_for_by_hand() -> None:
         },
         "wave": {"clips": 1, "recognised": 1, "taken_for": {}, "closest_wrists_cm": [45.7]},
     }  # fmt: skip
+
+
+def test_a_report_of_rows_that_have_different_activities() -> None:
+    found = {
+        "captions": {
+            "nod": {"clips": 4, "recognised": 1, "taken_for": {"wave": 2, "bow": 1}},
+            "bow": {"clips": 3, "recognised": 3, "taken_for": {}},
+        },
+        "paraphrases": {
+            "wave": {"clips": 5, "recognised": 4, "taken_for": {"nod": 1}},
+            "nod": {"clips": 2, "recognised": 2, "taken_for": {}},
+        },
+        "real, held out": {"hug": {"clips": 1, "recognised": 1, "taken_for": {}}},
+    }  # fmt: skip
+    numbers = dict.fromkeys((key for name in METRICS for key in METRICS[name].titles), 0.0)
+    rows: Any = {
+        "captions": {**numbers, "clips": 1234, "recognised": 100 / 3, "among_three": 200 / 3},
+        "paraphrases": {**numbers, "clips": 7, "recognised": 12.5, "among_three": 99.996},
+    }
+    report = evaluation.ActivityReport(rows, found, {}, {})
+    assert report.activity_table() == [
+        ["activity", "captions", "others taken for", "paraphrases", "others taken for"],
+        ["bow", "3 of 3", "", "–", ""],
+        ["nod", "1 of 4", "wave 2, bow 1", "2 of 2", ""],
+        ["wave", "–", "", "4 of 5", "nod 1"],
+    ]
+    assert report.table()[:4] == [
+        ["metric", "captions", "paraphrases"],
+        ["clips", "1234", "7"],
+        ["activity recognised (%)", "33.33", "12.5"],
+        ["among the first three (%)", "66.67", "100"],
+    ]
+    assert len(report.table()) == 4 + len(numbers)
+
+
+def test_what_is_taken_for_most_often_comes_first() -> None:
+    clips = [Clip(np.zeros((2, 4, 22, 3)), activity="bow")] * 6
+    ranked = [[name] for name in ("hug", "wave", "nod", "wave", "nod", "wave")]
+    assert list(evaluation._by_activity(clips, ranked)["bow"]["taken_for"].items()) == [
+        ("wave", 3), ("nod", 2), ("hug", 1)
+    ]  # fmt: skip
+
+
+def test_captions_are_drawn_from_one_stream_of_chance() -> None:
+    """Of numpy's generator 0, so that a report is the same everywhere."""
+    captions = {"bow": list("abcdefgh"), "wave": list("ijk"), "nod": list("lmnopq")}
+    rng = np.random.default_rng(0)
+    expected = {name: [each[i] for i in rng.permutation(len(each))][:4] for name, each in captions.items()}
+    assert evaluation._drawn(captions, 4) == expected
+    assert sorted(expected["wave"]) == ["i", "j", "k"]  # no more than there are
+
+
+def test_activities_are_sorted_and_captions_in_order(folders: list[Path]) -> None:
+    found = captions_by_activity(opened(folders[::-1], "train"))
+    assert list(found.items()) == [
+        ("bow", ["Two people bow.", "They bow."]),
+        ("wave", ["Two people wave.", "They wave."]),
+    ]
+
+
+def test_the_judge_learns_from_what_was_trained_on_and_everything_is_checked_first(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline: Any = Playback(folders)
+    checked: list[Any] = []
+    monkeypatch.setattr(pipeline, "check", lambda prompts, frames: checked.append((list(prompts), frames)))
+    asked = Asked(captions=1, paraphrases={"wave": ["a", "b", "c"], "bow": ["d", "e"]}, num_frames=20)
+    learned: list[Any] = []
+
+    def train_judge(clips: Any, *, steps: int) -> Any:
+        assert [len(prompts) for prompts, _ in checked] == [2, 5]
+        learned.append(([clip.joints.shape[1] for clip in clips], steps))
+        return SimpleNamespace(names=["bow", "wave"], ranked=lambda clip: ["wave", "bow"])
+
+    monkeypatch.setattr(evaluation, "train_judge", train_judge)
+    sets = opened(folders, "train"), opened(folders, "val")
+    report = evaluate_activities(pipeline, *sets, asked, judge_steps=7, batch_size=2)
+    assert learned == [([40, 44, 40, 44], 7)]
+    assert checked[1] == (["a", "b", "c", "d", "e"], 20)
+    assert checked[0][1] == 20
+    assert report.recognised_by_seed == {"captions": {0: 50.0}, "paraphrases": {0: 60.0}}
+    assert [row["recognised"] for row in report.rows.values()] == [50, 50, 50, 50, 60]
+    bound = 2**63 // 5 - 1  # of the row that has more of them
+    with pytest.raises(ValueError, match=rf"^seeds: expected numbers in \[0, {bound}\), got \({bound},\)$"):
+        evaluate_activities(pipeline, *sets, asked, seeds=(bound,))
+
+    def refuse(prompts: Any, frames: int) -> None:
+        if "e" in prompts:
+            raise ValueError("prompts: refused")
+
+    monkeypatch.setattr(pipeline, "check", refuse)
+    monkeypatch.setattr(evaluation, "train_judge", lambda *_, **__: pytest.fail("work began"))
+    with pytest.raises(ValueError, match=r"^prompts: refused$"):
+        evaluate_activities(pipeline, *sets, asked)

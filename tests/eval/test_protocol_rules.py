@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ import torch
 
 from intermoe.cli.evaluate import app
 from intermoe.data import DATA_SETS, MotionDataset
-from intermoe.eval import runner
-from intermoe.eval.protocol import DIVERSITY_PAIRS, MULTIMODALITY_PAIRS, PROTOCOLS
+from intermoe.eval import protocol, runner
+from intermoe.eval.protocol import DIVERSITY_PAIRS, MARKS, MULTIMODALITY_PAIRS, PROTOCOLS, SOURCES, Published
 from intermoe.eval.runner import GENERATED, MULTIMODAL, REFERENCE, TRUTH, Evaluation, EvaluationSettings, evaluate
 
 VALUES: dict[str, Any] = {
@@ -39,6 +41,32 @@ def test_every_protocol_is_of_a_data_set_and_a_command() -> None:
     assert {name: protocol.data for name, protocol in PROTOCOLS.items()} == {name: name for name in published}
     commands = {command.name for command in app.registered_commands}
     assert commands == {"kinematics", "identity", "control", "activities", "routing", *PROTOCOLS}
+
+
+def test_protocols_and_marks_as_published() -> None:
+    found = {name: (p.batch_size, p.scale, p.divide_by, p.swaps_persons, p.crops) for name, p in PROTOCOLS.items()}
+    assert found == {
+        "interhuman": (96, 6.0, 2.0, True, False),
+        "interx": (32, 1.0, 1.0, False, True),
+        "humanml3d": (32, 1.0, 1.0, False, True),
+    }
+    assert MARKS == {"published": "*", "rerun": "†", "retrained": "‡"}
+    for mark, word, source in zip(MARKS.values(), ("as published", "released weights", "anew"), SOURCES, strict=True):
+        assert source.startswith(f"{mark} ")
+        assert word in source
+    row = Published("another", 1.5, (2.5, None), 3.5, None, 4.5, "rerun")
+    assert row.mark == "†"
+    assert row.numbers() == {
+        "fid": 1.5, "mm_dist": 3.5, "diversity": None, "multimodality": 4.5,
+        "r_precision_1": 2.5, "r_precision_2": None,
+    }  # fmt: skip
+    assert Published("plain").mark == "*"
+    written = json.loads(files("intermoe.systems").joinpath("published.json").read_text(encoding="utf-8"))
+    for name, each in PROTOCOLS.items():
+        assert [(row.name, row.fid) for row in each.published] == [
+            (row["name"], row.get("fid")) for row in written[name]
+        ]
+    assert (protocol.REPLICATIONS, protocol.CAPTIONS, protocol.SAMPLES) == (20, 100, 30)
 
 
 def marked(evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch, frames: int = 8) -> list[tuple[int, int]]:

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from intermoe import cli
 from intermoe.data import InterHumanDataset
 from intermoe.eval import routing
-from intermoe.eval.routing import _by_group, _counts, _moments, _where, evaluate_routing
+from intermoe.eval.routing import RoutingReport, _by_group, _counts, _moments, _reach, _where, evaluate_routing
+from intermoe.motion.skeleton import JOINT_NAMES
 
 
 def test_counts_by_hand() -> None:
@@ -116,3 +117,84 @@ def test_of_guided_steps_the_half_with_text_counts(tiny_pipeline: Any, bowing: P
         )
         first.append(report.rows[:-1])
     assert first[0] == first[1]
+
+
+@pytest.mark.parametrize("part", ["shoulder", "elbow", "wrist"])
+def test_wrists_reach_for_the_upper_body_of_anybody_else(part: str) -> None:
+    for one, other in ((0, 1), (1, 0), (2, 0), (1, 2)):
+        for wrist in ("left_wrist", "right_wrist"):
+            for side in ("left", "right"):
+                joints = 5.0 * np.arange(3)[:, None, None, None] * np.ones((3, 4, 22, 3))
+                joints[..., 0] += np.arange(22)
+                own, theirs = JOINT_NAMES.index(wrist), JOINT_NAMES.index(f"{side}_{part}")
+                joints[one, 2, own] = joints[other, 2, theirs] + (0.06, 0.0, 0.08)
+                assert _reach(joints)[2] == pytest.approx(0.1)
+                assert _reach(joints)[[0, 1, 3]].min() > 5
+    joints = np.stack([np.zeros((4, 22, 3)), np.full((4, 22, 3), 5.0)])
+    joints[0, 1, [JOINT_NAMES.index(name) for name in ("head", "left_foot")]] = 5.0  # what is no wrist
+    joints[1, 2, [JOINT_NAMES.index(name) for name in ("head", "right_hip")]] = 0.0  # and no upper body
+    np.testing.assert_allclose(_reach(joints), [5 * np.sqrt(3)] * 4)
+
+
+def test_groups_touch_nearer_than_twenty_centimetres_in_any_frame() -> None:
+    """Two groups of four frames; in one frame of each a wrist is 19 cm and 21 cm from the other's."""
+    joints = np.stack([np.zeros((8, 22, 3)), np.full((8, 22, 3), 5.0)])[None]
+    joints[0, 0, 1, 20], joints[0, 0, 6, 20] = (5.0, 5.0, 4.81), (5.0, 5.0, 4.79)
+    rows = {row[0]: row[1] for row in _moments(np.array([[2.0, 3.0]]), joints)}
+    assert rows["frames of contact; of a motion"] == 2.0
+    assert rows["frames without contact; of a motion"] == 3.0
+
+
+def test_quarters_are_of_the_mean_speed_of_all_joints_of_anybody() -> None:
+    """Eight groups of two frames, in which the second person steps on by 1 to 8 m, by 8 in two steps and else in one.
+
+    A step counts for the frame before it.
+    """
+    steps = np.zeros(16)
+    steps[[1, 3, 5, 7, 9, 11, 13, 15]] = [3, 4, 1, 5, 2, 7, 4, 6]
+    steps[4] = 4
+    joints = np.zeros((1, 2, 16, 22, 3))
+    joints[0, 0, ..., 0] = 50.0
+    joints[0, 1, ..., 2] = np.cumsum(steps)[:, None]
+    experts = np.array([[30.0, 80.0, 10.0, 50.0, 20.0, 70.0, 40.0, 60.0]])  # ten for each metre
+    rows = {row[0]: row[1:] for row in _moments(experts, joints)}
+    assert rows["the fastest quarter of frames; of a motion"] == (75.0, 75.0, 75.0)
+    assert rows["the slowest quarter of frames; of a motion"] == (15.0, 15.0, 15.0)
+    late = np.zeros((1, 2, 16, 22, 3))
+    late[0, 1, 4:, :, 2] = 9.0  # one step, from the second group into the third
+    rows = {row[0]: row[1:] for row in _moments(experts, late)}
+    assert rows["the fastest quarter of frames; of a motion"] == (80.0, 80.0, 80.0)
+    assert rows["the slowest quarter of frames; of a motion"] == (None, None, None)
+
+
+def test_what_is_asked_for_and_told(tiny_pipeline: Any, bowing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of seven items and nine that are wanted the first captions of all seven."""
+    dataset = InterHumanDataset(bowing, "test", training=False, max_frames=40)
+    asked: list[Any] = []
+    call = type(tiny_pipeline).__call__
+
+    def calling(self: Any, *given: Any, **options: Any) -> Any:
+        asked.append(given)
+        return call(self, *given, **options)
+
+    monkeypatch.setattr(type(tiny_pipeline), "__call__", calling)
+    done: list[Any] = []
+    report = evaluate_routing(
+        tiny_pipeline, dataset, limit=9, num_frames=16, seed=5, num_inference_steps=2, guidance_scale=1.5,
+        progress=lambda *each: done.append(each),
+    )  # fmt: skip
+    assert asked == [(["Two people bow."] * 7, 16, 2, 1.5, 5)]
+    assert done[-1] == (2, 2)
+    assert report.settings["prompts"] == 7
+    names = [row[0] for row in report.rows]
+    assert names[-1] == "selection bias of layer 1"
+    assert names[-5:-1] == [
+        "frames of contact; of a motion", "frames without contact; of a motion",
+        "the fastest quarter of frames; of a motion", "the slowest quarter of frames; of a motion",
+    ]  # fmt: skip
+    rows = (("all", 1.23456, 0.5, 2.0), ("none", None, None, None))
+    assert RoutingReport(rows, {}).table() == [
+        ["experts a token", "mean", "least", "most"],
+        ["all", "1.235", "0.500", "2.000"],
+        ["none", "–", "–", "–"],
+    ]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from intermoe.metrics import bodies
-from intermoe.metrics.clips import Clip, measure
+from intermoe.metrics.clips import Clip, Sample, measure
 from intermoe.motion.capsules import CAPSULES, deepest
 from intermoe.motion.skeleton import JOINT_NAMES
 
@@ -121,3 +121,52 @@ def test_hands_meet_at_the_distance_itself(monkeypatch: pytest.MonkeyPatch) -> N
     clip = posts(0, 2)
     clip[0, 2, LEFT_WRIST], clip[1, 2, RIGHT_WRIST] = (1.0, 1.0, 0.0), (1.0, 1.0, 0.25)
     assert measure([Clip(clip, activity="handshake")], [Clip(clip)], paired=False)["hands_met"] == 100
+
+
+def test_at_a_limit_nobody_floats_and_nobody_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "FLOATING", 0.25)
+    monkeypatch.setattr(bodies, "NEAR", 0.5)
+    clip = posts(0, 0.5)
+    clip[..., 1] += 0.25
+    assert not bodies.floats(clip)
+    assert bodies.floats(clip + 2**-20)
+    assert bodies.penetration(clip).near == 0
+    assert bodies.penetration(clip * (1 - 2**-20)).near == 4
+
+
+def test_hands_meet_in_four_activities() -> None:
+    names = ("handshake", "pull_up", "hold_hands_walk", "ring_around_the_rosie", "hug", "salsa", None)
+    clips = [Clip(posts(0, 1 + number), activity=name) for number, name in enumerate(names)]
+    found = measure(clips, clips, paired=True)
+    assert found["hands_met_captions"] == 4
+    assert found["hands_distance_cm"] == pytest.approx(100 * (1 + 2 + 3 + 4) / 4)
+
+
+def test_heights_weigh_every_clip_alike_and_depths_every_frame() -> None:
+    """A short clip 10 cm up, with bodies in each other; a long one on the floor, near in a third of its 12 frames."""
+    short, long = posts(0, 0.15), posts(0, 0.5, frames=12)
+    short[..., 1] += 0.1
+    long[1, 4:, :, 0] += 3.0
+    found = measure([Clip(short), Clip(long)], [Clip(long)], paired=False)
+    assert found["lowest_joint_cm"] == pytest.approx(5)
+    assert found["floating_share"] == 50
+    thickest = max(radius for _, _, radius in CAPSULES)
+    assert found["penetration_depth_cm"] == pytest.approx(100 * 4 * (2 * thickest - 0.15) / (4 + 4), abs=1e-4)
+    assert found["penetration_share"] == pytest.approx(100 * 4 / 16)
+    assert found["near_share"] == pytest.approx(100 * 8 / 16)
+
+
+def test_sums_of_penetrations_and_what_has_none() -> None:
+    total = bodies.Penetration(10, 4, 5, 0.5) + bodies.Penetration(30, 2, 3, 0.25)
+    assert total == bodies.Penetration(40, 6, 8, 0.75)
+    assert (total.share, total.mean_depth_cm) == (15.0, pytest.approx(9.375))
+    assert (bodies.Penetration().share, bodies.Penetration().mean_depth_cm) == (None, None)
+    alone = bodies.PENETRATION.measure(Sample([Clip(posts(0))], [], False, 30))
+    assert alone == {"penetration_depth_cm": None, "penetration_share": None, "near_share": None}
+    assert bodies.lowest_joint(posts(0).astype(np.float32)).dtype == np.float64
+
+
+def test_hands_are_closest_in_one_frame() -> None:
+    clip = posts(0, 2, frames=5)
+    clip[1, 3, RIGHT_WRIST] = clip[0, 3, RIGHT_WRIST] + (0.0, 0.3, 0.4)
+    assert bodies.closest_wrists(clip) == pytest.approx(0.5)

@@ -86,6 +86,30 @@ def test_numbers_that_are_not_finite_are_refused_by_every_metric(wrong: float) -
         multimodality(np.stack([good, bad]), *pairs)
 
 
+def test_narrow_embeddings_are_compared_in_wide_numbers() -> None:
+    """2^24 - 1/2 and its square are numbers of float64 alone."""
+    far = 2.0**24
+    text, motion = np.float32([[far], [-far]]), np.float32([[0.5], [-0.5]])
+    assert retrieval(text, motion, 2).mm_dist == far - 0.5
+    assert diversity(np.concatenate([text[:1], motion[:1]]), np.array([0]), np.array([1])) == far - 0.5
+    one, other = np.float32([[far], [far]]), np.float32([[0.5], [0.5]])
+    assert frechet_distance(one, other) == (far - 0.5) ** 2
+    assert frechet_distance(one + np.float32([[0], [2]]), other) == pytest.approx((far + 0.5) ** 2 + 2, rel=1e-15)
+
+
+def test_rows_that_are_not_finite_are_counted_and_the_first_is_named() -> None:
+    bad = np.zeros((6, 3))
+    bad[[4, 2], [0, 1]] = np.nan, np.inf
+    with pytest.raises(
+        ValueError, match=r"^embeddings: expected finite numbers, got others in 2 rows, first in row 2$"
+    ):
+        frechet_distance(np.zeros((6, 3)), bad)
+    with pytest.raises(
+        ValueError, match=r"^embeddings: expected finite numbers, got others in 2 rows, first in row 1$"
+    ):
+        multimodality(bad.reshape(3, 2, 3), np.array([0]), np.array([1]))
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_a_collapsed_model_earns_nothing(kind: type[np.floating[Any]]) -> None:
     """One motion for every text: as near to each as to the others, which is no hit, and no diversity at all."""

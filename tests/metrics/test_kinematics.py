@@ -1,9 +1,12 @@
 import dataclasses
+import re
+import sys
 
 import numpy as np
 import pytest
 
-from intermoe.metrics.clips import Clip, measure
+from intermoe.metrics import bodies, kinematics
+from intermoe.metrics.clips import METRICS, Clip, measure
 from intermoe.metrics.kinematics import (
     bone_variation,
     floor_penetration,
@@ -171,3 +174,81 @@ def test_joints_that_are_not_finite_are_refused_by_every_metric():
         measure([Clip(bad)], [Clip(pair())], paired=False)
     with pytest.raises(ValueError, match="finite"):
         measure([Clip(pair())], [Clip(bad)], paired=False)
+
+
+def test_bones_without_length_do_not_vary():
+    assert bone_variation(np.zeros((2, 4, 22, 3))) == 0
+
+
+def test_a_foot_slides_beyond_the_limit_and_not_at_it(monkeypatch):
+    monkeypatch.setattr(kinematics, "SLIDING", 0.25)
+    person = still(4)
+    person[:, 10, 0], person[:, 11, 2] = [0, 0.25, 0.5, 0.75], [0, 0.375, 0.625, 0.875]
+    assert foot_contact(person).sliding == 1
+
+
+def test_distances_are_of_wide_numbers():
+    near = pair(4).astype(np.float32)
+    assert pelvis_distances(near).dtype == np.float64
+
+
+@pytest.mark.parametrize("metric", [bone_variation, foot_contact, jitter, floor_penetration])
+def test_one_frame_or_one_pose_is_no_motion(metric):
+    for shape in ((1, 22, 3), (2, 1, 22, 3), (22, 3), (2, 5, 22, 2)):
+        with pytest.raises(
+            ValueError, match=rf"^joints: expected shape \(..., T >= 2, 22, 3\), got {re.escape(str(shape))}"
+        ):
+            metric(np.zeros(shape))
+    assert np.isfinite(bone_variation(still(2)))
+
+
+@pytest.mark.parametrize("metric", [pelvis_distances, wrist_contact])
+def test_three_persons_are_no_pair(metric):
+    three = np.stack([still(), still(), still()])
+    with pytest.raises(ValueError, match=r"joints: expected shape \(2, T, 22, 3\), got \(3, 40, 22, 3\)"):
+        metric(three)
+
+
+def test_titles_have_the_units_of_their_numbers():
+    """In centimetres what is called so, per second what is a speed, and shares in percent; of each another title."""
+    titles = {key: title for name in METRICS for key, title in METRICS[name].titles.items()}
+    units = {
+        "joint_error_cm": "cm", "bone_variation": "%", "foot_contact_share": "%", "foot_skating_share": "%",
+        "foot_skating_speed": "cm/s", "jitter": "m/s³", "floor_penetration_cm": "cm", "floating_share": "%",
+        "lowest_joint_cm": "cm", "penetration_depth_cm": "cm", "penetration_share": "%", "near_share": "%",
+        "hands_met": "%", "hands_distance_cm": "cm", "pelvis_distance_cm": "cm", "pelvis_wasserstein_cm": "cm",
+        "wrist_contact_share": "%", "turn_direction": "%", "turn_count": "%",
+    }  # fmt: skip
+    assert list(titles) == list(units)  # and in this order
+    for key, unit in units.items():
+        assert titles[key].endswith(f" ({unit})"), key
+    assert len(set(titles.values())) == len(titles)
+    assert "mean" in titles["pelvis_distance_cm"]
+    assert "Wasserstein" in titles["pelvis_wasserstein_cm"]
+    near, touch = f"within {100 * bodies.NEAR:.0f} cm", f"within {100 * bodies.TOUCH:.0f} cm"
+    assert near in titles["near_share"]
+    assert near in titles["penetration_depth_cm"]
+    assert touch in titles["hands_met"]
+    assert set(units) < set(measure([Clip(pair())], [Clip(pair())], paired=True))
+
+
+def test_motion_is_of_thirty_frames_a_second_unless_told_otherwise():
+    rng = np.random.default_rng(0)
+    moving = [Clip(pair() + 0.01 * rng.normal(size=(2, 40, 22, 3)), ("the first dancer spins once",))]
+    assert measure(moving, moving, paired=True) == measure(moving, moving, paired=True, fps=30)
+
+
+def test_every_clip_reproduces_one_of_the_reference():
+    clips = [Clip(pair()), Clip(pair())]
+    for fewer in ((clips, clips[:1]), (clips[:1], clips)):
+        with pytest.raises(ValueError, match="argument 2 is"):
+            measure(*fewer, paired=True)
+        assert measure(*fewer, paired=False)["joint_error_cm"] is None
+
+
+def test_what_is_not_installed_is_named_with_what_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(
+        ImportError, match=r'^the evaluation needs scipy; install it with: pip install "intermoe\[eval\]"$'
+    ):
+        wasserstein(np.zeros(2), np.ones(2))

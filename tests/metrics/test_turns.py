@@ -60,6 +60,38 @@ def test_turns_at_the_edges_of_the_clip_and_small_ones():
     assert turns(rotating((0, 20), (90, 20), (0, 20)), min_degrees=45) == pytest.approx([90], abs=15)
 
 
+def test_a_turn_ends_where_its_direction_does():
+    """12 degrees a frame, there and back: the way of the frames in between, and not a frame more."""
+    assert turns(rotating((360, 30))) == pytest.approx([360 - 12])
+    assert turns(rotating((360, 30), (-360, 30))) == pytest.approx([348, -348])
+    assert turns(rotating((-360, 30), (0, 30))) == pytest.approx([-348])
+    (angle,) = turns(rotating((0, 20), (300, 20), (0, 20)))
+    assert turns(rotating((0, 20), (300, 20), (0, 20)), min_degrees=angle) == [angle]
+
+
+@pytest.mark.parametrize("fps", [30, 24])
+def test_speed_is_that_of_a_heading_smoothed_over_three_frames(fps):
+    """A step of the heading becomes a Gaussian bell of speed, whose height tells whether it counts, at an end too."""
+    bell = np.exp(-0.5 * (np.arange(-30, 31) / 3.0) ** 2)
+    bell /= bell.sum()
+    within, at_end = 60 / (fps * (bell[30] + bell[31]) / 2), 60 / (fps * bell[30])
+    for step, before in ((within, 20), (at_end, 1)):
+        for sign in (1, -1):
+            below, above = (rotating((0, before), (sign * share * step, 1), (0, 20)) for share in (0.985, 1.015))
+            assert turns(below, min_degrees=5, fps=fps) == []
+            assert turns(above, min_degrees=5, fps=fps) == pytest.approx([sign * 1.015 * step])
+            if fps == 30:  # where nobody says
+                assert turns(below, min_degrees=5) == []
+                assert len(turns(above, min_degrees=5)) == 1
+
+
+@pytest.mark.parametrize(("speed", "direction"), [(62, True), (58, False)])
+def test_who_turns_slowly_does_not_turn(speed, direction):
+    """In degrees a second, at 30 frames where nobody says."""
+    person = rotating((speed * 2, 60))
+    assert agreement(np.stack([person, STILL[:60]]), "the first dancer turns left").direction is direction
+
+
 @pytest.mark.parametrize(("angles", "count"), [([], 0), ([280], 1), ([-530], 1), ([550], 2), ([-400, -700], 3)])
 def test_count(angles, count):
     assert count_turns(angles) == count
@@ -89,6 +121,32 @@ def test_count(angles, count):
         ("person 2 spins counter-clockwise 3 times", [TurnClaim(1, "left", 3)]),
         ("she does a 360 degree spin to the left", [TurnClaim(None, "left", 1)]),
         ("the one in front turns twice", [TurnClaim(None, None, 2)]),
+        ("person 2 turns to the left", [TurnClaim(1, "left", None)]),
+        ("dancer two, one turns to the left", [TurnClaim(None, "left", None)]),
+        ("dancer 2 turns a full turn", [TurnClaim(1, None, 1)]),
+        ("the second turns to the right of the first", []),
+        ("the second person turns to her left shoulder", []),
+        ("the second person does a left hand turn", [TurnClaim(1, "left", 1)]),
+        ("she whirls towards their left", [TurnClaim(None, "left", None)]),
+        ("each person rotates five times", [TurnClaim(0, None, 5), TurnClaim(1, None, 5)]),
+        ("both dancers revolve four times", [TurnClaim(0, None, 4), TurnClaim(1, None, 4)]),
+        ("dancer 1 pirouettes six times anti-clockwise", [TurnClaim(0, "left", 6)]),
+        ("person 2 twirls around right", [TurnClaim(1, "right", None)]),
+        ("the first partner spins a few times", [TurnClaim(0, None, SEVERAL, at_least=True)]),
+        ("the second one makes many turns rightwards", [TurnClaim(1, "right", SEVERAL, at_least=True)]),
+        ("the first person bows, another dancer makes multiple spins", [TurnClaim(None, None, SEVERAL, at_least=True)]),
+        ("the first person spins 12 times", [TurnClaim(0, None, 12)]),
+        (
+            "the first makes a complete turn: the other partner a whirl",
+            [TurnClaim(0, None, 1), TurnClaim(None, None, 1)],
+        ),
+        *(
+            (
+                f"the first person spins once{word} the second person spins twice to the left",
+                [TurnClaim(0, None, 1), TurnClaim(1, "left", 2)],
+            )
+            for word in (" as", " before", " after", " while", ",", ".", " and then")
+        ),
         # No claims: no turning of a body, or neither direction nor number.
         ("Two people dance salsa turning around each other", []),
         ("the second dancer mostly turned away from the first", []),
@@ -167,3 +225,24 @@ def test_bad_input():
     lost[9] = np.nan
     with pytest.raises(ValueError, match="joints: expected finite numbers, got others in 1 frames, first in 9"):
         turns(lost)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "part", "full"), [(44, False, False), (46, True, False), (269, True, False), (271, True, True)]
+)
+def test_the_least_of_a_part_of_a_turn_and_of_a_full_one(degrees, part, full):
+    for side, sign in (("left", 1), ("right", -1)):
+        person = rotating((0, 20), (sign * degrees, 5), (0, 20))
+        pair = np.stack([STILL[:45], person])
+        assert agreement(pair, f"the second dancer turns {side}") == TurnAgreement(part, None)
+        assert agreement(pair, f"the second dancer turns once to the {side}") == TurnAgreement(full, full)
+        assert len(turns(person)) == full
+
+
+def test_who_turns_most_turns_most_in_both_directions_together():
+    """200 degrees to the left and back are more than 300 to the left, and have no direction."""
+    there_and_back = rotating((0, 10), (200, 20), (0, 10), (-210, 20), (0, 10))
+    once = rotating((0, 20), (300, 30), (0, 20))
+    for pair in ((there_and_back, once), (once, there_and_back)):
+        assert agreement(np.stack(pair), "one of them turns to the left").direction is False
+        assert agreement(np.stack(pair), "one of them turns to the right").direction is True
