@@ -180,5 +180,5 @@ def test_entries_are_found_by_name_and_a_strange_one_is_shown_in_part(tmp_path: 
     path.write_text('[{"name": "b", "x": 1}, {"name": "a"}]', encoding="utf-8")
     assert _entries(path) == {"b": {"name": "b", "x": 1}, "a": {"name": "a"}}
     path.write_text(json.dumps([{"name": "a"}, "b" * 100]), encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"entry 1: expected a mapping with a name, got b{{60}}$"):
+    with pytest.raises(ValueError, match=r"entry 1: expected a mapping with a name, got b{60}$"):
         _entries(path)
