@@ -139,19 +139,21 @@ def test_a_file_in_the_place_of_a_cache_is_not_replaced(folder: Path, tmp_path: 
     assert (tmp_path / "cache").read_text() == "mine"
 
 
-def test_pages_are_left_while_clips_are_checked(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each time that more was read than may stay: here at once, and after both clips of 20 and 35 frames."""
-    cache = prepare(INTERHUMAN, folder, tmp_path / "cache").folder
+def test_pages_are_left_while_clips_are_checked(
+    interhuman_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time that more was read than may stay since the last time, of clips of 20, 35 and 5 frames."""
+    root = interhuman_folder({"train": {"1": 20, "2": 35, "3": 5}})
+    prepare(INTERHUMAN, root, tmp_path / "cache")
     left: list[CachedClips] = []
     monkeypatch.setattr(CachedClips, "leave", lambda clips: left.append(clips))
-    for most, times in ((0, 2), (20, 1), (35, 1), (54, 1), (55, 0)):
+    for most, times in ((0, 3), (4, 3), (5, 2), (19, 2), (20, 1), (54, 1), (55, 1), (59, 1), (60, 0)):
         left.clear()
         monkeypatch.setattr(caches, "_LEFT_BYTES", most * 2 * 192 * 4)
-        clips = CachedClips(INTERHUMAN, cache, "train")
+        assert CachedClips(INTERHUMAN, tmp_path / "cache", "train").frames == [20, 35, 5]
         assert len(left) == times, most
-        CachedClips(INTERHUMAN, cache, "train", check=False)
+        CachedClips(INTERHUMAN, tmp_path / "cache", "train", check=False)
         assert len(left) == times
-    assert clips.frames == [20, 35]
 
 
 def test_a_worker_does_not_check_clips_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
