@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from intermoe.data import DATA_SETS, InterHumanDataset, MotionDataset, prepare, sets
+from intermoe.data import DATA_SETS, InterHumanDataset, MotionDataset, pieces, prepare, sets
 from intermoe.data import cache as caches
 from intermoe.data.cache import CachedClips, fingerprint, read_index
 from intermoe.data.items import DataSet, ItemError, RawClip
 from intermoe.data.pieces import JOURNAL, digest, read_all
-from intermoe.data.statistics import compute_statistics
 
 INTERHUMAN = DATA_SETS["interhuman"]
 
@@ -205,16 +204,6 @@ def test_statistics_of_a_cache_are_taken_from_it_where_its_items_are_drawn_alike
         assert asked.pop() == (dataset, {"passes": 4})
 
 
-def test_a_column_that_never_varies_has_the_least_deviation() -> None:
-    """Squares less the square of the mean are a little below zero for many a constant."""
-    import torch
-
-    values = torch.linspace(0.1, 7.3, 40)
-    found = compute_statistics([{"motion": values.expand(2, 7, 40)}, {"motion": values.expand(2, 4, 40)}])
-    np.testing.assert_array_equal(found.std, np.full(40, 1e-3, np.float32))
-    np.testing.assert_allclose(found.mean, values, rtol=1e-6)
-
-
 class Numbers:
     """A reader of sequences of one clip each: as many frames of (3,) as the name says, of which "2" is broken."""
 
@@ -265,6 +254,24 @@ def test_bytes_beyond_the_last_whole_piece_are_cut_off(tmp_path: Path, monkeypat
     assert list(reading(tmp_path)) == whole
     assert (tmp_path / "m").read_bytes() == content
     assert (tmp_path / JOURNAL).read_bytes() == journal
+
+
+def test_no_more_processes_are_started_than_there_are_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def alone(task: Any, context: Any, parts: Any, workers: int) -> Iterator[Any]:
+        asked.append(workers)
+        return (task(context, part) for part in parts)
+
+    monkeypatch.setattr(pieces, "PIECE", 2)
+    monkeypatch.setattr(pieces, "in_order", alone)
+    names = [("train", "1")] * 5
+    for number, workers in enumerate((2, 3, 9)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        list(read_all(Numbers(), names, 12, folder / "m", folder / JOURNAL, "k", workers=workers))  # type: ignore[arg-type]
+        list(read_all(Numbers(), names, 12, folder / "m", folder / JOURNAL, "k", workers=workers))  # type: ignore[arg-type]
+    assert asked == [2, 0, 3, 0, 3, 0]
 
 
 def test_content_is_known_by_32_digits() -> None:

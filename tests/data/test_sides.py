@@ -95,8 +95,7 @@ def test_who_or_what_has_left_or_is_left() -> None:
     leavers = listed(
         "has have had having is are was were be been being get gets got they've they'd they're we\u2019ve he's she's "
         "it's who's that's there's he she they who everyone everybody someone nobody I we nothing something anything "
-        "none "
-        "time energy strength space room"
+        "none time energy strength space room"
     )
     assert sides("left", [(f"{words} ", "") for words in leavers]) == {False}
     adverbs = listed(
