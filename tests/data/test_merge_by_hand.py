@@ -182,3 +182,19 @@ def test_entries_are_found_by_name_and_a_strange_one_is_shown_in_part(tmp_path: 
     path.write_text(json.dumps([{"name": "a"}, "b" * 100]), encoding="utf-8")
     with pytest.raises(ValueError, match=r"entry 1: expected a mapping with a name, got b{60}$"):
         _entries(path)
+
+
+def test_a_folder_that_came_to_be_meanwhile_is_not_replaced(
+    solo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+
+    def finish(merging: object, out: Path) -> None:
+        (tmp_path / "out" / "all").mkdir()
+        (tmp_path / "out" / "all" / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr("intermoe.data.merge._Merging.finish", finish)
+    with pytest.raises(FileExistsError):
+        merge([solo], tmp_path / "out" / "all")
+    assert (tmp_path / "out" / "all" / "notes.txt").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["all"]

@@ -79,6 +79,21 @@ def test_a_reader_knows_its_splits_its_files_and_what_is_absent(
     check_parts(DATA_SETS[kind], clip.source)
 
 
+@pytest.mark.parametrize(
+    ("kind", "folder", "motion"),
+    [("interhuman", "split", None), ("solo", "split", None), ("humanml3d", "", None), ("interx", "splits", "motions")],
+)
+def test_splits_are_told_by_the_alphabet(kind: str, folder: str, motion: str | None, tmp_path: Path) -> None:
+    names = ["m", "z", "b", "y", "a", "x", "c"]
+    for name in names:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}.txt").touch()
+        if motion is not None:
+            (tmp_path / motion).mkdir(exist_ok=True)
+            (tmp_path / motion / f"{name}.h5").touch()
+    assert DATA_SETS[kind].reader(tmp_path).splits() == sorted(names)
+
+
 def check_parts(data_set: DataSet, source: Array) -> None:
     """Some frames alone, mirrored too, are those of the whole."""
     floor = None if data_set.floor is None else data_set.floor(source)

@@ -162,11 +162,11 @@ def test_recurrent_by_hand() -> None:
 
 
 def test_motion_is_whole_units_normalised_first_and_zero_behind_them() -> None:
-    """Of 9 frames 8 are read, and zeros to the most that there are; of 15 the first 12, which are the most."""
+    """Of 9 frames 8 are read, and zeros to the most that there are; of 19 the first 12, which are the most."""
     model = bigru()
     model.mean.copy_(torch.linspace(-1, 1, 259))
     model.std.copy_(torch.linspace(0.5, 2, 259))
-    motion, lengths = torch.randn(3, 1, 15, 263), torch.tensor([9, 15, 4])
+    motion, lengths = torch.randn(3, 1, 19, 263), torch.tensor([9, 19, 4])
     expected = []
     for row, (frames, units) in zip(motion, ((8, 2), (12, 3), (4, 1)), strict=True):
         columns = torch.zeros(1, 259, 12)
@@ -177,7 +177,7 @@ def test_motion_is_whole_units_normalised_first_and_zero_behind_them() -> None:
         expected.append(model.motion(model.movement(hidden.mT), torch.tensor([units])))
     torch.testing.assert_close(model.embed_motion(motion, lengths), torch.cat(expected), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="lengths: expected >= 4, got 3"):
-        model.embed_motion(motion, torch.tensor([9, 3, 15]))
+        model.embed_motion(motion, torch.tensor([9, 3, 19]))
 
 
 def test_a_recurrent_evaluator_needs_layout_and_words_and_gets_all_that_is_given(
