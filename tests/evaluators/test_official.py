@@ -187,6 +187,8 @@ def test_recurrent_evaluators_round_trip(bigru_files: Path, layout: str) -> None
         for name in ("mean", "std"):
             expected = np.load(bigru_files / f"{name}.npy")[:259].astype(np.float32)
             np.testing.assert_array_equal(getattr(evaluator, name).numpy(), expected)
+    vectors = np.load(bigru_files / f"{'our' if layout == 'humanml3d' else 'hhi'}_vab_data.npy").astype(np.float32)
+    np.testing.assert_array_equal(evaluator.vectors.numpy(), vectors)
     longest = (evaluator.config.max_frames, evaluator.config.max_words)
     assert longest == {"humanml3d": (196, 20), "interx": (150, 35)}[layout]  # as published
     motion = torch.randn(2, 1, 21, 263) if layout == "humanml3d" else torch.randn(2, 2, 21, 55, 12)
