@@ -85,7 +85,7 @@ def test_names_that_lead_out_are_not_read(name: str) -> None:
         read_named(name, lambda: pytest.fail("was read"))
 
 
-@pytest.mark.parametrize("name", ["a", "my/own/a", "a..b", "...", "ä b"])
+@pytest.mark.parametrize("name", ["a", "my/own/a", "a..b", "...", "ä"])
 def test_names_that_stay_within_are_read(name: str) -> None:
     assert read_named(name, lambda: 3) == 3
 

@@ -87,7 +87,7 @@ def test_a_second_person_keeps_away_by_steps_of_a_quarter_of_a_metre() -> None:
     np.testing.assert_allclose(placed.reshape(2, 22, 3)[:, 0, :2], [[0, 2.45], [0, 1.44]], atol=1e-6)
 
 
-@pytest.mark.parametrize("subject", ["A person", "someone", "Somebody", "one person"])
+@pytest.mark.parametrize("subject", ["A person", "someone", "Somebody", "one person"], ids=["a", "some", "body", "one"])
 def test_each_way_to_begin_with_a_person_is_joined(subject: str) -> None:
     for first, second, said in (
         (f"{subject}  waves. ", "a person bows.", "waves, while the other bows"),

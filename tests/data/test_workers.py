@@ -114,6 +114,7 @@ def failing(error: Exception) -> Iterator[int]:
          "[Errno 5] a: b"),
         (RuntimeError("a DataLoader worker"), RuntimeError, "a DataLoader worker"),
     ],
+    ids=["killed", "key", "value", "system", "other"],
 )  # fmt: skip
 def test_an_error_of_a_worker_is_its_last_line(error: Exception, kind: type[Exception], told: str) -> None:
     batches = told_in_one_line(failing(error))
