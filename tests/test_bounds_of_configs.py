@@ -65,6 +65,7 @@ BOUNDS: dict[type[Config], list[Row]] = {
         ({}, "kind", "clop", "clip", f"one of {TEXT_ENCODERS}"),
         *(({}, key, 0, 1, SIZE) for key in ("output_dim", "num_layers", "num_heads", "feedforward_dim", "max_tokens")),
         *(({}, key, 0, 1, SIZE) for key in ("vocab_size", "vector_dim")), ({"num_heads": 1}, "width", 0, 1, SIZE),
+        *(({}, f"{part}_{key}", 0, 1, SIZE) for part in ("clip", "sentence") for key in ("layers", "heads")),
         *(({}, key, MAX_LAYERS + 1, MAX_LAYERS, f"<= {MAX_LAYERS}")
           for key in ("num_layers", "clip_layers", "sentence_layers")),
         ({"num_heads": 3}, "width", 8, 9, "a multiple of num_heads=3"),

@@ -80,7 +80,7 @@ def read_word_vectors(folder: Path, prefix: str) -> tuple[list[str], npt.NDArray
 
 
 def _strings(path: Path) -> list[str]:
-    harmless = (*_STRINGS, "PROTO", "FRAME", "EMPTY_LIST", "MARK", "APPEND", "APPENDS", "STOP", "MEMOIZE")
+    harmless = (*_STRINGS, "PROTO", "FRAME", "EMPTY_LIST", "LIST", "MARK", "APPEND", "APPENDS", "STOP", "MEMOIZE")
     strings = []
     try:
         for opcode, argument, _ in pickletools.genops(path.read_bytes()):

@@ -54,7 +54,7 @@ class TextConfig(Config):
     def __post_init__(self) -> None:
         _require(self.kind in TEXT_ENCODERS, "kind", f"one of {TEXT_ENCODERS}", self.kind)
         sizes = ("output_dim", "width", "num_layers", "num_heads", "feedforward_dim", "max_tokens", "vocab_size")
-        check_sizes(self, (*sizes, "vector_dim"))
+        check_sizes(self, (*sizes, "vector_dim", "clip_layers", "clip_heads", "sentence_layers", "sentence_heads"))
         for name in ("num_layers", "clip_layers", "sentence_layers"):
             _require(getattr(self, name) <= MAX_LAYERS, name, f"<= {MAX_LAYERS}", getattr(self, name))
         _require(self.width % self.num_heads == 0, "width", f"a multiple of num_heads={self.num_heads}", self.width)

@@ -72,6 +72,7 @@ def test_clips_are_sequences_and_the_parts_that_captions_describe(humanml3d_fold
         ("0.049", "0.1", (0, 2)),
         ("0.0", "0.05", (0, 1)),
         ("2.0", "0.0", None),
+        ("2.0", "2.0", None),
         ("5.95", "99.0", (119, 120)),
         ("6.0", "7.0", None),  # from the end on
         ("nan", "1.0", (0, 20)),

@@ -254,3 +254,51 @@ def test_a_cache_of_another_rate_or_skeleton_is_made_again(rng: np.random.Genera
         given = {**options, "skeleton": tmp_path / f"{options['skeleton']}.npy"}
         assert prepare(INTERX, root, cache, **given).written
         assert not prepare(INTERX, root, cache, **given).written
+
+
+def test_a_position_beyond_ten_kilometres_is_none_of_a_skeleton(rng: np.random.Generator, tmp_path) -> None:
+    rest = _rest(rng)
+    rest[54, 2] = -1e4
+    np.save(tmp_path / "far.npy", rest)
+    with pytest.raises(ValueError, match=r"far\.npy: expected \(55, 3\) joint positions"):
+        load_skeleton(tmp_path / "far.npy")
+    rest[54, 2] = -9999
+    np.save(tmp_path / "far.npy", rest)
+    assert load_skeleton(tmp_path / "far.npy").dtype == np.float32
+
+
+def test_an_array_that_is_longer_than_any_recording_is_not_read(interx_folder, rng: np.random.Generator) -> None:
+    """A million frames might be; one more is refused before there is room made for it."""
+    h5py = pytest.importorskip("h5py")
+    root = interx_folder({"train": {"G1": rng.normal(size=(30, 55, 24))}})
+    with h5py.File(root / "motions" / "train.h5", "a") as file:
+        file.create_dataset("G2", shape=(10**6 + 1, 55, 24), dtype="f4", chunks=(1, 55, 24))
+    (root / "texts_processed" / "G2.txt").write_text("they bow\n")
+    with pytest.raises(ItemError, match=r"wrong shape: G2: train\.h5: expected .*, got \(1000001, 55, 24\)"):
+        InterXReader(root).read("train", "G2")
+
+
+@pytest.mark.parametrize("fps", [0, -30, 15, 45])
+def test_rates_that_no_frames_can_be_kept_of(tmp_path, fps: int) -> None:
+    with pytest.raises(ValueError, match=f"source_fps: expected a multiple of 30, got {fps}"):
+        InterXReader(tmp_path, source_fps=fps)
+
+
+def test_a_list_without_its_file_of_motion_is_no_split(interx_folder, rng: np.random.Generator) -> None:
+    root = interx_folder({"train": {"G1": rng.normal(size=(30, 55, 24))}, "val": {"G2": rng.normal(size=(30, 55, 24))}})
+    (root / "motions" / "val.h5").unlink()
+    reader = InterXReader(root)
+    assert reader.splits() == ["train"]
+    assert reader.absent("val") == ["motions/val.h5"]
+    (root / "motions" / "val_global.h5").touch()
+    assert reader.splits() == ["train", "val"]
+    assert reader.absent("val") == []
+
+
+def test_converted_motion_is_a_copy(rng: np.random.Generator) -> None:
+    """What is done to it does not reach the source, nor a cache's read-only pages."""
+    source = rng.normal(size=(30, 2, 55, 12)).astype(np.float32)
+    source.setflags(write=False)
+    for motion in (INTERX.convert(source), INTERX.convert_part(source, slice(3, 9), False, None)):
+        motion += 1
+        assert not np.shares_memory(motion, source)

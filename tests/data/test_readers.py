@@ -79,6 +79,49 @@ def test_a_reader_knows_its_splits_its_files_and_what_is_absent(
     check_parts(DATA_SETS[kind], clip.source)
 
 
+@pytest.mark.parametrize(
+    ("kind", "folder", "motion"),
+    [("interhuman", "split", None), ("solo", "split", None), ("humanml3d", "", None), ("interx", "splits", "motions")],
+)
+def test_splits_are_told_by_the_alphabet(kind: str, folder: str, motion: str | None, tmp_path: Path) -> None:
+    names = ["m", "z", "b", "y", "a", "x", "c"]
+    for name in names:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}.txt").touch()
+        if motion is not None:
+            (tmp_path / motion).mkdir(exist_ok=True)
+            (tmp_path / motion / f"{name}.h5").touch()
+    assert DATA_SETS[kind].reader(tmp_path).splits() == sorted(names)
+
+
+@pytest.mark.parametrize("by_columns", [True, False])
+def test_rotations_come_in_rows_however_a_file_has_them(
+    by_columns: bool, interhuman_folder: Callable[..., Path]
+) -> None:
+    """The same turns about all axes, written in either order, of both persons; positions stay as they are."""
+    root = interhuman_folder({"train": {"1": 20}})
+    expected = []
+    for seed, person in enumerate(("person1", "person2")):
+        turns = np.linalg.qr(np.random.default_rng(seed).normal(size=(20, 21, 3, 3)))[0].astype(np.float32)
+        columns = turns[..., :2]  # r00 r01, r10 r11, r20 r21
+        rows = columns.reshape(20, 126)
+        path = root / "motions_processed" / person / "1.npy"
+        motion = np.load(path)
+        motion[:, 186:312] = columns.swapaxes(2, 3).reshape(20, 126) if by_columns else rows
+        np.save(path, motion)
+        expected.append(np.concatenate([motion[:, :66], rows], axis=1))
+    (clip,) = DATA_SETS["interhuman"].reader(root).read("train", "1")
+    np.testing.assert_array_equal(clip.source, np.stack(expected, axis=1))
+
+
+def test_persons_of_different_length_are_told_in_their_order(interhuman_folder: Callable[..., Path]) -> None:
+    root = interhuman_folder({"train": {"1": 20}})
+    path = root / "motions_processed" / "person2" / "1.npy"
+    np.save(path, np.load(path)[:17])
+    with pytest.raises(ItemError, match="persons of different length: 1: 20 and 17 frames"):
+        read_sequence(DATA_SETS["interhuman"].reader(root), "train", "1")
+
+
 def check_parts(data_set: DataSet, source: Array) -> None:
     """Some frames alone, mirrored too, are those of the whole."""
     floor = None if data_set.floor is None else data_set.floor(source)

@@ -109,6 +109,18 @@ def test_text_side_of_interclip_by_modules_of_torch(tmp_path: Path, relative_err
     hidden = torch.nn.functional.layer_norm(hidden, (WIDTH,), full["model.text_ln.weight"], full["model.text_ln.bias"])
     out = hidden[[0, 1], [2, 1]] @ full["model.out.weight"].T + full["model.out.bias"]
     assert relative_error(evaluator.text.encode_tokens(tokens), out) < 1e-5
+    # the motion side and the scale of both
+    frames, lengths = torch.randn(2, 2, 9, 5), torch.tensor([9, 6])
+    expected = 1.7 * torch.nn.functional.normalize(own.eval()(frames, lengths))
+    assert relative_error(evaluator.embed_motion(frames, lengths), expected) < 1e-5
+    assert not any(module.training for module in evaluator.modules())
+    assert evaluator.config == InterClipConfig(
+        input_dim=5, width=8, num_layers=1, num_heads=2, feedforward_dim=12, embedding_dim=512, dropout=0.1,
+        text=TextConfig(
+            kind="clip", output_dim=512, width=WIDTH, num_layers=2, num_heads=8, feedforward_dim=24, max_tokens=6,
+            vocab_size=VOCABULARY,
+        ),
+    )  # fmt: skip
 
 
 def test_interclip_is_strict(encoder_state: Any, tmp_path: Path) -> None:
@@ -175,6 +187,8 @@ def test_recurrent_evaluators_round_trip(bigru_files: Path, layout: str) -> None
         for name in ("mean", "std"):
             expected = np.load(bigru_files / f"{name}.npy")[:259].astype(np.float32)
             np.testing.assert_array_equal(getattr(evaluator, name).numpy(), expected)
+    vectors = np.load(bigru_files / f"{'our' if layout == 'humanml3d' else 'hhi'}_vab_data.npy").astype(np.float32)
+    np.testing.assert_array_equal(evaluator.vectors.numpy(), vectors)
     longest = (evaluator.config.max_frames, evaluator.config.max_words)
     assert longest == {"humanml3d": (196, 20), "interx": (150, 35)}[layout]  # as published
     motion = torch.randn(2, 1, 21, 263) if layout == "humanml3d" else torch.randn(2, 2, 21, 55, 12)
