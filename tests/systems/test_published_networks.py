@@ -54,6 +54,8 @@ def test_networks_of_raw_motion(system: str) -> None:
     arguments = normal(2, 2, 7, 7), torch.tensor([3, 700]), normal(2, 5), torch.arange(7) < LENGTHS[:, None]
     torch.testing.assert_close(network(*arguments), plain(*arguments), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(network(*arguments[:3]), plain(*arguments[:3]), rtol=1e-4, atol=1e-4)
+    assert (network.training, network.config.dropout, network.config.mask_padding) == (False, 0.1, False)
+    assert official.load_network(kind, state, {**config, "dropout": 0.3}).config.dropout == 0.3
 
 
 @torch.no_grad()
@@ -65,7 +67,10 @@ def test_mdm_and_commdm(split: int | None) -> None:
     mask = torch.arange(7) < LENGTHS[:, None]
     found, expected = network(*arguments, mask), plain(*arguments, mask)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert not network.training
+    backbone = network.config if split is None else network.config.backbone
+    assert (network.training, backbone.num_heads, backbone.mask_padding) == (False, 3, False)
+    network = official.load_network("mdm" if split is None else "commdm", state, {})
+    assert (network.config if split is None else network.config.backbone).num_heads == 4
 
 
 @torch.no_grad()
@@ -78,7 +83,13 @@ def test_intermasks_transformer() -> None:
     seen = mask[:, None, None].expand(2, 2, 5, 7)
     arguments = codes, normal(2, 5), mask
     torch.testing.assert_close(network(*arguments)[seen], plain(*arguments)[seen], rtol=1e-4, atol=1e-4)
-    assert not network.training
+    assert (network.training, network.config.dropout) == (False, 0.2)
+    assert official.load_network("intermask", {**state, **frequencies}, {}).config.num_heads == 6
+    assert official.load_network("intermask", {**state, **frequencies}, {"dropout": 0.3}).config.dropout == 0.3
+    for wrong in (1.001, 1.01):
+        other = {key: wrong * value for key, value in frequencies.items()}
+        with pytest.raises(ValueError, match="expected the frequencies that the model is defined with"):
+            official.load_network("intermask", {**state, **other}, {})
 
 
 @torch.no_grad()
