@@ -257,6 +257,13 @@ def test_interaction_terms_by_hand() -> None:
         wanted = 3 * sum(counted) / 24 if count else 0.0
         assert losses(near, far)["distances"] == pytest.approx(wanted, rel=1e-5)
 
+    for expected, counts in ((0.09, True), (0.11, False)):  # touching is within 10 cm
+        near, apart = standing(), standing()
+        near[:, 1] += torch.tensor([0.0, 0.0, expected])
+        apart[:, 1] += torch.tensor([0.0, 0.0, 0.5])
+        wanted = 3 * 0.25 if counts else 0.0
+        assert losses(apart, near)["touch"] == pytest.approx(wanted, rel=1e-6)
+
     turned = standing()
     angle = 1.1
     rotation = torch.tensor(
