@@ -122,16 +122,17 @@ def test_only_points_that_were_open_are_opened_again() -> None:
         def __call__(self, codes: Tensor, text: Tensor, mask: Tensor) -> Tensor:
             self.seen.append(codes)
             logits = torch.zeros(*codes.shape, MASKED)
-            logits[..., 3] = torch.linspace(1, 2, 40).view(codes.shape)
+            logits[..., 3] = torch.linspace(1, 2, 40).view(1, 2, 5, 4)
             return logits.bfloat16()
 
-    codes = torch.full((1, 2, 5, 4), 3)
+    codes = torch.full((2, 2, 5, 4), 3)
     codes[0, 1] = 4
     chosen, inputs = torch.zeros_like(codes, dtype=torch.bool), codes.clone()
-    chosen[0, :, 0] = True  # eight points, of which one is open
+    chosen[0, :, :, 0] = True  # ten points, and one beside them is open; of the second sample none
     inputs[0, 1, 0, 1] = MASKED
     network: Any = Answers()
-    losses = unmasking_losses(network, codes, MaskedCodes(inputs, chosen, 40), torch.zeros(1, 3), torch.ones(1, 4) > 0)
+    masked, mask = MaskedCodes(inputs, chosen, 40), torch.ones(2, 4, dtype=torch.bool)
+    losses = unmasking_losses(network, codes, masked, torch.zeros(2, 3), mask)
     assert torch.equal(network.seen[1], inputs)
     assert losses["accuracy"] == 0.5
     assert losses["loss"].dtype == torch.float32
