@@ -12,6 +12,8 @@ from torch import Tensor
 from intermoe.control import Control, Known
 from intermoe.diffusion import build_scheduler
 from intermoe.pipeline import MotionPipeline
+from intermoe.systems.in2in.config import GuidanceConfig
+from intermoe.systems.in2in.guidance import FourPasses
 from intermoe.systems.intergen import pipeline as raw
 from intermoe.systems.intermask import pipeline as masked
 from tests.systems.test_pipelines import PROMPTS, write
@@ -137,3 +139,25 @@ def test_what_codes_are_sampled_from(tmp_path: Path, monkeypatch: pytest.MonkeyP
             alone = pipeline.tokenizer.decode(row[person, :, :count][None])[0].detach()
             expected = pipeline.statistics.denormalise(alone)[:length]
             torch.testing.assert_close(motion[person], expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_in2in_is_guided_by_its_passes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call's scale is the weight of the pass with every text; the others are the model's own."""
+    weights = {"everything": 9.0, "interaction": 0.5, "individuals": 0.25}
+    pipeline: Any = MotionPipeline.from_pretrained(write(tmp_path, "in2in", guidance=weights))
+    seen: list[Any] = []
+
+    def sample(denoiser: Any, text: Tensor, shape: Any, sampler: Any, **_: Any) -> Tensor:
+        seen.append((denoiser, text.shape, sampler.guidance_scale, sampler.num_inference_steps))
+        return torch.zeros(shape)
+
+    monkeypatch.setattr(raw, "sample", sample)
+    for scale in (2.5, 1.0):
+        pipeline.sample(PROMPTS, [9, 13], [3, 4], num_inference_steps=7, guidance_scale=scale)
+    (guided, *rest), plain = seen
+    assert isinstance(guided, FourPasses)
+    assert guided.network is pipeline.network
+    assert guided.config == GuidanceConfig(2.5, 0.5, 0.25)
+    assert rest == [(2, 3, 8), 1.0, 7]
+    assert plain == (pipeline.network, (2, 3, 8), 1.0, 7)

@@ -98,6 +98,8 @@ def test_places_and_speeds_are_what_is_seen() -> None:
 def test_what_is_added_to_the_straight_way_by_hand() -> None:
     """Sines of one, two and three half waves, each of a frame's joints in axes that stand between the ends."""
     ends, between = some_ends(), network()
+    between.first.weight[:, -2:] *= 20  # so that a gap's length shows
+    between.joints.weight *= 5
     straight, made = Between(CONFIG)(ends, PLACES), between(ends, PLACES)
     told = (seen(ends) - between.mean) / between.std
     gelu = torch.nn.functional.gelu
