@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,8 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from intermoe import official
+from intermoe.systems.intergen.config import InterGenConfig
+from intermoe.systems.intergen.network import InterGen
+from intermoe.systems.intermask.config import InterMaskConfig, TokenizerConfig
+from intermoe.systems.intermask.network import InterMask
 from intermoe.systems.intermask.official import load_tokenizer
-from intermoe.systems.intermask.tokenizer import motion_to_image
+from intermoe.systems.intermask.tokenizer import MotionTokenizer, motion_to_image
+from intermoe.systems.intermoe.config import DenoiserConfig
+from intermoe.systems.intermoe.denoiser import Denoiser
+from intermoe.systems.mdm.config import ComMDMConfig, MDMConfig
+from intermoe.systems.mdm.network import MDM, ComMDM
+from intermoe.systems.timotion.config import TIMotionConfig
+from intermoe.systems.timotion.network import TIMotion
 from tests.systems.transcriptions import (
     PlainComMDM,
     PlainInterGenLayer,
@@ -25,7 +36,7 @@ from tests.systems.transcriptions import (
 # widths that differ from each other wherever they may
 RAW = {"input_feats": 7, "text_dim": 5, "latent_dim": 12, "ff_size": 18, "num_layers": 2, "num_heads": 3}
 PATTERNS = {"LPA": True, "conv_layers": 2, "dilation_rate": 2, "norm": "AdaLN"}
-MDM = {"input_dim": 7, "text_dim": 5, "dim": 12, "layers": 3, "heads": 3, "hidden": 18}
+SINGLE = {"input_dim": 7, "text_dim": 5, "dim": 12, "layers": 3, "heads": 3, "hidden": 18}
 MASKED = {"codes": 9, "code_dim": 6, "text_dim": 5, "dim": 12, "layers": 2, "heads": 3, "hidden": 18}
 LENGTHS = torch.tensor([7, 4])
 
@@ -61,7 +72,7 @@ def test_networks_of_raw_motion(system: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("split", [None, 1, 2, 3])
 def test_mdm_and_commdm(split: int | None) -> None:
-    plain, state = drawn(PlainMDM(MDM) if split is None else PlainComMDM(MDM, split))
+    plain, state = drawn(PlainMDM(SINGLE) if split is None else PlainComMDM(SINGLE, split))
     network = official.load_network("mdm" if split is None else "commdm", state, {"num_heads": 3})
     arguments = normal(2, 1 if split is None else 2, 7, 7), torch.tensor([3, 700]), normal(2, 5)
     mask = torch.arange(7) < LENGTHS[:, None]
@@ -106,3 +117,27 @@ def test_intermasks_tokeniser(representation: str, rows: int, frame: tuple[int, 
     if representation == "interhuman":
         expected[:, 6:, 0] = 0.0  # the root's rotation is no part of the motion
     torch.testing.assert_close(decoded, expected, rtol=1e-4, atol=1e-4)
+
+
+def millions(build: Callable[[], nn.Module]) -> float:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build().parameters()) / 1e6
+
+
+def test_millions_of_weights_are_the_published_ones_where_nothing_is_said() -> None:
+    for build, published in (
+        (lambda: Denoiser(DenoiserConfig()), 229.15),
+        (lambda: InterGen(InterGenConfig()), 171.35),
+        (lambda: TIMotion(TIMotionConfig()), 66.27),
+        (lambda: TIMotion(TIMotionConfig(local_patterns=False)), 53.67),
+        (lambda: MDM(MDMConfig()), 17.88),
+        (lambda: ComMDM(ComMDMConfig()), 17.88 + 4.74),
+    ):
+        assert millions(build) == pytest.approx(published, abs=0.0101), published
+    for build, published in (
+        (lambda: InterMask(InterMaskConfig()), 43.2),
+        (lambda: MotionTokenizer(TokenizerConfig()), 43.03),
+        (lambda: MotionTokenizer(TokenizerConfig()).encoder, 22.04),
+        (lambda: MotionTokenizer(TokenizerConfig(representation="interx")), 45.4),
+    ):
+        assert millions(build) == pytest.approx(published, abs=0.06), published

@@ -213,3 +213,28 @@ def test_the_modulated_norm_divides_by_the_deviation_and_next_to_nothing() -> No
     found = modulated(hidden, torch.full((1, 1, 4), 0.25), torch.tensor([0.0, 1.0, 2.0, 3.0]).view(1, 1, 4))
     expected = 2 / 5**0.5 * torch.tensor([1.0, -2.0, 3.0, -4.0]) + 0.25
     torch.testing.assert_close(found[0, 0], expected, rtol=1e-4, atol=0)
+
+
+def test_codes_are_drawn_as_often_as_they_are_likely() -> None:
+    """Of the guided logits, among the likeliest three of four; one round draws every code of the second person."""
+    logits = torch.tensor([0.0, 1.0, -3.0, 2.0])
+
+    class Answers:
+        config, mask_id = SimpleNamespace(num_parts=5, num_codes=4), 4
+
+        def __call__(self, codes: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+            given = text[:, 0][:, None, None, None, None]  # 1 with text, 0 without
+            return (logits / 2 * given).expand(*codes.shape, 4)
+
+    network: Any = Answers()
+    config = UnmaskingConfig(num_inference_steps=2, guidance_scale=2.0, keep_share=0.75)
+    known = torch.zeros(1, 5, 2000, dtype=torch.long)
+    codes = unmask(
+        network, torch.ones(1, 3), torch.ones(1, 2000, dtype=torch.bool), config,
+        known=known, generators=[torch.Generator().manual_seed(0)],
+    )  # fmt: skip
+    assert torch.equal(codes[:, 0], known)
+    found = torch.bincount(codes[0, 1].flatten(), minlength=4) / 10_000
+    expected = torch.softmax(logits.masked_fill(logits < -2, -math.inf), dim=0)
+    torch.testing.assert_close(found, expected, atol=4 * 0.5 / 100, rtol=0)
+    assert found[2] == 0

@@ -33,6 +33,8 @@ DIM, BLOCKS = 3, 2
 def autoencoder_state(dataset: str) -> State:
     representation = REPRESENTATIONS[dataset]
     skeleton, state = representation.skeleton, {}
+    graphs = [torch.rand_like(skeleton.adjacency(level)) for level in range(2)]  # the file's, not the skeleton's
+    pools = [skeleton.pool(level) * (0.5 + torch.rand_like(skeleton.pool(level))) for level in range(2)]
     for joint, columns in enumerate(representation.features):
         state |= drawn_linear(f"motion_enc.layers.{joint}.0", len(columns), DIM)
         state |= drawn_linear(f"motion_enc.layers.{joint}.2", DIM, DIM)
@@ -47,11 +49,11 @@ def autoencoder_state(dataset: str) -> State:
                     state |= drawn_linear(f"{name}.graph_conv.linear1", DIM, DIM)
                     state |= drawn_linear(f"{name}.graph_conv.linear2", DIM, DIM)
                     state |= {f"{name}.temp_conv.weight": draw(DIM, DIM, 3, 3), f"{name}.temp_conv.bias": draw(DIM)}
-                    state[f"{name}.adj_matrix"] = skeleton.adjacency(level)
+                    state[f"{name}.adj_matrix"] = graphs[level]
             if side == "enc":
-                state[f"conv_enc.layers.{layer}.{BLOCKS}.skeleton_pool"] = skeleton.pool(level)
+                state[f"conv_enc.layers.{layer}.{BLOCKS}.skeleton_pool"] = pools[level]
             else:
-                state[f"conv_dec.layers.{layer}.0.skeleton_unpool"] = (skeleton.pool(level) > 0).float().T
+                state[f"conv_dec.layers.{layer}.0.skeleton_unpool"] = (pools[level] > 0).float().T
     return state | {"dist.weight": draw(7, DIM, 2 * DIM), "dist.bias": draw(7, 2 * DIM)}
 
 
