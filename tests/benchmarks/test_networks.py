@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from intermoe import backends
-from intermoe.benchmarks import bench_export, bench_generation, bench_loader, bench_vae, models
+from intermoe.benchmarks import bench_denoiser, bench_export, bench_generation, bench_loader, bench_vae, models
 from intermoe.benchmarks.harness import suite
 from intermoe.benchmarks.harness.case import Scope
 from intermoe.data import DATA_SETS
@@ -172,6 +172,7 @@ def test_the_shipped_model_starts_every_kernel(monkeypatch: pytest.MonkeyPatch) 
     contest = bench_generation.shipped(Scope(CPU), 30, 4)
     assert list(contest.entries) == [backends.resolve(CPU, torch.float32)]
     contest.entries[next(iter(contest.entries))](0)
+    assert contest.tolerance == pytest.approx(1e-3)  # a hundred times that of one product
     contest.expected()
     assert seen == [(bench_generation.NoGraphs, ["Two people dance salsa together."])] * 2
     network = torch.nn.Linear(2, 2)
@@ -244,3 +245,15 @@ def test_an_autoencoder_is_that_of_the_level_and_encodes_causally(level: str) ->
     assert not vae.training
     frames = {case.shape["frames"] for case in suite.cases(Scope(CPU, level), ("vae", "export"))}
     assert frames == {16 if level == "quick" else 300}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "expected"),
+    [(torch.float32, "highest", 1e-4), (torch.float32, "high", 0.1), (torch.bfloat16, "highest", 0.1)],
+)
+def test_how_far_a_whole_network_may_be_apart(
+    dtype: torch.dtype, precision: str, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times as far as a product, or where a token may cross a threshold a tenth of what is right."""
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    assert bench_denoiser.chaotic(dtype) == pytest.approx(expected)
