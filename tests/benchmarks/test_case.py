@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from intermoe.benchmarks.harness import case as harness
 from intermoe.benchmarks.harness.case import (
     Case,
     Contest,
@@ -181,3 +182,12 @@ def test_what_a_machine_lacks_is_told_by_its_first_line() -> None:
     assert reason_to_skip(ModuleNotFoundError("diffusers is needed\nfor this")) == "diffusers is needed"
     for other in (RuntimeError("memory"), ImportError("absent"), ValueError("no such shape")):
         assert reason_to_skip(other) is None
+
+
+def test_a_difference_is_summed_over_all_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which there are two: 3 is missed in the first, and 4 is right in the second."""
+    monkeypatch.setattr(harness, "PIECE", 4)
+    expected = torch.tensor([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]])
+    found = expected.clone()
+    found[0, 0] = 0.0
+    assert relative(found, expected) == pytest.approx(3 / 5)

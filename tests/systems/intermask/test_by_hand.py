@@ -21,8 +21,8 @@ from intermoe.systems.intermask.losses import (
     tokenizer_losses,
     unmasking_losses,
 )
-from intermoe.systems.intermask.network import modulated
-from intermoe.systems.intermask.sampling import open_shares, unmask
+from intermoe.systems.intermask.network import Modulation, modulated
+from intermoe.systems.intermask.sampling import guided_logits, open_shares, unmask
 from intermoe.systems.intermask.tokenizer import MotionTokenizer
 
 MASKED = 16
@@ -238,3 +238,35 @@ def test_codes_are_drawn_as_often_as_they_are_likely() -> None:
     expected = torch.softmax(logits.masked_fill(logits < -2, -math.inf), dim=0)
     torch.testing.assert_close(found, expected, atol=4 * 0.5 / 100, rtol=0)
     assert found[2] == 0
+
+
+def test_modulations_start_at_nothing_and_averages_are_single() -> None:
+    """So that a fresh layer passes on what it gets; and points of a half type move averages that are none."""
+    made = Modulation(4, 3)(torch.randn(2, 4))
+    assert [(tuple(each.shape), bool(each.any())) for each in made] == [((2, 1, 4), False)] * 3
+    points, codes = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).bfloat16(), torch.arange(5) % 2
+    half, single = Codebook(3, 2, decay=0.9), Codebook(3, 2, decay=0.9)
+    for codebook, given in ((half, points), (single, points.float())):
+        codebook.initialise(given)
+        codebook.update(given, codes)
+    for name, buffer in half.named_buffers():
+        assert torch.equal(buffer, single.get_buffer(name)), name
+        assert buffer.dtype == (torch.bool if name == "initialised" else torch.float32)
+
+
+def test_guidance_goes_beyond_the_text_from_without_it() -> None:
+    """u + s (c - u), of one doubled batch; at a scale of 1 nobody is asked without text."""
+    asked: list[tuple[int, list[bool]]] = []
+
+    def network(codes: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        asked.append((len(codes), text.any(dim=1).tolist()))
+        assert len(codes) == len(text) == len(mask)
+        return (codes[..., None] + 10 * text[:, 0][:, None, None, None, None]) * torch.tensor([1.0, 2.0])
+
+    given: Any = network
+    codes, text, mask = torch.arange(40).view(2, 2, 5, 2), torch.tensor([[1.0], [2.0]]), torch.ones(2, 2) > 0
+    u = codes[..., None] * torch.tensor([1.0, 2.0])
+    c = network(codes, text, mask)
+    for scale in (1.0, 1.25, 3.0):
+        torch.testing.assert_close(guided_logits(given, codes, text, mask, scale), u + scale * (c - u))
+    assert asked[1:] == [(2, [True, True]), (4, [True, True, False, False]), (4, [True, True, False, False])]

@@ -144,3 +144,14 @@ def test_joints_of_few_and_of_many_features_are_drawn_as_torch_draws_a_linear(la
     layer = JointLinear(3, 400, 90)
     for drawn in (decoder.weight, decoder.bias, layer.weight, layer.bias):
         assert 0.95 / 20 < float(drawn.detach().abs().max()) <= 1 / 20  # of 400 channels
+
+
+@torch.no_grad()
+def test_training_decodes_a_draw_of_the_posterior() -> None:
+    vae, motion = make("interhuman"), torch.randn(2, 8, 262)
+    made, posterior = vae(motion, torch.Generator().manual_seed(3))
+    noise = torch.randn(2, 2, 7, 3, generator=torch.Generator().manual_seed(3))
+    expected = vae.encode(motion)
+    torch.testing.assert_close(posterior.mean, expected.mean)
+    torch.testing.assert_close(made, vae.decode(expected.mean + (0.5 * expected.log_var).exp() * noise))
+    assert posterior.mode() is posterior.mean
