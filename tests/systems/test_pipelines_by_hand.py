@@ -161,3 +161,34 @@ def test_in2in_is_guided_by_its_passes_alone(tmp_path: Path, monkeypatch: pytest
     assert guided.config == GuidanceConfig(2.5, 0.5, 0.25)
     assert rest == [(2, 3, 8), 1.0, 7]
     assert plain == (pipeline.network, (2, 3, 8), 1.0, 7)
+
+
+@torch.no_grad()
+def test_codes_of_a_person_who_is_given_are_of_motion_within_what_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the second person as of the first, held to whole groups of frames; the reaction is the other's."""
+    pipeline: Any = MotionPipeline.from_pretrained(write(tmp_path, "intermask"))
+    seen: list[Any] = []
+    codes = torch.randint(12, (1, 2, 5, 3), generator=torch.Generator().manual_seed(0))
+
+    def unmask(*_: Any, **options: Any) -> Tensor:
+        seen.append(options["known"])
+        return codes
+
+    monkeypatch.setattr(masked, "unmask", unmask)
+    motion = torch.randn(10, 262)
+    motion[:, ::3] = 1e3 * torch.randn(10, 88)
+    whole = torch.cat([motion, motion[-1:], motion[-1:]])
+    expected, beyond = (
+        pipeline.tokenizer.encode(pipeline.statistics.normalise(each)[None])
+        for each in (pipeline.statistics.familiar(whole), whole)
+    )
+    assert not torch.equal(expected, beyond)
+    for person in (0, 1):
+        control = Control([Known(person, motion=motion)], blend=0)
+        (made,) = pipeline.sample(PROMPTS[:1], [10], [3], num_inference_steps=4, control=control)
+        assert torch.equal(seen.pop(), expected)
+        torch.testing.assert_close(made[person], motion)
+        other = pipeline.statistics.denormalise(pipeline.tokenizer.decode(codes[:, 1]))[0, :10]
+        torch.testing.assert_close(made[1 - person], other, rtol=1e-4, atol=1e-4)
