@@ -222,9 +222,9 @@ def graphs_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 def published_file() -> Callable[..., dict[str, torch.Tensor]]:
     """``published_file(load, known)``: a state dict under every name that ``load`` asks a published file for.
 
-    For what holds of a reader whatever the names are; whether they are right is known from reference arrays alone. What
-    is ``known``, tensors or shapes, is what sizes are read off; the rest is drawn in the shapes that are asked for, but
-    graphs and groups, of which a file holds copies, are ones.
+    For what holds of a reader whatever the names are; whether they are right is known from reference arrays and from
+    files that are written under names of their own. What is ``known``, tensors or shapes, is what sizes are read off;
+    the rest is drawn in the shapes that are asked for, but graphs and groups, of which a file holds copies, are ones.
     """
     from intermoe.checkpoints import StrictReader
 

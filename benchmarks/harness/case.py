@@ -28,6 +28,8 @@ from intermoe.benchmarks.harness.work import Work
 
 Outputs = tuple[Tensor, ...]
 LEVELS = ("quick", "default", "full")
+PIECE = 1 << 24
+"""Numbers that are compared at a time, in float64."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 def relative(found: Tensor, expected: Tensor) -> float:
     """Relative norm of the difference in float64, a piece at a time."""
-    pieces = zip(found.reshape(-1).split(1 << 24), expected.reshape(-1).split(1 << 24), strict=True)
+    pieces = zip(found.reshape(-1).split(PIECE), expected.reshape(-1).split(PIECE), strict=True)
     difference, norm = 0.0, 0.0
     for a, b in pieces:
         difference += (a.double() - b.double()).square().sum().item()

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intermoe.benchmarks.harness.case import Case, Contest, Outputs, Scope, checked, relative, run, tolerance
+from intermoe.benchmarks.harness import case as harness
+from intermoe.benchmarks.harness.case import (
+    Case,
+    Contest,
+    Outputs,
+    Scope,
+    checked,
+    reason_to_skip,
+    relative,
+    run,
+    tolerance,
+)
 from intermoe.benchmarks.harness.timing import Ceilings
 from intermoe.benchmarks.harness.work import Work
 
@@ -161,3 +172,22 @@ def test_a_case_of_which_nothing_can_run_is_skipped() -> None:
 def test_unknown_level() -> None:
     with pytest.raises(ValueError, match="level: expected one of"):
         Scope(torch.device("cpu"), "slow")
+
+
+def test_what_a_machine_lacks_is_told_by_its_first_line() -> None:
+    """Memory of the GPU or of the CPU, or a package; anything else is an error."""
+    lacking = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+    assert reason_to_skip(RuntimeError(f"{lacking}\nmore")) == lacking
+    assert reason_to_skip(torch.OutOfMemoryError("CUDA out of memory.\nTried")) == "CUDA out of memory."
+    assert reason_to_skip(ModuleNotFoundError("diffusers is needed\nfor this")) == "diffusers is needed"
+    for other in (RuntimeError("memory"), ImportError("absent"), ValueError("no such shape")):
+        assert reason_to_skip(other) is None
+
+
+def test_a_difference_is_summed_over_all_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which there are two: 3 is missed in the first, and 4 is right in the second."""
+    monkeypatch.setattr(harness, "PIECE", 4)
+    expected = torch.tensor([[3.0, 0.0, 0.0], [0.0, 4.0, 0.0]])
+    found = expected.clone()
+    found[0, 0] = 0.0
+    assert relative(found, expected) == pytest.approx(3 / 5)

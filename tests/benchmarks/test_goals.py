@@ -146,3 +146,18 @@ def test_a_difference_is_to_be_what_is_timed_at_all(kind: str, monkeypatch: pyte
     }  # fmt: skip
     (reads, *_) = [goal for goal in goals.GOALS["cuda"] if goal.name.startswith("host reads")]
     assert (reads.bound, reads.unit) == (goals.most(0.0), "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "promised"),
+    [
+        ("cpu", ["≥ 2 ×", "≤ 1.15 ×", "≥ 7 ×", "≤ 1.5 ×", "≥ 1.6 ×", "≥ 3 ×", "≥ 1.7 ×", "≥ 4 ×", "≤ 0.333 ×",
+                 "≤ 0.5 ×", "≤ 0.15 ×", "≤ 10 µs"]),
+        ("cuda", ["≥ 0.75 ×", "≥ 0.75 ×", "≥ 0.7 ×", "≥ 6 ×", "≥ 1.3 ×", "≥ 0.7 ×", "≥ 4 ×", "≤ 70 µs", "≥ 15 ×",
+                  "≥ 2.5 ×", "≥ 2.5 ×", "≤ 0", "≤ 0", "≤ 0.25 ×"]),
+    ],
+)  # fmt: skip
+def test_no_goal_becomes_easier_by_itself(kind: str, promised: list[str]) -> None:
+    """But for differences, which follow from the types."""
+    own = [goal for goal in goals.GOALS[kind] if "difference" not in goal.name]
+    assert [f"{goal.bound} {goal.unit}".strip() for goal in own] == promised

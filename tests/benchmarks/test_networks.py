@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from intermoe import backends
-from intermoe.benchmarks import bench_export, bench_generation, bench_loader, bench_vae, models
+from intermoe.benchmarks import bench_denoiser, bench_export, bench_generation, bench_loader, bench_vae, models
+from intermoe.benchmarks.grid import SMALL, Drawn
 from intermoe.benchmarks.harness import suite
 from intermoe.benchmarks.harness.case import Scope
 from intermoe.data import DATA_SETS
@@ -172,6 +173,7 @@ def test_the_shipped_model_starts_every_kernel(monkeypatch: pytest.MonkeyPatch) 
     contest = bench_generation.shipped(Scope(CPU), 30, 4)
     assert list(contest.entries) == [backends.resolve(CPU, torch.float32)]
     contest.entries[next(iter(contest.entries))](0)
+    assert contest.tolerance == pytest.approx(1e-3)  # a hundred times that of one product
     contest.expected()
     assert seen == [(bench_generation.NoGraphs, ["Two people dance salsa together."])] * 2
     network = torch.nn.Linear(2, 2)
@@ -244,3 +246,47 @@ def test_an_autoencoder_is_that_of_the_level_and_encodes_causally(level: str) ->
     assert not vae.training
     frames = {case.shape["frames"] for case in suite.cases(Scope(CPU, level), ("vae", "export"))}
     assert frames == {16 if level == "quick" else 300}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "expected"),
+    [(torch.float32, "highest", 1e-4), (torch.float32, "high", 0.1), (torch.bfloat16, "highest", 0.1)],
+)
+def test_how_far_a_whole_network_may_be_apart(
+    dtype: torch.dtype, precision: str, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times as far as a product, or where a token may cross a threshold a tenth of what is right."""
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    assert bench_denoiser.chaotic(dtype) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_an_encoder_that_looks_ahead_is_not_timed(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 24 frames the first 12 are encoded alone, and are to be what they are in the whole."""
+
+    class Encoder(torch.nn.Linear):
+        downsampling = 4
+
+        def encode(self, motion: torch.Tensor) -> Any:
+            ahead = 0.0 if causal else motion.mean()
+            return SimpleNamespace(mean=self(motion[:, ::4]) + ahead)
+
+    monkeypatch.setattr(bench_vae, "build", lambda scope: Encoder(262, 3))
+    contest = bench_vae.encoding(Scope(CPU, "quick"), 24)
+    (found,), (expected,) = contest.entries["whole"](0), contest.expected()
+    assert found.shape == expected.shape == (1, 6, 3)
+    torch.testing.assert_close(found[:, 3:], expected[:, 3:])
+    assert torch.allclose(found[:, :3], expected[:, :3], atol=1e-5) is causal
+
+
+@pytest.mark.parametrize(("call", "gated"), [("forward", True), ("backward", False)])
+def test_a_backward_sums_without_gates(call: str, gated: bool) -> None:
+    listed = suite.cases(Scope(CPU, "quick"), ("combine",), (f"{call} float32",))
+    (case,) = listed
+    drawn = Drawn.draw(SMALL, torch.float32, CPU)
+    pairs = drawn.selection
+    rows = drawn.grad_out[pairs.token_idx] * (pairs.gates[:, None] if gated else 1.0)
+    expected = torch.zeros_like(drawn.grad_out).index_add(0, pairs.token_idx, rows)
+    contest = case.prepare()
+    for entry in (lambda _: contest.expected(), *contest.entries.values()):
+        torch.testing.assert_close(entry(0)[0], expected, rtol=1e-4, atol=1e-5)

@@ -49,3 +49,37 @@ def test_a_bound_has_no_padding_and_a_prediction_the_slowest_part() -> None:
     assert roofline.predict(cached, None, CARD, 300, "half", "forward").predicted == pytest.approx(4e6, rel=1e-5)
     with pytest.raises(RuntimeError, match="up: does not fit a multiprocessor of the card"):
         roofline.predict(TILES, replace(resources, shared=3000), CARD, 300, "half", "forward")
+
+
+def test_cards_are_those_of_their_data_sheets() -> None:
+    """Multiprocessors, dense FLOP/s of half types summed in float32 and of TF32, bytes a second of the memory; of a
+    multiprocessor the KiB of shared memory and the threads.
+    """
+    sheets = {
+        "RTX 3090": (86, 82, 71e12, 35.6e12, 936e9, 100, 1536),
+        "RTX 4090": (89, 128, 165e12, 82.6e12, 1008e9, 100, 1536),
+        "A100": (80, 108, 312e12, 156e12, 2039e9, 164, 2048),
+        "H100": (90, 132, 989e12, 494e12, 3350e9, 228, 2048),
+    }
+    assert {
+        card.name: (
+            card.architecture, card.multiprocessors, card.peak("half"), card.peak("tf32"), card.bandwidth,
+            card.shared / 1024, card.threads,
+        )
+        for card in roofline.CARDS
+    } == sheets  # fmt: skip
+    assert all(card.bandwidth < card.l2_bandwidth < 6e12 for card in roofline.CARDS)
+    assert all(0.5 < card.sustained < 0.9 for card in roofline.CARDS)
+    assert (roofline.LAUNCH, roofline.WARPS_TO_SATURATE) == (1.5e-6, 2 * 4)
+
+
+def test_launches_are_in_the_order_of_a_call() -> None:
+    """Counting and writing a selection are two; a backward of rounded factors rounds the gradient too."""
+    names = [each.name for each in roofline.launches("inference", 90, "half", 300)]
+    assert names == ["route", "select", "select", "up inference", "down", "combine"]
+    names = [each.name for each in roofline.launches("forward", 80, "tf32", 300)]
+    assert names == ["route", "select", "select", "round tokens", "round weights", "up", "down", "combine"]
+    assert [each.name for each in roofline.launches("backward", 80, "tf32", 300)] == [
+        "round tokens", "round weights", "round tokens", "grad_hidden", "swiglu_backward", "grad_pairs",
+        "grad_weight up", "grad_weight down", "combine", "select", "route grad_input", "route grad_router",
+    ]  # fmt: skip

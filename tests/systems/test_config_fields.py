@@ -10,15 +10,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from intermoe.diffusion import SCHEDULERS
 from intermoe.motion.statistics import Statistics
-from intermoe.systems.in2in.config import DualMDMConfig
+from intermoe.pipeline import SYSTEMS, ModelConfig
+from intermoe.systems.in2in.config import DualMDMConfig, GuidanceConfig, In2INModelConfig
 from intermoe.systems.in2in.guidance import DualMDM, individual_weight
-from intermoe.systems.intergen.config import InterGenConfig, MotionLossConfig
+from intermoe.systems.intergen.config import InterGenConfig, InterGenModelConfig, MotionLossConfig
 from intermoe.systems.intergen.losses import motion_losses
 from intermoe.systems.intergen.network import InterGen
-from intermoe.systems.intermask.config import InterMaskConfig, UnmaskingConfig
+from intermoe.systems.intermask import official as intermask_official
+from intermoe.systems.intermask.config import InterMaskConfig, InterMaskModelConfig, TokenizerConfig, UnmaskingConfig
 from intermoe.systems.intermask.network import InterMask
 from intermoe.systems.intermask.sampling import unmask
+from intermoe.systems.intermoe.config import PipelineConfig
+from intermoe.systems.mdm import official as mdm_official
+from intermoe.systems.mdm.config import ComMDMConfig, ComMDMModelConfig, MDMConfig, MDMModelConfig
+from intermoe.systems.timotion.config import TIMotionConfig, TIMotionModelConfig
 
 INTERGEN: dict[str, Any] = {
     "input_dim": 6, "text_dim": 5, "dim": 16, "num_layers": 2, "num_heads": 2, "feedforward_dim": 24, "dropout": 0.0,
@@ -199,3 +206,62 @@ def test_defaults_are_the_published_ones() -> None:
     assert weights == (1.0, 30.0, 10.0, 30.0, 3.0, 3.0, 0.01, 700, False, False)
     assert dataclasses.astuple(UnmaskingConfig()) == (20, 2.0, 0.1)
     assert dataclasses.astuple(DualMDMConfig()) == (3.5, 2.5, "exponential", 0.0085, 1000)
+    assert dataclasses.astuple(GuidanceConfig()) == (3.0, 3.0, 1.0)
+    assert dataclasses.astuple(InterGenConfig()) == (262, 768, 1024, 8, 8, 2048, 0.1, True)
+    assert dataclasses.astuple(TIMotionConfig()) == (262, 768, 512, 5, 16, 2048, 0.1, True, True, 1, 1)
+    assert dataclasses.astuple(MDMConfig()) == (263, 512, 512, 8, 4, 1024, 0.1, True)
+    assert dataclasses.astuple(ComMDMConfig()) == (dataclasses.astuple(MDMConfig()), 8, 2, 4, 1024)
+    assert dataclasses.astuple(InterMaskConfig()) == (1024, 512, 768, 384, 6, 6, 1024, 0.2, 5)
+    assert dataclasses.astuple(TokenizerConfig()) == (
+        "interhuman", 1024, 512, 512, 2, 3, 0.2, "every_frame", 0.5, 0.99
+    )  # fmt: skip
+    assert (intermask_official.PUBLISHED, intermask_official.TOKENIZER) == (
+        {"num_heads": 6}, "openai/clip-vit-large-patch14-336"
+    )  # fmt: skip
+    assert mdm_official.TEXT == "openai/clip-vit-base-patch32"
+
+
+@pytest.mark.parametrize(
+    ("kind", "system", "fps", "steps", "guidance", "fewest"),
+    [
+        (InterGenModelConfig, "intergen", 30, 50, 3.5, 1),
+        (TIMotionModelConfig, "timotion", 30, 50, 3.5, 1),
+        (In2INModelConfig, "in2in", 30, 50, 3.5, 1),
+        (InterMaskModelConfig, "intermask", 30, 20, 2.0, 2),
+        (MDMModelConfig, "mdm", 20, 1000, 2.5, 1),
+        (ComMDMModelConfig, "commdm", 30, 1000, 1.0, 1),
+        (PipelineConfig, "intermoe", 30, 50, 3.5, 1),
+    ],
+)
+def test_a_model_whose_configuration_says_nothing(
+    kind: type[ModelConfig], system: str, fps: int, steps: int, guidance: float, fewest: int
+) -> None:
+    config: Any = kind()
+    assert (config.system, config.name, config.fps) == (system, system, fps)
+    assert (config.default_steps, config.default_guidance, config.min_steps) == (steps, guidance, fewest)
+    assert (config.min_frames, config.max_frames) == (16, 300)
+    assert config.max_steps == (None if system == "intermask" else 1000)
+    parts = config.network if hasattr(config, "network") else config.denoiser
+    assert config.text.output_dim == parts.text_dim == (512 if "mdm" in system else 768)
+    if system == "intermoe":
+        names = ("rigid_bones", "planted_feet", "on_floor", "bodies_apart", "smooth", "levels")
+        assert not any(getattr(config, name) for name in names)
+        assert (config.between.width, config.denoiser.shortcut.steps) == (0, 0)
+    if system == "intermask":
+        assert config.keep_share == 0.1
+    if "mdm" in system:
+        width = {"mdm": ("humanml3d", 263), "commdm": ("interhuman", 262)}
+        assert (config.representation, parts.input_dim) == width[system]
+
+
+def test_the_sampler_that_a_system_was_published_with_comes_first() -> None:
+    ancestral = {"mdm", "commdm"}
+    others = [SYSTEMS[name].schedulers for name in SYSTEMS if name not in ancestral | {"intermask"}]
+    assert {each[0] for each in others} == {"ddim"}
+    for name in ancestral:
+        assert SYSTEMS[name].schedulers[0] == "ddpm"
+        assert sorted(SYSTEMS[name].schedulers) == sorted(SCHEDULERS)
+    assert SYSTEMS["intermask"].schedulers == ("unmasking",)
+    assert [SYSTEMS[name].controls for name in ("intergen", "intermask", "commdm", "mdm")] == [
+        ("known",), ("reaction",), (), ("known",)
+    ]  # fmt: skip

@@ -71,3 +71,30 @@ def test_a_weight_that_nothing_reads_is_told(tmp_path: Path) -> None:
     save_file({**tensors, "other.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"model\.safetensors: unexpected keys \['other\.weight'\]"):
         read_weights(tmp_path, {"part": module}, 3)
+
+
+def test_only_wide_numbers_are_narrowed_and_all_else_is_as_it_was(tmp_path: Path) -> None:
+    """A part's weights by its name, the statistics beside them, a tokenizer where there is one of its own."""
+    part = nn.Linear(3, 2)
+    part.register_buffer("selection_bias", torch.full((3,), -0.123))
+    part.register_buffer("steps", torch.tensor([1000001]))
+    part.register_buffer("ready", torch.tensor(True))
+    part.weight.data = torch.randn(3, 2).t()  # not in the order of its memory
+    statistics = Statistics(np.full(3, 0.3), np.full(3, 2.7))
+    write_model(tmp_path / "a" / "b", Config(), {"one": part}, statistics, "{}", torch.bfloat16)
+    tensors = load_file(tmp_path / "a" / "b" / "model.safetensors")
+    assert sorted(tensors) == [
+        "one.bias", "one.ready", "one.selection_bias", "one.steps", "one.weight", "statistics.mean", "statistics.std"
+    ]  # fmt: skip
+    for name, value in part.state_dict().items():
+        narrow = name in ("weight", "bias")
+        assert tensors[f"one.{name}"].dtype == (torch.bfloat16 if narrow else value.dtype)
+        assert torch.equal(tensors[f"one.{name}"], value.to(torch.bfloat16) if narrow else value)
+    torch.testing.assert_close(tensors["statistics.std"], torch.tensor(statistics.std))
+    assert (tmp_path / "a" / "b" / "tokenizer.json").read_text() == "{}"
+    write_model(tmp_path / "c", Config(), {"one": part}, statistics, None)
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["config.json", "model.safetensors"]
+    assert load_file(tmp_path / "c" / "model.safetensors")["one.weight"].dtype == torch.float32
+    with pytest.raises(TypeError, match=r"^dtype: expected one of torch\.float16"):
+        write_model(tmp_path / "d", Config(), {"one": part}, statistics, None, torch.int8)
+    assert not (tmp_path / "d").exists()

@@ -257,6 +257,13 @@ def test_interaction_terms_by_hand() -> None:
         wanted = 3 * sum(counted) / 24 if count else 0.0
         assert losses(near, far)["distances"] == pytest.approx(wanted, rel=1e-5)
 
+    for expected, counts in ((0.09, True), (0.11, False)):  # touching is within 10 cm
+        near, apart = standing(), standing()
+        near[:, 1] += torch.tensor([0.0, 0.0, expected])
+        apart[:, 1] += torch.tensor([0.0, 0.0, 0.5])
+        wanted = 3 * 0.25 if counts else 0.0
+        assert losses(apart, near)["touch"] == pytest.approx(wanted, rel=1e-6)
+
     turned = standing()
     angle = 1.1
     rotation = torch.tensor(
@@ -342,3 +349,15 @@ def test_losses_refuse_what_does_not_fit() -> None:
             motion_losses(*arguments, STATISTICS, MotionLossConfig())
     with pytest.raises(ValueError, match="velocity: expected >= 0"):
         MotionLossConfig(velocity=-1.0)
+
+
+def test_frames_count_alike_in_the_simple_term_and_steps_into_padding_where_they_are_asked_for() -> None:
+    """Ten valid frames of two samples, of 6 and 4; with the step into padding the second has 4 steps, not 3."""
+    found, expected = random_pair(0), random_pair(1)
+    off = (motion(found) - motion(expected)).square().mean(dim=(1, 3))
+    terms = losses(found, expected, MASK)
+    torch.testing.assert_close(terms["simple"], (off[0].sum() + off[1, :4].sum()) / 10)
+    steps = (found.diff(dim=2) - expected.diff(dim=2)).square().mean(dim=(-2, -1)).sum(dim=1)
+    for into_padding, count in ((False, 3), (True, 4)):
+        term = losses(found, expected, MASK, step_into_padding=into_padding)["velocity"]
+        torch.testing.assert_close(term, 30 * (steps[0].mean() + steps[1, :count].mean()) / 2)

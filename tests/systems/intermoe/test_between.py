@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,34 @@ def test_places_and_speeds_are_what_is_seen() -> None:
     expected = -torch.tensor([0.02, 0.06, 0.06, 0.06] * 2)
     torch.testing.assert_close(told[2:, 0, 2], expected)
     torch.testing.assert_close(told[2:, 5, 2], expected)
+
+
+@torch.no_grad()
+def test_what_is_added_to_the_straight_way_by_hand() -> None:
+    """Sines of one, two and three half waves, each of a frame's joints in axes that stand between the ends."""
+    ends, between = some_ends(), network()
+    between.first.weight[:, -2:] *= 20  # so that a gap's length shows
+    between.joints.weight *= 5
+    straight, made = Between(CONFIG)(ends, PLACES), between(ends, PLACES)
+    told = (seen(ends) - between.mean) / between.std
+    gelu = torch.nn.functional.gelu
+    for gap, frames in enumerate((4, 1, 9, 10)):
+        codes = [each @ between.places.weight.T + between.places.bias for each in told[gap, :2]]
+        codes += [each @ between.speeds.weight.T for each in told[gap, 2:]]
+        length = torch.tensor([frames / 30, (frames / 30) ** 2])
+        hidden = gelu(between.first.weight @ torch.cat([*codes, length]) + between.first.bias)
+        for layer in between.layers:
+            hidden = hidden + gelu(layer.weight @ hidden + layer.bias)
+        waves = (between.waves.weight @ hidden + between.waves.bias).view(3, 5) @ between.joints.weight.T
+        hips = ends.before[gap, 0] + ends.after[gap, 0]
+        across = (hips[2] - hips[1]) * torch.tensor([1.0, 0.0, 1.0])  # from the left hip to the right one
+        right = across / across.norm()
+        back = torch.tensor([-right[2], 0.0, right[0]])
+        for number, place in enumerate(PLACES[gap].tolist()):
+            share = (place + 1) / (frames + 1)
+            local = sum(math.sin(math.pi * k * share) * waves[k - 1] for k in (1, 2, 3)).view(22, 3)  # type: ignore[union-attr]
+            added = local[:, :1] * right + local[:, 1:2] * torch.tensor([0.0, 1.0, 0.0]) + local[:, 2:] * back
+            torch.testing.assert_close(made[gap, number], straight[gap, number] + added, rtol=1e-4, atol=1e-4)
 
 
 def test_the_estimate_is_the_same_backward_and_in_the_mirror() -> None:

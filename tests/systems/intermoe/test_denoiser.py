@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from einops import rearrange
 from intermoe import official
 from intermoe.nn.attention import Attention, CrossAttention
 from intermoe.nn.layers import sinusoid
-from intermoe.systems.intermoe.config import DenoiserConfig
-from intermoe.systems.intermoe.denoiser import Denoiser
+from intermoe.systems.intermoe.config import DenoiserConfig, ShortcutConfig
+from intermoe.systems.intermoe.denoiser import Denoiser, Shortcut
 
 TOLERANCE = 1e-5
 
@@ -118,6 +119,8 @@ def test_padding_does_not_reach_valid_frames() -> None:
     valid = mask[:, None, :, None].expand_as(x)
     changed = torch.where(valid, x, torch.full_like(x, 50.0))
     torch.testing.assert_close(model(changed, t, text, mask)[valid], y[valid])
+    for value in (math.inf, math.nan):
+        assert torch.equal(model(x.masked_fill(~valid, value), t, text, mask)[valid], y[valid])
     torch.testing.assert_close(model(x[1:, :, :4], t[1:], text[1:]), y[1:, :, :4])
 
 
@@ -210,6 +213,46 @@ def test_official_denoiser_is_strict(published_file) -> None:
     state["out.linear.bias"] = state["out.linear.bias"][:3]
     with pytest.raises(ValueError, match=r"'out.linear.bias': expected shape \(42,\), got \(3,\)"):
         official.load_denoiser(state, config)
+
+
+@torch.no_grad()
+def test_a_shortcut_by_hand() -> None:
+    """up(silu(down(LN(h)) + condition(silu(c)))), c of the whole sample or of a person's run of frames."""
+    torch.manual_seed(0)
+    shortcut, hidden = Shortcut(6, 3), 2 * torch.randn(2, 2, 4, 6) + 1
+    assert not shortcut(hidden, torch.randn(2, 6)).any()  # it starts at zero
+    torch.nn.init.normal_(shortcut.up.weight)
+    torch.nn.init.normal_(shortcut.up.bias)
+    silu = torch.nn.functional.silu
+    for condition in (torch.randn(2, 6), torch.randn(2, 2, 2, 6)):
+        found = shortcut(hidden, condition)
+        for row in range(2):
+            for person in range(2):
+                for frame in range(4):
+                    h = hidden[row, person, frame]
+                    normed = (h - h.mean()) / (h.var(unbiased=False) + 1e-5).sqrt()
+                    c = condition[row] if condition.dim() == 2 else condition[row, person, frame // 2]
+                    down = shortcut.down.weight @ normed + shortcut.down.bias
+                    narrow = silu(down + shortcut.condition.weight @ silu(c))
+                    expected = shortcut.up.weight @ narrow + shortcut.up.bias
+                    torch.testing.assert_close(found[row, person, frame], expected)
+
+
+@torch.no_grad()
+def test_each_layer_has_a_shortcut_of_its_own() -> None:
+    """Added to the layer's result, from that result and the condition of all layers."""
+    model = tiny(shortcut=ShortcutConfig(steps=2, width=3)).eval()
+    for shortcut in model.shortcuts:
+        torch.nn.init.normal_(shortcut.up.weight)
+    x, text, t = torch.randn(2, 2, 6, 6), torch.randn(2, 5), torch.tensor([3, 700])
+    condition = model.embed_timestep(t) + model.embed_text(text)
+    hidden = model.embed_motion(x) + sinusoid(torch.arange(6), 16)
+    for layer, shortcut in zip(model.layers, model.shortcuts, strict=True):
+        hidden = layer(hidden, condition)
+        hidden = hidden + shortcut(hidden, condition)
+    torch.testing.assert_close(model(x, t, text, shortcut=True), model.out(hidden))
+    assert not torch.allclose(model(x, t, text), model.out(hidden), atol=1e-3)
+    assert len(tiny().shortcuts) == 0
 
 
 def test_equal_levels_are_one_level() -> None:

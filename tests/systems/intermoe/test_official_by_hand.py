@@ -61,7 +61,7 @@ def test_the_block_is_its_published_formula() -> None:
     torch.manual_seed(0)
     state, hidden, condition = block_state(), torch.randn(2, 6, DIM), torch.randn(2, COND)
     block = official.load_moe_block(state, num_experts=EXPERTS, capacity=2.5)
-    assert (block.capacity, block.fusion) == (2.5, "sum")
+    assert (block.capacity, block.fusion, block.training) == (2.5, "sum", False)
     expected = torch.stack([moe(state, "", h, c) for h, c in zip(hidden, condition, strict=True)])
     assert (expected.abs().sum(dim=-1) > 0).any()
     torch.testing.assert_close(block(hidden, condition), expected, rtol=1e-4, atol=1e-5)
@@ -102,6 +102,8 @@ def test_a_layer_of_the_denoiser_is_its_published_formula() -> None:
     }  # fmt: skip
     denoiser = official.load_denoiser(state, config)
     assert [(block.capacity, block.fusion) for block in denoiser.moe_blocks()] == [(2.0, "sum")]
+    assert (denoiser.training, denoiser.config.dropout) == (False, 0.1)
+    assert official.load_denoiser(state, {**config, "dropout": 0.3}).config.dropout == 0.3
     x, timesteps, text = torch.randn(1, 2, 5, 4), torch.tensor([7]), torch.randn(1, COND)
 
     def linear(name: str, value: Tensor) -> Tensor:

@@ -114,7 +114,15 @@ def test_unexpected_key_is_named(state: dict[str, Tensor]) -> None:
         load_vae({**state, "extra.weight": torch.zeros(1)}, CONFIG)
 
 
-@pytest.mark.parametrize("key", ["conv_dec.layers.1.1.layers.2.adj_matrix", "conv_dec.layers.1.0.skeleton_unpool"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "conv_enc.layers.0.0.layers.5.adj_matrix",
+        "conv_dec.layers.1.1.layers.2.adj_matrix",
+        "conv_dec.layers.1.0.skeleton_unpool",
+        "conv_dec.layers.0.0.skeleton_unpool",
+    ],
+)
 def test_contradicting_graphs_are_refused(state: dict[str, Tensor], key: str) -> None:
     with pytest.raises(ValueError, match=key):
         load_vae({**state, key: 1 - state[key]}, CONFIG)

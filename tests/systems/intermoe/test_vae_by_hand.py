@@ -11,7 +11,14 @@ from intermoe.motion.representation import ABSENT, REPRESENTATIONS
 from intermoe.motion.statistics import Statistics
 from intermoe.systems.intermoe.codec import LatentCodec
 from intermoe.systems.intermoe.config import VAEConfig
-from intermoe.systems.intermoe.vae import CausalSkeletalVAE, History, JointDecoder, JointEncoder, ResidualBlock
+from intermoe.systems.intermoe.vae import (
+    CausalSkeletalVAE,
+    History,
+    JointDecoder,
+    JointEncoder,
+    JointLinear,
+    ResidualBlock,
+)
 
 LAYOUTS = ("interhuman", "interx", "humanml3d")
 
@@ -94,6 +101,34 @@ def test_a_codec_is_frozen_and_codes_each_person_alone() -> None:
             torch.testing.assert_close(decoded[row, person], back, rtol=1e-4, atol=1e-5)
 
 
+def test_a_codec_of_half_weights_takes_and_gives_float32() -> None:
+    statistics = Statistics(torch.full((262,), 3.0).numpy(), torch.full((262,), 1e-3).numpy())
+    codec, half = (LatentCodec(make("interhuman").to(dtype), statistics) for dtype in (torch.float32, torch.bfloat16))
+    motion, latents = 3 + 1e-3 * torch.randn(1, 2, 8, 262), torch.randn(1, 2, 2, 21)
+    for made, expected in (
+        (half.encode(motion).mean, codec.encode(motion).mean),
+        (half.encode(motion).log_var, codec.encode(motion).log_var),
+        ((half.decode(latents) - 3) / 1e-3, (codec.decode(latents) - 3) / 1e-3),  # not rounded at 3 m
+    ):
+        assert made.dtype == torch.float32
+        assert 0 < float((made - expected).norm() / expected.norm()) < 0.05
+
+
+def test_latents_can_be_steered_through_a_codec_where_that_is_asked_for() -> None:
+    codec = LatentCodec(make("interhuman"), Statistics(torch.zeros(262).numpy(), torch.ones(262).numpy()))
+    latents = torch.randn(1, 2, 2, 21, requires_grad=True)
+    assert not codec.decode(latents).requires_grad
+    codec.decode_with_gradients(latents).sum().backward()
+    assert latents.grad is not None
+    assert latents.grad.all()
+    assert not codec.encode(torch.randn(1, 2, 8, 262, requires_grad=True)).mean.requires_grad
+    for wrong in (torch.zeros(1, 2, 8, 262, dtype=torch.long), [1.0]):
+        with pytest.raises(TypeError, match="motion: expected a floating-point tensor, got"):
+            codec.encode(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"latents: expected shape \(B, P, T, 21\), got \(1, 2, 2, 22\)"):
+        codec.decode(torch.zeros(1, 2, 2, 22))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_joints_of_few_and_of_many_features_are_drawn_as_torch_draws_a_linear(layout: str) -> None:
     """Uniform up to 1 / sqrt(features of the joint), weights and bias: the largest of many numbers is near it."""
@@ -106,5 +141,17 @@ def test_joints_of_few_and_of_many_features_are_drawn_as_torch_draws_a_linear(la
             assert 0.95 * bound < float(drawn.detach().abs().max()) <= bound
         first += len(columns)
     decoder = JointDecoder(representation, 400)
-    for drawn in (decoder.weight, decoder.bias):
+    layer = JointLinear(3, 400, 90)
+    for drawn in (decoder.weight, decoder.bias, layer.weight, layer.bias):
         assert 0.95 / 20 < float(drawn.detach().abs().max()) <= 1 / 20  # of 400 channels
+
+
+@torch.no_grad()
+def test_training_decodes_a_draw_of_the_posterior() -> None:
+    vae, motion = make("interhuman"), torch.randn(2, 8, 262)
+    made, posterior = vae(motion, torch.Generator().manual_seed(3))
+    noise = torch.randn(2, 2, 7, 3, generator=torch.Generator().manual_seed(3))
+    expected = vae.encode(motion)
+    torch.testing.assert_close(posterior.mean, expected.mean)
+    torch.testing.assert_close(made, vae.decode(expected.mean + (0.5 * expected.log_var).exp() * noise))
+    assert posterior.mode() is posterior.mean

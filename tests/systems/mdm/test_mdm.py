@@ -339,6 +339,13 @@ def test_an_entry_says_turn_and_place() -> None:
     torch.testing.assert_close(estimated, rotation)  # a rotation, though estimates are not of length one
 
 
+def test_an_entry_without_a_direction_turns_nobody_into_what_is_no_number() -> None:
+    rotation, place = from_canonical(torch.tensor([[0.0, 0.0, 0.3, -0.1, 7.0], [0.0, 1e-30, 0.0, 0.0, 7.0]]))
+    assert rotation[0].tolist() == [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    torch.testing.assert_close(rotation[1], turn(math.pi / 2), atol=1e-6, rtol=0)  # however short
+    torch.testing.assert_close(place[0], torch.tensor([3.0, 0.0, -1.0]))
+
+
 def test_two_persons_stand_as_they_stood() -> None:
     """Person 1 at the origin facing Z+; person 2 was turned to face Z+ and moved to the origin, and comes back."""
     rotation, place = turn(-2.1), torch.tensor([0.3, 0.0, 1.2])
