@@ -70,6 +70,7 @@ def test_what_is_broken_counts_when_it_must_not_be(
         ("data merge raw --out file/c", "--out: PLACE/file is not a folder"),
         ("data merge raw --out c --times raw", "--times: expected FOLDER=NUMBER, got 'raw'"),
     ],
+    ids=range(7),
 )
 def test_places_and_numbers_are_refused_before_any_work(
     command: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -80,6 +80,7 @@ OWN = {"num_inference_steps": 50, "guidance_scale": 4.5, "scheduler": None}
 @pytest.mark.parametrize(
     "beside",
     ["they bow", "--prompts list.txt", "--frames 40", "--control c.json", "--react-to x.npz", "--persons 1"],
+    ids=range(6),
 )
 def test_a_timeline_stands_alone(beside: str, still: Still) -> None:
     words = [beside] if beside == "they bow" else beside.split()

@@ -41,6 +41,7 @@ def run(*arguments: object) -> Any:
         ("export x.npz --format npz --out file/r", "--out: PLACE/file is not a folder"),
         ("view x.npz --camera back", "camera: expected one of side, front, top, follow, got 'back'"),
     ],
+    ids=range(15),
 )
 def test_what_cannot_be_is_refused_before_any_work(
     command: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -72,6 +73,7 @@ def test_what_cannot_be_is_refused_before_any_work(
         ("train denoiser salsa_denoiser", "run_denoiser"),
         ("train evaluator salsa_vae", "run_evaluator"),
     ],
+    ids=range(5),
 )
 def test_every_trainer_tells_where_its_model_is(
     words: str, trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
