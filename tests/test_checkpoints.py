@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import re
+import sys
+import types
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -233,3 +237,79 @@ def test_plain_values_stay_as_they_are() -> None:
     found = plain(values)
     assert found == values
     assert found["a"] is not values["a"]
+
+
+FOREIGN = [
+    ("omegaconf.dictconfig", "DictConfig"),
+    ("omegaconf.listconfig", "ListConfig"),
+    ("omegaconf.base", "ContainerMetadata"),
+    ("omegaconf.base", "Metadata"),
+    *(("omegaconf.nodes", f"{kind}Node") for kind in ("Any", "String", "Integer", "Float", "Boolean")),
+    ("numpy.core.multiarray", "scalar"),
+]
+MAPPINGS = [
+    ("pytorch_lightning.utilities.parsing", "AttributeDict"),
+    ("lightning_fabric.utilities.data", "AttributeDict"),
+    ("yacs.config", "CfgNode"),
+]
+"""Classes of the objects in published files."""
+
+
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """``foreign(module, name, base, make)``: a file of what ``make`` makes of a class that is not there afterwards."""
+
+    def save(module: str, name: str, base: type, make: Callable[[type], Any]) -> Path:
+        kind = type(name, (base,), {"__module__": module, "__qualname__": name})
+        with monkeypatch.context() as patch:
+            for above in (module.rsplit(".", each)[0] for each in range(module.count("."), -1, -1)):
+                patch.setitem(sys.modules, above, types.ModuleType(above))
+            setattr(sys.modules[module], name, kind)
+            torch.save({"state_dict": {}, "hyper_parameters": make(kind)}, tmp_path / "a.pt")
+        return tmp_path / "a.pt"
+
+    return save
+
+
+@pytest.mark.parametrize(("module", "name"), FOREIGN)
+def test_objects_of_published_files_are_read_without_their_libraries(
+    module: str, name: str, foreign: Callable[..., Path]
+) -> None:
+    """As what they hold: a value, a content, or nothing that is known."""
+
+    def make(kind: type) -> dict[str, Any]:
+        value, content, other = kind(), kind(), kind()
+        value._val, content._content, other._parent = 2.5, [value, {"b": value}], value  # type: ignore[attr-defined]
+        return {"x": content, "y": other}
+
+    assert read_checkpoint(foreign(module, name, object, make)) == ({}, {"x": [2.5, {"b": 2.5}], "y": {}})
+
+
+@pytest.mark.parametrize(("module", "name"), MAPPINGS)
+def test_mappings_of_published_files_are_read_with_their_entries(
+    module: str, name: str, foreign: Callable[..., Path]
+) -> None:
+    """One within another, whatever else they keep."""
+
+    def make(kind: type) -> Any:
+        inner, outer = kind(b=[1, 2]), kind(a=1)
+        outer["inner"] = inner  # type: ignore[index]
+        outer.__dict__["immutable"] = True
+        return outer
+
+    found, config = read_checkpoint(foreign(module, name, dict, make))
+    assert (found, config) == ({}, {"a": 1, "inner": {"b": [1, 2]}})
+    assert {type(config), type(config["inner"])} == {dict}
+
+
+@pytest.mark.parametrize("value", [dict, list, str, int, float, bool, Any, np.float64(1.5), np.dtype("int64")])
+def test_types_and_numbers_of_a_configuration_are_read(value: Any, tmp_path: Path) -> None:
+    """As OmegaConf's metadata and schedules of learning rates have them; nothing is made of them."""
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "x": [value]}, tmp_path / "a.pt")
+    assert list(read_checkpoint(tmp_path / "a.pt")[0]) == ["w"]
+
+
+def test_a_dictionary_with_a_default_is_read(tmp_path: Path) -> None:
+    given = collections.defaultdict(dict, {"a": {"b": 1}})
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "hyper_parameters": given}, tmp_path / "a.pt")
+    assert read_checkpoint(tmp_path / "a.pt")[1] == {"a": {"b": 1}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import signal
@@ -28,11 +29,13 @@ from intermoe.files import (
     locked,
     replacing,
     replacing_folder,
+    seal,
     stopped_cleanly,
     unfinished,
     uninterrupted,
     write_arrays,
     write_json,
+    write_sealed,
     write_tensors,
     write_text,
 )
@@ -50,7 +53,10 @@ def test_text_and_json_are_written_byte_for_byte(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_bytes() == b'{"b": [1, true, null], "a": [2.5, "\\u00e9"]}\n'
     write_json(tmp_path / "a.json", {"b": [1]})
     assert (tmp_path / "a.json").read_bytes() == b'{\n  "b": [\n    1\n  ]\n}\n'
-    assert names(tmp_path) == ["a.json", "a.txt"]
+    write_sealed(tmp_path / "sealed.json", {"b": 1}, indent=None)
+    sealed = json.dumps({"b": 1, "hash": seal({"b": 1})})
+    assert (tmp_path / "sealed.json").read_text(encoding="utf-8") == f"{sealed}\n"
+    assert names(tmp_path) == ["a.json", "a.txt", "sealed.json"]
 
 
 @pytest.mark.parametrize(

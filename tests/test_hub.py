@@ -182,7 +182,8 @@ def test_an_upload_is_one_commit_with_a_card(
     assert asked["client"] == {"token": "secret", "library_name": "intermoe"}
     assert asked["exists"] == {"name": "README.md", "revision": "trial"}
     assert asked["repo"] == {"repo_id": REPO, "private": True, "exist_ok": True}
-    assert (asked["branch"]["branch"], asked["upload"]["revision"]) == ("trial", "trial")
+    assert asked["branch"] == {"repo_id": REPO, "branch": "trial", "exist_ok": True}
+    assert asked["upload"]["revision"] == "trial"
     assert sorted(client.uploaded) == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
     _, front, text = client.uploaded["README.md"].decode().split("---\n", 2)
     values = yaml.safe_load(front)

@@ -82,6 +82,20 @@ def test_processes_without_an_accelerator_meet_on_the_cpu(accelerated: bool, mon
     assert waited == ["a group"]
 
 
+def test_who_waits_for_a_process_that_has_ended_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(group: Any) -> None:
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    state = SimpleNamespace(process_index=1, num_processes=2, device="cpu")
+    monkeypatch.setattr("accelerate.PartialState", lambda **_: state)
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **_: "a group")
+    monkeypatch.setattr(torch.distributed, "barrier", lost)
+    told = r"^another process has ended before its part was done; what is written stays: .* run the command again$"
+    with pytest.raises(ChildProcessError, match=told):
+        common.launched().wait()
+
+
 @pytest.mark.parametrize("missing", [os.W_OK, os.X_OK])
 def test_a_folder_must_be_one_to_write_and_to_enter(
     missing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -235,3 +235,17 @@ def test_a_list_belongs_to_its_model_and_to_what_is_reacted_to(
         done = run("they bow", "--react-to", "x.npz", "--format", "npz", "--model", "m", "--out", "out")
         assert (done.exit_code, done.stdout) == (0, "" if rank else "out\n"), done.output
     assert shown == [True, False]
+
+
+def test_a_name_is_new_to_files_of_every_format(still: Still, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that files of one name are of one motion, whatever was written of it; and so is the picture of all."""
+    Path("results").mkdir()
+    for name in ("they-bow.glb", "they-turn.person1.bvh", "grid.html"):
+        (Path("results") / name).touch()
+    monkeypatch.setattr(generate, "check_formats", lambda names: [*names])
+    monkeypatch.setattr("intermoe.viz.save_mp4", lambda path, scene: path.touch())
+    monkeypatch.setattr("intermoe.viz.Grid", lambda scenes: scenes)
+    done = run("they bow", "they turn", "they wave", "--format", "npz", "--grid")
+    assert done.exit_code == 0, done.output
+    names = [Path(line).name for line in done.stdout.splitlines()]
+    assert names == ["they-bow-2.npz", "they-turn-2.npz", "they-wave.npz", "grid-2.mp4"]

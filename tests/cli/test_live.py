@@ -141,6 +141,9 @@ def test_guidance_goes_before_the_models_own_and_files_before_none(tmp_path: Pat
         assert handed["asked"]["guidance_scale"] == 2.5
         assert handed["paths"] == [out / name for name in expected]
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    (out / "they-bow-they-wave-3.glb").touch()  # a name is new to files of every format
+    assert CliRunner().invoke(app, ["live", "they bow", "--out", str(out)]).exit_code == 0
+    assert handed["paths"][0] == out / "they-bow-they-wave-4.person1.bvh"
 
 
 def test_a_page_computes_on_half_of_the_cores(
