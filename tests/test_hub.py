@@ -401,7 +401,7 @@ def test_what_is_here_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_shipped_models_come_before_folders_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And only folders with a configuration are models, in the order of their names."""
-    for name in ("zebra", "ant", "empty"):
+    for name in ("zebra", "ant", "mule", "bee", "empty", "owl", "cat"):
         (tmp_path / "shipped" / name).mkdir(parents=True)
         (tmp_path / "here" / name).mkdir(parents=True)
         if name != "empty":
@@ -410,12 +410,13 @@ def test_shipped_models_come_before_folders_of_their_names(tmp_path: Path, monke
             (tmp_path / "here" / name / file).touch()
     monkeypatch.setattr(hub, "MODELS", tmp_path / "shipped")
     monkeypatch.chdir(tmp_path / "here")
-    assert hub.available_models() == ["ant", "zebra"]
+    assert hub.available_models() == ["ant", "bee", "cat", "mule", "owl", "zebra"]
     assert model_folder("ant") == tmp_path / "shipped" / "ant"
     assert model_folder("empty") == Path("empty")
     assert model_folder(Path("./ant")) == tmp_path / "shipped" / "ant"
     assert model_folder("./ant") == Path("./ant")
-    told = "model: 'none' is neither a shipped model (ant, zebra) nor a folder or a repository of the Hub (owner/name)"
+    names = "ant, bee, cat, mule, owl, zebra"
+    told = f"model: 'none' is neither a shipped model ({names}) nor a folder or a repository of the Hub (owner/name)"
     with pytest.raises(FileNotFoundError, match=f"^{re.escape(told)} with config.json and model.safetensors$"):
         model_folder("none")
     with pytest.raises(ValueError, match=r"^revision: expected none for a model that is not of the Hub, got 'v1'$"):
