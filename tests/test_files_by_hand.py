@@ -291,3 +291,15 @@ def test_signals_are_answered_afterwards_each_by_its_own_handler() -> None:
     finally:
         for kind, handler in former.items():
             signal.signal(kind, handler)
+
+
+@pytest.mark.parametrize("usual", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_signal_that_no_function_answers_keeps_its_answer(usual: signal.Handlers) -> None:
+    """A program that has none for it is ended, or goes on, as ever."""
+    former = signal.signal(signal.SIGTERM, usual)
+    try:
+        with uninterrupted():
+            assert signal.getsignal(signal.SIGTERM) is usual
+        assert signal.getsignal(signal.SIGTERM) is usual
+    finally:
+        signal.signal(signal.SIGTERM, former)
