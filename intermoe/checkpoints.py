@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -182,37 +183,48 @@ def setting(config: Mapping[str, Any], key: str) -> Any:
     return config[key]
 
 
-class _Inert(dict[Any, Any]):
+class _Inert:
     """Takes the place of an object of the file: keeps what was stored in it and does nothing."""
 
     state: Any = None
 
-    def __init__(self, *_: Any) -> None:
-        super().__init__()
+    def __init__(self, *_: Any) -> None: ...
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
 
+class _Mapping:
+    """Takes the place of a mapping: torch puts entries into none but its own kinds, of which this makes one."""
+
+    def __new__(cls, *_: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
 def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    modules = {
-        "omegaconf.dictconfig": ("DictConfig",),
-        "omegaconf.listconfig": ("ListConfig",),
-        "omegaconf.base": ("ContainerMetadata", "Metadata"),
-        "omegaconf.nodes": ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode"),
-        "typing": ("Any",),
-        "builtins": ("dict", "list", "str", "int", "float", "bool"),
-        "collections": ("defaultdict",),
-        "pytorch_lightning.utilities.parsing": ("AttributeDict",),
-        "lightning_fabric.utilities.data": ("AttributeDict",),
-        "yacs.config": ("CfgNode",),
-        "numpy": ("dtype",),
-        "numpy.core.multiarray": ("scalar",),
-        "numpy._core.multiarray": ("scalar",),
+    modules: dict[type, dict[str, tuple[str, ...]]] = {
+        _Inert: {
+            "omegaconf.dictconfig": ("DictConfig",),
+            "omegaconf.listconfig": ("ListConfig",),
+            "omegaconf.base": ("ContainerMetadata", "Metadata"),
+            "omegaconf.nodes": ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode"),
+            "typing": ("Any",),
+            "builtins": ("dict", "list", "str", "int", "float", "bool"),
+            "numpy": ("dtype",),
+            "numpy.core.multiarray": ("scalar",),
+            "numpy._core.multiarray": ("scalar",),
+        },
+        _Mapping: {
+            "collections": ("defaultdict",),
+            "pytorch_lightning.utilities.parsing": ("AttributeDict",),
+            "lightning_fabric.utilities.data": ("AttributeDict",),
+            "yacs.config": ("CfgNode",),
+        },
     }
     return [
-        type(name, (_Inert,), {"__module__": module, "__qualname__": name})
-        for module, names in modules.items()
+        type(name, (kind,), {"__module__": module, "__qualname__": name})
+        for kind, places in modules.items()
+        for module, names in places.items()
         for name in names
     ]
 
@@ -265,7 +277,7 @@ def plain(value: Any) -> Any:
     """The values that a stored configuration holds, without its objects."""
     if isinstance(value, _Inert):
         state = value.state if isinstance(value.state, dict) else {}
-        value = state.get("_content", state.get("_val", dict(value)))
+        value = state.get("_content", state.get("_val", {}))
         if isinstance(value, _Inert):
             return plain(value)
     if isinstance(value, dict):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -173,3 +177,131 @@ def test_a_backend_whose_parts_are_missing_says_what_to_install(monkeypatch: pyt
     remedy = "pip install --upgrade triton (where there is one for this system)"
     reason = "cannot be imported: No module named 'triton.language'"
     assert backends._status("triton") == contract.Status("triton", False, (), reason, remedy)
+
+
+def test_the_reference_is_last_and_serves_anything() -> None:
+    assert (*BACKENDS, "reference") == backends.NAMES
+    assert backends.available()["reference"] == contract.Status("reference", True, ("any",))
+    assert backends._problem("reference", torch.device("meta"), torch.int8) is None
+
+
+def test_a_choice_within_a_choice_ends_with_its_block(broken_native: None) -> None:
+    """Also by an error; what cannot be used is refused before the block, and is both kinds of error."""
+    told = r"^name: expected a usable backend, got 'native', which is not usable here\. Backends on this machine:"
+    with backends.use("reference"):
+        with pytest.raises(KeyError), backends.use("reference"):
+            raise KeyError
+        with pytest.raises(backends.BackendError, match=told), backends.use("native"):
+            pytest.fail("within")
+        assert backends._forced.get() == "reference"
+    assert backends._forced.get() is None
+    assert issubclass(backends.BackendError, RuntimeError)
+    assert issubclass(backends.BackendError, ValueError)
+    with pytest.raises(ValueError, match=r"^name: expected one of \(.*'reference'\), got unknown backend 'x'$"):
+        backends.check("x", "name")
+
+
+def test_nan_is_looked_for_within_the_block_alone() -> None:
+    assert not backends.detects_nan()
+    with backends.detect_nan():
+        with pytest.raises(KeyError), backends.detect_nan():
+            raise KeyError
+        assert backends.detects_nan()
+    assert not backends.detects_nan()
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Three backends in place of all: of a GPU alone, of the CPU but for one dtype, and one that is absent."""
+    statuses = {
+        "fast": contract.Status("fast", True, ("cuda", "xpu"), "a reason"),
+        "small": contract.Status("small", True, ("cpu",)),
+        "absent": contract.Status("absent", False, (), "no library", "build it"),
+    }
+
+    def refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+        return "no float64" if dtype == torch.float64 else None
+
+    packages: dict[str, Any] = {
+        name: SimpleNamespace(AUTOMATIC=status.devices, refusal=refusal, status=lambda status=status: status)
+        for name, status in statuses.items()
+    }
+    monkeypatch.setattr(backends, "NAMES", (*statuses, "reference"))
+    monkeypatch.setattr(backends, "load", packages.__getitem__)
+    return packages
+
+
+def test_the_first_that_can_serve_does(made_up: dict[str, Any]) -> None:
+    cuda, xpu = torch.device("cuda"), torch.device("xpu:1")
+    for device, dtype, expected in (
+        (CPU, torch.float32, "small"),
+        (CPU, torch.float64, "reference"),
+        (cuda, torch.float32, "fast"),
+        (xpu, torch.bfloat16, "fast"),
+        (cuda, torch.float64, "reference"),
+        (torch.device("meta"), torch.float32, "reference"),
+    ):
+        assert backends.resolve(device, dtype) == expected, (device, dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "told"),
+    [
+        ("fast", torch.float32, "fast' cannot serve torch.float32 on cpu: serves cuda and xpu only (a reason)"),
+        ("small", torch.float64, "small' cannot serve torch.float64 on cpu: no float64"),
+        ("absent", torch.float32, "absent' cannot serve torch.float32 on cpu: no library"),
+    ],
+)
+def test_a_forced_backend_says_why_it_cannot_and_what_others_can(
+    name: str, dtype: torch.dtype, told: str, made_up: dict[str, Any]
+) -> None:
+    listed = [
+        "  fast: usable on cuda, xpu (a reason)",
+        "  small: usable on cpu",
+        "  absent: not usable (no library; build it)",
+        "  reference: usable on any",
+    ]
+    whole = "\n".join([f"backend='{told}. Backends on this machine:", *listed])
+    with pytest.raises(backends.BackendError, match=f"^{re.escape(whole)}$"):
+        backends.resolve(CPU, dtype, name)
+
+
+def test_a_processor_without_its_kernels_is_told_once(made_up: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that serve it without being asked; a device that is none of theirs is not slower for it."""
+    backends._tell_what_is_missing.cache_clear()
+    made_up["small"].AUTOMATIC = ()
+    made_up["absent"].AUTOMATIC = ("cpu",)
+    card = contract.Status("card", False, (), "no card", "a card")
+    others = SimpleNamespace(AUTOMATIC=("cuda",), status=lambda: card)
+    monkeypatch.setattr(backends, "loaded", lambda: [others, *made_up.values()])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert backends.resolve(torch.device("meta"), torch.float32) == "reference"
+        assert caught == []
+        assert backends.resolve(CPU, torch.float32) == "reference"
+        assert backends.resolve(CPU, torch.bfloat16) == "reference"
+    told = "intermoe runs without its absent CPU kernels, several times slower: no library; build it"
+    assert [(each.category, str(each.message)) for each in caught] == [(RuntimeWarning, told)]
+    backends._tell_what_is_missing.cache_clear()
+
+
+def test_a_package_is_imported_once_and_so_is_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def find(name: str) -> str:
+        asked.append(name)
+        if name.endswith("broken"):
+            raise ImportError("no compiler")
+        return "a package"
+
+    monkeypatch.setattr(backends, "_loaded", {})
+    monkeypatch.setattr(backends.importlib, "import_module", find)
+    assert [backends.load("whole"), backends.load("whole")] == ["a package", "a package"]
+    for _ in range(2):
+        with pytest.raises(ImportError, match="no compiler"):
+            backends.load("broken")
+    assert asked == ["intermoe.kernels.whole", "intermoe.kernels.broken"]
+    assert backends.loaded() == ["a package"]
+    remedy = "pip install --upgrade broken (where there is one for this system)"
+    status = contract.Status("broken", False, (), "cannot be imported: no compiler", remedy)
+    assert backends._status("broken") == status

@@ -18,10 +18,10 @@ import yaml
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load, load_file
 
-from intermoe import InterMoEPipeline
+from intermoe import InterMoEPipeline, hub
 from intermoe.cli.common import load_pipeline
 from intermoe.hub import is_hub_id, model_card, model_folder
-from intermoe.motion.interhuman import INTERHUMAN
+from intermoe.motion.interhuman import INTERHUMAN, SOLO
 from intermoe.pipeline import MotionPipeline, model_config
 
 REPO = "someone/two-people"
@@ -179,10 +179,11 @@ def test_an_upload_is_one_commit_with_a_card(
     assert address == "https://example.org/commit"
     assert [name for name, _ in client.calls] == ["client", "repo", "branch", "exists", "upload"]
     asked = dict(client.calls)
-    assert asked["client"]["token"] == "secret"
+    assert asked["client"] == {"token": "secret", "library_name": "intermoe"}
     assert asked["exists"] == {"name": "README.md", "revision": "trial"}
     assert asked["repo"] == {"repo_id": REPO, "private": True, "exist_ok": True}
-    assert (asked["branch"]["branch"], asked["upload"]["revision"]) == ("trial", "trial")
+    assert asked["branch"] == {"repo_id": REPO, "branch": "trial", "exist_ok": True}
+    assert asked["upload"]["revision"] == "trial"
     assert sorted(client.uploaded) == ["README.md", "config.json", "model.safetensors", "tokenizer.json"]
     _, front, text = client.uploaded["README.md"].decode().split("---\n", 2)
     values = yaml.safe_load(front)
@@ -340,3 +341,83 @@ def test_who_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: pytest.fail("a folder is not asked for"))
     with pytest.raises(ValueError, match="expected a text encoder"):
         load_frozen(str(tmp_path))
+
+
+def test_a_card_names_its_model_wherever_it_is_used() -> None:
+    card = model_card("me/mine", system="a-system", representation=SOLO, parameters=949_999, fps=20, frames=(16, 80))
+    lines = card.splitlines()
+    assert lines[: lines.index("---", 1)] == [
+        "---", "library_name: intermoe", "pipeline_tag: other", "tags:", "- text-to-motion", "- human-motion",
+        "- motion-generation", "- diffusion", "- a-system",
+    ]  # fmt: skip
+    told = "Text to motion of 1 person: a model of the system `a-system` for [intermoe](https://pypi.org/project/intermoe/)."
+    for line in (
+        "# me/mine",
+        told,
+        "| representation | `solo` |",
+        "| parameters | 0.9 million |",
+        "| motion | 16 to 80 frames at 20 a second |",
+        'intermoe generate "two people bow to each other" --model me/mine --out results/',
+    ):
+        assert line in lines
+    call = 'MotionPipeline.from_pretrained("me/mine")("two people bow to each other", num_frames=80, seed=0)'
+    assert f"result = {call}" in lines
+
+
+def test_files_are_asked_for_in_the_packages_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *given, **of: (asked.append((given, of)), str(tmp_path))[1]
+    )
+    assert hub.download(REPO, ["a", "b"]) == tmp_path
+    assert asked == [((REPO,), {"revision": None, "allow_patterns": ["a", "b"], "library_name": "intermoe"})]
+
+
+@pytest.mark.parametrize("error", [OSError("no\nroute"), ValueError("no\nroute"), KeyError("no")])
+def test_only_errors_of_the_hub_are_told_as_such(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    kind = KeyError if isinstance(error, KeyError) else FileNotFoundError
+    told = rf"^model: '{REPO}' at revision 'v1' is not in the local cache and could not be read from the Hub: no"
+    with pytest.raises(kind, match="no" if kind is KeyError else told):
+        hub.download(REPO, ["a"], "v1")
+
+
+def test_what_is_here_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    def client(**options: Any) -> Any:
+        made.append(options)
+        return SimpleNamespace(model_info=lambda name, timeout: made.append((name, timeout)))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", client)
+    assert hub.is_local(str(tmp_path))
+    assert made == []
+    assert not hub.is_local(REPO)
+    assert made == [{"library_name": "intermoe"}, (REPO, 10)]
+
+
+def test_shipped_models_come_before_folders_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only folders with a configuration are models, in the order of their names."""
+    for name in ("zebra", "ant", "mule", "bee", "empty", "owl", "cat"):
+        (tmp_path / "shipped" / name).mkdir(parents=True)
+        (tmp_path / "here" / name).mkdir(parents=True)
+        if name != "empty":
+            (tmp_path / "shipped" / name / "config.json").touch()
+        for file in ("config.json", "model.safetensors"):
+            (tmp_path / "here" / name / file).touch()
+    monkeypatch.setattr(hub, "MODELS", tmp_path / "shipped")
+    monkeypatch.chdir(tmp_path / "here")
+    assert hub.available_models() == ["ant", "bee", "cat", "mule", "owl", "zebra"]
+    assert model_folder("ant") == tmp_path / "shipped" / "ant"
+    assert model_folder("empty") == Path("empty")
+    assert model_folder(Path("./ant")) == tmp_path / "shipped" / "ant"
+    assert model_folder("./ant") == Path("./ant")
+    names = "ant, bee, cat, mule, owl, zebra"
+    told = f"model: 'none' is neither a shipped model ({names}) nor a folder or a repository of the Hub (owner/name)"
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(told)} with config.json and model.safetensors$"):
+        model_folder("none")
+    with pytest.raises(ValueError, match=r"^revision: expected none for a model that is not of the Hub, got 'v1'$"):
+        model_folder("./ant", "v1")

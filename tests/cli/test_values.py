@@ -159,6 +159,7 @@ def test_arguments_come_before_the_lines_of_a_file(tmp_path: Path) -> None:
 
 def test_what_a_size_may_be() -> None:
     assert parse_view("side", "640X128").size == (640, 128)
+    assert parse_view("side", "1920x1080").size == (1920, 1080)
     for size in ("640", "640x", "x480", "640x480x3", "-640x480", "64.0x48", "123456x48"):
         with pytest.raises(ValueError, match=f"--size: expected WIDTHxHEIGHT, as 640x640, got '{size}'"):
             parse_view("side", size)

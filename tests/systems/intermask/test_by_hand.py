@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,7 @@ from intermoe.systems.intermask.losses import (
     unmasking_losses,
 )
 from intermoe.systems.intermask.network import Modulation, modulated
+from intermoe.systems.intermask.official import _parts
 from intermoe.systems.intermask.sampling import guided_logits, open_shares, unmask
 from intermoe.systems.intermask.tokenizer import MotionTokenizer
 
@@ -270,3 +272,13 @@ def test_guidance_goes_beyond_the_text_from_without_it() -> None:
     for scale in (1.0, 1.25, 3.0):
         torch.testing.assert_close(guided_logits(given, codes, text, mask, scale), u + scale * (c - u))
     assert asked[1:] == [(2, [True, True]), (4, [True, True, False, False]), (4, [True, True, False, False])]
+
+
+def test_the_two_networks_have_one_of_two_names_each(tmp_path: Path) -> None:
+    first, second = {"a": torch.tensor([1.0])}, {"b": torch.tensor([2.0])}
+    for names in (("vq_model", "t2m_transformer"), ("net", "trans")):
+        torch.save({names[0]: first, "ep": 3}, tmp_path / "vq.tar")
+        torch.save({names[1]: second, "opt": {"lr": 1.0}}, tmp_path / "trans.tar")
+        found = _parts(tmp_path / "trans.tar", tmp_path / "vq.tar")
+        assert found == {"tokenizer": first, "network": second}
+        assert list(_parts(tmp_path / "vq.tar")) == ["tokenizer"]
