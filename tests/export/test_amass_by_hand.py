@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,6 +121,7 @@ def test_poses_of_all_joints_are_root_body_and_hands(tmp_path: Path) -> None:
         ({"mocap_framerate": np.array([30, 30])}, r"mocap_framerate: expected a number, got int64 \(2,\)"),
         ({"pose_body": np.full((3, 63), np.inf)}, "joints: expected finite values, got NaN or infinity"),
     ],
+    ids=count(),
 )
 def test_what_is_wrong_with_a_file_is_told_of_it(change: dict[str, Any], told: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **entries())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,8 +52,8 @@ def test_every_line_of_every_persons_file(posed: Any, tmp_path: Path) -> None:
                 assert told == [f"{tabs}\t{line}" for line in ("End Site", "{", f"\tOFFSET {end}", "}")]
             open_joints.append(joint)
         assert list(lines) == ["\t" * tabs + "}" for tabs in reversed(range(len(open_joints)))]
-        count, pause, *rows = motion.splitlines()
-        assert (count, pause) == ("Frames: 3", f"Frame Time: {1 / 29.97!r}")
+        length, pause, *rows = motion.splitlines()
+        assert (length, pause) == ("Frames: 3", f"Frame Time: {1 / 29.97!r}")
         assert re.fullmatch(r"-?\d+\.\d{5}( -?\d+\.\d{5})*", rows[0])
         parts = [
             part
@@ -92,10 +92,12 @@ def test_a_written_body_comes_back_joint_by_joint(posed: Any, tmp_path: Path) ->
     np.testing.assert_allclose(take.joints, forward_kinematics(rig.offsets, rig.rotations)[::-1], atol=1e-6)
 
 
-def file_of(tmp_path: Path, name: str = "a.bvh", *, fps: float = 30, turn: np.ndarray | None = None) -> Path:
-    """Somebody who stands for four frames, all of them turned by ``turn``."""
+def file_of(
+    tmp_path: Path, name: str = "a.bvh", *, fps: float = 30, turn: np.ndarray | None = None, frames: int = 4
+) -> Path:
+    """Somebody who stands, turned by ``turn``."""
     one = at_rest(REST_POSE) + np.array([0.3, 0.95, -0.2])
-    joints = np.tile(one if turn is None else one @ turn.T, (1, 4, 1, 1))
+    joints = np.tile(one if turn is None else one @ turn.T, (1, frames, 1, 1))
     return export.save(tmp_path / name, joints, fps)[0]
 
 
@@ -155,6 +157,12 @@ def test_rates_may_differ_by_a_thousandth_and_the_firsts_is_taken(
             export.load(paths)
 
 
+def test_all_files_are_of_one_length(tmp_path: Path) -> None:
+    paths = [file_of(tmp_path, f"{number}.bvh", frames=frames) for number, frames in enumerate((4, 4, 3))]
+    with pytest.raises(ValueError, match=r"^persons: expected the same length and rate, got .*, 2\.bvh: 3 frames"):
+        export.load(paths)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
@@ -174,11 +182,12 @@ def test_rates_may_differ_by_a_thousandth_and_the_firsts_is_taken(
             "got Vrotation, Wrotation$",
         ),
     ],
+    ids=count(),
 )
 def test_what_is_wrong_with_the_second_file_is_told_of_it(old: str, new: str, told: str, tmp_path: Path) -> None:
     paths = [file_of(tmp_path, name) for name in ("a.bvh", "b.bvh")]
-    changed, count = re.subn(old, new, paths[1].read_text(), count=1)
-    assert count == 1
+    changed, found = re.subn(old, new, paths[1].read_text(), count=1)
+    assert found == 1
     paths[1].write_text(changed)
     with pytest.raises(ValueError, match=rf"^{re.escape(str(paths[1]))}: .*{told}"):
         export.load(paths)
