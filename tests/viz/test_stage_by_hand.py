@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -34,7 +35,7 @@ def test_views_that_can_be() -> None:
     for size in ((128, 8192), (8192, 128), (130, 128)):
         assert View("top", size).size == size
     for size in ((126, 640), (640, 126), (8194, 640), (640, 8194), (129, 640), (640, 131), (640,), (640, 640, 640)):
-        with pytest.raises(ValueError, match="^size: expected even numbers >= 128 and <= 8192, got "):
+        with pytest.raises(ValueError, match=r"^size: expected even numbers >= 128 and <= 8192, got "):
             View("top", size)  # type: ignore[arg-type]
 
 
@@ -76,12 +77,11 @@ def test_from_the_front_it_is_where_the_first_faces_in_the_first_frame() -> None
         joints = people((0.0, 0.0), (0.3, 1.0)) @ turn.T
         joints[:, 1] = joints[:, 1] @ about_axis(1, np.array(1.0)).T
         forward = frame_motion(joints, VIEWPORT, "front").axes[2] * (1, 0, 1)
-        # the hips lie a little ahead of each other as they are written: a tenth of a degree
         np.testing.assert_allclose(forward / np.linalg.norm(forward), -turn[:, 2], atol=1e-6)
 
 
 def test_a_panel_leans_before_them_at_their_feet() -> None:
-    """2.4 m wide, half a metre before the nearest, in the middle; it rises 0.4 m a metre, its lower edge on the floor."""
+    """2.4 m wide, half a metre before the nearest, in the middle; it rises 0.4 m a metre from its edge on the floor."""
     joints = np.zeros((2, 1, 22, 3))
     joints[0, 0, :, 0], joints[1, 0, :, 0] = -1.0, 2.0
     joints[1, 0, 5] = (2.0, 1.5, 3.0)
@@ -96,7 +96,7 @@ def test_a_panel_leans_before_them_at_their_feet() -> None:
     np.testing.assert_allclose(lectern.down, [0, -0.4 / long, 1 / long])
     np.testing.assert_allclose(lectern.corner, [0.5 - 1.2, 0.8 * 0.4 / long, 3.5])
     np.testing.assert_allclose(lectern.at(0, 200)[1], 0, atol=1e-12)
-    np.testing.assert_allclose(lectern.at(100, 50), lectern.corner + [0.4, -0.2 * 0.4 / long, 0.2 / long])
+    np.testing.assert_allclose(lectern.at(100, 50) - lectern.corner, [0.4, -0.08 / long, 0.2 / long])
     np.testing.assert_allclose(lectern.at(0, 0, 2.0) - lectern.corner, [0, 2 / long, 0.8 / long], atol=1e-12)
     np.testing.assert_allclose(lectern.corners(panel), [lectern.at(0, 0), lectern.at(600, 200)])
     assert panel.moments(0.25) == [90.0, 390.0]
@@ -227,13 +227,13 @@ class TestPages:
         for port in (-1, 65536):
             with pytest.raises(ValueError, match=f"^port: expected 0 to 65535, got {port}$"):
                 scene.check_port(port)
-            with pytest.raises(ValueError, match="^port: expected"), scene.serving(port):
+            with pytest.raises(ValueError, match=r"^port: expected"), scene.serving(port):
                 pass
 
     def test_a_server_is_asked_for_by_name_and_says_nothing(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """It is guarded while it is made, stopped after a failure too, and neither its hello nor its goodbye is seen."""
+        """It is guarded while it is made, stopped after a failure too, and nobody sees its hello or its goodbye."""
         from intermoe.viz import scene
         from intermoe.viz.browser import served_head
 
@@ -256,8 +256,9 @@ class TestPages:
 
         monkeypatch.setitem(sys.modules, "viser", SimpleNamespace(ViserServer=Server))
         monkeypatch.setattr(scene, "guarded", guarded)
-        with pytest.raises(KeyError), scene.serving(81) as server:
-            assert isinstance(server, Server)
+        with ExitStack() as stack:
+            stack.enter_context(pytest.raises(KeyError))
+            assert isinstance(stack.enter_context(scene.serving(81)), Server)
             print("mine")
             raise KeyError
         wanted = {"host": "127.0.0.1", "port": 81, "verbose": False}
@@ -306,7 +307,7 @@ class TestPages:
         }  # fmt: skip
         wanted = [JOINT_NAMES.index(name) for name in ("pelvis", "left_wrist", "right_wrist")]
         np.testing.assert_array_equal(names["/Ann/trails"].args[1][:3, 0], joints[0, 0, wanted])
-        assert viewer._TRAIL == tuple(wanted)
+        assert list(viewer._TRAIL) == wanted
         assert scene.add_point_cloud.call_args.args[2] == (214, 40, 40)
         one = viewer._Cast(scene, viewer.Shown("a", joints[:, :1], 10, ("Ann",)), joints[:, :1], "")
         np.testing.assert_array_equal(scene.add_line_segments.call_args.args[1], np.zeros((1, 2, 3)))
