@@ -220,10 +220,12 @@ def test_buttons_do_what_they_say(page: Any) -> None:
 
 
 def test_prompts_are_saved_once_each_in_their_order(page: Any) -> None:
-    advance(page, FRAMES)
     for prompt in ("stop", "go", "jump"):
+        advance(page, 1)
+        page.say("never seen")  # amid a chunk
+        advance(page, FRAMES - 1)
         page.say(prompt)
-        advance(page, FRAMES)
+    advance(page, FRAMES)
     page.say("never seen")
     page.save("npz")
     ((joints, prompt, format),) = page.kept.saved

@@ -312,3 +312,35 @@ class TestPages:
         one = viewer._Cast(scene, viewer.Shown("a", joints[:, :1], 10, ("Ann",)), joints[:, :1], "")
         np.testing.assert_array_equal(scene.add_line_segments.call_args.args[1], np.zeros((1, 2, 3)))
         assert one._stands[0, 0].tolist() == [True, False, True, True]
+
+    def test_a_viewer_sets_the_stage_for_everybody_and_their_panels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each motion under a name of its own, with its number; one alone under its persons' names."""
+        from intermoe.viz import viewer
+
+        stages: list[Any] = []
+        monkeypatch.setattr(viewer, "set_stage", lambda *given: stages.append(given))
+        panel = Panel(np.full((100, 300, 3), 200, dtype=np.uint8), [30.0], 100.0)
+        first = viewer.Shown("re/al", people((0.0, 0.0), (0.0, 1.0)), 20, ("Ann", "Bo"))
+        second = viewer.Shown("made", people((0.0, 0.0))[:, :1], 8, ("Cid",), panel)
+        server = mock.MagicMock()
+        server.scene.add_frame.side_effect = lambda name, **_: SimpleNamespace(name=name)
+        shown = viewer.Viewer(server, [first, second], "top")
+        ((stage, everybody, place, beside),) = stages
+        assert (stage, place) == (server, "top")
+        left, right = viewer._side_by_side([first, second])
+        assert everybody.shape == (1, 5, 22, 3)
+        np.testing.assert_array_equal(everybody[0], np.concatenate([left.reshape(-1, 22, 3), right[0]]))
+        axes = frame_motion(everybody, (0.0, 0.0, 1.0, 1.0), "top").axes
+        np.testing.assert_allclose(beside, Lectern.before(right, axes, panel).corners(panel))
+        names = [call.args[0] for call in server.scene.add_frame.call_args_list]
+        assert names == ["/1 re al/Ann", "/1 re al/Bo", "/2 made/Cid"]
+        assert server.scene.add_image.call_args.args[0] == "/2 made experts"
+        assert shown.length == 0.125
+        longer = viewer.Viewer(server, [second, first])
+        assert longer.length == 0.125
+        stages.clear()
+        server.scene.add_frame.reset_mock()
+        viewer.Viewer(server, [first])
+        assert stages[0][2] == "side"
+        assert stages[0][3].shape == (0, 3)
+        assert [call.args[0] for call in server.scene.add_frame.call_args_list] == ["/Ann", "/Bo"]
