@@ -220,7 +220,7 @@ FILES = {
 """Names as files of other programs have them, in the order of ``ORDER``."""
 
 
-@pytest.mark.parametrize("family", FILES)
+@pytest.mark.parametrize("family", FILES, ids=count())
 def test_every_familys_names_are_the_joints_that_they_say(family: str) -> None:
     names = ["root", *FILES[family].split()]
     wanted = [1 + ORDER.index(joint) for joint in range(22)]

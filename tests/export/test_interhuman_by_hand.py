@@ -91,7 +91,7 @@ def test_rotations_come_back_as_they_were(saved: Save) -> None:
         (lambda whole: np.where(np.arange(492) == 65, np.nan, whole), "expected finite values, got NaN or infinity"),
         (lambda whole: np.where(np.arange(492) == 311, np.inf, whole), "expected finite values, got NaN or infinity"),
     ],
-    ids=["width", "one frame", "one axis", "whole numbers", "last place", "last rotation"],
+    ids=["width", "frames", "axes", "integers", "place", "rotation"],
 )
 def test_what_is_wrong_is_told_of_the_file(
     change: Callable[[np.ndarray], np.ndarray], told: str, saved: Save, tmp_path: Path

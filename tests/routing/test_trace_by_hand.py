@@ -73,7 +73,7 @@ def test_every_entry_of_a_file(tmp_path: Path) -> None:
         ({"joints": np.zeros((3, 7, 22, 3))}, "joints: expected shape (2, frames, 22, 3), got (3, 7, 22, 3)"),
         ({"joints": np.zeros((2, 7, 66))}, "joints: expected shape (2, frames, 22, 3), got (2, 7, 66)"),
     ],
-    ids=["axes", "no tokens", "fractions", "two axes", "small", "names", "persons", "flat"],
+    ids=["axes", "tokens", "fractions", "matrix", "small", "names", "persons", "flat"],
 )
 def test_parts_that_do_not_fit(changes: dict[str, Any], told: str | None) -> None:
     parts = {"chosen": some(3, 2, 2, 4, 5), "timesteps": np.array([9, 5, 0]), "layers": ("a", "b"), **changes}

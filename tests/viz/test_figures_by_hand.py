@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,7 @@ class Font:
         ("aaa bbb ccc ddd eee", 24, ["aaa", "bbb", "ccc", "ddd…"]),
         ("abcdefgh i", 30, ["abcd…", "i"]),
     ],
+    ids=count(),
 )
 def test_words_in_lines(text: str, width: int, lines: list[str]) -> None:
     assert _wrap(text, Font(), width) == lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,6 +38,7 @@ from intermoe.viz.guard import Allowance, guarded, refusal, with_head
         ("localhost:80", "http://127.0.0.1:80", "Origin: expected http://localhost:80, got 'http://127.0.0.1:80'\n"),
         ("localhost:80", "http://localhost", "Origin: expected http://localhost:80, got 'http://localhost'\n"),
     ],
+    ids=count(),
 )
 def test_who_is_let_in(host: str, origin: str | None, told: str | None) -> None:
     headers = {"Host": host} | ({} if origin is None else {"Origin": origin})
