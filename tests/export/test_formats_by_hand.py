@@ -13,6 +13,7 @@ import pytest
 from intermoe import export
 from intermoe.export import video
 from intermoe.export.format import Format
+from intermoe.viz.colours import INK
 
 RNG = np.random.default_rng(0)
 JOINTS = RNG.uniform(0.1, 1, (2, 5, 22, 3)).astype(np.float32)
@@ -321,6 +322,11 @@ def test_a_page_is_recorded_frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> N
     assert "pointer-events: none" in rules["#caption"], "the mouse turns the camera behind words as well"
     assert "position: fixed; z-index: 10; top: 0; left: 0; right: 0" in rules["#caption"]
     assert "font: 16px/1.35 " in rules["#caption"]
+    assert "padding: 0.6em 0.8em;" in rules["#caption"]
+    assert f"color: rgb{INK}" in rules["#caption"]
+    assert "margin: 0 0 0.3em;" in rules["#caption p"]
+    assert "margin-right: 1em; white-space: nowrap;" in rules["#caption span"]
+    assert "margin-right: 0.4em;" in rules["#caption i"]
     # four lines of what is done, no more; a square in a person's colour as high as a small letter
     assert f"max-height: {4 * 1.35:g}em; overflow: hidden" in rules["#caption p"]
     assert "display: inline-block; width: 0.6em; height: 0.6em" in rules["#caption i"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -259,3 +261,29 @@ def test_titles_and_names_are_cut_to_their_length() -> None:
     assert picture._labels(["a" * 24]) == ["a" * 24]
     assert picture._labels(["x." + "a" * 25, "x." + "b" * 3]) == ["a" * 23 + "…", "bbb"]
     assert picture._labels(["m.0.up.moe", "m.0.down.moe"]) == ["up", "down"]
+
+
+def test_a_page_is_saved_by_its_suffix(figure: Any, tmp_path: Path) -> None:
+    """In whatever case; a PNG has two pixels a unit, the words of an SVG stay words and it tells no date."""
+    image = pytest.importorskip("PIL.Image")
+    page = picture.RoutingPage(figure)
+    for name in ("a.PNG", "b.svg"):
+        page.save(tmp_path / name)
+    with image.open(tmp_path / "a.PNG") as drawn:
+        assert drawn.size == tuple(np.rint(200 * figure.get_size_inches()).astype(int))
+    text = (tmp_path / "b.svg").read_text(encoding="utf-8")
+    assert ">they bow</text>" in text
+    assert "<dc:date>" not in text
+    for name in ("c.pdf", "png"):
+        with pytest.raises(ValueError, match=rf"^path: expected a \.png or \.svg file, got .*{name}$"):
+            page.save(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.PNG", "b.svg"]
+
+
+def test_pictures_without_matplotlib_say_how_to_install_it(
+    trace: RoutingTrace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    told = r"^matplotlib is needed for pictures of routing: pip install 'intermoe\[viz\]'$"
+    with pytest.raises(ModuleNotFoundError, match=told):
+        routing_panel(trace, 320)

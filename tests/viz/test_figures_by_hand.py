@@ -23,6 +23,7 @@ STANDING = at_rest(REST_POSE) + np.array([0.0, 1.0, 0.0])
 def test_colours_of_persons_and_of_their_sides() -> None:
     """Left is 22 % whiter, right 20 % darker, skin has 15 % of its person's colour; four persons, then again."""
     assert (INK, PAPER) == ((46, 50, 60), (250, 250, 252))
+    assert TILES.tolist() == [[232, 235, 241], [206, 211, 221]]
     assert PERSON_COLOURS == ((36, 104, 216), (238, 112, 28), (46, 152, 88), (150, 76, 190))
     assert [tinted(0, tone) for tone in (BODY, LEFT, RIGHT, SKIN)] == [
         (36, 104, 216), (84, 137, 225), (29, 83, 173), (214, 198, 190),
@@ -183,3 +184,71 @@ def test_limbs_grow_thinner_without_a_step() -> None:
         assert 0.03 <= lower <= upper + 0.0101 <= 0.1151 + 1e-9
     # rounder than a rod, thinner than a barrel: a thigh is 15 cm across, a waist 19, an upper arm 11, a calf 11
     assert [round(200 * radii[joint][0]) for joint in (4, 3, 18, 7)] == [16, 19, 11, 11]
+
+
+def test_what_is_written_beside_each_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 1020 pixels letters of 30, lines of 39: two of a caption, then 9 pixels, squares of 20, words 32 further.
+
+    The next square is 70 pixels and the length of the words after the one before.
+    """
+    asked: list[Any] = []
+    monkeypatch.setattr(figures, "_font", lambda size: (asked.append(size), Font())[1])
+    monkeypatch.setattr(Font, "size", 30)
+    monkeypatch.setattr(figures, "_wrap", lambda *given: (asked.append(given), ["they", "bow"])[1])
+    squares: list[Any] = []
+    words: dict[str, Any] = {}
+    monkeypatch.setattr(ImageDraw.ImageDraw, "rectangle", lambda _, box, fill: squares.append((box, fill)))
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda _, place, text, **how: words.update({text: (place, how)}))
+    scene = Scene(np.tile(STANDING, (2, 1, 1, 1)), "they bow", size=(512, 1020))
+    assert asked[0] == 30
+    assert (asked[1][0], asked[1][2]) == ("they bow", 481)  # 94 of 100
+    for (text, top), anchor in zip((("they", 15.6), ("bow", 54.6)), (None, None), strict=True):
+        place, how = words[text]
+        np.testing.assert_allclose(place, (15.36, top))
+        assert (how["fill"], how.get("anchor"), how["font"]) == (INK, anchor, scene._font)
+    for person, left in enumerate((15.36, 15.36 + 70 + 6 * len("person 1"))):
+        box, colour = squares[person]
+        np.testing.assert_allclose(box, (left, 102.6, left + 20, 122.6))
+        assert colour == PERSON_COLOURS[person]
+        place, how = words[f"person {person + 1}"]
+        np.testing.assert_allclose(place, (left + 32, 112.6))
+        assert (how["fill"], how["anchor"]) == (INK, "lm")
+
+
+def test_tiles_and_their_shadows_fade_into_the_paper() -> None:
+    """Whole to the reach, gone at twice that: the rest of the way to the power 1.5; shadows, four times of it."""
+    scene = Scene(STANDING[None, None], size=(256, 256))
+    width, height = scene.size
+    _, x, z = scene._camera.floor_grid(2 * width, 2 * height)
+    tile = TILES[((np.floor(x / 0.5) + np.floor(z / 0.5)) % 2).astype(int)].astype(float)
+    flat = STANDING[:, [0, 2]]
+    middle = (flat.max(0) + flat.min(0)) / 2
+    reach = np.linalg.norm(flat - middle, axis=-1).max() + 1
+    solid = np.clip(2 - np.hypot(x - middle[0], z - middle[1]) / reach, 0, 1)[..., None] ** 1.5
+    lit = 250 + solid * (tile - 250) + np.array([0, 0, 2]) * (1 - solid)
+    dark = lit * (1 - 0.38 * np.minimum(4 * solid, 1))
+    for wanted, picture in zip((lit, dark), scene._floor(np.zeros(3)), strict=True):
+        wanted = wanted[len(wanted) % 2 :].reshape(-1, 2, width, 2, 3).mean((1, 3))
+        found = np.asarray(picture)[-len(wanted) :].astype(float)
+        assert ((solid > 0.05) & (solid < 0.95)).mean() > 0.1
+        assert np.abs(found - wanted)[60:].max() < 2  # below the words, rounded twice
+
+
+@pytest.mark.parametrize("size", [(256, 256), (130, 310)])
+def test_a_picture_is_the_floor_with_bodies_and_shadows_where_they_are(size: tuple[int, int]) -> None:
+    """Beyond the box around them nothing of the floor changes but the clock; in it a chest is of its person's."""
+    scene = Scene(STANDING[None, None], size=size)
+    lit, _ = scene._floor(np.zeros(3))
+    changed = (scene.frame(0) != np.asarray(lit)).any(-1)
+    changed[int(0.93 * size[1]) :, size[0] // 2 :] = False  # the clock
+    ends = scene._body.ends[:, 0].reshape(-1, 2, 3)
+    bodies, _ = scene._capsules(ends, scene._body.radii)
+    shadows, _ = scene._capsules(ends * (1, 0, 1) + ends[..., 1:2] * (0.28, 0, 0.16), scene._body.radii)
+    left, top, right, bottom = scene._bounds(np.concatenate([bodies, shadows]))
+    inside = np.zeros_like(changed)
+    inside[top:bottom, left:right] = True
+    assert not changed[~inside].any()
+    assert changed[inside].mean() > 0.05
+    column, row = np.floor(scene._camera.project(STANDING[9])[0] / 2).astype(int)
+    drawn = scene.frame(0)[row - 2 : row + 3, column - 2 : column + 3].astype(int)
+    assert (drawn[..., 2] - drawn[..., 0] > 80).all()  # blue, whichever limb is before it
