@@ -119,6 +119,7 @@ def test_a_server_that_is_made_in_the_block_is_guarded(monkeypatch: pytest.Monke
 
     with guarded("<script>"):
         assert websockets.serve is not plain
+        assert guard._ONE_AT_A_TIME.locked()  # or two that are made at once would be left with each other's door
         opened = websockets.serve("handler", "host", process_request=page, max_size=None, compression=None)
         websockets.serve("handler")
     assert websockets.serve is plain
