@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,7 @@ def test_columns_of_a_grid() -> None:
 def test_a_video_of_a_drawing_that_fails_ends_its_ffmpeg(ffmpeg: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     begin = video.subprocess.Popen
+    monkeypatch.setattr(begin, "wait", partialmethod(begin.wait, timeout=20))  # it waits for more until it is ended
     monkeypatch.setattr(
         video.subprocess, "Popen", lambda *given, **how: (made.append(begin(*given, **how)), made[0])[1]
     )
