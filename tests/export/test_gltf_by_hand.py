@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from intermoe.export import gltf
 from intermoe.motion.rig import at_rest
-from intermoe.motion.rotations import from_quaternions
+from intermoe.motion.rotations import about_axis, from_quaternions
 from intermoe.motion.skeleton import JOINT_NAMES, PARENTS
 from intermoe.viz.colours import linear
 from intermoe.viz.figures import tinted
@@ -34,13 +35,21 @@ def content(posed: Any, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture(scope="module")
 def root(content: bytes) -> Any:
+    return json_of(content)
+
+
+@pytest.fixture(scope="module")
+def arrays(content: bytes) -> list[np.ndarray]:
+    return arrays_of(content)
+
+
+def json_of(content: bytes) -> Any:
     (length,) = struct.unpack_from("<I", content, 12)
     return json.loads(content[20 : 20 + length])
 
 
-@pytest.fixture(scope="module")
-def arrays(content: bytes, root: Any) -> list[np.ndarray]:
-    binary = content[28 + struct.unpack_from("<I", content, 12)[0] :]
+def arrays_of(content: bytes) -> list[np.ndarray]:
+    root, binary = json_of(content), content[28 + struct.unpack_from("<I", content, 12)[0] :]
     found = []
     for accessor in root["accessors"]:
         view = root["bufferViews"][accessor["bufferView"]]
@@ -166,3 +175,18 @@ def test_a_skin_is_the_body_of_its_person_in_its_colours(posed: Any, root: Any, 
             assert indices["target"] == INDICES
     targeted = sum("target" in view for view in root["bufferViews"])
     assert targeted == 2 * 4 * 5  # of what is no mesh there is nothing to tell
+
+
+def test_neighbours_in_time_have_quaternions_of_one_sign(posed: Any, tmp_path: Path) -> None:
+    """Joints that spin, each from another angle and at another speed: programs turn the short way between keys."""
+    angles = np.arange(9)[:, None] * np.radians(45 * (1 + np.arange(22) % 3)) + np.arange(22)
+    turns = about_axis(1, np.stack([angles, -angles]))
+    rig = replace(posed.rig, offsets=posed.rig.rest[:, None].repeat(9, axis=1), rotations=turns, sliding=())
+    gltf.write([tmp_path / "a.glb"], SimpleNamespace(rig=rig, fps=30, names=NAMES, prompt=""))
+    content = (tmp_path / "a.glb").read_bytes()
+    root, arrays = json_of(content), arrays_of(content)
+    for person, animation in enumerate(root["animations"]):
+        keys = [arrays[animation["samplers"][channel["sampler"]]["output"]] for channel in animation["channels"]]
+        turned = np.stack([values for values in keys if values.shape[1] == 4], axis=1).astype(float)
+        np.testing.assert_allclose(from_quaternions(turned[..., [3, 0, 1, 2]]), turns[person], atol=1e-6)
+        assert ((turned[1:] * turned[:-1]).sum(-1) > 0.3).all()
