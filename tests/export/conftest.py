@@ -10,7 +10,7 @@ import pytest
 
 from intermoe.data.interhuman import DATA_SET, InterHumanReader
 from intermoe.motion.interhuman import joints as joints_of
-from intermoe.motion.rig import REST_POSE, forward_kinematics
+from intermoe.motion.rig import REST_POSE, Rig, forward_kinematics
 from intermoe.motion.rotations import about_axis, rotation_matrices
 
 DRAWN = (
@@ -98,3 +98,25 @@ def motion(request: pytest.FixtureRequest) -> Motion:
 def two_people() -> np.ndarray:
     """Joints (2, 40, 22, 3) of two people who stand and move their limbs, facing each other."""
     return drawn("facing each other")
+
+
+class Posed(NamedTuple):
+    """A rig that is no figure's, and the angles (2, 3, 22, 3) about Z, X and Y, in degrees, that its rotations are."""
+
+    rig: Rig
+    angles: np.ndarray
+
+
+@pytest.fixture(scope="session")
+def posed() -> Posed:
+    """Two people of different size over three frames; every number is another. Spine2 and left wrist slide."""
+    rng = np.random.default_rng(0)
+    rest = REST_POSE * rng.uniform(0.8, 1.2, (2, 22, 3)) + rng.uniform(-0.02, 0.02, (2, 22, 3))
+    rest[:, 0] = 0
+    offsets = np.repeat(rest[:, None], 3, axis=1)
+    offsets[:, :, 0] = rng.uniform(-2, 2, (2, 3, 3))
+    offsets[:, :, [6, 20]] += rng.uniform(-0.03, 0.03, (2, 3, 2, 3))
+    angles = rng.uniform(-60, 60, (2, 1, 22, 3)) + rng.uniform(-15, 15, (2, 3, 22, 3))
+    z, x, y = np.moveaxis(np.radians(angles), -1, 0)
+    rotations = about_axis(2, z) @ about_axis(0, x) @ about_axis(1, y)
+    return Posed(Rig(rest, offsets, rotations, (6, 20), fitted=True), angles)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,8 @@ def test_a_failure_leaves_no_file(scene: Scene, tmp_path: Path, monkeypatch: pyt
         raise RuntimeError("drawing failed")
 
     monkeypatch.setattr(Scene, "frame", fail)
+    # an ffmpeg that is not ended waits for more, and would be waited for
+    monkeypatch.setattr(subprocess.Popen, "wait", partialmethod(subprocess.Popen.wait, timeout=20))
     for save, name in ((save_mp4, "motion.mp4"), (save_gif, "motion.gif")):
         with pytest.raises(RuntimeError, match="drawing failed"):
             save(tmp_path / name, scene)
