@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from intermoe.control import Control, Given, Known, Target
+from intermoe.control.known import RESAMPLING
 from intermoe.control.scene import TAIL
 from intermoe.control.targets import Aims
-from intermoe.diffusion import DiffusionConfig
+from intermoe.diffusion import DiffusionConfig, build_scheduler
 from intermoe.export import View
 from intermoe.motion.bones import bone_lengths
 from intermoe.motion.interhuman import INTERHUMAN, from_joints
@@ -296,3 +297,70 @@ def test_a_user_is_warned_of_what_the_model_has_not_learned(
         expected = [*seen, *([untrained] if given and not levels else [])]
         assert [str(each.message) for each in told if each.category is UserWarning] == expected
         assert {each.filename for each in told if each.category is UserWarning} == {__file__}
+
+
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+def test_what_nobody_asks_for(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven seconds; scenes of 50 steps, each taken three times; live, chunks of 20 frames of 4 steps, taken once."""
+    got: list[Any] = []
+
+    def sample(prompts: Any, lengths: Any, seeds: Any, *, control: Any, **options: Any) -> Any:
+        asked = (options["num_inference_steps"], options["guidance_scale"], options["scheduler"])
+        got.append((lengths, tuple(seeds), asked, None if control is None else control.resampling))
+        return [torch.randn(2, *lengths, 262, generator=torch.Generator().manual_seed(0))]
+
+    monkeypatch.setattr(tiny_pipeline, "sample", sample)
+    monkeypatch.setattr(tiny_pipeline, "config", dataclasses.replace(tiny_pipeline.config, max_frames=300))
+    assert tiny_pipeline(PROMPTS[0]).joints.shape == (1, 2, 210, 22, 3)
+    assert got.pop() == ([210], (0,), (50, 3.5, None), None)
+    tiny_pipeline.timeline([(prompt, 30) for prompt in PROMPTS])
+    assert got == [([34], (0,), (50, 3.5, None), None), ([54], (1,), (50, 3.5, None), RESAMPLING)]
+    assert RESAMPLING == 3
+    got.clear()
+    live = tiny_pipeline.live(PROMPTS[0])
+    assert [next(live).shape[1], next(live).shape[1]] == [20, 20]
+    assert got == [([24], (0,), (4, 3.5, None), None), ([44], (1,), (4, 3.5, None), 1)]
+
+
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+def test_each_motion_is_steered_in_its_own_frames(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every step, by the joints of that motion; what is made of the estimate is what goes on."""
+    asked: list[Any] = []
+
+    def step(aims: Aims, latents: torch.Tensor, decode: Any) -> torch.Tensor:
+        assert [target.frames for target in aims.targets] == [(10,)]
+        asked.append((latents.shape[1], decode(latents).shape[1]))
+        return torch.full_like(latents, float(len(asked)))
+
+    refined: list[torch.Tensor] = []
+    monkeypatch.setattr(Aims, "step", step)
+    monkeypatch.setattr(Aims, "refine", lambda aims, latents, *_: refined.append(latents.clone()) or latents)
+    control = Control(targets=[Target(1, "head", [10], positions=[(0.0, 1.0, 0.0)])])
+    tiny_pipeline.sample(PROMPTS, [11, 16], [3, 8], num_inference_steps=2, control=control)
+    assert asked == [(3, 11), (4, 16)] * 2
+    torch.testing.assert_close(refined, [torch.full((2, 3, 28), 3.0), torch.full((2, 4, 28), 4.0)], rtol=0, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+@pytest.mark.parametrize(("levels", "calls"), [(False, 5 + 5 + 1), (True, 3)])
+def test_steps_of_a_control_are_taken_as_often_as_it_says(
+    levels: bool, calls: int, tiny_pipeline: Any, seen: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But the last; a model that is told what is known needs no more than one pass."""
+    monkeypatch.setattr(tiny_pipeline, "trained_with_levels", levels)
+    control = Control([Known(1, motion=torch.randn(8, 262))], resampling=5)
+    tiny_pipeline.sample(PROMPTS[:1], [12], [3], num_inference_steps=3, control=control)
+    assert len(seen) == calls
+
+
+def test_one_call_of_a_model_whose_input_is_scaled(
+    tiny_pipeline: Any, seen: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    motion = torch.randn(2, 8, 262)
+    level = build_scheduler("ddpm", DiffusionConfig()).alphas_cumprod[250]
+    for scaled in (False, True):
+        diffusion = DiffusionConfig(latent_scale=0.5, scale_input=scaled)
+        monkeypatch.setattr(tiny_pipeline, "config", dataclasses.replace(tiny_pipeline.config, diffusion=diffusion))
+        assert tiny_pipeline.denoise_once(motion, 0.25, seed=2) == 250
+    (plain, *_), (brought, *_) = seen
+    torch.testing.assert_close(brought, plain / (level * 0.25 + 1 - level).sqrt())
