@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from itertools import combinations
 from pathlib import Path
@@ -179,3 +180,41 @@ def test_who_is_clear_already_stays() -> None:
     places = iter([(0.0, 0.0), (5.0, 1.0), (0.0, -5.0)])
     scene = crowd(lambda which, seeds, control: [group([next(places)])], SOLO, [1], 3)[0]
     torch.testing.assert_close(scene, group([(0.0, 0.0), (5.0, 1.0), (0.0, -5.0)]), atol=1e-5, rtol=1e-5)
+
+
+def test_who_is_added_stands_to_the_side_of_the_first_or_further_around_where_that_is_taken() -> None:
+    """To X+ of who faces Z+; where somebody stands there, the first way of 24 around that is clear at that distance."""
+    rest = torch.as_tensor(at_rest(REST_POSE)).float()[None].expand(FRAMES, 22, 3)
+    thin = from_joints(rest * torch.tensor([0.1, 1.0, 1.0]))  # whom nobody's arms keep away
+    reach = float((joints(thin)[0] - joints(thin)[0, :1])[..., [0, 2]].norm(dim=-1).max())
+    distance = 0.25 * math.ceil((2 * reach + GAP) / 0.25)
+    made = [thin[None]] * 4
+    groups = iter(made)
+    scene = crowd(lambda which, seeds, control: [next(groups)], SOLO, [1], 4)[0]
+    places = (joints(scene)[:, 0, 0] - joints(scene)[0, 0, 0])[:, [0, 2]]
+    torch.testing.assert_close(places[1], torch.tensor([distance, 0.0]), atol=1e-4, rtol=0)
+    for who in (2, 3):
+        ways = [torch.tensor([math.cos(k * math.pi / 12), math.sin(k * math.pi / 12)]) * distance for k in range(24)]
+        clear = [way for way in ways if min(float((way - place).norm()) for place in places[:who]) >= 2 * reach + GAP]
+        torch.testing.assert_close(places[who], clear[0], atol=1e-4, rtol=0)
+
+
+def test_who_reacts_is_given_everybody_of_the_first_group_but_whom_they_stand_for() -> None:
+    """Of groups of three and four persons in all: the third is made for two who are given, in their order."""
+    own = dataclasses.replace(INTERHUMAN, persons=3)
+    asked: list[Control | None] = []
+
+    def make(which: Any, seeds: Any, control: Control | None) -> list[Tensor]:
+        asked.append(control)
+        return [group([(0.0, 0.0), (0.0, 1.0), (0.0, 2.0 + len(asked))]) for _ in which]
+
+    (scene,) = crowd(make, own, [3], 4, Control(bodies_apart=True), reacts=True)
+    control = asked[1]
+    assert control is not None
+    assert [known.person for known in control.known] == [0, 1]
+    assert all(torch.equal(known.motion, scene[known.person]) for known in control.known)
+    assert control.bodies_apart
+    torch.testing.assert_close(
+        joints(scene)[3, :, 5] - joints(scene)[3, :, 0], joints(scene)[2, :, 5] - joints(scene)[2, :, 0]
+    )
+    assert len(scene) == 4
