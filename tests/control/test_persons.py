@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from itertools import combinations
 from pathlib import Path
@@ -218,3 +219,51 @@ def test_who_reacts_is_given_everybody_of_the_first_group_but_whom_they_stand_fo
         joints(scene)[3, :, 5] - joints(scene)[3, :, 0], joints(scene)[2, :, 5] - joints(scene)[2, :, 0]
     )
     assert len(scene) == 4
+
+
+def test_reach_is_each_persons_own_at_each_frame() -> None:
+    """Two who are unlike and bow to and fro, and one more: by a look at every shift, step and frame, one by one."""
+    rest, time = torch.as_tensor(at_rest(REST_POSE)).float(), torch.arange(FRAMES)
+
+    def one(size: float, wide: int, way: float, aside: float) -> Tensor:
+        """Somebody whose arms are out at frame ``wide`` alone, and who walks along X."""
+        spread = torch.where(time == wide, 1.0, 0.15)
+        body = size * rest * torch.stack([spread, torch.ones(FRAMES), torch.ones(FRAMES)], dim=-1)[:, None]
+        return from_joints(body + torch.stack([way * time, 0 * time, aside + 0 * time], dim=-1)[:, None])
+
+    pair = torch.stack([one(1.0, 2, 0.0, 0.0), one(1.5, 9, 0.0, 0.8)])
+    group = torch.stack([one(0.7, 9, -0.12, 0.0), one(1.1, 4, -0.12, 0.5)])
+    groups = iter([pair, group])
+    (scene,) = crowd(lambda which, seeds, control: [next(groups)], INTERHUMAN, [1], 4)
+
+    def circles(motion: Tensor) -> list[list[tuple[float, float, float]]]:
+        """Of each person at each frame x, z and reach."""
+        ground = joints(motion)[..., [0, 2]].double()
+        reach = (ground - ground[:, :, :1]).norm(dim=-1).amax(dim=-1, keepdim=True)
+        return torch.cat([ground[:, :, 0], reach], dim=-1).tolist()  # type: ignore[no-any-return]
+
+    there, added = circles(pair), circles(group)
+
+    def clear(x: float, z: float) -> bool:
+        return all(
+            math.hypot(b[0] + x - a[0], b[1] + z - a[1]) >= a[2] + b[2] + GAP
+            for one, other in itertools.product(there, added)
+            for a, b in zip(one, other, strict=True)
+        )
+
+    ways = [(math.cos(k * math.pi / 12), math.sin(k * math.pi / 12)) for k in range(24)]
+    shifts = ((0.25 * step * x, 0.25 * step * z) for step in range(40) for x, z in ways)
+    expected = next(shift for shift in shifts if clear(*shift))
+    moved = (joints(scene)[2:] - joints(group))[:, :, 0, [0, 2]]
+    torch.testing.assert_close(moved, torch.tensor(expected).expand(2, FRAMES, 2), atol=1e-4, rtol=0)
+
+
+def test_of_a_group_that_is_larger_than_needed_the_first_are_taken() -> None:
+    made = [group([(0.0, 0.0), (0.0, 1.0)]), group([(0.0, 0.0), (0.0, 1.0)]) * 0.9]
+    made[1][1] *= 0.5  # the second of the second pair is small
+    groups = iter(made)
+    (scene,) = crowd(lambda which, seeds, control: [next(groups)], INTERHUMAN, [1], 3)
+    head = joints(scene)[:, 0, 15, 1] - joints(scene)[:, 0, 0, 1]
+    assert (head / head[0]).tolist() == pytest.approx([1.0, 1.0, 0.9], abs=1e-4)
+    (alone,) = crowd(lambda which, seeds, control: [made[1].flip(0)], INTERHUMAN, [1], 1)
+    torch.testing.assert_close(alone, made[1][1:])

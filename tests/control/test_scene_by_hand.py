@@ -15,7 +15,8 @@ from intermoe.control.known import Control
 from intermoe.control.live import CHUNK, STEPS, Live
 from intermoe.control.scene import MAX_SEED, OVERLAP, Scene
 from intermoe.control.timeline import check_segments, cut, window_lengths, windows
-from intermoe.motion.interhuman import INTERHUMAN, from_joints
+from intermoe.motion.interhuman import INTERHUMAN, SOLO, from_joints
+from intermoe.motion.representation import Representation
 from intermoe.motion.rig import REST_POSE, at_rest
 
 FLOATING = torch.tensor([0.2, 0.5])  # metres, of the one and of the other
@@ -131,9 +132,8 @@ def test_windows_of_segments_have_their_prompts_and_seeds() -> None:
 class Told:
     """A scene that notes what it is told."""
 
-    representation = INTERHUMAN
-
-    def __init__(self) -> None:
+    def __init__(self, representation: Representation = INTERHUMAN) -> None:
+        self.representation = representation
         self.told: list[tuple[str, int, list[Any]]] = []
 
     def next(self, prompt: str, frames: int, leads: Sequence[Any] = ()) -> Tensor:
@@ -163,3 +163,7 @@ def test_a_live_scene_is_told_its_prompt_and_leads_until_they_change() -> None:
     assert twin._scene.told == [*scene.told[:3], ("turn", 13, [lead])]  # type: ignore[attr-defined]
     assert twin._turn is not live._turn
     assert (CHUNK, STEPS) == (20, 4)
+    alone = Live(Told(SOLO), asked.append, "bow", 13)  # type: ignore[arg-type]
+    alone.aim([(0, "head", (0.0, 1.0, 2.0))])
+    with pytest.raises(ValueError, match="person: expected one of 0 to 0, got 1"):
+        alone.aim([lead])

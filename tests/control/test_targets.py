@@ -306,9 +306,7 @@ def test_feet_that_move_by_a_centimetre_a_frame_do_not_stand() -> None:
         ],
         False,
     )
-    moved = (as_joints(aims.refine(torch.zeros(1, 3, 66), lambda each: still + as_joints(each), steps=90)))[
-        0, :, 10, 0
-    ]
+    moved = (as_joints(aims.refine(torch.zeros(1, 3, 66), lambda each: still + as_joints(each), steps=90)))[0, :, 10, 0]
     identity = torch.eye(3, dtype=torch.float64)
     second, held = identity.diff(n=2, dim=0), identity.diff(dim=0)[:1]
     system = identity + 0.3 * second.T @ second + 0.5 * held.T @ held
