@@ -364,3 +364,52 @@ def test_one_call_of_a_model_whose_input_is_scaled(
         assert tiny_pipeline.denoise_once(motion, 0.25, seed=2) == 250
     (plain, *_), (brought, *_) = seen
     torch.testing.assert_close(brought, plain / (level * 0.25 + 1 - level).sqrt())
+
+
+def test_a_motion_is_corrected_over_all_frames_that_are_decoded_and_cut_then(
+    tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three latent frames twelve are decoded, of which nine are wanted; bodies are moved apart in these alone."""
+    done: dict[str, int] = {}
+
+    def counting(name: str) -> Any:
+        def correct(motion: torch.Tensor, *_: Any) -> torch.Tensor:
+            done[name] = motion.shape[-2]
+            return motion + 1
+
+        return correct
+
+    for name, function in STEPS.items():
+        monkeypatch.setattr(module, function, counting(name))
+    plain = tiny_pipeline.sample(PROMPTS, [9, 14], [3, 4], num_inference_steps=1)
+    config = dataclasses.replace(tiny_pipeline.config, **dict.fromkeys(STEPS, True))
+    monkeypatch.setattr(tiny_pipeline, "config", config)
+    found = tiny_pipeline.sample(PROMPTS, [9, 14], [3, 4], num_inference_steps=1)
+    assert done == {"smooth": 16, "rigid_bones": 16, "on_floor": 16, "planted_feet": 16, "bodies_apart": 14}
+    for motion, before in zip(found, plain, strict=True):
+        torch.testing.assert_close(motion, before + 5)
+
+
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+def test_gaps_are_not_estimated_where_joints_are_led_somewhere(
+    tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where the control says so, nor by a model that has not learned it."""
+    asked: list[Given] = []
+    monkeypatch.setattr(Given, "with_gaps", lambda given, fill: asked.append(given) or given)
+    monkeypatch.setattr(Aims, "refine", lambda aims, latents, *_: latents)
+    between = torch.nn.Module()
+    between.filled = None
+    known = [Known(0, motion=torch.randn(4, 262)), Known(0, motion=torch.randn(4, 262), frames=slice(8, 12))]
+    target = Target(1, "head", [10], positions=[(0.0, 1.0, 0.0)])
+    for part, control, expected in (
+        (between, Control(known), 1),
+        (None, Control(known), 0),
+        (between, Control(known, estimate_gaps=False), 0),
+        (between, Control(known, targets=[target]), 0),
+        (between, Control(known, bodies_apart=True), 0),
+    ):
+        monkeypatch.setattr(tiny_pipeline, "between", part)
+        asked.clear()
+        tiny_pipeline.sample(PROMPTS[:1], [12], [3], num_inference_steps=1, control=control)
+        assert len(asked) == expected
