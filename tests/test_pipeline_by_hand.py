@@ -19,7 +19,9 @@ from intermoe.motion.bones import bone_lengths
 from intermoe.motion.interhuman import INTERHUMAN, from_joints
 from intermoe.motion.rig import REST_POSE, at_rest
 from intermoe.motion.skeleton import bone_vectors
-from intermoe.pipeline import UNTRAINED, MotionPipeline, PipelineResult
+from intermoe.pipeline import UNTRAINED, ModelConfig, MotionPipeline, PipelineResult
+from intermoe.pipeline.models import system_of
+from intermoe.pipeline.system import check_level
 from intermoe.systems.intermoe import pipeline as module
 
 PROMPTS = ["two people bow", "one of them turns to the left"]
@@ -413,3 +415,40 @@ def test_gaps_are_not_estimated_where_joints_are_led_somewhere(
         asked.clear()
         tiny_pipeline.sample(PROMPTS[:1], [12], [3], num_inference_steps=1, control=control)
         assert len(asked) == expected
+
+
+def test_a_model_of_before_there_were_several_systems_is_of_the_first(tmp_path: Any) -> None:
+    path = tmp_path / "config.json"
+    for content, expected in (("{}", "InterMoEPipeline"), ('{"system": "mdm"}', "MDMPipeline")):
+        path.write_text(content)
+        assert system_of(path).__name__ == expected
+    for content, message in (
+        ("[]", "expected a mapping, got list"),
+        ('{"system": 3}', "system: expected one of intermoe, .*, got 3"),
+        ('{"system": "intermo"}', "system: expected one of intermoe, .*, got 'intermo'"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=rf"config\.json: {message}$"):
+            system_of(path)
+
+
+def test_what_every_models_configuration_has() -> None:
+    own = ModelConfig()
+    assert (own.system, own.name, own.fps, own.min_frames, own.max_frames) == ("intermoe", "intermoe", 30, 16, 300)
+    assert (own.min_steps, own.max_steps, own.default_steps, own.default_guidance) == (1, None, 50, 3.5)
+    assert ModelConfig(min_frames=4, max_frames=4).max_frames == 4
+    own.check_steps(1)
+    own.check_steps(10**6)
+    with pytest.raises(ValueError, match=r"^num_inference_steps: expected >= 1 for intermoe, got 0$"):
+        own.check_steps(0)
+
+
+@pytest.mark.parametrize(
+    ("level", "taken"), [(0.0, True), (0.999, True), (1.0, False), (-1e-9, False), (float("nan"), False)]
+)
+def test_levels_are_a_share_of_the_schedule(level: float, taken: bool) -> None:
+    if taken:
+        assert check_level(level) == level
+        return
+    with pytest.raises(ValueError, match="level: expected a"):
+        check_level(level)
