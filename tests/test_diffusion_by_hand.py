@@ -17,10 +17,13 @@ from intermoe.diffusion import (
     SCHEDULERS,
     DiffusionConfig,
     ErrorMetrics,
+    GuidedApart,
     KnownLatents,
     Sampler,
     _noised_back,
     build_scheduler,
+    distilled,
+    guided_estimate,
     sample,
     scaled_input,
     shifted_timesteps,
@@ -347,3 +350,93 @@ def test_sampling_scales_what_the_network_sees_and_nothing_else() -> None:
 def test_the_largest_share_is_the_last_timestep_though_it_rounds_to_the_next(shift: float) -> None:
     shares = torch.tensor([0.0, 1 - 2**-24])  # what ``torch.rand`` draws at most; shifted by 7 it is 1 in float32
     assert shifted_timesteps(shares, 1000, shift).tolist() == [0, 999]
+
+
+@pytest.mark.parametrize("latent_scale", [1.0, 0.5])
+def test_each_guided_estimate_is_steered_before_what_is_known_takes_its_place(latent_scale: float) -> None:
+    """DDIM at 500 and 0: an estimate c + 2 is doubled, then one person's first frame is 7; the last one is the end."""
+    text, noise, levels = torch.tensor([[1.0, 3.0]]), torch.randn(1, 2, 3, 4), alpha_bars(1000).float()
+    where = torch.zeros(1, 2, 3, dtype=torch.bool)
+    where[0, 1, 0] = True
+    seen: list[Tensor] = []
+
+    def steer(estimate: Tensor) -> Tensor:
+        seen.append(estimate)
+        return 2 * estimate
+
+    result = sample(
+        Network(), text, (1, 2, 3, 4), noise=noise, steer=steer,
+        known=KnownLatents(torch.full((1, 2, 3, 4), 7.0), where, by_levels=False),
+        sampler=Sampler(DiffusionConfig(latent_scale=latent_scale), "ddim", 2, 3.0),
+    )  # fmt: skip
+    kept, x = where[..., None], noise
+    for number, (level, before) in enumerate(((levels[500], levels[0]), (levels[0], torch.tensor(1.0)))):
+        if number == 0:
+            x = torch.where(kept, level.sqrt() * latent_scale * 7.0 + (1 - level).sqrt() * noise, noise)
+        estimate = 0.5 * x + 3.0 * 0.25 * 2.0
+        torch.testing.assert_close(seen[number], estimate, rtol=1e-4, atol=1e-3)
+        clean = latent_scale * torch.where(kept, 7.0, 2 * estimate)
+        x = before.sqrt() * clean + (1 - before).sqrt() * (x - level.sqrt() * clean) / (1 - level).sqrt()
+    torch.testing.assert_close(result, torch.where(kept, 7.0, x / latent_scale), rtol=1e-4, atol=1e-3)
+    assert len(seen) == 2
+
+
+def test_guided_timesteps_and_others_have_networks_of_their_own() -> None:
+    guided, unguided, noise = Network(), Network(), torch.randn(2, 1, 3, 4)
+    sample(
+        GuidedApart(guided, unguided), torch.ones(2, 2), (2, 1, 3, 4), noise=noise,
+        sampler=Sampler(DiffusionConfig(guidance_until=0.3), "ddim", 5, 2.0),
+    )  # fmt: skip
+    assert [int(call[1][0]) for call in guided.calls] == [800, 600, 400]
+    assert [int(call[1][0]) for call in unguided.calls] == [200, 0]
+    assert [len(call[0]) for call in guided.calls + unguided.calls] == [4, 4, 4, 2, 2]
+
+
+def test_the_share_at_which_guidance_ends_is_guided_still() -> None:
+    sampler = Sampler(DiffusionConfig(num_train_timesteps=200, guidance_until=0.25), guidance_scale=1.5)
+    assert [sampler.is_guided(timestep) for timestep in (49, 50, 199)] == [False, True, True]
+    assert not Sampler(guidance_scale=1.0).is_guided(999)
+
+
+def test_a_half_type_is_the_networks_alone() -> None:
+    """What it sees and its text are bfloat16; estimates, guidance, steps and the end are float32."""
+    seen: list[torch.dtype] = []
+
+    def network(x: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        seen.extend((x.dtype, text.dtype))
+        return torch.full_like(x, 0.3) * (text.sum(dim=1) != 0)[:, None, None, None]
+
+    for scale in (1.0, 3.0):
+        result = sample(
+            network, torch.ones(1, 2, dtype=torch.bfloat16), (1, 1, 2, 3), noise=torch.randn(1, 1, 2, 3),
+            sampler=Sampler(num_inference_steps=1, guidance_scale=scale),
+        )  # fmt: skip
+        assert result.dtype == torch.float32
+        # 0.3 is 0.30078125 in bfloat16; three times that is not, and is not rounded again
+        torch.testing.assert_close(result, torch.full_like(result, scale * 0.30078125), rtol=0, atol=1e-3)
+    assert set(seen) == {torch.bfloat16}
+    both = torch.tensor([[1.0], [0.0]], dtype=torch.bfloat16)
+    made = guided_estimate(network, torch.zeros(1, 1, 1, 1).bfloat16(), torch.zeros(1), both, None, 3.0)
+    assert (made.dtype, float(made)) == (torch.float32, 3 * 0.30078125)
+
+
+@pytest.mark.parametrize(
+    ("train", "number", "expected"),
+    [(1000, 1, (999,)), (1000, 3, (999, 666, 30)), (100, 4, (99, 74, 49, 3)), (10, 10, (9, 8, 7, 6, 5, 4, 3, 2, 1, 0))],
+)
+def test_timesteps_of_distilled_steps(train: int, number: int, expected: tuple[int, ...]) -> None:
+    """From the noisiest on, at equal distances; the last at three hundredths of the schedule, or where it would be."""
+    sampler = distilled(DiffusionConfig(num_train_timesteps=train, latent_scale=0.5), number, 2.5)
+    assert sampler.timesteps == expected
+    assert (sampler.scheduler, sampler.num_inference_steps, sampler.guidance_scale) == ("ddim", number, 2.5)
+    assert sampler.diffusion.latent_scale == 0.5
+    assert sampler.start().timesteps.tolist() == list(expected)
+
+
+def test_a_sampler_starts_again_for_every_call() -> None:
+    """Multistep solvers remember estimates of steps before; the second of two calls must not see the first's."""
+    noise = torch.randn(1, 1, 2, 3)
+    for name in SCHEDULERS[:3]:
+        sampler = Sampler(scheduler=name, num_inference_steps=4)
+        again = [sample(Network(), torch.ones(1, 2), (1, 1, 2, 3), sampler, noise=noise * k) for k in (1, 5, 1)]
+        assert torch.equal(again[0], again[2])

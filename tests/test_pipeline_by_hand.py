@@ -10,15 +10,18 @@ import pytest
 import torch
 
 from intermoe.control import Control, Given, Known, Target
+from intermoe.control.known import RESAMPLING
 from intermoe.control.scene import TAIL
 from intermoe.control.targets import Aims
-from intermoe.diffusion import DiffusionConfig
+from intermoe.diffusion import DiffusionConfig, build_scheduler
 from intermoe.export import View
 from intermoe.motion.bones import bone_lengths
 from intermoe.motion.interhuman import INTERHUMAN, from_joints
 from intermoe.motion.rig import REST_POSE, at_rest
 from intermoe.motion.skeleton import bone_vectors
-from intermoe.pipeline import UNTRAINED, MotionPipeline, PipelineResult
+from intermoe.pipeline import UNTRAINED, ModelConfig, MotionPipeline, PipelineResult
+from intermoe.pipeline.models import system_of
+from intermoe.pipeline.system import check_level
 from intermoe.systems.intermoe import pipeline as module
 
 PROMPTS = ["two people bow", "one of them turns to the left"]
@@ -296,3 +299,156 @@ def test_a_user_is_warned_of_what_the_model_has_not_learned(
         expected = [*seen, *([untrained] if given and not levels else [])]
         assert [str(each.message) for each in told if each.category is UserWarning] == expected
         assert {each.filename for each in told if each.category is UserWarning} == {__file__}
+
+
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+def test_what_nobody_asks_for(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven seconds; scenes of 50 steps, each taken three times; live, chunks of 20 frames of 4 steps, taken once."""
+    got: list[Any] = []
+
+    def sample(prompts: Any, lengths: Any, seeds: Any, *, control: Any, **options: Any) -> Any:
+        asked = (options["num_inference_steps"], options["guidance_scale"], options["scheduler"])
+        got.append((lengths, tuple(seeds), asked, None if control is None else control.resampling))
+        return [torch.randn(2, *lengths, 262, generator=torch.Generator().manual_seed(0))]
+
+    monkeypatch.setattr(tiny_pipeline, "sample", sample)
+    monkeypatch.setattr(tiny_pipeline, "config", dataclasses.replace(tiny_pipeline.config, max_frames=300))
+    assert tiny_pipeline(PROMPTS[0]).joints.shape == (1, 2, 210, 22, 3)
+    assert got.pop() == ([210], (0,), (50, 3.5, None), None)
+    tiny_pipeline.timeline([(prompt, 30) for prompt in PROMPTS])
+    assert got == [([34], (0,), (50, 3.5, None), None), ([54], (1,), (50, 3.5, None), RESAMPLING)]
+    assert RESAMPLING == 3
+    got.clear()
+    live = tiny_pipeline.live(PROMPTS[0])
+    assert [next(live).shape[1], next(live).shape[1]] == [20, 20]
+    assert got == [([24], (0,), (4, 3.5, None), None), ([44], (1,), (4, 3.5, None), 1)]
+
+
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+def test_each_motion_is_steered_in_its_own_frames(tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every step, by the joints of that motion; what is made of the estimate is what goes on."""
+    asked: list[Any] = []
+
+    def step(aims: Aims, latents: torch.Tensor, decode: Any) -> torch.Tensor:
+        assert [target.frames for target in aims.targets] == [(10,)]
+        asked.append((latents.shape[1], decode(latents).shape[1]))
+        return torch.full_like(latents, float(len(asked)))
+
+    refined: list[torch.Tensor] = []
+    monkeypatch.setattr(Aims, "step", step)
+    monkeypatch.setattr(Aims, "refine", lambda aims, latents, *_: refined.append(latents.clone()) or latents)
+    control = Control(targets=[Target(1, "head", [10], positions=[(0.0, 1.0, 0.0)])])
+    tiny_pipeline.sample(PROMPTS, [11, 16], [3, 8], num_inference_steps=2, control=control)
+    assert asked == [(3, 11), (4, 16)] * 2
+    torch.testing.assert_close(refined, [torch.full((2, 3, 28), 3.0), torch.full((2, 4, 28), 4.0)], rtol=0, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+@pytest.mark.parametrize(("levels", "calls"), [(False, 5 + 5 + 1), (True, 3)])
+def test_steps_of_a_control_are_taken_as_often_as_it_says(
+    levels: bool, calls: int, tiny_pipeline: Any, seen: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But the last; a model that is told what is known needs no more than one pass."""
+    monkeypatch.setattr(tiny_pipeline, "trained_with_levels", levels)
+    control = Control([Known(1, motion=torch.randn(8, 262))], resampling=5)
+    tiny_pipeline.sample(PROMPTS[:1], [12], [3], num_inference_steps=3, control=control)
+    assert len(seen) == calls
+
+
+def test_one_call_of_a_model_whose_input_is_scaled(
+    tiny_pipeline: Any, seen: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    motion = torch.randn(2, 8, 262)
+    level = build_scheduler("ddpm", DiffusionConfig()).alphas_cumprod[250]
+    for scaled in (False, True):
+        diffusion = DiffusionConfig(latent_scale=0.5, scale_input=scaled)
+        monkeypatch.setattr(tiny_pipeline, "config", dataclasses.replace(tiny_pipeline.config, diffusion=diffusion))
+        assert tiny_pipeline.denoise_once(motion, 0.25, seed=2) == 250
+    (plain, *_), (brought, *_) = seen
+    torch.testing.assert_close(brought, plain / (level * 0.25 + 1 - level).sqrt())
+
+
+def test_a_motion_is_corrected_over_all_frames_that_are_decoded_and_cut_then(
+    tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three latent frames twelve are decoded, of which nine are wanted; bodies are moved apart in these alone."""
+    done: dict[str, int] = {}
+
+    def counting(name: str) -> Any:
+        def correct(motion: torch.Tensor, *_: Any) -> torch.Tensor:
+            done[name] = motion.shape[-2]
+            return motion + 1
+
+        return correct
+
+    for name, function in STEPS.items():
+        monkeypatch.setattr(module, function, counting(name))
+    plain = tiny_pipeline.sample(PROMPTS, [9, 14], [3, 4], num_inference_steps=1)
+    config = dataclasses.replace(tiny_pipeline.config, **dict.fromkeys(STEPS, True))
+    monkeypatch.setattr(tiny_pipeline, "config", config)
+    found = tiny_pipeline.sample(PROMPTS, [9, 14], [3, 4], num_inference_steps=1)
+    assert done == {"smooth": 16, "rigid_bones": 16, "on_floor": 16, "planted_feet": 16, "bodies_apart": 14}
+    for motion, before in zip(found, plain, strict=True):
+        torch.testing.assert_close(motion, before + 5)
+
+
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
+def test_gaps_are_not_estimated_where_joints_are_led_somewhere(
+    tiny_pipeline: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where the control says so, nor by a model that has not learned it."""
+    asked: list[Given] = []
+    monkeypatch.setattr(Given, "with_gaps", lambda given, fill: asked.append(given) or given)
+    monkeypatch.setattr(Aims, "refine", lambda aims, latents, *_: latents)
+    between = torch.nn.Module()
+    between.filled = None
+    known = [Known(0, motion=torch.randn(4, 262)), Known(0, motion=torch.randn(4, 262), frames=slice(8, 12))]
+    target = Target(1, "head", [10], positions=[(0.0, 1.0, 0.0)])
+    for part, control, expected in (
+        (between, Control(known), 1),
+        (None, Control(known), 0),
+        (between, Control(known, estimate_gaps=False), 0),
+        (between, Control(known, targets=[target]), 0),
+        (between, Control(known, bodies_apart=True), 0),
+    ):
+        monkeypatch.setattr(tiny_pipeline, "between", part)
+        asked.clear()
+        tiny_pipeline.sample(PROMPTS[:1], [12], [3], num_inference_steps=1, control=control)
+        assert len(asked) == expected
+
+
+def test_a_model_of_before_there_were_several_systems_is_of_the_first(tmp_path: Any) -> None:
+    path = tmp_path / "config.json"
+    for content, expected in (("{}", "InterMoEPipeline"), ('{"system": "mdm"}', "MDMPipeline")):
+        path.write_text(content)
+        assert system_of(path).__name__ == expected
+    for content, message in (
+        ("[]", "expected a mapping, got list"),
+        ('{"system": 3}', "system: expected one of intermoe, .*, got 3"),
+        ('{"system": "intermo"}', "system: expected one of intermoe, .*, got 'intermo'"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=rf"config\.json: {message}$"):
+            system_of(path)
+
+
+def test_what_every_models_configuration_has() -> None:
+    own = ModelConfig()
+    assert (own.system, own.name, own.fps, own.min_frames, own.max_frames) == ("intermoe", "intermoe", 30, 16, 300)
+    assert (own.min_steps, own.max_steps, own.default_steps, own.default_guidance) == (1, None, 50, 3.5)
+    assert ModelConfig(min_frames=4, max_frames=4).max_frames == 4
+    own.check_steps(1)
+    own.check_steps(10**6)
+    with pytest.raises(ValueError, match=r"^num_inference_steps: expected >= 1 for intermoe, got 0$"):
+        own.check_steps(0)
+
+
+@pytest.mark.parametrize(
+    ("level", "taken"), [(0.0, True), (0.999, True), (1.0, False), (-1e-9, False), (float("nan"), False)]
+)
+def test_levels_are_a_share_of_the_schedule(level: float, taken: bool) -> None:
+    if taken:
+        assert check_level(level) == level
+        return
+    with pytest.raises(ValueError, match="level: expected a"):
+        check_level(level)

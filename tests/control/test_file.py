@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from intermoe import export
+from intermoe.control import Control
 from intermoe.control.file import reaction_to, read_control
 from intermoe.motion.interhuman import INTERHUMAN, facing_forward, from_joints, turned
 
@@ -187,3 +189,45 @@ def test_what_is_no_control_file(tmp_path: Path, text: str, message: str) -> Non
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_control(path, INTERHUMAN)
+
+
+def test_a_reaction_is_resampled_when_told(tmp_path: Path) -> None:
+    export.save(tmp_path / "slow.npz", body(0)[None], fps=15)
+    (known,) = reaction_to(tmp_path / "slow.npz", INTERHUMAN, resample=True, max_frames=11).known
+    assert known.run == slice(0, 11)
+    before, joints = body(0), known.joints
+    expected = np.linalg.norm(before[2, 5] - (before[0, 20] + before[1, 20]) / 2)
+    assert float((joints[4, 5] - joints[1, 20]).norm()) == pytest.approx(expected, abs=1e-5)
+
+
+def test_entries_are_named_by_their_number(tmp_path: Path, pair: Any) -> None:
+    good = {"person": 0, "file": "pair.npz"}
+    with pytest.raises(ValueError, match=r"control\.json: known\[1\]\.of: expected one of 0 to 1"):
+        read_control(written(tmp_path, good, {**good, "of": 2}), INTERHUMAN)
+    with pytest.raises(FileNotFoundError, match=r"control\.json: known\[2\]\.file: .*absent\.bvh"):
+        read_control(written(tmp_path, good, good, {**good, "file": "absent.bvh"}), INTERHUMAN)
+    aim = {"person": 0, "joint": "head", "frames": [3], "positions": [[0, 1, 0]]}
+    with pytest.raises(ValueError, match=r"control\.json: targets\[1\]\.joint: expected one of pelvis"):
+        read_control(written(tmp_path, targets=[aim, {**aim, "joint": "nose"}]), INTERHUMAN)
+
+
+def test_what_a_file_does_not_say_is_as_a_control_has_it(tmp_path: Path, pair: Any) -> None:
+    control = read_control(written(tmp_path, {"person": 1, "file": "pair.npz"}), INTERHUMAN)
+    assert control == dataclasses.replace(Control(control.known))
+    (known,) = control.known
+    assert (known.person, known.run) == (1, slice(0, FRAMES))
+    np.testing.assert_array_equal(INTERHUMAN.joints(known.as_motion(INTERHUMAN)), pair[0])  # the first, not moved
+
+
+def test_who_is_nearly_where_the_model_has_them_is_left_to_the_bit(tmp_path: Path) -> None:
+    """Up to a millimetre, or a thousandth of a radian; on the ground alone."""
+    joints = body(0)
+    turn, origin = facing_forward(torch.tensor(joints[0]))
+    joints = ((torch.tensor(joints) - origin) @ turn.T).numpy()
+    for shift, stays in (((0.0009, 0.0, 0.0), True), ((0.0, 0.7, -0.0009), True), ((0.0, 0.0, 0.0012), False)):
+        moved = joints + np.float32(shift)
+        export.save(tmp_path / "one.npz", moved[None])
+        (known,) = reaction_to(tmp_path / "one.npz", INTERHUMAN, resample=False, max_frames=60).known
+        assert np.array_equal(known.joints.numpy(), moved) == stays
+        if not stays:
+            np.testing.assert_allclose(known.joints.numpy(), joints, atol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from itertools import combinations
 from pathlib import Path
@@ -179,3 +181,89 @@ def test_who_is_clear_already_stays() -> None:
     places = iter([(0.0, 0.0), (5.0, 1.0), (0.0, -5.0)])
     scene = crowd(lambda which, seeds, control: [group([next(places)])], SOLO, [1], 3)[0]
     torch.testing.assert_close(scene, group([(0.0, 0.0), (5.0, 1.0), (0.0, -5.0)]), atol=1e-5, rtol=1e-5)
+
+
+def test_who_is_added_stands_to_the_side_of_the_first_or_further_around_where_that_is_taken() -> None:
+    """To X+ of who faces Z+; where somebody stands there, the first way of 24 around that is clear at that distance."""
+    rest = torch.as_tensor(at_rest(REST_POSE)).float()[None].expand(FRAMES, 22, 3)
+    thin = from_joints(rest * torch.tensor([0.1, 1.0, 1.0]))  # whom nobody's arms keep away
+    reach = float((joints(thin)[0] - joints(thin)[0, :1])[..., [0, 2]].norm(dim=-1).max())
+    distance = 0.25 * math.ceil((2 * reach + GAP) / 0.25)
+    made = [thin[None]] * 4
+    groups = iter(made)
+    scene = crowd(lambda which, seeds, control: [next(groups)], SOLO, [1], 4)[0]
+    places = (joints(scene)[:, 0, 0] - joints(scene)[0, 0, 0])[:, [0, 2]]
+    torch.testing.assert_close(places[1], torch.tensor([distance, 0.0]), atol=1e-4, rtol=0)
+    for who in (2, 3):
+        ways = [torch.tensor([math.cos(k * math.pi / 12), math.sin(k * math.pi / 12)]) * distance for k in range(24)]
+        clear = [way for way in ways if min(float((way - place).norm()) for place in places[:who]) >= 2 * reach + GAP]
+        torch.testing.assert_close(places[who], clear[0], atol=1e-4, rtol=0)
+
+
+def test_who_reacts_is_given_everybody_of_the_first_group_but_whom_they_stand_for() -> None:
+    """Of groups of three and four persons in all: the third is made for two who are given, in their order."""
+    own = dataclasses.replace(INTERHUMAN, persons=3)
+    asked: list[Control | None] = []
+
+    def make(which: Any, seeds: Any, control: Control | None) -> list[Tensor]:
+        asked.append(control)
+        return [group([(0.0, 0.0), (0.0, 1.0), (0.0, 2.0 + len(asked))]) for _ in which]
+
+    (scene,) = crowd(make, own, [3], 4, Control(bodies_apart=True), reacts=True)
+    control = asked[1]
+    assert control is not None
+    assert [known.person for known in control.known] == [0, 1]
+    assert all(torch.equal(known.motion, scene[known.person]) for known in control.known)
+    assert control.bodies_apart
+    torch.testing.assert_close(
+        joints(scene)[3, :, 5] - joints(scene)[3, :, 0], joints(scene)[2, :, 5] - joints(scene)[2, :, 0]
+    )
+    assert len(scene) == 4
+
+
+def test_reach_is_each_persons_own_at_each_frame() -> None:
+    """Two who are unlike and bow to and fro, and one more: by a look at every shift, step and frame, one by one."""
+    rest, time = torch.as_tensor(at_rest(REST_POSE)).float(), torch.arange(FRAMES)
+
+    def one(size: float, wide: int, way: float, aside: float) -> Tensor:
+        """Somebody whose arms are out at frame ``wide`` alone, and who walks along X."""
+        spread = torch.where(time == wide, 1.0, 0.15)
+        body = size * rest * torch.stack([spread, torch.ones(FRAMES), torch.ones(FRAMES)], dim=-1)[:, None]
+        return from_joints(body + torch.stack([way * time, 0 * time, aside + 0 * time], dim=-1)[:, None])
+
+    pair = torch.stack([one(1.0, 2, 0.0, 0.0), one(1.5, 9, 0.0, 0.8)])
+    group = torch.stack([one(0.7, 9, -0.12, 0.0), one(1.1, 4, -0.12, 0.5)])
+    groups = iter([pair, group])
+    (scene,) = crowd(lambda which, seeds, control: [next(groups)], INTERHUMAN, [1], 4)
+
+    def circles(motion: Tensor) -> list[list[tuple[float, float, float]]]:
+        """Of each person at each frame x, z and reach."""
+        ground = joints(motion)[..., [0, 2]].double()
+        reach = (ground - ground[:, :, :1]).norm(dim=-1).amax(dim=-1, keepdim=True)
+        return torch.cat([ground[:, :, 0], reach], dim=-1).tolist()  # type: ignore[no-any-return]
+
+    there, added = circles(pair), circles(group)
+
+    def clear(x: float, z: float) -> bool:
+        return all(
+            math.hypot(b[0] + x - a[0], b[1] + z - a[1]) >= a[2] + b[2] + GAP
+            for one, other in itertools.product(there, added)
+            for a, b in zip(one, other, strict=True)
+        )
+
+    ways = [(math.cos(k * math.pi / 12), math.sin(k * math.pi / 12)) for k in range(24)]
+    shifts = ((0.25 * step * x, 0.25 * step * z) for step in range(40) for x, z in ways)
+    expected = next(shift for shift in shifts if clear(*shift))
+    moved = (joints(scene)[2:] - joints(group))[:, :, 0, [0, 2]]
+    torch.testing.assert_close(moved, torch.tensor(expected).expand(2, FRAMES, 2), atol=1e-4, rtol=0)
+
+
+def test_of_a_group_that_is_larger_than_needed_the_first_are_taken() -> None:
+    made = [group([(0.0, 0.0), (0.0, 1.0)]), group([(0.0, 0.0), (0.0, 1.0)]) * 0.9]
+    made[1][1] *= 0.5  # the second of the second pair is small
+    groups = iter(made)
+    (scene,) = crowd(lambda which, seeds, control: [next(groups)], INTERHUMAN, [1], 3)
+    head = joints(scene)[:, 0, 15, 1] - joints(scene)[:, 0, 0, 1]
+    assert (head / head[0]).tolist() == pytest.approx([1.0, 1.0, 0.9], abs=1e-4)
+    (alone,) = crowd(lambda which, seeds, control: [made[1].flip(0)], INTERHUMAN, [1], 1)
+    torch.testing.assert_close(alone, made[1][1:])

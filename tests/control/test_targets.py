@@ -252,3 +252,73 @@ def test_refining_leaves_feet_where_they_stood() -> None:
         return aims.refine(torch.zeros(1, 12, 3), decode)[0].diff(dim=0).square().sum()
 
     assert slid(0.0) < 0.5 * slid(0.02)
+
+
+def test_the_loss_of_bodies_is_half_the_squares_of_every_pair() -> None:
+    """Of three, the first and the last are in each other; a target adds its own half."""
+    joints = body()[None, None].repeat(3, 2, 1, 1)
+    joints[1] += torch.tensor([9.0, 0.0, 0.0])
+    joints[2, :, :, 2] += 0.1
+    expected = 0.5 * overlaps(joints[0], joints[2]).square().sum()
+    assert float(expected) > 0.01
+    torch.testing.assert_close(Aims((), bodies_apart=True).loss(joints), expected)
+    target = Target(1, "pelvis", [1], to=(0, "pelvis"), distance=8.0)
+    torch.testing.assert_close(Aims([target], bodies_apart=True).loss(joints), expected + 0.5)
+    assert float(Aims([target], bodies_apart=False).loss(joints)) == pytest.approx(0.5)
+
+
+def test_a_target_is_of_its_person_frames_and_joint() -> None:
+    joints = torch.randn(3, 6, 22, 3)
+    places = torch.randn(2, 3)
+    missed = Target(2, "left_knee", [5, 1], positions=places).missed(joints)
+    torch.testing.assert_close(missed, (joints[2, [5, 1], 4] - places).norm(dim=-1))
+    missed = Target(2, 4, [5, 1], to=(0, "head")).missed(joints)
+    torch.testing.assert_close(missed, (joints[2, [5, 1], 4] - joints[0, [5, 1], 15]).norm(dim=-1))
+
+
+@pytest.mark.parametrize(("joint", "stand"), [("head", 0.0), ("right_foot", 0.5)])
+def test_refining_ends_where_targets_smoothness_and_standing_feet_balance(joint: str, stand: float) -> None:
+    """0.5 |x_t - p_t|^2 at targets, 0.15 |second differences|^2, and of feet that stood 0.25 |first differences|^2.
+
+    Every joint has a latent of its own, and all rest before.
+    """
+    frames, places = [0, 2, 4], torch.tensor([[0.0, 0.1, 0.0], [0.2, 0.0, 0.0], [-0.1, 0.0, 0.3]])
+    aims = Aims([Target(0, joint, frames, positions=places)], bodies_apart=False)
+    moved = as_joints(aims.refine(torch.zeros(1, 5, 66), as_joints, steps=90))[0, :, JOINT_NAMES.index(joint)]
+    identity = torch.eye(5, dtype=torch.float64)
+    at, first, second = identity[frames], identity.diff(dim=0), identity.diff(n=2, dim=0)
+    system = at.T @ at + 0.3 * second.T @ second + stand * first.T @ first
+    torch.testing.assert_close(moved.double(), torch.linalg.solve(system, at.T @ places.double()), atol=1e-3, rtol=0)
+
+
+def test_feet_that_move_by_a_centimetre_a_frame_do_not_stand() -> None:
+    """Of a foot that goes 9 mm and then 11 mm, the first step is held and the second is not."""
+    still = torch.zeros(1, 3, 22, 3)
+    still[0, :, 10, 0] = torch.tensor([0.0, 0.009, 0.020])
+    aims = Aims(
+        [
+            Target(
+                0,
+                "left_foot",
+                [0, 1, 2],
+                positions=still[0, :, 10] + torch.tensor([[0.1, 0, 0], [0, 0, 0], [0.1, 0, 0]]),
+            )
+        ],
+        False,
+    )
+    moved = (as_joints(aims.refine(torch.zeros(1, 3, 66), lambda each: still + as_joints(each), steps=90)))[0, :, 10, 0]
+    identity = torch.eye(3, dtype=torch.float64)
+    second, held = identity.diff(n=2, dim=0), identity.diff(dim=0)[:1]
+    system = identity + 0.3 * second.T @ second + 0.5 * held.T @ held
+    expected = torch.linalg.solve(system, torch.tensor([0.1, 0.0, 0.1], dtype=torch.float64))
+    torch.testing.assert_close(moved.double(), expected, atol=1e-3, rtol=0)
+
+
+def test_a_bound_of_a_step_is_of_the_frame_that_moves_most() -> None:
+    """Root mean square over a frame's latents: 0.5 of one, and of the others by the same share."""
+    targets = [Target(p, "pelvis", [1], positions=[[0.0, 0.0, far]]) for p, far in ((0, 1.0), (1, 30.0))]
+    scale = 0.01
+    found = Aims(targets, False).step(torch.zeros(2, 3, 66), lambda each: as_joints(each, scale))
+    assert float(found[1, 1, 2]) == pytest.approx(0.5 * 66**0.5, rel=1e-4)
+    assert float(found[0, 1, 2] / found[1, 1, 2]) == pytest.approx(1 / 30, rel=1e-4)
+    assert int(found.count_nonzero()) == 2

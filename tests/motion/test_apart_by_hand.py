@@ -260,3 +260,18 @@ def test_who_is_led_past_one_into_another_is_led_past_them_too() -> None:
     nobody = torch.zeros(3, 50, dtype=torch.bool)
     pelvis = apart._led_past(places, nobody, torch.ones(3, 50))[:, :, 0, 0]
     assert pelvis.diff(dim=0).min() >= apart._BETWEEN
+
+
+def test_a_row_of_four_is_led_apart_in_three_turns() -> None:
+    """10, 30 and 28 cm: the first two go to 35, which brings the next two to 17.5, and these the last to 19.25."""
+    places = torch.zeros(4, 50, NUM_JOINTS, 3)
+    places[..., 0] = torch.tensor([-3.0, 0.1, 4.0, 9.0])[:, None, None]
+    places[:, 20:30, :, 0] = torch.tensor([0.0, 0.1, 0.4, 0.68])[:, None, None]
+    nobody = torch.zeros(4, 50, dtype=torch.bool)
+    pelvis = apart._led_past(places, nobody, torch.ones(4, 50))[:, 25, 0, 0]
+    assert pelvis.tolist() == pytest.approx([-0.125, 0.1375, 0.40875, 0.75875], abs=1e-5)
+
+
+def test_displacements_fade_over_a_quarter_of_a_second() -> None:
+    assert round(30 * 0.25) == REACH
+    assert SWEEPS == 5

@@ -94,6 +94,33 @@ def test_feet_that_never_stand_and_joints_in_one_place_do_no_harm(clip: torch.Te
     assert torch.isfinite(with_planted_feet(torch.zeros(1, 262))).all()
 
 
+def test_a_knee_that_is_bent_stays_where_it_is_though_the_foot_points_aside() -> None:
+    """The foot decides of straight legs alone: of one that is bent by 6 cm it moves the knee by a thousandth of it."""
+    pose = torch.zeros(2, 22, 3)
+    for hip, knee, ankle, ball in ((1, 4, 7, 10), (2, 5, 8, 11)):
+        pose[:, hip, 1], pose[:, ball] = 0.85, torch.tensor([0.12, 0.08, 0.0])
+        pose[:, knee], pose[:, ankle] = torch.tensor([0.0, 0.45, 0.06]), torch.tensor([0.0, 0.08, 0.0])
+    motion = with_positions(torch.zeros(2, 262), pose)
+    torch.testing.assert_close(joints(with_planted_feet(motion)), pose, rtol=0, atol=3e-4)
+
+
+def test_a_leg_that_is_out_of_reach_is_stretched_out() -> None:
+    """As far as its bones go but for a ten-thousandth, its foot with it; who slides by 2 m is held back by 1 m."""
+    pose = torch.zeros(2, 22, 3)
+    for side, (hip, knee, ankle, ball) in ((0.1, (1, 4, 7, 10)), (-0.1, (2, 5, 8, 11))):
+        for joint, place in ((hip, (0.9, 0.0)), (knee, (0.5, 0.1)), (ankle, (0.1, 0.0)), (ball, (0.1, 0.15))):
+            pose[:, joint] = torch.tensor([side, *place])
+    pose[1, :, 2] += 2.0
+    motion = with_positions(torch.zeros(2, 262), pose)
+    motion[:, 261] = 1.0  # the right ball stands
+    made = joints(with_planted_feet(motion))
+    torch.testing.assert_close(made[:, [1, 4, 7, 10]], pose[:, [1, 4, 7, 10]], rtol=0, atol=1e-4)
+    leg = 2 * (0.4**2 + 0.1**2) ** 0.5 * (1 - 1e-4)
+    torch.testing.assert_close((made[:, 8] - made[:, 2]).norm(dim=-1), torch.full((2,), leg), rtol=0, atol=1e-5)
+    torch.testing.assert_close(made[:, 11] - made[:, 8], pose[:, 11] - pose[:, 8])
+    assert (made[0, 8, 2] - pose[0, 8, 2] > 0.3) & (made[1, 8, 2] - pose[1, 8, 2] < -0.3)
+
+
 def test_another_width_is_refused() -> None:
     with pytest.raises(ValueError, match=r"motion: expected last dimension 262, got \(4, 263\)"):
         with_planted_feet(torch.zeros(4, 263))

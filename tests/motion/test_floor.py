@@ -65,6 +65,18 @@ def test_what_is_taken_off_goes_over_by_twenty_one_frames() -> None:
     torch.testing.assert_close(made[30:110], expected[30:110])
 
 
+def test_the_ends_of_a_clip_go_on_as_they_are() -> None:
+    """Somebody who comes up from the floor, and the same backward: the first frame counts for the ten before it."""
+    wrong = 0.02 * torch.arange(40.0)
+    made = lowest(with_persons_on_floor(person(wrong + STANDING)))
+    lowered = torch.cat([torch.zeros(10), wrong[:-10]])  # the lowest within ten frames is ten frames before
+    for frame in (0, 4, 39):
+        around = [lowered[min(max(frame + k, 0), 39)] for k in range(-10, 11)]
+        assert float(made[frame]) == pytest.approx(float(wrong[frame] + STANDING - sum(around) / 21), abs=1e-5)
+    backward = lowest(with_persons_on_floor(person(wrong.flip(0) + STANDING)))
+    torch.testing.assert_close(backward, made.flip(0))
+
+
 def test_persons_and_clips_are_treated_alone_and_short_ones_too() -> None:
     two = torch.stack([person(torch.full((5,), 0.3)), person(torch.zeros(5))])
     together = with_persons_on_floor(torch.stack([two, two.flip(0)]))

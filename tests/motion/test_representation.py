@@ -9,7 +9,7 @@ import torch
 from intermoe.motion.interx import raw_motion
 from intermoe.motion.representation import ABSENT, REPRESENTATIONS, Representation
 from intermoe.motion.rotations import rotation_matrices, to_rotation_vectors
-from intermoe.motion.skeleton import FOOT_JOINTS
+from intermoe.motion.skeleton import BODY, FOOT_JOINTS, LEFT_JOINTS, RIGHT_JOINTS, WHOLE_BODY, Skeleton
 
 
 @pytest.fixture(params=[*REPRESENTATIONS])
@@ -117,3 +117,76 @@ def test_rotation_vectors_take_the_short_way() -> None:
 def test_unknown_layout_is_named() -> None:
     with pytest.raises(ValueError, match=r"representation: expected one of interhuman, .*got 'kit'"):
         REPRESENTATIONS["kit"]
+
+
+@pytest.mark.parametrize(
+    ("name", "joint", "expected"),
+    [  # position, rotation, velocity, contact
+        ("interhuman", 8, [24, 25, 26, *range(174, 180), 90, 91, 92, 260]),
+        ("interhuman", 21, [63, 64, 65, *range(252, 258), 129, 130, 131]),
+        ("humanml3d", 0, [0, 1, 2, 3, 193, 194, 195]),
+        ("humanml3d", 8, [25, 26, 27, *range(109, 115), 217, 218, 219, 261]),
+        ("interx", 54, [*range(648, 660)]),
+    ],
+)
+def test_columns_of_a_joint(name: str, joint: int, expected: list[int]) -> None:
+    assert [*REPRESENTATIONS[name].features[joint]] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("interhuman", (slice(66, 132), slice(132, 258), slice(258, 262))),
+        ("solo", (slice(66, 132), slice(132, 258), slice(258, 262))),
+        ("humanml3d", (slice(193, 259), slice(67, 193), slice(259, 263))),
+        ("interx", (slice(3, 6), slice(6, 12), None)),
+    ],
+)
+def test_where_velocities_rotations_and_contacts_are(name: str, expected: tuple[slice, slice, slice | None]) -> None:
+    own = REPRESENTATIONS[name]
+    assert own.name == name
+    assert (own.velocity, own.rotation, own.contacts) == expected
+    assert own.root_centred == (name == "humanml3d")
+    assert (own.from_joints is None) == (own.turned is None) == (name in ("humanml3d", "interx"))
+
+
+def test_solo_is_interhuman_of_one_person() -> None:
+    one, two = REPRESENTATIONS["solo"], REPRESENTATIONS["interhuman"]
+    assert (one.persons, two.persons) == (1, 2)
+    for name in ("fps", "min_frames", "max_frames", "skeleton", "frame_shape", "features"):
+        assert getattr(one, name) == getattr(two, name)
+
+
+@pytest.mark.parametrize("skeleton", [BODY, WHOLE_BODY], ids=["body", "whole body"])
+def test_limbs_and_parts_of_one_side_are_those_of_the_other(skeleton: Skeleton) -> None:
+    other = {**dict(zip(LEFT_JOINTS, RIGHT_JOINTS, strict=True)), 23: 24}
+    other |= {finger: finger + 15 for finger in range(25, 40)}
+    other |= {right: left for left, right in other.items()}
+    limbs = [frozenset(limb) for limb in skeleton.limbs]
+    mirrored = [limbs.index(frozenset(other.get(joint, joint) for joint in limb)) for limb in limbs]
+    assert sorted(mirrored) == list(range(len(limbs)))
+    parts = [frozenset(part) for part in skeleton.parts]
+    assert {frozenset(mirrored[limb] for limb in part) for part in parts} == set(parts)
+    edges = {frozenset(edge) for edge in skeleton.limb_edges}
+    assert {frozenset(mirrored[limb] for limb in edge) for edge in edges} == edges
+
+
+@pytest.mark.parametrize("skeleton", [BODY, WHOLE_BODY], ids=["body", "whole body"])
+@pytest.mark.parametrize("level", [0, 1])
+def test_what_is_pooled_together_hangs_together(skeleton: Skeleton, level: int) -> None:
+    for members in skeleton.groups[level]:
+        if level == 0 and len(members) == 15:
+            continue  # a hand without its wrist
+        near = skeleton.adjacency(level)[list(members)][:, list(members)]
+        assert (torch.linalg.matrix_power(near, len(members)) > 0).all(), members
+
+
+def test_limbs_by_their_ends() -> None:
+    """Left and right arms are from shoulder to wrist, legs from knee to toes; each is of one part of the body."""
+    arms, legs = (16, 18, 20), (4, 7, 10)
+    assert BODY.parts[4] == tuple(sorted([6, BODY.limbs.index((9, 13, 16)), BODY.limbs.index(arms)]))
+    assert BODY.parts[1] == (0, BODY.limbs.index((0, 1, 4)), BODY.limbs.index(legs))
+    assert [len(limb) for limb in BODY.limbs] == [4, 3, 3, 3, 3, 4, 5, 3, 3, 3, 3, 3]
+    hands = [skeleton_limb for skeleton_limb in WHOLE_BODY.limbs if len(skeleton_limb) == 15]
+    assert hands == [tuple(range(25, 40)), tuple(range(40, 55))]
+    assert WHOLE_BODY.limbs[11] == (9, 12, 15, 22, 23, 24)

@@ -13,9 +13,12 @@ from intermoe.motion.rotations import (
     from_rot6d,
     of_one_sign,
     rotation_matrices,
+    row_major_rot6d,
     shortest_arc,
     to_euler_zxy,
     to_quaternions,
+    to_rotation_vectors,
+    unit,
 )
 
 Floats = npt.NDArray[np.float64]
@@ -95,3 +98,34 @@ def test_the_best_rotation_never_mirrors() -> None:
     turn = rotation_matrices(np.array([0.5, -1.0, 2.0]))
     np.testing.assert_allclose(best_rotation(source, source @ turn.T), turn, atol=1e-9)
     assert_rotations(best_rotation(source, source * (1.0, 1.0, -1.0)))
+
+
+def test_rotation_vectors_of_the_smallest_turns_are_exact() -> None:
+    for length in (0.0, 1e-12, 1e-7, 1e-3, 3.0):
+        vectors = length * directions(5)
+        np.testing.assert_allclose(to_rotation_vectors(rotation_matrices(vectors)), vectors, rtol=1e-6, atol=1e-15)
+
+
+def test_vectors_without_a_length_have_no_direction() -> None:
+    vectors = np.array([[3.0, 0.0, 4.0], [0.0, 0.0, 0.0], [0.0, -2e-8, 0.0]])
+    np.testing.assert_allclose(unit(vectors), [[0.6, 0, 0.8], [0, 0, 0], [0, -1, 0]])
+
+
+@pytest.mark.parametrize(("broken", "exchanged"), [(0, True), (4, True), (6, False)])
+def test_the_order_of_a_file_is_that_of_most_of_its_numbers(broken: int, exchanged: bool) -> None:
+    """Of ten rotations, one column after the other, some are no rotations at all."""
+    turns = rotation_matrices(np.random.default_rng(2).normal(size=(10, 1, 3)))
+    by_column = np.concatenate([turns[..., 0], turns[..., 1]], axis=-1)
+    by_column[:broken] *= 3.0
+    by_row = np.stack([by_column[..., :3], by_column[..., 3:]], axis=-1).reshape(10, 1, 6)
+    np.testing.assert_array_equal(row_major_rot6d(by_column), by_row if exchanged else by_column)
+    np.testing.assert_array_equal(row_major_rot6d(by_row), by_row)
+
+
+def test_euler_angles_near_the_pole_turn_as_the_matrices_do() -> None:
+    """Where the middle angle passes half a right angle after the other and comes to a quarter of a turn."""
+    angles = np.stack([np.linspace(0.3, 0.5, 31), np.linspace(1.2, 1.9, 31), np.linspace(-0.2, 0.4, 31)], axis=-1)
+    turns = about_axis(2, angles[:, 0]) @ about_axis(0, angles[:, 1]) @ about_axis(1, angles[:, 2])
+    found = to_euler_zxy(turns[None].repeat(2, axis=0), 1)
+    assert found.shape == (2, 31, 3)
+    np.testing.assert_allclose(found[1], angles, atol=1e-9)

@@ -1,4 +1,6 @@
+import hashlib
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -142,3 +144,38 @@ def test_what_was_never_seen_is_brought_near() -> None:
     statistics = Statistics(np.float32([1.0, 2.0, 3.0]), np.float32([0.5, 1e-3, 0.1]))
     seen = statistics.familiar(torch.tensor([[2.5, 2.0, 3.3], [9.0, 2.7, -9.0]]))
     torch.testing.assert_close(seen, torch.tensor([[2.5, 2.0, 3.3], [3.0, 2.0, 2.6]]))
+
+
+def test_a_column_varies_from_twice_the_floor_on() -> None:
+    """Just below it has its mean, just above four deviations of it."""
+    statistics = Statistics(np.float32([1.0, -1.0]), np.float32([1.9e-3, 2.1e-3]))
+    seen = statistics.familiar(torch.tensor([[2.0, 1.0], [0.0, -3.0]]))
+    torch.testing.assert_close(seen, torch.tensor([[1.0, -1.0 + 4 * 2.1e-3], [1.0, -1.0 - 4 * 2.1e-3]]))
+
+
+def test_a_digest_is_a_blake2_of_little_endian_numbers() -> None:
+    content = struct.pack("<4f", 0.5, -1.5, 1.0, 2.0)
+    expected = hashlib.blake2b(content, digest_size=16).hexdigest()
+    assert Statistics(np.array([0.5, -1.5]), np.array([1, 2])).digest() == expected
+
+
+@pytest.mark.parametrize("suffix", ["json", "npz"])
+def test_a_file_that_is_there_is_replaced_only_where_that_is_asked(tmp_path, suffix):
+    path = tmp_path / f"statistics.{suffix}"
+    first, second = (Statistics(np.full(2, value), np.ones(2)) for value in (1.0, 2.0))
+    first.save(path, exclusive=True)
+    with pytest.raises(FileExistsError):
+        second.save(path, exclusive=True)
+    assert Statistics.load(path).mean.tolist() == [1.0, 1.0]
+    second.save(path)
+    assert Statistics.load(path).mean.tolist() == [2.0, 2.0]
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_numbers_are_a_copy_and_of_whole_numbers_too():
+    mean = np.array([1.0, 2.0], np.float32)
+    statistics = Statistics(mean, np.array([1, 3]))
+    mean += 5
+    assert statistics.mean.tolist() == [1.0, 2.0]
+    assert statistics.std.dtype == statistics.mean.dtype == np.float32
+    assert statistics.normalise(np.float32([[3.0, 8.0]])).tolist() == [[2.0, 2.0]]

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from intermoe.checkpoints import load_safetensors
+from intermoe.control import Control, Known, Target
+from intermoe.control.targets import Aims
 from intermoe.diffusion import DiffusionConfig, Sampler, distilled, sample
 from intermoe.files import write_tensors
 from intermoe.pipeline import MotionPipeline
@@ -24,6 +26,8 @@ from intermoe.train.distill import DistillObjective, Steps, Trajectories, make_t
 from intermoe.train.draws import ItemDraws
 
 DIFFUSION = DiffusionConfig(latent_scale=0.5, guidance_until=0.5, scale_input=True)
+GIVEN = Control([Known(1, motion=torch.zeros(8, 262))])
+LED = Control(targets=[Target(1, "head", [10], positions=[(0.0, 1.0, 0.0)])])
 VALUES: dict[str, Any] = {
     "trainer": "distill",
     "steps": 4,
@@ -365,8 +369,11 @@ def test_a_model_of_other_motion_or_system_is_refused(
         ({"num_inference_steps": 3, "guidance_scale": 3.5}, False),
         ({"num_inference_steps": 4, "guidance_scale": 2.0}, False),
         ({"num_inference_steps": 4, "guidance_scale": 3.5, "scheduler": "dpmsolver++"}, False),
+        ({"num_inference_steps": 4, "guidance_scale": 3.5, "control": GIVEN}, False),
+        ({"num_inference_steps": 4, "guidance_scale": 3.5, "control": LED}, True),
     ],
 )
+@pytest.mark.filterwarnings("ignore:control. model", "ignore:the model has never seen")
 def test_shortcuts_are_for_the_steps_that_they_were_learned_for(
     tiny_pipeline: InterMoEPipeline, monkeypatch: pytest.MonkeyPatch, call: dict[str, Any], used: bool
 ) -> None:
@@ -382,6 +389,7 @@ def test_shortcuts_are_for_the_steps_that_they_were_learned_for(
         return forward(*given, shortcut=shortcut, **options)
 
     monkeypatch.setattr(denoiser, "forward", watched)
+    monkeypatch.setattr(Aims, "refine", lambda aims, latents, *_: latents)
     pipeline("two people bow", num_frames=16, **call)
     assert any(shortcut for shortcut, _ in seen) == used
     if used:  # at guided timesteps alone
