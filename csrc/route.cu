@@ -46,23 +46,27 @@ static __global__ void route_forward_kernel(const RouteForward a) {
   if (a.tokens == nullptr) return;
 
   const float mean = warp_sum(total) / static_cast<float>(D);
-  float squares = 0.0f;
+  float squares = 0.0f, off = 0.0f;
   for (int64_t d = lane * N; d < D; d += kWarp * N) {
     float x[N];
     load(row + d, x);
 #pragma unroll
-    for (int i = 0; i < N; ++i) squares = fma(x[i] - mean, x[i] - mean, squares);
+    for (int i = 0; i < N; ++i) {
+      squares = fma(x[i] - mean, x[i] - mean, squares);
+      off += x[i] - mean;
+    }
   }
-  const float rstd = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(D) + a.eps);
+  const float missed = warp_sum(off) / static_cast<float>(D);  // what a sum of large numbers left of the mean
+  const float rstd = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(D) - missed * missed + a.eps);
   if (lane == 0) {
-    a.mean[s] = mean;
+    a.mean[s] = mean + missed;
     a.rstd[s] = rstd;
   }
   for (int64_t d = lane * N; d < D; d += kWarp * N) {
     float x[N];
     load(row + d, x);
 #pragma unroll
-    for (int i = 0; i < N; ++i) x[i] = (x[i] - mean) * rstd;
+    for (int i = 0; i < N; ++i) x[i] = (x[i] - mean - missed) * rstd;
     if (a.scale != nullptr) {
       float scale[N], shift[N];
       load(a.scale + r * D + d, scale);

@@ -121,6 +121,21 @@ def test_same_bits_twice(place) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize(("mean", "spread"), [(1e3, 1.0), (1e4, 10.0), (1e6, 1.0)])
+def test_statistics_of_a_mean_that_a_sum_loses(place, mean: float, spread: float) -> None:
+    """What a sum of large numbers leaves of the mean is taken off, as on a CPU."""
+    hidden = spread * torch.randn(5, 3001, generator=torch.Generator().manual_seed(0)) + mean
+    exact, eps = hidden.double(), 1e-5
+    tokens, _, found, rstd = native.route_forward(
+        hidden.to(place), torch.zeros(2, 3001).to(place), None, None, None, eps, True
+    )
+    assert (found.cpu().double().view(-1) - exact.mean(1)).abs().max() <= mean * 2.0**-23
+    wanted = (exact.var(1, unbiased=False) + eps).rsqrt()
+    torch.testing.assert_close(rstd.cpu().double().view(-1), wanted, rtol=2e-5, atol=0)
+    normalised = (exact - exact.mean(1, keepdim=True)) * wanted[:, None]
+    torch.testing.assert_close(tokens.cpu().double(), normalised, rtol=3e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("level", [-30.0, 0.0, 30.0, float("nan")], ids=["none", "some", "all", "nan"])
 @pytest.mark.parametrize("experts", [1, 3, 33, 130])  # of the last more counts than two rounds of the scan take
 def test_select(place, level: float, experts: int) -> None:
