@@ -17,7 +17,7 @@ class _Trainers(TyperGroup):
     """A group whose first argument may also be a recipe: ``intermoe train my.yaml --out runs/mine``."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
+        if args and args[0] not in self.commands:
             args = [BY_RECIPE, *args]
         return super().resolve_command(ctx, args)
 
