@@ -115,6 +115,15 @@ def test_frozen_hosts_train_their_experts_and_frozen_experts_keep_their_bias() -
     assert torch.equal(model.mlp.dense[0].weight, dense)
 
     model, moe = draw()
+    moe.motion_router.requires_grad_(False)  # what is left of the block learns, and so does its bias
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    attach_bias_update(optimizer, model)
+    before = moe.selection_bias.clone()
+    model(*batch(0)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(moe.selection_bias, before)
+
+    model, moe = draw()
     moe.requires_grad_(False)
     lora = nn.Parameter(torch.zeros(8))
     optimizer = torch.optim.SGD([lora], lr=0.1)
