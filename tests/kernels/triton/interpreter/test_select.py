@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intermoe.kernels.triton import raise_on_overflow, select, select_backward
+from intermoe.kernels.triton.select import allocate_and_fill
 from intermoe.ops.select import select_reference
 
 
@@ -52,6 +53,34 @@ def test_static_mode_gives_the_same_pairs():
     assert (static[0][pairs:] == 0).all()  # valid indices all the same
     for a, b in zip(static[2:], exact[2:], strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.usefixtures("nan_filled_memory")
+def test_room_beyond_the_pairs_is_of_valid_indices_and_gates_of_nothing():
+    """Several rounds of every chunk of tokens, whatever lay in the memory before; full rooms have no such place."""
+    logits, biases = torch.randn(37, 5), torch.full((5,), -0.5)
+    token_idx, gates, offsets, _, _ = select(logits, biases, max_pairs=5000)
+    pairs = int(offsets[-1])
+    assert 0 < pairs < 37 * 5
+    assert gates[:pairs].min() > 0
+    assert token_idx[pairs:].count_nonzero() == 0
+    assert gates[pairs:].count_nonzero() == 0
+    for a, b in zip(select(logits, biases, max_pairs=pairs), select(logits, biases), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_lacks_room_is_counted_all_the_same_and_spoils_every_gate():
+    """The first expert's pairs come first; its last tokens and all of the others find no room."""
+    logits = torch.randn(37, 5)
+    token_idx, gates, offsets, slots, counts = allocate_and_fill(logits, torch.full((5,), 0.5), None, 20)
+    assert counts.tolist() == 5 * [37]
+    assert offsets.tolist() == [0, 20, 20, 20, 20, 20]
+    assert token_idx.tolist() == list(range(20))
+    assert slots[:, 0].tolist() == [*range(20), *(17 * [-1])]
+    assert (slots[:, 1:] == -1).all()
+    assert gates.isnan().all()
+    with pytest.raises(RuntimeError, match=r"185 .* were selected but only 20 allocated"):
+        raise_on_overflow(logits.device)
 
 
 def test_static_mode_raises_with_the_numbers_instead_of_dropping_pairs():
