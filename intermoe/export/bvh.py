@@ -107,9 +107,10 @@ def read(paths: list[Path]) -> Take:
 
 
 def _read_person(text: str) -> tuple[Array, float]:
-    head, found, tail = text.partition("MOTION")
-    if not found:
+    sections = re.split(r"(?<!\S)MOTION(?!\S)", text, maxsplit=1)  # a word of its own: names of joints may hold it
+    if len(sections) < 2:
         raise ValueError("expected a BVH file with the sections HIERARCHY and MOTION, got none")
+    head, tail = sections
     nodes = _parse_hierarchy(head.split())
     match = re.match(r"\s*Frames:\s*(\d+)\s*Frame Time:\s*(\S+)", tail)
     if match is None:

@@ -92,6 +92,18 @@ def test_a_written_body_comes_back_joint_by_joint(posed: Any, tmp_path: Path) ->
     np.testing.assert_allclose(take.joints, forward_kinematics(rig.offsets, rig.rotations)[::-1], atol=1e-6)
 
 
+def test_names_of_joints_may_hold_the_name_of_a_section(posed: Any, tmp_path: Path) -> None:
+    paths = [tmp_path / "a.bvh", tmp_path / "b.bvh"]
+    bvh.write(paths, SimpleNamespace(rig=posed[0], fps=30))
+    plain = bvh.read(paths).joints
+    for path in paths:
+        text = path.read_text(encoding="ascii")
+        first = JOINT_NAMES[0]
+        assert text.count(f"ROOT {first}\n") == 1
+        path.write_text(text.replace(f"ROOT {first}\n", f"ROOT MOTION:{first}\n"), encoding="ascii")
+    np.testing.assert_array_equal(bvh.read(paths).joints, plain)
+
+
 def file_of(
     tmp_path: Path, name: str = "a.bvh", *, fps: float = 30, turn: np.ndarray | None = None, frames: int = 4
 ) -> Path:
