@@ -160,6 +160,14 @@ def test_a_skeleton_that_does_not_stand_at_rest_is_upright_as_it_moves(along: tu
     np.testing.assert_array_equal(upright(y_up_to_z_up(standing), rest), standing)
 
 
+def test_a_skeleton_that_sits_at_rest_is_upright_as_it_moves() -> None:
+    """Its legs are not below its spine: that lies along Z, as somebody's who sits on a wall."""
+    rest = _standing()
+    rest[[3, 6, 9, 12, 15]] = rest[0] + np.outer([0.1, 0.2, 0.3, 0.5, 0.6], [0.0, 0.0, 1.0])
+    standing = np.stack([_standing()] * 3)
+    np.testing.assert_array_equal(upright(standing, rest), standing)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -171,3 +172,23 @@ def test_the_text_encoder() -> None:
     plain: nn.Module = official.load_text_encoder(state, {"clip_layers": 2, "clip_heads": 4})
     assert plain.config.num_heads == 8  # type: ignore[union-attr]
     assert plain.config.num_layers == 2  # type: ignore[union-attr]
+
+
+def test_a_text_encoder_is_as_published_where_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told(Exception):
+        pass
+
+    def config(**values: Any) -> None:
+        raise Told(values)
+
+    monkeypatch.setattr("intermoe.systems.intermoe.official.TextConfig", config)
+    state = {
+        "token_embedding.weight": draw(WORDS, WIDTH), "positional_embedding": draw(TOKENS, WIDTH),
+        "clipTransEncoder.layers.0.linear1.weight": draw(HIDDEN, WIDTH),
+    }  # fmt: skip
+    with pytest.raises(Told) as told:
+        official.load_text_encoder(state, {})
+    assert told.value.args[0] == {
+        "kind": "clip", "output_dim": WIDTH, "width": WIDTH, "num_layers": 2, "num_heads": 8,
+        "feedforward_dim": HIDDEN, "max_tokens": TOKENS, "vocab_size": WORDS, "clip_layers": 12, "clip_heads": 12,
+    }  # fmt: skip
