@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from intermoe import InterMoEBlock
-from intermoe.integrations import replace_feed_forward
+from intermoe.integrations import replace_feed_forward, restore_feed_forward
 from intermoe.integrations.adapters import KNOWN, BlockAdapter, Condition, Mask, find_blocks
 from intermoe.integrations.feed_forward import MoEFeedForward, _is_left_alone, blocks_in
 from intermoe.integrations.training import attach_bias_update
@@ -25,6 +25,18 @@ def test_an_adapter_that_is_given_comes_before_the_known_one() -> None:
     assert known in KNOWN
     other = BlockAdapter("Nothing", ("linear2",))
     assert [adapter for *_, adapter in find_blocks(layer, [other])] == [known]
+
+
+@pytest.mark.parametrize(("activation", "code"), [("relu", 1), ("gelu", 2), (nn.functional.silu, 0)])
+def test_a_layer_of_torch_gets_all_its_pieces_back(activation: Any, code: int) -> None:
+    """Also what its fused kernel asks for, which must not run in between: it reads the dense weights."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation=activation)
+    pieces = {name: getattr(layer, name) for name in ("linear1", "linear2", "dropout", "activation")}
+    replace_feed_forward(layer, num_experts=2, expert_dim=8, init="residual")
+    assert layer.activation_relu_or_gelu == 0
+    restore_feed_forward(layer)
+    assert {name: getattr(layer, name) for name in pieces} == pieces
+    assert layer.activation_relu_or_gelu == code
 
 
 @pytest.mark.parametrize(
