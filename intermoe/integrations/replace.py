@@ -27,6 +27,8 @@ HOSTS = (
 NETWORK_NAMES = ("ff", "ff_context", "ffn", "mlp", "feed_forward", "feedforward", "img_mlp", "txt_mlp")
 """What hosts call their feed-forward networks."""
 CONFIG_KEY = "intermoe"
+NESTED_BEFORE = "_intermoe_nested_before"
+"""Where torch's encoder keeps whether it packed padded samples before its networks were replaced."""
 COMPILED = "_orig_mod"
 """What torch.compile puts into the names of a model's parts; the replacement is the same without."""
 _FIXED = ("self", "dim", "num_experts", "expert_dim", "cond_dim", "capacity", "norm")
@@ -336,10 +338,15 @@ def replacement_config(model: nn.Module) -> dict[str, Any]:
 def note_replacement(model: nn.Module) -> None:
     """Note the replacement where the host keeps its configuration, and keep torch's encoder from its fused kernel."""
     for encoder in model.modules():
-        if isinstance(encoder, nn.TransformerEncoder) and any(
-            isinstance(getattr(layer, "linear1", None), MoEFeedForward) for layer in encoder.layers
-        ):
+        if not isinstance(encoder, nn.TransformerEncoder):
+            continue
+        replaced = any(isinstance(getattr(layer, "linear1", None), MoEFeedForward) for layer in encoder.layers)
+        if replaced and not hasattr(encoder, NESTED_BEFORE):
+            setattr(encoder, NESTED_BEFORE, encoder.use_nested_tensor)
             encoder.use_nested_tensor = False
+        elif not replaced and hasattr(encoder, NESTED_BEFORE):
+            encoder.use_nested_tensor = getattr(encoder, NESTED_BEFORE)
+            delattr(encoder, NESTED_BEFORE)
     config = replacement_config(model)
     note = config if config["feed_forward"] else None
     register: Any = getattr(model, "register_to_config", None)

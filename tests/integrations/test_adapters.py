@@ -39,6 +39,25 @@ def test_a_layer_of_torch_gets_all_its_pieces_back(activation: Any, code: int) -
     assert layer.activation_relu_or_gelu == code
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_an_encoder_of_torch_packs_padded_samples_again_or_still_does_not(packed: bool) -> None:
+    """What it packs answers 0 where there is padding; packed samples never reach experts."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=packed).eval()
+    x = torch.randn(2, 3, 8)
+    for _ in range(2):
+        with torch.no_grad():
+            before = encoder(x, src_key_padding_mask=~VALID)
+        assert (before[~VALID] == 0).all().item() == packed
+        replace_feed_forward(encoder, num_experts=2, expert_dim=8, init="residual")
+        assert not encoder.use_nested_tensor
+        restore_feed_forward(encoder)
+        assert encoder.use_nested_tensor == packed
+        with torch.no_grad():
+            torch.testing.assert_close(encoder(x, src_key_padding_mask=~VALID), before)
+
+
 @pytest.mark.parametrize(
     ("true_means", "mask"),
     [
