@@ -234,5 +234,16 @@ def test_broken_cmake_file_fails_the_build(sources: Path, tmp_path: Path) -> Non
     assert "this_is_no_command" in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("generator", ["Unix Makefiles", "Ninja"])
+def test_the_native_library_configures_by_itself(generator: str, tmp_path: Path) -> None:
+    """With the CUDA kernels where there is nvcc: Makefiles ask for the cards of whatever links them."""
+    for tool in ("cmake", {"Unix Makefiles": "make", "Ninja": "ninja"}[generator]):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not on PATH")
+    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), "-G", generator, "-DCMAKE_BUILD_TYPE=Release"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_broken_compiler_fails_the_build(sources: Path, tmp_path: Path) -> None:
     assert build(sources, tmp_path, CXX=str(tmp_path / "no-such-compiler")).returncode != 0
