@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -46,3 +47,28 @@ def test_sizes_that_align_with_nothing_compile(kernel: str) -> None:
     tile = aot.configs.tile(86, kernel, "half", "medium")
     for specimen in aot.grouped_specimens(kernel, "half", tile, dim=97, expert_dim=63)[:1]:
         assert aot.compile_specimen(specimen, 86).shared <= SHARED_LIMITS[86]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter compiles nothing")
+def test_only_products_that_may_be_of_tf32_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The router's gradient never; the experts' where the precision says so. Read off the code that is made."""
+    made: list[Any] = []
+
+    def compiled(*args: Any, **options: Any) -> Any:
+        made.append(compile_it(*args, **options))
+        return made[-1]
+
+    compile_it = aot.triton.compile
+    monkeypatch.setattr(aot.triton, "compile", compiled)
+
+    def of_tf32(specimen: Any) -> bool:
+        aot.compile_specimen(specimen, 80)
+        return "tf32" in made[-1].asm["ptx"]
+
+    (router,) = (each for each in aot.tokenwise_specimens("fp32") if each.name == "route grad_router")
+    assert not of_tf32(router)
+    for kernel in ("up", "down", "grad_weight"):
+        for precision in ("ieee", "tf32"):
+            tile = aot.configs.tile(80, kernel, precision, "small")
+            specimen = aot.grouped_specimens(kernel, precision, tile, dim=32, expert_dim=32)[0]
+            assert of_tf32(specimen) == (precision == "tf32"), (kernel, precision)

@@ -18,6 +18,7 @@ SHAPES = [
     (12, 2, 32, 16, 0.5),  # all selected; exact multiples of the tiles
     (5, 3, 16, 16, -1.0),  # nothing selected: gradients of the weights are zeros, not what was in memory
     (20, 9, 16, 16, -0.7),  # most experts take few tokens or none
+    (2, 1, 5, 1030, 0.5),  # more columns than a program of the activation takes at a time, and a tail
 ]
 
 
