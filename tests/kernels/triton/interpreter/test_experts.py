@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,13 +15,14 @@ from intermoe.ops.combine import combine_reference
 from intermoe.ops.experts import experts_reference
 from intermoe.ops.select import select_reference
 
+backward: Any = import_module("intermoe.kernels.triton.experts_backward")  # the package has a function of this name
+
 # Beside the shapes that every backend is given in ``tests/ops``.
 SHAPES = [
     # tokens, experts, dim, expert_dim, bias
     (12, 2, 32, 16, 0.5),  # all selected; exact multiples of the tiles
     (5, 3, 16, 16, -1.0),  # nothing selected: gradients of the weights are zeros, not what was in memory
     (20, 9, 16, 16, -0.7),  # most experts take few tokens or none
-    (2, 1, 5, 1030, 0.5),  # more columns than a program of the activation takes at a time, and a tail
 ]
 
 
@@ -48,6 +52,19 @@ def test_forward_and_every_gradient(tokens, experts, dim, expert_dim, bias, rela
     for name, result, given_ in zip(("x", "gates", "w_gate_up", "w_down"), found, wide, strict=True):
         assert result.shape == given_.shape
         assert relative_error(result, given_.grad) < bound, name
+
+
+def test_columns_in_turns_have_the_gradients_of_columns_at_once(monkeypatch, relative_error):
+    """Of wide experts a program takes some columns at a time; here 8 of 20, so that the last turn has a tail."""
+    pairs, x, w_gate_up, w_down = problem(10, 2, 16, 20, -0.5, torch.float32)
+    _, h = experts_forward(x, pairs.token_idx, pairs.expert_offsets, w_gate_up, w_down)
+    arguments = (torch.randn(10, 16), x, pairs.token_idx, pairs.expert_offsets, pairs.gates, h, w_gate_up, w_down)
+    at_once = experts_backward(*arguments)
+    constants = backward.swiglu_constants
+    assert constants(20, 2)["BLOCK_F"] == 32
+    monkeypatch.setattr(backward, "swiglu_constants", lambda *sizes: {**constants(*sizes), "BLOCK_F": 8})
+    for found, expected in zip(experts_backward(*arguments), at_once, strict=True):
+        assert relative_error(found, expected) < 1e-6
 
 
 def test_h_can_be_computed_again(relative_error):
