@@ -18,6 +18,7 @@ SHAPES = [
     (20, 64, 33, 20, 20, torch.float32),  # the most experts; a condition per token
     (70, 3, 17, None, None, torch.float32),  # no condition at all, several chunks of tokens
     (140, 2, 16, 1, 2, torch.float32),  # more tokens in a row than one program adds
+    (40, 2, 260, 1, 2, torch.float32),  # the same of wide tokens, of which a program takes few at a time
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +20,14 @@ def test_pairs_of_the_most_experts_equal_the_reference():
     expected = select_reference(logits, biases)
     for name, a, b in zip(expected._fields, select(logits, biases), expected, strict=True):
         assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=1e-5 if name == "gates" else 0, atol=0)
+
+
+def test_more_tokens_than_chunks_have_blocks_are_several_blocks_a_chunk(monkeypatch):
+    monkeypatch.setattr(import_module("intermoe.kernels.triton.select"), "MAX_CHUNKS", 2)
+    logits, biases = torch.randn(100, 3), torch.full((3,), -0.5)
+    expected = select_reference(logits, biases)
+    for name, a, b in zip(expected._fields, select(logits, biases), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5 if name == "gates" else 0, atol=0)
 
 
