@@ -70,12 +70,12 @@ def settings(batch_size: int = 2, run: RunConfig | None = None, seed: int = 0, *
 
 
 class Two:
-    """An accelerator as the first of two processes sees it, whose sums are twice its own and whose means 1 more."""
+    """An accelerator as one of two processes sees it, whose sums are twice its own and whose means 1 more."""
 
-    num_processes, process_index = 2, 0
+    num_processes = 2
 
-    def __init__(self) -> None:
-        self.accelerator, self.unsynced = Accelerator(), 0
+    def __init__(self, process_index: int = 0) -> None:
+        self.accelerator, self.process_index, self.unsynced = Accelerator(), process_index, 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.accelerator, name)
@@ -302,9 +302,7 @@ def test_clips_of_all_processes_are_compared_and_none_twice(tmp_path: Path, monk
     parts: list[list[Any]] = []
     monkeypatch.setattr(loop, "gather_object", lambda features: parts.append(features) or features)
     for rank in (0, 1):
-        accelerator = Two()
-        accelerator.process_index = rank
-        objective, made = made_for(6, accelerator, tmp_path)
+        objective, made = made_for(6, Two(rank), tmp_path)
         made._validate(Numbers(6))
         assert [generating for _, generating in objective.asked] == [True, True]
     reals = [[pair[1][:, 0].tolist() for pair in part] for part in parts]
@@ -319,9 +317,7 @@ def test_clips_of_all_processes_are_compared_and_none_twice(tmp_path: Path, monk
 def test_all_processes_generate_in_the_same_turns(tmp_path: Path) -> None:
     """Two clips lie in the first batch, whose turn is that of the second process, too."""
     for rank in (0, 1):
-        accelerator = Two()
-        accelerator.process_index = rank
-        objective, made = made_for(2, accelerator, tmp_path)
+        objective, made = made_for(2, Two(rank), tmp_path)
         made._validate(Numbers(6))
         assert [generating for _, generating in objective.asked] == [True, False]
 
